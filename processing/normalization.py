@@ -1,0 +1,193 @@
+"""Normalisation of states and actions, and the statistics behind it.
+
+Statistics are a dictionary of float arrays `(D,)`: `mean`, `std`, `min`, `max`, `q01`, `q99`, in robot units.
+Normalised values are about -1..1 ("quantile") or of unit variance ("mean_std"). They are never clipped.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+STATISTICS = ("mean", "std", "min", "max", "q01", "q99")
+
+# The statistics that each mode cannot do without.
+NORMALIZATION_MODES = {"quantile": ("q01", "q99"), "mean_std": ("mean", "std"), "none": ()}
+
+# openpi adds this to the spread of every dimension. A dimension with a smaller spread counts as constant here.
+EPSILON = 1e-6
+
+
+class Normalizer:
+    """Maps robot units to what the model sees, and back.
+
+    The formulas are openpi's, so its checkpoints and statistics can be used as they are:
+
+    * `"quantile"`: `(x - q01) / (q99 - q01 + 1e-6) * 2 - 1`
+    * `"mean_std"`: `(x - mean) / (std + 1e-6)`
+    * `"none"`: `x`
+
+    One deviation. Where a dimension does not vary (its spread is below 1e-6), openpi's formula divides by 1e-6, and a
+    jitter of one millimetre becomes 1000. Here such a dimension is always 0 for the model, and always the constant
+    for the robot. If only its quantiles coincide (a gripper that closes in less than 1 % of the frames) and `min` and
+    `max` are given, these take the place of `q01` and `q99`, so that the rare event is not lost.
+
+    Numpy arrays and lists are computed in float64, torch tensors in float32 on their own device; both return float32.
+
+    Args:
+        statistics: what the mode needs, and perhaps more. May be None for `"none"`.
+        mode: `"quantile"`, `"mean_std"` or `"none"`.
+
+    Raises:
+        ValueError: unknown mode; a statistic is missing, not finite, of another length than the others, or
+            contradicts another (`std < 0`, `q99 < q01`, `max < min`).
+    """
+
+    def __init__(self, statistics: dict[str, np.ndarray] | None, mode: str = "quantile"):
+        if mode not in NORMALIZATION_MODES:
+            raise ValueError(f"Unknown normalisation mode {mode!r}, expected one of {list(NORMALIZATION_MODES)}.")
+        statistics = _checked(statistics or {})
+        missing = [name for name in NORMALIZATION_MODES[mode] if name not in statistics]
+        if missing:
+            raise ValueError(f"Mode {mode!r} needs the statistics {missing}; given were {list(statistics)}.")
+        self.mode = mode
+        if mode == "none":
+            self.dim = None
+            return
+        if mode == "quantile":
+            low, high = statistics["q01"], statistics["q99"]
+            if "min" in statistics and "max" in statistics:
+                rare = high - low < EPSILON
+                low, high = np.where(rare, statistics["min"], low), np.where(rare, statistics["max"], high)
+            constant = high - low < EPSILON
+            scale = (high - low + EPSILON) / 2
+            offset = np.where(constant, low, low + scale)
+        else:
+            constant = statistics["std"] < EPSILON
+            scale = statistics["std"] + EPSILON
+            offset = statistics["mean"]
+        self.dim = len(offset)
+        # normalised = (x - offset) · inverse_scale;  x = normalised · scale + offset
+        self._offset = offset
+        self._scale = np.where(constant, 0.0, scale)
+        self._inverse_scale = np.where(constant, 0.0, 1 / scale)
+
+    def normalize(self, values):
+        """Robot units `(..., D)` -> normalised float32 `(..., D)`, an array or a tensor as given.
+
+        Raises:
+            ValueError: D is not that of the statistics, or a value is NaN or infinite (the message names its index).
+        """
+        values = self._checked_values(values)
+        if self.mode == "none":
+            return _float32(values)
+        return _float32((values - _like(values, self._offset)) * _like(values, self._inverse_scale))
+
+    def unnormalize(self, values):
+        """Normalised `(..., D)` -> robot units, float32 `(..., D)`. The inverse of `normalize`; raises as it does."""
+        values = self._checked_values(values)
+        if self.mode == "none":
+            return _float32(values)
+        return _float32(values * _like(values, self._scale) + _like(values, self._offset))
+
+    def _checked_values(self, values):
+        """Finite values of the right dimension: arrays and lists as float64, tensors as float32."""
+        is_numpy = isinstance(values, np.ndarray | Sequence)
+        values = np.asarray(values, dtype=np.float64) if is_numpy else values.float()
+        if self.dim is not None and (values.ndim == 0 or values.shape[-1] != self.dim):
+            raise ValueError(
+                f"The normalisation statistics are for {self.dim} dimensions, but the values have shape "
+                f"{tuple(values.shape)}: are these the statistics of another robot?"
+            )
+        _check_finite(values if is_numpy else values.detach().cpu().numpy(), "Values to (un)normalise")
+        return values
+
+
+def compute_statistics(values: np.ndarray) -> dict[str, np.ndarray]:
+    """True statistics of `(N, D)` values over N: population standard deviation, exact 1 % and 99 % quantiles.
+
+    (openpi estimates quantiles from a running histogram; LeRobot's `stats.json` averages those of the episodes.)
+
+    Returns:
+        float64 arrays `(D,)` by name, see `STATISTICS`.
+
+    Raises:
+        ValueError: another shape, no rows, or a value that is NaN or infinite.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    if values.ndim != 2 or not len(values):
+        raise ValueError(f"Statistics need values of shape (N, D) with N > 0, got {values.shape}.")
+    _check_finite(values, "Values for statistics")
+    q01, q99 = np.quantile(values, [0.01, 0.99], axis=0)
+    return {
+        "mean": values.mean(axis=0),
+        "std": values.std(axis=0),
+        "min": values.min(axis=0),
+        "max": values.max(axis=0),
+        "q01": q01,
+        "q99": q99,
+    }
+
+
+def statistics_to_json(statistics: dict[str, np.ndarray]) -> dict[str, list[float]]:
+    """Statistics -> lists of Python floats, ready for `json.dump`. Exact: floats survive JSON bit by bit.
+
+    Raises:
+        ValueError: as `Normalizer`, for statistics that are not finite, of unequal lengths or contradictory.
+    """
+    return {name: array.tolist() for name, array in _checked(statistics).items()}
+
+
+def statistics_from_json(values: dict[str, list[float]]) -> dict[str, np.ndarray]:
+    """Inverse of `statistics_to_json`: float64 arrays `(D,)`. Entries outside `STATISTICS` are left out."""
+    return _checked(values)
+
+
+def discretize_state(state: np.ndarray, num_bins: int = 256) -> np.ndarray:
+    """Normalised state `(..., D)` -> integer bins `0 .. num_bins - 1` of equal width over -1..1, for the prompt.
+
+    openpi's `np.digitize(state, np.linspace(-1, 1, 257)[:-1]) - 1`, but values below -1 get bin 0, where openpi
+    gives them the bin -1. Values of 1 and more get the last bin, as there.
+
+    Raises:
+        ValueError: a value is NaN or infinite.
+    """
+    state = np.asarray(state, dtype=np.float64)
+    _check_finite(state, "State")
+    return np.clip(np.digitize(state, np.linspace(-1, 1, num_bins + 1)[:-1]) - 1, 0, num_bins - 1)
+
+
+def _checked(statistics: dict[str, Any]) -> dict[str, np.ndarray]:
+    """The known statistics as float64 `(D,)` arrays, after checking that they can be of one data set."""
+    arrays = {name: np.asarray(statistics[name], dtype=np.float64) for name in STATISTICS if name in statistics}
+    shapes = {name: array.shape for name, array in arrays.items()}
+    if len(set(shapes.values())) > 1 or any(len(shape) != 1 for shape in shapes.values()):
+        raise ValueError(f"Statistics must all have the shape (D,) with the same D, got {shapes}.")
+    for name, array in arrays.items():
+        _check_finite(array, f"Statistic {name!r}")
+    for low, high in (("q01", "q99"), ("min", "max")):
+        if low in arrays and high in arrays and (arrays[high] < arrays[low]).any():
+            dimension = int(np.argmax(arrays[high] < arrays[low]))
+            raise ValueError(
+                f"Statistics contradict each other in dimension {dimension}: "
+                f"{high} = {arrays[high][dimension]} is below {low} = {arrays[low][dimension]}."
+            )
+    if "std" in arrays and (arrays["std"] < 0).any():
+        dimension = int(np.argmax(arrays["std"] < 0))
+        raise ValueError(f"Statistic 'std' is negative in dimension {dimension}: {arrays['std'][dimension]}.")
+    return arrays
+
+
+def _check_finite(values: np.ndarray, what: str) -> None:
+    if not np.isfinite(values).all():
+        index = tuple(np.argwhere(~np.isfinite(values))[0].tolist())
+        raise ValueError(f"{what} must be finite, but the one at index {index} is {values[index]}.")
+
+
+def _like(values, constants: np.ndarray):
+    """Constants as an array or as a tensor of the device and type of `values` (torch is not imported for it)."""
+    return constants if isinstance(values, np.ndarray) else values.new_tensor(constants)
+
+
+def _float32(values):
+    return values.astype(np.float32) if isinstance(values, np.ndarray) else values

@@ -1,0 +1,217 @@
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from kivla.processing import (
+    Normalizer,
+    compute_statistics,
+    discretize_state,
+    statistics_from_json,
+    statistics_to_json,
+)
+
+MODES = ("quantile", "mean_std", "none")
+
+
+@pytest.fixture
+def values():
+    """Robot units: four dimensions of very different size and place, (500, 4)."""
+    rng = np.random.default_rng(0)
+    return rng.normal(size=(500, 4)) * [1, 1e-3, 50, 2] + [0, 0.5, -300, 10]
+
+
+@pytest.fixture
+def statistics(values):
+    return compute_statistics(values)
+
+
+def openpi(values, statistics, mode):
+    """openpi's two formulas as they are written there."""
+    if mode == "quantile":
+        return (values - statistics["q01"]) / (statistics["q99"] - statistics["q01"] + 1e-6) * 2 - 1
+    return (values - statistics["mean"]) / (statistics["std"] + 1e-6)
+
+
+@pytest.mark.parametrize("mode", ["quantile", "mean_std"])
+def test_normalised_values_are_those_of_openpi(values, statistics, mode):
+    normalized = Normalizer(statistics, mode).normalize(values)
+    np.testing.assert_allclose(normalized, openpi(values, statistics, mode), rtol=1e-6, atol=1e-6)
+    assert np.abs(normalized).max() > 1, "outliers must not be clipped"
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("shape", [(4,), (500, 4), (5, 10, 10, 4)])
+def test_unnormalize_is_the_inverse(values, statistics, mode, shape):
+    values = np.resize(values, shape)
+    normalizer = Normalizer(statistics, mode)
+    back = normalizer.unnormalize(normalizer.normalize(values))
+    assert back.shape == shape
+    assert back.dtype == np.float32
+    largest = np.maximum(np.abs(statistics["min"]), np.abs(statistics["max"]))
+    assert (np.abs(back - values) <= 1e-6 * largest).all(), "more than the rounding of float32"
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_tensors_give_what_arrays_give(values, statistics, mode, dtype):
+    normalizer = Normalizer(statistics, mode)
+    tensor = torch.tensor(values, dtype=dtype)
+    for function in (normalizer.normalize, normalizer.unnormalize):
+        result = function(tensor)
+        assert result.dtype == torch.float32
+        # float32 arithmetic: a value of -300 with a spread of 50 keeps about six digits
+        np.testing.assert_allclose(result.numpy(), function(values), rtol=1e-4, atol=1e-4)
+
+
+def test_half_precision_and_whole_numbers_are_computed_in_float32():
+    normalizer = Normalizer({"mean": [100.0], "std": [4.0]}, "mean_std")
+    for values in (torch.tensor([[108]]), torch.tensor([[108.0]], dtype=torch.bfloat16), np.array([[108]]), [[108]]):
+        assert normalizer.normalize(values).item() == pytest.approx(2, abs=1e-5)
+
+
+def test_gradients_flow_through_tensors(statistics):
+    prediction = torch.zeros(3, 4, requires_grad=True)
+    Normalizer(statistics).unnormalize(prediction).sum().backward()
+    np.testing.assert_allclose(prediction.grad[0], (statistics["q99"] - statistics["q01"] + 1e-6) / 2, rtol=1e-6)
+
+
+# --- dimensions that do not vary ---
+
+
+@pytest.mark.parametrize("mode", ["quantile", "mean_std"])
+def test_a_constant_dimension_neither_explodes_nor_moves(values, mode):
+    values[:, 1] = 0.7
+    normalizer = Normalizer(compute_statistics(values), mode)
+    jittered = values + np.array([0, 1e-3, 0, 0])
+    assert not normalizer.normalize(values)[:, 1].any()
+    assert not normalizer.normalize(jittered)[:, 1].any()
+    predicted = np.random.default_rng(0).normal(size=(50, 4))
+    np.testing.assert_allclose(normalizer.unnormalize(predicted)[:, 1], 0.7, rtol=1e-6)
+    # the other dimensions are as always
+    others = [0, 2, 3]
+    expected = openpi(values, compute_statistics(values), mode)[:, others]
+    np.testing.assert_allclose(normalizer.normalize(values)[:, others], expected, rtol=1e-6, atol=1e-6)
+
+
+def test_a_rare_event_survives_equal_quantiles(values):
+    values[:, 1] = 0
+    values[:2, 1] = 1  # a gripper that closes in 0.4 % of the frames
+    statistics = compute_statistics(values)
+    assert statistics["q01"][1] == statistics["q99"][1] == 0
+    normalizer = Normalizer(statistics)
+    normalized = normalizer.normalize(values)[:, 1]
+    np.testing.assert_allclose([normalized[0], normalized[2]], [1, -1], atol=1e-5)
+    np.testing.assert_allclose(normalizer.unnormalize(normalizer.normalize(values))[:, 1], values[:, 1], atol=1e-6)
+
+
+# --- refusals ---
+
+
+@pytest.mark.parametrize("mode", ["quantile", "mean_std"])
+@pytest.mark.parametrize("shape", [(7,), (3, 1), ()])
+def test_another_robot_is_refused(statistics, mode, shape):
+    with pytest.raises(ValueError, match=r"for 4 dimensions.*another robot"):
+        Normalizer(statistics, mode).normalize(np.zeros(shape))
+    with pytest.raises(ValueError, match=r"for 4 dimensions.*another robot"):
+        Normalizer(statistics, mode).unnormalize(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("convert", [np.asarray, torch.tensor])
+def test_values_that_are_not_finite_are_refused_with_their_index(values, statistics, mode, bad, convert):
+    values = values[:6].reshape(2, 3, 4)
+    values[1, 0, 2] = bad
+    for function in (Normalizer(statistics, mode).normalize, Normalizer(statistics, mode).unnormalize):
+        with pytest.raises(ValueError, match=r"index \(1, 0, 2\) is (nan|inf)"):
+            function(convert(values))
+
+
+@pytest.mark.parametrize("mode", ["quantile", "mean_std"])
+def test_missing_statistics_are_named(statistics, mode):
+    needed = {"quantile": "q99", "mean_std": "std"}[mode]
+    del statistics[needed]
+    with pytest.raises(ValueError, match=rf"Mode '{mode}' needs the statistics \['{needed}'\]"):
+        Normalizer(statistics, mode)
+
+
+def test_unknown_mode_is_refused(statistics):
+    with pytest.raises(ValueError, match=r"'z_score'.*'quantile', 'mean_std', 'none'"):
+        Normalizer(statistics, "z_score")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("q01", math.nan, r"'q01' must be finite, but the one at index \(2,\) is nan"),
+        ("q99", -1e9, "dimension 2: q99 = .* is below q01"),
+        ("max", -1e9, "dimension 2: max = .* is below min"),
+        ("std", -1.0, "'std' is negative in dimension 2"),
+    ],
+)
+def test_impossible_statistics_are_refused_everywhere(statistics, name, value, message):
+    statistics[name][2] = value
+    for function in (Normalizer, statistics_to_json, statistics_from_json):
+        with pytest.raises(ValueError, match=message):
+            function(statistics)
+
+
+def test_statistics_of_unequal_length_are_refused(statistics):
+    statistics["q99"] = statistics["q99"][:3]
+    with pytest.raises(ValueError, match="same D"):
+        Normalizer(statistics)
+
+
+# --- statistics ---
+
+
+def test_statistics_are_the_true_ones(values, statistics):
+    ordered = np.sort(values, axis=0)
+    # numpy's and R's usual definition: rank (N - 1) · q, linearly interpolated. 499 · 0.01 = 4.99
+    np.testing.assert_allclose(statistics["q01"], 0.01 * ordered[4] + 0.99 * ordered[5])
+    np.testing.assert_allclose(statistics["q99"], 0.99 * ordered[494] + 0.01 * ordered[495])
+    np.testing.assert_array_equal([statistics["min"], statistics["max"]], ordered[[0, -1]])
+    np.testing.assert_allclose(statistics["mean"], values.sum(axis=0) / 500)
+    np.testing.assert_allclose(statistics["std"] ** 2, ((values - values.mean(axis=0)) ** 2).mean(axis=0))
+
+
+def test_statistics_refuse_what_has_none(values):
+    for shape in ((4,), (0, 4), (2, 3, 4)):
+        with pytest.raises(ValueError, match=r"shape \(N, D\)"):
+            compute_statistics(np.zeros(shape))
+    values[3, 1] = math.nan
+    with pytest.raises(ValueError, match=r"index \(3, 1\) is nan"):
+        compute_statistics(values)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_statistics_survive_json_exactly(statistics, dtype):
+    statistics = {name: (array / 3).astype(dtype) for name, array in statistics.items()}
+    back = statistics_from_json(json.loads(json.dumps(statistics_to_json(statistics))))
+    assert list(back) == list(statistics)
+    for name, array in statistics.items():
+        assert back[name].dtype == np.float64
+        np.testing.assert_array_equal(back[name], array, err_msg=name)
+
+
+def test_entries_that_are_no_statistics_are_left_out(statistics):
+    lerobot = {**statistics, "count": np.array([500]), "q50": np.zeros(4)}
+    assert statistics_to_json(lerobot) == statistics_to_json(statistics)
+
+
+# --- states in the prompt ---
+
+
+def test_states_get_openpis_bins():
+    state = np.random.default_rng(0).uniform(-1, 1.5, (50, 8))
+    expected = np.digitize(state, bins=np.linspace(-1, 1, 256 + 1)[:-1]) - 1
+    np.testing.assert_array_equal(discretize_state(state), expected)
+
+
+def test_state_bins_stay_in_range():
+    assert discretize_state([-5, -1.0001, -1, 0, 1, 5]).tolist() == [0, 0, 0, 128, 255, 255]
+    assert discretize_state([-5, 0.1, 5], num_bins=2).tolist() == [0, 1, 1]
+    with pytest.raises(ValueError, match=r"index \(1,\) is nan"):
+        discretize_state([0, math.nan])
