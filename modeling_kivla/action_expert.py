@@ -1,0 +1,260 @@
+"""The action expert: a compact transformer over noisy action tokens that reads the backbone's keys and values.
+
+One expert layer for each backbone layer that is read, with that layer's key/value heads, head sizes and rotary
+embedding. Its own class rather than a shrunk copy of the backbone's, which would bring the backbone's sliding windows,
+mixtures of experts and caches along. Parameter names are those of Gemma (and so of the π0 family's experts).
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from .backbone_attention import apply_rope
+from .configuration_kivla import KIVLAConfig, KIVLAExpertConfig
+from .flow_matching import time_embedding
+
+
+@dataclass
+class Prefix:
+    """What the expert reads of the backbone.
+
+    Attributes:
+        key_values: for each expert layer, K (B, num_key_value_heads, P, key_dim) and V (..., value_dim).
+        mask: (B, P) bool, True where the expert may look; None if it may look everywhere.
+        next_position: (B,), the position after the last one that the expert may look at.
+        inv_freq: rotary frequencies (R,) by the buffer's name in the text decoder.
+    """
+
+    key_values: list[tuple[torch.Tensor, torch.Tensor]]
+    mask: torch.Tensor | None
+    next_position: torch.Tensor
+    inv_freq: dict[str, torch.Tensor]
+
+    def repeat(self, n: int) -> "Prefix":
+        """The same prefix for n noise draws, (n·B, ...): draw 0 of every example, then draw 1, ..."""
+        if n == 1:
+            return self
+        return Prefix(
+            key_values=[(k.repeat(n, 1, 1, 1), v.repeat(n, 1, 1, 1)) for k, v in self.key_values],
+            mask=None if self.mask is None else self.mask.repeat(n, 1),
+            next_position=self.next_position.repeat(n),
+            inv_freq=self.inv_freq,
+        )
+
+
+@dataclass
+class Geometry:
+    """Where the suffix tokens are and what they may see: constant over denoising steps, computed once."""
+
+    rotary: dict[str, tuple[torch.Tensor, torch.Tensor]]  # cos and sin, each (M, 1, T, R), by buffer name
+    mask: torch.Tensor | None  # (M, 1, T, P + T) bool, or (1, 1, T, P + T); None if everything is visible
+
+
+@dataclass
+class TimeCondition:
+    """The flow time as the expert uses it; M rows, or one row shared by the batch.
+
+    `embedding` (M, W) is what "concat" joins to the actions; `modulations` holds (M, 1, 3·W) for each norm ("adarms").
+    """
+
+    embedding: torch.Tensor
+    modulations: list[torch.Tensor | None]
+
+    def row(self, i: int) -> "TimeCondition":
+        return TimeCondition(
+            self.embedding[i : i + 1], [None if m is None else m[i : i + 1] for m in self.modulations]
+        )
+
+
+class ExpertRMSNorm(nn.Module):
+    """RMSNorm computed in float32; Gemma's `(1 + weight)`, or adaptive with scale, shift and gate from the flow time.
+
+    The adaptive form is openpi's adaRMS: `x̂·(1 + scale) + shift`, and the caller adds `gate · sublayer` to the
+    residual. It starts as the identity (all three zero).
+    """
+
+    def __init__(self, config: KIVLAExpertConfig):
+        super().__init__()
+        self.eps = config.rms_norm_eps
+        if config.time_conditioning == "adarms":
+            self.dense = nn.Linear(config.hidden_size, 3 * config.hidden_size)
+        else:
+            self.dense = None
+            self.weight = nn.Parameter(torch.zeros(config.hidden_size))
+
+    def modulation(self, condition: torch.Tensor | None) -> torch.Tensor | None:
+        return None if self.dense is None else self.dense(condition)[:, None]  # (M, 1, 3W)
+
+    def forward(
+        self, x: torch.Tensor, modulation: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        normed = x.float()
+        normed = normed * torch.rsqrt(normed.square().mean(-1, keepdim=True) + self.eps)
+        if modulation is None:
+            return (normed * (1.0 + self.weight.float())).to(x.dtype), None
+        scale, shift, gate = modulation.chunk(3, dim=-1)
+        return (normed * (1.0 + scale.float()) + shift.float()).to(x.dtype), gate.to(x.dtype)
+
+
+def gated_residual(x: torch.Tensor, y: torch.Tensor, gate: torch.Tensor | None) -> torch.Tensor:
+    return x + y if gate is None else x + gate * y
+
+
+class ExpertAttention(nn.Module):
+    """Queries of the action tokens over one joint softmax of [prefix keys ; own keys]."""
+
+    def __init__(self, config: KIVLAExpertConfig, kv_layer: dict):
+        super().__init__()
+        self.num_heads = config.num_attention_heads or kv_layer["num_attention_heads"]
+        self.num_key_value_heads = kv_layer["num_key_value_heads"]
+        self.key_dim, self.value_dim = kv_layer["key_dim"], kv_layer["value_dim"]
+        self.rope, self.inv_freq = kv_layer["rope"], kv_layer["inv_freq"]
+        width = config.hidden_size
+        self.q_proj = nn.Linear(width, self.num_heads * self.key_dim, bias=False)
+        self.k_proj = nn.Linear(width, self.num_key_value_heads * self.key_dim, bias=False)
+        self.v_proj = nn.Linear(width, self.num_key_value_heads * self.value_dim, bias=False)
+        self.o_proj = nn.Linear(self.num_heads * self.value_dim, width, bias=False)
+
+    def forward(
+        self, x: torch.Tensor, prefix_key: torch.Tensor, prefix_value: torch.Tensor, geometry: Geometry
+    ) -> torch.Tensor:
+        batch, length, _ = x.shape
+        query = self.q_proj(x).view(batch, length, self.num_heads, self.key_dim).transpose(1, 2)  # (M, Hq, T, Dk)
+        key = self.k_proj(x).view(batch, length, self.num_key_value_heads, self.key_dim).transpose(1, 2)
+        value = self.v_proj(x).view(batch, length, self.num_key_value_heads, self.value_dim).transpose(1, 2)
+        if self.rope is not None:
+            cos, sin = geometry.rotary[self.inv_freq]
+            query = apply_rope(query, cos, sin, self.rope)
+            key = apply_rope(key, cos, sin, self.rope)
+        attended = F.scaled_dot_product_attention(
+            query,
+            torch.cat([prefix_key.to(key), key], dim=2),  # (M, Hkv, P + T, Dk); `.to`: device and dtype
+            torch.cat([prefix_value.to(value), value], dim=2),
+            attn_mask=geometry.mask,
+            enable_gqa=self.num_heads != self.num_key_value_heads,
+        )
+        return self.o_proj(attended.transpose(1, 2).reshape(batch, length, -1))
+
+
+class ExpertMLP(nn.Module):
+    def __init__(self, config: KIVLAExpertConfig):
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.act_fn = ACT2FN[config.hidden_act]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
+
+
+class ExpertLayer(GradientCheckpointingLayer):
+    def __init__(self, config: KIVLAExpertConfig, kv_layer: dict):
+        super().__init__()
+        self.self_attn = ExpertAttention(config, kv_layer)
+        self.mlp = ExpertMLP(config)
+        self.input_layernorm = ExpertRMSNorm(config)
+        self.post_attention_layernorm = ExpertRMSNorm(config)
+
+    def forward(
+        self,
+        x: torch.Tensor,  # (M, T, W)
+        prefix_key: torch.Tensor,
+        prefix_value: torch.Tensor,
+        attention_modulation: torch.Tensor | None,
+        mlp_modulation: torch.Tensor | None,
+        geometry: Geometry,
+    ) -> torch.Tensor:
+        normed, gate = self.input_layernorm(x, attention_modulation)
+        x = gated_residual(x, self.self_attn(normed, prefix_key, prefix_value, geometry), gate)
+        normed, gate = self.post_attention_layernorm(x, mlp_modulation)
+        return gated_residual(x, self.mlp(normed), gate)
+
+
+class ActionExpert(nn.Module):
+    """Predicts the velocity of a noisy action chunk from the chunk, the flow time and the backbone's prefix."""
+
+    def __init__(self, config: KIVLAConfig):
+        super().__init__()
+        self.config = config.expert_config
+        width = self.config.hidden_size
+        self.layers = nn.ModuleList(ExpertLayer(self.config, layer) for layer in config.expert_layers)
+        self.norm = ExpertRMSNorm(self.config)
+        self.action_in_proj = nn.Linear(config.max_action_dim, width)
+        self.action_out_proj = nn.Linear(width, config.max_action_dim)
+        self.state_proj = nn.Linear(config.max_state_dim, width) if config.state_encoding == "continuous" else None
+        if self.config.time_conditioning == "adarms":
+            self.time_mlp_in = nn.Linear(width, width)
+            self.time_mlp_out = nn.Linear(width, width)
+        else:
+            self.action_time_mlp_in = nn.Linear(2 * width, width)
+            self.action_time_mlp_out = nn.Linear(width, width)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.action_in_proj.weight.dtype
+
+    def time_condition(self, timestep: torch.Tensor) -> TimeCondition:
+        """Everything in the network that depends on the flow time (M,) alone."""
+        config = self.config
+        embedding = time_embedding(
+            timestep,
+            config.hidden_size,
+            config.min_period,
+            config.max_period,
+            getattr(torch, config.time_embedding_dtype),
+        ).to(self.dtype)
+        condition = None
+        if config.time_conditioning == "adarms":
+            condition = F.silu(self.time_mlp_out(F.silu(self.time_mlp_in(embedding))))
+        norms = [norm for layer in self.layers for norm in (layer.input_layernorm, layer.post_attention_layernorm)]
+        return TimeCondition(embedding, [norm.modulation(condition) for norm in [*norms, self.norm]])
+
+    def geometry(self, prefix: Prefix, chunk_size: int) -> Geometry:
+        """Positions and masks of the suffix: [state token, if any ; action tokens], right after the visible prefix.
+
+        Positions count on from the last *visible* position, as if action tokens in the backbone's suffix were not
+        there, so training and inference agree. Action tokens see each other; the state token does not see them.
+        """
+        has_state = self.state_proj is not None
+        length = chunk_size + has_state
+        device = prefix.next_position.device
+        position = prefix.next_position[:, None] + torch.arange(length, device=device)  # (M, T)
+        rotary = {}
+        for name, inv_freq in prefix.inv_freq.items():
+            angles = position[:, None, :, None].float() * inv_freq.float()  # (M, 1, T, R)
+            rotary[name] = (angles.cos(), angles.sin())
+        if prefix.mask is None and not has_state:
+            return Geometry(rotary, None)
+        own = torch.ones(length, length, dtype=torch.bool, device=device)
+        if has_state:
+            own[0, 1:] = False
+        prefix_length = prefix.key_values[0][0].shape[2]
+        seen = torch.ones(1, prefix_length, dtype=torch.bool, device=device) if prefix.mask is None else prefix.mask
+        mask = torch.cat([seen[:, None].expand(-1, length, -1), own.expand(len(seen), -1, -1)], dim=-1)
+        return Geometry(rotary, mask[:, None])
+
+    def forward(
+        self,
+        noisy_actions: torch.Tensor,
+        time: TimeCondition,
+        prefix: Prefix,
+        geometry: Geometry,
+        state: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """The velocity (M, H, D), float32, of `noisy_actions` (M, H, D); `state` is (M, max_state_dim)."""
+        x = self.action_in_proj(noisy_actions.to(self.dtype))  # (M, H, W)
+        if self.config.time_conditioning == "concat":
+            joined = torch.cat([x, time.embedding[:, None].expand_as(x).to(x.dtype)], dim=-1)
+            x = self.action_time_mlp_out(F.silu(self.action_time_mlp_in(joined)))
+        if self.state_proj is not None:
+            x = torch.cat([self.state_proj(state.to(self.dtype))[:, None], x], dim=1)
+        x = x.to(self.dtype)  # under autocast the projections give bf16; the residual stream stays as its weights are
+        for i, (layer, (key, value)) in enumerate(zip(self.layers, prefix.key_values, strict=True)):
+            x = layer(x, key, value, time.modulations[2 * i], time.modulations[2 * i + 1], geometry)
+        x, _ = self.norm(x, time.modulations[-1])
+        return self.action_out_proj(x[:, -noisy_actions.shape[1] :]).float()

@@ -1,0 +1,193 @@
+"""Configuration of a KIVLA model: any VLM config, the action expert's config, and how the two are trained together."""
+
+from typing import Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, PreTrainedConfig
+
+from .backbone_attention import UnsupportedBackboneError, probe_backbone
+
+
+@strict
+class KIVLAExpertConfig(PreTrainedConfig):
+    r"""
+    The action expert, a small transformer with one layer for each backbone layer that it reads.
+
+    Heads, head size and rotary embedding of each layer follow from the backbone (`KIVLAConfig.kv_layers`).
+
+    Args:
+        hidden_size (`int`, defaults to 1024): width of the residual stream (π0, π0.5: 1024).
+        intermediate_size (`int`, defaults to 4096): width of the gated MLP.
+        num_attention_heads (`int`, *optional*): query heads in every layer; the backbone layer's own number if None.
+        layer_stride (`int`, defaults to 1): read every k-th backbone layer (always including the last one).
+        time_conditioning (`str`, defaults to `"adarms"`): `"adarms"` lets the flow time set scale, shift and gate of
+            every norm (π0.5, knowledge insulation); `"concat"` joins it to the noisy actions (π0).
+        hidden_act (`str`, defaults to `"gelu_pytorch_tanh"`): activation of the gated MLP.
+        rms_norm_eps (`float`, defaults to 1e-6).
+        min_period, max_period (`float`, defaults to 4e-3 and 4.0): range of the sinusoidal time embedding's periods.
+        time_embedding_dtype (`str`, defaults to `"float64"`): precision of that embedding's angles; `"float64"` is
+            openpi's and LeRobot's, `"float32"` that of transformers' PI0.
+        initializer_range (`float`, defaults to 0.02).
+    """
+
+    model_type = "kivla_expert"
+    base_config_key = "expert_config"
+
+    hidden_size: int = 1024
+    intermediate_size: int = 4096
+    num_attention_heads: int | None = None
+    layer_stride: int = 1
+    time_conditioning: Literal["adarms", "concat"] = "adarms"
+    hidden_act: str = "gelu_pytorch_tanh"
+    rms_norm_eps: float = 1e-6
+    min_period: float = 4e-3
+    max_period: float = 4.0
+    time_embedding_dtype: Literal["float64", "float32"] = "float64"
+    initializer_range: float = 0.02
+
+    def validate_architecture(self):
+        """Part of `@strict`-powered validation."""
+        if self.hidden_size < 2 or self.hidden_size % 2:
+            raise ValueError(
+                f"expert_config.hidden_size must be a positive even number (half sine, half cosine in the time "
+                f"embedding), got {self.hidden_size}."
+            )
+        if self.intermediate_size < 1:
+            raise ValueError(f"expert_config.intermediate_size must be at least 1, got {self.intermediate_size}.")
+        if self.layer_stride < 1:
+            raise ValueError(f"expert_config.layer_stride must be at least 1, got {self.layer_stride}.")
+        if not 0 < self.min_period < self.max_period:
+            raise ValueError(
+                f"The time embedding needs 0 < min_period < max_period, got {self.min_period} and {self.max_period}."
+            )
+
+
+@strict
+class KIVLAConfig(PreTrainedConfig):
+    r"""
+    A vision-language-action model made of any vision-language model and an action expert.
+
+    Args:
+        vlm_config (`PreTrainedConfig` or `dict`): config of any model that `AutoModelForImageTextToText` knows.
+        expert_config (`KIVLAExpertConfig` or `dict`, *optional*): the action expert.
+        chunk_size (`int`, defaults to 50): number of action steps H in a chunk.
+        max_action_dim (`int`, defaults to 32): width D of a chunk; shorter actions are zero-padded and masked.
+        max_state_dim (`int`, defaults to 32): width of the continuous state; shorter states are zero-padded.
+        state_encoding (`str`, defaults to `"text"`): `"text"`, state bins in the prompt (π0.5); `"continuous"`, one
+            token in front of the action tokens (π0); `"none"`.
+        backbone_gradient_scale (`float`, defaults to 0.0): what part of the flow loss's gradient reaches the VLM:
+            0 = knowledge insulation, 1 = plain joint training, between = partly insulated.
+        flow_loss_weight (`float`, defaults to 1.0): α in `loss = token_loss + α · flow_loss`.
+        num_flow_samples (`int`, defaults to 1): noise draws N for each backbone pass while training.
+        num_inference_steps (`int`, defaults to 10): Euler steps.
+        time_sampling_alpha, time_sampling_beta, time_sampling_scale, time_sampling_offset (`float`): flow time is
+            `scale · Beta(alpha, beta) + offset`, 1 = noise (π0: 1.5, 1.0, 0.999, 0.001).
+        kv_layers (`list[dict]`, *optional*): what the expert can read, as `probe_backbone` measures it. Measured when
+            None, and kept so that a saved model never has to be measured again.
+
+    Raises:
+        UnsupportedBackboneError: the VLM gives the expert nothing to read (see `probe_backbone`).
+        ValueError: a setting is out of range or contradicts another one; the message says which and what to do.
+    """
+
+    model_type = "kivla"
+    sub_configs = {"vlm_config": AutoConfig, "expert_config": KIVLAExpertConfig}  # noqa: RUF012 (the library's form)
+    has_no_defaults_at_init = True
+
+    vlm_config: dict | PreTrainedConfig | None = None
+    expert_config: dict | PreTrainedConfig | None = None
+    chunk_size: int = 50
+    max_action_dim: int = 32
+    max_state_dim: int = 32
+    state_encoding: Literal["text", "continuous", "none"] = "text"
+    backbone_gradient_scale: float = 0.0
+    flow_loss_weight: float = 1.0
+    num_flow_samples: int = 1
+    num_inference_steps: int = 10
+    time_sampling_alpha: float = 1.5
+    time_sampling_beta: float = 1.0
+    time_sampling_scale: float = 0.999
+    time_sampling_offset: float = 0.001
+    kv_layers: list[dict] | None = None
+
+    def __post_init__(self, **kwargs):
+        if self.vlm_config is None:
+            raise ValueError(
+                "KIVLAConfig needs `vlm_config`: the config of a vision-language model, e.g. "
+                'AutoConfig.from_pretrained("google/paligemma2-3b-pt-224"). '
+                "KIVLAForActionPrediction.from_vlm(name) does this for you."
+            )
+        if isinstance(self.vlm_config, dict):
+            if "model_type" not in self.vlm_config:
+                raise ValueError(
+                    "`vlm_config` was given as a dict without `model_type`, so its class cannot be known. Add "
+                    f"'model_type', or pass a config object. Keys given: {sorted(self.vlm_config)}."
+                )
+            self.vlm_config = AutoConfig.for_model(**self.vlm_config)
+        if self.expert_config is None:
+            self.expert_config = KIVLAExpertConfig()
+        elif isinstance(self.expert_config, dict):
+            self.expert_config = KIVLAExpertConfig(**self.expert_config)
+        if self.kv_layers is None:
+            self.kv_layers = probe_backbone(self.vlm_config)
+        super().__post_init__(**kwargs)
+
+    @property
+    def expert_layers(self) -> list[dict]:
+        """The entries of `kv_layers` that an expert layer reads: every k-th one, the last included."""
+        stride = self.expert_config.layer_stride
+        return self.kv_layers[stride - 1 :: stride]
+
+    def get_text_config(self, decoder=None, encoder=None) -> PreTrainedConfig:
+        """The VLM's text config: vocabulary, tied embeddings and the like are the VLM's."""
+        return self.vlm_config.get_text_config(decoder=decoder, encoder=encoder)
+
+    def validate_architecture(self):
+        """Part of `@strict`-powered validation: impossible or contradictory settings are refused here."""
+        for name in ("chunk_size", "max_action_dim", "num_flow_samples", "num_inference_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if self.state_encoding == "continuous" and self.max_state_dim < 1:
+            raise ValueError(
+                f'state_encoding="continuous" needs max_state_dim of at least 1, got {self.max_state_dim}. '
+                'Use state_encoding="none" for a robot without state.'
+            )
+        if not 0.0 <= self.backbone_gradient_scale <= 1.0:
+            raise ValueError(
+                "backbone_gradient_scale must be between 0 (knowledge insulation) and 1 (joint training), got "
+                f"{self.backbone_gradient_scale}. To weigh the two losses, use flow_loss_weight."
+            )
+        if not self.flow_loss_weight >= 0.0:
+            raise ValueError(f"flow_loss_weight must not be negative, got {self.flow_loss_weight}.")
+        if not (self.time_sampling_alpha > 0 and self.time_sampling_beta > 0):
+            raise ValueError(
+                "The flow time's Beta distribution needs positive parameters, got "
+                f"({self.time_sampling_alpha}, {self.time_sampling_beta})."
+            )
+        low, high = self.time_sampling_offset, self.time_sampling_offset + self.time_sampling_scale
+        if not 0.0 <= low < high <= 1.0 + 1e-9:
+            raise ValueError(
+                f"Flow times must lie in [0, 1], but time_sampling_offset and time_sampling_scale give [{low}, {high}]."
+            )
+        stride = self.expert_config.layer_stride
+        if not self.expert_layers:
+            raise ValueError(
+                f"expert_config.layer_stride = {stride} leaves no layer to read: '{self.vlm_config.model_type}' has "
+                f"{len(self.kv_layers)} layers with keys and values. Use at most {len(self.kv_layers)}."
+            )
+        if all(layer["rope"] is None for layer in self.expert_layers):
+            raise UnsupportedBackboneError(
+                f"expert_config.layer_stride = {stride} selects only layers without rotary embedding of "
+                f"'{self.vlm_config.model_type}': the action tokens would have no order. Choose another stride."
+            )
+        heads = self.expert_config.num_attention_heads
+        for layer in self.expert_layers:
+            if heads is not None and heads % layer["num_key_value_heads"]:
+                raise ValueError(
+                    f"expert_config.num_attention_heads = {heads} is not a multiple of the "
+                    f"{layer['num_key_value_heads']} key/value heads of backbone layer {layer['layer']}. Use a "
+                    "multiple, or None for the backbone's own number."
+                )
+
+
+__all__ = ["KIVLAConfig", "KIVLAExpertConfig"]

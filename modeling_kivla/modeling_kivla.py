@@ -1,0 +1,408 @@
+"""KIVLA: any vision-language model as a robot policy, with knowledge insulation."""
+
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
+from transformers.utils import ModelOutput
+
+from .action_expert import ActionExpert, ExpertRMSNorm, Prefix
+from .backbone_attention import PrefixRecorder, capture_positions, find_text_decoder, logits_at, record_attention
+from .configuration_kivla import KIVLAConfig, KIVLAExpertConfig
+from .flow_matching import euler_times, flow_matching_loss, interpolate, sample_flow_time
+from .knowledge_insulation import insulate
+
+# Arguments of `forward` that are ours; everything else is the VLM's.
+_EXPERT_INPUTS = ("expert_attention_mask", "actions", "action_mask", "state", "noise", "timestep")
+_HUB_ARGUMENTS = (
+    "cache_dir force_download local_files_only token revision subfolder trust_remote_code code_revision".split()
+)
+
+
+@dataclass
+class KIVLAOutput(ModelOutput):
+    """
+    Args:
+        loss: `token_loss + flow_loss_weight · flow_loss`, of those that are present.
+        token_loss: mean cross-entropy over supervised next tokens; None if no token is supervised.
+        flow_loss: mean squared velocity error over real action values; None if there are none.
+        logits: (n, vocabulary), the logits that predict the n supervised tokens, in batch order; the full
+            (B, S, vocabulary) is never made. None if no token is supervised.
+        velocity: (N·B, H, D), float32, the predicted velocity; None without `actions`.
+    """
+
+    loss: torch.Tensor | None = None
+    token_loss: torch.Tensor | None = None
+    flow_loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    velocity: torch.Tensor | None = None
+
+
+class KIVLAPreTrainedModel(PreTrainedModel):
+    config: KIVLAConfig
+    config_class = KIVLAConfig
+    base_model_prefix = ""
+    main_input_name = "input_ids"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _no_split_modules = ("ExpertLayer",)
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        """Only the expert's modules arrive here: the VLM is a model of its own and has its own rule."""
+        if isinstance(module, ExpertRMSNorm):
+            if module.dense is None:
+                init.zeros_(module.weight)
+            else:  # adaRMS starts as the identity
+                init.zeros_(module.dense.weight)
+                init.zeros_(module.dense.bias)
+        elif isinstance(module, nn.Linear):
+            init.normal_(module.weight, mean=0.0, std=self.config.expert_config.initializer_range)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+
+
+class KIVLAForActionPrediction(KIVLAPreTrainedModel):
+    """A vision-language-action model: a VLM that learns tokens, and an action expert that reads it.
+
+    Args:
+        config: which VLM, which expert, how they are trained together.
+        vlm: a loaded VLM to build on; by default a new one is made from `config.vlm_config`. To start from a
+            pretrained VLM use `from_vlm`.
+    """
+
+    def __init__(self, config: KIVLAConfig, vlm: PreTrainedModel | None = None):
+        super().__init__(config)
+        self.vlm = AutoModelForImageTextToText.from_config(config.vlm_config) if vlm is None else vlm
+        config.vlm_config = self.vlm.config
+        record_attention(self.vlm)
+        self.expert = ActionExpert(config)
+        self.generation_config = self.vlm.generation_config
+        self.post_init()
+
+    # ------------------------------------------------------------------------------------------ construction
+    @classmethod
+    def from_vlm(
+        cls, pretrained_model_name_or_path: str, expert_config: KIVLAExpertConfig | dict | None = None, **kwargs
+    ) -> "KIVLAForActionPrediction":
+        """A new policy on a pretrained VLM; the expert starts from random weights.
+
+        Args:
+            pretrained_model_name_or_path: a Hub id or a folder of any VLM for `AutoModelForImageTextToText`.
+            expert_config: the action expert.
+            **kwargs: fields of `KIVLAConfig` (`chunk_size`, `max_action_dim`, ...); everything else goes to the VLM's
+                `from_pretrained` (`dtype`, `device_map`, `attn_implementation`, `quantization_config`, ...).
+
+        Raises:
+            UnsupportedBackboneError: before any weights are loaded, if the VLM gives the expert nothing to read.
+        """
+        own = {f.name for f in dataclasses.fields(KIVLAConfig)} - {f.name for f in dataclasses.fields(PreTrainedConfig)}
+        config_kwargs = {name: kwargs.pop(name) for name in list(kwargs) if name in own}
+        hub_kwargs = {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs}
+        vlm_config = AutoConfig.from_pretrained(pretrained_model_name_or_path, **hub_kwargs)
+        config = KIVLAConfig(vlm_config=vlm_config, expert_config=expert_config, **config_kwargs)
+        vlm = AutoModelForImageTextToText.from_pretrained(pretrained_model_name_or_path, config=vlm_config, **kwargs)
+        training = vlm.training
+        model = cls(config, vlm=vlm).train(training)
+        model.expert.to(vlm.device, vlm.dtype)
+        return model
+
+    def adjust_generation_fn(self, *args, **kwargs):
+        """Called by `from_pretrained` to read `generation_config.json`, which is the VLM's."""
+        self.vlm.adjust_generation_fn(*args, **kwargs)
+        self.generation_config = self.vlm.generation_config
+
+    @classmethod
+    def can_generate(cls) -> bool:
+        return True
+
+    def get_input_embeddings(self):
+        return self.vlm.get_input_embeddings()
+
+    def set_input_embeddings(self, value):
+        self.vlm.set_input_embeddings(value)
+
+    def get_output_embeddings(self):
+        return self.vlm.get_output_embeddings()
+
+    def set_output_embeddings(self, value):
+        self.vlm.set_output_embeddings(value)
+
+    def get_decoder(self):
+        return find_text_decoder(self.vlm)
+
+    def resize_token_embeddings(self, *args, **kwargs) -> nn.Embedding:
+        """Make room for new tokens in the VLM, e.g. `model.resize_token_embeddings(len(processor.tokenizer))`."""
+        return self.vlm.resize_token_embeddings(*args, **kwargs)
+
+    def set_attn_implementation(self, attn_implementation: str | dict, **kwargs):
+        """As for any model, applied to the VLM; the text decoder's attention goes on being recorded."""
+        self.vlm.set_attn_implementation(attn_implementation, **kwargs)
+        record_attention(self.vlm)
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict | None = None, **kwargs):
+        if (gradient_checkpointing_kwargs or {}).get("use_reentrant") and self.config.backbone_gradient_scale > 0:
+            raise ValueError(
+                "Reentrant gradient checkpointing would silently drop the expert's gradient to the backbone, but "
+                f"backbone_gradient_scale is {self.config.backbone_gradient_scale}. Use "
+                'gradient_checkpointing_kwargs={"use_reentrant": False}, or insulate the backbone (scale 0).'
+            )
+        super().gradient_checkpointing_enable(gradient_checkpointing_kwargs, **kwargs)
+
+    # ------------------------------------------------------------------------------------------------ forward
+    def forward(
+        self,
+        labels: torch.Tensor | None = None,
+        expert_attention_mask: torch.Tensor | None = None,
+        actions: torch.Tensor | None = None,
+        action_mask: torch.Tensor | None = None,
+        state: torch.Tensor | None = None,
+        noise: torch.Tensor | None = None,
+        timestep: torch.Tensor | None = None,
+        num_supervised_tokens: torch.Tensor | float | None = None,
+        num_supervised_actions: torch.Tensor | float | None = None,
+        **vlm_inputs,
+    ) -> KIVLAOutput | ModelOutput:
+        """Token loss and flow loss of a batch. Without `labels` and `actions` this is the VLM's own forward.
+
+        Args:
+            labels: (B, S), the token at each position where it is to be learned, -100 elsewhere (M^ℓ of the paper).
+            expert_attention_mask: (B, S) bool, prefix positions that the expert may read: not padding, not the action
+                tokens. Needed with `actions`.
+            actions: (B, H, D), normalised chunk, zero-padded.
+            action_mask: (B, H, D) bool, True where a value is real (M^act); all by default. Dimensions that are
+                never real are kept at zero, noise included.
+            state: (B, max_state_dim), with `state_encoding="continuous"` only.
+            noise, timestep: (N·B, H, D) and (N·B,), draw 0 of every example first; drawn if None.
+            num_supervised_tokens, num_supervised_actions: denominators of the two means, for gradient accumulation
+                and several devices; by default what this batch has.
+            **vlm_inputs: what the VLM takes (`input_ids`, `attention_mask`, `pixel_values`, `token_type_ids`, ...).
+
+        Raises:
+            ValueError: shapes that do not fit the config, missing inputs, nothing to learn.
+        """
+        if labels is None and actions is None:
+            return self.vlm(**vlm_inputs)
+        rows, targets = _supervised_tokens(labels)
+        batch_size = len(vlm_inputs["input_ids"])
+        if actions is not None:
+            action_mask = self._check_actions(actions, action_mask, batch_size)
+        learns_tokens = targets is not None
+        learns_actions = actions is not None and bool(action_mask.any())
+        if not learns_tokens and not learns_actions:
+            raise ValueError(
+                "This batch has nothing to learn: every label is -100 and no action value is real. Check that the "
+                "examples have a response or actions, and that the prompt did not push them out."
+            )
+        # Under insulation the flow loss needs no backbone graph: without labels the VLM does no backward work at all.
+        backbone_learns = learns_tokens or (learns_actions and self.config.backbone_gradient_scale > 0)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and backbone_learns):
+            logits, prefix = self._encode(vlm_inputs, rows, expert_attention_mask, read=learns_actions)
+
+        token_loss = flow_loss = velocity = loss = None
+        if learns_tokens:
+            token_loss = next_token_loss(logits, targets, num_supervised_tokens)
+            loss = token_loss
+        if learns_actions:
+            velocity, flow_loss = self._flow(prefix, actions, action_mask, state, noise, timestep, num_supervised_actions)
+            weighted = self.config.flow_loss_weight * flow_loss
+            loss = weighted if loss is None else loss + weighted.to(loss.device)
+        return KIVLAOutput(loss=loss, token_loss=token_loss, flow_loss=flow_loss, logits=logits, velocity=velocity)
+
+    def _flow(self, prefix, actions, action_mask, state, noise, timestep, num_supervised):
+        """Velocity and flow loss of N noise draws for one backbone pass."""
+        config, n = self.config, self.config.num_flow_samples
+        prefix = prefix.repeat(n)
+        actions = actions.float().repeat(n, 1, 1)  # (N·B, H, D)
+        action_mask = action_mask.repeat(n, 1, 1)
+        if timestep is None:
+            timestep = sample_flow_time(
+                len(actions),
+                config.time_sampling_alpha,
+                config.time_sampling_beta,
+                config.time_sampling_scale,
+                config.time_sampling_offset,
+                actions.device,
+            )
+        if noise is None:
+            noise = torch.randn_like(actions)
+        if noise.shape != actions.shape or timestep.shape != actions.shape[:1]:
+            raise ValueError(
+                f"`noise` and `timestep` must be {tuple(actions.shape)} and {tuple(actions.shape[:1])} (num_flow_samples "
+                f"= {n} draws for each example), got {tuple(noise.shape)} and {tuple(timestep.shape)}."
+            )
+        noise = noise.float() * action_mask.any(1, keepdim=True)
+        noisy = interpolate(actions, noise, timestep.float())
+        velocity = self.expert(
+            noisy,
+            self.expert.time_condition(timestep.float()),
+            prefix,
+            self.expert.geometry(prefix, config.chunk_size),
+            self._check_state(state, len(actions) // n, n),
+        )
+        if num_supervised is not None:
+            num_supervised = num_supervised * n
+        return velocity, flow_matching_loss(velocity, noise - actions, action_mask, num_supervised)
+
+    def _encode(
+        self, vlm_inputs: dict, rows: torch.Tensor | None, expert_attention_mask: torch.Tensor | None, read: bool
+    ) -> tuple[torch.Tensor | None, Prefix | None]:
+        """Run the VLM once: logits (n, vocabulary) at flat positions `rows`, and what the expert reads (if `read`)."""
+        vlm_inputs = {**vlm_inputs, "use_cache": False}
+        if read:
+            self._check_prefix(vlm_inputs, expert_attention_mask)
+        layers = self.config.expert_layers
+        decoder = find_text_decoder(self.vlm)
+        inv_freq = {layer["inv_freq"]: decoder.get_buffer(layer["inv_freq"]) for layer in layers if layer["rope"]}
+        rotary = decoder.get_submodule(next(iter(inv_freq)).rpartition(".")[0])
+        recorder = PrefixRecorder([layer["layer"] for layer in layers] if read else [])
+        with capture_positions(rotary) as positions, logits_at(self.vlm, rows):
+            output = self.vlm(**vlm_inputs, kivla_recorder=recorder)
+        recorder.close()
+        logits = output.logits[0] if len(rows) else None
+        if not read:
+            return logits, None
+
+        visible = expert_attention_mask.bool()  # (B, S)
+        position = positions[-1]
+        if position.ndim == 3:  # M-RoPE: the largest of the axes
+            position = position.amax(0)
+        next_position = position.expand_as(visible).masked_fill(~visible, -1).amax(1) + 1  # (B,)
+        # Columns that no example reads (action tokens, padding) are cut off, so that often no mask is left at all.
+        columns = visible.any(0).nonzero()
+        columns = slice(int(columns.min()), int(columns.max()) + 1)
+        visible = visible[:, columns]
+        scale = self.config.backbone_gradient_scale
+        key_values = [
+            tuple(insulate(x[:, :, columns], scale) for x in recorder.key_values[layer["layer"]]) for layer in layers
+        ]
+        return logits, Prefix(key_values, None if visible.all() else visible, next_position, inv_freq)
+
+    # -------------------------------------------------------------------------------------------------- acting
+    @torch.no_grad()
+    def sample_actions(
+        self,
+        num_steps: int | None = None,
+        noise: torch.Tensor | None = None,
+        generator: torch.Generator | None = None,
+        expert_attention_mask: torch.Tensor | None = None,
+        action_mask: torch.Tensor | None = None,
+        state: torch.Tensor | None = None,
+        **vlm_inputs,
+    ) -> torch.Tensor:
+        """Turn noise into action chunks: the VLM runs once, the expert `num_steps` times.
+
+        Args:
+            num_steps: Euler steps; `config.num_inference_steps` by default.
+            noise: (B, H, D), to start from; drawn (with `generator`) if None.
+            action_mask: (B, H, D) bool; dimensions that are False throughout stay zero.
+            expert_attention_mask, state, **vlm_inputs: as in `forward`; what `processor(...)` gives without actions.
+
+        Returns:
+            (B, H, D) float32, normalised. `processor.unnormalize_actions` turns them into robot units.
+        """
+        config = self.config
+        num_steps = config.num_inference_steps if num_steps is None else num_steps
+        if num_steps < 1:
+            raise ValueError(f"num_steps must be at least 1, got {num_steps}.")
+        input_ids = vlm_inputs["input_ids"]
+        if expert_attention_mask is None:
+            expert_attention_mask = vlm_inputs.get("attention_mask", torch.ones_like(input_ids))
+        batch_size, device = len(input_ids), self.expert.action_in_proj.weight.device
+        shape = (batch_size, config.chunk_size, config.max_action_dim)
+        if noise is None:
+            noise = torch.randn(shape, generator=generator, device=device)
+        if noise.shape != shape:
+            raise ValueError(f"`noise` must be (batch, chunk_size, max_action_dim) = {shape}, got {tuple(noise.shape)}.")
+        real = torch.ones(shape, dtype=torch.bool, device=device) if action_mask is None else action_mask
+        real = real.any(1, keepdim=True)  # (B, 1, D)
+
+        no_rows = torch.empty(0, dtype=torch.long, device=input_ids.device)
+        _, prefix = self._encode(vlm_inputs, no_rows, expert_attention_mask, read=True)
+        geometry = self.expert.geometry(prefix, config.chunk_size)
+        conditions = self.expert.time_condition(euler_times(num_steps, device))
+        state = self._check_state(state, batch_size)
+        x = noise.float() * real
+        for step in range(num_steps):
+            x = x - self.expert(x, conditions.row(step), prefix, geometry, state) * real / num_steps
+        return x
+
+    def generate(self, *args, **kwargs):
+        """The VLM still talks: its own `generate`. Inputs for the expert are left out."""
+        self.vlm.generation_config = self.generation_config
+        kwargs = {name: value for name, value in kwargs.items() if name not in _EXPERT_INPUTS}
+        return self.vlm.generate(*args, **kwargs)
+
+    # -------------------------------------------------------------------------------------------------- checks
+    def _check_actions(self, actions: torch.Tensor, action_mask: torch.Tensor | None, batch_size: int) -> torch.Tensor:
+        shape = (batch_size, self.config.chunk_size, self.config.max_action_dim)
+        if actions.shape != shape:
+            raise ValueError(
+                f"`actions` must be (batch, chunk_size, max_action_dim) = {shape}, got {tuple(actions.shape)}. "
+                "KIVLAProcessor pads chunks to the model's sizes; was it made with the same ones?"
+            )
+        if action_mask is None:
+            return torch.ones_like(actions, dtype=torch.bool)
+        if action_mask.shape != shape:
+            raise ValueError(f"`action_mask` must have the shape of `actions` {shape}, got {tuple(action_mask.shape)}.")
+        return action_mask.bool()
+
+    def _check_state(self, state: torch.Tensor | None, batch_size: int, n: int = 1) -> torch.Tensor | None:
+        if self.config.state_encoding != "continuous":
+            if state is not None:
+                raise ValueError(
+                    f'`state` was given, but this model has state_encoding="{self.config.state_encoding}": the expert '
+                    "has no state token. Leave `state` out, or build the model with the processor's state_encoding."
+                )
+            return None
+        shape = (batch_size, self.config.max_state_dim)
+        if state is None or state.shape != shape:
+            given = "none" if state is None else tuple(state.shape)
+            raise ValueError(f'state_encoding="continuous" needs `state` of shape {shape}, got {given}.')
+        return state.repeat(n, 1)
+
+    def _check_prefix(self, vlm_inputs: dict, expert_attention_mask: torch.Tensor | None):
+        input_ids = vlm_inputs["input_ids"]
+        if expert_attention_mask is None or expert_attention_mask.shape != input_ids.shape:
+            given = "none" if expert_attention_mask is None else tuple(expert_attention_mask.shape)
+            raise ValueError(
+                f"`expert_attention_mask` must be (batch, sequence) = {tuple(input_ids.shape)}, got {given}: True where "
+                "the expert may read, False on padding and action tokens. KIVLAProcessor makes it."
+            )
+        if not expert_attention_mask.any(1).all():
+            raise ValueError("`expert_attention_mask` hides the whole prompt of an example from the expert.")
+        text_config = self.config.get_text_config()
+        if getattr(text_config, "use_bidirectional_attention", None) is True and "token_type_ids" not in vlm_inputs:
+            raise ValueError(
+                f"'{self.config.vlm_config.model_type}' attends in both directions over its prompt and needs "
+                "`token_type_ids` (0 on image and prompt, 1 on the tokens to be learned): without them the answer would "
+                "leak into the prompt. KIVLAProcessor makes them."
+            )
+
+
+def _supervised_tokens(labels: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Flat indices (n,) into B·S of the positions that predict a supervised token, and those tokens (n,) or None."""
+    if labels is None:
+        return torch.empty(0, dtype=torch.long), None
+    targets = F.pad(labels[:, 1:], (0, 1), value=-100).flatten()  # position j predicts token j + 1
+    rows = (targets != -100).nonzero().squeeze(-1)
+    return rows, targets[rows] if len(rows) else None
+
+
+def next_token_loss(
+    logits: torch.Tensor, targets: torch.Tensor, num_supervised: torch.Tensor | float | None = None
+) -> torch.Tensor:
+    """Cross-entropy in float32 of logits (n, vocabulary) and tokens (n,), summed and divided by `num_supervised` or n."""
+    total = F.cross_entropy(logits.float(), targets.to(logits.device), reduction="sum")
+    return total / (len(targets) if num_supervised is None else num_supervised)
+
+
+__all__ = ["KIVLAForActionPrediction", "KIVLAOutput", "KIVLAPreTrainedModel"]
