@@ -1,0 +1,389 @@
+"""Robot demonstrations in LeRobot's format (v2.1 and v3.0) as a PyTorch dataset.
+
+Its own small reader: the `lerobot` package cannot be installed beside current torch, datasets and huggingface-hub.
+"""
+
+import glob
+import io
+import operator
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+from PIL import Image
+
+from .dataset_statistics import column_statistics
+from .lerobot_metadata import ACTION_KEY, STATE_KEY, LeRobotMetadata, feature_names, open_parquet
+
+INDEX_COLUMNS = {"timestamp": "float64", "frame_index": "int64", "episode_index": "int64", "task_index": "int64"}
+
+
+class LeRobotDataset(torch.utils.data.Dataset):
+    """One item per frame of a LeRobot dataset: the frame's observation and the action chunk that starts there.
+
+    ```python
+    data = LeRobotDataset("lerobot/pusht", chunk_size=16, episodes=range(180))
+    data[0]  # {"images": [uint8 (height, width, 3) per camera, in the order of data.cameras], "text": str,
+             #  "state": float32 (Ds,), "actions": float32 (H, Da), "action_is_pad": bool (H,),
+             #  "episode_index": int, "frame_index": int, "timestamp": float}
+    ```
+
+    The chunk holds the actions of the frames t, t+1, ..., t+H-1. Past the episode's end the last action is repeated
+    and `action_is_pad` is True (LeRobot's convention). `state` is absent where the dataset has no `observation.state`.
+    `timestamp` is in seconds since the episode's start.
+
+    The tabular columns, and images that are stored in them, are memory-mapped from the `datasets` cache. Video frames
+    are decoded when asked for; every data-loader worker opens its own files.
+
+    Args:
+        folder_or_hub_id: a folder with `meta/info.json`, or the id of a dataset on the Hub, which is downloaded.
+        chunk_size: H, the number of actions per item.
+        episodes: the dataset's episode numbers to use, in this order; all by default.
+        cameras: the cameras to use, in this order, as feature names (`"observation.images.wrist"`) or their last part
+            (`"wrist"`); by default all, in the order of `info.json`. Depth maps are not cameras.
+
+    Attributes:
+        cameras: feature names of the cameras.
+        episodes: the dataset's numbers of the selected episodes; `num_episodes` of them.
+        fps: frames, and therefore actions, per second.
+        state_dim, action_dim: number of dimensions; `state_dim` is 0 without a state.
+        state_names, action_names: names of the dimensions, or None.
+        robot_type: as in `info.json`, or None.
+        tasks: task index → instruction.
+        features: `info.json`'s description of every feature.
+
+    Raises:
+        FileNotFoundError: not a LeRobot dataset, or a data or video file of the selection is missing.
+        ValueError: an unsupported format version; an unknown camera or episode; damaged files; metadata that disagrees
+            with the data; NaN or infinity among the selected states and actions. Damage inside a video stream is
+            raised when the frame is read.
+    """
+
+    def __init__(
+        self,
+        folder_or_hub_id: str | Path,
+        chunk_size: int = 50,
+        episodes: Sequence[int] | None = None,
+        cameras: Sequence[str] | None = None,
+    ):
+        if chunk_size < 1:
+            raise ValueError(f"chunk_size is the number of actions per item and must be at least 1, got {chunk_size}.")
+        self.name = str(folder_or_hub_id)
+        self.chunk_size = chunk_size
+        self._metadata = LeRobotMetadata.load(_local_folder(folder_or_hub_id))
+
+        info = self._metadata.info
+        self.fps = info["fps"]
+        self.robot_type = info.get("robot_type")
+        self.features = info["features"]
+        self.tasks = self._metadata.tasks
+        self.action_dim = self._dimension(ACTION_KEY)
+        self.action_names = feature_names(self.features[ACTION_KEY])
+        has_state = STATE_KEY in self.features
+        self.state_dim = self._dimension(STATE_KEY) if has_state else 0
+        self.state_names = feature_names(self.features[STATE_KEY]) if has_state else None
+        self.cameras = self._select_cameras(cameras)
+        # Positions in the metadata's episode arrays.
+        self._positions = self._select_episodes(episodes)
+        self.episodes = self._metadata.episode_indices[self._positions].tolist()
+
+        lengths = self._metadata.episode_lengths[self._positions]
+        self._item_ends = np.cumsum(lengths)  # one past each selected episode's last item
+        self._table = self._load_table()
+        self._first_rows = self._check_episodes()  # each selected episode's first row of the table
+        self._check_finite()
+        self._videos = self._open_videos()
+
+    def __len__(self) -> int:
+        return int(self._item_ends[-1])
+
+    def __repr__(self) -> str:
+        version = self._metadata.info["codebase_version"]
+        return (
+            f"{type(self).__name__}({self.name!r}: LeRobot {version}, robot {self.robot_type}, {len(self)} frames in "
+            f"{self.num_episodes} of {len(self._metadata.episode_indices)} episodes at {self.fps} fps, "
+            f"{len(self.tasks)} tasks, chunk_size {self.chunk_size}, state_dim {self.state_dim}, "
+            f"action_dim {self.action_dim}, cameras {self.cameras})"
+        )
+
+    def __getitem__(self, index: int) -> dict:
+        item = operator.index(index)
+        if not -len(self) <= item < len(self):
+            raise IndexError(f"index {index} is out of range for {len(self)} frames")
+        item %= len(self)
+        selected = int(np.searchsorted(self._item_ends, item, side="right"))
+        steps_left = int(self._item_ends[selected]) - item
+        length = int(self._metadata.episode_lengths[self._positions[selected]])
+        row = int(self._first_rows[selected]) + length - steps_left
+
+        rows = self._table[row : row + min(self.chunk_size, steps_left)]
+        frame = {name: rows[name][0].as_py() for name in INDEX_COLUMNS}
+        steps = np.arange(self.chunk_size)
+        example = {
+            "images": [self._image(camera, selected, rows, frame) for camera in self.cameras],
+            "text": self.tasks[frame["task_index"]],
+            "actions": _matrix(rows[ACTION_KEY])[np.minimum(steps, steps_left - 1)],
+            "action_is_pad": steps >= steps_left,
+            "episode_index": frame["episode_index"],
+            "frame_index": frame["frame_index"],
+            "timestamp": frame["timestamp"],
+        }
+        if self.state_dim:
+            example["state"] = _matrix(rows[STATE_KEY][:1])[0].copy()
+        return example
+
+    @property
+    def num_episodes(self) -> int:
+        return len(self._positions)
+
+    def episode_range(self, episode: int) -> range:
+        """The items of an episode, given by the dataset's own number for it."""
+        if episode not in self.episodes:
+            raise ValueError(f"{self.name}: episode {episode} is not among the selected ones, {_some(self.episodes)}.")
+        selected = self.episodes.index(episode)
+        end = int(self._item_ends[selected])
+        return range(end - int(self._metadata.episode_lengths[self._positions[selected]]), end)
+
+    @cached_property
+    def statistics(self) -> dict[str, dict[str, np.ndarray]]:
+        """`{"state": {...}, "actions": {...}}`, each with mean, std, min, max, q01 and q99 as float64 (D,).
+
+        Computed from the frames of the *selected* episodes, so nothing leaks from episodes that were held out, and
+        with true quantiles. The dataset's own file, `meta_statistics`, is about all episodes and its q01 and q99 are
+        averages of every episode's quantiles. Without a state there is no "state" entry.
+        """
+        statistics = {"actions": column_statistics(self._blocks(ACTION_KEY))}
+        if self.state_dim:
+            statistics["state"] = column_statistics(self._blocks(STATE_KEY))
+        return statistics
+
+    @cached_property
+    def meta_statistics(self) -> dict[str, dict[str, np.ndarray]] | None:
+        """What LeRobot wrote into `meta/stats.json`, over all episodes; None when there is no such file.
+
+        What a policy trained with LeRobot was normalised with. Old datasets have no quantiles, v2.1 has no file.
+        """
+        return self._metadata.statistics()
+
+    def _dimension(self, key: str) -> int:
+        if key not in self.features:
+            raise ValueError(
+                f"{self.name} has no feature {key!r}, only {_some(self.features)}. A robot dataset needs actions."
+            )
+        shape = self.features[key]["shape"]
+        if len(shape) != 1:
+            raise ValueError(f"{self.name}: {key!r} must be a vector, but info.json gives it the shape {shape}.")
+        return shape[0]
+
+    def _select_cameras(self, cameras: Sequence[str] | None) -> list[str]:
+        available = [key for key, feature in self.features.items() if _is_camera(feature)]
+        if cameras is None:
+            return available
+        selected = []
+        for name in cameras:
+            matches = [key for key in available if key == name or key.endswith(f".{name}")]
+            if len(matches) != 1:
+                problem = "names more than one camera" if matches else "is not a camera"
+                raise ValueError(f"{self.name}: {name!r} {problem} of this dataset. Its cameras: {_some(available)}.")
+            selected += matches
+        if len(set(selected)) != len(selected):
+            raise ValueError(f"{self.name}: a camera is selected twice in {list(cameras)}.")
+        return selected
+
+    def _select_episodes(self, episodes: Sequence[int] | None) -> np.ndarray:
+        position_of = {index: position for position, index in enumerate(self._metadata.episode_indices.tolist())}
+        if not position_of:
+            raise ValueError(f"{self.name} has no episodes.")
+        if episodes is None:
+            return np.arange(len(position_of))
+        selected = [operator.index(episode) for episode in episodes]
+        if not selected:
+            raise ValueError(f"{self.name}: `episodes` is empty. Leave it out to use all episodes.")
+        if unknown := [episode for episode in selected if episode not in position_of]:
+            raise ValueError(f"{self.name} has no episode {_some(unknown)}. Its episodes: {_some(position_of)}.")
+        if len(set(selected)) != len(selected):
+            raise ValueError(f"{self.name}: an episode is selected twice in {_some(selected)}.")
+        return np.array([position_of[episode] for episode in selected])
+
+    def _load_table(self) -> datasets.Dataset:
+        """All rows, of the columns that are used, memory-mapped; slices of it are `pyarrow.Table`s."""
+        every_position = range(len(self._metadata.episode_indices))
+        files = list(dict.fromkeys(self._metadata.data_path(position) for position in every_position))
+        with open_parquet(files[0]) as file:
+            schema = file.schema_arrow
+        features = datasets.Features({name: datasets.Value(dtype) for name, dtype in INDEX_COLUMNS.items()})
+        for key in self._vector_keys():
+            features[key] = datasets.List(datasets.Value("float32"), length=self._dimension(key))
+            # LeRobot writes vectors of length 1 as plain numbers.
+            if key in schema.names and not pa.types.is_nested(schema.field(key).type):
+                features[key] = datasets.Value("float32")
+        for camera in self.cameras:
+            if self.features[camera]["dtype"] == "image":
+                features[camera] = datasets.Image(decode=False)
+        if missing := sorted(features.keys() - set(schema.names)):
+            raise ValueError(f"{files[0]} lacks {missing}, which info.json or the format announces.")
+        paths = [glob.escape(str(file)) for file in files]  # `datasets` takes paths for patterns
+        try:
+            table = datasets.Dataset.from_parquet(paths, columns=list(features), features=features)
+        except (datasets.exceptions.DatasetGenerationError, FileNotFoundError) as error:
+            for path in files:  # the file that is missing or damaged says so itself
+                with open_parquet(path) as file:
+                    file.read(columns=list(features))
+            raise ValueError(
+                f"{self.name}: the data files do not have the types and shapes of info.json. ({error.__cause__})"
+            ) from error
+        return table.with_format("arrow")
+
+    def _check_episodes(self) -> np.ndarray:
+        """Compare the selected episodes with the metadata; returns the first row of each one."""
+        column = {name: self._table.data[name].to_numpy() for name in INDEX_COLUMNS}
+        first_rows = np.flatnonzero(np.diff(column["episode_index"], prepend=-1))
+        lengths = np.diff(first_rows, append=len(self._table))
+        found = dict(
+            zip(column["episode_index"][first_rows].tolist(), zip(first_rows, lengths, strict=True), strict=True)
+        )
+        if len(self._table) != self._metadata.info["total_frames"]:
+            raise ValueError(
+                f"{self.name}: meta/info.json says total_frames = {self._metadata.info['total_frames']}, but the data "
+                f"files hold {len(self._table)}. The copy is probably incomplete: download or export it again."
+            )
+        if len(found) != len(first_rows):
+            raise ValueError(f"{self.name}: the frames of an episode are not in one piece in the data files.")
+        for episode, expected in zip(self.episodes, self._metadata.episode_lengths[self._positions], strict=True):
+            start, length = found.get(episode, (0, 0))
+            rows = slice(start, start + length)
+            if length != expected:
+                raise ValueError(
+                    f"{self.name}: episode {episode} has {expected} frames by its metadata, but {length} in the data."
+                )
+            if not np.array_equal(column["frame_index"][rows], np.arange(length)):
+                raise ValueError(f"{self.name}: the frames of episode {episode} are not numbered 0 to {length - 1}.")
+            uneven = np.abs(np.diff(column["timestamp"][rows]) * self.fps - 1.0) > 0.5
+            if uneven.any():
+                raise ValueError(
+                    f"{self.name}: at {self.fps} fps frames are {1 / self.fps:.4f} s apart, but the timestamps of "
+                    f"episode {episode} jump after frame {np.argmax(uneven)}."
+                )
+            if unknown := set(column["task_index"][rows].tolist()) - self.tasks.keys():
+                raise ValueError(
+                    f"{self.name}: episode {episode} has the task {_some(unknown)}, but the task table has only "
+                    f"{_some(self.tasks)}."
+                )
+        return np.array([found[episode][0] for episode in self.episodes])
+
+    def _check_finite(self) -> None:
+        for key in self._vector_keys():
+            bad = np.concatenate([~np.isfinite(block).all(axis=1) for block in self._blocks(key)])
+            if bad.any():
+                rows = np.concatenate([np.arange(start, end) for start, end in self._runs()])
+                first = self._table[int(rows[bad][0])]
+                raise ValueError(
+                    f"{self.name}: {key!r} holds NaN or infinity in {bad.sum()} frames; the first is episode "
+                    f"{first['episode_index'][0]}, frame {first['frame_index'][0]}. Repair these frames, or leave the "
+                    "episodes out with `episodes=[...]`."
+                )
+
+    def _vector_keys(self) -> tuple[str, ...]:
+        return (ACTION_KEY, STATE_KEY) if self.state_dim else (ACTION_KEY,)
+
+    def _runs(self) -> np.ndarray:
+        """(N, 2) first and one-past-last rows of the selected episodes, with neighbours joined."""
+        lengths = self._metadata.episode_lengths[self._positions]
+        order = np.argsort(self._first_rows)
+        starts, ends = self._first_rows[order], (self._first_rows + lengths)[order]
+        gap = starts[1:] != ends[:-1]
+        return np.stack([starts[np.r_[True, gap]], ends[np.r_[gap, True]]], axis=1)
+
+    def _blocks(self, key: str) -> list[np.ndarray]:
+        """A column's values in the selected episodes, as memory-mapped arrays of shape (frames, D)."""
+        return [_matrix(chunk) for start, end in self._runs().tolist() for chunk in self._table[start:end][key].chunks]
+
+    def _open_videos(self):
+        """Check that the selected video files are there and whole. None when no camera is stored as video."""
+        cameras = [camera for camera in self.cameras if self.features[camera]["dtype"] == "video"]
+        if not cameras:
+            return None
+        from .video import VideoReadError, VideoReaders, check_video_file  # PyAV is an optional dependency
+
+        for camera in cameras:
+            for path in dict.fromkeys(self._metadata.video_path(camera, position) for position in self._positions):
+                if not path.is_file():
+                    raise FileNotFoundError(
+                        f"{self.name}: the video {path} of camera {camera!r} is missing. Download or copy it "
+                        "again, or leave the camera or the episode out."
+                    )
+                try:
+                    check_video_file(path)
+                except VideoReadError as error:
+                    raise ValueError(f"{self.name}: camera {camera!r}: {error}") from error
+        return VideoReaders()
+
+    def _image(self, camera: str, selected: int, rows: pa.Table, frame: dict) -> np.ndarray:
+        """The RGB frame of a camera, uint8 (height, width, 3)."""
+        where = f"{self.name}, camera {camera!r}, episode {frame['episode_index']}, frame {frame['frame_index']}"
+        if self.features[camera]["dtype"] == "image":
+            return _decode_image(rows[camera][0].as_py(), where)
+        from .video import VideoReadError
+
+        position = self._positions[selected]
+        try:
+            return self._videos.read(
+                self._metadata.video_path(camera, position),
+                self._metadata.video_start(camera, position) + frame["timestamp"],
+                self.fps,
+            )
+        except VideoReadError as error:
+            raise ValueError(f"{where}: {error}") from error
+
+
+def _local_folder(folder_or_hub_id: str | Path) -> Path:
+    folder = Path(folder_or_hub_id).expanduser()
+    if folder.is_dir():
+        return folder
+    try:
+        return Path(snapshot_download(str(folder_or_hub_id), repo_type="dataset"))
+    except (HFValidationError, RepositoryNotFoundError, LocalEntryNotFoundError) as error:
+        raise FileNotFoundError(
+            f"{str(folder_or_hub_id)!r} is neither a folder here nor a dataset that can be had from the Hugging Face "
+            f"Hub. Check the spelling, and for a private dataset log in with `hf auth login`. ({error})"
+        ) from error
+
+
+def _is_camera(feature: dict) -> bool:
+    if feature["dtype"] not in ("video", "image"):
+        return False
+    details = feature.get("info") or {}
+    return not (details.get("video.is_depth_map") or details.get("is_depth_map"))
+
+
+def _matrix(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
+    """A column of vectors, or of numbers, as (rows, D) floats; without a copy where Arrow allows it."""
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    if pa.types.is_nested(array.type):
+        return array.flatten().to_numpy(zero_copy_only=False).reshape(len(array), -1)
+    return array.to_numpy(zero_copy_only=False)[:, None]
+
+
+def _decode_image(stored: dict | None, where: str) -> np.ndarray:
+    if stored is None or stored["bytes"] is None:
+        raise ValueError(f"{where}: the data file holds no image here. Export the dataset again with embedded images.")
+    try:
+        image = Image.open(io.BytesIO(stored["bytes"]))
+        image.load()
+    except OSError as error:
+        raise ValueError(f"{where}: the stored image cannot be decoded: {error}") from error
+    if image.mode.startswith(("I", "F")):  # 16-bit and float pictures would be clipped without a word
+        raise ValueError(f"{where}: the image has mode {image.mode!r}; 8 bits per channel are expected.")
+    return np.array(image.convert("RGB"))
+
+
+def _some(values) -> str:
+    """A few of many values, for a message."""
+    values = list(values)
+    return f"{', '.join(map(str, values[:20]))}{', ...' if len(values) > 20 else ''}"
