@@ -12,7 +12,7 @@ All models share one vocabulary: 0 is padding, `TEXT_IDS` are ordinary words, an
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -33,6 +33,7 @@ PER_TOKEN_PADDING = {
     "attention_mask": 0,
     "token_type_ids": 0,
     "mm_token_type_ids": 0,
+    "moe_mm_token_type_ids": 0,
 }
 
 
@@ -47,8 +48,7 @@ class Family:
         image_tensors: draws the tensors of one image; those of several images are joined along the first dimension.
         images_in_rows: image tensors are `(batch, images, ...)`, short rows padded with zeros, instead of one flat
             list of all the images in the batch.
-        token_types: the per-token argument that the family needs, and which tokens are 1 in it: `("token_type_ids",
-            "suffix")`, `("mm_token_type_ids", "image")`, or None.
+        token_types: the per-token arguments that the family needs, and which tokens are 1 there: "image" or "suffix".
     """
 
     name: str
@@ -56,7 +56,7 @@ class Family:
     image_tensors: Callable[[torch.Generator], dict[str, Tensor]]
     image_tokens: tuple[int, ...] = (IMAGE_ID,) * 4
     images_in_rows: bool = False
-    token_types: tuple[str, str] | None = None
+    token_types: dict[str, str] = field(default_factory=dict)
 
     def config(self) -> PreTrainedConfig:
         return AutoConfig.for_model(**self.settings)
@@ -101,8 +101,7 @@ def make_example(
         "labels": input_ids.masked_fill(~in_suffix, -100),
         "expert_attention_mask": ~in_suffix,
     }
-    if family.token_types is not None:
-        argument, marked = family.token_types
+    for argument, marked in family.token_types.items():
         example[argument] = (in_suffix if marked == "suffix" else input_ids == IMAGE_ID).long()
     images = _join_images([family.image_tensors(generator) for _ in range(num_images)])
     return example | {name: tensor[None] if family.images_in_rows else tensor for name, tensor in images.items()}
@@ -192,6 +191,14 @@ def masked_pixels(size: int) -> Callable[[torch.Generator], dict[str, Tensor]]:
         return pixels(size)(generator) | {"pixel_attention_mask": torch.ones(1, size, size, dtype=torch.bool)}
 
     return draw
+
+
+def square_patches(generator: torch.Generator) -> dict[str, Tensor]:
+    """PaddleOCR-VL, Kimi: 4x4 patches of (3, 4, 4) pixels, merged 2x2 to 4 tokens."""
+    return {
+        "pixel_values": torch.randn(16, 3, 4, 4, generator=generator),
+        "image_grid_thw": torch.tensor([[1, 4, 4]]),
+    }
 
 
 def molmo_crops(generator: torch.Generator) -> dict[str, Tensor]:
@@ -298,9 +305,31 @@ QWEN_TOKENS = {
 }
 # 4x4 patches of 3 * 2 * 4 * 4 values, merged 2x2 to 4 tokens
 qwen_patches = patches(16, 96, batched=False, image_grid_thw=[1, 4, 4])
+# M-RoPE tells two images in a row apart only by the tokens between them
 QWEN_IMAGE_TOKENS = (START_ID, *(IMAGE_ID,) * 4, END_ID)
-MM_TYPES = ("mm_token_type_ids", "image")
+MM_TYPES = {"mm_token_type_ids": "image"}
 SLIDING = ["sliding_attention", "sliding_attention", "full_attention"]
+
+GEMMA4_SETTINGS = {
+    "vision_config": {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "patch_size": 4,
+        "position_embedding_size": 16,
+        "initializer_range": 0.2,
+    },
+    "audio_config": None,
+    "image_token_id": IMAGE_ID,
+    "video_token_id": VIDEO_ID,
+    "audio_token_id": AUDIO_ID,
+    "boi_token_id": START_ID,
+    "eoi_token_id": END_ID,
+    "initializer_range": 0.2,
+}
 
 _ALL = [
     Family(
@@ -315,7 +344,7 @@ _ALL = [
             "image_token_index": IMAGE_ID,
         },
         pixels(8),
-        token_types=("token_type_ids", "suffix"),
+        token_types={"token_type_ids": "suffix"},
     ),
     Family(
         "paligemma2",
@@ -335,7 +364,7 @@ _ALL = [
             "image_token_index": IMAGE_ID,
         },
         pixels(8),
-        token_types=("token_type_ids", "suffix"),
+        token_types={"token_type_ids": "suffix"},
     ),
     Family(
         "gemma3",
@@ -353,7 +382,7 @@ _ALL = [
         },
         pixels(16),
         image_tokens=(START_ID, *(IMAGE_ID,) * 4, END_ID),
-        token_types=("token_type_ids", "image"),
+        token_types={"token_type_ids": "image"},
     ),
     Family(
         "gemma3n",
@@ -409,24 +438,7 @@ _ALL = [
                 hidden_size_per_layer_input=8,
                 use_bidirectional_attention="vision",
             ),
-            "vision_config": {
-                "hidden_size": 16,
-                "intermediate_size": 32,
-                "num_hidden_layers": 2,
-                "num_attention_heads": 2,
-                "num_key_value_heads": 2,
-                "head_dim": 8,
-                "patch_size": 4,
-                "position_embedding_size": 16,
-                "initializer_range": 0.2,
-            },
-            "audio_config": None,
-            "image_token_id": IMAGE_ID,
-            "video_token_id": VIDEO_ID,
-            "audio_token_id": AUDIO_ID,
-            "boi_token_id": START_ID,
-            "eoi_token_id": END_ID,
-            "initializer_range": 0.2,
+            **GEMMA4_SETTINGS,
         },
         gemma_patches,
         image_tokens=(START_ID, *(IMAGE_ID,) * 4, END_ID),
@@ -781,6 +793,349 @@ _ALL = [
         },
         pixels(16),
     ),
+    # The families below add text models that the ones above lack.
+    *(
+        Family(
+            name,
+            {
+                "model_type": name,
+                # interleaved RoPE on the sliding layers, none on the full ones
+                "text_config": text("cohere2", sliding_window=6, layer_types=SLIDING),
+                "vision_config": vision("siglip_vision_model", image_size=16, vision_use_head=False),
+                "image_token_id": IMAGE_ID,
+                **settings,
+            },
+            pixels(16),
+        )
+        for name, settings in (("aya_vision", {}), ("cohere2_vision", {"alignment_intermediate_size": 32}))
+    ),
+    Family(
+        "idefics2",
+        {
+            "model_type": "idefics2",
+            "text_config": text("mistral", sliding_window=None),
+            "vision_config": vision("idefics2_vision"),
+            "perceiver_config": {
+                "hidden_size": 32,
+                "resampler_n_latents": 4,
+                "resampler_depth": 1,
+                "resampler_n_heads": 2,
+                "resampler_head_dim": 8,
+                "num_key_value_heads": 1,
+                "initializer_range": 0.2,
+            },
+            "image_token_id": IMAGE_ID,
+        },
+        masked_pixels(8),
+        images_in_rows=True,
+    ),
+    Family(
+        "deepseek_vl",
+        {
+            "model_type": "deepseek_vl",
+            "text_config": text("llama"),
+            "vision_config": vision("siglip_vision_model", vision_use_head=False),
+            "image_token_id": IMAGE_ID,
+        },
+        pixels(8),
+    ),
+    Family(
+        "janus",
+        {
+            "model_type": "janus",
+            "text_config": text("llama"),
+            "vision_config": vision("janus_vision_model", mlp_ratio=2, projection_dim=32, num_image_tokens=4, depth=1),
+            "vq_config": {
+                "embed_dim": 4,
+                "num_embeddings": 16,
+                "latent_channels": 8,
+                "base_channels": 32,
+                "channel_multiplier": [1, 1],
+                "num_res_blocks": 1,
+                "num_patches": 4,
+                "projection_dim": 32,
+                "image_token_embed_dim": 32,
+            },
+            "image_token_id": IMAGE_ID,
+        },
+        pixels(8),
+    ),
+    Family(
+        "aria",
+        {
+            "model_type": "aria",
+            "text_config": text("aria_text", moe_num_experts=4, moe_topk=2, moe_num_shared_experts=1),
+            "vision_config": vision("idefics3_vision"),
+            "projector_patch_to_query_dict": {4: 4},
+            "image_token_index": IMAGE_ID,
+            "initializer_range": 0.2,
+        },
+        pixels(8),
+    ),
+    Family(
+        "exaone4_5",
+        {
+            "model_type": "exaone4_5",
+            "text_config": text("exaone4", sliding_window=6, layer_types=SLIDING),
+            "vision_config": qwen_vision(
+                "exaone4_5_vision", num_key_value_heads=1, window_size=16, fullatt_block_indexes=[1]
+            ),
+            "image_token_id": IMAGE_ID,
+            "video_token_id": VIDEO_ID,
+        },
+        qwen_patches,
+        image_tokens=QWEN_IMAGE_TOKENS,
+    ),
+    Family(
+        "glm_ocr",
+        {
+            "model_type": "glm_ocr",
+            "text_config": text("glm_ocr_text", head_dim=16, rope_parameters=mrope([4, 2, 2])),
+            "vision_config": qwen_vision("glm_ocr_vision", image_size=16),
+            "image_token_id": IMAGE_ID,
+            "video_token_id": VIDEO_ID,
+            "image_start_token_id": START_ID,
+            "image_end_token_id": END_ID,
+            "video_start_token_id": 205,
+            "video_end_token_id": 206,
+        },
+        qwen_patches,
+        image_tokens=QWEN_IMAGE_TOKENS,
+        token_types=MM_TYPES,
+    ),
+    Family(
+        "ernie4_5_vl_moe",
+        {
+            "model_type": "ernie4_5_vl_moe",
+            "text_config": text(
+                "ernie4_5_vl_moe_text",
+                rope_parameters=mrope([1, 1, 2]),
+                moe_intermediate_size=[16, 16],
+                moe_num_experts=4,
+                moe_k=2,
+                moe_num_shared_experts=1,
+                mlp_layer_types=["dense", "sparse", "sparse"],
+            ),
+            "vision_config": qwen_vision("ernie4_5_vl_moe_vision"),
+            "image_token_id": IMAGE_ID,
+            "video_token_id": VIDEO_ID,
+            "image_start_token_id": START_ID,
+            "image_end_token_id": END_ID,
+            "video_start_token_id": 205,
+            "video_end_token_id": 206,
+        },
+        patches(16, 48, batched=False, image_grid_thw=[1, 4, 4]),
+        image_tokens=QWEN_IMAGE_TOKENS,
+        token_types={**MM_TYPES, "moe_mm_token_type_ids": "image"},
+    ),
+    Family(
+        "lighton_ocr",
+        {
+            "model_type": "lighton_ocr",
+            "text_config": text("qwen3", head_dim=16),
+            "vision_config": vision("pixtral", image_size=16, head_dim=8),
+            "image_token_id": IMAGE_ID,
+        },
+        pixels(16, image_sizes=[16, 16]),
+    ),
+    Family(
+        "got_ocr2",
+        {
+            "model_type": "got_ocr2",
+            "text_config": text("qwen2"),
+            "vision_config": vision(
+                "got_ocr2_vision",
+                image_size=64,
+                patch_size=8,
+                output_channels=8,
+                mlp_dim=32,
+                window_size=4,
+                global_attn_indexes=[1],
+            ),
+            "image_token_index": IMAGE_ID,
+        },
+        pixels(64),
+    ),
+    Family(
+        "paddleocr_vl",
+        {
+            "model_type": "paddleocr_vl",
+            "text_config": text("paddleocr_vl_text", head_dim=16, rope_parameters=mrope([4, 2, 2])),
+            "vision_config": vision("paddleocr_vl_vision", image_size=16),
+            **QWEN_TOKENS,
+        },
+        square_patches,
+        image_tokens=QWEN_IMAGE_TOKENS,
+        token_types=MM_TYPES,
+    ),
+    Family(
+        "gemma4_moe",
+        {
+            "model_type": "gemma4",
+            # as the large Gemma 4: experts; full layers have their own number of heads, and values made from keys
+            "text_config": text(
+                "gemma4_text",
+                head_dim=8,
+                global_head_dim=16,
+                num_global_key_value_heads=1,
+                attention_k_eq_v=True,
+                sliding_window=6,
+                layer_types=SLIDING,
+                hidden_size_per_layer_input=0,
+                enable_moe_block=True,
+                num_experts=4,
+                top_k_experts=2,
+                moe_intermediate_size=16,
+                use_bidirectional_attention="vision",
+            ),
+            **GEMMA4_SETTINGS,
+        },
+        gemma_patches,
+        image_tokens=(START_ID, *(IMAGE_ID,) * 4, END_ID),
+        token_types=MM_TYPES,
+    ),
+    Family(
+        "kimi_k25",
+        {
+            "model_type": "kimi_k25",
+            # multi-head latent attention: values narrower than keys, RoPE on the last part of a head only
+            "text_config": text(
+                "deepseek_v3",
+                num_key_value_heads=4,
+                q_lora_rank=16,
+                kv_lora_rank=16,
+                qk_nope_head_dim=8,
+                qk_rope_head_dim=8,
+                v_head_dim=12,
+                n_routed_experts=4,
+                n_group=1,
+                topk_group=1,
+                num_experts_per_tok=2,
+                n_shared_experts=1,
+                moe_intermediate_size=16,
+                first_k_dense_replace=1,
+            ),
+            "vision_config": {
+                "hidden_size": 16,
+                "intermediate_size": 32,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 2,
+                "patch_size": 4,
+                "pos_emb_height": 4,
+                "pos_emb_width": 4,
+                "pos_emb_time": 1,
+            },
+            "projection_hidden_size": 16,
+            **QWEN_TOKENS,
+        },
+        square_patches,
+    ),
 ]
 
 FAMILIES: dict[str, Family] = {family.name: family for family in _ALL}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What cannot carry an action expert, and why
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A configuration that must be turned down with a message.
+
+    Attributes:
+        settings: arguments of `AutoConfig.for_model`, with `model_type` among them.
+        reason: why an expert cannot read this model.
+        is_vlm: whether `AutoModelForImageTextToText` builds it.
+    """
+
+    settings: dict[str, Any]
+    reason: str
+    is_vlm: bool = True
+
+    def config(self) -> PreTrainedConfig:
+        return AutoConfig.for_model(**self.settings)
+
+
+_QFORMER = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "encoder_hidden_size": 16,
+}
+_T5 = {
+    "model_type": "t5",
+    "vocab_size": VOCAB_SIZE,
+    "d_model": 32,
+    "d_kv": 8,
+    "d_ff": 64,
+    "num_layers": 2,
+    "num_decoder_layers": 2,
+    "num_heads": 4,
+    "decoder_start_token_id": 0,
+}
+REFUSED: dict[str, Refused] = {
+    "mllama": Refused(
+        {
+            "model_type": "mllama",
+            "text_config": text(
+                "mllama_text_model",
+                cross_attention_layers=[1],
+                rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
+            ),
+            "vision_config": vision(
+                "mllama_vision_model",
+                attention_heads=2,
+                num_global_layers=1,
+                max_num_tiles=1,
+                supported_aspect_ratios=[[1, 1]],
+                intermediate_layers_indices=[0],
+                vision_output_dim=32,
+            ),
+            "image_token_index": IMAGE_ID,
+        },
+        "images enter through cross attention, not as tokens",
+    ),
+    "blip-2": Refused(
+        {
+            "model_type": "blip-2",
+            "text_config": {
+                "model_type": "opt",
+                "vocab_size": VOCAB_SIZE,
+                "hidden_size": 32,
+                "word_embed_proj_dim": 32,
+                "ffn_dim": 64,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 4,
+                "max_position_embeddings": 64,
+            },
+            "vision_config": vision("blip_2_vision_model"),
+            "qformer_config": _QFORMER,
+            "num_query_tokens": 4,
+            "image_token_index": IMAGE_ID,
+        },
+        "positions are learned embeddings: the keys hold no rotation",
+    ),
+    "instructblip": Refused(
+        {
+            "model_type": "instructblip",
+            "text_config": _T5,
+            "vision_config": vision("instructblip_vision_model"),
+            "qformer_config": _QFORMER,
+            "num_query_tokens": 4,
+            "image_token_index": IMAGE_ID,
+        },
+        "the language model is an encoder and a decoder",
+    ),
+    "qwen3_5_linear": Refused(
+        {
+            **FAMILIES["qwen3_5"].settings,
+            "text_config": FAMILIES["qwen3_5"].settings["text_config"] | {"layer_types": ["linear_attention"] * 4},
+        },
+        "no layer has keys and values",
+    ),
+    "llama": Refused(text("llama"), "reads no images", is_vlm=False),
+}

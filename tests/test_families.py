@@ -1,0 +1,84 @@
+"""The table of tiny families is itself sound: every model builds and learns, and padding changes nothing."""
+
+import pytest
+import torch
+from transformers import AutoModelForImageTextToText
+
+from tests.families import FAMILIES, REFUSED, build_model, collate, drop_suffix, make_example
+
+# chunked linear attention sums in another order when the sequence is shifted within its chunks
+TOLERANCE = {"qwen3_5": 1e-4, "qwen3_5_moe": 1e-4}
+
+
+def vlm_inputs(batch):
+    return {name: tensor for name, tensor in batch.items() if name != "expert_attention_mask"}
+
+
+@pytest.fixture(params=FAMILIES.values(), ids=FAMILIES.keys())
+def family(request):
+    return request.param
+
+
+@pytest.fixture
+def examples(family):
+    shapes = [(2, 6, 5), (1, 3, 4), (0, 9, 2)]  # images, text tokens, suffix tokens
+    return [make_example(family, *shape, seed=seed) for seed, shape in enumerate(shapes)]
+
+
+@torch.no_grad()
+def test_an_example_gives_the_same_logits_alone_and_in_a_padded_batch(family, examples):
+    model = build_model(family)
+    alone = [model(**vlm_inputs(example)).logits[0] for example in examples]
+    for training in (False, True):
+        model.train(training)
+        for side in ("right", "left"):
+            batch = collate(family, examples, padding_side=side)
+            logits = model(**vlm_inputs(batch)).logits
+            for row, expected in enumerate(alone):
+                actual = logits[row, batch["attention_mask"][row].bool()]
+                torch.testing.assert_close(actual, expected, rtol=0, atol=TOLERANCE.get(family.name, 2e-5))
+
+
+def test_every_text_weight_learns_from_a_batch(family, examples):
+    model = build_model(family).train()
+    model(**vlm_inputs(collate(family, examples))).loss.backward()
+    layers = [name for name, p in model.named_parameters() if name.endswith(("o_proj.weight", "out_proj.weight"))]
+    text_layers = [name for name in layers if "vision" not in name and "audio" not in name]
+    without = [name for name in text_layers if not model.get_parameter(name).grad.any()]
+    assert text_layers
+    assert not without
+
+
+@torch.no_grad()
+def test_outputs_depend_on_every_image_and_on_the_text(family):
+    model = build_model(family)
+    example = vlm_inputs(make_example(family, num_images=2))
+    last = model(**example).logits[0, -1]
+
+    other_text = example["input_ids"].clone()
+    other_text[0, -3] = 10 if other_text[0, -3] != 10 else 11
+    assert (model(**example | {"input_ids": other_text}).logits[0, -1] - last).abs().max() > 1e-2
+
+    pixels = example["pixel_values"]
+    first, second = pixels.unbind(1) if family.images_in_rows else pixels.chunk(2)
+    for images in ((-first, second), (first, -second)):
+        changed = torch.stack(images, 1) if family.images_in_rows else torch.cat(images)
+        assert (model(**example | {"pixel_values": changed}).logits[0, -1] - last).abs().max() > 1e-3
+
+
+def test_dropping_the_suffix_keeps_the_prefix(family):
+    example = make_example(family, num_images=1, text_length=6, suffix_length=5)
+    prefix = drop_suffix(example)
+    assert torch.equal(prefix["input_ids"], example["input_ids"][example["expert_attention_mask"]][None])
+    assert prefix["input_ids"].shape[1] == len(family.image_tokens) + 6
+    assert "labels" not in prefix
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused_configurations_build_exactly_when_they_say_so(name):
+    refused = REFUSED[name]
+    if refused.is_vlm:
+        assert AutoModelForImageTextToText.from_config(refused.config())
+    else:
+        with pytest.raises(ValueError, match="Unrecognized configuration class"):
+            AutoModelForImageTextToText.from_config(refused.config())
