@@ -65,9 +65,7 @@ class TimeCondition:
     modulations: list[torch.Tensor | None]
 
     def row(self, i: int) -> "TimeCondition":
-        return TimeCondition(
-            self.embedding[i : i + 1], [None if m is None else m[i : i + 1] for m in self.modulations]
-        )
+        return TimeCondition(self.embedding[i : i + 1], [None if m is None else m[i : i + 1] for m in self.modulations])
 
 
 class ExpertRMSNorm(nn.Module):
@@ -89,9 +87,7 @@ class ExpertRMSNorm(nn.Module):
     def modulation(self, condition: torch.Tensor | None) -> torch.Tensor | None:
         return None if self.dense is None else self.dense(condition)[:, None]  # (M, 1, 3W)
 
-    def forward(
-        self, x: torch.Tensor, modulation: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def forward(self, x: torch.Tensor, modulation: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
         normed = x.float()
         normed = normed * torch.rsqrt(normed.square().mean(-1, keepdim=True) + self.eps)
         if modulation is None:
@@ -112,7 +108,7 @@ class ExpertAttention(nn.Module):
         self.num_heads = config.num_attention_heads or kv_layer["num_attention_heads"]
         self.num_key_value_heads = kv_layer["num_key_value_heads"]
         self.key_dim, self.value_dim = kv_layer["key_dim"], kv_layer["value_dim"]
-        self.rope, self.inv_freq = kv_layer["rope"], kv_layer["inv_freq"]
+        self.rope, self.rope_start, self.inv_freq = kv_layer["rope"], kv_layer["rope_start"], kv_layer["inv_freq"]
         width = config.hidden_size
         self.q_proj = nn.Linear(width, self.num_heads * self.key_dim, bias=False)
         self.k_proj = nn.Linear(width, self.num_key_value_heads * self.key_dim, bias=False)
@@ -128,8 +124,8 @@ class ExpertAttention(nn.Module):
         value = self.v_proj(x).view(batch, length, self.num_key_value_heads, self.value_dim).transpose(1, 2)
         if self.rope is not None:
             cos, sin = geometry.rotary[self.inv_freq]
-            query = apply_rope(query, cos, sin, self.rope)
-            key = apply_rope(key, cos, sin, self.rope)
+            query = apply_rope(query, cos, sin, self.rope, self.rope_start)
+            key = apply_rope(key, cos, sin, self.rope, self.rope_start)
         attended = F.scaled_dot_product_attention(
             query,
             torch.cat([prefix_key.to(key), key], dim=2),  # (M, Hkv, P + T, Dk); `.to`: device and dtype

@@ -118,8 +118,8 @@ def probe_backbone(vlm_config: PreTrainedConfig) -> list[dict]:
 
     Returns:
         For each attention layer: `layer` (its `layer_idx`), `num_attention_heads`, `num_key_value_heads`, `key_dim`,
-        `value_dim`, `rope` ("half", "interleaved" or None), and `inv_freq` (the
-        dotted name of the buffer with the frequencies inside the text decoder; None without rotary embedding).
+        `value_dim`, `rope` ("half", "interleaved" or None: no rotary embedding), `rope_start` (first rotary value of
+        a head) and `inv_freq` (dotted name of the buffer with the frequencies inside the text decoder).
 
     Raises:
         UnsupportedBackboneError: cross-attention or encoder-decoder models, models without rotary embedding, or
@@ -170,7 +170,6 @@ def probe_backbone(vlm_config: PreTrainedConfig) -> list[dict]:
     frequencies = {n: b for n, b in decoder.named_buffers() if "inv_freq" in n}
     kv_layers = []
     for layer, (key, value) in sorted(recorder.key_values.items()):
-        rope, buffer = _recognise_rope(name, layer, key[:, :, 0].double(), frequencies)
         kv_layers.append(
             {
                 "layer": layer,
@@ -178,8 +177,7 @@ def probe_backbone(vlm_config: PreTrainedConfig) -> list[dict]:
                 "num_key_value_heads": key.shape[1],
                 "key_dim": key.shape[-1],
                 "value_dim": value.shape[-1],
-                "rope": rope,
-                "inv_freq": buffer,
+                **_recognise_rope(name, layer, key[:, :, 0].double(), frequencies),
             }
         )
     if all(layer["rope"] is None for layer in kv_layers):
@@ -220,18 +218,19 @@ def _rank_one_linear(module: nn.Linear, x: torch.Tensor) -> torch.Tensor:
     return y if module.bias is None else y + module.bias
 
 
-def _recognise_rope(name: str, layer: int, key: torch.Tensor, frequencies: dict) -> tuple[str | None, str | None]:
-    """Which rotary style and frequencies turn the key at position 0 into the key at position 1; `key` is (2, H, D)."""
+def _recognise_rope(name: str, layer: int, key: torch.Tensor, frequencies: dict[str, torch.Tensor]) -> dict:
+    """Which rotary embedding turns the key at position 0 into the key at position 1; `key` is (2, H, D)."""
     if torch.equal(key[0], key[1]):
-        return None, None
+        return {"rope": None, "rope_start": 0, "inv_freq": None}
     for buffer, inv_freq in frequencies.items():
-        if 2 * inv_freq.shape[-1] > key.shape[-1]:
-            continue
-        angles = inv_freq.double()
-        for style in ("half", "interleaved"):
-            rotated = apply_rope(key[0], angles.cos(), angles.sin(), style)
-            if torch.allclose(rotated, key[1], rtol=1e-4, atol=1e-4 * key.abs().max()):
-                return style, buffer
+        angles, free = inv_freq.double(), key.shape[-1] - 2 * inv_freq.shape[-1]
+        for start in sorted({0, free}):
+            for style in ("half", "interleaved"):
+                if free < 0:
+                    continue
+                rotated = apply_rope(key[0], angles.cos(), angles.sin(), style, start)
+                if torch.allclose(rotated, key[1], rtol=1e-4, atol=1e-4 * key.abs().max()):
+                    return {"rope": style, "rope_start": start, "inv_freq": buffer}
     raise UnsupportedBackboneError(
         f"'{name}', layer {layer}: its rotary position embedding is none that the expert can follow "
         f"(tried pairs from two halves and interleaved pairs with the frequencies {sorted(frequencies)})."
@@ -239,23 +238,23 @@ def _recognise_rope(name: str, layer: int, key: torch.Tensor, frequencies: dict)
 
 
 # -------------------------------------------------------------------------------------------------------- rotary
-def apply_rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, style: str) -> torch.Tensor:
-    """Rotate the first 2·R values of every head and pass the rest.
+def apply_rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, style: str, start: int = 0) -> torch.Tensor:
+    """Rotate the 2·R values of every head that begin at `start`, and pass the rest.
 
     Args:
         x: (..., D).
         cos, sin: (..., R), broadcast against `x`; one angle for each pair.
         style: "half" pairs value i with i + R (GPT-NeoX, Llama); "interleaved" pairs 2i with 2i + 1 (GPT-J).
+        start: 0, or D - 2·R where the rotary part comes last (multi-head latent attention).
     """
-    size = 2 * cos.shape[-1]
-    rotary, rest = x[..., :size], x[..., size:]
+    before, rotary, after = x.tensor_split((start, start + 2 * cos.shape[-1]), dim=-1)
     if style == "half":
         a, b = rotary.chunk(2, dim=-1)
         rotated = torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
     else:
         a, b = rotary[..., 0::2], rotary[..., 1::2]
         rotated = torch.stack([a * cos - b * sin, b * cos + a * sin], dim=-1).flatten(-2)
-    return torch.cat([rotated, rest], dim=-1).to(x.dtype)
+    return torch.cat([before, rotated, after], dim=-1).to(x.dtype)
 
 
 @contextmanager

@@ -19,7 +19,13 @@ from .knowledge_insulation import insulate
 # Arguments of `forward` that are ours; everything else is the VLM's.
 _EXPERT_INPUTS = ("expert_attention_mask", "actions", "action_mask", "state", "noise", "timestep")
 _HUB_ARGUMENTS = (
-    "cache_dir force_download local_files_only token revision subfolder trust_remote_code code_revision".split()
+    "cache_dir",
+    "force_download",
+    "local_files_only",
+    "token",
+    "revision",
+    "subfolder",
+    "trust_remote_code",
 )
 
 
@@ -212,7 +218,9 @@ class KIVLAForActionPrediction(KIVLAPreTrainedModel):
             token_loss = next_token_loss(logits, targets, num_supervised_tokens)
             loss = token_loss
         if learns_actions:
-            velocity, flow_loss = self._flow(prefix, actions, action_mask, state, noise, timestep, num_supervised_actions)
+            velocity, flow_loss = self._flow(
+                prefix, actions, action_mask, state, noise, timestep, num_supervised_actions
+            )
             weighted = self.config.flow_loss_weight * flow_loss
             loss = weighted if loss is None else loss + weighted.to(loss.device)
         return KIVLAOutput(loss=loss, token_loss=token_loss, flow_loss=flow_loss, logits=logits, velocity=velocity)
@@ -236,8 +244,8 @@ class KIVLAForActionPrediction(KIVLAPreTrainedModel):
             noise = torch.randn_like(actions)
         if noise.shape != actions.shape or timestep.shape != actions.shape[:1]:
             raise ValueError(
-                f"`noise` and `timestep` must be {tuple(actions.shape)} and {tuple(actions.shape[:1])} (num_flow_samples "
-                f"= {n} draws for each example), got {tuple(noise.shape)} and {tuple(timestep.shape)}."
+                f"`noise` and `timestep` must be {tuple(actions.shape)} and {tuple(actions.shape[:1])} ("
+                f"num_flow_samples = {n} draws for each example), got {tuple(noise.shape)} and {tuple(timestep.shape)}."
             )
         noise = noise.float() * action_mask.any(1, keepdim=True)
         noisy = interpolate(actions, noise, timestep.float())
@@ -321,7 +329,9 @@ class KIVLAForActionPrediction(KIVLAPreTrainedModel):
         if noise is None:
             noise = torch.randn(shape, generator=generator, device=device)
         if noise.shape != shape:
-            raise ValueError(f"`noise` must be (batch, chunk_size, max_action_dim) = {shape}, got {tuple(noise.shape)}.")
+            raise ValueError(
+                f"`noise` must be (batch, chunk_size, max_action_dim) = {shape}, got {tuple(noise.shape)}."
+            )
         real = torch.ones(shape, dtype=torch.bool, device=device) if action_mask is None else action_mask
         real = real.any(1, keepdim=True)  # (B, 1, D)
 
@@ -374,8 +384,8 @@ class KIVLAForActionPrediction(KIVLAPreTrainedModel):
         if expert_attention_mask is None or expert_attention_mask.shape != input_ids.shape:
             given = "none" if expert_attention_mask is None else tuple(expert_attention_mask.shape)
             raise ValueError(
-                f"`expert_attention_mask` must be (batch, sequence) = {tuple(input_ids.shape)}, got {given}: True where "
-                "the expert may read, False on padding and action tokens. KIVLAProcessor makes it."
+                f"`expert_attention_mask` must be (batch, sequence) = {tuple(input_ids.shape)}, got {given}: True "
+                "where the expert may read, False on padding and action tokens. KIVLAProcessor makes it."
             )
         if not expert_attention_mask.any(1).all():
             raise ValueError("`expert_attention_mask` hides the whole prompt of an example from the expert.")
@@ -383,7 +393,7 @@ class KIVLAForActionPrediction(KIVLAPreTrainedModel):
         if getattr(text_config, "use_bidirectional_attention", None) is True and "token_type_ids" not in vlm_inputs:
             raise ValueError(
                 f"'{self.config.vlm_config.model_type}' attends in both directions over its prompt and needs "
-                "`token_type_ids` (0 on image and prompt, 1 on the tokens to be learned): without them the answer would "
+                "`token_type_ids` (0 on image and prompt, 1 on the tokens to learn): without them the answer would "
                 "leak into the prompt. KIVLAProcessor makes them."
             )
 
@@ -400,7 +410,7 @@ def _supervised_tokens(labels: torch.Tensor | None) -> tuple[torch.Tensor, torch
 def next_token_loss(
     logits: torch.Tensor, targets: torch.Tensor, num_supervised: torch.Tensor | float | None = None
 ) -> torch.Tensor:
-    """Cross-entropy in float32 of logits (n, vocabulary) and tokens (n,), summed and divided by `num_supervised` or n."""
+    """Cross-entropy in float32 of logits (n, vocabulary) and tokens (n,): sum over `num_supervised`, or mean."""
     total = F.cross_entropy(logits.float(), targets.to(logits.device), reduction="sum")
     return total / (len(targets) if num_supervised is None else num_supervised)
 
