@@ -344,9 +344,7 @@ class FASTActionTokenizer(ActionTokenizer):
         processor_class = "UniversalActionProcessor"
         config = {
             "action_dim": None,
-            "auto_map": {
-                "AutoProcessor": f"physical-intelligence/fast--processing_action_tokenizer.{processor_class}"
-            },
+            "auto_map": {"AutoProcessor": f"physical-intelligence/fast--processing_action_tokenizer.{processor_class}"},
             "min_token": self.min_token,
             "processor_class": processor_class,
             "scale": self.scale,
@@ -354,7 +352,7 @@ class FASTActionTokenizer(ActionTokenizer):
             "vocab_size": self.vocab_size,
         }
         tokenizer_config = {
-            "clean_up_tokenization_spaces": False,  # or the published class would delete coefficients
+            "clean_up_tokenization_spaces": False,  # or transformers 4 would delete coefficients
             "processor_class": processor_class,
             "tokenizer_class": "PreTrainedTokenizerFast",
         }

@@ -6,16 +6,17 @@ import random
 
 import numpy as np
 import pytest
+from scipy.fft import dct, idct
+from tokenizers import ByteLevelBPETokenizer
+from tokenizers.trainers import BpeTrainer
+from transformers import PreTrainedTokenizerFast
+
 from kivla.processing import (
     ActionDecodingFailure,
     BinningActionTokenizer,
     FASTActionTokenizer,
     load_action_tokenizer,
 )
-from scipy.fft import dct, idct
-from tokenizers import ByteLevelBPETokenizer
-from tokenizers.trainers import BpeTrainer
-from transformers import PreTrainedTokenizerFast
 
 H, D = 12, 3
 
@@ -100,9 +101,7 @@ def tokenizer(request, fast, published_folder):
 
 
 def test_roundtrip_stays_within_the_stated_bounds(tokenizer):
-    chunks = (
-        np.clip(smooth_chunks(300), -1, 1) if isinstance(tokenizer, BinningActionTokenizer) else smooth_chunks(300)
-    )
+    chunks = np.clip(smooth_chunks(300), -1, 1) if isinstance(tokenizer, BinningActionTokenizer) else smooth_chunks(300)
     tokens = tokenizer(chunks)
     decoded = tokenizer.decode(tokens, chunk_size=H, action_dim=D)
     assert tokenizer.num_clipped == 0
@@ -327,15 +326,27 @@ def test_published_files_give_the_published_codes_and_chunks(published_folder):
     np.testing.assert_allclose(decoded, expected, atol=1e-6)
 
 
-def test_fitted_files_are_read_alike_by_the_published_way(fast, tmp_path):
+def test_fitted_files_are_read_alike_by_the_published_way(tmp_path):
+    rows = np.random.default_rng(0).integers(0, 130, (300, H, D))
+    rows[0, 0, :2] = 0, 129
+    rows[1:, 5, 0], rows[1:, 5, 1] = ord(" "), ord(".")  # what tokenizers of text like to tidy up
+    chunks = from_coefficients(rows)
+    fast = FASTActionTokenizer.fit(chunks, vocab_size=300)
     fast.save_pretrained(tmp_path)
     names = ["processor_config.json", "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json"]
     assert sorted(os.listdir(tmp_path)) == names
-    chunks = smooth_chunks(300)
+    assert PreTrainedTokenizerFast.from_pretrained(tmp_path).clean_up_tokenization_spaces is False
     tokens = fast.encode(chunks)
     assert published_encode(tmp_path, chunks) == tokens
     expected = [published_decode(tmp_path, codes) for codes in tokens]
-    np.testing.assert_allclose(fast.decode(tokens, H, D), expected, atol=1e-6)
+    np.testing.assert_allclose(fast.decode(tokens, H, D), expected, atol=1e-5)
+
+
+def test_published_vocabularies_may_be_larger_than_their_config_says(tmp_path):
+    published_fit(smooth_chunks(50), tmp_path, vocab_size=60)
+    fast = FASTActionTokenizer.from_pretrained(tmp_path)
+    assert max(code for codes in fast.encode(smooth_chunks(50)) for code in codes) >= 60
+    assert fast.vocab_size == len(fast.tokenizer.get_vocab())
 
 
 def test_coefficients_that_published_files_lose_are_counted_not_dropped(tmp_path):
