@@ -17,9 +17,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoModel,
+    AutoModelForImageTextToText,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.gemma3n.configuration_gemma3n import Gemma3nVisionConfig
+from transformers.models.timm_wrapper.configuration_timm_wrapper import TimmWrapperConfig
 
 PAD_ID = 0
 TEXT_IDS = range(10, 200)
@@ -110,9 +118,7 @@ def make_example(
 def drop_suffix(example: dict[str, Tensor]) -> dict[str, Tensor]:
     """The example as it is at inference: the suffix cut off, no labels. For one example without padding."""
     prefix_length = int(example["expert_attention_mask"].sum())
-    cut = {
-        name: tensor[:, :prefix_length] if name in PER_TOKEN_PADDING else tensor for name, tensor in example.items()
-    }
+    cut = {name: tensor[:, :prefix_length] if name in PER_TOKEN_PADDING else tensor for name, tensor in example.items()}
     del cut["labels"]
     return cut
 
@@ -224,13 +230,13 @@ def gemma_patches(generator: torch.Generator) -> dict[str, Tensor]:
     }
 
 
-class TinyConvTower(PreTrainedModel):
-    """Stands in for the `timm` vision tower of Gemma 3n: timm needs torchvision, which these tests do without."""
+class TinyMapTower(PreTrainedModel):
+    """Stands in for `timm` vision towers, which need torchvision: one convolution, giving a map (N, C, H, W)."""
 
     config_class = Gemma3nVisionConfig
     main_input_name = "pixel_values"
 
-    def __init__(self, config: Gemma3nVisionConfig):
+    def __init__(self, config: PreTrainedConfig):
         super().__init__(config)
         self.conv = nn.Conv2d(3, config.hidden_size, kernel_size=4, stride=4)
         self.post_init()
@@ -239,7 +245,20 @@ class TinyConvTower(PreTrainedModel):
         return BaseModelOutputWithPooling(last_hidden_state=self.conv(pixel_values))
 
 
-AutoModel.register(Gemma3nVisionConfig, TinyConvTower, exist_ok=True)
+class TinyTokenTower(TinyMapTower):
+    """The same, giving tokens (N, H * W, C)."""
+
+    config_class = TimmWrapperConfig
+
+    def forward(self, pixel_values: Tensor, **kwargs) -> BaseModelOutputWithPooling:
+        return BaseModelOutputWithPooling(last_hidden_state=self.conv(pixel_values).flatten(2).transpose(1, 2))
+
+
+# `AutoModel.register` would do, were it not that some releases pass over configurations of transformers itself
+AutoModel._model_mapping._extra_content |= {
+    Gemma3nVisionConfig: TinyMapTower,
+    TimmWrapperConfig: TinyTokenTower,
+}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -480,9 +499,7 @@ _ALL = [
         "qwen3_vl",
         {
             "model_type": "qwen3_vl",
-            "text_config": text(
-                "qwen3_vl_text", head_dim=16, rope_parameters=mrope([4, 2, 2], mrope_interleaved=True)
-            ),
+            "text_config": text("qwen3_vl_text", head_dim=16, rope_parameters=mrope([4, 2, 2], mrope_interleaved=True)),
             "vision_config": qwen_vision(
                 "qwen3_vl_vision", num_position_embeddings=16, deepstack_visual_indexes=[0, 1]
             ),
@@ -643,7 +660,7 @@ _ALL = [
         {
             "model_type": "perception_lm",
             "text_config": text("llama"),
-            "vision_config": vision("siglip_vision_model", vision_use_head=False, model_args={"embed_dim": 16}),
+            "vision_config": {"hidden_size": 16, "model_args": {"embed_dim": 16}, "initializer_range": 0.2},
             "vision_use_cls_token": False,
             "image_token_id": IMAGE_ID,
             "video_token_id": VIDEO_ID,
@@ -909,7 +926,9 @@ _ALL = [
             "model_type": "ernie4_5_vl_moe",
             "text_config": text(
                 "ernie4_5_vl_moe_text",
-                rope_parameters=mrope([1, 1, 2]),
+                num_attention_heads=2,
+                num_key_value_heads=1,
+                rope_parameters=mrope([3, 3, 2]),  # `inv_freq` holds the frequencies in another order than they act
                 moe_intermediate_size=[16, 16],
                 moe_num_experts=4,
                 moe_k=2,
@@ -1032,7 +1051,8 @@ _ALL = [
     ),
 ]
 
-FAMILIES: dict[str, Family] = {family.name: family for family in _ALL}
+# an older transformers has fewer families
+FAMILIES = {family.name: family for family in _ALL if family.settings["model_type"] in CONFIG_MAPPING}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
