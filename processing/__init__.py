@@ -15,6 +15,7 @@ from .normalization import (
     statistics_from_json,
     statistics_to_json,
 )
+from .processing_kivla import KIVLAProcessor
 
 __all__ = [
     "ACTION_TOKENIZERS",
@@ -24,6 +25,7 @@ __all__ = [
     "ActionTokenizer",
     "BinningActionTokenizer",
     "FASTActionTokenizer",
+    "KIVLAProcessor",
     "Normalizer",
     "compute_statistics",
     "discretize_state",
