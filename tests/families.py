@@ -6,6 +6,7 @@ build the model and how one image reaches it; the functions below make examples 
     family = FAMILIES["qwen3_vl"]
     model = build_model(family)
     batch = collate(family, [make_example(family, num_images=2), make_example(family, num_images=1, text_length=3)])
+    mask = batch.pop("expert_attention_mask")  # for the action expert; the VLM has no such argument
     logits = model(**batch).logits
 
 All models share one vocabulary: 0 is padding, `TEXT_IDS` are ordinary words, and the ids from 200 up are special.
@@ -165,7 +166,7 @@ def _pad(tensor: Tensor, dim: int, size: int, value: float, side: str) -> Tensor
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What one image looks like. Every function returns the function that draws the tensors of one image.
+# What one image looks like: functions that draw its tensors, or that return such a function
 # ---------------------------------------------------------------------------------------------------------------------
 
 
