@@ -312,7 +312,7 @@ class LeRobotDataset(torch.utils.data.Dataset):
         from .video import VideoReadError, VideoReaders, check_video_file  # PyAV is an optional dependency
 
         for camera in cameras:
-            for path in dict.fromkeys(self._metadata.video_path(camera, position) for position in self._positions):
+            for path in dict.fromkeys(self._metadata.video(camera, position)[0] for position in self._positions):
                 if not path.is_file():
                     raise FileNotFoundError(
                         f"{self.name}: the video {path} of camera {camera!r} is missing. Download or copy it "
@@ -331,13 +331,9 @@ class LeRobotDataset(torch.utils.data.Dataset):
             return _decode_image(rows[camera][0].as_py(), where)
         from .video import VideoReadError
 
-        position = self._positions[selected]
+        path, start = self._metadata.video(camera, self._positions[selected])
         try:
-            return self._videos.read(
-                self._metadata.video_path(camera, position),
-                self._metadata.video_start(camera, position) + frame["timestamp"],
-                self.fps,
-            )
+            return self._videos.read(path, start + frame["timestamp"], self.fps)
         except VideoReadError as error:
             raise ValueError(f"{where}: {error}") from error
 

@@ -63,21 +63,21 @@ class LeRobotMetadata:
                 )
         if len(np.unique(metadata.episode_indices)) != len(metadata.episode_indices):
             raise ValueError(f"{root}: the episode table lists an episode more than once.")
+        if (metadata.episode_lengths < 1).any():
+            empty = metadata.episode_indices[np.argmin(metadata.episode_lengths)]
+            raise ValueError(f"{root}: episode {empty} has no frames. Remove it from the dataset.")
         return metadata
 
     def data_path(self, position: int) -> Path:
         """The parquet file that holds an episode's rows."""
         return self._path("data_path", **self._file_of("data", position))
 
-    def video_path(self, camera: str, position: int) -> Path:
-        """The video file that holds an episode's frames of a camera."""
-        return self._path("video_path", video_key=camera, **self._file_of(f"videos/{camera}", position))
-
-    def video_start(self, camera: str, position: int) -> float:
-        """Where in its video file an episode starts, in seconds."""
+    def video(self, camera: str, position: int) -> tuple[Path, float]:
+        """The video file that holds an episode's frames of a camera, and where in it they start, in seconds."""
+        path = self._path("video_path", video_key=camera, **self._file_of(f"videos/{camera}", position))
         if self.info["codebase_version"] == "v2.1":
-            return 0.0
-        return float(self._placed(f"videos/{camera}/from_timestamp")[position])
+            return path, 0.0
+        return path, float(self._placed(f"videos/{camera}/from_timestamp")[position])
 
     def statistics(self) -> dict[str, dict[str, np.ndarray]] | None:
         """`meta/stats.json` for state and actions, as float64 (D,); None without that file (v2.1 has none)."""
@@ -178,7 +178,10 @@ def _read_tables_v30(root: Path, info: dict) -> tuple[dict, np.ndarray, np.ndarr
     if not files:
         raise FileNotFoundError(f"{root} has no meta/episodes/*/*.parquet. Download or copy the dataset again.")
     episodes = pa.concat_tables([_read_episodes(file) for file in files], promote_options="permissive")
-    _need_columns(episodes, ("episode_index", "length"), root / "meta" / "episodes")
+    if incomplete := [name for name in episodes.column_names if episodes[name].null_count]:
+        raise ValueError(
+            f"{root}: meta/episodes has empty fields in {', '.join(incomplete)}. Export the dataset again."
+        )
     arrays = {name: episodes[name].to_numpy() for name in episodes.column_names}
     return (
         dict(zip(tasks["task_index"].to_pylist(), tasks[text_column].to_pylist(), strict=True)),
@@ -189,10 +192,12 @@ def _read_tables_v30(root: Path, info: dict) -> tuple[dict, np.ndarray, np.ndarr
 
 
 def _read_episodes(path: Path) -> pa.Table:
-    """An episode table without its statistics, which are by far most of its columns, and its task texts."""
+    """The columns of an episode table that are needed; statistics are by far most of the others."""
     with open_parquet(path) as file:
-        names = file.schema_arrow.names
-        return file.read(columns=[name for name in names if name != "tasks" and not name.startswith("stats/")])
+        names = [name for name in file.schema_arrow.names if name.startswith(("data/", "videos/"))]
+        table = file.read(columns=["episode_index", "length", *names])
+    _need_columns(table, ("episode_index", "length"), path)
+    return table
 
 
 def _need_columns(table: pa.Table, columns: tuple[str, ...], where: Path) -> None:

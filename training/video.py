@@ -15,6 +15,7 @@ import numpy as np
 
 try:
     import av
+    from av.video.reformatter import VideoReformatter
 except ImportError as error:
     raise ImportError("Reading video needs PyAV. Install it with `pip install 'kivla[video]'`.") from error
 
@@ -65,9 +66,11 @@ class VideoReader:
             self._stream = self._container.streams.video[0]
         except (av.FFmpegError, IndexError) as error:
             raise VideoReadError(f"{path} cannot be opened as a video: {error}") from error
-        # Parallelism comes from data-loader workers. Decoder threads would compete with them, would make every
-        # jump dearer (they decode ahead), and would not survive a fork.
+        # One thread, here and in `read`: parallelism comes from data-loader workers. More threads would compete with
+        # them, would make every jump dearer (they decode ahead), and a forked worker would wait for them for ever.
         self._stream.codec_context.thread_count = 1
+        self._reformatter = VideoReformatter()  # reused, because setting one up costs more than converting a frame
+        self._time_base = float(self._stream.time_base)
         self._first_pts = self._stream.start_time or 0
         self._time = -np.inf  # of the frame decoded last; nothing yet
 
@@ -94,7 +97,7 @@ class VideoReader:
             )
         if self._frame.is_corrupt:
             raise VideoReadError(f"{self._path} is damaged at {timestamp:.4f} s. Download or copy it again.")
-        return self._frame.to_ndarray(format="rgb24")
+        return self._reformatter.reformat(self._frame, format="rgb24", threads=1).to_ndarray()
 
     def close(self) -> None:
         self._container.close()
@@ -104,7 +107,7 @@ class VideoReader:
         step_back = self._frame_duration
         while True:
             start = max(timestamp - step_back, 0.0)
-            self._container.seek(self._first_pts + int(start / self._stream.time_base), stream=self._stream)
+            self._container.seek(self._first_pts + int(start / self._time_base), stream=self._stream)
             self._frames: Iterator[av.VideoFrame] = self._container.decode(self._stream)
             self._advance(timestamp)
             # In open groups of pictures a key frame is stored before frames that are shown earlier, and those cannot
@@ -118,7 +121,7 @@ class VideoReader:
         if self._frame is None:
             self._time = -np.inf
             raise VideoReadError(f"{self._path} ends before {timestamp:.4f} s")
-        self._time = float((self._frame.pts - self._first_pts) * self._stream.time_base)
+        self._time = (self._frame.pts - self._first_pts) * self._time_base
 
 
 class VideoReaders:

@@ -1,0 +1,33 @@
+"""Arguments of a KIVLA training run: `TrainingArguments` with what the two losses need."""
+
+from dataclasses import dataclass, field
+
+from transformers import TrainingArguments
+
+
+@dataclass
+class KIVLATrainingArguments(TrainingArguments):
+    r"""
+    As [`~transformers.TrainingArguments`]; `learning_rate` is the backbone's.
+
+    Args:
+        expert_learning_rate (`float`, *optional*): learning rate of the action expert, which starts from random weights
+            and usually wants a larger one; the backbone's if None.
+        sample_in_eval (`bool`, defaults to `True`): let `evaluate()` sample action chunks and report their error in robot
+            units; otherwise it reports losses only.
+        eval_num_steps (`int`, *optional*): Euler steps for those chunks; the model's `num_inference_steps` if None.
+        remove_unused_columns (`bool`, defaults to `False`): examples are dicts of images, text, state and actions.
+    """
+
+    expert_learning_rate: float | None = field(
+        default=None, metadata={"help": "Learning rate of the action expert; the backbone's if not given."}
+    )
+    sample_in_eval: bool = field(
+        default=True, metadata={"help": "Sample action chunks in evaluation and report their error in robot units."}
+    )
+    eval_num_steps: int | None = field(
+        default=None, metadata={"help": "Euler steps in evaluation; the model's num_inference_steps if not given."}
+    )
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "Keep False: examples are dicts of images, text, state and actions."}
+    )

@@ -1,0 +1,33 @@
+"""Examples of any kind -> one batch."""
+
+from collections.abc import Mapping, Sequence
+
+from transformers import BatchFeature
+
+from ..processing import KIVLAProcessor
+
+_KEYS = ("images", "text", "state", "actions", "response", "action_is_pad")
+
+
+class KIVLACollator:
+    """Calls the processor on a list of examples; the kinds may be mixed.
+
+    An example is a dict with `images` and `text`, and any of `state`, `actions` (with `action_is_pad`) and `response`:
+    language-and-action data has actions, action-only data has actions and an empty or generic text, VLM data has a
+    response and no actions. Other keys (`episode_index`, ...) are left out of the batch.
+
+    Args:
+        processor: the policy's processor.
+    """
+
+    def __init__(self, processor: KIVLAProcessor):
+        self.processor = processor
+
+    def __call__(self, examples: Sequence[Mapping]) -> BatchFeature:
+        for i, example in enumerate(examples):
+            if "text" not in example:
+                raise ValueError(
+                    f"Example {i} of this batch has no `text`; it has {sorted(example)}. An example needs `images` and "
+                    "`text`, and `actions` or `response` to learn from (action-only data: text = '')."
+                )
+        return self.processor(**{key: [example.get(key) for example in examples] for key in _KEYS})

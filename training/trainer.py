@@ -1,0 +1,247 @@
+"""KIVLATrainer: the library's Trainer with the combined loss, its metrics, and evaluation in robot units."""
+
+from collections import defaultdict
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_utils import EvalLoopOutput
+
+from ..modeling_kivla import KIVLAForActionPrediction
+from ..processing import KIVLAProcessor
+from .collator import KIVLACollator
+from .metrics import action_error_sums, token_sums
+
+
+class KIVLATrainer(Trainer):
+    r"""
+    Fine-tunes a KIVLA model: `loss = token_loss + flow_loss_weight · flow_loss`.
+
+    Both terms are means over supervised positions of the *whole* optimiser step, across devices and accumulation steps,
+    so that splitting a batch does not change its gradient. The log has `token_loss`, `flow_loss`, `token_accuracy`,
+    `action_token_accuracy` and the gradient norms of both parts (before clipping); `evaluate()` also samples chunks and
+    reports their error in robot units next to that of always predicting the mean action.
+
+    Args:
+        processing_class ([`KIVLAProcessor`]): makes the batches, and is saved with every checkpoint. If the model's
+            vocabulary is too small for its action tokens, the model is enlarged.
+        *args, **kwargs: as for [`~transformers.Trainer`]. `data_collator` is a [`KIVLACollator`] by default.
+
+    Raises:
+        ValueError: processor and model disagree on a size; the message says which.
+    """
+
+    _tag_names = ("kivla", "robotics", "vision-language-action", "knowledge-insulation")
+    # The losses are divided by the counts of the whole optimiser step.
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self, model: KIVLAForActionPrediction, *args, processing_class: KIVLAProcessor, data_collator=None, **kwargs
+    ):
+        _check_agreement(model, processing_class)
+        rows = model.get_input_embeddings().weight.shape[0]
+        if rows < processing_class.vocab_size:
+            model.resize_token_embeddings(processing_class.vocab_size, pad_to_multiple_of=64)
+        if data_collator is None:
+            data_collator = KIVLACollator(processing_class)
+        super().__init__(model, *args, processing_class=processing_class, data_collator=data_collator, **kwargs)
+        self.model_accepts_loss_kwargs = True
+        self._action_token_ids = torch.as_tensor(processing_class.action_token_ids)
+        self._sums: dict[str, torch.Tensor] = {}
+        self._gradient_norms: dict[str, torch.Tensor] = {}
+        self.add_callback(_SeedByRank())
+
+    # ------------------------------------------------------------------------------------------------- training
+    def create_optimizer(self, *args, **kwargs) -> torch.optim.Optimizer:
+        """The library's optimiser, each parameter group split into backbone and expert with its own learning rate."""
+        is_new = self.optimizer is None
+        optimizer = super().create_optimizer(*args, **kwargs)
+        if is_new and self.args.expert_learning_rate is not None:
+            expert = {id(p) for name, p in self._named_parameters() if _is_expert(name)}
+            groups = []
+            for group in optimizer.param_groups:
+                for is_expert in (False, True):
+                    parameters = [p for p in group["params"] if (id(p) in expert) == is_expert]
+                    lr = self.args.expert_learning_rate if is_expert else group["lr"]
+                    if parameters:
+                        groups.append({**group, "params": parameters, "lr": lr})
+            optimizer.param_groups[:] = groups
+        return optimizer
+
+    def _named_parameters(self):
+        return self.accelerator.unwrap_model(self.model).named_parameters()
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | None:
+        """(2,): supervised tokens and real action values in this optimiser step, over all devices."""
+        if not batch_samples:
+            return None
+        counts = torch.zeros(2, device=device)
+        for batch in batch_samples:
+            counts += torch.stack(_supervised_counts(batch)).to(counts)
+        return self.accelerator.reduce(counts, reduction="sum")
+
+    def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
+        tokens, actions = _supervised_counts(inputs) if num_items_in_batch is None else num_items_in_batch
+        outputs = model(**inputs, num_supervised_tokens=tokens, num_supervised_actions=actions)
+        # Data-parallel training averages gradients over ranks; the counts above already span them.
+        loss = outputs.loss if num_items_in_batch is None else outputs.loss * self.accelerator.num_processes
+        if model.training:
+            self._count(outputs, inputs, tokens, actions)
+        return (loss, outputs) if return_outputs else loss
+
+    @torch.no_grad()
+    def _count(self, outputs, inputs, tokens, actions):
+        sums = {}
+        if outputs.token_loss is not None:
+            sums.update(token_sums(outputs.logits, inputs["labels"], self._action_token_ids))
+        if outputs.flow_loss is not None:
+            sums["flow_loss"] = outputs.flow_loss.detach() * actions
+            sums["action_values"] = inputs["action_mask"].sum()
+        for name, value in sums.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value.sum()
+
+    def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        is_logged = (self.state.global_step + 1) % self.args.logging_steps == 0 or self.state.global_step == 0
+        if self.accelerator.sync_gradients and is_logged:
+            groups: dict[str, list[torch.Tensor]] = defaultdict(list)
+            for name, parameter in self._named_parameters():
+                if parameter.grad is not None:
+                    groups["expert" if _is_expert(name) else "backbone"].append(parameter.grad)
+            norms = {f"{group}_grad_norm": torch.nn.utils.get_total_norm(grads) for group, grads in groups.items()}
+            self._gradient_norms = norms
+        return loss
+
+    def log(self, logs: dict[str, float], *args, **kwargs) -> None:
+        if "loss" in logs and self._sums:
+            logs.update(self._summary({n: self.accelerator.reduce(v, "sum") for n, v in sorted(self._sums.items())}))
+            logs.update({name: float(norm) for name, norm in self._gradient_norms.items()})
+            self._sums = {}
+        super().log(logs, *args, **kwargs)
+
+    @staticmethod
+    def _summary(sums: dict[str, torch.Tensor]) -> dict[str, float]:
+        summary = {}
+        for name, total, count in (
+            ("token_loss", "token_loss", "tokens"),
+            ("flow_loss", "flow_loss", "action_values"),
+            ("token_accuracy", "correct_tokens", "tokens"),
+            ("action_token_accuracy", "correct_action_tokens", "action_tokens"),
+        ):
+            if count in sums and float(sums[count]) > 0:
+                summary[name] = float(sums[total].sum() / sums[count].sum())
+        return summary
+
+    # ----------------------------------------------------------------------------------------------- evaluation
+    @torch.no_grad()
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """Losses on fixed noise, and errors of sampled chunks in robot units (`sample_in_eval`).
+
+        Metrics: `loss`, `token_loss`, `flow_loss`, `token_accuracy`, `action_token_accuracy`; and over the real values of
+        all chunks `action_mae`, `action_rmse`, `mean_action_mae` (what always predicting the mean action of the training
+        data would give), `times_better_than_mean` = mean_action_mae / action_mae, and `action_mae_0`, ... for each
+        dimension.
+        """
+        model = self.accelerator.unwrap_model(self.model)
+        was_training = model.training
+        model.eval()
+        totals: dict[str, torch.Tensor] = {}
+        num_samples = 0
+        progress = tqdm(dataloader, desc=description, disable=self.args.disable_tqdm or not self.is_world_process_zero())
+        with torch.random.fork_rng():
+            torch.manual_seed(self.args.seed)
+            for batch in progress:
+                batch = self._prepare_inputs(batch)
+                with self.compute_loss_context_manager():
+                    sums = self._evaluation_sums(model, batch)
+                for name, values in sums.items():
+                    gathered = self.accelerator.gather_for_metrics(values).double().sum(0)
+                    totals[name] = totals.get(name, 0.0) + gathered
+                num_samples += len(self.accelerator.gather_for_metrics(batch["input_ids"][:, 0]))
+        model.train(was_training)
+        metrics = self._evaluation_metrics(totals, model.config.flow_loss_weight)
+        return EvalLoopOutput(
+            predictions=None,
+            label_ids=None,
+            metrics={f"{metric_key_prefix}_{name}": value for name, value in metrics.items()},
+            num_samples=num_samples,
+        )
+
+    def _evaluation_sums(self, model: KIVLAForActionPrediction, batch: dict) -> dict[str, torch.Tensor]:
+        """Per-example sums of one batch, every one (B,) or (B, D)."""
+        outputs = model(**batch)
+        labels = batch["labels"]
+        sums = {name: torch.zeros(len(labels), device=labels.device) for name in ("tokens", "action_values", "flow_loss")}
+        if outputs.token_loss is not None:
+            sums.update(token_sums(outputs.logits, labels, self._action_token_ids))
+        if outputs.flow_loss is None:
+            return sums
+        mask = batch["action_mask"]
+        sums["action_values"] = mask.sum((1, 2)).float()
+        sums["flow_loss"] = outputs.flow_loss * sums["action_values"]
+        if self.args.sample_in_eval:
+            processor = self.processing_class
+            observation = {n: v for n, v in batch.items() if n not in ("labels", "actions")}
+            chunk = model.sample_actions(**observation, num_steps=self.args.eval_num_steps)
+            errors = action_error_sums(
+                processor.unnormalize_actions(chunk),
+                processor.unnormalize_actions(batch["actions"]),
+                processor.unnormalize_actions(torch.zeros_like(batch["actions"]))[0, 0]
+                if processor.statistics is None
+                else torch.as_tensor(processor.statistics["actions"]["mean"], device=mask.device, dtype=torch.float32),
+                mask[..., : processor.action_dim],
+            )
+            sums.update(errors)
+        return sums
+
+    def _evaluation_metrics(self, totals: dict[str, torch.Tensor], flow_loss_weight: float) -> dict[str, float]:
+        metrics = self._summary(totals)
+        metrics["loss"] = metrics.get("token_loss", 0.0) + flow_loss_weight * metrics.get("flow_loss", 0.0)
+        if "values" in totals:
+            count = totals["values"]  # (D,)
+            metrics["action_mae"] = float(totals["absolute_error"].sum() / count.sum())
+            metrics["action_rmse"] = float((totals["squared_error"].sum() / count.sum()).sqrt())
+            metrics["mean_action_mae"] = float(totals["baseline_absolute_error"].sum() / count.sum())
+            metrics["mean_action_rmse"] = float((totals["baseline_squared_error"].sum() / count.sum()).sqrt())
+            metrics["times_better_than_mean"] = metrics["mean_action_mae"] / metrics["action_mae"]
+            for i, error in enumerate(totals["absolute_error"] / count):
+                metrics[f"action_mae_{i}"] = float(error)
+        return metrics
+
+
+class _SeedByRank(TrainerCallback):
+    """Ranks must not draw the same noise for different examples. (A resumed run then loads its own random state.)"""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if args.world_size > 1:
+            torch.manual_seed(args.seed + args.process_index)
+
+
+def _is_expert(parameter_name: str) -> bool:
+    return "expert" in parameter_name.split(".")
+
+
+def _supervised_counts(batch: dict) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens that are learned, and action values that are real, in one batch."""
+    tokens = (batch["labels"][:, 1:] != -100).sum() if "labels" in batch else torch.tensor(0)
+    actions = batch["action_mask"].sum() if "actions" in batch else torch.tensor(0)
+    return tokens, actions
+
+
+def _check_agreement(model: nn.Module, processor: KIVLAProcessor) -> None:
+    for name in ("chunk_size", "max_action_dim", "max_state_dim", "state_encoding"):
+        ours, theirs = getattr(model.config, name), getattr(processor, name)
+        if ours != theirs:
+            raise ValueError(
+                f"Model and processor disagree: {name} is {ours!r} in the model's config and {theirs!r} in the processor. "
+                "Make both with the same value."
+            )
