@@ -1,8 +1,10 @@
 """KIVLA turns any Hugging Face vision-language model into a robot policy, with knowledge insulation."""
 
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from transformers.pipelines import PIPELINE_REGISTRY
 
 from .modeling_kivla import (
+    ActionPredictionPipeline,
     KIVLAConfig,
     KIVLAExpertConfig,
     KIVLAForActionPrediction,
@@ -21,9 +23,13 @@ from .training import KIVLACollator, KIVLATrainer, KIVLATrainingArguments, LeRob
 AutoConfig.register("kivla", KIVLAConfig)
 AutoModelForImageTextToText.register(KIVLAConfig, KIVLAForActionPrediction)
 AutoProcessor.register(KIVLAConfig, KIVLAProcessor)
+PIPELINE_REGISTRY.register_pipeline(
+    "action-prediction", pipeline_class=ActionPredictionPipeline, pt_model=AutoModelForImageTextToText
+)
 
 __all__ = [
     "ActionDecodingFailure",
+    "ActionPredictionPipeline",
     "BinningActionTokenizer",
     "FASTActionTokenizer",
     "KIVLACollator",

@@ -1,8 +1,10 @@
 from .backbone_attention import UnsupportedBackboneError, probe_backbone
 from .configuration_kivla import KIVLAConfig, KIVLAExpertConfig
 from .modeling_kivla import KIVLAForActionPrediction, KIVLAOutput
+from .pipeline_kivla import ActionPredictionPipeline
 
 __all__ = [
+    "ActionPredictionPipeline",
     "KIVLAConfig",
     "KIVLAExpertConfig",
     "KIVLAForActionPrediction",

@@ -108,7 +108,8 @@ class ExpertAttention(nn.Module):
         self.num_heads = config.num_attention_heads or kv_layer["num_attention_heads"]
         self.num_key_value_heads = kv_layer["num_key_value_heads"]
         self.key_dim, self.value_dim = kv_layer["key_dim"], kv_layer["value_dim"]
-        self.rope, self.rope_start, self.inv_freq = kv_layer["rope"], kv_layer["rope_start"], kv_layer["inv_freq"]
+        self.rope, self.rope_start = kv_layer["rope"], kv_layer["rope_start"]
+        self.inv_freq, self.rope_order = kv_layer["inv_freq"], kv_layer["rope_order"]
         width = config.hidden_size
         self.q_proj = nn.Linear(width, self.num_heads * self.key_dim, bias=False)
         self.k_proj = nn.Linear(width, self.num_key_value_heads * self.key_dim, bias=False)
@@ -124,6 +125,8 @@ class ExpertAttention(nn.Module):
         value = self.v_proj(x).view(batch, length, self.num_key_value_heads, self.value_dim).transpose(1, 2)
         if self.rope is not None:
             cos, sin = geometry.rotary[self.inv_freq]
+            if self.rope_order is not None:
+                cos, sin = cos[..., self.rope_order], sin[..., self.rope_order]
             query = apply_rope(query, cos, sin, self.rope, self.rope_start)
             key = apply_rope(key, cos, sin, self.rope, self.rope_start)
         attended = F.scaled_dot_product_attention(

@@ -119,7 +119,8 @@ def probe_backbone(vlm_config: PreTrainedConfig) -> list[dict]:
     Returns:
         For each attention layer: `layer` (its `layer_idx`), `num_attention_heads`, `num_key_value_heads`, `key_dim`,
         `value_dim`, `rope` ("half", "interleaved" or None: no rotary embedding), `rope_start` (first rotary value of
-        a head) and `inv_freq` (dotted name of the buffer with the frequencies inside the text decoder).
+        a head), `inv_freq` (dotted name of the buffer with the frequencies inside the text decoder) and `rope_order`
+        (which frequency turns which pair; None if simply in order).
 
     Raises:
         UnsupportedBackboneError: cross-attention or encoder-decoder models, models without rotary embedding, or
@@ -221,20 +222,32 @@ def _rank_one_linear(module: nn.Linear, x: torch.Tensor) -> torch.Tensor:
 def _recognise_rope(name: str, layer: int, key: torch.Tensor, frequencies: dict[str, torch.Tensor]) -> dict:
     """Which rotary embedding turns the key at position 0 into the key at position 1; `key` is (2, H, D)."""
     if torch.equal(key[0], key[1]):
-        return {"rope": None, "rope_start": 0, "inv_freq": None}
+        return {"rope": None, "rope_start": 0, "rope_order": None, "inv_freq": None}
     for buffer, inv_freq in frequencies.items():
-        angles, free = inv_freq.double(), key.shape[-1] - 2 * inv_freq.shape[-1]
-        for start in sorted({0, free}):
+        inv_freq, free = inv_freq.double(), key.shape[-1] - 2 * inv_freq.shape[-1]
+        for start in sorted({0, free}) if free >= 0 else ():
             for style in ("half", "interleaved"):
-                if free < 0:
-                    continue
-                rotated = apply_rope(key[0], angles.cos(), angles.sin(), style, start)
-                if torch.allclose(rotated, key[1], rtol=1e-4, atol=1e-4 * key.abs().max()):
-                    return {"rope": style, "rope_start": start, "inv_freq": buffer}
+                # Some M-RoPE families use the frequencies in another order than the buffer holds them.
+                measured = _rotation_angles(key, len(inv_freq), style, start)
+                sorted_like = (measured[:, None] - inv_freq).abs().argmin(1)
+                for order in (torch.arange(len(inv_freq)), sorted_like):
+                    angles = inv_freq[order]
+                    rotated = apply_rope(key[0], angles.cos(), angles.sin(), style, start)
+                    if torch.allclose(rotated, key[1], rtol=1e-4, atol=1e-4 * key.abs().max()):
+                        order = None if order.equal(torch.arange(len(order))) else order.tolist()
+                        return {"rope": style, "rope_start": start, "rope_order": order, "inv_freq": buffer}
     raise UnsupportedBackboneError(
         f"'{name}', layer {layer}: its rotary position embedding is none that the expert can follow "
         f"(tried pairs from two halves and interleaved pairs with the frequencies {sorted(frequencies)})."
     )
+
+
+def _rotation_angles(key: torch.Tensor, num_pairs: int, style: str, start: int) -> torch.Tensor:
+    """The angle (num_pairs,) by which each pair of values turns between the two keys (2, H, D)."""
+    rotary = key[..., start : start + 2 * num_pairs]
+    pairs = rotary.unflatten(-1, (2, -1) if style == "half" else (-1, 2))
+    a, b = pairs.unbind(-2 if style == "half" else -1)  # each (2, H, num_pairs)
+    return torch.atan2((a[0] * b[1] - b[0] * a[1]).sum(0), (a[0] * a[1] + b[0] * b[1]).sum(0))
 
 
 # -------------------------------------------------------------------------------------------------------- rotary

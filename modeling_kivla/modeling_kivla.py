@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
@@ -154,14 +155,15 @@ class KIVLAForActionPrediction(KIVLAPreTrainedModel):
         self.vlm.set_attn_implementation(attn_implementation, **kwargs)
         record_attention(self.vlm)
 
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict | None = None, **kwargs):
-        if (gradient_checkpointing_kwargs or {}).get("use_reentrant") and self.config.backbone_gradient_scale > 0:
+    def _set_gradient_checkpointing(self, enable=True, gradient_checkpointing_func=checkpoint, **kwargs):
+        options = getattr(gradient_checkpointing_func, "keywords", {})  # the library binds them with functools.partial
+        if enable and options.get("use_reentrant") and self.config.backbone_gradient_scale > 0:
             raise ValueError(
                 "Reentrant gradient checkpointing would silently drop the expert's gradient to the backbone, but "
                 f"backbone_gradient_scale is {self.config.backbone_gradient_scale}. Use "
                 'gradient_checkpointing_kwargs={"use_reentrant": False}, or insulate the backbone (scale 0).'
             )
-        super().gradient_checkpointing_enable(gradient_checkpointing_kwargs, **kwargs)
+        super()._set_gradient_checkpointing(enable, gradient_checkpointing_func, **kwargs)
 
     # ------------------------------------------------------------------------------------------------ forward
     def forward(

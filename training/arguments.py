@@ -11,10 +11,10 @@ class KIVLATrainingArguments(TrainingArguments):
     As [`~transformers.TrainingArguments`]; `learning_rate` is the backbone's.
 
     Args:
-        expert_learning_rate (`float`, *optional*): learning rate of the action expert, which starts from random weights
-            and usually wants a larger one; the backbone's if None.
-        sample_in_eval (`bool`, defaults to `True`): let `evaluate()` sample action chunks and report their error in robot
-            units; otherwise it reports losses only.
+        expert_learning_rate (`float`, *optional*): learning rate of the action expert, which starts from random
+            weights and usually wants a larger one; the backbone's if None.
+        sample_in_eval (`bool`, defaults to `True`): let `evaluate()` sample action chunks and report their error in
+            robot units; otherwise it reports losses only.
         eval_num_steps (`int`, *optional*): Euler steps for those chunks; the model's `num_inference_steps` if None.
         remove_unused_columns (`bool`, defaults to `False`): examples are dicts of images, text, state and actions.
     """

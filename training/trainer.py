@@ -49,6 +49,8 @@ class KIVLATrainer(Trainer):
         super().__init__(model, *args, processing_class=processing_class, data_collator=data_collator, **kwargs)
         self.model_accepts_loss_kwargs = True
         self._action_token_ids = torch.as_tensor(processing_class.action_token_ids)
+        mean = processing_class.statistics["actions"]["mean"] if processing_class.statistics else 0.0
+        self._mean_action = torch.as_tensor(mean, dtype=torch.float32).expand(processing_class.action_dim)
         self._sums: dict[str, torch.Tensor] = {}
         self._gradient_norms: dict[str, torch.Tensor] = {}
         self.add_callback(_SeedByRank())
@@ -146,20 +148,20 @@ class KIVLATrainer(Trainer):
     ) -> EvalLoopOutput:
         """Losses on fixed noise, and errors of sampled chunks in robot units (`sample_in_eval`).
 
-        Metrics: `loss`, `token_loss`, `flow_loss`, `token_accuracy`, `action_token_accuracy`; and over the real values of
-        all chunks `action_mae`, `action_rmse`, `mean_action_mae` (what always predicting the mean action of the training
-        data would give), `times_better_than_mean` = mean_action_mae / action_mae, and `action_mae_0`, ... for each
-        dimension.
+        Metrics: `loss`, `token_loss`, `flow_loss`, `token_accuracy`, `action_token_accuracy`; and over the real values
+        of all chunks `action_mae`, `action_rmse`, `mean_action_mae` and `mean_action_rmse` (what always predicting the
+        mean action of the training data would give), `times_better_than_mean` = mean_action_mae / action_mae, and
+        `action_mae_0`, ... for each dimension.
         """
         model = self.accelerator.unwrap_model(self.model)
         was_training = model.training
         model.eval()
         totals: dict[str, torch.Tensor] = {}
         num_samples = 0
-        progress = tqdm(dataloader, desc=description, disable=self.args.disable_tqdm or not self.is_world_process_zero())
+        quiet = self.args.disable_tqdm or not self.is_world_process_zero()
         with torch.random.fork_rng():
             torch.manual_seed(self.args.seed)
-            for batch in progress:
+            for batch in tqdm(dataloader, desc=description, disable=quiet, leave=False):
                 batch = self._prepare_inputs(batch)
                 with self.compute_loss_context_manager():
                     sums = self._evaluation_sums(model, batch)
@@ -180,7 +182,7 @@ class KIVLATrainer(Trainer):
         """Per-example sums of one batch, every one (B,) or (B, D)."""
         outputs = model(**batch)
         labels = batch["labels"]
-        sums = {name: torch.zeros(len(labels), device=labels.device) for name in ("tokens", "action_values", "flow_loss")}
+        sums = {"action_values": torch.zeros(len(labels), device=labels.device)}
         if outputs.token_loss is not None:
             sums.update(token_sums(outputs.logits, labels, self._action_token_ids))
         if outputs.flow_loss is None:
@@ -195,9 +197,7 @@ class KIVLATrainer(Trainer):
             errors = action_error_sums(
                 processor.unnormalize_actions(chunk),
                 processor.unnormalize_actions(batch["actions"]),
-                processor.unnormalize_actions(torch.zeros_like(batch["actions"]))[0, 0]
-                if processor.statistics is None
-                else torch.as_tensor(processor.statistics["actions"]["mean"], device=mask.device, dtype=torch.float32),
+                self._mean_action.to(mask.device),
                 mask[..., : processor.action_dim],
             )
             sums.update(errors)
@@ -242,6 +242,6 @@ def _check_agreement(model: nn.Module, processor: KIVLAProcessor) -> None:
         ours, theirs = getattr(model.config, name), getattr(processor, name)
         if ours != theirs:
             raise ValueError(
-                f"Model and processor disagree: {name} is {ours!r} in the model's config and {theirs!r} in the processor. "
+                f"Model and processor disagree: {name} is {ours!r} in the model's config, {theirs!r} in the processor. "
                 "Make both with the same value."
             )
