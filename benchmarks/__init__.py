@@ -1,0 +1,1 @@
+"""Measurements of KIVLA beside its alternatives. `python -m benchmarks`; see README.md."""

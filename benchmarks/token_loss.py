@@ -1,0 +1,54 @@
+"""What logits at supervised positions only save with a large vocabulary."""
+
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import nn
+
+from .policies import SMALL, TINY, gradient, policy, token_batch
+from .report import Comparison, Measurement
+from .timing import interleaved, peak_memory
+
+BATCH = 2
+LARGE_VOCABULARY = replace(
+    SMALL, num_layers=2, image_size=140, prompt_length=60, suffix_length=40, vocab_size=257_152
+)  # PaliGemma's
+
+
+def measure(quick: bool) -> Measurement:
+    size = TINY if quick else LARGE_VOCABULARY
+    measurement = Measurement(
+        "Token loss without the full logits",
+        f"Forward and backward of the token loss; vocabulary {size.vocab_size:,}, hidden size {size.hidden_size}, "
+        f"{size.num_layers} layers, batch {BATCH}, {size.prefix_length + size.suffix_length} tokens of which "
+        f"{size.suffix_length} are supervised, float32. The alternative is the VLM's own loss on the same weights. "
+        "Memory is that of all tensors that one step makes, at its peak, gradients included (torch's profiler).",
+    )
+
+    model = policy(size)
+    batch = token_batch(size, BATCH)
+    loss, own_gradient = train(model, batch), gradient(model.vlm)
+    measurement.check_equal("Token losses", loss, train(model.vlm, batch), 1e-5)
+    measurement.check_equal("Gradients of the backbone", own_gradient, gradient(model.vlm), 1e-4)
+
+    calls = {"ours": partial(train, model, batch), "theirs": partial(train, model.vlm, batch)}
+    seconds = interleaved(measurement.title, calls, repetitions=2 if quick else 5)
+    memory = {}
+    for who, call in calls.items():
+        model.zero_grad()  # so that both make room for the gradients
+        memory[who] = [peak_memory(call)]
+    measurement.comparisons = [
+        Comparison("time, supervised positions", seconds["ours"], "all positions", seconds["theirs"]),
+        Comparison(
+            "peak memory, supervised positions", memory["ours"], "all positions", memory["theirs"], unit="bytes"
+        ),
+    ]
+    return measurement
+
+
+def train(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    model.zero_grad()
+    loss = model(**batch).loss
+    loss.backward()
+    return loss.detach()
