@@ -264,7 +264,7 @@ class LeRobotDataset(torch.utils.data.Dataset):
                 )
             if not np.array_equal(column["frame_index"][rows], np.arange(length)):
                 raise ValueError(f"{self.name}: the frames of episode {episode} are not numbered 0 to {length - 1}.")
-            uneven = np.abs(np.diff(column["timestamp"][rows]) * self.fps - 1.0) > 0.5
+            uneven = ~(np.abs(np.diff(column["timestamp"][rows]) * self.fps - 1.0) <= 0.5)  # True for NaN, too
             if uneven.any():
                 raise ValueError(
                     f"{self.name}: at {self.fps} fps frames are {1 / self.fps:.4f} s apart, but the timestamps of "

@@ -643,6 +643,7 @@ def test_an_episode_table_with_empty_fields(copy):
         (lambda rows: rows.append(rows.pop(0)), "episode are not in one piece"),
         (lambda rows: rows[3].update(frame_index=4), "frames of episode 0 are not numbered 0 to 50"),
         (lambda rows: rows[60].update(timestamp=9.0), "timestamps of episode 1 jump after frame 8"),
+        (lambda rows: rows[60].update(timestamp=np.nan), "timestamps of episode 1 jump after frame 8"),
         (lambda rows: rows[60].update(task_index=5), "episode 1 has the task 5, but the task table has only 0, 1"),
         (lambda rows: rows[60]["action"].__setitem__(2, np.nan), "'action' holds NaN.* 1 frames.*episode 1, frame 9"),
         (lambda rows: rows[60]["observation.state"].__setitem__(0, -np.inf), "'observation.state' holds.*frame 9"),
