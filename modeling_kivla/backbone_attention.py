@@ -48,12 +48,17 @@ class PrefixRecorder:
         self.wanted = set(layers)
         self.key_values: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self.num_attention_heads: dict[int, int] = {}
+        self.masks: dict[int, torch.Tensor | None] = {}  # as the attention function gets them
+        self.is_causal: dict[int, bool] = {}  # what no mask means
         self.is_open = True
 
-    def record(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor):
+    def record(self, module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask):
+        layer = module.layer_idx
         if self.is_open and layer in self.wanted:
             self.key_values[layer] = (key, value)
             self.num_attention_heads[layer] = query.shape[1]
+            self.masks[layer] = mask
+            self.is_causal[layer] = getattr(module, "is_causal", True)
 
     def close(self):
         """To be called when the forward returns: gradient checkpointing runs the layers again during backward."""
@@ -63,7 +68,7 @@ class PrefixRecorder:
 def _recording_attention(base: str):
     def attention(module, query, key, value, attention_mask, kivla_recorder: PrefixRecorder | None = None, **kwargs):
         if kivla_recorder is not None:
-            kivla_recorder.record(module.layer_idx, query, key, value)
+            kivla_recorder.record(module, query, key, value, attention_mask)
         if base == "eager":  # by the library's convention each modeling file brings its own
             attend = sys.modules[type(module).__module__].eager_attention_forward
         else:
@@ -137,13 +142,9 @@ def probe_backbone(vlm_config: PreTrainedConfig) -> list[dict]:
             f"'{name}' is an encoder-decoder: its decoder reads the image by cross-attention, so no layer holds keys "
             "and values of the whole prompt. Choose a decoder-only VLM."
         )
-    vlm_config = copy.deepcopy(vlm_config)
-    vlm_config.get_text_config()._experts_implementation = "eager"  # grouped products refuse expanded weights
-    with torch.device("meta"):
-        vlm = AutoModelForImageTextToText.from_config(vlm_config, dtype=torch.float32)
-    record_attention(vlm)
-    decoder = find_text_decoder(vlm).eval()
-    _fill_with_small_views(decoder)
+    vlm = build_without_weights(vlm_config)
+    decoder = find_text_decoder(vlm)
+    fill_with_small_views(decoder)
 
     num_layers = vlm_config.get_text_config().num_hidden_layers
     recorder = PrefixRecorder(list(range(num_layers)))
@@ -189,14 +190,24 @@ def probe_backbone(vlm_config: PreTrainedConfig) -> list[dict]:
     return kv_layers
 
 
-def _fill_with_small_views(decoder: PreTrainedModel) -> None:
-    """Give a meta-device module parameters on the CPU that take no memory: a few random numbers, expanded to shape.
+def build_without_weights(vlm_config: PreTrainedConfig) -> PreTrainedModel:
+    """The VLM on the meta device, in eval mode, its text attention recorded; `fill_with_small_views` makes it run."""
+    vlm_config = copy.deepcopy(vlm_config)
+    vlm_config.get_text_config()._experts_implementation = "eager"  # grouped products refuse expanded weights
+    with torch.device("meta"):
+        vlm = AutoModelForImageTextToText.from_config(vlm_config, dtype=torch.float32)
+    record_attention(vlm)
+    return vlm.eval()
+
+
+def fill_with_small_views(model: PreTrainedModel) -> None:
+    """Give a meta-device model parameters on the CPU that take no memory: a few random numbers, expanded to shape.
 
     A weight matrix becomes a random column repeated over the inputs, so a linear layer is a sum and a scaling: even a
-    72B decoder is probed in seconds.
+    72B model runs in seconds.
     """
     generator = torch.Generator().manual_seed(0)
-    for module in decoder.modules():
+    for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
             shape = list(parameter.shape)
             if isinstance(module, nn.Embedding):
@@ -211,7 +222,7 @@ def _fill_with_small_views(decoder: PreTrainedModel) -> None:
             module._buffers[name] = torch.zeros_like(buffer, device="cpu")
         if type(module) is nn.Linear:
             module.forward = partial(_rank_one_linear, module)
-    decoder.initialize_weights()  # recomputes the buffers (rotary frequencies, embedding scales)
+    model.initialize_weights()  # recomputes the buffers (rotary frequencies, embedding scales)
 
 
 def _rank_one_linear(module: nn.Linear, x: torch.Tensor) -> torch.Tensor:

@@ -1,6 +1,12 @@
-"""Lets every test import the helpers of this folder as `tests.families` and so on, however pytest is started."""
+"""Shared by every test."""
 
-import sys
-from pathlib import Path
+import datasets
+import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+
+@pytest.fixture(scope="session", autouse=True)
+def datasets_cache(tmp_path_factory):
+    """Tests must not write into the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets_cache"))
+        yield

@@ -118,18 +118,13 @@ class LeRobotDataset(torch.utils.data.Dataset):
             raise IndexError(f"index {index} is out of range for {len(self)} frames")
         item %= len(self)
         selected = int(np.searchsorted(self._item_ends, item, side="right"))
-        steps_left = int(self._item_ends[selected]) - item
-        length = int(self._metadata.episode_lengths[self._positions[selected]])
-        row = int(self._first_rows[selected]) + length - steps_left
-
-        rows = self._table[row : row + min(self.chunk_size, steps_left)]
+        rows, steps_left = self._rows(item, selected)
         frame = {name: rows[name][0].as_py() for name in INDEX_COLUMNS}
-        steps = np.arange(self.chunk_size)
         example = {
             "images": [self._image(camera, selected, rows, frame) for camera in self.cameras],
             "text": self.tasks[frame["task_index"]],
-            "actions": _matrix(rows[ACTION_KEY])[np.minimum(steps, steps_left - 1)],
-            "action_is_pad": steps >= steps_left,
+            "actions": self._chunk(rows, steps_left),
+            "action_is_pad": np.arange(self.chunk_size) >= steps_left,
             "episode_index": frame["episode_index"],
             "frame_index": frame["frame_index"],
             "timestamp": frame["timestamp"],
@@ -137,6 +132,24 @@ class LeRobotDataset(torch.utils.data.Dataset):
         if self.state_dim:
             example["state"] = _matrix(rows[STATE_KEY][:1])[0].copy()
         return example
+
+    def action_chunks(self, max_chunks: int) -> np.ndarray:
+        """The `actions` of up to `max_chunks` items, spread evenly, (n, H, Da), without decoding any image."""
+        items = np.unique(np.linspace(0, len(self) - 1, min(max_chunks, len(self))).round().astype(int))
+        selected = np.searchsorted(self._item_ends, items, side="right")
+        pairs = zip(items.tolist(), selected.tolist(), strict=True)
+        return np.stack([self._chunk(*self._rows(item, episode)) for item, episode in pairs])
+
+    def _rows(self, item: int, selected: int) -> tuple[pa.Table, int]:
+        """The table's rows of an item's chunk, and how many steps its episode has left."""
+        steps_left = int(self._item_ends[selected]) - item
+        length = int(self._metadata.episode_lengths[self._positions[selected]])
+        row = int(self._first_rows[selected]) + length - steps_left
+        return self._table[row : row + min(self.chunk_size, steps_left)], steps_left
+
+    def _chunk(self, rows: pa.Table, steps_left: int) -> np.ndarray:
+        """(H, Da), the last action of the episode repeated past its end."""
+        return _matrix(rows[ACTION_KEY])[np.minimum(np.arange(self.chunk_size), steps_left - 1)]
 
     @property
     def num_episodes(self) -> int:

@@ -35,7 +35,7 @@ def policy(name: str, scale: float = 0.0, checkpointed: bool = False) -> KIVLAFo
     model.config.backbone_gradient_scale = scale
     if checkpointed:
         model.train()  # checkpointing is active in training mode only
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model
 
 

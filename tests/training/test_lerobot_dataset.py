@@ -5,7 +5,6 @@ import shutil
 from pathlib import Path
 
 import av
-import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -27,13 +26,6 @@ DATA = "data/chunk-000/file-000.parquet"
 VIDEO = f"videos/{CAMERA}/chunk-000/file-000.mp4"
 EPISODES = "meta/episodes/chunk-000/file-000.parquet"
 CHUNK = 8
-
-
-@pytest.fixture(scope="module", autouse=True)
-def datasets_cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets_cache"))
-        yield
 
 
 @pytest.fixture(scope="module")

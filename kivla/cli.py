@@ -1,0 +1,56 @@
+"""The `kivla` command: train, predict, inspect, demo."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from importlib import import_module
+
+import yaml
+from transformers import HfArgumentParser
+
+COMMANDS = {
+    "train": "fine-tune a VLM into a robot policy on a LeRobot dataset",
+    "predict": "predict action chunks with a trained policy, on a dataset or on images",
+    "inspect": "show what the action expert reads of a VLM or policy: layers, tokens, masks",
+    "demo": "train a small policy on the small dataset of this repository, and show what it learned",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print("usage: kivla COMMAND [CONFIG.yaml] [--option value ...]\n")
+        for name, description in COMMANDS.items():
+            print(f"  {name:10}{description}")
+        print("\n`kivla COMMAND --help` lists the options of a command.")
+        return
+    command, *rest = arguments
+    if command not in COMMANDS:
+        sys.exit(f"kivla: there is no command '{command}'. Commands: {', '.join(COMMANDS)}.")
+    import_module(f"kivla.{command}").run(rest)
+
+
+def parse(dataclass_types: Sequence[type], arguments: Sequence[str], prog: str) -> tuple:
+    """Command-line options, with defaults from a YAML file if the first argument is one.
+
+    Args:
+        dataclass_types: as for `HfArgumentParser`.
+        arguments: what follows the command's name.
+
+    Raises:
+        SystemExit: an unknown option, or an unknown key in the file.
+    """
+    parser = HfArgumentParser(dataclass_types, prog=prog)
+    arguments = list(arguments)
+    if arguments and arguments[0].endswith((".yaml", ".yml")):
+        file = arguments.pop(0)
+        with open(file, encoding="utf-8") as stream:
+            defaults = yaml.safe_load(stream) or {}
+        known = {field.name for kind in dataclass_types for field in fields(kind)}
+        if unknown := sorted(set(defaults) - known):
+            parser.error(f"{file} has unknown keys: {', '.join(unknown)}. `{prog} --help` lists what there is.")
+        parser.set_defaults(**defaults)
+        for action in parser._actions:  # argparse has no public way to say that a default fulfils a requirement
+            if action.dest in defaults:
+                action.required = False
+    return parser.parse_args_into_dataclasses(arguments)

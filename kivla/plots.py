@@ -1,0 +1,96 @@
+"""Pictures: predicted against demonstrated chunks, training curves, the attention mask."""
+
+import os
+from collections.abc import Sequence
+
+import matplotlib
+import numpy as np
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+
+matplotlib.use("Agg")
+
+DEMONSTRATED, PREDICTED, OTHER = "#222222", "#d1495b", "#00798c"
+
+
+def plot_chunks(
+    path: str | os.PathLike,
+    predicted: np.ndarray,
+    demonstrated: np.ndarray,
+    fps: float,
+    titles: Sequence[str],
+    dimension_names: Sequence[str] | None = None,
+) -> None:
+    """One column for each chunk, one row for each action dimension.
+
+    Args:
+        path: where the picture goes; the suffix decides its format.
+        predicted, demonstrated: (n, H, D), robot units.
+        fps: actions per second.
+        titles: (n,), what stands over each column.
+        dimension_names: (D,).
+    """
+    count, steps, dimensions = predicted.shape
+    seconds = np.arange(steps) / fps
+    names = dimension_names or [f"action {i}" for i in range(dimensions)]
+    figure = Figure(figsize=(2.6 * count + 1, 1.6 * dimensions + 0.8), layout="constrained")
+    axes = figure.subplots(dimensions, count, sharex=True, sharey="row", squeeze=False)
+    for column in range(count):
+        axes[0, column].set_title(titles[column], fontsize=9)
+        axes[-1, column].set_xlabel("seconds from now", fontsize=8)
+        for row in range(dimensions):
+            axis = axes[row, column]
+            axis.plot(seconds, demonstrated[column, :, row], color=DEMONSTRATED, lw=2, label="demonstrated")
+            axis.plot(seconds, predicted[column, :, row], color=PREDICTED, lw=1.5, marker=".", label="predicted")
+            axis.tick_params(labelsize=7)
+            axis.grid(alpha=0.25)
+    for row, name in enumerate(names):
+        axes[row, 0].set_ylabel(name, fontsize=8)
+    axes[0, 0].legend(fontsize=7)
+    figure.savefig(path, dpi=130)
+
+
+def plot_training_curves(path: str | os.PathLike, log_history: list[dict]) -> None:
+    """Token loss, flow loss and gradient norms over steps, from `trainer.state.log_history`."""
+    panels = [("token_loss",), ("flow_loss",), ("backbone_grad_norm", "expert_grad_norm")]
+    figure = Figure(figsize=(11, 3), layout="constrained")
+    for axis, names in zip(figure.subplots(1, len(panels)), panels, strict=True):
+        for name, color in zip(names, (OTHER, PREDICTED), strict=False):
+            points = [(entry["step"], entry[name]) for entry in log_history if name in entry]
+            if points:
+                axis.plot(*zip(*points, strict=True), color=color, label=name.replace("_", " "))
+        axis.set_xlabel("step", fontsize=8)
+        axis.set_yscale("log")
+        axis.tick_params(labelsize=7)
+        axis.grid(alpha=0.25)
+        axis.legend(fontsize=8)
+    figure.savefig(path, dpi=130)
+
+
+def plot_attention_mask(path: str | os.PathLike, mask: np.ndarray, groups: Sequence[tuple[str, int]]) -> None:
+    """Who sees whom: rows are queries, columns are keys.
+
+    Args:
+        mask: (T, T); 0 = hidden, 1 = seen, 2 = seen without gradient (knowledge insulation).
+        groups: names and lengths of the blocks, in order; their sum is T.
+    """
+    size = len(mask)
+    figure = Figure(figsize=(8, 7.2), layout="constrained")
+    axis = figure.subplots()
+    axis.imshow(mask, cmap=ListedColormap(["#f2f2f2", OTHER, PREDICTED]), vmin=0, vmax=2, interpolation="nearest")
+    edges = np.cumsum([0, *(length for _, length in groups)])
+    centres = (edges[:-1] + edges[1:] - 1) / 2
+    names = [f"{name} ({length})" for name, length in groups]
+    axis.set_xticks(centres, names, rotation=45, ha="right", fontsize=9)
+    axis.set_yticks(centres, names, fontsize=9)
+    for edge in edges[1:-1]:
+        axis.axhline(edge - 0.5, color="white", lw=1)
+        axis.axvline(edge - 0.5, color="white", lw=1)
+    axis.set_xlim(-0.5, size - 0.5)
+    axis.set_ylim(size - 0.5, -0.5)
+    axis.set_xlabel("key")
+    axis.set_ylabel("query")
+    for color, label in ((OTHER, "sees"), (PREDICTED, "sees, gradient stopped")):
+        axis.plot([], [], "s", color=color, label=label)
+    axis.legend(loc="upper right", fontsize=9)
+    figure.savefig(path, dpi=130)

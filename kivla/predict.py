@@ -1,0 +1,103 @@
+"""`kivla predict`: action chunks of a trained policy, on a dataset or on images."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from tqdm.auto import tqdm
+from transformers import pipeline
+
+from . import LeRobotDataset
+from .cli import parse
+from .plots import plot_chunks
+
+
+@dataclass
+class PredictArguments:
+    """Give --dataset, or --images with --text (and --state if the policy reads one)."""
+
+    policy: str = field(metadata={"help": "Trained KIVLA policy: a Hub id or a folder."})
+    dataset: str | None = field(default=None, metadata={"help": "LeRobot dataset to predict on."})
+    episodes: list[int] | None = field(default=None, metadata={"help": "Episodes of it; all."})
+    num_frames: int = field(default=64, metadata={"help": "Frames to predict at, spread evenly."})
+    num_plots: int = field(default=4, metadata={"help": "Chunks to draw, spread evenly."})
+    images: list[str] | None = field(default=None, metadata={"help": "Image files, in the order of the cameras."})
+    text: str | None = field(default=None, metadata={"help": "Instruction."})
+    state: list[float] | None = field(default=None, metadata={"help": "The robot's state."})
+    num_steps: int | None = field(default=None, metadata={"help": "Euler steps; the policy's default."})
+    seed: int = field(default=0, metadata={"help": "Seed of the noise."})
+    batch_size: int = field(default=16, metadata={"help": "Observations at once."})
+    output_dir: str = field(default="outputs/predict", metadata={"help": "Where picture and JSON go."})
+
+
+def run(arguments: Sequence[str]) -> None:
+    (args,) = parse((PredictArguments,), arguments, prog="kivla predict")
+    if (args.dataset is None) == (args.images is None):
+        raise SystemExit("kivla predict: give either --dataset, or --images and --text.")
+    pipe = pipeline("action-prediction", model=args.policy)
+    options = {"seed": args.seed, "num_steps": args.num_steps}
+    if args.images is not None:
+        result = pipe({"images": args.images, "text": args.text or "", "state": args.state}, **options)
+        np.set_printoptions(precision=4, suppress=True)
+        print(result["actions"])
+        return
+    processor = pipe.processor
+    data = LeRobotDataset(args.dataset, processor.chunk_size, args.episodes, processor.cameras)
+    results = predict_dataset(pipe, data, args.num_frames, args.batch_size, **options)
+    folder = Path(args.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    report = {name: value for name, value in results.items() if isinstance(value, float)}
+    (folder / "predict.json").write_text(json.dumps(report, indent=2) + "\n")
+    draw(folder / "chunks.png", results, data, args.num_plots)
+    print(
+        f"{len(results['predicted'])} chunks: mean absolute error {report['action_mae']:.4f} in robot units; always the "
+        f"mean action: {report['mean_action_mae']:.4f} ({report['times_better_than_mean']:.2f} times better)\n"
+        f"{folder / 'chunks.png'}"
+    )
+
+
+def predict_dataset(pipe, data: LeRobotDataset, num_frames: int, batch_size: int = 16, **options) -> dict:
+    """Predict at evenly spread frames and compare with what was demonstrated.
+
+    Returns:
+        `frames` (n,), `predicted` and `demonstrated` (n, H, D) in robot units, and over all real values `action_mae`,
+        `mean_action_mae` (always the mean action of the policy's training data) and `times_better_than_mean`.
+    """
+    frames = np.unique(np.linspace(0, len(data) - 1, min(num_frames, len(data))).round().astype(int))
+    predicted, examples = [], []
+    for start in tqdm(range(0, len(frames), batch_size), desc="Predicting", leave=False):
+        batch = [data[int(i)] for i in frames[start : start + batch_size]]
+        observations = [{key: e[key] for key in ("images", "text", "state") if key in e} for e in batch]
+        predicted += [result["actions"] for result in pipe(observations, **options)]
+        examples += batch
+    predicted, demonstrated = np.stack(predicted), np.stack([e["actions"] for e in examples])
+    real = ~np.stack([e["action_is_pad"] for e in examples])
+    mean = data.statistics["actions"]["mean"]
+    if pipe.processor.statistics is not None:
+        mean = pipe.processor.statistics["actions"]["mean"]
+    error, mean_error = np.abs(predicted - demonstrated)[real].mean(), np.abs(mean - demonstrated)[real].mean()
+    return {
+        "frames": frames,
+        "predicted": predicted,
+        "demonstrated": demonstrated,
+        "texts": [e["text"] for e in examples],
+        "action_mae": float(error),
+        "mean_action_mae": float(mean_error),
+        "times_better_than_mean": float(mean_error / error),
+    }
+
+
+def draw(path: Path, results: dict, data: LeRobotDataset, count: int) -> None:
+    """Some of the predicted chunks against the demonstrated ones."""
+    # From the middle of each of `count` equal stretches: the ends of episodes are mostly padding.
+    chosen = ((np.arange(count) + 0.5) * len(results["frames"]) / count).astype(int)
+    plot_chunks(
+        path,
+        results["predicted"][chosen],
+        results["demonstrated"][chosen],
+        data.fps,
+        [f"{results['texts'][i]}\nframe {results['frames'][i]}" for i in chosen],
+        data.action_names,
+    )
