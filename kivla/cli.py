@@ -30,12 +30,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     import_module(f"kivla.{command}").run(rest)
 
 
-def parse(dataclass_types: Sequence[type], arguments: Sequence[str], prog: str) -> tuple:
+def parse(dataclass_types: Sequence[type], arguments: Sequence[str], prog: str, positional: str | None = None) -> tuple:
     """Command-line options, with defaults from a YAML file if the first argument is one.
 
     Args:
         dataclass_types: as for `HfArgumentParser`.
         arguments: what follows the command's name.
+        positional: the option that may also be given first and without its name.
 
     Raises:
         SystemExit: an unknown option, or an unknown key in the file.
@@ -53,4 +54,6 @@ def parse(dataclass_types: Sequence[type], arguments: Sequence[str], prog: str) 
         for action in parser._actions:  # argparse has no public way to say that a default fulfils a requirement
             if action.dest in defaults:
                 action.required = False
+    elif positional and arguments and not arguments[0].startswith("-"):
+        arguments.insert(0, f"--{positional}")
     return parser.parse_args_into_dataclasses(arguments)

@@ -30,7 +30,7 @@ class InspectArguments:
 
 
 def run(arguments: Sequence[str]) -> None:
-    (args,) = parse((InspectArguments,), arguments, prog="kivla inspect")
+    (args,) = parse((InspectArguments,), arguments, prog="kivla inspect", positional="model")
     config = AutoConfig.from_pretrained(args.model, trust_remote_code=args.trust_remote_code)
     if isinstance(config, KIVLAConfig):
         processor = KIVLAProcessor.from_pretrained(args.model)
@@ -149,13 +149,13 @@ def attention_mask(config: KIVLAConfig, batch: dict) -> tuple[np.ndarray, list[t
     if state:
         mask[length, length + 1 :] = 0
     learned = int((batch["labels"][0] != -100).sum()) if "labels" in batch else 0
-    groups = [
-        ("prompt", length - learned),
-        ("learned tokens", learned),
-        ("state", state),
-        ("noisy actions", suffix - state),
-    ]
-    return mask, [group for group in groups if group[1]]
+    groups = {
+        "prompt": length - learned,
+        "learned tokens": learned,
+        "state": state,
+        "noisy actions": config.chunk_size,
+    }
+    return mask, [(name, size) for name, size in groups.items() if size]
 
 
 def describe_tokens(processor: KIVLAProcessor, batch: dict, groups: list[tuple[str, int]]) -> str:
@@ -169,8 +169,6 @@ def describe_tokens(processor: KIVLAProcessor, batch: dict, groups: list[tuple[s
             f"learned    {learned} tokens: {processor.decode(suffix[:4])!r} ... {processor.decode(suffix[-2:])!r}"
         )
     if len(processor.action_token_ids):
-        first, last = processor.action_token_ids[0], processor.action_token_ids[-1]
-        lines.append(
-            f"actions    {len(processor.action_token_ids)} codes, ids {first} ... {last} ({processor.action_token_placement})"
-        )
+        ids = processor.action_token_ids
+        lines.append(f"actions    {len(ids)} codes, ids {ids[0]} ... {ids[-1]} ({processor.action_token_placement})")
     return "\n".join(lines)

@@ -33,7 +33,7 @@ class PredictArguments:
 
 
 def run(arguments: Sequence[str]) -> None:
-    (args,) = parse((PredictArguments,), arguments, prog="kivla predict")
+    (args,) = parse((PredictArguments,), arguments, prog="kivla predict", positional="policy")
     if (args.dataset is None) == (args.images is None):
         raise SystemExit("kivla predict: give either --dataset, or --images and --text.")
     pipe = pipeline("action-prediction", model=args.policy)
@@ -52,8 +52,8 @@ def run(arguments: Sequence[str]) -> None:
     (folder / "predict.json").write_text(json.dumps(report, indent=2) + "\n")
     draw(folder / "chunks.png", results, data, args.num_plots)
     print(
-        f"{len(results['predicted'])} chunks: mean absolute error {report['action_mae']:.4f} in robot units; always the "
-        f"mean action: {report['mean_action_mae']:.4f} ({report['times_better_than_mean']:.2f} times better)\n"
+        f"{len(results['predicted'])} chunks: mean absolute error {report['action_mae']:.4f} in robot units; always "
+        f"the mean action: {report['mean_action_mae']:.4f} ({report['times_better_than_mean']:.2f} times better)\n"
         f"{folder / 'chunks.png'}"
     )
 

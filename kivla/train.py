@@ -32,9 +32,7 @@ class ModelArguments:
     chunk_size: int = field(default=50, metadata={"help": "Actions in a chunk (H)."})
     max_action_dim: int = field(default=32, metadata={"help": "Width of a chunk; shorter actions are padded."})
     max_state_dim: int = field(default=32, metadata={"help": "Width of a continuous state."})
-    state_encoding: str = field(
-        default="text", metadata={"help": "text (in the prompt), continuous (a token) or none."}
-    )
+    state_encoding: str = field(default="text", metadata={"help": "text (in the prompt), continuous or none."})
     backbone_gradient_scale: float = field(
         default=0.0, metadata={"help": "0 = knowledge insulation, 1 = joint training, between = partly insulated."}
     )
