@@ -3,6 +3,8 @@
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -10,18 +12,59 @@ import torch
 from huggingface_hub import snapshot_download
 from PIL import Image
 from transformers import AutoProcessor, BatchFeature, ProcessorMixin
-from transformers.image_utils import load_image
+from transformers.dynamic_module_utils import custom_object_save
 
 from .action_tokenizers import ActionDecodingFailure, ActionTokenizer, load_action_tokenizer
+from .image_input import as_rgb
 from .normalization import Normalizer, discretize_state, statistics_from_json, statistics_to_json
+from .prompt_frame import PromptFrame, has_chat, prompt_frame
 
 VLM_PROCESSOR_FOLDER = "vlm_processor"
 CONFIG_FILE = "processor_config.json"
-_SENTINEL = "\u2022kivla\u2022"  # marks the assistant's turn in a rendered chat
+# Saved as they are; action tokenizer and statistics are saved in a form of their own
+SETTINGS = (
+    "chunk_size",
+    "max_action_dim",
+    "max_state_dim",
+    "state_encoding",
+    "normalization",
+    "cameras",
+    "action_dim",
+    "action_token_placement",
+    "action_token_skip",
+    "action_prompt",
+    "max_length",
+)
+HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
 
 # What a VLM's `token_type_ids` say about tokens to be learned. PaliGemma: 0 = bidirectional prompt, 1 = causal answer;
 # everybody else marks image tokens there, and text of any kind is 0.
 SUFFIX_TOKEN_TYPE = {"PaliGemmaProcessor": 1}
+
+
+@dataclass
+class _Example:
+    """One example, checked and normalised.
+
+    Attributes:
+        images: those that are there, RGB, in the order of the cameras.
+        asks_actions: whether the prompt asks for actions; otherwise it is the text as it was given.
+        prompt: the words alone, without image placeholders and chat markup.
+        learns: whether there is a response or a chunk.
+        suffix: ids of what the VLM learns to say: the response, then the action tokens, then the end of its turn.
+        state: (Ds,) float32.
+        chunk: (chunk_size, action_dim) float32, the last action repeated where it was short.
+        is_pad: (chunk_size,) bool, True on steps that are not real.
+    """
+
+    images: list[Image.Image]
+    asks_actions: bool
+    prompt: str
+    learns: bool
+    suffix: list[int]
+    state: np.ndarray | None
+    chunk: np.ndarray | None
+    is_pad: np.ndarray | None
 
 
 class KIVLAProcessor(ProcessorMixin):
@@ -29,16 +72,19 @@ class KIVLAProcessor(ProcessorMixin):
     Wraps a VLM's own processor and adds what a robot needs: prompts with state, action chunks, action tokens.
 
     Args:
-        vlm_processor: the VLM's processor (`AutoProcessor.from_pretrained(vlm)`).
+        vlm_processor: the VLM's processor (`AutoProcessor.from_pretrained(vlm)`). Its tokenizer gets the action tokens
+            and, if it has none, a padding token.
         action_tokenizer: FAST or bins, fitted; None for a policy whose VLM learns no action tokens (π0).
         statistics: `{"state": {...}, "actions": {...}}`, each with mean, std, min, max, q01, q99 of one robot's data,
             in robot units (`LeRobotDataset.statistics`).
         chunk_size, max_action_dim, max_state_dim, state_encoding: as in the model's `KIVLAConfig`.
         normalization: "quantile" (1 % to 99 % onto [-1, 1]; π0.5), "mean_std" (π0) or "none".
-        cameras: names of the cameras, in the order in which the model sees them; None takes any number of images.
-        action_dim: real size of an action; by default that of the statistics.
+        cameras: names of the cameras, in the order in which the model sees them. Every example that asks for actions
+            must then have an entry for each. None takes any number of images, in lists only.
+        action_dim: real size of an action; by default that of the statistics, or `max_action_dim` without any.
         action_token_placement: "added" gives action tokens new ids, `<action_0>`, ... at the end of the vocabulary;
-            "tail" writes them over existing ids: `vocab_size - 1 - action_token_skip - code` (openpi's convention).
+            "tail" writes them over existing ids: `vocab_size - 1 - action_token_skip - code` (openpi's convention;
+            `vocab_size` is the tokenizer's, without added tokens).
         action_token_skip: for "tail": 128 is openpi's (on PaliGemma codes 0-1023 are then the `<loc>` tokens), 1152
             leaves PaliGemma's `<loc>` and `<seg>` tokens alone.
         action_prompt: with `{text}` and, if the state is text, `{state}`. By default π0.5's
@@ -47,7 +93,7 @@ class KIVLAProcessor(ProcessorMixin):
         max_length: longest allowed sequence; a longer one is an error, never cut.
 
     Raises:
-        ValueError: contradictory settings, or statistics that do not fit.
+        ValueError: contradictory settings, statistics that do not fit, a chat template that swallows words.
     """
 
     def __init__(
@@ -123,12 +169,29 @@ class KIVLAProcessor(ProcessorMixin):
                 f"model with max_action_dim of at least {action_dim}."
             )
         self.action_dim = action_dim
+        if self.tokenizer.eos_token is None:
+            raise ValueError(
+                "The VLM's tokenizer has no end-of-sequence token: set `vlm_processor.tokenizer.eos_token`."
+            )
+        if self.tokenizer.pad_token is None:
+            self.tokenizer.pad_token = self.tokenizer.eos_token  # masked everywhere, so any token will do
         self.action_token_ids = self._place_action_tokens()
+        self._newline = self._tokenize("\n")
+        # What in a text would be taken for an image
+        image_ids = [i for i in vlm_processor.image_token_ids if i is not None]
+        self._placeholders = {vlm_processor.image_token, *self.tokenizer.convert_ids_to_tokens(image_ids)}
+        self._frames: dict[int, PromptFrame] = {}
+        self._frame(1)  # a chat template that does not work is better known now
 
     @classmethod
     def from_vlm(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> "KIVLAProcessor":
-        """A processor for a policy on this VLM (Hub id or folder); keyword arguments as for the class."""
-        return cls(AutoProcessor.from_pretrained(pretrained_model_name_or_path), **kwargs)
+        """A processor for a policy on this VLM (Hub id or folder).
+
+        Keyword arguments are those of the class, and for the VLM's processor `revision`, `token`, `cache_dir`,
+        `force_download`, `local_files_only` and `trust_remote_code`.
+        """
+        hub = {name: kwargs.pop(name) for name in (*HUB_ARGUMENTS, "trust_remote_code") if name in kwargs}
+        return cls(AutoProcessor.from_pretrained(pretrained_model_name_or_path, **hub), **kwargs)
 
     @classmethod
     def get_attributes(cls) -> list[str]:
@@ -165,16 +228,17 @@ class KIVLAProcessor(ProcessorMixin):
         """A batch for `model(**batch)` or, without actions and responses, for `sample_actions` and `generate`.
 
         Args:
-            images: for each example a list of images in the order of `cameras`, or a dict by camera name. An image is a
-                PIL image, a path or URL, or an array or tensor (uint8, or floats in [0, 1]; channels last or first).
-                None in the place of an image: this camera is missing, and its tokens are left out.
-            text: for each example the instruction or question.
-            state: for each example (Ds,), robot units; None for an example without.
+            images: for each example a list of images in the order of `cameras`, or a dict by camera name. An image is
+                a PIL image, a path or URL, or an array or tensor with three channels, last or first (uint8, or floats
+                in [0, 1]). None in the place of an image: this camera is missing, and its tokens are left out.
+                Greyscale or RGBA arrays are refused (repeat or drop channels); such PIL images and files are converted.
+            text: for each example the instruction or question. May be "" where actions are asked for.
+            state: for each example (Ds,), robot units; None for an example that does not ask for actions.
             actions: for each example (H, Da), robot units, H at most `chunk_size`; None for an example without.
             response: for each example the text to be learned after the prompt (a sub-task, an answer), or None.
             action_is_pad: for each example (H,) bool, True on steps after the end of the episode.
-            prompt_kind: "action" asks for actions, "text" gives the text to the VLM as it is. By default "text" for
-                examples that have a response and no actions.
+            prompt_kind: "action" asks for actions, "text" gives the VLM the text as it is, in the VLM's own format. By
+                default "text" for examples that have a response and no actions.
 
         Returns:
             `input_ids`, `attention_mask`, image tensors and token types as the VLM wants them; `expert_attention_mask`;
@@ -185,232 +249,253 @@ class KIVLAProcessor(ProcessorMixin):
             ValueError: wrong number of images or cameras, wrong dimensions, values that are NaN or infinite, a sequence
                 longer than `max_length`; the message says which example, what was given and what to do.
         """
-        if text is None or isinstance(text, str):
+        if prompt_kind not in ("action", "text", None):
+            raise ValueError(f'prompt_kind must be "action", "text" or None, got {prompt_kind!r}.')
+        if text is None or isinstance(text, str) or not len(text):
             raise ValueError(
                 f"`text` must be a list with one instruction for each example (batched input), got {text!r}. Write "
                 "text=[...], images=[[...]], state=[...]."
             )
-        count = len(text)
-        images = self._per_example("images", images, count)
-        state = self._per_example("state", state, count)
-        actions = self._per_example("actions", actions, count)
-        response = self._per_example("response", response, count)
-        action_is_pad = self._per_example("action_is_pad", action_is_pad, count)
+        columns = {"images": images, "text": text, "state": state, "actions": actions, "response": response}
+        columns["action_is_pad"] = action_is_pad
+        for name, values in columns.items():
+            columns[name] = [None] * len(text) if values is None else list(values)
+            if len(columns[name]) != len(text):
+                raise ValueError(
+                    f"`{name}` has {len(columns[name])} entries for {len(text)} examples (`text` has {len(text)}). All "
+                    "arguments are batched: one entry for each example, None where an example has none."
+                )
+        examples = []
+        for i, row in enumerate(zip(*columns.values(), strict=True)):
+            try:
+                examples.append(self._example(*row, prompt_kind))
+            except ValueError as error:
+                raise ValueError(f"Example {i}: {error}") from error
+        learns = any(example.learns for example in examples)
+        for i, example in enumerate(examples):
+            if learns and not example.learns:
+                raise ValueError(
+                    f"Example {i} has neither `response` nor `actions`, but others of the batch do: nothing can be "
+                    "learned from it. Leave it out; for inference, put it into a batch without any of the two."
+                )
+        return BatchFeature({**self._sequences(examples, learns), **self._robot_tensors(examples, learns)})
 
-        images = [self._images(i, given) for i, given in enumerate(images)]
-        chunks = [self._chunk(i, *pair) for i, pair in enumerate(zip(actions, action_is_pad, strict=True))]
-        learns = any(chunk is not None for chunk in chunks) or any(answer is not None for answer in response)
-        kinds = [
-            prompt_kind or ("text" if answer is not None and chunk is None else "action")
-            for answer, chunk in zip(response, chunks, strict=True)
-        ]
-        states = [self._state(i, s, kind) for i, (s, kind) in enumerate(zip(state, kinds, strict=True))]
-        prompts = [self._prompt(*row) for row in zip(text, kinds, states, strict=True)]
-        suffixes = None
-        if learns:
-            suffixes = [self._suffix(*row) for row in zip(response, chunks, prompts, images, strict=True)]
+    def _example(self, images, text, state, actions, response, action_is_pad, prompt_kind: str | None) -> _Example:
+        asks_actions = prompt_kind == "action" or (prompt_kind is None and (actions is not None or response is None))
+        self._check_words("text", text, may_be_empty=asks_actions)
+        if response is not None:
+            self._check_words("response", response)
+        chunk = is_pad = None
+        if actions is not None:
+            if not asks_actions:
+                raise ValueError('there are `actions`, but prompt_kind="text" does not ask for any. Use "action".')
+            chunk, is_pad = self._chunk(actions, action_is_pad)
+        images = self._images(images, asks_actions)
+        state = self._state(state) if asks_actions and self.state_encoding != "none" else None
+        return _Example(
+            images=images,
+            asks_actions=asks_actions,
+            prompt=self._prompt(text, state) if asks_actions else text,
+            learns=response is not None or chunk is not None,
+            suffix=self._suffix(response, chunk, len(images)),
+            state=state,
+            chunk=chunk,
+            is_pad=is_pad,
+        )
 
-        batch = self._sequences(images, prompts, suffixes)
-        real = np.zeros((count, self.chunk_size, self.max_action_dim), dtype=bool)
-        if any(chunk is not None for chunk in chunks):
-            padded = np.zeros(real.shape, dtype=np.float32)
-            for i, chunk in enumerate(chunks):
-                if chunk is not None:
-                    values, is_pad = chunk
-                    padded[i, :, : self.action_dim] = values
-                    real[i, :, : self.action_dim] = ~is_pad[:, None]
-            batch["actions"] = torch.from_numpy(padded)
-        elif not learns:  # which dimensions the sampler has to fill
-            real[:, :, : self.action_dim] = True
-        if "actions" in batch or not learns:
-            batch["action_mask"] = torch.from_numpy(real)
-        if self.state_encoding == "continuous" and ("actions" in batch or not learns):
-            padded = np.zeros((count, self.max_state_dim), dtype=np.float32)
-            for i, values in enumerate(states):
-                if values is not None:
-                    padded[i, : len(values)] = values
-            batch["state"] = torch.from_numpy(padded)
-        return BatchFeature(batch)
-
-    def _per_example(self, name: str, values, count: int) -> list:
-        if values is None:
-            return [None] * count
-        values = list(values)
-        if len(values) != count:
+    def _check_words(self, name: str, words, may_be_empty: bool = False):
+        if not isinstance(words, str):
+            raise ValueError(f"`{name}` must be a string, got {type(words).__name__}.")
+        if not may_be_empty and not words.strip():
+            raise ValueError(f"`{name}` is empty. Give the VLM some words, or pass None if there is no {name}.")
+        placeholders = [token for token in self._placeholders if token in words]
+        if placeholders:
             raise ValueError(
-                f"`{name}` has {len(values)} entries for {count} examples (`text` has {count}). All arguments are "
-                "batched: one entry for each example, None where an example has none."
+                f"`{name}` contains {placeholders[0]!r}, which stands for an image: {words!r}. Leave it out; the "
+                "processor puts images in front of the text."
             )
-        return values
 
-    def _images(self, i: int, given) -> list[Image.Image]:
+    def _images(self, given, asks_actions: bool) -> list[Image.Image]:
         """The images that are there, as RGB, in the order of the cameras."""
+        if isinstance(given, dict):
+            if self.cameras is None:
+                raise ValueError(
+                    f"`images` is a dict (of {sorted(given)}), but this processor has no camera names, hence no order. "
+                    "Pass a list, or make the processor with cameras=[...]."
+                )
+            if set(given) != set(self.cameras):
+                raise ValueError(
+                    f"images are given for the cameras {sorted(given)}, but this processor has {self.cameras}. Pass "
+                    "every camera by its name; use None for one that is missing."
+                )
+            given = [given[name] for name in self.cameras]
         if given is None:
             given = []
-        if isinstance(given, dict):
-            names = self.cameras or list(given)
-            if set(given) != set(names):
-                raise ValueError(
-                    f"Example {i}: images are given for cameras {sorted(given)}, but this processor has {names}. "
-                    "Pass every camera by its name; use None for one that is missing."
-                )
-            given = [given[name] for name in names]
-        elif not isinstance(given, list | tuple):
+        if not isinstance(given, list | tuple):
             raise ValueError(
-                f"Example {i}: `images` must be a list of images (one for each camera) or a dict by camera name, got "
+                "`images` must be a list of images (one for each camera) or a dict by camera name, got "
                 f"{type(given).__name__}. For one example with one camera write images=[[image]]."
             )
-        elif self.cameras is not None and given and len(given) != len(self.cameras):
+        if asks_actions and self.cameras is not None and len(given) != len(self.cameras):
             raise ValueError(
-                f"Example {i}: got {len(given)} images for {len(self.cameras)} cameras {self.cameras}. Pass one for "
-                "each, in this order; use None for one that is missing."
+                f"got {len(given)} images for {len(self.cameras)} cameras {self.cameras}. Pass one for each, in this "
+                "order; use None for one that is missing."
             )
-        return [_as_rgb(i, image) for image in given if image is not None]
+        return [as_rgb(image) for image in given if image is not None]
 
-    def _state(self, i: int, values, kind: str) -> np.ndarray | None:
-        if self.state_encoding == "none" or kind == "text":
-            return None
+    def _state(self, values) -> np.ndarray:
         if values is None:
             raise ValueError(
-                f'Example {i} has no `state`, but this processor was made with state_encoding="{self.state_encoding}". '
-                "Pass the robot's state."
+                f'there is no `state`, but this processor was made with state_encoding="{self.state_encoding}". Pass '
+                "the robot's state."
+            )
+        values = np.asarray(values, dtype=np.float64)
+        if values.ndim != 1:
+            raise ValueError(f"`state` must be one vector (Ds,), got shape {values.shape}.")
+        if self.state_encoding == "continuous" and len(values) > self.max_state_dim:
+            raise ValueError(
+                f"`state` has {len(values)} values, but max_state_dim is {self.max_state_dim}. Build processor and "
+                f"model with max_state_dim of at least {len(values)}."
             )
         try:
-            normalised = self._state_normalizer.normalize(np.asarray(values))
+            return self._state_normalizer.normalize(values)
         except ValueError as error:
-            raise ValueError(f"Example {i}, state: {error}") from error
-        if normalised.ndim != 1:
-            raise ValueError(f"Example {i}: `state` must be one vector (Ds,), got shape {normalised.shape}.")
-        if self.state_encoding == "continuous" and len(normalised) > self.max_state_dim:
-            raise ValueError(
-                f"Example {i}: the state has {len(normalised)} values, but max_state_dim is {self.max_state_dim}. "
-                f"Build processor and model with max_state_dim of at least {len(normalised)}."
-            )
-        return normalised
+            raise ValueError(f"`state`: {error}") from error
 
-    def _chunk(self, i: int, values, is_pad) -> tuple[np.ndarray, np.ndarray] | None:
-        """Normalised (chunk_size, action_dim), the last action repeated where it is short, and (chunk_size,) is_pad."""
-        if values is None:
-            return None
+    def _chunk(self, values, is_pad) -> tuple[np.ndarray, np.ndarray]:
         values = np.asarray(values, dtype=np.float64)
         if values.ndim != 2 or not len(values) or values.shape[1] != self.action_dim:
             raise ValueError(
-                f"Example {i}: `actions` must be (steps, {self.action_dim}) in robot units, got shape {values.shape}. "
-                f"This processor has the statistics of {self.action_dim}-dimensional actions: another robot's?"
+                f"`actions` must be (steps, {self.action_dim}) in robot units, got shape {values.shape}. This "
+                f"processor was made for {self.action_dim}-dimensional actions: are these of another robot?"
             )
         steps = len(values)
         if steps > self.chunk_size:
             raise ValueError(
-                f"Example {i}: {steps} action steps do not fit into chunk_size = {self.chunk_size}. Read the data with "
-                f"chunk_size={self.chunk_size}, or build processor and model with a longer one."
+                f"{steps} action steps do not fit into chunk_size = {self.chunk_size}. Read the data with chunk_size="
+                f"{self.chunk_size}, or build processor and model with a longer one."
             )
         is_pad = np.zeros(steps, dtype=bool) if is_pad is None else np.asarray(is_pad, dtype=bool)
         if is_pad.shape != (steps,):
-            raise ValueError(f"Example {i}: `action_is_pad` must be ({steps},) like the actions, got {is_pad.shape}.")
+            raise ValueError(f"`action_is_pad` must be ({steps},) like the actions, got {is_pad.shape}.")
         try:
-            normalised = self._action_normalizer.normalize(values)
+            chunk = self._action_normalizer.normalize(values)
         except ValueError as error:
-            raise ValueError(f"Example {i}, actions: {error}") from error
+            raise ValueError(f"`actions`: {error}") from error
         missing = self.chunk_size - steps
-        normalised = np.concatenate([normalised, np.repeat(normalised[-1:], missing, axis=0)])
-        return normalised, np.concatenate([is_pad, np.ones(missing, dtype=bool)])
+        chunk = np.concatenate([chunk, np.repeat(chunk[-1:], missing, axis=0)])
+        return chunk, np.concatenate([is_pad, np.ones(missing, dtype=bool)])
 
-    def _prompt(self, text: str, kind: str, state: np.ndarray | None) -> str:
-        if kind not in ("action", "text"):
-            raise ValueError(f'prompt_kind must be "action" or "text", got {kind!r}.')
-        if kind == "text":
-            return text
+    def _prompt(self, text: str, state: np.ndarray | None) -> str:
         text = text.strip().replace("_", " ").replace("\n", " ")
         if self.state_encoding != "text":
             return self.action_prompt.format(text=text)
         bins = " ".join(str(b) for b in discretize_state(state))
         return self.action_prompt.format(text=text, state=bins)
 
-    def _suffix(self, response: str | None, chunk, prompt: str, images: list) -> list[int]:
-        """Ids of what the VLM learns to say: the response, then the action tokens, then the end of its turn."""
-        ids = [] if response is None else self.tokenizer(response, add_special_tokens=False)["input_ids"]
-        if chunk is not None and self.action_tokenizer is not None:
-            (codes,) = self.action_tokenizer.encode(chunk[0][None])
-            ids = ids + self.action_token_ids[codes].tolist()
-        if not ids:
-            return []
-        return ids + self.tokenizer(self._closing(prompt, len(images)), add_special_tokens=False)["input_ids"]
-
     # --------------------------------------------------------------------------------------------- token sequences
-    @property
-    def _has_chat(self) -> bool:
-        return bool(self.vlm_processor.chat_template)
+    def _tokenize(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
-    def _render(self, prompt: str, num_images: int, answer: str | None = None) -> str:
-        content = [{"type": "image"}] * num_images + [{"type": "text", "text": prompt.strip()}]
-        messages = [{"role": "user", "content": content}]
-        if answer is not None:
-            messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
-        return self.vlm_processor.apply_chat_template(messages, add_generation_prompt=answer is None, tokenize=False)
+    def _frame(self, num_images: int) -> PromptFrame:
+        """Rendered once for every number of images: templates are slow, and words need not go through them."""
+        if num_images not in self._frames:
+            self._frames[num_images] = prompt_frame(self.vlm_processor, num_images)
+        return self._frames[num_images]
 
-    def _closing(self, prompt: str, num_images: int) -> str:
-        """What ends the VLM's turn: as its chat template writes it, else the end-of-sequence token."""
-        if not self._has_chat:
-            return self.tokenizer.eos_token
-        after = self._render(prompt, num_images, answer=_SENTINEL).rpartition(_SENTINEL)[2].strip()
-        return after or self.tokenizer.eos_token
+    def _suffix(self, response: str | None, chunk: np.ndarray | None, num_images: int) -> list[int]:
+        frame, ids = self._frame(num_images), []
+        if response is not None:
+            # As it is tokenized after the prompt: some tokenizers put a space in front of every text
+            context, answer = self._tokenize(frame.after), frame.lead + response
+            whole = self._tokenize(frame.after + answer)
+            continues = whole[: len(context)] == context
+            ids = whole[len(context) :] if continues else self._tokenize(answer)
+        if chunk is not None and self.action_tokenizer is not None:
+            (codes,) = self.action_tokenizer.encode(chunk[None])
+            ids = ids + self.action_token_ids[codes].tolist()
+        return ids + self._tokenize(frame.closing) if ids else []
 
-    def _sequences(self, images: list[list], prompts: list[str], suffixes: list[list[int]] | None) -> dict:
-        """Image tensors and padded per-token tensors of [prompt ; suffix].
+    def _sequences(self, examples: list[_Example], learns: bool) -> dict[str, torch.Tensor]:
+        """Image tensors, and padded per-token tensors of [prompt ; suffix].
 
-        With a chat template the VLM's processor sees the whole prompt. Without one it sees the image placeholders
-        alone and the prompt's own tokens follow: processors of that kind (PaliGemma) add their own line ends.
+        The VLM's processor sees the whole prompt. One exception: without a chat template it sees the image placeholders
+        alone if actions are asked for, and the prompt's own tokens follow. Processors of that kind (PaliGemma's) end
+        the text with a line break, which belongs behind a question and not behind `Action: `.
         """
-        if self._has_chat:
-            heads = [self._render(prompt, len(row)) for prompt, row in zip(prompts, images, strict=True)]
-            tails = [[] for _ in prompts]
-        else:
-            heads = [self.vlm_processor.image_token * len(row) for row in images]
-            tails = [self.tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
-        begins_itself = bool(self.tokenizer.bos_token) and heads[0].startswith(self.tokenizer.bos_token)
-        options = {"padding": True, "return_tensors": "pt", "add_special_tokens": not begins_itself}
-        if any(images):
-            encoded = dict(self.vlm_processor(text=heads, images=images, **options))
-        else:
-            encoded = dict(self.tokenizer(heads, **options))
+        images, heads, tails = [], [], []
+        for example in examples:
+            frame = self._frame(len(example.images))
+            apart = example.asks_actions and not has_chat(self.vlm_processor)
+            words = example.prompt.strip() if has_chat(self.vlm_processor) else example.prompt
+            images.append(example.images)
+            heads.append(frame.before + ("" if apart else words) + frame.after)
+            tails.append(self._tokenize(words) if apart else None)
+        has_images = any(images)
+        if (
+            not has_images
+        ):  # PaliGemma's processor refuses a batch without any: one more example, dropped below, has one
+            heads.append(self._frame(1).before + self._frame(1).after)
+            images.append([Image.new("RGB", (64, 64))])
+        options = {"padding": True, "return_tensors": "pt"}
+        if self.tokenizer.bos_token and heads[0].startswith(self.tokenizer.bos_token):
+            options["add_special_tokens"] = False  # a chat template that writes it; the tokenizer would write another
+        encoded = self.vlm_processor(text=heads, images=images, **options)
         encoded.pop("labels", None)
 
         input_ids, mask = encoded["input_ids"], encoded["attention_mask"].bool()
-        newline = self.tokenizer("\n", add_special_tokens=False)["input_ids"]
         per_token = {n: t for n, t in encoded.items() if torch.is_tensor(t) and t.shape == input_ids.shape}
         token_type = SUFFIX_TOKEN_TYPE.get(type(self.vlm_processor).__name__, 0)
         rows = []
-        for i, tail in enumerate(tails):
+        for i, (example, tail) in enumerate(zip(examples, tails, strict=True)):
             row = {name: tensor[i][mask[i]].tolist() for name, tensor in per_token.items()}
-            if not self._has_chat and row["input_ids"][-len(newline) :] == newline:
-                row = {name: values[: -len(newline)] for name, values in row.items()}
-            row["expert_attention_mask"] = [True] * len(row["input_ids"])
-            row = _extend(row, tail, attention_mask=1, expert_attention_mask=True)
-            if suffixes is not None:
-                prefix_length = len(row["input_ids"])
+            if tail is not None:
+                if row["input_ids"][-len(self._newline) :] == self._newline:
+                    row = {name: values[: -len(self._newline)] for name, values in row.items()}
+                row = _extend(row, tail, attention_mask=1)
+            prefix_length = len(row["input_ids"])
+            row["expert_attention_mask"] = [True] * prefix_length
+            if learns:
                 row = _extend(
-                    row, suffixes[i], attention_mask=1, expert_attention_mask=False, token_type_ids=token_type
+                    row, example.suffix, attention_mask=1, expert_attention_mask=False, token_type_ids=token_type
                 )
-                row["labels"] = [-100] * prefix_length + suffixes[i]
+                row["labels"] = [-100] * prefix_length + example.suffix
+            if self.max_length is not None and len(row["input_ids"]) > self.max_length:
+                raise ValueError(
+                    f"Example {i} takes {len(row['input_ids'])} tokens, {prefix_length} of them images and prompt, but "
+                    f"max_length is {self.max_length}. Raise it, use fewer or smaller images, or a shorter text."
+                )
             rows.append(row)
         longest = max(len(row["input_ids"]) for row in rows)
-        if self.max_length is not None and longest > self.max_length:
-            i = next(i for i, row in enumerate(rows) if len(row["input_ids"]) == longest)
-            raise ValueError(
-                f"Example {i} takes {longest} tokens, {len(suffixes[i]) if suffixes else 0} of them to be learned, but "
-                f"max_length is {self.max_length}. Raise max_length, use fewer or smaller images, or a shorter text."
-            )
-        side = "right" if suffixes is not None else "left"
-        padding = {"input_ids": self._pad_token_id, "labels": -100}
-        batch = {n: t for n, t in encoded.items() if n not in per_token}
+        side = "right" if learns else "left"
+        padding = {"input_ids": self.tokenizer.pad_token_id, "labels": -100}
+        batch = {n: t for n, t in encoded.items() if n not in per_token} if has_images else {}
         for name in rows[0]:
             batch[name] = _pad([row[name] for row in rows], longest, padding.get(name, 0), side)
         return batch
 
-    @property
-    def _pad_token_id(self) -> int:
-        pad = self.tokenizer.pad_token_id
-        return self.tokenizer.eos_token_id if pad is None else pad
+    def _robot_tensors(self, examples: list[_Example], learns: bool) -> dict[str, torch.Tensor]:
+        """`action_mask`, and `actions` and `state` where there are any; nothing if no example is about actions."""
+        has_chunks = any(example.chunk is not None for example in examples)
+        if not (has_chunks if learns else any(example.asks_actions for example in examples)):
+            return {}
+        actions = np.zeros((len(examples), self.chunk_size, self.max_action_dim), dtype=np.float32)
+        real = np.zeros(actions.shape, dtype=bool)
+        state = np.zeros((len(examples), self.max_state_dim), dtype=np.float32)
+        for i, example in enumerate(examples):
+            if example.chunk is not None:
+                actions[i, :, : self.action_dim] = example.chunk
+                real[i, :, : self.action_dim] = ~example.is_pad[:, None]
+            elif not learns:  # the dimensions that the sampler has to fill
+                real[i, :, : self.action_dim] = True
+            if self.state_encoding == "continuous" and example.state is not None:
+                state[i, : len(example.state)] = example.state
+        tensors = {"action_mask": torch.from_numpy(real)}
+        if has_chunks:
+            tensors["actions"] = torch.from_numpy(actions)
+        if self.state_encoding == "continuous":
+            tensors["state"] = torch.from_numpy(state)
+        return tensors
 
     # -------------------------------------------------------------------------------------------------- decoding
     def unnormalize_actions(self, chunk):
@@ -429,7 +514,11 @@ class KIVLAProcessor(ProcessorMixin):
     def decode_actions(self, sequences) -> list[np.ndarray | ActionDecodingFailure]:
         """Generated token ids -> for each sequence a normalised chunk (H, action_dim), or the reason why there is none.
 
-        Everything before the first action token (a response) and after the last one in a row is ignored.
+        The longest run of action tokens counts, and all else is ignored: the prompt, a response (which may hold a few
+        of them with "tail": `<loc>` tokens), the end. `labels` may be given as well.
+
+        Raises:
+            ValueError: the processor has no action tokenizer.
         """
         if self.action_tokenizer is None:
             raise ValueError("This processor has no action tokenizer: its VLM was not taught action tokens.")
@@ -437,16 +526,9 @@ class KIVLAProcessor(ProcessorMixin):
         codes = []
         for sequence in sequences:
             row = [code_of.get(int(token)) for token in sequence]
-            start = next((i for i, code in enumerate(row) if code is not None), len(row))
-            end = next((i for i in range(start, len(row)) if row[i] is None), len(row))
-            codes.append(row[start:end])
+            runs = [list(run) for is_action, run in groupby(row, lambda code: code is not None) if is_action]
+            codes.append(max(runs, key=len, default=[]))
         return self.action_tokenizer.decode(codes, self.chunk_size, self.action_dim)
-
-    def decode(self, *args, **kwargs) -> str:
-        return self.tokenizer.decode(*args, **kwargs)
-
-    def batch_decode(self, *args, **kwargs) -> list[str]:
-        return self.tokenizer.batch_decode(*args, **kwargs)
 
     def _place_action_tokens(self) -> np.ndarray:
         """Token id of every code, (vocab_size of the action tokenizer,)."""
@@ -474,38 +556,31 @@ class KIVLAProcessor(ProcessorMixin):
         statistics = self.statistics
         if statistics is not None:
             statistics = {name: statistics_to_json(values) for name, values in statistics.items()}
-        return {
-            "processor_class": type(self).__name__,
-            "action_tokenizer": None if self.action_tokenizer is None else self.action_tokenizer.to_dict(),
-            "statistics": statistics,
-            "chunk_size": self.chunk_size,
-            "max_action_dim": self.max_action_dim,
-            "max_state_dim": self.max_state_dim,
-            "state_encoding": self.state_encoding,
-            "normalization": self.normalization,
-            "cameras": self.cameras,
-            "action_dim": self.action_dim,
-            "action_token_placement": self.action_token_placement,
-            "action_token_skip": self.action_token_skip,
-            "action_prompt": self.action_prompt,
-            "max_length": self.max_length,
-        }
+        tokenizer = None if self.action_tokenizer is None else self.action_tokenizer.to_dict()
+        settings = {name: getattr(self, name) for name in SETTINGS}
+        name = type(self).__name__
+        return {"processor_class": name, **settings, "action_tokenizer": tokenizer, "statistics": statistics}
 
     def __repr__(self) -> str:
-        shown = {n: v for n, v in self.to_dict().items() if n not in ("action_tokenizer", "statistics")}
+        shown = {name: getattr(self, name) for name in SETTINGS}
         tokenizer = None if self.action_tokenizer is None else type(self.action_tokenizer).__name__
         return f"{type(self).__name__}({type(self.vlm_processor).__name__}, action_tokenizer={tokenizer}, {shown})"
 
     def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs):
         """Write the processor: `processor_config.json`, and the VLM's own processor in `vlm_processor/`.
 
-        The config is written last and in one move, so that a folder with it is complete.
+        The config is written last and in one move, so that a folder with it is complete. After
+        `register_for_auto_class()` this module and its siblings are written too (`trust_remote_code`).
         """
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
+        (folder / CONFIG_FILE).unlink(missing_ok=True)
+        settings = self.to_dict()
+        if self._auto_class is not None:
+            custom_object_save(self, folder, config=settings)
         self.vlm_processor.save_pretrained(folder / VLM_PROCESSOR_FOLDER)
         unfinished = folder / (CONFIG_FILE + ".unfinished")
-        unfinished.write_text(json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        unfinished.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         os.replace(unfinished, folder / CONFIG_FILE)
         if push_to_hub:
             self.push_to_hub(kwargs.pop("repo_id", folder.name), **kwargs)
@@ -513,27 +588,31 @@ class KIVLAProcessor(ProcessorMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> "KIVLAProcessor":
-        """Load from a folder or the Hub (`revision`, `token`, `cache_dir`, `local_files_only` as usual).
+        """Load from a folder or the Hub.
+
+        Keyword arguments are `revision`, `token`, `cache_dir`, `force_download`, `local_files_only`,
+        `trust_remote_code` (for the VLM's processor), and those of the class, which take the place of what was saved:
+        `from_pretrained(base, statistics=data.statistics, cameras=data.cameras)` is for a new robot.
 
         Raises:
-            FileNotFoundError: the folder holds no KIVLA processor.
+            FileNotFoundError: the folder holds no KIVLA processor, or half of one.
+            TypeError: an argument that is none of these.
         """
+        kwargs.pop("_from_auto", None)  # AutoProcessor's
+        trust = {"trust_remote_code": kwargs.pop("trust_remote_code", None)}
+        hub = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs}
         folder = Path(pretrained_model_name_or_path)
         if not folder.is_dir():
-            hub = {n: kwargs[n] for n in ("revision", "token", "cache_dir", "local_files_only") if n in kwargs}
             patterns = [CONFIG_FILE, f"{VLM_PROCESSOR_FOLDER}/*"]
             folder = Path(snapshot_download(str(pretrained_model_name_or_path), allow_patterns=patterns, **hub))
         file = folder / CONFIG_FILE
-        if not file.is_file() or not (folder / VLM_PROCESSOR_FOLDER).is_dir():
+        settings = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        if settings.get("processor_class") != cls.__name__ or not (folder / VLM_PROCESSOR_FOLDER).is_dir():
             raise FileNotFoundError(
-                f"{folder} holds no KIVLA processor ({CONFIG_FILE} and {VLM_PROCESSOR_FOLDER}/ are expected). To make "
-                "one for a VLM, use KIVLAProcessor.from_vlm."
-            )
-        settings = json.loads(file.read_text(encoding="utf-8"))
-        if settings.get("processor_class") != cls.__name__:
-            raise FileNotFoundError(
-                f"{file} is that of a {settings.get('processor_class')}, not of a {cls.__name__}. To make one for "
-                "a VLM, use KIVLAProcessor.from_vlm."
+                f"{folder} holds no complete KIVLA processor: expected are {CONFIG_FILE} of a {cls.__name__} (found: "
+                f"{settings.get('processor_class')}) and {VLM_PROCESSOR_FOLDER}/ (found: "
+                f"{(folder / VLM_PROCESSOR_FOLDER).is_dir()}). To make one for a VLM, use KIVLAProcessor.from_vlm; if "
+                "saving was interrupted, save again."
             )
         del settings["processor_class"]
         settings.pop("auto_map", None)
@@ -541,27 +620,12 @@ class KIVLAProcessor(ProcessorMixin):
             settings["action_tokenizer"] = load_action_tokenizer(settings["action_tokenizer"])
         if settings["statistics"] is not None:
             settings["statistics"] = {n: statistics_from_json(v) for n, v in settings["statistics"].items()}
-        return cls(AutoProcessor.from_pretrained(folder / VLM_PROCESSOR_FOLDER), **settings)
-
-
-def _as_rgb(i: int, image) -> Image.Image:
-    """Any of the accepted images as an RGB PIL image; `i` names the example in messages."""
-    if isinstance(image, str | os.PathLike):
-        return load_image(str(image)).convert("RGB")
-    if isinstance(image, Image.Image):
-        return image.convert("RGB")
-    pixels = np.asarray(image)
-    if pixels.ndim == 3 and pixels.shape[-1] != 3 and pixels.shape[0] == 3:
-        pixels = pixels.transpose(1, 2, 0)
-    if pixels.ndim != 3 or pixels.shape[-1] != 3:
-        raise ValueError(f"Example {i}: an image must be (height, width, 3) or (3, height, width), got {pixels.shape}.")
-    if np.issubdtype(pixels.dtype, np.floating):
-        if not (np.isfinite(pixels).all() and pixels.min() >= 0 and pixels.max() <= 1):
-            raise ValueError(f"Example {i}: an image of floats must lie in [0, 1]. Pass uint8 or divide by 255.")
-        pixels = (pixels * 255).round().astype(np.uint8)
-    if pixels.dtype != np.uint8:
-        raise ValueError(f"Example {i}: an image must be uint8, or floats in [0, 1], got {pixels.dtype}.")
-    return Image.fromarray(np.ascontiguousarray(pixels))
+        unknown = sorted(kwargs.keys() - settings.keys())
+        if unknown:
+            raise TypeError(f"Unknown arguments {unknown}; known are {[*settings, *HUB_ARGUMENTS, *trust]}.")
+        if "statistics" in kwargs:
+            settings["action_dim"] = None  # that of the new statistics
+        return cls(AutoProcessor.from_pretrained(folder / VLM_PROCESSOR_FOLDER, **trust), **{**settings, **kwargs})
 
 
 def _extend(row: dict[str, list], ids: list[int], **fill) -> dict[str, list]:
