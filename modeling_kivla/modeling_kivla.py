@@ -122,6 +122,14 @@ class KIVLAForActionPrediction(KIVLAPreTrainedModel):
         model.expert.to(vlm.device, vlm.dtype)
         return model
 
+    def save_pretrained(self, save_directory, save_original_format: bool = False, **kwargs):
+        """As for any model, but weights keep the names that they have in the model.
+
+        By default the library would write many VLMs under the names of their first releases, which resuming a `Trainer`
+        run then does not find, without an error.
+        """
+        return super().save_pretrained(save_directory, save_original_format=save_original_format, **kwargs)
+
     def adjust_generation_fn(self, *args, **kwargs):
         """Called by `from_pretrained` to read `generation_config.json`, which is the VLM's."""
         self.vlm.adjust_generation_fn(*args, **kwargs)

@@ -136,6 +136,17 @@ class KIVLATrainer(Trainer):
                 summary[name] = float(sums[total].sum() / sums[count].sum())
         return summary
 
+    def _issue_warnings_after_load(self, load_result) -> None:
+        """Resuming with half of the weights is an error, where the library would only log a warning."""
+        tied = set(self.accelerator.unwrap_model(self.model).all_tied_weights_keys)
+        missing = sorted(set(load_result.missing_keys) - tied)
+        if missing or load_result.unexpected_keys:
+            raise ValueError(
+                f"The checkpoint does not fit the model: {len(missing)} weights are missing ({missing[:3]} ...) and "
+                f"{len(load_result.unexpected_keys)} are unknown ({load_result.unexpected_keys[:3]} ...). Resume with "
+                "the model and the versions of kivla and transformers that wrote it."
+            )
+
     # ----------------------------------------------------------------------------------------------- evaluation
     @torch.no_grad()
     def evaluation_loop(

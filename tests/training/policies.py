@@ -1,0 +1,108 @@
+"""A tiny policy on the real dataset of the tests, for the trainer's tests. Run as a script it trains one.
+
+    ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 -m tests.training.policies FOLDER BATCH_SIZE
+"""
+
+import json
+import sys
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from kivla import (
+    FASTActionTokenizer,
+    KIVLACollator,
+    KIVLAForActionPrediction,
+    KIVLAProcessor,
+    KIVLATrainer,
+    KIVLATrainingArguments,
+    LeRobotDataset,
+)
+from kivla.processing import Normalizer
+from kivla.tiny_vlm import save_tiny_vlm
+
+DATASET = Path(__file__).parents[1] / "data" / "lerobot_v3_metaworld"
+CHUNK = 6
+SIZES = {"chunk_size": CHUNK, "max_action_dim": 5, "max_state_dim": 6}
+
+
+@cache
+def dataset() -> LeRobotDataset:
+    return LeRobotDataset(DATASET, chunk_size=CHUNK)
+
+
+@cache
+def _action_tokenizer() -> FASTActionTokenizer:
+    chunks = Normalizer(dataset().statistics["actions"]).normalize(dataset().action_chunks(182))
+    return FASTActionTokenizer.fit(chunks, vocab_size=128)
+
+
+def make_policy(folder, **config) -> tuple[KIVLAForActionPrediction, KIVLAProcessor]:
+    """A policy of about 0.1M parameters on a tiny PaliGemma that is written to `folder`."""
+    save_tiny_vlm(folder, image_size=32, patch_size=16, hidden_size=32, num_layers=2)
+    encoding = {name: config[name] for name in ("state_encoding",) if name in config}
+    processor = KIVLAProcessor.from_vlm(
+        folder,
+        action_tokenizer=_action_tokenizer(),
+        statistics=dataset().statistics,
+        cameras=dataset().cameras,
+        **SIZES,
+        **encoding,
+    )
+    torch.manual_seed(0)
+    model = KIVLAForActionPrediction.from_vlm(
+        folder, expert_config={"hidden_size": 32, "intermediate_size": 64}, **SIZES, **config
+    )
+    return model, processor
+
+
+class FixedNoiseCollator(KIVLACollator):
+    """Gives every example its own fixed noise, so that runs which split their batches differently can be compared."""
+
+    def __call__(self, examples):
+        batch = super().__call__(examples)
+        seeds = [1000 * example["episode_index"] + example["frame_index"] for example in examples]
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        batch["noise"] = torch.stack([torch.randn(batch["actions"].shape[1:], generator=g) for g in generators])
+        batch["timestep"] = torch.stack([torch.rand((), generator=g) for g in generators])
+        return batch
+
+
+def make_trainer(folder, model=None, processor=None, collator=None, **arguments) -> KIVLATrainer:
+    if model is None:
+        model, processor = make_policy(Path(folder) / "vlm")
+    settings = {
+        "max_steps": 6,
+        "per_device_train_batch_size": 4,
+        "per_device_eval_batch_size": 16,
+        "learning_rate": 1e-3,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": True,
+        "dataloader_pin_memory": False,
+    }
+    args = KIVLATrainingArguments(output_dir=str(Path(folder) / "run"), **{**settings, **arguments})
+    return KIVLATrainer(
+        model,
+        args,
+        train_dataset=dataset(),
+        eval_dataset=dataset(),
+        processing_class=processor,
+        data_collator=None if collator is None else collator(processor),
+    )
+
+
+def losses(trainer: KIVLATrainer) -> list[tuple[float, float]]:
+    return [(e["token_loss"], e["flow_loss"]) for e in trainer.state.log_history if "token_loss" in e]
+
+
+if __name__ == "__main__":
+    output, batch_size = Path(sys.argv[1]), int(sys.argv[2])
+    trainer = make_trainer(output, collator=FixedNoiseCollator, per_device_train_batch_size=batch_size, max_steps=4)
+    trainer.train()
+    if trainer.is_world_process_zero():
+        trainer.save_model(str(output / "trained"))
+        (output / "losses.json").write_text(json.dumps(losses(trainer)))
