@@ -136,7 +136,7 @@ class KIVLAConfig(PreTrainedConfig):
     def expert_layers(self) -> list[dict]:
         """The entries of `kv_layers` that an expert layer reads: every k-th one, the last included."""
         stride = self.expert_config.layer_stride
-        return self.kv_layers[stride - 1 :: stride]
+        return self.kv_layers[(len(self.kv_layers) - 1) % stride :: stride]
 
     def get_text_config(self, decoder=None, encoder=None) -> PreTrainedConfig:
         """The VLM's text config: vocabulary, tied embeddings and the like are the VLM's."""
@@ -170,9 +170,9 @@ class KIVLAConfig(PreTrainedConfig):
                 f"Flow times must lie in [0, 1], but time_sampling_offset and time_sampling_scale give [{low}, {high}]."
             )
         stride = self.expert_config.layer_stride
-        if not self.expert_layers:
+        if stride > len(self.kv_layers):
             raise ValueError(
-                f"expert_config.layer_stride = {stride} leaves no layer to read: '{self.vlm_config.model_type}' has "
+                f"expert_config.layer_stride = {stride} leaves almost no layer to read: '{self.vlm_config.model_type}' has "
                 f"{len(self.kv_layers)} layers with keys and values. Use at most {len(self.kv_layers)}."
             )
         if all(layer["rope"] is None for layer in self.expert_layers):

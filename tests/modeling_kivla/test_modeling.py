@@ -1,0 +1,408 @@
+"""The model beyond the contract: configuration, probing, options, precision, and what is refused."""
+
+import copy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoConfig
+
+from kivla.modeling_kivla import KIVLAConfig, KIVLAForActionPrediction, UnsupportedBackboneError
+from kivla.modeling_kivla.backbone_attention import PrefixRecorder, apply_rope, find_text_decoder
+from kivla.modeling_kivla.flow_matching import euler_times, flow_matching_loss, sample_flow_time, time_embedding
+from tests.families import FAMILIES, REFUSED, collate, drop_suffix, make_example, randomize_zero_parameters
+
+CHUNK, WIDTH, STATE = 5, 3, 4
+EXPERT = {"hidden_size": 32, "intermediate_size": 48, "initializer_range": 0.2}
+
+
+def make_config(name="llava", **settings) -> KIVLAConfig:
+    sizes = {"chunk_size": CHUNK, "max_action_dim": WIDTH, "max_state_dim": STATE}
+    expert = {**EXPERT, **settings.pop("expert_config", {})}
+    return KIVLAConfig(vlm_config=FAMILIES[name].config(), expert_config=expert, **{**sizes, **settings})
+
+
+def make_model(name="llava", **settings) -> KIVLAForActionPrediction:
+    torch.manual_seed(0)
+    model = KIVLAForActionPrediction(make_config(name, **settings)).eval()
+    randomize_zero_parameters(model)
+    return model
+
+
+def make_batch(name="llava", rows=2, **extra) -> dict:
+    family = FAMILIES[name]
+    batch = collate(family, [make_example(family, text_length=4 + i, seed=i) for i in range(rows)])
+    generator = torch.Generator().manual_seed(3)
+    batch["actions"] = torch.randn(rows, CHUNK, WIDTH, generator=generator)
+    return {**batch, **extra}
+
+
+# ------------------------------------------------------------------------------------------------ configuration
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"chunk_size": 0}, "chunk_size must be at least 1, got 0"),
+        ({"num_flow_samples": 0}, "num_flow_samples must be at least 1"),
+        ({"backbone_gradient_scale": 1.5}, "between 0 .knowledge insulation. and 1 .joint training., got 1.5"),
+        ({"backbone_gradient_scale": float("nan")}, "backbone_gradient_scale must be between"),
+        ({"flow_loss_weight": -1.0}, "flow_loss_weight must not be negative"),
+        ({"state_encoding": "continuous", "max_state_dim": 0}, "needs max_state_dim of at least 1"),
+        ({"time_sampling_offset": 0.5}, r"Flow times must lie in \[0, 1\]"),
+        ({"time_sampling_alpha": 0.0}, "positive parameters"),
+        ({"expert_config": {"hidden_size": 33}}, "must be a positive even number"),
+        ({"expert_config": {"layer_stride": 0}}, "layer_stride must be at least 1"),
+        ({"expert_config": {"layer_stride": 99}}, "leaves almost no layer to read"),
+        ({"expert_config": {"num_attention_heads": 3}}, "not a multiple of the 2 key/value heads of backbone layer 0"),
+        ({"expert_config": {"min_period": 5.0}}, "0 < min_period < max_period"),
+        ({"state_encoding": "telepathy"}, "state_encoding"),
+    ],
+)
+def test_impossible_settings_are_refused_at_construction(settings, message):
+    with pytest.raises(Exception, match=message):
+        make_config(**settings)
+
+
+def test_config_without_a_vlm():
+    with pytest.raises(ValueError, match="needs `vlm_config`"):
+        KIVLAConfig()
+    with pytest.raises(ValueError, match="without `model_type`"):
+        KIVLAConfig(vlm_config={"hidden_size": 3})
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_vlm_that_cannot_work_is_refused_by_name(name):
+    refused = REFUSED[name]
+    with pytest.raises(UnsupportedBackboneError) as error:
+        KIVLAConfig(vlm_config=refused.config())
+    message = str(error.value)
+    assert refused.config().model_type in message
+    assert len(message) > 80, f"no reason is given: {message}"
+
+
+def test_config_round_trip(tmp_path):
+    config = make_config("gemma3", backbone_gradient_scale=0.25, state_encoding="none")
+    config.save_pretrained(tmp_path)
+    loaded = KIVLAConfig.from_pretrained(tmp_path)
+    assert loaded.to_dict() == config.to_dict()
+    assert type(loaded.vlm_config) is type(config.vlm_config)
+
+
+def test_probing_allocates_no_weights():
+    """A 72B VLM is measured in a moment, on any machine."""
+    config = AutoConfig.for_model("qwen2_vl")  # the defaults are those of Qwen2-VL-72B
+    layers = KIVLAConfig(vlm_config=config).kv_layers
+    assert len(layers) == 80
+    assert layers[0]["num_key_value_heads"] == 8 and layers[0]["key_dim"] == 128 and layers[0]["rope"] == "half"
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_probed_rotary_embedding_is_the_backbones(name):
+    """With real weights and at a far position too: the recorded keys turn exactly as the config says."""
+    model = make_model(name)
+    decoder = find_text_decoder(model.vlm)
+    layers = {layer["layer"]: layer for layer in model.config.kv_layers}
+    recorder = PrefixRecorder(list(layers))
+    positions = torch.tensor([[0], [37]])
+    with torch.no_grad():
+        decoder(input_ids=torch.full((2, 1), 20), position_ids=positions, use_cache=False, kivla_recorder=recorder)
+    assert set(recorder.key_values) == set(layers)
+    for index, layer in layers.items():
+        key, value = recorder.key_values[index]
+        assert key.shape[1:] == (layer["num_key_value_heads"], 1, layer["key_dim"])
+        assert value.shape[-1] == layer["value_dim"]
+        expected = key[0]
+        if layer["rope"] is not None:
+            angles = 37 * decoder.get_buffer(layer["inv_freq"])[layer["rope_order"] or slice(None)]
+            expected = apply_rope(key[0], angles.cos(), angles.sin(), layer["rope"], layer["rope_start"])
+            assert not torch.allclose(key[0], key[1], atol=1e-3), "position does not matter?"
+        torch.testing.assert_close(key[1], expected, rtol=1e-4, atol=2e-5, msg=lambda m, i=index: f"layer {i}: {m}")
+
+
+# ------------------------------------------------------------------------------------------------------ options
+def test_noise_draws_equal_separate_passes():
+    """One backbone pass for N draws gives what N passes with one draw each give, gradients included."""
+    n = 3
+    many = make_model(num_flow_samples=n, backbone_gradient_scale=1.0)
+    one = copy.deepcopy(many)
+    one.config.num_flow_samples = 1
+    batch = make_batch()
+    noise, time = torch.randn(n * 2, CHUNK, WIDTH), torch.rand(n * 2)
+    out = many(**batch, noise=noise, timestep=time)
+    out.flow_loss.backward()
+    total = 0.0
+    for i in range(n):
+        rows = slice(2 * i, 2 * i + 2)
+        single = one(**batch, noise=noise[rows], timestep=time[rows])
+        torch.testing.assert_close(single.velocity, out.velocity[rows], rtol=1e-4, atol=1e-5)
+        total = total + single.flow_loss / n
+    total.backward()
+    torch.testing.assert_close(total, out.flow_loss)
+    for (name, a), (_, b) in zip(many.named_parameters(), one.named_parameters(), strict=True):
+        if a.grad is not None:
+            torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_padding_never_enters():
+    """Padded dimensions and steps change neither loss nor velocity of the real ones."""
+    model, batch = make_model(), make_batch()
+    mask = torch.ones(2, CHUNK, WIDTH, dtype=torch.bool)
+    mask[:, :, -1] = False
+    mask[1, -2:] = False
+    noise, time = torch.randn(2, CHUNK, WIDTH), torch.rand(2)
+    with torch.no_grad():
+        out = model(**batch, action_mask=mask, noise=noise, timestep=time)
+        changed_noise = noise + 5.0 * ~mask.any(1, keepdim=True)
+        again = model(**batch, action_mask=mask, noise=changed_noise, timestep=time)
+        assert torch.equal(out.flow_loss, again.flow_loss)
+        target = noise - batch["actions"]
+        expected = (out.velocity - target)[mask].square().mean()
+        torch.testing.assert_close(out.flow_loss, expected)
+        chunk = model.sample_actions(**drop_suffix(make_example(FAMILIES["llava"])), action_mask=mask[:1])
+    assert (chunk[..., -1] == 0).all() and (chunk[..., :-1] != 0).all()
+
+
+@pytest.mark.parametrize("conditioning", ["adarms", "concat"])
+@pytest.mark.parametrize("state_encoding", ["text", "continuous", "none"])
+def test_state_and_time(conditioning, state_encoding):
+    model = make_model(state_encoding=state_encoding, expert_config={"time_conditioning": conditioning})
+    batch = make_batch()
+    noise, time = torch.randn(2, CHUNK, WIDTH), torch.tensor([0.2, 0.8])
+    draws = {"noise": noise, "timestep": time}
+    states = [{}, {}]
+    if state_encoding == "continuous":
+        states = [{"state": torch.randn(2, STATE)}, {"state": torch.randn(2, STATE)}]
+    with torch.no_grad():
+        first, second = (model(**batch, **draws, **state).velocity for state in states)
+        other_time = model(**batch, noise=noise, timestep=1 - time, **states[0]).velocity
+    assert torch.equal(first, second) == (state_encoding != "continuous")
+    assert not torch.allclose(first, other_time, atol=1e-4), "flow time is ignored"
+    if state_encoding == "continuous":
+        with pytest.raises(ValueError, match=r"needs `state` of shape \(2, 4\), got none"):
+            model(**batch, **draws)
+    else:
+        with pytest.raises(ValueError, match="the expert has no state token"):
+            model(**batch, **draws, state=torch.zeros(2, STATE))
+
+
+def test_every_other_layer():
+    model = make_model(expert_config={"layer_stride": 2})
+    layers = [layer["layer"] for layer in model.config.expert_layers]
+    assert layers[-1] == model.config.kv_layers[-1]["layer"] and len(model.expert.layers) == len(layers)
+    assert layers == [layer["layer"] for layer in model.config.kv_layers][::-1][::2][::-1]
+    assert model(**make_batch()).flow_loss.isfinite()
+
+
+def test_insulated_batch_without_labels_builds_no_backbone_graph():
+    model = make_model().train()
+    batch = {k: v for k, v in make_batch().items() if k != "labels"}
+    built = []
+    for parameter in model.vlm.parameters():
+        parameter.register_hook(lambda g: built.append(g))
+    seen = []
+    find_text_decoder(model.vlm).register_forward_hook(lambda m, i, o: seen.append(o.last_hidden_state.requires_grad))
+    out = model(**batch)
+    out.loss.backward()
+    assert seen == [False], "the backbone built a graph that nobody needs"
+    assert not built and out.token_loss is None and out.logits is None
+
+
+def test_logits_of_the_whole_sequence_are_never_made():
+    model, batch = make_model(), make_batch()
+    supervised = int((batch["labels"] != -100).sum())
+    vocabulary = model.config.get_text_config().vocab_size
+    with torch.no_grad():
+        out = model(**batch)
+    assert out.logits.shape == (supervised, vocabulary)
+    shapes = []
+    model.get_output_embeddings().register_forward_hook(lambda m, i, o: shapes.append(tuple(o.shape)))
+    model(**batch)
+    model.sample_actions(**drop_suffix(make_example(FAMILIES["llava"])), num_steps=1)
+    assert shapes == [(1, supervised, vocabulary), (1, 0, vocabulary)]
+
+
+def test_denominators_from_outside():
+    """A trainer divides by the counts of the whole step: two half batches then add up to the whole one."""
+    model, batch = make_model(), make_batch()
+    noise, time = torch.randn(2, CHUNK, WIDTH), torch.rand(2)
+    with torch.no_grad():
+        whole = model(**batch, noise=noise, timestep=time)
+        tokens, values = (batch["labels"] != -100).sum(), batch["actions"].numel()
+        halves = []
+        for i in range(2):
+            half = {k: v[i : i + 1] for k, v in batch.items()}
+            counts = {"num_supervised_tokens": tokens, "num_supervised_actions": values}
+            halves.append(model(**half, noise=noise[i : i + 1], timestep=time[i : i + 1], **counts))
+    torch.testing.assert_close(sum(h.loss for h in halves), whole.loss, rtol=1e-5, atol=1e-5)
+
+
+# ---------------------------------------------------------------------------------------------------- precision
+@pytest.mark.parametrize("name", ["paligemma", "qwen3_vl", "gemma3"])
+def test_bfloat16_autocast_keeps_losses_in_float32(name):
+    model, batch = make_model(name), make_batch(name)
+    draws = {"noise": torch.randn(2, CHUNK, WIDTH), "timestep": torch.rand(2)}
+    full = model(**batch, **draws)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = model(**batch, **draws)
+    mixed.loss.backward()
+    assert mixed.token_loss.dtype == mixed.flow_loss.dtype == mixed.velocity.dtype == torch.float32
+    torch.testing.assert_close(mixed.token_loss, full.token_loss, rtol=0.05, atol=0.05)
+    torch.testing.assert_close(mixed.flow_loss, full.flow_loss, rtol=0.05, atol=0.05)
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+def test_bfloat16_weights():
+    model = make_model("paligemma").to(torch.bfloat16)
+    out = model(**make_batch("paligemma"))
+    assert out.loss.dtype == torch.float32 and out.loss.isfinite()
+    chunk = model.sample_actions(**drop_suffix(make_example(FAMILIES["paligemma"])), num_steps=2)
+    assert chunk.dtype == torch.float32 and chunk.isfinite().all()
+
+
+# ----------------------------------------------------------------------------------------------------- sampling
+def test_sampling_is_euler_integration():
+    """Against the definition: x ← x - v / n from t = 1, with the velocities that `forward` gives."""
+    model, n = make_model(), 4
+    example = drop_suffix(make_example(FAMILIES["llava"]))
+    x = torch.randn(1, CHUNK, WIDTH)
+    chunk = model.sample_actions(**example, noise=x, num_steps=n)
+    for step in range(n):
+        t = 1 - step / n
+        # forward mixes noise and actions itself; with equal ones the mixture is x
+        with torch.no_grad():
+            x = x - model(**example, actions=x, noise=x, timestep=torch.tensor([t])).velocity / n
+    torch.testing.assert_close(chunk, x, rtol=1e-4, atol=1e-5)
+
+
+def test_sampling_with_a_generator_is_repeatable():
+    model, example = make_model(), drop_suffix(make_example(FAMILIES["llava"]))
+    chunks = [model.sample_actions(**example, generator=torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)]
+    assert torch.equal(chunks[0], chunks[1]) and not torch.equal(chunks[0], chunks[2])
+
+
+def test_suffix_in_the_batch_does_not_change_sampled_actions():
+    """Evaluation may sample from a training batch: the expert does not see the answer."""
+    model, family = make_model("paligemma"), FAMILIES["paligemma"]
+    example = make_example(family)
+    noise = torch.randn(1, CHUNK, WIDTH)
+    with_answer = {k: v for k, v in example.items() if k != "labels"}
+    a = model.sample_actions(**with_answer, noise=noise)
+    b = model.sample_actions(**drop_suffix(example), noise=noise)
+    torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+# ---------------------------------------------------------------------------------------------------- bad input
+def test_bad_input_is_refused_with_a_reason():
+    model, batch = make_model(), make_batch()
+
+    def check(message, **changes):
+        with pytest.raises(ValueError, match=message):
+            model(**{**batch, **changes})
+
+    check(r"must be \(batch, chunk_size, max_action_dim\) = \(2, 5, 3\), got \(2, 4, 3\)", actions=torch.zeros(2, 4, 3))
+    check("`action_mask` must have the shape of `actions`", action_mask=torch.ones(2, 5, dtype=torch.bool))
+    check("`expert_attention_mask` must be", expert_attention_mask=None)
+    check("hides the whole prompt", expert_attention_mask=torch.zeros_like(batch["input_ids"]).bool())
+    check("num_flow_samples = 1 draws", noise=torch.zeros(4, CHUNK, WIDTH))
+    check(
+        "nothing to learn",
+        labels=torch.full_like(batch["labels"], -100),
+        action_mask=torch.zeros(2, CHUNK, WIDTH, dtype=torch.bool),
+    )
+    example = drop_suffix(make_example(FAMILIES["llava"]))
+    with pytest.raises(ValueError, match="num_steps must be at least 1, got 0"):
+        model.sample_actions(**example, num_steps=0)
+    with pytest.raises(ValueError, match=r"`noise` must be .*\(1, 5, 3\)"):
+        model.sample_actions(**example, noise=torch.zeros(1, 4, 3))
+
+
+def test_paligemma_without_token_types_is_refused():
+    """Without them the whole sequence would be bidirectional and the answer would leak into the prompt."""
+    batch = make_batch("paligemma")
+    del batch["token_type_ids"]
+    with pytest.raises(ValueError, match="needs `token_type_ids`"):
+        make_model("paligemma")(**batch)
+
+
+def test_reentrant_checkpointing_is_refused_unless_insulated():
+    options = {"gradient_checkpointing_kwargs": {"use_reentrant": True}}
+    make_model().gradient_checkpointing_enable(**options)
+    with pytest.raises(ValueError, match="would silently drop the expert's gradient"):
+        make_model(backbone_gradient_scale=1.0).gradient_checkpointing_enable(**options)
+
+
+def test_text_only_model_is_refused_before_loading(tmp_path):
+    AutoConfig.for_model("llama", num_hidden_layers=2).save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedBackboneError, match="'llama' is not a vision-language model"):
+        KIVLAForActionPrediction.from_vlm(tmp_path)
+
+
+# ------------------------------------------------------------------------------------------------- whole models
+def test_new_tokens(tmp_path):
+    model = make_model("paligemma")
+    model.resize_token_embeddings(300)
+    assert model.config.get_text_config().vocab_size == 300
+    model.save_pretrained(tmp_path)
+    loaded = KIVLAForActionPrediction.from_pretrained(tmp_path)
+    assert loaded.get_input_embeddings().weight.shape[0] == 300
+    assert loaded.get_output_embeddings().weight is loaded.get_input_embeddings().weight
+
+
+def test_generation_config_travels_with_the_model(tmp_path):
+    model = make_model()
+    model.generation_config.max_new_tokens = 3
+    model.save_pretrained(tmp_path)
+    loaded = KIVLAForActionPrediction.from_pretrained(tmp_path)
+    example = drop_suffix(make_example(FAMILIES["llava"]))
+    assert loaded.generate(**example, do_sample=False).shape[1] == example["input_ids"].shape[1] + 3
+
+
+def test_bit_identical_in_a_new_process(tmp_path):
+    model, batch = make_model("qwen3_vl"), make_batch("qwen3_vl")
+    batch |= {"noise": torch.randn(2, CHUNK, WIDTH), "timestep": torch.rand(2)}
+    model.save_pretrained(tmp_path / "model")
+    torch.save(batch, tmp_path / "batch.pt")
+    script = (
+        "import sys, torch; from kivla import KIVLAForActionPrediction;"
+        "m = KIVLAForActionPrediction.from_pretrained(sys.argv[1] + '/model').eval();"
+        "b = torch.load(sys.argv[1] + '/batch.pt');"
+        "o = m(**b); torch.save((o.logits, o.velocity), sys.argv[1] + '/out.pt')"
+    )
+    root = Path(__file__).parents[2]
+    subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True, cwd=root, capture_output=True)
+    logits, velocity = torch.load(tmp_path / "out.pt")
+    with torch.no_grad():
+        out = model(**batch)
+    assert torch.equal(out.logits, logits) and torch.equal(out.velocity, velocity)
+
+
+# ------------------------------------------------------------------------------------------------ pure functions
+def test_flow_time_distribution():
+    torch.manual_seed(0)
+    t = sample_flow_time(20_000, 1.5, 1.0, 0.999, 0.001, torch.device("cpu"))
+    assert t.dtype == torch.float32 and t.min() >= 0.001 and t.max() <= 1.0
+    # Beta(a, 1) has the distribution function x^a: compare quantiles.
+    for q in (0.1, 0.5, 0.9):
+        assert t.quantile(q).item() == pytest.approx(0.001 + 0.999 * q ** (1 / 1.5), abs=0.01)
+
+
+def test_time_embedding_by_hand():
+    embedding = time_embedding(torch.tensor([0.25]), 4, 4e-3, 4.0)
+    angles = [2 * torch.pi * 0.25 / 4e-3, 2 * torch.pi * 0.25 / 4.0]
+    expected = torch.tensor([angles], dtype=torch.float64)
+    expected = torch.cat([expected.sin(), expected.cos()], -1).float()
+    torch.testing.assert_close(embedding, expected)
+
+
+def test_flow_loss_is_the_mean_over_real_values():
+    velocity, target = torch.tensor([[[1.0, 9.0], [3.0, 9.0]]]), torch.zeros(1, 2, 2)
+    mask = torch.tensor([[[True, False], [True, False]]])
+    assert flow_matching_loss(velocity, target, mask).item() == 5.0
+    assert flow_matching_loss(velocity, target, mask, num_supervised=10).item() == 1.0
+    velocity[~mask] = float("nan")
+    assert flow_matching_loss(velocity, target, mask).item() == 5.0, "padding reaches the loss"
+
+
+def test_euler_times():
+    assert euler_times(4, torch.device("cpu")).tolist() == [1.0, 0.75, 0.5, 0.25]
