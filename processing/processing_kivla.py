@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from string import Formatter
 
 import numpy as np
 import torch
@@ -89,7 +90,7 @@ class KIVLAProcessor(ProcessorMixin):
             leaves PaliGemma's `<loc>` and `<seg>` tokens alone.
         action_prompt: with `{text}` and, if the state is text, `{state}`. By default π0.5's
             `"Task: {text}, State: {state};\nAction: "`, without the state where it is not text. If the VLM has a chat
-            template this is what the user says.
+            template this is what the user says. openpi's prompt without state is `"{text}\n"`.
         max_length: longest allowed sequence; a longer one is an error, never cut.
 
     Raises:
@@ -127,10 +128,11 @@ class KIVLAProcessor(ProcessorMixin):
         if action_prompt is None:
             has_state = state_encoding == "text"
             action_prompt = "Task: {text}, State: {state};\nAction: " if has_state else "Task: {text};\nAction: "
-        if "{text}" not in action_prompt or ("{state}" in action_prompt) != (state_encoding == "text"):
+        fields = {field for _, field, _, _ in Formatter().parse(action_prompt) if field is not None}
+        if fields != ({"text", "state"} if state_encoding == "text" else {"text"}):
             raise ValueError(
-                f'action_prompt must contain {{text}}, and {{state}} exactly if state_encoding is "text"; got '
-                f'{action_prompt!r} with state_encoding="{state_encoding}".'
+                f'action_prompt must contain {{text}}, {{state}} exactly if state_encoding is "text", and nothing else '
+                f'in braces; got {action_prompt!r} with state_encoding="{state_encoding}".'
             )
         self.vlm_processor = vlm_processor
         self.action_tokenizer = action_tokenizer
@@ -432,9 +434,7 @@ class KIVLAProcessor(ProcessorMixin):
             heads.append(frame.before + ("" if apart else words) + frame.after)
             tails.append(self._tokenize(words) if apart else None)
         has_images = any(images)
-        if (
-            not has_images
-        ):  # PaliGemma's processor refuses a batch without any: one more example, dropped below, has one
+        if not has_images:  # PaliGemma's processor refuses such a batch: one more example, dropped below, has one
             heads.append(self._frame(1).before + self._frame(1).after)
             images.append([Image.new("RGB", (64, 64))])
         options = {"padding": True, "return_tensors": "pt"}
@@ -522,10 +522,10 @@ class KIVLAProcessor(ProcessorMixin):
         """
         if self.action_tokenizer is None:
             raise ValueError("This processor has no action tokenizer: its VLM was not taught action tokens.")
-        code_of = {int(token): code for code, token in enumerate(self.action_token_ids)}
+        code_of = {token: code for code, token in enumerate(self.action_token_ids.tolist())}
         codes = []
         for sequence in sequences:
-            row = [code_of.get(int(token)) for token in sequence]
+            row = [code_of.get(token) for token in torch.as_tensor(sequence).tolist()]
             runs = [list(run) for is_action, run in groupby(row, lambda code: code is not None) if is_action]
             codes.append(max(runs, key=len, default=[]))
         return self.action_tokenizer.decode(codes, self.chunk_size, self.action_dim)

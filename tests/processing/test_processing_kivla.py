@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from tokenizers import normalizers
+from transformers import AutoProcessor
 
 from kivla.processing import (
     ActionDecodingFailure,
@@ -286,8 +287,12 @@ def test_own_action_prompt():
     processor = make(action_prompt="{text} [{state}]")
     words = processor.tokenizer.decode(processor(**columns(observation(SHORT)))["input_ids"][0])
     assert words.startswith("<image><image><image><image><bos>go [") and words.endswith("]")
-    with pytest.raises(ValueError, match="must contain "):
-        make(action_prompt="{text}")
+    for prompt in ("{text}", "{state}", "{text} {state} {robot}"):
+        with pytest.raises(ValueError, match="action_prompt must contain"):
+            make(action_prompt=prompt)
+    plain = make(action_prompt="{text}\n", state_encoding="none")  # openpi's without state
+    ids = plain(images=[[image()]], text=[" lift {it} "])["input_ids"][0]
+    assert plain.tokenizer.decode(ids).endswith("<image><bos>lift {it}\n")
 
 
 @pytest.mark.parametrize("name", ["llava", "smolvlm"])
@@ -629,6 +634,7 @@ def test_saved_processor_is_remote_code(tmp_path, monkeypatch):
 
 def test_loading_for_another_robot(tmp_path):
     make(cameras=["base"]).save_pretrained(tmp_path)
+    assert type(AutoProcessor.from_pretrained(tmp_path)) is KIVLAProcessor  # `import kivla` has registered it
     statistics = {name: compute_statistics(np.random.default_rng(1).normal(size=(50, 2))) for name in STATISTICS}
     processor = KIVLAProcessor.from_pretrained(tmp_path, statistics=statistics, cameras=["left", "right"])
     assert processor.action_dim == 2 and processor.cameras == ["left", "right"] and processor.chunk_size == CHUNK
