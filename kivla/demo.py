@@ -58,5 +58,6 @@ def run(arguments: Sequence[str]) -> None:
     print(
         f"   {len(results['predicted'])} frames of all episodes: mean absolute error {results['action_mae']:.4f} in "
         f"robot units, {results['times_better_than_mean']:.2f} times better than always the mean action "
-        f"({results['mean_action_mae']:.4f})\n   Predicted against demonstrated: {picture}"
+        f"({results['mean_action_mae']:.4f}); episode {HELD_OUT} was held out\n"
+        f"   Predicted against demonstrated: {picture}"
     )

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -106,7 +107,7 @@ def example_batch(processor: KIVLAProcessor, num_images: int, text: str) -> dict
     if processor.state_encoding != "none":
         statistics = processor.statistics["state"] if processor.statistics else {"mean": np.zeros(1)}
         state = [statistics["mean"]]
-    actions = np.zeros((8, processor.action_dim))
+    actions = np.zeros((min(8, processor.chunk_size), processor.action_dim))
     if processor.statistics:
         actions += processor.statistics["actions"]["mean"]
     return processor(images=[[image] * num_images], text=[text], state=state, actions=[actions])
@@ -148,19 +149,16 @@ def attention_mask(config: KIVLAConfig, batch: dict) -> tuple[np.ndarray, list[t
     mask[length:, length:] = 1
     if state:
         mask[length, length + 1 :] = 0
-    learned = int((batch["labels"][0] != -100).sum()) if "labels" in batch else 0
-    groups = {
-        "prompt": length - learned,
-        "learned tokens": learned,
-        "state": state,
-        "noisy actions": config.chunk_size,
-    }
-    return mask, [(name, size) for name, size in groups.items() if size]
+    is_learned = batch["labels"][0] != -100 if "labels" in batch else torch.zeros(length, dtype=torch.bool)
+    is_image = batch["input_ids"][0] == config.vlm_config.image_token_id
+    names = ["learned" if a else "image" if b else "text" for a, b in zip(is_learned, is_image, strict=True)]
+    names += ["state"] * state + ["noisy actions"] * config.chunk_size
+    return mask, [(name, len(list(run))) for name, run in groupby(names)]
 
 
 def describe_tokens(processor: KIVLAProcessor, batch: dict, groups: list[tuple[str, int]]) -> str:
     ids = batch["input_ids"][0].tolist()
-    learned = dict(groups).get("learned tokens", 0)
+    learned = dict(groups).get("learned", 0)
     prompt, suffix = ids[: len(ids) - learned], ids[len(ids) - learned :]
     shown = processor.decode(prompt)
     lines = [f"prompt     {len(prompt)} tokens: ...{shown[-160:]!r}"]

@@ -58,12 +58,12 @@ def plot_training_curves(path: str | os.PathLike, log_history: list[dict]) -> No
         for name, color in zip(names, (OTHER, PREDICTED), strict=False):
             points = [(entry["step"], entry[name]) for entry in log_history if name in entry]
             if points:
-                axis.plot(*zip(*points, strict=True), color=color, label=name.replace("_", " "))
+                axis.plot(*zip(*points, strict=True), color=color)
         axis.set_xlabel("step", fontsize=8)
         axis.set_yscale("log")
         axis.tick_params(labelsize=7)
         axis.grid(alpha=0.25)
-        axis.legend(fontsize=8)
+        axis.set_title(" and ".join(name.replace("_", " ") for name in names), fontsize=9)
     figure.savefig(path, dpi=130)
 
 

@@ -62,8 +62,9 @@ def predict_dataset(pipe, data: LeRobotDataset, num_frames: int, batch_size: int
     """Predict at evenly spread frames and compare with what was demonstrated.
 
     Returns:
-        `frames` (n,), `predicted` and `demonstrated` (n, H, D) in robot units, and over all real values `action_mae`,
-        `mean_action_mae` (always the mean action of the policy's training data) and `times_better_than_mean`.
+        `episodes` and `frames` (n,) and `texts`, `predicted` and `demonstrated` (n, H, D) in robot units, and over all
+        real values `action_mae`, `mean_action_mae` (always the mean action of the policy's training data) and
+        `times_better_than_mean`.
     """
     frames = np.unique(np.linspace(0, len(data) - 1, min(num_frames, len(data))).round().astype(int))
     predicted, examples = [], []
@@ -79,7 +80,8 @@ def predict_dataset(pipe, data: LeRobotDataset, num_frames: int, batch_size: int
         mean = pipe.processor.statistics["actions"]["mean"]
     error, mean_error = np.abs(predicted - demonstrated)[real].mean(), np.abs(mean - demonstrated)[real].mean()
     return {
-        "frames": frames,
+        "episodes": [e["episode_index"] for e in examples],
+        "frames": [e["frame_index"] for e in examples],
         "predicted": predicted,
         "demonstrated": demonstrated,
         "texts": [e["text"] for e in examples],
@@ -98,6 +100,6 @@ def draw(path: Path, results: dict, data: LeRobotDataset, count: int) -> None:
         results["predicted"][chosen],
         results["demonstrated"][chosen],
         data.fps,
-        [f"{results['texts'][i]}\nframe {results['frames'][i]}" for i in chosen],
+        [f"{results['texts'][i]}\nepisode {results['episodes'][i]}, frame {results['frames'][i]}" for i in chosen],
         data.action_names,
     )

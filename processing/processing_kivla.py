@@ -37,6 +37,8 @@ SETTINGS = (
     "max_length",
 )
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
+# What AutoProcessor and `pipeline` pass on to every processor; none of it concerns this one.
+_LIBRARY_ARGUMENTS = ("_from_auto", "_from_pipeline", "_commit_hash", "code_revision", "dtype")
 
 # What a VLM's `token_type_ids` say about tokens to be learned. PaliGemma: 0 = bidirectional prompt, 1 = causal answer;
 # everybody else marks image tokens there, and text of any kind is 0.
@@ -598,7 +600,8 @@ class KIVLAProcessor(ProcessorMixin):
             FileNotFoundError: the folder holds no KIVLA processor, or half of one.
             TypeError: an argument that is none of these.
         """
-        kwargs.pop("_from_auto", None)  # AutoProcessor's
+        for name in _LIBRARY_ARGUMENTS:
+            kwargs.pop(name, None)
         trust = {"trust_remote_code": kwargs.pop("trust_remote_code", None)}
         hub = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs}
         folder = Path(pretrained_model_name_or_path)

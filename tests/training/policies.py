@@ -1,6 +1,6 @@
 """A tiny policy on the real dataset of the tests, for the trainer's tests. Run as a script it trains one.
 
-    ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 -m tests.training.policies FOLDER BATCH_SIZE
+ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 -m tests.training.policies FOLDER BATCH_SIZE
 """
 
 import json

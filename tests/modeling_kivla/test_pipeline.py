@@ -1,0 +1,73 @@
+"""`pipeline("action-prediction")` against the model and processor that it wraps."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor, pipeline
+
+from kivla import KIVLAForActionPrediction, KIVLAProcessor
+from tests.training.policies import CHUNK, SIZES, dataset, make_policy
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pipeline")
+    model, processor = make_policy(folder / "vlm")
+    model.resize_token_embeddings(processor.vocab_size)
+    for module in model.expert.modules():  # adaRMS starts as the identity, which would hide the observation
+        if isinstance(module, torch.nn.Linear):
+            torch.nn.init.normal_(module.weight, std=0.3)
+    model.save_pretrained(folder / "policy")
+    processor.save_pretrained(folder / "policy")
+    return folder / "policy"
+
+
+def observations() -> list[dict]:
+    return [{key: dataset()[i][key] for key in ("images", "text", "state")} for i in (0, 70, 140)]
+
+
+def test_robot_units(saved):
+    pipe = pipeline("action-prediction", model=str(saved))
+    result = pipe(observations()[1], seed=3, num_steps=4)
+    assert result["actions"].shape == (CHUNK, 4) and result["actions"].dtype == np.float32
+
+    processor, model = KIVLAProcessor.from_pretrained(saved), KIVLAForActionPrediction.from_pretrained(saved).eval()
+    batch = processor(**{key: [value] for key, value in observations()[1].items()})
+    noise = torch.randn(1, CHUNK, SIZES["max_action_dim"], generator=torch.Generator().manual_seed(3))
+    expected = processor.unnormalize_actions(model.sample_actions(**batch, noise=noise, num_steps=4))
+    np.testing.assert_array_equal(result["actions"], expected[0].numpy())
+
+
+def test_a_batch_gives_what_each_gives_alone(saved):
+    pipe = pipeline("action-prediction", model=str(saved))
+    together = pipe(observations(), seed=0)
+    in_pairs = pipe(observations(), seed=0, batch_size=2)
+    for observation, a, b in zip(observations(), together, in_pairs, strict=True):
+        alone = pipe(observation, seed=0)["actions"]
+        np.testing.assert_allclose(a["actions"], alone, atol=1e-5)
+        np.testing.assert_allclose(b["actions"], alone, atol=1e-5)
+    assert np.abs(together[0]["actions"] - together[1]["actions"]).max() > 1e-3
+
+
+def test_images_in_every_form(saved, tmp_path):
+    pipe = pipeline("action-prediction", model=str(saved))
+    observation = observations()[0]
+    expected = pipe(observation, seed=0)["actions"]
+    pixels = observation["images"][0]
+    Image.fromarray(pixels).save(tmp_path / "camera.png")
+    for image in (Image.fromarray(pixels), torch.from_numpy(pixels), str(tmp_path / "camera.png"), pixels / 255.0):
+        np.testing.assert_array_equal(pipe({**observation, "images": [image]}, seed=0)["actions"], expected)
+    by_name = {**observation, "images": {dataset().cameras[0]: pixels}}
+    np.testing.assert_array_equal(pipe(by_name, seed=0)["actions"], expected)
+
+
+def test_unknown_keys_are_refused(saved):
+    pipe = pipeline("action-prediction", model=str(saved))
+    with pytest.raises(ValueError, match=r"has the keys \['image', 'text'\]; expected are 'images', 'text'"):
+        pipe({"image": None, "text": "x"})
+
+
+def test_auto_classes_know_us(saved):
+    assert isinstance(AutoModelForImageTextToText.from_pretrained(saved), KIVLAForActionPrediction)
+    assert isinstance(AutoProcessor.from_pretrained(saved), KIVLAProcessor)
