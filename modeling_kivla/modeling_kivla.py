@@ -275,6 +275,7 @@ class KIVLAForActionPrediction(KIVLAPreTrainedModel):
     ) -> tuple[torch.Tensor | None, Prefix | None]:
         """Run the VLM once: logits (n, vocabulary) at flat positions `rows`, and what the expert reads (if `read`)."""
         vlm_inputs = {**vlm_inputs, "use_cache": False}
+        self._check_tokens(vlm_inputs["input_ids"])
         if read:
             self._check_prefix(vlm_inputs, expert_attention_mask)
         layers = self.config.expert_layers
@@ -388,6 +389,16 @@ class KIVLAForActionPrediction(KIVLAPreTrainedModel):
             given = "none" if state is None else tuple(state.shape)
             raise ValueError(f'state_encoding="continuous" needs `state` of shape {shape}, got {given}.')
         return state.repeat(n, 1)
+
+    def _check_tokens(self, input_ids: torch.Tensor):
+        size = self.get_input_embeddings().weight.shape[0]
+        # Some VLMs give their image placeholder an id beyond the embedding, and never look it up.
+        unknown = (input_ids >= size) & (input_ids != self.config.vlm_config.image_token_id)
+        if unknown.any():
+            raise ValueError(
+                f"Token id {int(input_ids[unknown][0])} is unknown: the VLM's embedding has {size} rows. Action tokens are "
+                "new tokens: call model.resize_token_embeddings(processor.vocab_size) (KIVLATrainer does)."
+            )
 
     def _check_prefix(self, vlm_inputs: dict, expert_attention_mask: torch.Tensor | None):
         input_ids = vlm_inputs["input_ids"]

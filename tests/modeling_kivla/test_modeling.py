@@ -303,6 +303,7 @@ def test_bad_input_is_refused_with_a_reason():
     check(r"must be \(batch, chunk_size, max_action_dim\) = \(2, 5, 3\), got \(2, 4, 3\)", actions=torch.zeros(2, 4, 3))
     check("`action_mask` must have the shape of `actions`", action_mask=torch.ones(2, 5, dtype=torch.bool))
     check("`expert_attention_mask` must be", expert_attention_mask=None)
+    check("Token id 999 is unknown: the VLM's embedding has 256 rows", input_ids=batch["input_ids"] * 0 + 999)
     check("hides the whole prompt", expert_attention_mask=torch.zeros_like(batch["input_ids"]).bool())
     check("num_flow_samples = 1 draws", noise=torch.zeros(4, CHUNK, WIDTH))
     check(

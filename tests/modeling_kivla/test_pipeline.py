@@ -45,8 +45,8 @@ def test_a_batch_gives_what_each_gives_alone(saved):
     in_pairs = pipe(observations(), seed=0, batch_size=2)
     for observation, a, b in zip(observations(), together, in_pairs, strict=True):
         alone = pipe(observation, seed=0)["actions"]
-        np.testing.assert_allclose(a["actions"], alone, atol=1e-5)
-        np.testing.assert_allclose(b["actions"], alone, atol=1e-5)
+        np.testing.assert_allclose(a["actions"], alone, atol=1e-4)
+        np.testing.assert_allclose(b["actions"], alone, atol=1e-4)
     assert np.abs(together[0]["actions"] - together[1]["actions"]).max() > 1e-3
 
 
