@@ -274,11 +274,11 @@ def apply_rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, style: str
     before, rotary, after = x.tensor_split((start, start + 2 * cos.shape[-1]), dim=-1)
     if style == "half":
         a, b = rotary.chunk(2, dim=-1)
-        rotated = torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
+        rotated = [a * cos - b * sin, b * cos + a * sin]
     else:
         a, b = rotary[..., 0::2], rotary[..., 1::2]
-        rotated = torch.stack([a * cos - b * sin, b * cos + a * sin], dim=-1).flatten(-2)
-    return torch.cat([before, rotated, after], dim=-1).to(x.dtype)
+        rotated = [torch.stack([a * cos - b * sin, b * cos + a * sin], dim=-1).flatten(-2)]
+    return torch.cat([before, *rotated, after], dim=-1).to(x.dtype)
 
 
 @contextmanager

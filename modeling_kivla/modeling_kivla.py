@@ -393,11 +393,11 @@ class KIVLAForActionPrediction(KIVLAPreTrainedModel):
     def _check_tokens(self, input_ids: torch.Tensor):
         size = self.get_input_embeddings().weight.shape[0]
         # Some VLMs give their image placeholder an id beyond the embedding, and never look it up.
-        unknown = (input_ids >= size) & (input_ids != self.config.vlm_config.image_token_id)
+        unknown = (input_ids >= size) & (input_ids != getattr(self.config.vlm_config, "image_token_id", None))
         if unknown.any():
             raise ValueError(
-                f"Token id {int(input_ids[unknown][0])} is unknown: the VLM's embedding has {size} rows. Action tokens are "
-                "new tokens: call model.resize_token_embeddings(processor.vocab_size) (KIVLATrainer does)."
+                f"Token id {int(input_ids[unknown][0])} is unknown: the VLM's embedding has {size} rows. Action "
+                "tokens are new: call model.resize_token_embeddings(processor.vocab_size) (KIVLATrainer does)."
             )
 
     def _check_prefix(self, vlm_inputs: dict, expert_attention_mask: torch.Tensor | None):
