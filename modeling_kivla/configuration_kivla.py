@@ -172,8 +172,8 @@ class KIVLAConfig(PreTrainedConfig):
         stride = self.expert_config.layer_stride
         if stride > len(self.kv_layers):
             raise ValueError(
-                f"expert_config.layer_stride = {stride} leaves almost no layer to read: only {len(self.kv_layers)} layers "
-                f"of '{self.vlm_config.model_type}' have keys and values. Use at most {len(self.kv_layers)}."
+                f"expert_config.layer_stride = {stride} leaves next to nothing to read: only {len(self.kv_layers)} "
+                f"layers of '{self.vlm_config.model_type}' have keys and values. Use at most {len(self.kv_layers)}."
             )
         if all(layer["rope"] is None for layer in self.expert_layers):
             raise UnsupportedBackboneError(

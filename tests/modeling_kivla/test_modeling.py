@@ -53,7 +53,7 @@ def make_batch(name="llava", rows=2, **extra) -> dict:
         ({"time_sampling_alpha": 0.0}, "positive parameters"),
         ({"expert_config": {"hidden_size": 33}}, "must be a positive even number"),
         ({"expert_config": {"layer_stride": 0}}, "layer_stride must be at least 1"),
-        ({"expert_config": {"layer_stride": 99}}, "leaves almost no layer to read"),
+        ({"expert_config": {"layer_stride": 99}}, "leaves next to nothing to read"),
         ({"expert_config": {"num_attention_heads": 3}}, "not a multiple of the 2 key/value heads of backbone layer 0"),
         ({"expert_config": {"min_period": 5.0}}, "0 < min_period < max_period"),
         ({"state_encoding": "telepathy"}, "state_encoding"),
