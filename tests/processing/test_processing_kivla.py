@@ -118,6 +118,7 @@ def test_batches_train_act_and_talk(name):
     inputs = processor(**columns(observation(LONG), observation(SHORT)))
     chunk = model.sample_actions(**inputs, num_steps=2)
     assert chunk.shape == (2, CHUNK, WIDTH + 1) and torch.isfinite(chunk).all()
+    assert chunk[..., :WIDTH].all(), "a dimension of the robot was left out"
     assert not chunk[..., WIDTH:].any(), "a dimension that the robot does not have was filled"
     assert processor.unnormalize_actions(chunk).shape == (2, CHUNK, WIDTH)
     text = model.generate(**inputs, max_new_tokens=2, do_sample=False)
@@ -256,14 +257,16 @@ def test_action_tokens_decode_to_the_chunk(name):
 
 def test_prompt_is_that_of_pi05_to_the_token():
     processor = shared("paligemma")
-    state = Normalizer(STATISTICS["state"]).normalize(LONG["state"])
-    bins = np.digitize(state, np.linspace(-1, 1, 257)[:-1]) - 1  # openpi's formula
-    given = LONG | {"text": " pick_up the\nred cup "}
-    ids = processor(**columns(observation(given)))["input_ids"][0].tolist()
-    tokenizer = processor.tokenizer
-    words = tokenizer(f"Task: pick up the red cup, State: {bins[0]} {bins[1]};\nAction: ", add_special_tokens=False)
-    image_ids = [processor.vlm_processor.image_token_id] * 8
-    assert ids == [*image_ids, tokenizer.bos_token_id, *words["input_ids"]]
+    tokenizer, image_id = processor.tokenizer, processor.vlm_processor.image_token_id
+    low, high = STATISTICS["state"]["q01"], STATISTICS["state"]["q99"]
+    for state in np.linspace(low, high, 20):
+        normalized = Normalizer(STATISTICS["state"]).normalize(state)
+        bins = np.digitize(normalized, np.linspace(-1, 1, 257)[:-1]) - 1  # openpi's formula
+        given = LONG | {"text": " pick_up the\nRed cup ", "state": state}
+        ids = processor(**columns(observation(given)))["input_ids"][0].tolist()
+        words = f"Task: pick up the Red cup, State: {bins[0]} {bins[1]};\nAction: "
+        expected = tokenizer(words, add_special_tokens=False)["input_ids"]
+        assert ids == [*[image_id] * 8, tokenizer.bos_token_id, *expected]
 
 
 @pytest.mark.parametrize("name", ["paligemma", "qwen2_vl"])
@@ -293,6 +296,22 @@ def test_own_action_prompt():
     plain = make(action_prompt="{text}\n", state_encoding="none")  # openpi's without state
     ids = plain(images=[[image()]], text=[" lift {it} "])["input_ids"][0]
     assert plain.tokenizer.decode(ids).endswith("<image><bos>lift {it}\n")
+
+
+@kinds
+def test_answer_ends_as_in_the_chat_template(name):
+    ends = {
+        **dict.fromkeys(("paligemma", "llava", "llava_without_chat", "llava_next", "glm4v"), "<eos>"),
+        **dict.fromkeys(("smolvlm", "idefics3"), "<end_of_utterance>"),
+        "gemma3": "<end_of_turn>",
+        "gemma4": "<turn|>",
+        "aya_vision": "<|END_OF_TURN_TOKEN|>",
+    }
+    end = ends.get(name, "<|im_end|>")
+    for example in (SHORT, QUESTION):
+        labels = shared(name)(**columns(example))["labels"][0]
+        assert shared(name).tokenizer.convert_ids_to_tokens(int(labels[-1])) == end
+        assert (labels == labels[-1]).sum() == 1
 
 
 @pytest.mark.parametrize("name", ["llava", "smolvlm"])
@@ -356,7 +375,7 @@ def test_images_may_come_in_many_forms(tmp_path):
         str(tmp_path / "image.png"),
         torch.from_numpy(pixels),
         torch.from_numpy(pixels).permute(2, 0, 1),
-        pixels.astype(np.float32) / 255,
+        (pixels.astype(np.float32) - 0.25).clip(0) / 255,  # rounded, not cut
         Image.fromarray(np.dstack([pixels, pixels[..., :1]])),  # alpha
     ):
         assert torch.equal(processor(images=[[form]], text=["go"], state=[[0, 0]])["pixel_values"], expected)
