@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-import transformers
 from tqdm import tqdm
 
 from . import insulation, noise_draws, sampling, token_loss
@@ -35,7 +34,6 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error("--quick measures nothing worth keeping: leave out --write")
 
     torch.set_num_threads(options.threads)
-    transformers.logging.set_verbosity_error()
     measurements = [measure(options.quick) for measure in tqdm(MEASUREMENTS, desc="benchmarks")]
     report = as_markdown(measurements)
     print(report)

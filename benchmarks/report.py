@@ -87,7 +87,7 @@ class Measurement:
 def as_markdown(measurements: list[Measurement]) -> str:
     about = machine()
     head = (
-        f"{about['cpu']}, {about['cores']} cores, {about['threads']} threads; Python {about['python']}, "
+        f"{about['cpu']}, {about['cores']} cores, threads used: {about['threads']}; Python {about['python']}, "
         f"torch {about['torch']}, transformers {about['transformers']}."
     )
     return "\n\n".join([head, *(m.as_markdown() for m in measurements)])
