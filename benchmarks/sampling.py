@@ -42,7 +42,7 @@ def measure(quick: bool, size: Size) -> Measurement:
     )
 
     calls = {f"{who} {n}": partial(call, num_steps=n) for who, call in sample.items() for n in (1, STEPS)}
-    seconds = interleaved(measurement.title, calls, repetitions=2 if quick else 20)
+    seconds = interleaved(measurement.title, calls, repetitions=2 if quick else 40)
     parts = {who: _parts(seconds[f"{who} 1"], seconds[f"{who} {STEPS}"]) for who in sample}
     measurement.comparisons = [
         Comparison(part, parts["KIVLA"][part], "PI0", parts["PI0"][part]) for part in parts["KIVLA"]
