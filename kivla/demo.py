@@ -24,7 +24,7 @@ HELD_OUT = 1  # one of the two "reach" episodes
 class DemoArguments:
     dataset: str = field(default="tests/data/lerobot_v3_metaworld", metadata={"help": "LeRobot dataset to learn from."})
     output_dir: str = field(default="outputs/demo", metadata={"help": "Where everything goes."})
-    max_steps: int = field(default=1000, metadata={"help": "Optimiser steps."})
+    max_steps: int = field(default=700, metadata={"help": "Optimiser steps."})
     seed: int = field(default=0, metadata={"help": "Seed of weights, data order and noise."})
 
 
