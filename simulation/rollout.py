@@ -1,0 +1,249 @@
+"""Roll-outs: a policy acts in many environments at once, with one forward pass for all of them.
+
+All environments of a round start together, so they also plan together: every `replan_every` steps those that are still
+running are handed to the policy as one batch, and the first `replan_every` actions of each chunk are executed.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from tqdm.auto import tqdm
+
+# A list of observations {"images": {camera: uint8 (height, width, 3)}, "text": str, "state": float32 (Ds,)}
+# -> action chunks (n, H, Da) in robot units
+Policy = Callable[[list[dict]], np.ndarray]
+
+CAMERA_PREFIX = "observation.images."  # LeRobot's names of image features
+
+
+class PipelinePolicy:
+    """`pipeline("action-prediction")` as a policy.
+
+    Args:
+        pipe: the pipeline.
+        seed: every chunk starts from this seed's noise, so that what happens in an episode does not depend on which
+            others run beside it.
+        num_steps: Euler steps; by default the model's.
+    """
+
+    def __init__(self, pipe, seed: int = 0, num_steps: int | None = None):
+        self.pipe = pipe
+        self.seed = seed
+        self.num_steps = num_steps
+
+    def __call__(self, observations: list[dict]) -> np.ndarray:
+        observations = [{**observation, "images": self._images(observation["images"])} for observation in observations]
+        results = self.pipe(observations, seed=self.seed, num_steps=self.num_steps)
+        return np.stack([result["actions"] for result in results])  # (n, H, Da)
+
+    def _images(self, images: dict[str, np.ndarray]) -> list[np.ndarray]:
+        """The environment's images in the order of the policy's cameras.
+
+        The policy knows cameras by the names of its dataset's features, `observation.images.NAME`.
+        """
+        images = {name.removeprefix(CAMERA_PREFIX): image for name, image in images.items()}
+        cameras = [name.removeprefix(CAMERA_PREFIX) for name in self.pipe.processor.cameras or images]
+        if missing := [name for name in cameras if name not in images]:
+            raise ValueError(
+                f"The policy looks through the cameras {cameras}, but the environment has no {missing}; it has "
+                f"{list(images)}. Was the policy trained for this environment?"
+            )
+        return [images[name] for name in cameras]
+
+
+@dataclass
+class Episode:
+    """One episode of a roll-out.
+
+    Attributes:
+        seed: of its scene.
+        instruction: what the policy was told.
+        success: whether the scene's original instruction was fulfilled, whatever the policy was told.
+        swapped_success: whether the swapped instruction was fulfilled; None where there was none.
+        steps: actions executed.
+        frames: (steps + 1, height, width, 3) uint8 of the first camera, from before the first action to after the
+            last; None if not recorded.
+    """
+
+    seed: int
+    instruction: str
+    success: bool
+    swapped_success: bool | None
+    steps: int
+    frames: np.ndarray | None = None
+
+
+@dataclass
+class RolloutResult:
+    """Episodes in the order of their seeds, and how often the policy was called."""
+
+    episodes: list[Episode]
+    policy_calls: int
+
+    @property
+    def success(self) -> np.ndarray:
+        """(n,) bool"""
+        return np.array([episode.success for episode in self.episodes])
+
+    @property
+    def steps(self) -> np.ndarray:
+        """(n,) int"""
+        return np.array([episode.steps for episode in self.episodes])
+
+
+def rollout(
+    policy: Policy,
+    env,
+    seeds: Sequence[int],
+    replan_every: int,
+    max_steps: int,
+    instructions: Sequence[str] | None = None,
+    record: int = 0,
+    description: str = "Roll-outs",
+) -> RolloutResult:
+    """One episode for each seed, `env.num_envs` at a time.
+
+    An episode ends when the environment says so, or after `max_steps` actions.
+
+    Args:
+        policy: from observations to action chunks; asked only about episodes that are still running.
+        env: see `make_env`.
+        seeds: one scene for each.
+        replan_every: actions of a chunk that are executed before the policy looks again.
+        max_steps: longest episode.
+        instructions: what to tell the policy in each scene instead of the scene's own instruction. Success is about
+            the scene's own one all the same.
+        record: keep the frames of the first so many episodes.
+        description: what stands at the progress bar.
+
+    Raises:
+        ValueError: no seeds, numbers that are not positive, another number of instructions than of seeds, or a policy
+            whose chunks are too short, not of the environment's action size, or not finite.
+    """
+    seeds = [int(seed) for seed in seeds]
+    if not seeds or replan_every < 1 or max_steps < 1:
+        raise ValueError(
+            f"A roll-out needs seeds, replan_every and max_steps of at least 1; got {len(seeds)} seeds, replan_every="
+            f"{replan_every}, max_steps={max_steps}."
+        )
+    if instructions is not None and len(instructions) != len(seeds):
+        raise ValueError(f"Got {len(instructions)} instructions for {len(seeds)} seeds: give one for each.")
+    episodes, calls = [], 0
+    with tqdm(total=len(seeds), desc=description, unit="episode", leave=False) as progress:
+        for start in range(0, len(seeds), env.num_envs):
+            scenes = slice(start, start + env.num_envs)
+            told = None if instructions is None else list(instructions[scenes])
+            recorded = max(record - start, 0)
+            done, asked = _round(policy, env, seeds[scenes], told, replan_every, max_steps, recorded, progress)
+            episodes += done
+            calls += asked
+    return RolloutResult(episodes, calls)
+
+
+def swapped_instructions(env, seeds: Sequence[int]) -> list[str]:
+    """For the control: a sentence about another object of each seed's scene, from the environment.
+
+    Tell them to `rollout(..., instructions=...)` with the same seeds. A policy that reads then does something else; one
+    that found its target without reading does the same as before.
+
+    Raises:
+        ValueError: the environment has no such sentences.
+    """
+    sentences = []
+    for start in range(0, len(seeds), env.num_envs):
+        scenes = list(seeds[start : start + env.num_envs])
+        _, info = env.reset(seed=_filled(scenes, env.num_envs))
+        if "swapped_instruction" not in info:
+            raise ValueError(
+                f"{type(env).__name__} gives no info['swapped_instruction'] at reset, so there is no control with "
+                "swapped instructions for it. Run without the control."
+            )
+        sentences += list(info["swapped_instruction"])[: len(scenes)]
+    return sentences
+
+
+def _round(
+    policy: Policy,
+    env,
+    seeds: list[int],
+    instructions: list[str] | None,
+    replan_every: int,
+    max_steps: int,
+    record: int,
+    progress: tqdm,
+) -> tuple[list[Episode], int]:
+    """At most `env.num_envs` episodes, and the number of calls of the policy."""
+    count, camera = len(seeds), env.cameras[0]
+    options = None if instructions is None else {"instruction": _filled(instructions, env.num_envs)}
+    observation, info = env.reset(seed=_filled(seeds, env.num_envs), options=options)
+    told = list(info["instruction"])[:count]
+    frames = [[image.copy()] for image in observation["images"][camera][: min(record, count)]]
+    chunks = np.zeros((env.num_envs, replan_every, env.action_dim), dtype=np.float32)  # (N, k, Da)
+    running = np.arange(env.num_envs) < count
+    steps = np.zeros(env.num_envs, dtype=int)
+    calls = 0
+    for step in range(max_steps):
+        if step % replan_every == 0:
+            observations = [_observation(observation, info, i) for i in np.flatnonzero(running)]
+            chunks[running] = _plan(policy, observations, replan_every, env.action_dim)
+            calls += 1
+        observation, _, terminated, truncated, info = env.step(chunks[:, step % replan_every])
+        steps += running
+        for i, film in enumerate(frames):
+            if running[i]:
+                film.append(observation["images"][camera][i].copy())
+        still_running = running & ~(np.asarray(terminated) | np.asarray(truncated))
+        progress.update(int(running.sum() - still_running.sum()))
+        running = still_running
+        if not running.any():
+            break
+    progress.update(int(running.sum()))
+    # Finished environments have kept their state, and successes with it.
+    swapped = [None] * count
+    if instructions is not None and "swapped_success" in info:
+        swapped = [bool(value) for value in info["swapped_success"][:count]]
+    episodes = [
+        Episode(
+            seed=seeds[i],
+            instruction=told[i],
+            success=bool(info["success"][i]),
+            swapped_success=swapped[i],
+            steps=int(steps[i]),
+            frames=np.stack(frames[i]) if i < len(frames) else None,
+        )
+        for i in range(count)
+    ]
+    return episodes, calls
+
+
+def _filled(values: list, size: int) -> list:
+    """A last, smaller round: the environments that are left over repeat its last episode, unobserved."""
+    return values + values[-1:] * (size - len(values))
+
+
+def _observation(observation: dict, info: dict, i: int) -> dict:
+    return {
+        "images": {camera: images[i] for camera, images in observation["images"].items()},
+        "text": info["instruction"][i],
+        "state": observation["state"][i],
+    }
+
+
+def _plan(policy: Policy, observations: list[dict], replan_every: int, action_dim: int) -> np.ndarray:
+    """(n, replan_every, Da)"""
+    chunks = np.asarray(policy(observations), dtype=np.float32)
+    if chunks.ndim != 3 or chunks.shape[::2] != (len(observations), action_dim):
+        raise ValueError(
+            f"The policy gave actions of shape {chunks.shape} for {len(observations)} observations; the environment "
+            f"takes {action_dim} values an action, so ({len(observations)}, H, {action_dim}) was expected. Was the "
+            "policy trained for this environment?"
+        )
+    if chunks.shape[1] < replan_every:
+        raise ValueError(
+            f"replan_every = {replan_every}, but the policy predicts only {chunks.shape[1]} actions at a time. Re-plan "
+            f"at least every {chunks.shape[1]} steps."
+        )
+    if not np.isfinite(chunks).all():
+        raise ValueError("The policy gave actions that are NaN or infinite: did its training diverge?")
+    return chunks[:, :replan_every]

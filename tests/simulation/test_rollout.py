@@ -1,0 +1,184 @@
+"""Roll-outs on an environment whose outcomes are known beforehand."""
+
+import numpy as np
+import pytest
+
+from kivla.simulation.environments import make_env
+from kivla.simulation.rollout import PipelinePolicy, rollout, swapped_instructions
+from tests.simulation.fake_reach import FakeReachVectorEnv, ReachPolicy
+
+SEEDS = range(100, 140)
+SETTINGS = {"replan_every": 3, "max_steps": 20}
+
+
+def outcomes(result) -> list[tuple]:
+    return [(e.seed, e.instruction, e.success, e.swapped_success, e.steps) for e in result.episodes]
+
+
+def test_a_policy_that_reads_and_sees_always_succeeds():
+    result = rollout(ReachPolicy(), FakeReachVectorEnv(16), SEEDS, **SETTINGS)
+    assert [episode.seed for episode in result.episodes] == list(SEEDS)
+    assert result.success.all() and (result.steps < 8).all()
+
+
+def test_a_policy_that_does_not_read_succeeds_by_half():
+    result = rollout(ReachPolicy("red"), FakeReachVectorEnv(16), SEEDS, **SETTINGS)
+    assert result.success.mean() == 0.5
+    assert [e.success for e in result.episodes] == [e.instruction == "touch red" for e in result.episodes]
+
+
+def test_swapped_control_tells_reading_from_guessing():
+    env = FakeReachVectorEnv(16)
+    sentences = swapped_instructions(env, SEEDS)
+    true = rollout(ReachPolicy(), env, SEEDS, **SETTINGS)
+    assert all({a, e.instruction} == {"touch red", "touch blue"} for a, e in zip(sentences, true.episodes, strict=True))
+
+    reads = rollout(ReachPolicy(), env, SEEDS, **SETTINGS, instructions=sentences)
+    assert [e.instruction for e in reads.episodes] == sentences
+    assert not reads.success.any() and all(e.swapped_success for e in reads.episodes)
+
+    blind = rollout(ReachPolicy("red"), env, SEEDS, **SETTINGS, instructions=sentences)
+    np.testing.assert_array_equal(blind.success, [s % 2 == 0 for s in SEEDS], "as without the swap")
+    assert [e.swapped_success for e in blind.episodes] == [not value for value in blind.success]
+    assert all(e.swapped_success is None for e in true.episodes)
+
+
+@pytest.mark.parametrize("num_envs", [1, 7, 40, 64])
+def test_results_do_not_depend_on_the_number_of_environments(num_envs):
+    expected = rollout(ReachPolicy(), FakeReachVectorEnv(16), SEEDS, **SETTINGS, record=20)
+    result = rollout(ReachPolicy(), FakeReachVectorEnv(num_envs), SEEDS, **SETTINGS, record=20)
+    assert outcomes(result) == outcomes(expected)
+    for a, b in zip(result.episodes, expected.episodes, strict=True):
+        np.testing.assert_array_equal(a.frames, b.frames)
+
+
+def test_one_call_per_plan_for_those_that_still_run():
+    env, policy = FakeReachVectorEnv(len(SEEDS)), ReachPolicy()
+    result = rollout(policy, env, SEEDS, **SETTINGS)
+    assert len(np.unique(result.steps)) > 1, "otherwise this shows nothing"
+    plans = -(-result.steps.max() // 3)
+    assert result.policy_calls == len(policy.calls) == plans
+    for i, call in enumerate(policy.calls):
+        assert len(call) == (result.steps > 3 * i).sum(), "finished episodes ask for no more actions"
+    np.testing.assert_array_equal(result.steps, env.steps_taken)
+
+
+def test_left_over_environments_are_not_observed():
+    policy = ReachPolicy()
+    result = rollout(policy, FakeReachVectorEnv(8), range(3), **SETTINGS)
+    assert len(result.episodes) == 3 and len(policy.calls[0]) == 3
+
+
+@pytest.mark.parametrize("replan_every", [1, 2, 4])
+def test_chunks_are_executed_as_predicted_until_the_next_plan(replan_every):
+    """A policy that numbers its actions, too slow to ever arrive."""
+    calls = []
+
+    def policy(observations):
+        calls.append(len(observations))
+        chunk = np.stack([np.full(4, 100 * len(calls)), np.arange(4)], axis=-1) * 1e-6
+        return np.repeat(chunk[None], len(observations), axis=0)
+
+    env = FakeReachVectorEnv(2)
+    result = rollout(policy, env, [0, 1], replan_every, max_steps=7)
+    assert (result.steps == 7).all() and not result.success.any()
+    plan, index = np.divmod(np.arange(7), replan_every)
+    expected = np.stack([100 * (plan + 1), index], axis=-1) * 1e-6
+    np.testing.assert_allclose(np.stack(env.actions)[:, 0], expected, rtol=1e-6)
+    assert calls == [2] * (plan[-1] + 1)
+
+
+def test_observations_are_those_of_the_right_episode():
+    policy = ReachPolicy()
+    env = FakeReachVectorEnv(4)
+    rollout(policy, env, SEEDS[:4], **SETTINGS)
+    observation, info = FakeReachVectorEnv(4).reset(seed=list(SEEDS[:4]))
+    for i, seen in enumerate(policy.calls[0]):
+        assert set(seen) == {"images", "text", "state"} and seen["text"] == info["instruction"][i]
+        np.testing.assert_array_equal(seen["images"]["front"], observation["images"]["front"][i])
+        np.testing.assert_array_equal(seen["state"], observation["state"][i])
+
+
+def test_recorded_frames_are_the_whole_episode():
+    result = rollout(ReachPolicy(), FakeReachVectorEnv(4), SEEDS, **SETTINGS, record=6)
+    assert [e.frames is not None for e in result.episodes] == [True] * 6 + [False] * 34
+    for episode in result.episodes[:6]:
+        assert episode.frames.shape == (episode.steps + 1, 32, 32, 3) and episode.frames.dtype == np.uint8
+        moved = (episode.frames[1:] != episode.frames[:-1]).any(axis=(1, 2, 3))
+        assert moved.all(), "the hand moves in every step"
+
+
+@pytest.mark.parametrize(
+    "shape, message",
+    [
+        ((2, 4, 3), r"shape \(2, 4, 3\) for 2 observations.*\(2, H, 2\) was expected"),
+        ((1, 4, 2), r"\(2, H, 2\) was expected"),
+        ((2, 2), r"\(2, H, 2\) was expected"),
+        ((2, 2, 2), r"replan_every = 3, but the policy predicts only 2"),
+    ],
+)
+def test_policies_that_do_not_fit_are_refused(shape, message):
+    with pytest.raises(ValueError, match=message):
+        rollout(lambda observations: np.zeros(shape), FakeReachVectorEnv(2), [0, 1], **SETTINGS)
+
+
+def test_actions_that_are_not_finite_are_refused():
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        rollout(lambda observations: np.full((1, 4, 2), np.nan), FakeReachVectorEnv(1), [0], **SETTINGS)
+
+
+def test_settings_that_make_no_sense_are_refused():
+    env = FakeReachVectorEnv(1)
+    with pytest.raises(ValueError, match="got 0 seeds"):
+        rollout(ReachPolicy(), env, [], **SETTINGS)
+    with pytest.raises(ValueError, match="replan_every=0"):
+        rollout(ReachPolicy(), env, [0], replan_every=0, max_steps=3)
+    with pytest.raises(ValueError, match="Got 1 instructions for 2 seeds"):
+        rollout(ReachPolicy(), env, [0, 1], **SETTINGS, instructions=["touch red"])
+
+
+class FakePipeline:
+    """What `PipelinePolicy` uses of `pipeline("action-prediction")`."""
+
+    def __init__(self, cameras):
+        self.processor = type("Processor", (), {"cameras": cameras})
+        self.calls = []
+
+    def __call__(self, observations, **options):
+        self.calls.append((observations, options))
+        return [{"actions": np.full((4, 2), i)} for i in range(len(observations))]
+
+
+def test_pipeline_policy_orders_cameras_by_the_policys_names():
+    """Datasets call a camera `observation.images.wrist`, environments `wrist`."""
+    images = {"base": "BASE", "wrist": "WRIST"}
+    observations = [{"images": images, "text": "go", "state": None}] * 3
+    for cameras, expected in (
+        (["observation.images.wrist", "observation.images.base"], ["WRIST", "BASE"]),
+        (["base"], ["BASE"]),
+        (None, ["BASE", "WRIST"]),
+    ):
+        pipe = FakePipeline(cameras)
+        actions = PipelinePolicy(pipe, seed=5, num_steps=2)(observations)
+        np.testing.assert_array_equal(actions[:, 0, 0], [0, 1, 2])
+        ((seen, options),) = pipe.calls
+        assert [o["images"] for o in seen] == [expected] * 3 and options == {"seed": 5, "num_steps": 2}
+    with pytest.raises(ValueError, match=r"has no \['top'\]; it has \['base', 'wrist'\]"):
+        PipelinePolicy(FakePipeline(["top"]))(observations)
+
+
+def test_environments_by_name():
+    assert make_env("fake-reach", 3, camera="top").cameras == ["top"]
+    with pytest.raises(ValueError, match=r"no environment 'kitchen'\. Environments: .*tabletop"):
+        make_env("kitchen", 1)
+
+
+def test_control_needs_swapped_sentences():
+    class Silent(FakeReachVectorEnv):
+        def reset(self, seed, options=None):
+            observation, info = super().reset(seed, options)
+            del info["swapped_instruction"]
+            return observation, info
+
+    with pytest.raises(ValueError, match="Silent gives no info"):
+        swapped_instructions(Silent(2), [0, 1])

@@ -1,0 +1,62 @@
+"""Intervals and paired tests against their formulas and published numbers."""
+
+from math import comb, sqrt
+
+import numpy as np
+import pytest
+
+from kivla.simulation.statistics import mcnemar_test, wilson_interval
+
+
+def wilson_by_hand(k: int, n: int, z: float) -> tuple[float, float]:
+    rate = k / n
+    centre = (rate + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
+    return centre - half, centre + half
+
+
+@pytest.mark.parametrize("k, n", [(0, 10), (1, 10), (81, 263), (174, 200), (200, 200), (1, 1)])
+def test_wilson_is_its_formula(k, n):
+    np.testing.assert_allclose(wilson_interval(k, n), wilson_by_hand(k, n, 1.959963984540054), atol=1e-12)
+    np.testing.assert_allclose(wilson_interval(k, n, 0.9), wilson_by_hand(k, n, 1.6448536269514722), atol=1e-12)
+
+
+def test_wilson_published_values():
+    """Newcombe 1998, Statistics in Medicine 17, table I, method 3."""
+    np.testing.assert_allclose(wilson_interval(81, 263), (0.2553, 0.3662), atol=5e-5)
+    np.testing.assert_allclose(wilson_interval(15, 148), (0.0624, 0.1605), atol=5e-5)
+    np.testing.assert_allclose(wilson_interval(0, 20), (0.0000, 0.1611), atol=5e-5)
+    np.testing.assert_allclose(wilson_interval(1, 29), (0.0061, 0.1718), atol=5e-5)
+
+
+@pytest.mark.parametrize("k, n", [(0, 0), (3, 2), (-1, 5)])
+def test_wilson_refuses_impossible_counts(k, n):
+    with pytest.raises(ValueError, match=f"got {k} of {n}"):
+        wilson_interval(k, n)
+
+
+def outcomes(both: int, only_first: int, only_second: int, neither: int) -> tuple[list[bool], list[bool]]:
+    first = [True] * (both + only_first) + [False] * (only_second + neither)
+    second = [True] * both + [False] * only_first + [True] * only_second + [False] * neither
+    return first, second
+
+
+@pytest.mark.parametrize("b, c", [(0, 5), (1, 9), (4, 4), (12, 3), (30, 41)])
+def test_mcnemar_is_a_binomial_test_on_the_disagreements(b, c):
+    tail = sum(comb(b + c, i) for i in range(min(b, c) + 1)) / 2 ** (b + c)
+    test = mcnemar_test(*outcomes(7, b, c, 5))
+    assert (test.both, test.only_first, test.only_second, test.neither) == (7, b, c, 5)
+    assert test.p_value == pytest.approx(min(1.0, 2 * tail), rel=1e-9)
+
+
+def test_mcnemar_looks_only_at_disagreements():
+    few, many = mcnemar_test(*outcomes(0, 2, 9, 0)), mcnemar_test(*outcomes(500, 2, 9, 500))
+    assert few.p_value == many.p_value == pytest.approx(2 * (1 + 11 + 55) / 2**11)
+    assert mcnemar_test([True, False], [True, False]).p_value == 1.0
+
+
+def test_mcnemar_is_paired():
+    with pytest.raises(ValueError, match="same seeds"):
+        mcnemar_test([True, False], [True])
+    with pytest.raises(ValueError, match="same seeds"):
+        mcnemar_test([], [])
