@@ -312,7 +312,12 @@ def logits_at(vlm: PreTrainedModel, rows: torch.Tensor | None) -> Iterator[None]
     if rows is None:
         yield
         return
-    handle = vlm.get_output_embeddings().register_forward_pre_hook(lambda _, args: args[0].flatten(0, 1)[rows][None])
+
+    def select(_, args):
+        hidden = args[0].flatten(0, 1)  # (B·S, width)
+        return hidden[rows.to(hidden.device)][None]
+
+    handle = vlm.get_output_embeddings().register_forward_pre_hook(select)
     try:
         yield
     finally:

@@ -3,6 +3,15 @@
 import torch
 import torch.nn.functional as F
 
+TOKEN_SUMS = ("token_loss", "tokens", "correct_tokens", "action_tokens", "correct_action_tokens")
+ACTION_ERROR_SUMS = (
+    "absolute_error",
+    "squared_error",
+    "baseline_absolute_error",
+    "baseline_squared_error",
+    "values",
+)
+
 
 def token_sums(logits: torch.Tensor, labels: torch.Tensor, action_token_ids: torch.Tensor) -> dict[str, torch.Tensor]:
     """Cross-entropy and hits of the next-token predictions.
@@ -13,7 +22,7 @@ def token_sums(logits: torch.Tensor, labels: torch.Tensor, action_token_ids: tor
         action_token_ids: (codes,), which tokens are actions.
 
     Returns:
-        (B,) sums: `token_loss`, `tokens`, `correct_tokens`, `action_tokens`, `correct_action_tokens`.
+        (B,) sums, named as in `TOKEN_SUMS`.
     """
     supervised = labels[:, 1:] != -100
     targets = labels[:, 1:][supervised]
@@ -42,8 +51,7 @@ def action_error_sums(
         mask: (B, H, D) bool, True where a value is real.
 
     Returns:
-        sums over steps, (B, D): `absolute_error`, `squared_error`, `baseline_absolute_error`,
-        `baseline_squared_error`, `values`.
+        sums over steps, (B, D), named as in `ACTION_ERROR_SUMS`.
     """
     error = (predicted - actions).masked_fill(~mask, 0.0)
     baseline_error = (baseline - actions).masked_fill(~mask, 0.0)

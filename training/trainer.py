@@ -12,7 +12,9 @@ from transformers.trainer_utils import EvalLoopOutput
 from ..modeling_kivla import KIVLAForActionPrediction
 from ..processing import KIVLAProcessor
 from .collator import KIVLACollator
-from .metrics import action_error_sums, token_sums
+from .metrics import ACTION_ERROR_SUMS, TOKEN_SUMS, action_error_sums, token_sums
+
+_LOSS_SUMS = (*TOKEN_SUMS, "flow_loss", "action_values")
 
 
 class KIVLATrainer(Trainer):
@@ -51,7 +53,7 @@ class KIVLATrainer(Trainer):
         self._action_token_ids = torch.as_tensor(processing_class.action_token_ids)
         mean = processing_class.statistics["actions"]["mean"] if processing_class.statistics else 0.0
         self._mean_action = torch.as_tensor(mean, dtype=torch.float32).expand(processing_class.action_dim)
-        self._sums: dict[str, torch.Tensor] = {}
+        self._sums = torch.zeros(len(_LOSS_SUMS))
         self._gradient_norms: dict[str, torch.Tensor] = {}
         self.add_callback(_SeedByRank())
 
@@ -95,14 +97,14 @@ class KIVLATrainer(Trainer):
 
     @torch.no_grad()
     def _count(self, outputs, inputs, tokens, actions):
-        sums = {}
+        sums = dict.fromkeys(_LOSS_SUMS, torch.zeros(()))
         if outputs.token_loss is not None:
             sums.update(token_sums(outputs.logits, inputs["labels"], self._action_token_ids))
         if outputs.flow_loss is not None:
-            sums["flow_loss"] = outputs.flow_loss.detach() * actions
+            sums["flow_loss"] = outputs.flow_loss * actions
             sums["action_values"] = inputs["action_mask"].sum()
-        for name, value in sums.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value.sum()
+        self._sums = self._sums.to(outputs.loss.device)
+        self._sums += torch.stack([sums[name].sum().to(self._sums) for name in _LOSS_SUMS])
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
         loss = super().training_step(model, inputs, num_items_in_batch)
@@ -117,10 +119,11 @@ class KIVLATrainer(Trainer):
         return loss
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
-        if "loss" in logs and self._sums:
-            logs.update(self._summary({n: self.accelerator.reduce(v, "sum") for n, v in sorted(self._sums.items())}))
+        if "loss" in logs:
+            sums = self.accelerator.reduce(self._sums, "sum")
+            logs.update(self._summary(dict(zip(_LOSS_SUMS, sums, strict=True))))
             logs.update({name: float(norm) for name, norm in self._gradient_norms.items()})
-            self._sums = {}
+            self._sums = torch.zeros(len(_LOSS_SUMS))
         super().log(logs, *args, **kwargs)
 
     @staticmethod
@@ -132,8 +135,8 @@ class KIVLATrainer(Trainer):
             ("token_accuracy", "correct_tokens", "tokens"),
             ("action_token_accuracy", "correct_action_tokens", "action_tokens"),
         ):
-            if count in sums and float(sums[count]) > 0:
-                summary[name] = float(sums[total].sum() / sums[count].sum())
+            if sums[count] > 0:
+                summary[name] = float(sums[total] / sums[count])
         return summary
 
     def _issue_warnings_after_load(self, load_result) -> None:
@@ -190,10 +193,11 @@ class KIVLATrainer(Trainer):
         )
 
     def _evaluation_sums(self, model: KIVLAForActionPrediction, batch: dict) -> dict[str, torch.Tensor]:
-        """Per-example sums of one batch, every one (B,) or (B, D)."""
-        outputs = model(**batch)
+        """Per-example sums of one batch, every one (B,) or (B, D). Always the same names, so that ranks agree."""
+        outputs, processor = model(**batch), self.processing_class
         labels = batch["labels"]
-        sums = {"action_values": torch.zeros(len(labels), device=labels.device)}
+        sums = dict.fromkeys(_LOSS_SUMS, torch.zeros(len(labels), device=labels.device))
+        sums |= dict.fromkeys(ACTION_ERROR_SUMS, torch.zeros(len(labels), processor.action_dim, device=labels.device))
         if outputs.token_loss is not None:
             sums.update(token_sums(outputs.logits, labels, self._action_token_ids))
         if outputs.flow_loss is None:
@@ -202,7 +206,6 @@ class KIVLATrainer(Trainer):
         sums["action_values"] = mask.sum((1, 2)).float()
         sums["flow_loss"] = outputs.flow_loss * sums["action_values"]
         if self.args.sample_in_eval:
-            processor = self.processing_class
             observation = {n: v for n, v in batch.items() if n not in ("labels", "actions")}
             chunk = model.sample_actions(**observation, num_steps=self.args.eval_num_steps)
             errors = action_error_sums(
@@ -217,8 +220,8 @@ class KIVLATrainer(Trainer):
     def _evaluation_metrics(self, totals: dict[str, torch.Tensor], flow_loss_weight: float) -> dict[str, float]:
         metrics = self._summary(totals)
         metrics["loss"] = metrics.get("token_loss", 0.0) + flow_loss_weight * metrics.get("flow_loss", 0.0)
-        if "values" in totals:
-            count = totals["values"]  # (D,)
+        count = totals["values"]  # (D,)
+        if count.any():
             metrics["action_mae"] = float(totals["absolute_error"].sum() / count.sum())
             metrics["action_rmse"] = float((totals["squared_error"].sum() / count.sum()).sqrt())
             metrics["mean_action_mae"] = float(totals["baseline_absolute_error"].sum() / count.sum())

@@ -407,3 +407,22 @@ def test_flow_loss_is_the_mean_over_real_values():
 
 def test_euler_times():
     assert euler_times(4, torch.device("cpu")).tolist() == [1.0, 0.75, 0.5, 0.25]
+
+
+@pytest.mark.parametrize("name", ["paligemma", "qwen3_vl"])
+def test_another_attention_implementation_is_recorded_too(name, tmp_path):
+    model, batch = make_model(name), make_batch(name)
+    draws = {"noise": torch.randn(2, CHUNK, WIDTH), "timestep": torch.rand(2)}
+    model.save_pretrained(tmp_path)
+    eager = KIVLAForActionPrediction.from_pretrained(tmp_path, attn_implementation="eager").eval()
+    assert find_text_decoder(eager.vlm).config._attn_implementation == "kivla_eager"
+    with torch.no_grad():
+        expected = model(**batch, **draws)
+        outputs = [eager(**batch, **draws)]
+        model.set_attn_implementation("eager")
+        outputs.append(model(**batch, **draws))
+        model.set_attn_implementation("sdpa")
+        outputs.append(model(**batch, **draws))
+    for out in outputs:
+        torch.testing.assert_close(out.velocity, expected.velocity, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(out.logits, expected.logits, rtol=1e-4, atol=1e-5)
