@@ -1,0 +1,129 @@
+"""Records the demonstrations of an environment's scripted expert as a LeRobot dataset."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from .lerobot_writer import LeRobotWriter
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """What the expert saw and did in one episode of T steps.
+
+    Attributes:
+        images: camera name → uint8 (T, H, W, 3).
+        states: float32 (T, Ds).
+        actions: float32 (T, Da); action t was taken after image and state t were observed.
+        instruction: what it was asked to do.
+        success: whether it did.
+    """
+
+    images: dict[str, np.ndarray]
+    states: np.ndarray
+    actions: np.ndarray
+    instruction: str
+    success: bool
+
+
+def demonstrate(env, seeds: list[int]) -> list[Demonstration]:
+    """Let the scripted expert of a vectorised environment run one episode for each seed to its end.
+
+    Args:
+        env: see `kivla.simulation.environments.make_env` for the interface; and `env.expert_actions()`, (N, Da).
+        seeds: N of them, one for each of the environment's copies.
+    """
+    obs, info = env.reset(seed=list(seeds))
+    instructions = list(info["instruction"])
+    steps = []
+    lengths = np.zeros(env.num_envs, np.int64)
+    running = np.ones(env.num_envs, bool)
+    while running.any():
+        actions = np.asarray(env.expert_actions(), np.float32)  # (N, Da)
+        # Copies, because an environment may write the next observation into the same memory.
+        steps.append(({name: obs["images"][name].copy() for name in env.cameras}, obs["state"].copy(), actions.copy()))
+        lengths += running
+        obs, _, terminated, truncated, info = env.step(actions)
+        running &= ~(terminated | truncated)
+    demonstrations = []
+    for copy, length in enumerate(lengths):
+        images, states, actions = zip(*steps[:length], strict=True)
+        demonstrations.append(
+            Demonstration(
+                images={name: np.stack([image[name][copy] for image in images]) for name in env.cameras},
+                states=np.stack([state[copy] for state in states]),
+                actions=np.stack([action[copy] for action in actions]),
+                instruction=instructions[copy],
+                success=bool(info["success"][copy]),
+            )
+        )
+    return demonstrations
+
+
+def record_demonstrations(
+    env,
+    folder: str | Path,
+    num_episodes: int,
+    seed: int = 0,
+    max_failures: int | None = None,
+    image_format: str = "lossless_video",
+) -> list[int]:
+    """Write successful episodes of an environment's scripted expert as a LeRobot v3.0 dataset.
+
+    Episodes have the seeds `seed`, `seed + 1`, ... and are written in this order without those that failed, so that
+    the dataset does not depend on how many copies of the environment run at once. It appears in `folder` when it is
+    complete; an error or an interrupt leaves nothing.
+
+    Args:
+        env: a vectorised environment with a scripted expert, see `demonstrate`.
+        folder: where the dataset will be; must not exist, or be an empty folder.
+        num_episodes: how many successful episodes to write.
+        max_failures: give up when more episodes than this have failed; by default as many as `num_episodes`.
+        image_format: see `LeRobotWriter`.
+
+    Returns:
+        The seeds of the written episodes. Take others for an evaluation.
+
+    Raises:
+        ValueError: `num_episodes` is less than 1.
+        FileExistsError: there is something in `folder`.
+        RuntimeError: too many episodes failed.
+    """
+    if num_episodes < 1:
+        raise ValueError(f"num_episodes must be at least 1, got {num_episodes}.")
+    max_failures = num_episodes if max_failures is None else max_failures
+    obs, _ = env.reset(seed=list(range(seed, seed + env.num_envs)))
+    recorded, failed, next_seed = [], 0, seed
+    with (
+        LeRobotWriter(
+            folder,
+            fps=env.fps,
+            cameras={name: obs["images"][name].shape[1:3] for name in env.cameras},
+            state_names=env.state_names,
+            action_names=env.action_names,
+            robot_type=env.robot_type,
+            image_format=image_format,
+        ) as writer,
+        tqdm(total=num_episodes, desc="Recording demonstrations", unit="episode") as progress,
+    ):
+        while len(recorded) < num_episodes:
+            seeds = list(range(next_seed, next_seed + env.num_envs))
+            next_seed += env.num_envs
+            for episode_seed, episode in zip(seeds, demonstrate(env, seeds), strict=True):
+                if len(recorded) == num_episodes:
+                    break  # of the last round not all are needed
+                if episode.success:
+                    writer.add_episode(episode.images, episode.states, episode.actions, task=episode.instruction)
+                    recorded.append(episode_seed)
+                    progress.update()
+                    continue
+                failed += 1
+                if failed > max_failures:
+                    raise RuntimeError(
+                        f"The expert failed in {failed} of {failed + len(recorded)} episodes, and max_failures is "
+                        f"{max_failures}; no dataset was written. Check the environment's expert, or raise "
+                        "max_failures."
+                    )
+    return recorded

@@ -1,0 +1,101 @@
+import json
+
+import numpy as np
+import pytest
+
+from kivla.simulation.recording import demonstrate, record_demonstrations
+from kivla.training.lerobot_dataset import LeRobotDataset
+from tests.simulation.fake_environment import INSTRUCTIONS, FakeVectorEnv
+
+
+def files(root):
+    """Path → content of every file, without what is not reproducible about parquet and MP4 files: nothing."""
+    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+
+
+def test_a_demonstration_is_what_the_environment_showed_and_the_expert_did():
+    env = FakeVectorEnv(3, failing_seeds=[11])
+    episodes = demonstrate(env, [10, 11, 12])
+    assert [episode.success for episode in episodes] == [True, False, True]
+    assert len(episodes[1].actions) == env.max_steps
+    for seed, episode in zip([10, 11, 12], episodes, strict=True):
+        alone = FakeVectorEnv(1, failing_seeds=[11])
+        obs, info = alone.reset([seed])
+        assert episode.instruction == info["instruction"][0]
+        for step, action in enumerate(episode.actions):
+            for name in env.cameras:
+                np.testing.assert_array_equal(episode.images[name][step], obs["images"][name][0])
+            np.testing.assert_array_equal(episode.states[step], obs["state"][0])
+            np.testing.assert_array_equal(action, alone.expert_actions()[0])
+            obs, _, terminated, truncated, info = alone.step(action[None])
+            assert (terminated | truncated)[0] == (step == len(episode.actions) - 1)
+
+
+def test_recorded_episodes_are_read_as_a_dataset(tmp_path):
+    env = FakeVectorEnv(2)
+    seeds = record_demonstrations(env, tmp_path / "demos", num_episodes=5, seed=3)
+    assert seeds == [3, 4, 5, 6, 7]
+    data = LeRobotDataset(tmp_path / "demos", chunk_size=4)
+    assert (data.fps, data.robot_type, data.num_episodes) == (5, "dot", 5)
+    assert data.cameras == ["observation.images.front", "observation.images.wrist"]
+    assert (data.state_names, data.action_names) == (["x", "speed"], ["dx"])
+    assert set(data.tasks.values()) <= set(INSTRUCTIONS)
+    for number, seed in enumerate(seeds):
+        episode = demonstrate(FakeVectorEnv(1), [seed])[0]
+        items = [data[index] for index in data.episode_range(number)]
+        np.testing.assert_array_equal([item["state"] for item in items], episode.states, strict=True)
+        np.testing.assert_array_equal([item["actions"][0] for item in items], episode.actions, strict=True)
+        for camera, name in enumerate(env.cameras):
+            np.testing.assert_array_equal([item["images"][camera] for item in items], episode.images[name])
+        assert {item["text"] for item in items} == {episode.instruction}
+
+
+def test_failed_episodes_are_left_out_and_the_number_of_copies_does_not_matter(tmp_path):
+    seeds = [
+        record_demonstrations(
+            FakeVectorEnv(num_envs, failing_seeds=[1, 2]), tmp_path / str(num_envs), 4, image_format="image"
+        )
+        for num_envs in (1, 3, 8)
+    ]
+    assert seeds == [[0, 3, 4, 5]] * 3
+    assert files(tmp_path / "1") == files(tmp_path / "3") == files(tmp_path / "8")
+    assert json.loads((tmp_path / "1/meta/info.json").read_text())["total_episodes"] == 4
+
+
+def test_an_expert_that_fails_ends_with_an_error_and_no_dataset(tmp_path):
+    env = FakeVectorEnv(2, failing_seeds=range(1, 100))
+    with pytest.raises(RuntimeError, match="failed in 4 of 5 episodes, and max_failures is 3"):
+        record_demonstrations(env, tmp_path / "demos", num_episodes=3)
+    assert list(tmp_path.iterdir()) == []
+    assert record_demonstrations(FakeVectorEnv(2, failing_seeds=[0]), tmp_path / "demos", 1, max_failures=1) == [1]
+    with pytest.raises(RuntimeError, match="failed in 1 of 1 episodes"):
+        record_demonstrations(FakeVectorEnv(2, failing_seeds=[0]), tmp_path / "more", 1, max_failures=0)
+
+
+def test_an_interrupt_leaves_nothing(tmp_path, monkeypatch):
+    env = FakeVectorEnv(1)
+    step, count = env.step, iter(range(100))
+
+    def interrupted(actions):
+        if next(count) == 20:
+            raise KeyboardInterrupt
+        return step(actions)
+
+    monkeypatch.setattr(env, "step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        record_demonstrations(env, tmp_path / "demos", num_episodes=10)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_is_overwritten(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="not an empty folder"):
+        record_demonstrations(FakeVectorEnv(1), tmp_path, num_episodes=1)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+    with pytest.raises(ValueError, match="num_episodes must be at least 1, got 0"):
+        record_demonstrations(FakeVectorEnv(1), tmp_path / "demos", num_episodes=0)
+
+
+def test_progress_is_shown(tmp_path, capsys):
+    record_demonstrations(FakeVectorEnv(1), tmp_path / "demos", num_episodes=2, image_format="image")
+    assert "Recording demonstrations: 100%" in capsys.readouterr().err
