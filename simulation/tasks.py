@@ -1,0 +1,248 @@
+"""Instructions on the tabletop: what may be asked of a scene, how it is said, when it is done, and how to do it.
+
+What is touched or moved *first* decides: whoever acts on the wrong object has failed, whatever follows.
+
+| kind | instruction | decided when | right when |
+|---|---|---|---|
+| touch | touch the red star | the gripper first comes within `REACH` of an object | it is the target |
+| move | move the red star left | an object has been carried `MOVED` along one axis | target, that direction |
+| push | push the red star to the left edge | an object has been carried to an edge | target, that edge |
+| put | put the red star left of the blue square | the first object is let go | target, there and near |
+
+In the last three, taking hold of another object than the target is the end. Passing over objects is free.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from .scenes import (
+    HELD_OUT_PAIRS,
+    OBJECT_SPACING,
+    REFERENCES,
+    RELATION_MARGIN,
+    RELATION_VECTORS,
+    RELATIONS,
+    SEEN_PAIRS,
+    SEEN_REFERENCES,
+    Scene,
+    offset_towards,
+    references,
+    sample_scene,
+)
+
+TASK_KINDS = ("touch", "move", "push", "put")
+WORDINGS = {
+    "touch": ("touch {x}", "reach {x}", "go to {x}"),
+    "move": ("move {x} {direction}", "shift {x} {direction}"),
+    "push": ("push {x} to the {edge} edge", "slide {x} to the {edge} edge"),
+    "put": ("put {x} {relation} {anchor}", "place {x} {relation} {anchor}"),
+}
+# A task's `argument` is a direction, an edge or a relation: three words for each of `RELATION_VECTORS`.
+DIRECTIONS = ("left", "right", "up", "down")
+EDGES = ("left", "right", "top", "bottom")
+NEXT_TO = len(RELATIONS)
+PUT_RELATIONS = (*RELATIONS, "next to")
+NO_ARGUMENT = -1
+
+# What the episodes of a split are made of. Only the first is demonstrated; each of the others holds out one thing
+# that the questions do ask about: the target's pair, the wording "the star that is red", or relations ("touch the
+# object left of the blue square", "put ... above ...").
+SPLITS = ("demonstrations", "held_out_pairs", "held_out_wordings", "held_out_relations")
+SPLIT_REFERENCES = {"held_out_wordings": ("inverted",), "held_out_relations": ("relation",)}
+HELD_OUT_PUT_RELATION = RELATIONS.index("above")
+
+LIMIT = 0.95  # the gripper stays within [-LIMIT, LIMIT] on both axes
+REACH = 0.15  # table units between the gripper and an object's centre: it is touched, and can be held
+MOVED = 0.3
+EDGE = 0.75
+NEAR = OBJECT_SPACING - 0.01  # "put": at most this far from the anchor, hence never so at the start
+MOVE_BY, PUSH_TO, PUT_AT = 0.4, 0.85, 0.35  # what the expert aims for
+ARRIVED = 0.02
+
+
+class Task(NamedTuple):
+    """What is asked; all fields are ints, or (N,) int arrays for N scenes.
+
+    `kind` indexes `TASK_KINDS`, `target` and `anchor` the scene's objects (the anchor is the target but for "put"),
+    `argument` `DIRECTIONS`, `EDGES` or `PUT_RELATIONS`.
+    """
+
+    kind: int | np.ndarray
+    target: int | np.ndarray
+    argument: int | np.ndarray
+    anchor: int | np.ndarray
+
+
+class Episode(NamedTuple):
+    """A scene, what is asked, and the same asked about another object of the scene."""
+
+    scene: Scene
+    task: Task
+    instruction: str
+    swapped_instruction: str
+
+
+@dataclass
+class History:
+    """What has happened in N episodes: starts (N, K, 2); first touched and first held object (N,), -1 for none yet;
+    whether the first held object has been let go (N,) bool."""
+
+    starts: np.ndarray
+    first_touched: np.ndarray
+    first_held: np.ndarray
+    released: np.ndarray
+
+
+def sample_episode(rng: np.random.Generator, kinds: Sequence[str], split: str, num_objects: int = 3) -> Episode:
+    """Draw a kind, a scene, then the target uniformly from its objects.
+
+    In "held_out_pairs" the scene has one object of a pair that was never demonstrated, and it is the target.
+    """
+    kind = kinds[rng.integers(len(kinds))]
+    first_pool = HELD_OUT_PAIRS if split == "held_out_pairs" else SEEN_PAIRS
+    while True:
+        scene = sample_scene(rng, [first_pool] + [SEEN_PAIRS] * (num_objects - 1))
+        tasks = [possible_tasks(scene, kind, target, split) for target in range(num_objects)]
+        if all(tasks):  # else the target would not be uniform given the scene
+            break
+    target = 0 if split == "held_out_pairs" else int(rng.integers(num_objects))
+    task = tasks[target][rng.integers(len(tasks[target]))]
+    instruction = _phrase(rng, scene, task, split)
+    others = [other for other in range(num_objects) if other != target]
+    candidates = tasks[others[rng.integers(len(others))]]
+    candidates = [other for other in candidates if other.argument == task.argument] or candidates
+    swapped = candidates[rng.integers(len(candidates))]
+    return Episode(scene, task, instruction, _phrase(rng, scene, swapped, split))
+
+
+def possible_tasks(scene: Scene, kind: str, target: int, split: str | None = None) -> list[Task]:
+    """The tasks of a kind with this target that the scene has room for, and words for in the split (None: any)."""
+    number, position = TASK_KINDS.index(kind), scene.positions[target]
+    relations_held_out = split == "held_out_relations"
+    if kind == "put":
+        if relations_held_out:
+            arguments = [HELD_OUT_PUT_RELATION]
+        else:
+            arguments = [i for i in range(len(PUT_RELATIONS)) if split is None or i != HELD_OUT_PUT_RELATION]
+        return [
+            Task(number, target, argument, anchor)
+            for anchor in range(len(scene.colors))
+            for argument in arguments
+            if anchor != target and (argument == NEXT_TO or _room_beside(scene.positions[anchor])[argument])
+        ]
+    if relations_held_out and not references(scene, target, SPLIT_REFERENCES[split]):
+        return []
+    if kind == "touch":
+        return [Task(number, target, NO_ARGUMENT, target)]
+    way = RELATION_VECTORS @ position  # (4,) how far out it lies already
+    room = way + MOVE_BY <= (LIMIT if kind == "move" else PUSH_TO)
+    return [Task(number, target, int(argument), target) for argument in np.flatnonzero(room)]
+
+
+def _room_beside(point: np.ndarray) -> np.ndarray:
+    """(..., 2) -> (..., 4) bool: whether an object fits on each side."""
+    return (np.abs(point[..., None, :] + PUT_AT * RELATION_VECTORS) <= LIMIT).all(-1)
+
+
+def _phrase(rng: np.random.Generator, scene: Scene, task: Task, split: str) -> str:
+    wordings = WORDINGS[TASK_KINDS[task.kind]]
+    phrases = _target_and_anchor(scene, task, split)
+    x, anchor = (names[rng.integers(len(names))] for names in phrases)
+    return _fill(wordings[rng.integers(len(wordings))], task, x, anchor)
+
+
+def _target_and_anchor(scene: Scene, task: Task, split: str) -> tuple[list[str], list[str]]:
+    forms = SPLIT_REFERENCES.get(split, SEEN_REFERENCES)
+    if TASK_KINDS[task.kind] == "put" and split == "held_out_relations":
+        forms = SEEN_REFERENCES  # there it is the task's own relation that is held out
+    return references(scene, task.target, forms), references(scene, task.anchor, forms)
+
+
+def _fill(wording: str, task: Task, x: str, anchor: str) -> str:
+    words = {}
+    if task.argument != NEXT_TO:
+        words = {"direction": DIRECTIONS[task.argument], "edge": EDGES[task.argument]}
+    return wording.format(x=x, anchor=anchor, relation=PUT_RELATIONS[task.argument], **words)
+
+
+def parse_instruction(scene: Scene, instruction: str) -> Task | None:
+    """The task that a sentence asks of this scene; None where it is none of our sentences, or fits no object."""
+    for number, (kind, wordings) in enumerate(WORDINGS.items()):
+        starts = tuple(wording.partition("{x}")[0] for wording in wordings)
+        if not instruction.startswith(starts):
+            continue
+        for target in range(len(scene.colors)):
+            names = references(scene, target, REFERENCES)
+            for task in possible_tasks(scene, kind, target):
+                anchors = references(scene, task.anchor, REFERENCES) if kind == "put" else [""]
+                for wording in wordings:
+                    if any(_fill(wording, task, x, anchor) == instruction for x in names for anchor in anchors):
+                        return task._replace(kind=number)
+    return None
+
+
+def judge(task: Task, scene: Scene, history: History) -> tuple[np.ndarray, np.ndarray]:
+    """Whether each of N episodes is decided, and whether it is a success: two (N,) bool arrays."""
+    rows = np.arange(len(history.first_held))
+    position, start = scene.positions[rows, task.target], history.starts[rows, task.target]
+    anchor = scene.positions[rows, task.anchor]
+
+    touched = history.first_touched >= 0
+    touch = (touched, history.first_touched == task.target)
+
+    way = (position - start) @ RELATION_VECTORS.T  # (N, 4) carried in each direction
+    argument = np.clip(task.argument, 0, len(RELATIONS) - 1)
+    move = (way.max(-1) >= MOVED, way.argmax(-1) == argument)
+
+    at_edge = (position @ RELATION_VECTORS.T >= EDGE) & (way >= MOVED)  # (N, 4)
+    push = (at_edge.any(-1), at_edge[rows, argument] & (at_edge.sum(-1) == 1))
+
+    distance = np.linalg.norm(position - anchor, axis=-1)
+    beside = (task.argument == NEXT_TO) | (offset_towards(argument, position, anchor) >= RELATION_MARGIN)
+    put = (history.released, beside & (distance >= RELATION_MARGIN) & (distance <= NEAR))
+
+    decided, success = (np.choose(task.kind, outcomes) for outcomes in zip(touch, move, push, put, strict=True))
+    wrong = (task.kind != TASK_KINDS.index("touch")) & (history.first_held >= 0) & (history.first_held != task.target)
+    return decided | wrong, decided & success & ~wrong
+
+
+def expert_actions(task: Task, scene: Scene, history: History, step: float) -> np.ndarray:
+    """The scripted expert: straight to the target; hold it, carry it and let it go where the task says so.
+
+    Args:
+        step: how far one action of size 1 moves the gripper on each axis, in table units.
+
+    Returns:
+        float32 (N, 3) actions: dx, dy in [-1, 1] and -1 (open) or 1 (close).
+    """
+    rows = np.arange(len(history.first_held))
+    position = scene.positions[rows, task.target]
+    holds = scene.held == task.target
+    touches = task.kind == TASK_KINDS.index("touch")
+
+    to_target, to_goal = position - scene.gripper, _carry_goal(task, scene, history) - position
+    way = np.where(holds[:, None], to_goal, to_target) / step
+    way = way / np.maximum(np.abs(way).max(-1, keepdims=True), 1)  # straight, at full speed
+    at_target = np.linalg.norm(to_target, axis=-1) < ARRIVED
+    at_goal = np.linalg.norm(to_goal, axis=-1) < ARRIVED
+    # A gripper that closed on nothing, or on something else, opens first.
+    close = np.where(holds, ~at_goal, at_target & ~scene.closed) & ~touches
+    still = close != scene.closed
+    way[still] = 0
+    return np.concatenate([way, np.where(close, 1, -1)[:, None]], axis=1).astype(np.float32)
+
+
+def _carry_goal(task: Task, scene: Scene, history: History) -> np.ndarray:
+    """(N, 2): where the expert brings the target."""
+    rows = np.arange(len(history.first_held))
+    start, anchor = history.starts[rows, task.target], scene.positions[rows, task.anchor]
+    vector = RELATION_VECTORS[np.clip(task.argument, 0, len(RELATIONS) - 1)]
+    move = start + MOVE_BY * vector
+    push = np.where(vector == 0, start, PUSH_TO * vector)
+    beside = anchor[:, None] + PUT_AT * RELATION_VECTORS  # (N, 4, 2)
+    distance = np.where(_room_beside(anchor), np.linalg.norm(beside - start[:, None], axis=-1), np.inf)
+    side = np.where(task.argument == NEXT_TO, distance.argmin(-1), np.clip(task.argument, 0, len(RELATIONS) - 1))
+    return np.choose(np.asarray(task.kind)[:, None], [start, move, push, beside[rows, side]])
