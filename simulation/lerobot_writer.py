@@ -47,8 +47,8 @@ class LeRobotWriter:
     ```
 
     The dataset appears under its name all at once, when the writer is closed: until then everything is in a hidden
-    folder beside it, which an error or the interpreter's end removes. If the process is killed the hidden folder
-    stays; having no `meta/info.json`, it is not a dataset for any reader, and may be deleted.
+    folder beside it, which an error in the `with` block or the interpreter's end removes. If the process is killed,
+    the hidden folder stays; having no `meta/info.json`, it is not a dataset for any reader, and may be deleted.
 
     Only the current episode and one row of metadata for each of the last hundred are in memory.
 
@@ -60,7 +60,7 @@ class LeRobotWriter:
         robot_type: written into `info.json`.
         image_format: how frames are stored.
             `"lossless_video"`: H.264 in RGB. Every pixel is read back exactly, and small rendered frames are encoded
-            several times faster than as AV1. Web browsers do not play it.
+            two to ten times faster than as AV1. Web browsers do not play it.
             `"video"`: AV1 in YUV 4:2:0, as LeRobot does by default. Lossy, at about a third to a half of the size:
             halving the resolution of the colours costs most where pictures are small and coloured edges sharp (a peak
             signal-to-noise ratio of 28 dB for rendered shapes at 48 pixels, 34 dB at 96).
@@ -73,7 +73,7 @@ class LeRobotWriter:
         num_episodes, num_frames: what was added so far.
 
     Raises:
-        FileExistsError: `folder` exists and is not an empty folder.
+        FileExistsError: `folder` exists and is not an empty folder, or is a mount point.
         ValueError: an argument is out of its range.
     """
 
@@ -90,7 +90,7 @@ class LeRobotWriter:
         video_file_size_in_mb: float = 200,
         chunks_size: int = 1000,
     ):
-        self._folder = Path(folder).expanduser().absolute()
+        self._folder = Path(folder).expanduser().resolve()
         self._fps = fps
         self._cameras = {name: tuple(size) for name, size in cameras.items()}
         self._names = {STATE_KEY: list(state_names), ACTION_KEY: list(action_names)}
@@ -148,7 +148,7 @@ class LeRobotWriter:
         self._check_episode(images, vectors, task)
         with self._discarded_on_error():
             columns = vectors | self._index_columns(len(actions), task)
-            self._write_episode({CAMERA_PREFIX + name: images[name] for name in self._cameras}, columns, task)
+            self._write_episode({CAMERA_PREFIX + name: frames for name, frames in images.items()}, columns, task)
 
     def close(self) -> None:
         """Complete the dataset and move it to its place. Closing it again does nothing.
@@ -503,6 +503,8 @@ class _ParquetFile:
 def _check_free(folder: Path) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} exists and is not an empty folder. Remove it, or write to another one.")
+    if folder.is_mount():  # it could not be replaced, which would show only at the end
+        raise FileExistsError(f"{folder} is a mount point. Write to a folder inside it.")
 
 
 def _check_array(what: str, array: np.ndarray, dtype: type, shape: tuple[int, ...]) -> None:

@@ -516,6 +516,23 @@ def test_only_an_empty_folder_is_written_to(tmp_path):
     assert paths_in(tmp_path) == sorted([*before, "file"])
 
 
+def test_a_mount_point_is_refused_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(Path, "is_mount", lambda path: path == tmp_path / "volume")
+    with pytest.raises(FileExistsError, match="volume is a mount point"):
+        LeRobotWriter(tmp_path / "volume", **SETTINGS)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_relative_paths_and_links(tmp_path, monkeypatch):
+    (tmp_path / "inside").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "inside")
+    monkeypatch.chdir(tmp_path)
+    write("inside/../a", make_episodes())
+    write("link", make_episodes())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "inside", "link"]
+    assert len(LeRobotDataset("a")) == len(LeRobotDataset("link")) == 20
+
+
 def test_a_folder_that_was_filled_meanwhile_is_not_overwritten(tmp_path):
     writers = [LeRobotWriter(tmp_path / "data", **SETTINGS) for _ in range(2)]
     for writer, episode in zip(writers, make_episodes(), strict=False):
