@@ -50,7 +50,8 @@ class LeRobotWriter:
     folder beside it, which an error in the `with` block or the interpreter's end removes. If the process is killed,
     the hidden folder stays; having no `meta/info.json`, it is not a dataset for any reader, and may be deleted.
 
-    Only the current episode and one row of metadata for each of the last hundred are in memory.
+    In memory are the current episode, one row of metadata for each of the last hundred, and while closing one column
+    of numbers (states, say) of the whole dataset.
 
     Args:
         folder: where the dataset will be; must not exist, or be an empty folder.
