@@ -1,4 +1,4 @@
-"""The `kivla` command: train, predict, inspect, demo."""
+"""The `kivla` command and its sub-commands."""
 
 import sys
 from collections.abc import Sequence
@@ -10,7 +10,9 @@ from transformers import HfArgumentParser
 
 COMMANDS = {
     "train": "fine-tune a VLM into a robot policy on a LeRobot dataset",
+    "record": "write demonstrations of a simulator's scripted expert as a LeRobot dataset",
     "predict": "predict action chunks with a trained policy, on a dataset or on images",
+    "rollout": "let a policy act in a simulator: success, and whether the instruction matters",
     "inspect": "show what the action expert reads of a VLM or policy: layers, tokens, masks",
     "demo": "train a small policy on the small dataset of this repository, and show what it learned",
 }
@@ -57,3 +59,7 @@ def parse(dataclass_types: Sequence[type], arguments: Sequence[str], prog: str, 
     elif positional and arguments and not arguments[0].startswith("-"):
         arguments.insert(0, f"--{positional}")
     return parser.parse_args_into_dataclasses(arguments)
+
+
+if __name__ == "__main__":
+    main()
