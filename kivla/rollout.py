@@ -118,7 +118,7 @@ def success_rate(outcomes: Sequence[bool]) -> dict:
     return {"successes": successes, "episodes": episodes, "rate": successes / episodes, "low": low, "high": high}
 
 
-def write_media(folder: Path, episodes: Sequence[Episode], fps: float, video_format: str) -> dict:
+def write_media(folder: Path, episodes: Sequence[Episode], fps: int, video_format: str) -> dict:
     """A video of each episode and a contact sheet of all.
 
     Returns:

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Sequence
-from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +29,7 @@ def title(episode: Episode) -> str:
     return f"{episode.instruction}: {outcome} ({episode.steps} steps, seed {episode.seed})"
 
 
-def write_video(path: str | os.PathLike, episode: Episode, fps: float) -> None:
+def write_video(path: str | os.PathLike, episode: Episode, fps: int) -> None:
     """An episode with its title over it, as .mp4 (H.264, needs PyAV) or .gif.
 
     Raises:
@@ -46,7 +45,13 @@ def write_video(path: str | os.PathLike, episode: Episode, fps: float) -> None:
         first, *rest = (Image.fromarray(frame) for frame in frames)
         first.save(path, save_all=True, append_images=rest, duration=round(1000 / fps), loop=0)
     else:
-        _write_mp4(path, frames, fps)
+        from .lerobot_video import VideoCodec, VideoFile  # only here: GIFs and contact sheets need no PyAV
+
+        # yuv420p is what browsers play
+        codec = VideoCodec("libx264", "yuv420p", {"crf": "18"}, "h264", "yuv420p")
+        file = VideoFile(path, fps, *frames.shape[1:3], codec)
+        file.append(frames)
+        file.close()
 
 
 def write_contact_sheet(path: str | os.PathLike, episodes: Sequence[Episode], columns: int = 6) -> None:
@@ -58,6 +63,7 @@ def write_contact_sheet(path: str | os.PathLike, episodes: Sequence[Episode], co
     if not episodes or any(episode.frames is None for episode in episodes):
         raise ValueError("A contact sheet needs at least one episode, and all recorded: call rollout(..., record=...).")
     figure = Figure(figsize=(1.5 * columns, 1.75 * len(episodes)), layout="constrained")
+    figure.get_layout_engine().set(h_pad=0.08)  # inches, so that titles keep off the labels above them
     axes = figure.subplots(len(episodes), columns, squeeze=False)
     for row, episode in zip(axes, episodes, strict=True):
         color = SUCCESS if episode.success else FAILURE
@@ -85,15 +91,3 @@ def _titled(episode: Episode) -> np.ndarray:
     draw.text((4, 19), outcome, fill=SUCCESS if episode.success else FAILURE, font=font)
     strips = np.broadcast_to(np.asarray(strip), (len(frames), 36, width, 3))
     return np.concatenate([strips, frames[:, :height, :width]], axis=1)
-
-
-def _write_mp4(path: Path, frames: np.ndarray, fps: float) -> None:
-    import av  # only here: GIFs and contact sheets need no PyAV
-
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000), options={"crf": "18"})
-        stream.height, stream.width = frames.shape[1:3]
-        stream.pix_fmt = "yuv420p"  # what browsers play
-        for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(stream.encode())
