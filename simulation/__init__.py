@@ -2,7 +2,10 @@
 
 import gymnasium
 
+from .environments import make_env
+from .lerobot_writer import LeRobotWriter
 from .questions import QUESTION_KINDS, Question, generate_questions, make_questions, place_distance
+from .recording import record_demonstrations
 from .tabletop import TabletopEnv, TabletopVectorEnv
 from .tasks import SPLITS, TASK_KINDS
 
@@ -16,10 +19,13 @@ __all__ = [
     "QUESTION_KINDS",
     "SPLITS",
     "TASK_KINDS",
+    "LeRobotWriter",
     "Question",
     "TabletopEnv",
     "TabletopVectorEnv",
     "generate_questions",
+    "make_env",
     "make_questions",
     "place_distance",
+    "record_demonstrations",
 ]

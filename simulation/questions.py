@@ -33,14 +33,18 @@ from .scenes import (
     Scene,
     cell_of,
     offset_towards,
-    only_one_related,
     pair_name,
     place_of,
     references,
     sample_scene,
+    unique_relations,
 )
 
 QUESTION_SPLITS = ("all", "demonstrations")
+
+BALANCE_TOLERANCE = 0.01  # without it the rarest cell of the grid would set the number of questions
+
+RELATION_SHARE = 0.1  # of the phrases that name an object in the questions: "the object left of the red star"
 
 # What the gripper does, and in which share of the scenes.
 GRIPPER_MODES = {"holding": 0.45, "above an object": 0.2, "closed on nothing": 0.15, "away": 0.2}
@@ -68,49 +72,63 @@ class Asker(NamedTuple):
         return options[self.rng.integers(len(options))]
 
     def name(self, index: int, without: Sequence[str] = ()) -> str:
-        """A phrase for the object, in a random form; by its cell where no other form fits."""
-        phrases = [references(self.scene, index, (form,)) for form in self.reference_forms if form not in without]
-        cell = [f"the object at {_cell_words(cell_of(self.scene.positions[index]))}"]
-        return self.pick(self.pick([found for found in phrases if found] or [cell]))
+        """A phrase for the object in a random form, of which one must fit; seldom by its relation to another."""
+        forms = [form for form in self.reference_forms if form not in (*without, "relation")]
+        forms = self.rng.permutation(forms).tolist()
+        if "relation" in self.reference_forms and "relation" not in without and self.rng.random() < RELATION_SHARE:
+            forms.insert(0, "relation")
+        return self.pick(next(found for form in forms if (found := references(self.scene, index, (form,)))))
 
 
-Candidates = tuple[str, list[tuple[str, str]]]  # the form, and (question, answer) pairs to choose from
+class Candidate(NamedTuple):
+    """A question that could be asked: `text` with a `{}` for the phrase of each of `objects`."""
+
+    text: str
+    answer: str
+    objects: tuple[int, ...] = ()
+
+
+Candidates = tuple[str, list[Candidate]]  # the form, and what could be asked in it
 
 
 def _place(ask: Asker) -> Candidates:
-    places = [place_of(position) for position in ask.scene.positions]
-    return "", [(f"Where is {ask.name(i)}?", place) for i, place in enumerate(places)]
+    return "", [Candidate("Where is {}?", place_of(point), (i,)) for i, point in enumerate(ask.scene.positions)]
 
 
 def _cell(ask: Asker) -> Candidates:
-    cells = [_cell_words(cell_of(position)) for position in ask.scene.positions]
-    return "", [(f"At which column and row is {ask.name(i)}?", cell) for i, cell in enumerate(cells)]
+    return "", [
+        Candidate("At which column and row is {}?", _cell_words(cell_of(point)), (i,))
+        for i, point in enumerate(ask.scene.positions)
+    ]
 
 
 def _at(ask: Asker) -> Candidates:
     names = [pair_name(ask.scene, i) for i in range(len(ask.scene.colors))]
-    if ask.rng.random() < 0.5:
-        places = [place_of(position) for position in ask.scene.positions]
-        found = [(place, names[i]) for i, place in enumerate(places) if places.count(place) == 1]
-        empty = [place for row in PLACES for place in row if place not in places]
-        return "place", [(f"What is at the {p}?", name) for p, name in [*found, (ask.pick(empty), "nothing")]]
-    cells = [cell_of(position) for position in ask.scene.positions]
-    empty = [(c, r) for c in range(1, GRID + 1) for r in range(1, GRID + 1) if (c, r) not in cells]
-    found = [*zip(cells, names, strict=True), (ask.pick(empty), "nothing")]
-    return "cell", [(f"What is at {_cell_words(cell)}?", name) for cell, name in found]
+    form = ask.pick(("place", "cell"))
+    if form == "place":
+        occupied = [f"the {place_of(point)}" for point in ask.scene.positions]
+        everywhere = [f"the {place}" for row in PLACES for place in row]
+    else:
+        occupied = [_cell_words(cell_of(point)) for point in ask.scene.positions]
+        everywhere = [_cell_words((c, r)) for c in range(1, GRID + 1) for r in range(1, GRID + 1)]
+    found = [(where, name) for where, name in zip(occupied, names, strict=True) if occupied.count(where) == 1]
+    empty = ask.pick([where for where in everywhere if where not in occupied])
+    return form, [Candidate(f"What is at {where}?", name) for where, name in [*found, (empty, "nothing")]]
 
 
 def _color(ask: Asker) -> Candidates:
     return "", [
-        (f"Which color is {ask.name(i, without=('pair', 'color', 'inverted'))}?", COLOR_NAMES[color])
+        Candidate("Which color is {}?", COLOR_NAMES[color], (i,))
         for i, color in enumerate(ask.scene.colors)
+        if references(ask.scene, i, ("shape",))
     ]
 
 
 def _shape(ask: Asker) -> Candidates:
     return "", [
-        (f"Which shape is {ask.name(i, without=('pair', 'shape', 'inverted'))}?", SHAPE_NAMES[shape])
+        Candidate("Which shape is {}?", SHAPE_NAMES[shape], (i,))
         for i, shape in enumerate(ask.scene.shapes)
+        if references(ask.scene, i, ("color",))
     ]
 
 
@@ -131,81 +149,76 @@ def _presence(ask: Asker) -> Candidates:
         if not absent:
             return form, []
         yes, no = SHAPE_NAMES[ask.pick(shapes)], SHAPE_NAMES[ask.pick(absent)]
-    return form, [(f"Is there {_article(yes)}?", "yes"), (f"Is there {_article(no)}?", "no")]
+    return form, [Candidate(f"Is there {_article(yes)}?", "yes"), Candidate(f"Is there {_article(no)}?", "no")]
 
 
 def _relation(ask: Asker) -> Candidates:
-    relation = int(ask.rng.integers(len(RELATIONS)))
-    candidates = []
-    for i, position in enumerate(ask.scene.positions):
-        for j, anchor in enumerate(ask.scene.positions):
-            offset = offset_towards(relation, position, anchor)
-            if abs(offset) >= RELATION_MARGIN:
-                names = [ask.name(k, without=("relation",)) for k in (i, j)]
-                candidates.append((f"Is {names[0]} {RELATIONS[relation]} {names[1]}?", "yes" if offset > 0 else "no"))
-    return "", candidates
+    relation, positions = int(ask.rng.integers(len(RELATIONS))), ask.scene.positions
+    offsets = offset_towards(relation, positions[:, None], positions[None])  # (object, anchor)
+    return "", [
+        Candidate(f"Is {{}} {RELATIONS[relation]} {{}}?", "yes" if offsets[i, j] > 0 else "no", (i, j))
+        for i, j in np.argwhere(np.abs(offsets) >= RELATION_MARGIN).tolist()
+    ]
 
 
 def _related(ask: Asker) -> Candidates:
     return "", [
-        (f"What is {name} {ask.name(anchor, without=('relation',))}?", pair_name(ask.scene, found))
-        for anchor in range(len(ask.scene.colors))
-        for relation, name in enumerate(RELATIONS)
-        if (found := only_one_related(ask.scene, relation, anchor)) is not None
+        Candidate(f"What is {RELATIONS[relation]} {{}}?", pair_name(ask.scene, found), (anchor,))
+        for found, relation, anchor in unique_relations(ask.scene)
     ]
 
 
 def _count(ask: Asker) -> Candidates:
-    if ask.rng.random() < 0.5:
-        numbers = [(f"{name} objects", int((ask.scene.colors == i).sum())) for i, name in enumerate(COLOR_NAMES)]
-        form = "color"
+    form = ask.pick(("color", "shape"))
+    if form == "color":
+        numbers = [(f"{name} objects", (ask.scene.colors == i).sum()) for i, name in enumerate(COLOR_NAMES)]
     else:
-        numbers = [(f"{name}s", int((ask.scene.shapes == i).sum())) for i, name in enumerate(SHAPE_NAMES)]
-        form = "shape"
-    return form, [(f"How many {what} are there?", str(number)) for what, number in numbers]
+        numbers = [(f"{name}s", (ask.scene.shapes == i).sum()) for i, name in enumerate(SHAPE_NAMES)]
+    return form, [Candidate(f"How many {what} are there?", str(number)) for what, number in numbers]
 
 
 def _holding(ask: Asker) -> Candidates:
     return "", [
-        (f"Does the gripper hold {ask.name(i)}?", "yes" if i == ask.scene.held else "no")
+        Candidate("Does the gripper hold {}?", "yes" if i == ask.scene.held else "no", (i,))
         for i in range(len(ask.scene.colors))
     ]
 
 
 def _held(ask: Asker) -> Candidates:
     held = "nothing" if ask.scene.held < 0 else pair_name(ask.scene, int(ask.scene.held))
-    return "", [("What does the gripper hold?", held)]
+    return "", [Candidate("What does the gripper hold?", held)]
 
 
 def _gripper_place(ask: Asker) -> Candidates:
-    return "", [("Where is the gripper?", place_of(ask.scene.gripper))]
+    return "", [Candidate("Where is the gripper?", place_of(ask.scene.gripper))]
 
 
 def _gripper_cell(ask: Asker) -> Candidates:
-    return "", [("At which column and row is the gripper?", _cell_words(cell_of(ask.scene.gripper)))]
+    return "", [Candidate("At which column and row is the gripper?", _cell_words(cell_of(ask.scene.gripper)))]
 
 
 class _Kind(NamedTuple):
     candidates: Callable[[Asker], Candidates]
     num_answers: int  # a constant answer's chance is 1 / num_answers
+    unnamed_by: tuple[str, ...] = ()  # forms of reference that would tell the answer, or make the question a riddle
 
 
 _KINDS = {
     "place": _Kind(_place, 9),
     "cell": _Kind(_cell, GRID * GRID),
     "at": _Kind(_at, len(SEEN_PAIRS)),
-    "color": _Kind(_color, len(COLOR_NAMES)),
-    "shape": _Kind(_shape, len(SHAPE_NAMES)),
+    "color": _Kind(_color, len(COLOR_NAMES), ("pair", "color", "inverted")),
+    "shape": _Kind(_shape, len(SHAPE_NAMES), ("pair", "shape", "inverted")),
     "presence": _Kind(_presence, 2),
-    "relation": _Kind(_relation, 2),
-    "related": _Kind(_related, len(SEEN_PAIRS)),
+    "relation": _Kind(_relation, 2, ("relation",)),
+    "related": _Kind(_related, len(SEEN_PAIRS), ("relation",)),
     "count": _Kind(_count, 3),
     "holding": _Kind(_holding, 2),
     "held": _Kind(_held, 9),
     "gripper_place": _Kind(_gripper_place, 9),
     "gripper_cell": _Kind(_gripper_cell, GRID * GRID),
 }
-# Kind of question -> the accuracy of a constant answer, at most (but for the rounding of small numbers).
+# Kind of question -> the accuracy of a constant answer, at most (within `BALANCE_TOLERANCE` and two questions).
 QUESTION_KINDS = {name: 1 / kind.num_answers for name, kind in _KINDS.items()}
 RELATION_KINDS = ("relation", "related")
 
@@ -272,12 +285,13 @@ def _balanced(ask: Asker, kind: str, given: dict[tuple[str, str], Counter]) -> Q
     if not candidates:
         return None
     answers = given[kind, form]
-    fewest = min(answers[answer] for _, answer in candidates)
-    text, answer = ask.pick([candidate for candidate in candidates if answers[candidate[1]] == fewest])
-    if fewest > answers.total() / _KINDS[kind].num_answers:
-        return None  # this answer has had its share
+    fewest = min(answers[candidate.answer] for candidate in candidates)
+    if fewest > 1 + answers.total() * (QUESTION_KINDS[kind] + BALANCE_TOLERANCE):
+        return None  # these answers have had their share
+    text, answer, objects = ask.pick([candidate for candidate in candidates if answers[candidate.answer] == fewest])
     answers[answer] += 1
-    return Question(kind, form, text, answer)
+    names = [ask.name(i, without=_KINDS[kind].unnamed_by) for i in objects]
+    return Question(kind, form, text.format(*names), answer)
 
 
 def _with_gripper(rng: np.random.Generator, scene: Scene) -> Scene:

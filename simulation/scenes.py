@@ -49,7 +49,7 @@ PATH_CLEARANCE = 0.27  # the straight way from the gripper's start to any object
 SHARING = 0.7  # share of objects that take their colour or their shape from another one
 
 
-@dataclass
+@dataclass(eq=False)
 class Scene:
     """One table, or N of them (`stack`): every array then has a leading dimension N.
 
@@ -158,14 +158,12 @@ def offset_towards(relation: int | np.ndarray, point: np.ndarray, anchor: np.nda
     return ((point - anchor) * RELATION_VECTORS[relation]).sum(-1)
 
 
-def only_one_related(scene: Scene, relation: int, anchor: int) -> int | None:
-    """The object that alone is `RELATIONS[relation]` the anchor; None if there is none, several, or a close call."""
-    offsets = offset_towards(relation, scene.positions, scene.positions[anchor])
-    beyond = np.flatnonzero(np.delete(offsets, anchor) > 0)
-    if len(beyond) != 1:
-        return None
-    index = int(beyond[0]) + int(beyond[0] >= anchor)
-    return index if offsets[index] >= RELATION_MARGIN else None
+def unique_relations(scene: Scene) -> list[tuple[int, int, int]]:
+    """All (index, relation, anchor) where the object alone is `RELATIONS[relation]` the anchor, and clearly so."""
+    offsets = scene.positions[:, None] - scene.positions[None]  # (object, anchor, 2)
+    offsets = np.concatenate([-offsets[..., :1], offsets[..., :1], offsets[..., 1:], -offsets[..., 1:]], -1)
+    unique = (offsets >= RELATION_MARGIN) & ((offsets > 0).sum(0) == 1)  # (object, anchor, relation)
+    return [(index, relation, anchor) for index, anchor, relation in np.argwhere(unique).tolist()]
 
 
 def references(scene: Scene, index: int, forms: Collection[str] = SEEN_REFERENCES) -> list[str]:
@@ -182,9 +180,8 @@ def references(scene: Scene, index: int, forms: Collection[str] = SEEN_REFERENCE
         phrases.append(f"the {shape} that is {color}")
     if "relation" in forms:
         phrases += [
-            f"the object {name} the {pair_name(scene, anchor)}"
-            for anchor in range(len(scene.colors))
-            for relation, name in enumerate(RELATIONS)
-            if only_one_related(scene, relation, anchor) == index
+            f"the object {RELATIONS[relation]} the {pair_name(scene, anchor)}"
+            for found, relation, anchor in unique_relations(scene)
+            if found == index
         ]
     return phrases

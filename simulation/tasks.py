@@ -85,7 +85,7 @@ class Episode(NamedTuple):
     swapped_instruction: str
 
 
-@dataclass
+@dataclass(eq=False)
 class History:
     """What has happened in N episodes: starts (N, K, 2); first touched and first held object (N,), -1 for none yet;
     whether the first held object has been let go (N,) bool."""
