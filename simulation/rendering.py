@@ -97,8 +97,8 @@ def _star(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 _SHAPES = {
-    "circle": lambda x, y: np.hypot(x, y) < 0.95 * OBJECT_RADIUS,
-    "square": lambda x, y: np.maximum(np.abs(x), np.abs(y)) < 0.88 * OBJECT_RADIUS,
+    "circle": lambda x, y: np.hypot(x, y) < 0.9 * OBJECT_RADIUS,
+    "square": lambda x, y: np.maximum(np.abs(x), np.abs(y)) < 0.9 * OBJECT_RADIUS,
     "triangle": lambda x, y: (y > -0.8 * OBJECT_RADIUS) & (np.abs(x) < (1.05 * OBJECT_RADIUS - y) * 0.55),
     "star": _star,
 }
