@@ -12,6 +12,7 @@ COMMANDS = {
     "train": "fine-tune a VLM into a robot policy on a LeRobot dataset",
     "record": "write demonstrations of a simulator's scripted expert as a LeRobot dataset",
     "predict": "predict action chunks with a trained policy, on a dataset or on images",
+    "pretrain-tiny": "train a small VLM from nothing that sees the tabletop and answers questions",
     "rollout": "let a policy act in a simulator: success, and whether the instruction matters",
     "inspect": "show what the action expert reads of a VLM or policy: layers, tokens, masks",
     "demo": "train a small policy on the small dataset of this repository, and show what it learned",
@@ -23,13 +24,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not arguments or arguments[0] in ("-h", "--help"):
         print("usage: kivla COMMAND [CONFIG.yaml] [--option value ...]\n")
         for name, description in COMMANDS.items():
-            print(f"  {name:10}{description}")
+            print(f"  {name:15}{description}")
         print("\n`kivla COMMAND --help` lists the options of a command.")
         return
     command, *rest = arguments
     if command not in COMMANDS:
         sys.exit(f"kivla: there is no command '{command}'. Commands: {', '.join(COMMANDS)}.")
-    import_module(f"kivla.{command}").run(rest)
+    import_module(f"kivla.{command.replace('-', '_')}").run(rest)
 
 
 def parse(dataclass_types: Sequence[type], arguments: Sequence[str], prog: str, positional: str | None = None) -> tuple:

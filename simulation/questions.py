@@ -49,6 +49,7 @@ RELATION_SHARE = 0.1  # of the phrases that name an object in the questions: "th
 # What the gripper does, and in which share of the scenes.
 GRIPPER_MODES = {"holding": 0.45, "above an object": 0.2, "closed on nothing": 0.15, "away": 0.2}
 GRIPPER_JITTER = 0.05  # between the gripper and the object below it, per axis
+DIRECTION_DISTANCE = 0.25  # an object nearer to the gripper than this lies in no direction
 
 
 class Question(NamedTuple):
@@ -197,6 +198,16 @@ def _gripper_cell(ask: Asker) -> Candidates:
     return "", [Candidate("At which column and row is the gripper?", _cell_words(cell_of(ask.scene.gripper)))]
 
 
+def _direction(ask: Asker) -> Candidates:
+    offsets = ask.scene.positions - ask.scene.gripper  # (K, 2)
+    hours = np.rint(np.arctan2(offsets[:, 0], offsets[:, 1]) / (np.pi / 6)).astype(int) % 12
+    return "", [
+        Candidate("In which direction from the gripper is {}?", f"{hour or 12} o'clock", (i,))
+        for i, hour in enumerate(hours.tolist())
+        if np.linalg.norm(offsets[i]) >= DIRECTION_DISTANCE
+    ]
+
+
 class _Kind(NamedTuple):
     candidates: Callable[[Asker], Candidates]
     num_answers: int  # a constant answer's chance is 1 / num_answers
@@ -217,6 +228,7 @@ _KINDS = {
     "held": _Kind(_held, 9),
     "gripper_place": _Kind(_gripper_place, 9),
     "gripper_cell": _Kind(_gripper_cell, GRID * GRID),
+    "direction": _Kind(_direction, 12),
 }
 # Kind of question -> the accuracy of a constant answer, at most (within `BALANCE_TOLERANCE` and two questions).
 QUESTION_KINDS = {name: 1 / kind.num_answers for name, kind in _KINDS.items()}
@@ -307,11 +319,14 @@ def _with_gripper(rng: np.random.Generator, scene: Scene) -> Scene:
     return replace(scene, gripper=gripper, closed=np.array(True), held=np.array(index))
 
 
-def make_questions(num_scenes: int, seed: int, split: str = "all", **options) -> datasets.Dataset:
+def make_questions(
+    num_scenes: int, seed: int, split: str = "all", multi_turn: bool = False, **options
+) -> datasets.Dataset:
     """`generate_questions` as a dataset in the conversational layout that VLM fine-tuning uses.
 
-    Columns, one row per question: `images` (a list of one picture), `messages` (the user's picture and question, the
-    assistant's answer), `kind`.
+    Columns: `images` (a list of one picture), `messages` (the user's picture and question, the assistant's answer),
+    `kind`. One row for each question; with `multi_turn` one for each picture, with all its questions as one
+    conversation and a list of kinds.
 
     Args:
         num_scenes, seed, split, options: as for `generate_questions`, which also says what is raised.
@@ -320,21 +335,18 @@ def make_questions(num_scenes: int, seed: int, split: str = "all", **options) ->
     rows = {"images": [], "messages": [], "kind": []}
     for image, asked in zip(images, questions, strict=True):
         encoded = {"bytes": _png(image), "path": None}
-        for question in asked:
+        for conversation in [asked] if multi_turn else [[question] for question in asked]:
+            kinds = [question.kind for question in conversation]
             rows["images"].append([encoded])
-            rows["messages"].append(
-                [
-                    _message("user", {"type": "image", "text": None}, {"type": "text", "text": question.text}),
-                    _message("assistant", {"type": "text", "text": question.answer}),
-                ]
-            )
-            rows["kind"].append(question.kind)
+            rows["messages"].append(_messages(conversation))
+            rows["kind"].append(kinds if multi_turn else kinds[0])
     content = datasets.List({"type": datasets.Value("string"), "text": datasets.Value("string")})
+    kind = datasets.Value("string")
     features = datasets.Features(
         {
             "images": datasets.List(datasets.Image()),
             "messages": datasets.List({"role": datasets.Value("string"), "content": content}),
-            "kind": datasets.Value("string"),
+            "kind": datasets.List(kind) if multi_turn else kind,
         }
     )
     return datasets.Dataset.from_dict(rows, features=features)
@@ -372,8 +384,13 @@ def _article(noun: str) -> str:
     return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
 
 
-def _message(role: str, *content: dict) -> dict:
-    return {"role": role, "content": list(content)}
+def _messages(conversation: Sequence[Question]) -> list[dict]:
+    messages = []
+    for question in conversation:
+        picture = [] if messages else [{"type": "image", "text": None}]
+        messages.append({"role": "user", "content": [*picture, {"type": "text", "text": question.text}]})
+        messages.append({"role": "assistant", "content": [{"type": "text", "text": question.answer}]})
+    return messages
 
 
 def _png(image: np.ndarray) -> bytes:
