@@ -1,0 +1,63 @@
+"""Several sources of examples as one dataset, in given shares."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+import torch
+
+
+class Mixture(torch.utils.data.Dataset):
+    """`num_examples` examples, each from one of the sources.
+
+    Every source is gone through in a shuffled order, then again in another one, so that none of its examples is seen
+    twice before all were seen once. Example i depends on the seed and i alone: a sampler may take them in any order,
+    ranks may share them out, and a resumed run goes on with the same ones.
+
+    Args:
+        sources: map-style datasets, none empty.
+        weights: the share of each source, in any unit.
+        num_examples: length, e.g. steps times batch size.
+        seed: of the shares' order and of the shuffling.
+
+    Raises:
+        ValueError: no sources, an empty one, or weights that are not one positive number for each.
+    """
+
+    def __init__(self, sources: Sequence, weights: Sequence[float], num_examples: int, seed: int = 0):
+        shares = np.asarray(weights, dtype=np.float64)
+        if not len(sources) or shares.shape != (len(sources),) or not (np.isfinite(shares) & (shares > 0)).all():
+            raise ValueError(f"Got {len(sources)} sources and weights {list(weights)}: give one positive weight for each.")
+        if empty := [i for i, source in enumerate(sources) if not len(source)]:
+            raise ValueError(f"Source {empty[0]} of the mixture is empty.")
+        self.sources = list(sources)
+        self.seed = seed
+        rng = np.random.default_rng(seed)
+        self._source = rng.choice(len(sources), size=num_examples, p=shares / shares.sum())  # (num_examples,)
+        self._turn = np.zeros(num_examples, dtype=np.int64)  # how many examples of the same source come before
+        for i in range(len(sources)):
+            mine = self._source == i
+            self._turn[mine] = np.arange(mine.sum())
+        self._order = lru_cache(maxsize=2 * len(sources))(self._shuffled)
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int):
+        number = int(self._source[index])
+        source = self.sources[number]
+        epoch, position = divmod(int(self._turn[index]), len(source))
+        return source[int(self._order(number, epoch)[position])]
+
+    def _shuffled(self, number: int, epoch: int) -> np.ndarray:
+        return np.random.default_rng((self.seed, number, epoch)).permutation(len(self.sources[number]))
+
+    def __getstate__(self):  # loader workers that are spawned get a copy
+        return {name: value for name, value in self.__dict__.items() if name != "_order"}
+
+    def __setstate__(self, state):
+        self.__dict__.update(state)
+        self._order = lru_cache(maxsize=2 * len(self.sources))(self._shuffled)
+
+
+__all__ = ["Mixture"]
