@@ -14,8 +14,9 @@ COMMANDS = {
     "predict": "predict action chunks with a trained policy, on a dataset or on images",
     "pretrain-tiny": "train a small VLM from nothing that sees the tabletop and answers questions",
     "rollout": "let a policy act in a simulator: success, and whether the instruction matters",
+    "study": "compare recipes on the tabletop: same budget, same data, several seeds",
     "inspect": "show what the action expert reads of a VLM or policy: layers, tokens, masks",
-    "demo": "train a small policy on the small dataset of this repository, and show what it learned",
+    "demo": "from a small VLM to a policy that does as it is told, in minutes, with a report",
 }
 
 

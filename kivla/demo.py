@@ -1,63 +1,170 @@
-"""`kivla demo`: the whole chain on a small machine, in a few minutes.
+"""`kivla demo`: the closed loop on a small machine, from a VLM that sees to a policy that does as it is told.
 
-A small VLM is made from a config (no pretrained weights are needed), fine-tuned with knowledge insulation on a small
-LeRobot dataset, saved, loaded again with `pipeline("action-prediction")`, and its chunks are compared with the
-demonstrated ones.
+VLM -> its answers -> demonstrations as a LeRobot dataset -> fine-tuning with knowledge insulation, questions among the
+demonstrations -> roll-outs, each scene also with an instruction about another object -> the same questions again ->
+report and model card.
 """
 
+import json
+import platform
+import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from transformers import pipeline
+import torch
+import transformers
 
-from . import LeRobotDataset, train
+from . import LeRobotDataset, pretrain_tiny
+from .answers import format_accuracy
 from .cli import parse
 from .predict import draw, predict_dataset
-from .tiny_vlm import save_tiny_vlm
+from .report import write_report
+from .rollout import format_rates
+from .tabletop import (
+    ROLLOUTS,
+    TABLETOP_VLM,
+    TabletopArguments,
+    ask_policy,
+    ask_vlm,
+    fine_tune,
+    once,
+    record,
+    roll_out,
+    seconds_per_step,
+)
 
-CHUNK_SIZE = 16
-HELD_OUT = 1  # one of the two "reach" episodes
+OTHER_STAGES_MINUTES = 3.0  # what everything but fine-tuning takes on two cores
 
 
 @dataclass
 class DemoArguments:
-    dataset: str = field(default="tests/data/lerobot_v3_metaworld", metadata={"help": "LeRobot dataset to learn from."})
-    output_dir: str = field(default="outputs/demo", metadata={"help": "Where everything goes."})
-    max_steps: int = field(default=700, metadata={"help": "Optimiser steps."})
+    output_dir: str = field(default="outputs/demo", metadata={"help": "Where everything goes; run again to resume."})
+    minutes: float = field(default=10.0, metadata={"help": "Time for everything; 4 or more."})
+    vlm: str | None = field(default=None, metadata={"help": "VLM to start from; the one that comes with KIVLA."})
+    from_scratch: bool = field(default=False, metadata={"help": "Pretrain that VLM too, which takes an hour."})
+    num_episodes: int = field(default=200, metadata={"help": "Roll-outs of each kind."})
     seed: int = field(default=0, metadata={"help": "Seed of weights, data order and noise."})
 
 
 def run(arguments: Sequence[str]) -> None:
-    (args,) = parse((DemoArguments,), arguments, prog="kivla demo")
-    folder = Path(args.output_dir)
-    vlm, policy = folder / "vlm", folder / "policy"
-    print(f"1. A small VLM with random weights: {vlm}")
-    save_tiny_vlm(vlm, seed=args.seed)
+    demo, args = parse((DemoArguments, TabletopArguments), arguments, prog="kivla demo")
+    if demo.minutes < 4:
+        raise SystemExit(f"kivla demo: --minutes must be at least 4, got {demo.minutes}.")
+    folder = Path(demo.output_dir)
+    print(f"Everything goes to {folder}. What is there already is not done again; delete it to start anew.\n")
+    vlm = _vlm(demo, folder)
 
-    print("2. Fine-tuning with knowledge insulation: the VLM learns action tokens, the expert learns the flow")
-    train.run(
-        [
-            *("--vlm", str(vlm), "--dataset", args.dataset, "--eval_episodes", str(HELD_OUT)),
-            *("--output_dir", str(policy), "--max_steps", str(args.max_steps), "--seed", str(args.seed)),
-            *("--chunk_size", str(CHUNK_SIZE), "--max_action_dim", "4", "--max_state_dim", "4"),
-            *("--expert_hidden_size", "128", "--expert_intermediate_size", "384", "--num_flow_samples", "4"),
-            *("--per_device_train_batch_size", "16", "--learning_rate", "5e-4", "--expert_learning_rate", "2e-3"),
-            *("--lr_scheduler_type", "cosine", "--warmup_steps", "50", "--logging_steps", "50"),
-            *("--action_vocab_size", "256", "--save_strategy", "no", "--report_to", "none"),
-            *("--dataloader_pin_memory", "false"),
-        ]
+    print("1. What the VLM sees, before it has met a robot")
+    before = once(folder / "questions_before.json", lambda: ask_vlm(vlm))
+    print(format_accuracy(before["accuracy"]), "\n")
+
+    print("2. Demonstrations of the scripted expert, as a LeRobot v3.0 dataset")
+    demonstrations = folder / "demonstrations"
+    recorded = once(folder / "demonstrations.json", lambda: _record(demonstrations, args))
+    print(f"   {recorded['episodes']} episodes, {recorded['frames']} frames: {demonstrations}\n")
+
+    print("3. Fine-tuning with knowledge insulation: the VLM learns action tokens, the expert learns the flow")
+    policy = folder / "policy"
+    plan = once(folder / "plan.json", lambda: _plan(demo, vlm, demonstrations, folder, args))
+    trained = once(
+        folder / "training.json",
+        lambda: fine_tune(vlm, demonstrations, policy, args, plan["max_steps"], demo.seed),
     )
 
-    print('\n3. Loading it again: pipeline("action-prediction")')
-    pipe = pipeline("action-prediction", model=str(policy))
-    data = LeRobotDataset(args.dataset, CHUNK_SIZE, cameras=pipe.processor.cameras)
-    results = predict_dataset(pipe, data, num_frames=64, seed=args.seed)
-    picture = folder / "chunks.png"
-    draw(picture, results, data, count=4)
-    print(
-        f"   {len(results['predicted'])} frames of all episodes: mean absolute error {results['action_mae']:.4f} in "
-        f"robot units, {results['times_better_than_mean']:.2f} times better than always the mean action "
-        f"({results['mean_action_mae']:.4f}); episode {HELD_OUT} was held out\n"
-        f"   Predicted against demonstrated: {picture}"
-    )
+    print("\n4. Roll-outs in fresh scenes; then the same scenes with an instruction about another object")
+    rollouts = []
+    for name in ROLLOUTS:
+        result = once(
+            folder / f"rollout_{name}.json", lambda name=name: roll_out(policy, folder, name, args, demo.num_episodes)
+        )
+        rollouts.append(result)
+        print(f"   {result['title']}\n{format_rates(result)}\n")
+
+    print("5. The same questions again")
+    after = once(folder / "questions_after.json", lambda: ask_policy(policy))
+    print(format_accuracy(after["accuracy"]), "\n")
+
+    minutes = {
+        "questions before": before["minutes"],
+        "demonstrations": recorded["minutes"],
+        "fine-tuning": plan["minutes"] + trained["minutes"],
+        "roll-outs": sum(result["minutes"] for result in rollouts),
+        "questions after": after["minutes"],
+    }
+    _draw_chunks(policy, demonstrations, folder / "chunks.png", args)
+    report = {
+        "title": "KIVLA on the tabletop",
+        "summary": _summary(rollouts, before, after, sum(minutes.values())),
+        "machine": machine(),
+        "minutes": minutes,
+        "settings": {**asdict(args), "vlm": str(vlm), "steps": trained["max_steps"], "seed": demo.seed},
+        "questions": {"before": before["accuracy"], "after": after["accuracy"]},
+        "log_history": trained["log_history"],
+        "rollouts": rollouts,
+        "chunks": "chunks.png",
+    }
+    (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+    page = write_report(folder, report)
+    print("\n".join(report["summary"]))
+    print(f"\nReport: {page}\nPolicy: {policy}")
+
+
+def machine() -> dict:
+    names = [line.partition(":")[2].strip() for line in _cpu_lines() if line.startswith("model name")]
+    return {
+        "cpu": names[0] if names else platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+def _cpu_lines() -> list[str]:
+    file = Path("/proc/cpuinfo")  # Linux alone has it
+    return file.read_text().splitlines() if file.is_file() else []
+
+
+def _vlm(demo: DemoArguments, folder: Path) -> Path:
+    if demo.from_scratch:
+        pretrain_tiny.run([str(folder / "pretraining"), "--seed", str(demo.seed)])
+        return folder / "pretraining" / "vlm"
+    return Path(demo.vlm) if demo.vlm else TABLETOP_VLM
+
+
+def _record(folder: Path, args: TabletopArguments) -> dict:
+    if folder.exists():  # complete, but its figures were not written
+        shutil.rmtree(folder)
+    return record(folder, args)
+
+
+def _plan(demo: DemoArguments, vlm: Path, demonstrations: Path, folder: Path, args: TabletopArguments) -> dict:
+    seconds = seconds_per_step(vlm, demonstrations, folder / "scratch", args, num_steps=10)
+    steps = int((demo.minutes - OTHER_STAGES_MINUTES) * 60 / seconds)
+    print(f"   {seconds:.2f} s a step on this machine: {steps} steps")
+    return {"seconds_per_step": seconds, "max_steps": steps}
+
+
+def _draw_chunks(policy: Path, demonstrations: Path, picture: Path, args: TabletopArguments) -> None:
+    pipe = transformers.pipeline("action-prediction", model=str(policy))
+    data = LeRobotDataset(demonstrations, args.chunk_size, cameras=pipe.processor.cameras)
+    draw(picture, predict_dataset(pipe, data, num_frames=8), data, count=4)
+
+
+def _summary(rollouts: list[dict], before: dict, after: dict, minutes: float) -> list[str]:
+    (touch,) = [result for result in rollouts if result["name"] == "touch"]
+    success, swapped = touch["success"], touch["swapped"]
+    sentences = [
+        f"Told to touch an object in {success['episodes']} scenes it never saw, the policy touches the right one first "
+        f"in {_percent(success)}.",
+        f"Told about another object of the same scenes, it touches the original target in "
+        f"{_percent(swapped['original'])} and the one it is told about in {_percent(swapped['swapped'])}.",
+        f"Questions about fresh pictures: {100 * before['accuracy']['all']['accuracy']:.1f} % right before, "
+        f"{100 * after['accuracy']['all']['accuracy']:.1f} % after.",
+        f"All in {minutes:.1f} minutes.",
+    ]
+    return sentences
+
+
+def _percent(rate: dict) -> str:
+    return f"{100 * rate['rate']:.1f} % ({100 * rate['low']:.1f} - {100 * rate['high']:.1f} %)"

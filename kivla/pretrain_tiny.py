@@ -72,9 +72,7 @@ def load_questions(folder: Path, args: PretrainArguments) -> datasets.Dataset:
     """Conversations about `num_scenes` pictures: made once, then read from `folder`."""
     if not folder.is_dir():
         print(f"Making {args.num_scenes} pictures with questions: {folder}")
-        made = make_questions(
-            args.num_scenes, args.seed, multi_turn=True, questions_per_scene=args.questions_per_scene
-        )
+        made = make_questions(args.num_scenes, args.seed, multi_turn=True, questions_per_scene=args.questions_per_scene)
         unfinished = folder.with_name(folder.name + ".unfinished")
         made.save_to_disk(unfinished)
         unfinished.rename(folder)
@@ -161,5 +159,3 @@ class ConversationCollator:
         says = (opened > closed - (tokens == self.end).long()) & (tokens != self.start)
         batch["labels"] = torch.where(says, tokens, -100)
         return batch
-
-

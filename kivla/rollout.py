@@ -139,16 +139,8 @@ def format_report(report: dict) -> str:
     """The JSON's figures as a table."""
     lines = []
     for figures in report["policies"]:
-        lines += [
-            f"{figures['policy']} in {report['env']}, re-planning every {report['replan_every']} steps",
-            f"{'':42}{'success':>10}{'95 % interval':>20}{'episodes':>14}",
-            _row("true instruction", figures["success"]),
-        ]
-        if figures["swapped"] is not None:
-            lines += [
-                _row("swapped instruction, original target", figures["swapped"]["original"]),
-                _row("swapped instruction, swapped target", figures["swapped"]["swapped"]),
-            ]
+        lines.append(f"{figures['policy']} in {report['env']}, re-planning every {report['replan_every']} steps")
+        lines.append(format_rates(figures))
         lines.append("")
     if (test := report["comparison"]) is not None:
         lines.append(
@@ -156,6 +148,20 @@ def format_report(report: dict) -> str:
             f"{test['only_second']}: p = {test['p_value']:.4f} (McNemar's exact test)"
         )
     return "\n".join(lines).rstrip()
+
+
+def format_rates(figures: dict) -> str:
+    """What `evaluate` returns as a table."""
+    lines = [
+        f"{'':42}{'success':>10}{'95 % interval':>20}{'episodes':>14}",
+        _row("true instruction", figures["success"]),
+    ]
+    if figures["swapped"] is not None:
+        lines += [
+            _row("swapped instruction, original target", figures["swapped"]["original"]),
+            _row("swapped instruction, swapped target", figures["swapped"]["swapped"]),
+        ]
+    return "\n".join(lines)
 
 
 def _row(name: str, rate: dict) -> str:

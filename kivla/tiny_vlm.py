@@ -1,4 +1,4 @@
-"""Small VLMs from a config: real Hugging Face classes with a processor and a tokenizer, for where no Hub can be reached.
+"""Small VLMs from a config: real Hugging Face classes with processor and tokenizer, for where no Hub can be reached.
 
 Each is an ordinary VLM folder: `from_vlm` reads it as it reads `google/paligemma2-3b-pt-224`.
 

@@ -169,9 +169,14 @@ def make_action_tokenizer(data_args: DataArguments, data: LeRobotDataset):
         return BinningActionTokenizer()
     if data_args.action_tokenizer != "fast":
         return load_action_tokenizer(data_args.action_tokenizer)
-    normalizer = Normalizer(data.statistics["actions"], data_args.normalization)
+    return fit_fast_tokenizer(data, data_args.normalization, data_args.action_vocab_size, data_args.action_scale)
+
+
+def fit_fast_tokenizer(data: LeRobotDataset, normalization: str, vocab_size: int, scale: float) -> FASTActionTokenizer:
+    """A FAST tokenizer for the chunks of a dataset; prints what it costs and what it loses."""
+    normalizer = Normalizer(data.statistics["actions"], normalization)
     chunks = np.stack([normalizer.normalize(chunk) for chunk in data.action_chunks(max_chunks=50_000)])
-    tokenizer = FASTActionTokenizer.fit(chunks, vocab_size=data_args.action_vocab_size, scale=data_args.action_scale)
+    tokenizer = FASTActionTokenizer.fit(chunks, vocab_size=vocab_size, scale=scale)
     report = tokenizer.roundtrip_error(chunks)
     print(
         f"FAST fitted on {len(chunks)} chunks: {report['tokens_mean']:.1f} tokens a chunk (at most "

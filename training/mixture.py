@@ -27,7 +27,9 @@ class Mixture(torch.utils.data.Dataset):
     def __init__(self, sources: Sequence, weights: Sequence[float], num_examples: int, seed: int = 0):
         shares = np.asarray(weights, dtype=np.float64)
         if not len(sources) or shares.shape != (len(sources),) or not (np.isfinite(shares) & (shares > 0)).all():
-            raise ValueError(f"Got {len(sources)} sources and weights {list(weights)}: give one positive weight for each.")
+            raise ValueError(
+                f"Got {len(sources)} sources and weights {list(weights)}: give one positive weight for each."
+            )
         if empty := [i for i, source in enumerate(sources) if not len(source)]:
             raise ValueError(f"Source {empty[0]} of the mixture is empty.")
         self.sources = list(sources)

@@ -3,12 +3,11 @@
 import torch
 
 
-
 class MuonWithAdamW(torch.optim.Optimizer):
     """`torch.optim.Muon` takes matrices only, and embeddings are none in its sense; they and all vectors go to AdamW.
 
     Small models learn several times faster with it than with AdamW alone. Its updates have the size of AdamW's
-    (`match_rms_adamw`), so that one learning rate serves both. It goes to a `Trainer` as `optimizers=(optimizer, None)`.
+    (`match_rms_adamw`), so that one rate serves both. It goes to a `Trainer` as `optimizers=(optimizer, None)`.
 
     Args:
         named_parameters: `model.named_parameters()`. Those that need no gradient are left out.

@@ -1,0 +1,239 @@
+"""Teach a VLM to act on the tabletop, and see whether it does as it is told: what `kivla demo` and `kivla study` share.
+
+Everything is written into one folder, stage by stage; what is there already is not done again, so that an interrupted
+run goes on where it was.
+"""
+
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch.utils.data import Subset
+from transformers import AutoModelForImageTextToText, AutoProcessor, TrainerCallback, pipeline
+from transformers.trainer_utils import get_last_checkpoint
+
+from . import KIVLAForActionPrediction, KIVLAProcessor, KIVLATrainer, KIVLATrainingArguments, LeRobotDataset, simulation
+from .answers import answer_accuracy, ask
+from .rollout import evaluate, write_media
+from .simulation import make_env, make_questions
+from .simulation.recording import record_demonstrations
+from .simulation.report_media import choose_episodes
+from .simulation.rollout import PipelinePolicy
+from .train import fit_fast_tokenizer
+from .training.mixture import Mixture
+from .training.muon import MuonWithAdamW
+from .training.vlm_dataset import VLMDataset
+
+# Scenes of demonstrations start at seed 0 and those of co-training questions at 1,000,000 (questions and episodes with
+# the same seed are not the same scenes); whatever is measured lies beyond both.
+QUESTION_SEED, EVALUATION_SEED, QUESTION_EVALUATION_SEED = 1_000_000, 2_000_000, 3_000_000
+
+# The small VLM that comes with KIVLA, made by `kivla pretrain-tiny`.
+TABLETOP_VLM = Path(simulation.__file__).parent / "tabletop_vlm"
+
+# Name of a set of roll-outs -> title, and options of the environment.
+ROLLOUTS = {
+    "touch": ("Touch tasks, fresh scenes", {"kinds": ["touch"]}),
+    "touch_held_out_pairs": (
+        "Touch tasks, target of a colour and shape never demonstrated together",
+        {"kinds": ["touch"], "split": "held_out_pairs"},
+    ),
+    "touch_held_out_wordings": (
+        "Touch tasks, wording never demonstrated",
+        {"kinds": ["touch"], "split": "held_out_wordings"},
+    ),
+    "move": ("Move tasks, fresh scenes", {"kinds": ["move"]}),
+}
+
+
+@dataclass
+class TabletopArguments:
+    """How the policy is taught. The defaults were measured one by one, on two cores."""
+
+    kinds: list[str] = field(default_factory=lambda: ["touch", "move"], metadata={"help": "Tasks to demonstrate."})
+    num_demonstrations: int = field(default=4000, metadata={"help": "Episodes of the scripted expert."})
+    chunk_size: int = field(default=8, metadata={"help": "Actions in a chunk (H)."})
+    replan_every: int = field(default=4, metadata={"help": "Actions that are executed before the policy looks again."})
+    state_encoding: str = field(default="none", metadata={"help": "text, continuous or none (it sees its gripper)."})
+    backbone_gradient_scale: float = field(default=0.0, metadata={"help": "0 = knowledge insulation, 1 = joint."})
+    num_flow_samples: int = field(default=4, metadata={"help": "Noise draws for each backbone pass."})
+    expert_hidden_size: int = field(default=64, metadata={"help": "Width of the action expert."})
+    expert_intermediate_size: int = field(default=192, metadata={"help": "Width of its MLP."})
+    action_vocab_size: int = field(default=256, metadata={"help": "Codes of the FAST tokenizer."})
+    action_scale: float = field(default=5.0, metadata={"help": "Resolution of the FAST tokenizer."})
+    question_share: float = field(default=0.2, metadata={"help": "Share of questions among the examples."})
+    batch_size: int = field(default=32, metadata={"help": "Examples in a step."})
+    learning_rate: float = field(default=1e-3, metadata={"help": "Of Muon and AdamW; falls to 0 as a cosine."})
+
+
+def once(path: Path, make: Callable[[], dict]) -> dict:
+    """What is in a JSON file; made and written, with the minutes that it took, if there is none."""
+    if not path.is_file():
+        start = time.monotonic()
+        result = make()
+        result = {**result, "minutes": (time.monotonic() - start) / 60}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_suffix(".unfinished")
+        unfinished.write_text(json.dumps(result, indent=2) + "\n")
+        os.replace(unfinished, path)
+    return json.loads(path.read_text())
+
+
+def record(folder: Path, args: TabletopArguments) -> dict:
+    """Demonstrations of the scripted expert as a LeRobot dataset, with PNG pictures: these are read fastest."""
+    env = make_env("tabletop", min(args.num_demonstrations, 100), kinds=args.kinds)
+    seeds = record_demonstrations(env, folder, args.num_demonstrations, image_format="image")
+    env.close()
+    return {"episodes": len(seeds), "frames": len(LeRobotDataset(folder, 1))}
+
+
+def ask_vlm(vlm: str | Path, num_scenes: int = 500) -> dict:
+    """Accuracy by kind of question, on fresh scenes that are the same for every model."""
+    model = AutoModelForImageTextToText.from_pretrained(vlm, dtype="float32")
+    return _scores(model, AutoProcessor.from_pretrained(vlm), num_scenes)
+
+
+def ask_policy(policy: str | Path, num_scenes: int = 500) -> dict:
+    """As `ask_vlm`, of a VLM that has become a policy."""
+    model = KIVLAForActionPrediction.from_pretrained(policy)
+    return _scores(model, KIVLAProcessor.from_pretrained(policy).vlm_processor, num_scenes)
+
+
+def _scores(model, vlm_processor, num_scenes: int) -> dict:
+    questions = make_questions(num_scenes, QUESTION_EVALUATION_SEED)
+    return {"accuracy": answer_accuracy(questions, ask(model, vlm_processor, questions))}
+
+
+def make_trainer(
+    vlm: str | Path,
+    demonstrations: Path,
+    output_dir: Path,
+    args: TabletopArguments,
+    max_steps: int,
+    seed: int,
+    **training_options,
+) -> KIVLATrainer:
+    """A policy on `vlm`, and the trainer that teaches it demonstrations and questions together."""
+    data = LeRobotDataset(demonstrations, args.chunk_size)
+    processor = KIVLAProcessor.from_vlm(
+        vlm,
+        action_tokenizer=fit_fast_tokenizer(data, "quantile", args.action_vocab_size, args.action_scale),
+        statistics=data.statistics,
+        chunk_size=args.chunk_size,
+        max_action_dim=data.action_dim,
+        max_state_dim=data.state_dim,
+        state_encoding=args.state_encoding,
+        cameras=data.cameras,
+    )
+    torch.manual_seed(seed)
+    model = KIVLAForActionPrediction.from_vlm(
+        vlm,
+        dtype="float32",
+        chunk_size=args.chunk_size,
+        max_action_dim=data.action_dim,
+        max_state_dim=data.state_dim,
+        state_encoding=args.state_encoding,
+        backbone_gradient_scale=args.backbone_gradient_scale,
+        num_flow_samples=args.num_flow_samples,
+        expert_config={
+            "hidden_size": args.expert_hidden_size,
+            "intermediate_size": args.expert_intermediate_size,
+            "initializer_range": args.expert_hidden_size**-0.5,
+        },
+    )
+    model.resize_token_embeddings(processor.vocab_size)
+    examples = data
+    if args.question_share > 0:
+        questions = VLMDataset(make_questions(5000, QUESTION_SEED + seed))
+        weights = [1 - args.question_share, args.question_share]
+        examples = Mixture([data, questions], weights, max_steps * args.batch_size, seed)
+    training_args = KIVLATrainingArguments(
+        output_dir=str(output_dir),
+        max_steps=max_steps,
+        per_device_train_batch_size=args.batch_size,
+        lr_scheduler_type="cosine",
+        warmup_steps=min(50, max_steps // 10),
+        logging_steps=max(max_steps // 50, 1),
+        seed=seed,
+        dataloader_pin_memory=False,
+        report_to="none",
+        **training_options,
+    )
+    return KIVLATrainer(
+        model,
+        training_args,
+        train_dataset=examples,
+        eval_dataset=Subset(data, range(0, len(data), max(len(data) // 256, 1))),
+        processing_class=processor,
+        optimizers=(MuonWithAdamW(model.named_parameters(), lr=args.learning_rate), None),
+    )
+
+
+def seconds_per_step(vlm: str, demonstrations: Path, scratch: Path, args: TabletopArguments, num_steps: int) -> float:
+    """How long an optimiser step takes on this machine; a policy is trained for so many steps and thrown away."""
+    trainer = make_trainer(vlm, demonstrations, scratch, args, max_steps=2 * num_steps, seed=0, save_strategy="no")
+    times: list[float] = []
+    trainer.add_callback(_StepClock(times))
+    trainer.train()
+    late = times[num_steps:]
+    return (late[-1] - late[0]) / (len(late) - 1)
+
+
+class _StepClock(TrainerCallback):
+    def __init__(self, times: list[float]):
+        self.times = times
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.times.append(time.monotonic())
+
+
+def fine_tune(
+    vlm: str | Path,
+    demonstrations: Path,
+    output_dir: Path,
+    args: TabletopArguments,
+    max_steps: int,
+    seed: int = 0,
+    save_steps: int | None = None,
+    keep_all: bool = False,
+) -> dict:
+    """Train a policy into `output_dir`, from its last checkpoint if there is one.
+
+    Args:
+        save_steps: steps between checkpoints; a fifth of all.
+        keep_all: keep every checkpoint, not just the last.
+
+    Returns:
+        `log_history`, and `evaluation` on frames of the demonstrations, both as the trainer has them.
+    """
+    options = {"save_steps": save_steps or max(max_steps // 5, 1), "save_total_limit": None if keep_all else 1}
+    trainer = make_trainer(vlm, demonstrations, output_dir, args, max_steps, seed, **options)
+    checkpoint = get_last_checkpoint(output_dir) if output_dir.is_dir() else None
+    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.save_model()
+    return {"max_steps": max_steps, "log_history": trainer.state.log_history, "evaluation": trainer.evaluate()}
+
+
+def roll_out(
+    policy: Path, folder: Path, name: str, args: TabletopArguments, num_episodes: int, num_videos: int = 8
+) -> dict:
+    """Roll-outs of one of the `ROLLOUTS` with the swapped control; videos and contact sheet go into `folder/name`."""
+    title, options = ROLLOUTS[name]
+    env = make_env("tabletop", min(num_episodes, 100), **options)
+    pipe = pipeline("action-prediction", model=str(policy))
+    seeds = range(EVALUATION_SEED, EVALUATION_SEED + num_episodes)
+    figures, result = evaluate(
+        PipelinePolicy(pipe), env, seeds, args.replan_every, env.max_steps, swapped=True, record=4 * num_videos
+    )
+    env.close()
+    (folder / name).mkdir(parents=True, exist_ok=True)
+    media = write_media(folder / name, choose_episodes(result.episodes, num_videos), env.fps, "mp4")
+    media = {
+        "contact_sheet": media["contact_sheet"] and f"{name}/{media['contact_sheet']}",
+        "videos": [{**video, "file": f"{name}/{video['file']}"} for video in media["videos"]],
+    }
+    return {"name": name, "title": title, **figures, "media": media}
