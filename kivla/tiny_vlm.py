@@ -8,7 +8,7 @@ the position embedding of the vision tower sines and cosines of ordinary size, o
 
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -28,7 +28,8 @@ from transformers import (
     SiglipImageProcessorPil,
 )
 
-SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<image>", "<user>", "<assistant>")
+BASIC_TOKENS = ("<pad>", "<bos>", "<eos>")
+CHAT_TOKENS = ("<image>", "<user>", "<assistant>")
 IDEFICS3_TOKENS = ("<fake_token_around_image>", "<global-img>", "<end_of_utterance>")
 # `{% generation %}` marks what the assistant says, for `return_assistant_tokens_mask`
 CHAT_TEMPLATE = (
@@ -192,7 +193,7 @@ def save_tiny_vlm(
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
     """A tokenizer whose words are single bytes, so that it can write any text and needs no training."""
-    return train_tokenizer([])
+    return _byte_level_tokenizer([], 0, BASIC_TOKENS)
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int = 1024) -> PreTrainedTokenizerFast:
@@ -201,19 +202,24 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 1024) -> PreTrainedT
     Args:
         vocab_size: at most so many tokens; fewer if all words of the texts are known before.
     """
+    return _byte_level_tokenizer(texts, vocab_size, (*BASIC_TOKENS, *CHAT_TOKENS))
+
+
+def _byte_level_tokenizer(texts: Iterable[str], vocab_size: int, special_tokens: Sequence[str]):
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size, special_tokens=list(SPECIAL_TOKENS), initial_alphabet=alphabet, show_progress=False
+        vocab_size=vocab_size, special_tokens=list(special_tokens), initial_alphabet=alphabet, show_progress=False
     )
     tokenizer.train_from_iterator(texts, trainer)
+    names = {"image_token": "<image>"} if "<image>" in special_tokens else {}
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="<pad>",
         bos_token="<bos>",
         eos_token="<eos>",
-        extra_special_tokens={"image_token": "<image>", "user_token": "<user>", "assistant_token": "<assistant>"},
+        extra_special_tokens=names,
         padding_side="right",
     )

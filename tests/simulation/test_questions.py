@@ -80,6 +80,12 @@ def true_answer(text: str, scene: Scene) -> str:
         return name(things[scene.held]) if scene.held >= 0 else "nothing"
     if match := re.fullmatch(r"Does the gripper hold (.+)\?", text):
         return yes_or_no[find(match[1], things)["index"] == scene.held]
+    if match := re.fullmatch(r"In which direction from the gripper is (.+)\?", text):
+        thing = find(match[1], things)
+        # Hours of a clock face: clockwise from up
+        clockwise = (90 - np.degrees(np.arctan2(thing["y"] - gripper["y"], thing["x"] - gripper["x"]))) % 360
+        hours = {hour: min((clockwise - 30 * hour) % 360, (30 * hour - clockwise) % 360) for hour in range(1, 13)}
+        return f"{min(hours, key=hours.get)} o'clock"
     if match := re.fullmatch(r"Where is (.+)\?", text):
         return place_words(find(match[1], things))
     if match := re.fullmatch(r"At which column and row is (.+)\?", text):
@@ -156,6 +162,22 @@ def test_conversational_layout():
         assert [part["type"] for part in user["content"]] == ["image", "text"]
         assert user["content"][1]["text"] == flat[i].text and assistant["content"][0]["text"] == flat[i].answer
         assert row["kind"] == flat[i].kind
+
+
+def test_conversations_of_several_turns():
+    data = make_questions(5, seed=0, questions_per_scene=3, multi_turn=True)
+    single = make_questions(5, seed=0, questions_per_scene=3)
+    assert len(data) == 5
+    assert list(chain(*data["kind"])) == single["kind"]
+    for i, row in enumerate(data):
+        assert [message["role"] for message in row["messages"]] == ["user", "assistant"] * len(row["kind"])
+        kinds = [part["type"] for message in row["messages"] for part in message["content"]]
+        assert kinds.count("image") == 1 and kinds[0] == "image", "one picture, in front of the first question"
+        turns = [row["messages"][k : k + 2] for k in range(0, len(row["messages"]), 2)]
+        texts = [[part["text"] for message in turn for part in message["content"] if part["text"]] for turn in turns]
+        rows = single.select(range(3 * i, 3 * i + 3))["messages"]
+        expected = [[part["text"] for message in r for part in message["content"] if part["text"]] for r in rows]
+        assert texts == expected
 
 
 def test_same_seed_same_questions():
