@@ -18,6 +18,7 @@ import transformers
 from . import LeRobotDataset, pretrain_tiny
 from .answers import format_accuracy
 from .cli import parse
+from .hub_cards import policy_card
 from .predict import draw, predict_dataset
 from .report import write_report
 from .rollout import format_rates
@@ -106,11 +107,17 @@ def run(arguments: Sequence[str]) -> None:
     }
     (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n")
     page = write_report(folder, report)
+    policy_card({**report, "policy": str(policy)}, command(demo)).save(policy / "README.md")
     print("\n".join(report["summary"]))
     print(f"\nReport: {page}\nPolicy: {policy}")
 
 
+def command(demo: DemoArguments) -> str:
+    return f"kivla demo --minutes {demo.minutes:g} --seed {demo.seed}"
+
+
 def machine() -> dict:
+    """What the figures were measured on."""
     names = [line.partition(":")[2].strip() for line in _cpu_lines() if line.startswith("model name")]
     return {
         "cpu": names[0] if names else platform.processor() or platform.machine(),

@@ -7,7 +7,7 @@ config, the data are conversations about pictures, and the training is the plain
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import datasets
@@ -17,6 +17,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from .answers import answer_accuracy, answer_of, ask, chat_text, format_accuracy
 from .cli import parse
+from .hub_cards import tabletop_vlm_card
 from .simulation.questions import make_questions
 from .simulation.tasks import DIRECTIONS, EDGES, PUT_RELATIONS, WORDINGS
 from .tiny_vlm import ARCHITECTURES, make_tiny_vlm, train_tokenizer
@@ -50,6 +51,7 @@ def run(arguments: Sequence[str]) -> None:
     processor, trainer = make_trainer(args, questions)
     trainer.train(resume_from_checkpoint=get_last_checkpoint(folder))
     vlm = folder / "vlm"
+    minutes = (time.time() - start) / 60
     trainer.model.to(torch.bfloat16).save_pretrained(vlm)
     processor.save_pretrained(vlm)
     trainer.model.float()  # of the rounded weights: what the user will load
@@ -57,15 +59,24 @@ def run(arguments: Sequence[str]) -> None:
     fresh = make_questions(args.num_eval_scenes, EVALUATION_SEED + args.seed)
     table = answer_accuracy(fresh, ask(trainer.model, processor, fresh))
     report = {
-        **vars(args),
+        **asdict(args),
+        "model_class": type(trainer.model).__name__,
         "parameters": trainer.model.num_parameters(),
-        "minutes": (time.time() - start) / 60,
+        "minutes": minutes,
         "threads": torch.get_num_threads(),
         "accuracy": table,
     }
     (vlm / "accuracy.json").write_text(json.dumps(report, indent=2) + "\n")
+    tabletop_vlm_card(report, command(args)).save(vlm / "README.md")
     print(format_accuracy(table))
     print(f"\nThe VLM is in {vlm}")
+
+
+def command(args: PretrainArguments) -> str:
+    """The command line that makes the same VLM again."""
+    defaults = asdict(PretrainArguments(args.output_dir))
+    changed = [f" --{name} {value}" for name, value in asdict(args).items() if value != defaults[name]]
+    return f"kivla pretrain-tiny {args.output_dir}{''.join(changed)}"
 
 
 def load_questions(folder: Path, args: PretrainArguments) -> datasets.Dataset:

@@ -1,0 +1,88 @@
+"""What demo and study share: stages that are done once, and training that goes on where it was."""
+
+import json
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from kivla import KIVLAForActionPrediction
+from kivla.tabletop import ROLLOUTS, TabletopArguments, ask_policy, fine_tune, once, record, roll_out
+from kivla.tiny_vlm import make_tiny_vlm, train_tokenizer
+
+TINY = TabletopArguments(
+    num_demonstrations=10, expert_hidden_size=32, expert_intermediate_size=48, num_flow_samples=1, batch_size=4
+)
+
+
+@pytest.fixture(scope="module")
+def vlm(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("vlm")
+    tokenizer = train_tokenizer(["touch the red star"] * 5)
+    model, processor = make_tiny_vlm("llava", tokenizer, hidden_size=32, num_layers=1, num_vision_layers=1)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def demonstrations(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data") / "demonstrations"
+    assert record(folder, TINY)["episodes"] == 10
+    return folder
+
+
+@pytest.fixture(scope="module")
+def policy(vlm, demonstrations, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("policy")
+    fine_tune(vlm, demonstrations, folder, TINY, max_steps=4, save_steps=2, keep_all=True)
+    return folder
+
+
+def test_a_stage_is_done_once(tmp_path):
+    calls = []
+
+    def stage():
+        calls.append(1)
+        return {"value": 3}
+
+    first = once(tmp_path / "a" / "stage.json", stage)
+    assert first["value"] == 3 and first["minutes"] >= 0
+    assert once(tmp_path / "a" / "stage.json", stage) == first
+    assert len(calls) == 1
+
+
+def test_a_stage_that_fails_leaves_nothing(tmp_path):
+    with pytest.raises(ZeroDivisionError):
+        once(tmp_path / "stage.json", lambda: {"value": 1 / 0})
+    assert not (tmp_path / "stage.json").exists()
+
+
+def test_training_goes_on_from_the_last_checkpoint(vlm, demonstrations, policy, tmp_path):
+    (tmp_path / "checkpoint-2").symlink_to(policy / "checkpoint-2")
+    trained = fine_tune(vlm, demonstrations, tmp_path, TINY, max_steps=4, save_steps=2)
+    assert trained["max_steps"] == 4 and "eval_action_mae" in trained["evaluation"]
+    expected, found = load_file(policy / "model.safetensors"), load_file(tmp_path / "model.safetensors")
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def test_joint_training_differs_by_the_gradient_scale_alone(vlm, demonstrations, policy, tmp_path):
+    joint = replace(TINY, backbone_gradient_scale=1.0)
+    assert {n for n, v in asdict(joint).items() if v != asdict(TINY)[n]} == {"backbone_gradient_scale"}
+    fine_tune(vlm, demonstrations, tmp_path, joint, max_steps=1)
+    assert KIVLAForActionPrediction.from_pretrained(tmp_path).config.backbone_gradient_scale == 1.0
+
+
+@pytest.mark.parametrize("name", ROLLOUTS)
+def test_roll_outs_are_figures_and_pictures(policy, tmp_path, name):
+    result = roll_out(policy, tmp_path, name, TINY, num_episodes=3, num_videos=2)
+    json.dumps(result)
+    assert result["success"]["episodes"] == result["swapped"]["original"]["episodes"] == 3
+    files = [result["media"]["contact_sheet"], *(video["file"] for video in result["media"]["videos"])]
+    assert len(files) == 3 and all((tmp_path / file).stat().st_size > 0 for file in files)
+
+
+def test_the_policy_answers_questions(policy):
+    table = ask_policy(policy, num_scenes=3)["accuracy"]
+    assert table["all"]["asked"] == 18
