@@ -4,6 +4,7 @@ from importlib import import_module
 
 # Imported when asked for: an environment may need packages of an extra.
 ENVIRONMENTS = {
+    "metaworld": "kivla.simulation.metaworld_env:MetaWorldVectorEnv",
     "tabletop": "kivla.simulation.tabletop:TabletopVectorEnv",
 }
 
