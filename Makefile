@@ -8,10 +8,16 @@ export TOKENIZERS_PARALLELISM ?= false
 # Progress bars and results, not the library's advice.
 export TRANSFORMERS_VERBOSITY ?= error
 
-.PHONY: demo test lint bench clean
+.PHONY: demo study test lint bench clean
 
+# DEMO_MINUTES=30 make demo: more time, better policy. make demo FROM_SCRATCH=1: pretrain the small VLM too.
+DEMO_MINUTES ?= 10
+DEMO_DIR ?= outputs/demo_$(DEMO_MINUTES)_minutes
 demo: $(VENV)/.installed
-	$(BIN)/kivla demo
+	$(BIN)/kivla demo --output_dir $(DEMO_DIR) --minutes $(DEMO_MINUTES) $(if $(FROM_SCRATCH),--from_scratch true)
+
+study: $(VENV)/.installed
+	$(BIN)/kivla study
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest -q $(PYTEST_ARGS)

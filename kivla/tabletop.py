@@ -65,6 +65,9 @@ class TabletopArguments:
     expert_intermediate_size: int = field(default=192, metadata={"help": "Width of its MLP."})
     action_vocab_size: int = field(default=256, metadata={"help": "Codes of the FAST tokenizer."})
     action_scale: float = field(default=5.0, metadata={"help": "Resolution of the FAST tokenizer."})
+    freeze_vision: bool = field(
+        default=True, metadata={"help": "Leave the vision tower as it is: a fifth of the step is saved."}
+    )
     question_share: float = field(default=0.2, metadata={"help": "Share of questions among the examples."})
     batch_size: int = field(default=32, metadata={"help": "Examples in a step."})
     learning_rate: float = field(default=1e-3, metadata={"help": "Of Muon and AdamW; falls to 0 as a cosine."})
@@ -146,6 +149,8 @@ def make_trainer(
         },
     )
     model.resize_token_embeddings(processor.vocab_size)
+    if args.freeze_vision:
+        model.vlm.get_encoder("image").requires_grad_(False)
     examples = data
     if args.question_share > 0:
         questions = VLMDataset(make_questions(5000, QUESTION_SEED + seed))

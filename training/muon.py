@@ -1,27 +1,86 @@
 """Muon for the weight matrices inside a model, AdamW for everything else, as one optimiser."""
 
+from collections import defaultdict
+
 import torch
+
+MOMENTUM = 0.95
+# Of the quintic iteration that brings singular values near 1 (Jordan et al. 2024, kellerjordan.github.io/posts/muon)
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+ITERATIONS = 5
+
+
+def orthogonalize(matrices: torch.Tensor) -> torch.Tensor:
+    """The nearest matrices with singular values about 1, of B matrices (B, m, n) at once, in their own precision."""
+    if matrices.shape[1] > matrices.shape[2]:
+        return orthogonalize(matrices.mT).mT
+    a, b, c = COEFFICIENTS
+    x = matrices / matrices.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    for _ in range(ITERATIONS):
+        gram = x @ x.mT  # (B, m, m)
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x
+
+
+class Muon(torch.optim.Optimizer):
+    """As `torch.optim.Muon(..., adjust_lr_fn="match_rms_adamw")`: momentum, orthogonalised; steps of AdamW's size.
+
+    That one goes through the matrices one by one and in bfloat16, which takes a small model on a CPU a third of its
+    step. Here those of one shape go together, in float32.
+
+    Args:
+        params: matrices (m, n).
+        lr: learning rate.
+    """
+
+    def __init__(self, params, lr: float):
+        super().__init__(params, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            by_shape = defaultdict(list)
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    by_shape[parameter.shape].append(parameter)
+            for shape, parameters in by_shape.items():
+                directions = orthogonalize(torch.stack([self._with_momentum(p) for p in parameters]).float())
+                size = 0.2 * max(shape) ** 0.5  # root mean square of AdamW's updates
+                for parameter, direction in zip(parameters, directions, strict=True):
+                    parameter.add_(direction.to(parameter.dtype), alpha=-group["lr"] * size)
+        return loss
+
+    def _with_momentum(self, parameter: torch.Tensor) -> torch.Tensor:
+        """Nesterov's: the gradient, and what is remembered of those before it."""
+        state = self.state[parameter]
+        if not state:
+            state["momentum_buffer"] = torch.zeros_like(parameter)
+        state["momentum_buffer"].lerp_(parameter.grad, 1 - MOMENTUM)
+        return parameter.grad.lerp(state["momentum_buffer"], MOMENTUM)
 
 
 class MuonWithAdamW(torch.optim.Optimizer):
-    """`torch.optim.Muon` takes matrices only, and embeddings are none in its sense; they and all vectors go to AdamW.
+    """Muon takes matrices only, and embeddings are none in its sense; they and all vectors go to AdamW.
 
-    Small models learn several times faster with it than with AdamW alone. Its updates have the size of AdamW's
-    (`match_rms_adamw`), so that one rate serves both. It goes to a `Trainer` as `optimizers=(optimizer, None)`.
+    Small models learn several times faster with it than with AdamW alone. Its updates have the size of AdamW's, so
+    that one learning rate serves both. It goes to a `Trainer` as `optimizers=(optimizer, None)`.
 
     Args:
         named_parameters: `model.named_parameters()`. Those that need no gradient are left out.
         lr: learning rate.
-        weight_decay: decoupled, of the matrices alone.
         betas: AdamW's.
     """
 
-    def __init__(self, named_parameters, lr: float = 1e-3, weight_decay: float = 0.0, betas=(0.9, 0.99)):
+    def __init__(self, named_parameters, lr: float = 1e-3, betas=(0.9, 0.99)):
         matrices, others = [], []
         for name, parameter in named_parameters:
             if parameter.requires_grad:
                 (matrices if parameter.ndim == 2 and not _is_embedding(name) else others).append(parameter)
-        self.muon = torch.optim.Muon(matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+        self.muon = Muon(matrices, lr)
         self.adamw = torch.optim.AdamW(others, lr=lr, weight_decay=0.0, betas=betas)
         super().__init__(self.muon.param_groups + self.adamw.param_groups, {})
         self._share_groups()
@@ -32,11 +91,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure=None):
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        self.muon.step()
+        loss = self.muon.step(closure)
         self.adamw.step()
         return loss
 

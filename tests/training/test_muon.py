@@ -1,10 +1,9 @@
 import copy
 
-import pytest
 import torch
 from torch import nn
 
-from kivla.training.muon import MuonWithAdamW
+from kivla.training.muon import Muon, MuonWithAdamW
 
 
 def small_model() -> nn.Module:
@@ -79,3 +78,22 @@ def test_the_closure_is_called_with_gradients():
 
     expected = model["out"](model["embed_tokens"](torch.tensor([1]))).item()
     assert optimizer.step(closure).item() == expected
+
+
+def test_it_steps_as_the_librarys():
+    """Which works in bfloat16, so that only three digits can agree."""
+    torch.manual_seed(0)
+    shapes = [(16, 16), (16, 16), (48, 16), (16, 48)]
+    ours = [torch.randn(shape, requires_grad=True) for shape in shapes]
+    theirs = [weight.detach().clone().requires_grad_() for weight in ours]
+    optimizers = Muon(ours, 0.01), torch.optim.Muon(theirs, 0.01, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+    start = [weight.detach().clone() for weight in ours]
+    for _ in range(3):
+        for first, second in zip(ours, theirs, strict=True):
+            first.grad = torch.randn(first.shape)
+            second.grad = first.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    for first, second, before in zip(ours, theirs, start, strict=True):
+        moved, expected = (first - before).detach(), (second - before).detach()
+        assert (moved - expected).norm() < 0.02 * expected.norm()
