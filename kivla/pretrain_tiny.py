@@ -48,8 +48,9 @@ def run(arguments: Sequence[str]) -> None:
     folder = Path(args.output_dir)
     start = time.time()
     questions = load_questions(folder / f"questions_{args.num_scenes}_{args.seed}", args)
-    processor, trainer = make_trainer(args, questions)
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(folder))
+    checkpoint = get_last_checkpoint(folder)
+    processor, trainer = make_trainer(args, questions, checkpoint)
+    trainer.train(resume_from_checkpoint=checkpoint)
     vlm = folder / "vlm"
     minutes = (time.time() - start) / 60
     trainer.model.to(torch.bfloat16).save_pretrained(vlm)
@@ -90,7 +91,9 @@ def load_questions(folder: Path, args: PretrainArguments) -> datasets.Dataset:
     return datasets.load_from_disk(folder)
 
 
-def make_trainer(args: PretrainArguments, questions: datasets.Dataset) -> tuple[ProcessorMixin, Trainer]:
+def make_trainer(
+    args: PretrainArguments, questions: datasets.Dataset, checkpoint: str | None = None
+) -> tuple[ProcessorMixin, Trainer]:
     tokenizer = train_tokenizer(_words(questions))
     model, processor = make_tiny_vlm(
         args.architecture,
@@ -100,6 +103,9 @@ def make_trainer(args: PretrainArguments, questions: datasets.Dataset) -> tuple[
         num_vision_layers=args.num_vision_layers,
         seed=args.seed,
     )
+    if checkpoint is not None:
+        # Checkpoints name weights as the first release of a class did, and a `Trainer` that resumes does not find them
+        model = type(model).from_pretrained(checkpoint, dtype=torch.float32)
     training_args = TrainingArguments(
         output_dir=args.output_dir,
         max_steps=args.max_steps,
