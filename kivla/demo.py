@@ -44,7 +44,11 @@ class DemoArguments:
     minutes: float = field(default=10.0, metadata={"help": "Time for everything; 4 or more."})
     vlm: str | None = field(default=None, metadata={"help": "VLM to start from; the one that comes with KIVLA."})
     from_scratch: bool = field(default=False, metadata={"help": "Pretrain that VLM too, which takes an hour."})
+    max_steps: int | None = field(
+        default=None, metadata={"help": "Optimiser steps, instead of as many as fit into the minutes."}
+    )
     num_episodes: int = field(default=200, metadata={"help": "Roll-outs of each kind."})
+    num_question_scenes: int = field(default=500, metadata={"help": "Pictures to ask about, six questions each."})
     seed: int = field(default=0, metadata={"help": "Seed of weights, data order and noise."})
 
 
@@ -57,7 +61,7 @@ def run(arguments: Sequence[str]) -> None:
     vlm = _vlm(demo, folder)
 
     print("1. What the VLM sees, before it has met a robot")
-    before = once(folder / "questions_before.json", lambda: ask_vlm(vlm))
+    before = once(folder / "questions_before.json", lambda: ask_vlm(vlm, demo.num_question_scenes))
     print(format_accuracy(before["accuracy"]), "\n")
 
     print("2. Demonstrations of the scripted expert, as a LeRobot v3.0 dataset")
@@ -75,7 +79,7 @@ def run(arguments: Sequence[str]) -> None:
 
     print("\n4. Roll-outs in fresh scenes; then the same scenes with an instruction about another object")
     rollouts = []
-    for name in ROLLOUTS:
+    for name in [name for name, (_, options) in ROLLOUTS.items() if set(options["kinds"]) <= set(args.kinds)]:
         result = once(
             folder / f"rollout_{name}.json", lambda name=name: roll_out(policy, folder, name, args, demo.num_episodes)
         )
@@ -83,7 +87,7 @@ def run(arguments: Sequence[str]) -> None:
         print(f"   {result['title']}\n{format_rates(result)}\n")
 
     print("5. The same questions again")
-    after = once(folder / "questions_after.json", lambda: ask_policy(policy))
+    after = once(folder / "questions_after.json", lambda: ask_policy(policy, demo.num_question_scenes))
     print(format_accuracy(after["accuracy"]), "\n")
 
     minutes = {
@@ -113,7 +117,9 @@ def run(arguments: Sequence[str]) -> None:
 
 
 def command(demo: DemoArguments) -> str:
-    return f"kivla demo --minutes {demo.minutes:g} --seed {demo.seed}"
+    """The command line that makes such a policy again."""
+    budget = f"--minutes {demo.minutes:g}" if demo.max_steps is None else f"--max_steps {demo.max_steps}"
+    return f"kivla demo {budget} --seed {demo.seed}"
 
 
 def machine() -> dict:
@@ -146,6 +152,8 @@ def _record(folder: Path, args: TabletopArguments) -> dict:
 
 
 def _plan(demo: DemoArguments, vlm: Path, demonstrations: Path, folder: Path, args: TabletopArguments) -> dict:
+    if demo.max_steps is not None:
+        return {"max_steps": demo.max_steps}
     seconds = seconds_per_step(vlm, demonstrations, folder / "scratch", args, num_steps=10)
     steps = int((demo.minutes - OTHER_STAGES_MINUTES) * 60 / seconds)
     print(f"   {seconds:.2f} s a step on this machine: {steps} steps")

@@ -19,6 +19,10 @@ class RecordArguments:
     num_episodes: int = field(default=500, metadata={"help": "Successful episodes to write."})
     num_envs: int = field(default=50, metadata={"help": "Episodes at once."})
     seed: int = field(default=0, metadata={"help": "Seed of the first episode; the others follow."})
+    action_noise: list[float] | None = field(
+        default=None,
+        metadata={"help": "Disturb what is executed, not what is recorded: standard deviation of each dimension."},
+    )
     image_format: str = field(default="lossless_video", metadata={"help": "lossless_video, video or image."})
 
 
@@ -26,7 +30,12 @@ def run(arguments: Sequence[str]) -> None:
     (args,) = parse((RecordArguments,), arguments, prog="kivla record", positional="output_dir")
     env = make_env(args.env, min(args.num_envs, args.num_episodes), **parse_options(args.env_options))
     seeds = record_demonstrations(
-        env, args.output_dir, args.num_episodes, seed=args.seed, image_format=args.image_format
+        env,
+        args.output_dir,
+        args.num_episodes,
+        seed=args.seed,
+        image_format=args.image_format,
+        action_noise=args.action_noise,
     )
     env.close()
     print(f"{len(seeds)} episodes, seeds {seeds[0]} to {seeds[-1]}, as a LeRobot v3.0 dataset in {args.output_dir}")

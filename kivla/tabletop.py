@@ -54,8 +54,11 @@ ROLLOUTS = {
 class TabletopArguments:
     """How the policy is taught. The defaults were measured one by one, on two cores."""
 
-    kinds: list[str] = field(default_factory=lambda: ["touch", "move"], metadata={"help": "Tasks to demonstrate."})
-    num_demonstrations: int = field(default=4000, metadata={"help": "Episodes of the scripted expert."})
+    kinds: list[str] = field(default_factory=lambda: ["touch"], metadata={"help": "Tasks to demonstrate."})
+    num_demonstrations: int = field(default=3000, metadata={"help": "Episodes of the scripted expert."})
+    action_noise: float = field(
+        default=0.6, metadata={"help": "Disturbance of the expert's motion, so that it shows how to recover."}
+    )
     chunk_size: int = field(default=8, metadata={"help": "Actions in a chunk (H)."})
     replan_every: int = field(default=4, metadata={"help": "Actions that are executed before the policy looks again."})
     state_encoding: str = field(default="none", metadata={"help": "text, continuous or none (it sees its gripper)."})
@@ -89,7 +92,8 @@ def once(path: Path, make: Callable[[], dict]) -> dict:
 def record(folder: Path, args: TabletopArguments) -> dict:
     """Demonstrations of the scripted expert as a LeRobot dataset, with PNG pictures: these are read fastest."""
     env = make_env("tabletop", min(args.num_demonstrations, 100), kinds=args.kinds)
-    seeds = record_demonstrations(env, folder, args.num_demonstrations, image_format="image")
+    noise = [args.action_noise, args.action_noise, 0.0]  # the gripper is not disturbed
+    seeds = record_demonstrations(env, folder, args.num_demonstrations, image_format="image", action_noise=noise)
     env.close()
     return {"episodes": len(seeds), "frames": len(LeRobotDataset(folder, 1))}
 

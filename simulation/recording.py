@@ -1,5 +1,6 @@
 """Records the demonstrations of an environment's scripted expert as a LeRobot dataset."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,6 +8,8 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from .lerobot_writer import LeRobotWriter
+
+NOISE_STEPS = 3  # a disturbance of single steps would average out
 
 
 @dataclass(frozen=True)
@@ -28,13 +31,25 @@ class Demonstration:
     success: bool
 
 
-def demonstrate(env, seeds: list[int]) -> list[Demonstration]:
+def demonstrate(env, seeds: list[int], action_noise: Sequence[float] | None = None) -> list[Demonstration]:
     """Let the scripted expert of a vectorised environment run one episode for each seed to its end.
 
     Args:
         env: see `kivla.simulation.environments.make_env` for the interface; and `env.expert_actions()`, (N, Da).
         seeds: N of them, one for each of the environment's copies.
+        action_noise: (Da,) standard deviation of a disturbance that is added to what is executed, not to what is
+            recorded, and changes every `NOISE_STEPS` steps. An expert that is never disturbed never shows how to get
+            back from where a policy's small errors lead (DART, Laskey et al. 2017).
+
+    Raises:
+        ValueError: `action_noise` has not one value for each action dimension.
     """
+    if action_noise is not None and len(action_noise) != env.action_dim:
+        raise ValueError(
+            f"action_noise needs one standard deviation for each of {list(env.action_names)}, got {len(action_noise)} "
+            "values."
+        )
+    rngs = [np.random.default_rng(seed) for seed in seeds]
     obs, info = env.reset(seed=list(seeds))
     instructions = list(info["instruction"])
     steps = []
@@ -45,7 +60,13 @@ def demonstrate(env, seeds: list[int]) -> list[Demonstration]:
         # Copies, because an environment may write the next observation into the same memory.
         steps.append(({name: obs["images"][name].copy() for name in env.cameras}, obs["state"].copy(), actions.copy()))
         lengths += running
-        obs, _, terminated, truncated, info = env.step(actions)
+        executed = actions
+        if action_noise is not None:
+            if (len(steps) - 1) % NOISE_STEPS == 0:
+                disturbance = np.stack([rng.normal(0, action_noise) for rng in rngs])  # (N, Da)
+            bounds = env.single_action_space
+            executed = np.clip(actions + disturbance, bounds.low, bounds.high).astype(np.float32)
+        obs, _, terminated, truncated, info = env.step(executed)
         running &= ~(terminated | truncated)
     demonstrations = []
     for copy, length in enumerate(lengths):
@@ -69,6 +90,7 @@ def record_demonstrations(
     seed: int = 0,
     max_failures: int | None = None,
     image_format: str = "lossless_video",
+    action_noise: Sequence[float] | None = None,
 ) -> list[int]:
     """Write successful episodes of an environment's scripted expert as a LeRobot v3.0 dataset.
 
@@ -82,6 +104,7 @@ def record_demonstrations(
         num_episodes: how many successful episodes to write.
         max_failures: give up when more episodes than this have failed; by default as many as `num_episodes`.
         image_format: see `LeRobotWriter`.
+        action_noise: see `demonstrate`.
 
     Returns:
         The seeds of the written episodes. Take others for an evaluation.
@@ -111,7 +134,7 @@ def record_demonstrations(
         while len(recorded) < num_episodes:
             seeds = list(range(next_seed, next_seed + env.num_envs))
             next_seed += env.num_envs
-            for episode_seed, episode in zip(seeds, demonstrate(env, seeds), strict=True):
+            for episode_seed, episode in zip(seeds, demonstrate(env, seeds, action_noise), strict=True):
                 if len(recorded) == num_episodes:
                     break  # of the last round not all are needed
                 if episode.success:

@@ -121,13 +121,6 @@ def test_inspect_a_policy_shows_its_mask(policy, tmp_path, capsys):
     assert (mask[:-6, noisy] == 0).all(), "the VLM does not see the expert's tokens"
 
 
-def test_demo(tmp_path, capsys):
-    main(["demo", "--dataset", str(DATASET), "--output_dir", str(tmp_path), "--max_steps", "2"])
-    printed = capsys.readouterr().out
-    assert "held_out" in printed and "times better than always the mean action" in printed
-    assert Image.open(tmp_path / "chunks.png").size[0] > 500
-
-
 def test_help_and_unknown_commands(capsys):
     main([])
     printed = capsys.readouterr().out

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from kivla.simulation.recording import demonstrate, record_demonstrations
+from kivla.simulation.tabletop import STEP, TabletopVectorEnv
 from kivla.training.lerobot_dataset import LeRobotDataset
 from tests.simulation.fake_environment import INSTRUCTIONS, FakeVectorEnv
 
@@ -29,6 +30,26 @@ def test_a_demonstration_is_what_the_environment_showed_and_the_expert_did():
             np.testing.assert_array_equal(action, alone.expert_actions()[0])
             obs, _, terminated, truncated, info = alone.step(action[None])
             assert (terminated | truncated)[0] == (step == len(episode.actions) - 1)
+
+
+def test_noise_disturbs_what_is_executed_and_not_what_is_recorded():
+    env = TabletopVectorEnv(3, kinds=["move"])
+    noise = [0.6, 0.6, 0.0]
+    episodes = demonstrate(env, [4, 5, 6], noise)
+    clean = demonstrate(env, [4, 5, 6])
+    alone = demonstrate(TabletopVectorEnv(1, kinds=["move"]), [5], noise)[0]
+    np.testing.assert_array_equal(alone.states, episodes[1].states, err_msg="an episode depends on its seed alone")
+    for disturbed, undisturbed in zip(episodes, clean, strict=True):
+        moved, told = np.diff(disturbed.states[:, :2], axis=0), STEP * disturbed.actions[:-1, :2]
+        assert np.abs(moved - told).max() > 0.02, "what happened is not what the expert did"
+        np.testing.assert_allclose(np.diff(undisturbed.states[:, :2], axis=0), STEP * undisturbed.actions[:-1, :2])
+        np.testing.assert_array_equal(disturbed.states[1:, 2] > 0, disturbed.actions[:-1, 2] > 0)
+        np.testing.assert_array_equal(disturbed.actions[0], undisturbed.actions[0])
+
+
+def test_noise_of_another_robot_is_refused():
+    with pytest.raises(ValueError, match=r"one standard deviation for each of \['dx'\], got 2 values"):
+        demonstrate(FakeVectorEnv(1), [0], [0.1, 0.1])
 
 
 def test_recorded_episodes_are_read_as_a_dataset(tmp_path):
