@@ -103,7 +103,7 @@ def run(arguments: Sequence[str]) -> None:
         "summary": _summary(rollouts, before, after, sum(minutes.values())),
         "machine": machine(),
         "minutes": minutes,
-        "settings": {**asdict(args), "vlm": str(vlm), "steps": trained["max_steps"], "seed": demo.seed},
+        "settings": {**asdict(args), "vlm": _name(vlm), "steps": trained["max_steps"], "seed": demo.seed},
         "questions": {"before": before["accuracy"], "after": after["accuracy"]},
         "log_history": trained["log_history"],
         "rollouts": rollouts,
@@ -145,6 +145,10 @@ def _vlm(demo: DemoArguments, folder: Path) -> Path:
     return Path(demo.vlm) if demo.vlm else TABLETOP_VLM
 
 
+def _name(vlm: Path) -> str:
+    return "the small VLM that comes with KIVLA" if vlm == TABLETOP_VLM else str(vlm)
+
+
 def _record(folder: Path, args: TabletopArguments) -> dict:
     if folder.exists():  # complete, but its figures were not written
         shutil.rmtree(folder)
@@ -154,7 +158,7 @@ def _record(folder: Path, args: TabletopArguments) -> dict:
 def _plan(demo: DemoArguments, vlm: Path, demonstrations: Path, folder: Path, args: TabletopArguments) -> dict:
     if demo.max_steps is not None:
         return {"max_steps": demo.max_steps}
-    seconds = seconds_per_step(vlm, demonstrations, folder / "scratch", args, num_steps=10)
+    seconds = seconds_per_step(vlm, demonstrations, folder / "scratch", args, num_steps=25)
     steps = int((demo.minutes - OTHER_STAGES_MINUTES) * 60 / seconds)
     print(f"   {seconds:.2f} s a step on this machine: {steps} steps")
     return {"seconds_per_step": seconds, "max_steps": steps}
