@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from .simulation.questions import QUESTION_KINDS, place_distance
 from .simulation.statistics import wilson_interval
+from .training.vlm_dataset import text_of
 
 PLACE_KINDS = ("place", "cell", "gripper_place", "gripper_cell")
 
@@ -59,15 +60,11 @@ def chat_text(vlm_processor: ProcessorMixin, messages: list[dict]) -> str:
     asks = messages[-1]["role"] == "user"
     if vlm_processor.chat_template:
         return vlm_processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=asks)
-    return vlm_processor.image_token + question_of(messages)
-
-
-def question_of(messages: list[dict]) -> str:
-    return "".join(item["text"] for item in messages[0]["content"] if item["type"] == "text")
+    return vlm_processor.image_token + text_of(messages[0])
 
 
 def answer_of(messages: list[dict]) -> str:
-    return messages[1]["content"][0]["text"]
+    return text_of(messages[1])
 
 
 def answer_accuracy(questions: Dataset, answers: Sequence[str]) -> dict[str, dict]:

@@ -7,7 +7,6 @@ report and model card.
 
 import json
 import platform
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -66,7 +65,7 @@ def run(arguments: Sequence[str]) -> None:
 
     print("2. Demonstrations of the scripted expert, as a LeRobot v3.0 dataset")
     demonstrations = folder / "demonstrations"
-    recorded = once(folder / "demonstrations.json", lambda: _record(demonstrations, args))
+    recorded = once(folder / "demonstrations.json", lambda: record(demonstrations, args))
     print(f"   {recorded['episodes']} episodes, {recorded['frames']} frames: {demonstrations}\n")
 
     print("3. Fine-tuning with knowledge insulation: the VLM learns action tokens, the expert learns the flow")
@@ -147,12 +146,6 @@ def _vlm(demo: DemoArguments, folder: Path) -> Path:
 
 def _name(vlm: Path) -> str:
     return "the small VLM that comes with KIVLA" if vlm == TABLETOP_VLM else str(vlm)
-
-
-def _record(folder: Path, args: TabletopArguments) -> dict:
-    if folder.exists():  # complete, but its figures were not written
-        shutil.rmtree(folder)
-    return record(folder, args)
 
 
 def _plan(demo: DemoArguments, vlm: Path, demonstrations: Path, folder: Path, args: TabletopArguments) -> dict:

@@ -22,6 +22,7 @@ from .simulation.questions import make_questions
 from .simulation.tasks import DIRECTIONS, EDGES, PUT_RELATIONS, WORDINGS
 from .tiny_vlm import ARCHITECTURES, make_tiny_vlm, train_tokenizer
 from .training.muon import MuonWithAdamW
+from .training.vlm_dataset import text_of
 
 EVALUATION_SEED = 1_000_000  # added to the seed: scenes that were not trained on
 
@@ -134,11 +135,9 @@ def make_trainer(
 def _words(questions: datasets.Dataset) -> list[str]:
     """What the tokenizer shall know: the words of questions, answers and instructions."""
     texts = [
-        item["text"]
+        text_of(message)
         for messages in questions.select(range(min(len(questions), 2000)))["messages"]
         for message in messages
-        for item in message["content"]
-        if item["type"] == "text"
     ]
     for wordings in WORDINGS.values():
         for wording in wordings:

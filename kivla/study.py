@@ -47,8 +47,7 @@ def run(arguments: Sequence[str]) -> None:
         raise SystemExit(f"kivla study: there is no recipe {unknown[0]!r}. Recipes: {', '.join(RECIPES)}.")
     folder = Path(study.output_dir)
     demonstrations = folder / "demonstrations"
-    if not demonstrations.is_dir():
-        record(demonstrations, args)
+    record(demonstrations, args)
     file = folder / "runs.jsonl"
     done = {(row["recipe"], row["seed"]) for row in read_rows(file)}
     todo = [(recipe, seed) for seed in study.seeds for recipe in study.recipes]

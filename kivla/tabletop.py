@@ -90,12 +90,17 @@ def once(path: Path, make: Callable[[], dict]) -> dict:
 
 
 def record(folder: Path, args: TabletopArguments) -> dict:
-    """Demonstrations of the scripted expert as a LeRobot dataset, with PNG pictures: these are read fastest."""
-    env = make_env("tabletop", min(args.num_demonstrations, 100), kinds=args.kinds)
-    noise = [args.action_noise, args.action_noise, 0.0]  # the gripper is not disturbed
-    seeds = record_demonstrations(env, folder, args.num_demonstrations, image_format="image", action_noise=noise)
-    env.close()
-    return {"episodes": len(seeds), "frames": len(LeRobotDataset(folder, 1))}
+    """Demonstrations of the scripted expert as a LeRobot dataset, with PNG pictures: these are read fastest.
+
+    A dataset that is there already is kept: one appears under its name only when it is complete.
+    """
+    if not folder.is_dir():
+        env = make_env("tabletop", min(args.num_demonstrations, 100), kinds=args.kinds)
+        noise = [args.action_noise, args.action_noise, 0.0]  # the gripper is not disturbed
+        record_demonstrations(env, folder, args.num_demonstrations, image_format="image", action_noise=noise)
+        env.close()
+    data = LeRobotDataset(folder, 1)
+    return {"episodes": data.num_episodes, "frames": len(data)}
 
 
 def ask_vlm(vlm: str | Path, num_scenes: int = 500) -> dict:

@@ -26,11 +26,13 @@ class VLMDataset(torch.utils.data.Dataset):
         roles = [message["role"] for message in row["messages"]]
         if roles != ["user", "assistant"]:
             raise ValueError(f"Row {index} has messages of {roles}; expected is a question of the user and an answer.")
-        question, answer = (
-            "".join(item["text"] for item in message["content"] if item["type"] == "text")
-            for message in row["messages"]
-        )
+        question, answer = map(text_of, row["messages"])
         return {"images": row["images"], "text": question, "response": answer}
 
 
-__all__ = ["VLMDataset"]
+def text_of(message: dict) -> str:
+    """The words of a message, without its images."""
+    return "".join(item["text"] for item in message["content"] if item["type"] == "text")
+
+
+__all__ = ["VLMDataset", "text_of"]
