@@ -18,7 +18,6 @@ if sys.platform == "linux":
 import gymnasium
 import numpy as np
 from gymnasium.vector import AutoresetMode
-from gymnasium.vector.utils import batch_space
 
 try:
     import mujoco
@@ -32,6 +31,8 @@ except AttributeError as error:  # of PyOpenGL, far from the cause
 from metaworld.asset_path_utils import full_V3_path_for
 from metaworld.policies import SawyerFaucetCloseV3Policy, SawyerFaucetOpenV3Policy
 from metaworld.policies.policy import Policy
+
+from .vector_env import OneCameraVectorEnv
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ ACTION_SCALE = 0.01  # metres that an action of size 1 moves the hand's target i
 EXPERT_GAIN = 0.25  # of the way to its goal that Meta-World's expert goes in one of its steps
 
 
-class MetaWorldVectorEnv(gymnasium.vector.VectorEnv):
+class MetaWorldVectorEnv(OneCameraVectorEnv):
     """N Sawyer arms before a faucet, to be opened or closed.
 
     Meta-World's `faucet-open-v3` and `faucet-close-v3` are two environments with the same MuJoCo scene, in which the
@@ -164,14 +165,8 @@ class MetaWorldVectorEnv(gymnasium.vector.VectorEnv):
         self.camera, self.view_options = _front_camera(), mujoco.MjvOption()
         self.view_options.sitegroup[:] = 0  # Meta-World marks its targets
 
-        image = gymnasium.spaces.Box(0, 255, (image_size, image_size, 3), np.uint8)
         state = gymnasium.spaces.Box(-np.inf, np.inf, (self.state_dim,), np.float32)
-        self.single_observation_space = gymnasium.spaces.Dict(
-            {"images": gymnasium.spaces.Dict({"front": image}), "state": state}
-        )
-        self.single_action_space = gymnasium.spaces.Box(-1, 1, (self.action_dim,), np.float32)
-        self.observation_space = batch_space(self.single_observation_space, num_envs)
-        self.action_space = batch_space(self.single_action_space, num_envs)
+        self._declare_spaces(image_size, state)
 
     def reset(
         self, *, seed: int | Sequence[int] | None = None, options: dict[str, Any] | None = None
@@ -186,11 +181,7 @@ class MetaWorldVectorEnv(gymnasium.vector.VectorEnv):
         Raises:
             ValueError: the number of seeds or sentences is not N, or an option is unknown.
         """
-        if isinstance(seed, int | np.integer):
-            super().reset(seed=int(seed))
-            seed = range(int(seed), int(seed) + self.num_envs)
-        elif seed is None:
-            seed = self.np_random.integers(2**31, size=self.num_envs).tolist()
+        seed = self._seeds(seed)
         if unknown := set(options or ()) - {"instruction"}:
             raise ValueError(f"Unknown reset options {sorted(unknown)}: only 'instruction' is known.")
         told = (options or {}).get("instruction")
@@ -221,12 +212,7 @@ class MetaWorldVectorEnv(gymnasium.vector.VectorEnv):
         Raises:
             ValueError: actions are not (N, 4), or not finite.
         """
-        actions = np.asarray(actions, dtype=np.float64)
-        if actions.shape != (self.num_envs, self.action_dim) or not np.isfinite(actions).all():
-            raise ValueError(
-                f"Expected finite actions of shape {(self.num_envs, self.action_dim)} ({', '.join(self.action_names)})"
-                f", got shape {actions.shape}{'' if np.isfinite(actions).all() else ' with NaN or infinity'}."
-            )
+        actions = self._checked(actions)
         active = np.flatnonzero(~(self._terminated() | self._truncated()))
         for i in active:
             self._simulate(i, np.clip(actions[i], -1, 1), self.action_repeat)

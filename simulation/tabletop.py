@@ -9,17 +9,17 @@ from typing import Any, ClassVar
 import gymnasium
 import numpy as np
 from gymnasium.vector import AutoresetMode
-from gymnasium.vector.utils import batch_space
 
 from . import tasks
 from .rendering import render
 from .scenes import Scene
 from .tasks import SPLITS, TASK_KINDS, History, Task
+from .vector_env import OneCameraVectorEnv
 
 STEP = 0.1  # table units that an action of size 1 moves the gripper, on each axis
 
 
-class TabletopVectorEnv(gymnasium.vector.VectorEnv):
+class TabletopVectorEnv(OneCameraVectorEnv):
     """N tables.
 
     * action: float32 (N, 3), `dx`, `dy` in [-1, 1] (0.1 table units each) and `grip`: closed above 0. A gripper that
@@ -87,14 +87,8 @@ class TabletopVectorEnv(gymnasium.vector.VectorEnv):
         self.image_size, self.max_steps = image_size, max_steps
         self.render_mode, self.render_size = render_mode, render_size
 
-        image = gymnasium.spaces.Box(0, 255, (image_size, image_size, 3), np.uint8)
         state = gymnasium.spaces.Box(np.array([-1, -1, 0], np.float32), np.ones(3, np.float32))
-        self.single_observation_space = gymnasium.spaces.Dict(
-            {"images": gymnasium.spaces.Dict({"top": image}), "state": state}
-        )
-        self.single_action_space = gymnasium.spaces.Box(-1, 1, (self.action_dim,), np.float32)
-        self.observation_space = batch_space(self.single_observation_space, num_envs)
-        self.action_space = batch_space(self.single_action_space, num_envs)
+        self._declare_spaces(image_size, state)
 
     def reset(
         self, *, seed: int | Sequence[int] | None = None, options: dict[str, Any] | None = None
@@ -108,11 +102,7 @@ class TabletopVectorEnv(gymnasium.vector.VectorEnv):
         Raises:
             ValueError: the number of seeds or sentences is not N, or an option is unknown.
         """
-        if isinstance(seed, int | np.integer):
-            super().reset(seed=int(seed))
-            seed = range(int(seed), int(seed) + self.num_envs)
-        elif seed is None:
-            seed = self.np_random.integers(2**31, size=self.num_envs).tolist()
+        seed = self._seeds(seed)
         if len(seed) != self.num_envs:
             raise ValueError(f"Got {len(seed)} seeds for {self.num_envs} tables: give one for each.")
         unknown = set(options or ()) - {"instruction"}
@@ -162,12 +152,7 @@ class TabletopVectorEnv(gymnasium.vector.VectorEnv):
         Raises:
             ValueError: actions are not (N, 3), or not finite.
         """
-        actions = np.asarray(actions, dtype=np.float64)
-        if actions.shape != (self.num_envs, self.action_dim) or not np.isfinite(actions).all():
-            raise ValueError(
-                f"Expected finite actions of shape {(self.num_envs, self.action_dim)} (dx, dy, grip), got shape "
-                f"{actions.shape}{'' if np.isfinite(actions).all() else ' with NaN or infinity'}."
-            )
+        actions = self._checked(actions)
         active = ~(self._terminated() | self._truncated())
         before = self.success.copy()
         self._move(actions, active)
