@@ -77,7 +77,8 @@ class KIVLAConfig(PreTrainedConfig):
             token in front of the action tokens (π0); `"none"`.
         backbone_gradient_scale (`float`, defaults to 0.0): what part of the flow loss's gradient reaches the VLM:
             0 = knowledge insulation, 1 = plain joint training, between = partly insulated.
-        flow_loss_weight (`float`, defaults to 1.0): α in `loss = token_loss + α · flow_loss`.
+        flow_loss_weight (`float`, defaults to 1.0): α in `loss = token_loss + α · flow_loss`. With 0 the action expert
+            is left alone, and the policy acts by decoding action tokens.
         num_flow_samples (`int`, defaults to 1): noise draws N for each backbone pass while training.
         num_inference_steps (`int`, defaults to 10): Euler steps.
         time_sampling_alpha, time_sampling_beta, time_sampling_scale, time_sampling_offset (`float`): flow time is
@@ -137,6 +138,11 @@ class KIVLAConfig(PreTrainedConfig):
         """The entries of `kv_layers` that an expert layer reads: every k-th one, the last included."""
         stride = self.expert_config.layer_stride
         return self.kv_layers[(len(self.kv_layers) - 1) % stride :: stride]
+
+    @property
+    def acts_by(self) -> str:
+        """How the policy acts unless told otherwise: "flow" (the action expert) or "tokens" (the VLM's own)."""
+        return "flow" if self.flow_loss_weight > 0 else "tokens"
 
     def get_text_config(self, decoder=None, encoder=None) -> PreTrainedConfig:
         """The VLM's text config: vocabulary, tied embeddings and the like are the VLM's."""

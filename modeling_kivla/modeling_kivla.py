@@ -7,7 +7,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    GenerationConfig,
+    LogitsProcessorList,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
@@ -212,11 +219,11 @@ class KIVLAForActionPrediction(KIVLAPreTrainedModel):
         if actions is not None:
             action_mask = self._check_actions(actions, action_mask, batch_size)
         learns_tokens = targets is not None
-        learns_actions = actions is not None and bool(action_mask.any())
+        learns_actions = self.config.flow_loss_weight > 0 and actions is not None and bool(action_mask.any())
         if not learns_tokens and not learns_actions:
             raise ValueError(
-                "This batch has nothing to learn: every label is -100 and no action value is real. Check that the "
-                "examples have a response or actions, and that the prompt did not push them out."
+                "This batch has nothing to learn: every label is -100, and no action value is real or flow_loss_weight "
+                "is 0. Check that the examples have a response or actions, and the processor an action tokenizer."
             )
         # Under insulation the flow loss needs no backbone graph: without labels the VLM does no backward work at all.
         backbone_learns = learns_tokens or (learns_actions and self.config.backbone_gradient_scale > 0)
@@ -327,8 +334,16 @@ class KIVLAForActionPrediction(KIVLAPreTrainedModel):
 
         Returns:
             (B, H, D) float32, normalised. `processor.unnormalize_actions` turns them into robot units.
+
+        Raises:
+            ValueError: shapes that do not fit the config, or an expert that was never trained.
         """
         config = self.config
+        if config.acts_by != "flow":
+            raise ValueError(
+                "This policy was trained with flow_loss_weight = 0: its action expert knows nothing. Let it act by "
+                'tokens: model.generate_actions(...), or acts_by="tokens" in a pipeline.'
+            )
         num_steps = config.num_inference_steps if num_steps is None else num_steps
         if num_steps < 1:
             raise ValueError(f"num_steps must be at least 1, got {num_steps}.")
@@ -361,6 +376,76 @@ class KIVLAForActionPrediction(KIVLAPreTrainedModel):
         self.vlm.generation_config = self.generation_config
         kwargs = {name: value for name, value in kwargs.items() if name not in _EXPERT_INPUTS}
         return self.vlm.generate(*args, **kwargs)
+
+    def generate_actions(
+        self,
+        processor,
+        do_sample: bool = False,
+        temperature: float = 1.0,
+        use_cache: bool = True,
+        action_mask: torch.Tensor | None = None,
+        **inputs,
+    ) -> list:
+        """Decode action tokens: the VLM says a chunk code by code, held to what can become a complete one.
+
+        Args:
+            processor: the policy's `KIVLAProcessor`, which knows the action tokens.
+            do_sample: sample at `temperature`, with torch's random state; otherwise greedy.
+            use_cache: keep keys and values of what was said (same result, faster).
+            action_mask: (B, H, D) bool, which dimensions an example has; the processor's `action_dim` by default.
+            **inputs: what `processor(...)` gives without actions.
+
+        Returns:
+            For each example a normalised chunk, float32 (H, action_dim), or an `ActionDecodingFailure` with the reason.
+            `processor.unnormalize_actions(chunk)` turns it into robot units.
+        """
+        batch_size, length = inputs["input_ids"].shape
+        if action_mask is None:
+            action_dims = [processor.action_dim] * batch_size
+        else:
+            action_dims = action_mask.any(1).sum(-1).tolist()
+        constraint = processor.action_constraint(length, action_dims)
+        longest = processor.action_tokenizer.max_tokens(self.config.chunk_size, max(action_dims))
+        config = GenerationConfig(
+            do_sample=do_sample,
+            temperature=temperature if do_sample else None,
+            top_k=0 if do_sample else None,
+            max_new_tokens=longest + 1,
+            eos_token_id=processor.end_token_id,
+            pad_token_id=processor.tokenizer.pad_token_id,
+            use_cache=use_cache,
+        )
+        tokens = self._generate_with(config, LogitsProcessorList([constraint]), inputs)
+        return processor.decode_actions(tokens[:, length:], action_dims)
+
+    def generate_response(self, processor, max_new_tokens: int = 64, **inputs) -> list[str]:
+        """What the VLM says before it acts, e.g. the sub-task that it sets itself (π0.5); greedy, up to the actions.
+
+        Args:
+            processor: the policy's `KIVLAProcessor`.
+            max_new_tokens: longest response.
+            **inputs: what `processor(...)` gives without actions.
+
+        Returns:
+            For each example the words, to be handed back to the processor as `given_response`.
+        """
+        length = inputs["input_ids"].shape[1]
+        stops = [processor.end_token_id, *processor.action_token_ids.tolist()]
+        config = GenerationConfig(
+            max_new_tokens=max_new_tokens, eos_token_id=stops, pad_token_id=processor.tokenizer.pad_token_id
+        )
+        tokens = self._generate_with(config, None, inputs)[:, length:].tolist()
+        ends = [next((i for i, token in enumerate(row) if token in stops), len(row)) for row in tokens]
+        words = [row[:end] for row, end in zip(tokens, ends, strict=True)]
+        return [text.strip() for text in processor.tokenizer.batch_decode(words, skip_special_tokens=True)]
+
+    def _generate_with(self, config: GenerationConfig, logits_processor, inputs: dict) -> torch.Tensor:
+        """The VLM's `generate` with these settings and none of its own (repetition penalties, sampling, ...)."""
+        inputs = {name: value for name, value in inputs.items() if name not in _EXPERT_INPUTS}
+        self.vlm.generation_config = config
+        tokens = self.vlm.generate(**inputs, logits_processor=logits_processor)
+        self.vlm.generation_config = self.generation_config
+        return tokens
 
     # -------------------------------------------------------------------------------------------------- checks
     def _check_actions(self, actions: torch.Tensor, action_mask: torch.Tensor | None, batch_size: int) -> torch.Tensor:

@@ -1,7 +1,10 @@
 """`pipeline("action-prediction", model=...)`: observations in, actions in robot units out."""
 
+import numpy as np
 import torch
 from transformers import Pipeline
+
+_OBSERVATION = ("images", "text", "state", "robot")
 
 
 class ActionPredictionPipeline(Pipeline):
@@ -14,11 +17,18 @@ class ActionPredictionPipeline(Pipeline):
     ```
 
     An observation has `images` (a list in the order of the processor's cameras, or a dict by camera name; PIL images,
-    arrays, paths or URLs), `text`, and `state` if the policy reads one. A list of observations gives a list of results,
-    computed `batch_size` at a time (all at once by default).
+    arrays, paths or URLs), `text`, `state` if the policy reads one, and `robot` (a name) if it knows several. A list of
+    observations gives a list of results, computed `batch_size` at a time (all at once by default).
 
-    Options, in the constructor or in a call: `num_steps` (Euler steps), and `seed`: with it every observation starts
-    from the same noise, so its actions do not depend on what else is in the batch.
+    A policy whose expert reads responses (`processor.expert_reads_response`) first says what it is about to do, and
+    then does it: the result has a `response` beside the actions. An observation may bring a `response` of its own.
+
+    Options, in the constructor or in a call: `acts_by`, "flow" (the action expert) or "tokens" (decoded action tokens;
+    by default what the policy was trained for); `num_steps` (Euler steps); and `seed`: with it every observation starts
+    from the same noise, so its actions do not depend on what else is in the batch. Tokens are decoded greedily.
+
+    Where action tokens do not decode, `actions` is None and `failure` says why. (Only possible with action tokenizers
+    whose codes are no whole values, such as the published FAST.)
     """
 
     _load_processor = True
@@ -27,8 +37,10 @@ class ActionPredictionPipeline(Pipeline):
     _load_feature_extractor = False
     _pipeline_calls_generate = False
 
-    def _sanitize_parameters(self, num_steps: int | None = None, seed: int | None = None):
-        forward = {"num_steps": num_steps, "seed": seed}
+    def _sanitize_parameters(self, num_steps: int | None = None, seed: int | None = None, acts_by: str | None = None):
+        if acts_by not in ("flow", "tokens", None):
+            raise ValueError(f'acts_by must be "flow" or "tokens", got {acts_by!r}.')
+        forward = {"num_steps": num_steps, "seed": seed, "acts_by": acts_by}
         return {}, {name: value for name, value in forward.items() if value is not None}, {}
 
     def __call__(self, observations: dict | list[dict], batch_size: int | None = None, **options):
@@ -43,27 +55,44 @@ class ActionPredictionPipeline(Pipeline):
 
     def preprocess(self, observations: list[dict]):
         for i, observation in enumerate(observations):
-            unknown = set(observation) - {"images", "text", "state"}
+            unknown = set(observation) - {*_OBSERVATION, "response"}
             if "text" not in observation or unknown:
                 raise ValueError(
                     f"Observation {i} has the keys {sorted(observation)}; expected are 'images', 'text' and, if the "
                     "policy reads the robot's state, 'state'."
                 )
-        columns = {key: [observation.get(key) for observation in observations] for key in ("images", "text", "state")}
-        return self.processor(**columns)
+        columns = {key: [observation.get(key) for observation in observations] for key in _OBSERVATION}
+        responses = [observation.get("response") for observation in observations]
+        if self.processor.expert_reads_response and None in responses:
+            batch = self.processor(**columns).to(self.device)
+            said = self.model.generate_response(self.processor, **batch)
+            responses = [own if own is not None else words for own, words in zip(responses, said, strict=True)]
+        # A response of no words is none.
+        inputs = self.processor(**columns, given_response=[response or None for response in responses])
+        return {"inputs": inputs, "robots": columns["robot"], "responses": responses}
 
-    def _forward(self, model_inputs, num_steps: int | None = None, seed: int | None = None):
-        noise = None
+    def _forward(
+        self, model_inputs, num_steps: int | None = None, seed: int | None = None, acts_by: str | None = None
+    ) -> dict:
+        inputs, noise = model_inputs.pop("inputs"), None
+        if (acts_by or self.model.config.acts_by) == "tokens":
+            return {"chunks": self.model.generate_actions(self.processor, **inputs), **model_inputs}
         if seed is not None:
             config = self.model.config
             shape = (1, config.chunk_size, config.max_action_dim)
             noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-            noise = noise.expand(len(model_inputs["input_ids"]), -1, -1).to(self.device)
-        return {"chunks": self.model.sample_actions(**model_inputs, num_steps=num_steps, noise=noise)}
+            noise = noise.expand(len(inputs["input_ids"]), -1, -1).to(self.device)
+        chunks = self.model.sample_actions(**inputs, num_steps=num_steps, noise=noise).cpu().numpy()
+        return {"chunks": list(chunks), **model_inputs}
 
     def postprocess(self, model_outputs) -> list[dict]:
-        actions = self.processor.unnormalize_actions(model_outputs["chunks"])
-        return [{"actions": chunk} for chunk in actions.cpu().numpy()]
+        results = []
+        for chunk, robot, response in zip(*(model_outputs[n] for n in ("chunks", "robots", "responses")), strict=True):
+            is_chunk = isinstance(chunk, np.ndarray)
+            result = {"actions": self.processor.unnormalize_actions(chunk, robot) if is_chunk else None}
+            result |= {} if is_chunk else {"failure": chunk}
+            results.append(result if response is None else {**result, "response": response})
+        return results
 
 
 __all__ = ["ActionPredictionPipeline"]

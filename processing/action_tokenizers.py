@@ -30,10 +30,17 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
 
+from .action_constraint import CodeGrammar
+
 logger = logging.getLogger(__name__)
 
 # `chr(c)` for c in 0xD800..0xDFFF is a lone surrogate, which no UTF-8 text (hence no BPE string) can hold.
 FIRST_SURROGATE = 0xD800
+# The character that stands for a byte in a byte-level BPE (GPT-2's table) -> the byte. Printable Latin-1 characters
+# stand for themselves, the others are numbered from 256 on.
+_PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+_BYTE_OF = {chr(byte): byte for byte in _PRINTABLE}
+_BYTE_OF |= {chr(256 + i): byte for i, byte in enumerate(sorted(set(range(256)) - set(_PRINTABLE)))}
 
 
 @dataclass(frozen=True)
@@ -58,8 +65,15 @@ class ActionDecodingFailure:
         return f"no action chunk ({self.reason}): expected {self.expected}, got {self.got}"
 
 
+# Every kind of action tokenizer, by the name that is saved with it
+ACTION_TOKENIZERS: dict[str, type["ActionTokenizer"]] = {}
+
+
 class ActionTokenizer(ABC):
     """What every action tokenizer offers. Codes are integers `0 .. vocab_size - 1`.
+
+    One of your own is a subclass with a new `kind`; the processor takes it like the two below. To load a policy that
+    was saved with it, import its class first.
 
     Attributes:
         kind: the name in `to_dict()` and in `ACTION_TOKENIZERS`.
@@ -70,6 +84,11 @@ class ActionTokenizer(ABC):
     kind: ClassVar[str]
     vocab_size: int
     num_clipped: int = 0
+
+    def __init_subclass__(cls, **kwargs):
+        """A tokenizer of your own is known by its `kind` as soon as its class is defined."""
+        super().__init_subclass__(**kwargs)
+        ACTION_TOKENIZERS[cls.kind] = cls
 
     def __call__(self, chunks) -> list[list[int]]:
         """Same as `encode`."""
@@ -159,6 +178,10 @@ class ActionTokenizer(ABC):
     @abstractmethod
     def max_tokens(self, chunk_size: int, action_dim: int) -> int:
         """Upper bound on the number of codes of one chunk."""
+
+    def grammar(self) -> CodeGrammar | None:
+        """How codes add up to a chunk, so that decoding can be held to complete ones; None if that cannot be said."""
+        return None
 
     @abstractmethod
     def to_dict(self) -> dict[str, Any]:
@@ -306,6 +329,28 @@ class FASTActionTokenizer(ActionTokenizer):
             symbols = len(chr(self.max_token - self.min_token).encode())  # UTF-8 is longest for the last character
         return symbols * chunk_size * action_dim
 
+    def grammar(self) -> CodeGrammar:
+        """Character level: a code is as many values as it has characters. Byte level: UTF-8 tells lead bytes (which
+        begin a value) from continuation bytes."""
+        code_of = self.tokenizer.get_vocab()
+        values, closes, opens = np.full((3, self.vocab_size), [[-1], [0], [0]])
+        is_bytes = isinstance(self.tokenizer.pre_tokenizer, ByteLevel)
+        for token, code in code_of.items():
+            if not is_bytes:
+                values[code] = len(token)
+                continue
+            known = all(character in _BYTE_OF for character in token)  # or the decoder takes the token for plain text
+            data = bytes(_BYTE_OF[character] for character in token) if known else token.encode()
+            continues = [byte & 0xC0 == 0x80 for byte in data]
+            values[code] = continues.count(False)
+            closes[code] = (*continues, False).index(False)
+            if values[code]:
+                last = len(data) - 1 - continues[::-1].index(False)
+                opens[code] = _utf8_length(data[last]) - (len(data) - last)
+                if opens[code] < 0:  # more continuation bytes than the lead byte asks for
+                    values[code] = -1
+        return CodeGrammar(values, closes, opens)
+
     def to_dict(self) -> dict[str, Any]:
         return {
             "kind": self.kind,
@@ -436,6 +481,10 @@ class BinningActionTokenizer(ActionTokenizer):
     def max_tokens(self, chunk_size: int, action_dim: int) -> int:
         return chunk_size * action_dim
 
+    def grammar(self) -> CodeGrammar:
+        """One value each."""
+        return CodeGrammar(*np.repeat([[1], [0], [0]], self.num_bins, axis=1))
+
     def to_dict(self) -> dict[str, Any]:
         return {"kind": self.kind, "num_bins": self.num_bins, "low": self.low, "high": self.high}
 
@@ -468,11 +517,6 @@ class BinningActionTokenizer(ActionTokenizer):
         return (self.low + (bins + 0.5) * (self.high - self.low) / self.num_bins).astype(np.float32)
 
 
-ACTION_TOKENIZERS: dict[str, type[ActionTokenizer]] = {
-    tokenizer_class.kind: tokenizer_class for tokenizer_class in (FASTActionTokenizer, BinningActionTokenizer)
-}
-
-
 def load_action_tokenizer(source: dict[str, Any] | str | os.PathLike, **hub_kwargs) -> ActionTokenizer:
     """Rebuilds an action tokenizer of whatever kind from its `to_dict()`, a folder, or a Hub repository.
 
@@ -482,13 +526,21 @@ def load_action_tokenizer(source: dict[str, Any] | str | os.PathLike, **hub_kwar
     """
     if isinstance(source, dict):
         if source.get("kind") not in ACTION_TOKENIZERS:
-            raise ValueError(f"Unknown action tokenizer {source.get('kind')!r}, expected {list(ACTION_TOKENIZERS)}.")
+            raise ValueError(
+                f"Unknown action tokenizer {source.get('kind')!r}, expected one of {list(ACTION_TOKENIZERS)}. If it is "
+                "one of your own, import its class first."
+            )
         return ACTION_TOKENIZERS[source["kind"]].from_dict(source)
     fast_files = [FASTActionTokenizer.CONFIG_FILE, FASTActionTokenizer.TOKENIZER_FILE]
     folder = _local_folder(source, [BinningActionTokenizer.FILE, *fast_files], **hub_kwargs)
     if (folder / BinningActionTokenizer.FILE).is_file():
         return BinningActionTokenizer.from_pretrained(folder)
     return FASTActionTokenizer.from_pretrained(folder)
+
+
+def _utf8_length(lead_byte: int) -> int:
+    """Bytes of a character, from its first one."""
+    return 1 + (lead_byte >= 0xC0) + (lead_byte >= 0xE0) + (lead_byte >= 0xF0)
 
 
 def _as_chunks(chunks) -> list[np.ndarray]:

@@ -15,25 +15,26 @@ from PIL import Image
 from transformers import AutoProcessor, BatchFeature, ProcessorMixin
 from transformers.dynamic_module_utils import custom_object_save
 
+from .action_constraint import ActionTokenConstraint
 from .action_tokenizers import ActionDecodingFailure, ActionTokenizer, load_action_tokenizer
 from .image_input import as_rgb
-from .normalization import Normalizer, discretize_state, statistics_from_json, statistics_to_json
+from .normalization import discretize_state
 from .prompt_frame import PromptFrame, has_chat, prompt_frame
+from .robot import Robot, robot_from_json
 
 VLM_PROCESSOR_FOLDER = "vlm_processor"
 CONFIG_FILE = "processor_config.json"
-# Saved as they are; action tokenizer and statistics are saved in a form of their own
+# Saved as they are; action tokenizer and robots are saved in a form of their own
 SETTINGS = (
     "chunk_size",
     "max_action_dim",
     "max_state_dim",
     "state_encoding",
     "normalization",
-    "cameras",
-    "action_dim",
     "action_token_placement",
     "action_token_skip",
     "action_prompt",
+    "expert_reads_response",
     "max_length",
 )
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
@@ -46,25 +47,36 @@ SUFFIX_TOKEN_TYPE = {"PaliGemmaProcessor": 1}
 
 
 @dataclass
+class _Span:
+    """Tokens after the prompt: whether they are learned (the mask M^ℓ), and whether the expert reads them."""
+
+    ids: list[int]
+    is_learned: bool
+    expert_reads: bool = False
+
+
+@dataclass
 class _Example:
     """One example, checked and normalised.
 
     Attributes:
+        robot: whose cameras, state and actions these are.
         images: those that are there, RGB, in the order of the cameras.
         asks_actions: whether the prompt asks for actions; otherwise it is the text as it was given.
-        prompt: the words alone, without image placeholders and chat markup.
+        prompt: the words alone, without image placeholders and chat markup; of a conversation, the first question.
         learns: whether there is a response or a chunk.
-        suffix: ids of what the VLM learns to say: the response, then the action tokens, then the end of its turn.
+        suffix: what follows: the response, then the action tokens, then the end of the VLM's turn.
         state: (Ds,) float32.
         chunk: (chunk_size, action_dim) float32, the last action repeated where it was short.
         is_pad: (chunk_size,) bool, True on steps that are not real.
     """
 
+    robot: Robot
     images: list[Image.Image]
     asks_actions: bool
     prompt: str
     learns: bool
-    suffix: list[int]
+    suffix: list[_Span]
     state: np.ndarray | None
     chunk: np.ndarray | None
     is_pad: np.ndarray | None
@@ -85,6 +97,8 @@ class KIVLAProcessor(ProcessorMixin):
         cameras: names of the cameras, in the order in which the model sees them. Every example that asks for actions
             must then have an entry for each. None takes any number of images, in lists only.
         action_dim: real size of an action; by default that of the statistics, or `max_action_dim` without any.
+        robots: for a policy of several robots, in place of the three above: name -> `{"statistics": ..., "cameras":
+            ..., "action_dim": ...}`, the last two optional. Examples then say whose they are (`robot`).
         action_token_placement: "added" gives action tokens new ids, `<action_0>`, ... at the end of the vocabulary;
             "tail" writes them over existing ids: `vocab_size - 1 - action_token_skip - code` (openpi's convention;
             `vocab_size` is the tokenizer's, without added tokens).
@@ -93,6 +107,8 @@ class KIVLAProcessor(ProcessorMixin):
         action_prompt: with `{text}` and, if the state is text, `{state}`. By default π0.5's
             `"Task: {text}, State: {state};\nAction: "`, without the state where it is not text. If the VLM has a chat
             template this is what the user says. openpi's prompt without state is `"{text}\n"`.
+        expert_reads_response: whether the action expert reads a response that comes before the actions (a sub-task that
+            the VLM sets itself, as in π0.5), or the prompt alone.
         max_length: longest allowed sequence; a longer one is an error, never cut.
 
     Raises:
@@ -112,9 +128,11 @@ class KIVLAProcessor(ProcessorMixin):
         normalization: str = "quantile",
         cameras: Sequence[str] | None = None,
         action_dim: int | None = None,
+        robots: dict[str, dict] | None = None,
         action_token_placement: str = "added",
         action_token_skip: int = 128,
         action_prompt: str | None = None,
+        expert_reads_response: bool = False,
         max_length: int | None = None,
     ):
         super().__init__()
@@ -122,11 +140,6 @@ class KIVLAProcessor(ProcessorMixin):
             raise ValueError(f'state_encoding must be "text", "continuous" or "none", got {state_encoding!r}.')
         if action_token_placement not in ("added", "tail"):
             raise ValueError(f'action_token_placement must be "added" or "tail", got {action_token_placement!r}.')
-        if statistics is None and normalization != "none":
-            raise ValueError(
-                f'normalization="{normalization}" needs the statistics of your robot\'s data: pass '
-                'statistics=LeRobotDataset(...).statistics, or normalization="none" if values are normalised already.'
-            )
         if action_prompt is None:
             has_state = state_encoding == "text"
             action_prompt = "Task: {text}, State: {state};\nAction: " if has_state else "Task: {text};\nAction: "
@@ -138,41 +151,35 @@ class KIVLAProcessor(ProcessorMixin):
             )
         self.vlm_processor = vlm_processor
         self.action_tokenizer = action_tokenizer
-        self.statistics = statistics
         self.chunk_size = chunk_size
         self.max_action_dim = max_action_dim
         self.max_state_dim = max_state_dim
         self.state_encoding = state_encoding
         self.normalization = normalization
-        self.cameras = None if cameras is None else list(cameras)
         self.action_token_placement = action_token_placement
         self.action_token_skip = action_token_skip
         self.action_prompt = action_prompt
+        self.expert_reads_response = expert_reads_response
         self.max_length = max_length
 
-        statistics = statistics or {}
-        self._action_normalizer = Normalizer(statistics.get("actions"), normalization)
-        self._state_normalizer = None
-        if state_encoding != "none":
-            if normalization != "none" and "state" not in statistics:
-                raise ValueError(
-                    f'state_encoding="{state_encoding}" needs statistics["state"], but the statistics are of '
-                    f'{sorted(statistics)}. For a robot without state use state_encoding="none".'
-                )
-            self._state_normalizer = Normalizer(statistics.get("state"), normalization)
-        if action_dim is None:
-            action_dim = self._action_normalizer.dim or max_action_dim
-        if self._action_normalizer.dim not in (None, action_dim):
+        if robots is not None and (statistics, cameras, action_dim) != (None, None, None):
             raise ValueError(
-                f"action_dim = {action_dim}, but the statistics are of {self._action_normalizer.dim}-dimensional "
-                "actions: are these the statistics of another robot?"
+                "Give either `robots`, or `statistics`, `cameras` and `action_dim` of a single robot, not both."
             )
-        if not 1 <= action_dim <= max_action_dim:
-            raise ValueError(
-                f"Actions have {action_dim} dimensions, but max_action_dim is {max_action_dim}. Build processor and "
-                f"model with max_action_dim of at least {action_dim}."
+        if robots is not None and not robots:
+            raise ValueError("`robots` is empty: name at least one, with its statistics.")
+        single = {"statistics": statistics, "cameras": cameras, "action_dim": action_dim}
+        self.robots = {
+            name: Robot(
+                values.get("statistics"),
+                values.get("cameras"),
+                values.get("action_dim"),
+                normalization=normalization,
+                reads_state=state_encoding != "none",
+                max_action_dim=max_action_dim,
             )
-        self.action_dim = action_dim
+            for name, values in ({None: single} if robots is None else robots).items()
+        }
         if self.tokenizer.eos_token is None:
             raise ValueError(
                 "The VLM's tokenizer has no end-of-sequence token: set `vlm_processor.tokenizer.eos_token`."
@@ -207,6 +214,36 @@ class KIVLAProcessor(ProcessorMixin):
         """The VLM's tokenizer, with the action tokens in it."""
         return self.vlm_processor.tokenizer
 
+    def robot(self, name: str | None = None) -> Robot:
+        """The robot of this name; without a name, the only one.
+
+        Raises:
+            ValueError: no robot has this name, or there are several and no name was given.
+        """
+        if name is None and len(self.robots) == 1:
+            return next(iter(self.robots.values()))
+        if name not in self.robots:
+            known = [robot for robot in self.robots if robot is not None]
+            raise ValueError(
+                f"this processor has the robots {known}, got robot={name!r}. Name one of them."
+                if known
+                else f"this processor was made for a single robot without a name, got robot={name!r}. Leave it out."
+            )
+        return self.robots[name]
+
+    @property
+    def statistics(self) -> dict[str, dict[str, np.ndarray]] | None:
+        """Of the only robot, as are `cameras` and `action_dim`; for several use `processor.robot(name)`."""
+        return self.robot().statistics
+
+    @property
+    def cameras(self) -> list[str] | None:
+        return self.robot().cameras
+
+    @property
+    def action_dim(self) -> int:
+        return self.robot().action_dim
+
     @property
     def vocab_size(self) -> int:
         """Rows that the model's embedding needs: `model.resize_token_embeddings(...)` if it has fewer."""
@@ -227,6 +264,8 @@ class KIVLAProcessor(ProcessorMixin):
         actions=None,
         response=None,
         action_is_pad=None,
+        robot=None,
+        given_response=None,
         prompt_kind: str | None = None,
     ) -> BatchFeature:
         """A batch for `model(**batch)` or, without actions and responses, for `sample_actions` and `generate`.
@@ -236,11 +275,16 @@ class KIVLAProcessor(ProcessorMixin):
                 a PIL image, a path or URL, or an array or tensor with three channels, last or first (uint8, or floats
                 in [0, 1]). None in the place of an image: this camera is missing, and its tokens are left out.
                 Greyscale or RGBA arrays are refused (repeat or drop channels); such PIL images and files are converted.
-            text: for each example the instruction or question. May be "" where actions are asked for.
+            text: for each example the instruction or question; for a conversation of several turns the list of its
+                questions. May be "" where actions are asked for.
             state: for each example (Ds,), robot units; None for an example that does not ask for actions.
             actions: for each example (H, Da), robot units, H at most `chunk_size`; None for an example without.
-            response: for each example the text to be learned after the prompt (a sub-task, an answer), or None.
+            response: for each example the text to be learned after the prompt (a sub-task, an answer), or None; for a
+                conversation the list of its answers.
             action_is_pad: for each example (H,) bool, True on steps after the end of the episode.
+            robot: for each example the name of its robot, where the processor has several.
+            given_response: for each example what the VLM has said already (a sub-task, from `generate_response`): it
+                follows the prompt, and nothing of it is learned. To act in two steps, as π0.5 does.
             prompt_kind: "action" asks for actions, "text" gives the VLM the text as it is, in the VLM's own format. By
                 default "text" for examples that have a response and no actions.
 
@@ -261,7 +305,7 @@ class KIVLAProcessor(ProcessorMixin):
                 "text=[...], images=[[...]], state=[...]."
             )
         columns = {"images": images, "text": text, "state": state, "actions": actions, "response": response}
-        columns["action_is_pad"] = action_is_pad
+        columns |= {"action_is_pad": action_is_pad, "robot": robot, "given_response": given_response}
         for name, values in columns.items():
             columns[name] = [None] * len(text) if values is None else list(values)
             if len(columns[name]) != len(text):
@@ -284,28 +328,58 @@ class KIVLAProcessor(ProcessorMixin):
                 )
         return BatchFeature({**self._sequences(examples, learns), **self._robot_tensors(examples, learns)})
 
-    def _example(self, images, text, state, actions, response, action_is_pad, prompt_kind: str | None) -> _Example:
+    def _example(
+        self, images, text, state, actions, response, action_is_pad, robot, given_response, prompt_kind: str | None
+    ) -> _Example:
         asks_actions = prompt_kind == "action" or (prompt_kind is None and (actions is not None or response is None))
-        self._check_words("text", text, may_be_empty=asks_actions)
-        if response is not None:
-            self._check_words("response", response)
+        robot = self.robot(robot) if asks_actions or robot is not None else next(iter(self.robots.values()))
+        questions, responses = self._turns(text, response, asks_actions)
+        if given_response is not None:
+            if responses:
+                raise ValueError("there are `response`, to be learned, and `given_response`. Give one of them.")
+            self._check_words("given_response", given_response)
         chunk = is_pad = None
         if actions is not None:
             if not asks_actions:
                 raise ValueError('there are `actions`, but prompt_kind="text" does not ask for any. Use "action".')
-            chunk, is_pad = self._chunk(actions, action_is_pad)
-        images = self._images(images, asks_actions)
-        state = self._state(state) if asks_actions and self.state_encoding != "none" else None
+            chunk, is_pad = self._chunk(actions, action_is_pad, robot)
+        images = self._images(images, asks_actions, robot)
+        state = self._state(state, robot) if asks_actions and self.state_encoding != "none" else None
         return _Example(
+            robot=robot,
             images=images,
             asks_actions=asks_actions,
-            prompt=self._prompt(text, state) if asks_actions else text,
-            learns=response is not None or chunk is not None,
-            suffix=self._suffix(response, chunk, len(images)),
+            prompt=self._prompt(questions[0], state) if asks_actions else questions[0],
+            learns=bool(responses) or chunk is not None,
+            suffix=self._suffix(questions[1:], responses, given_response, chunk, len(images)),
             state=state,
             chunk=chunk,
             is_pad=is_pad,
         )
+
+    def _turns(self, text, response, asks_actions: bool) -> tuple[list[str], list[str]]:
+        """Questions and answers; one question and no answer where nothing is to be answered."""
+        questions = list(text) if isinstance(text, list | tuple) else [text]
+        responses = list(response) if isinstance(response, list | tuple) else [response] if response is not None else []
+        for question in questions:
+            self._check_words("text", question, may_be_empty=asks_actions)
+        for answer in responses:
+            self._check_words("response", answer)
+        if len(questions) == 1 and len(responses) <= 1:
+            return questions, responses
+        if len(questions) != len(responses):
+            raise ValueError(
+                f"there are {len(questions)} questions in `text` and {len(responses)} answers in `response`. A "
+                "conversation has one answer for each question."
+            )
+        if asks_actions:
+            raise ValueError("`text` is a conversation, but actions are asked for. Give one instruction.")
+        if not has_chat(self.vlm_processor):
+            raise ValueError(
+                f"this VLM ({type(self.vlm_processor).__name__}) has no chat template: it takes one question and one "
+                f'answer, not {len(questions)}. Make an example of each pair (VLMDataset(..., turns="split")).'
+            )
+        return questions, responses
 
     def _check_words(self, name: str, words, may_be_empty: bool = False):
         if not isinstance(words, str):
@@ -319,20 +393,20 @@ class KIVLAProcessor(ProcessorMixin):
                 "processor puts images in front of the text."
             )
 
-    def _images(self, given, asks_actions: bool) -> list[Image.Image]:
+    def _images(self, given, asks_actions: bool, robot: Robot) -> list[Image.Image]:
         """The images that are there, as RGB, in the order of the cameras."""
         if isinstance(given, dict):
-            if self.cameras is None:
+            if robot.cameras is None:
                 raise ValueError(
                     f"`images` is a dict (of {sorted(given)}), but this processor has no camera names, hence no order. "
                     "Pass a list, or make the processor with cameras=[...]."
                 )
-            if set(given) != set(self.cameras):
+            if set(given) != set(robot.cameras):
                 raise ValueError(
-                    f"images are given for the cameras {sorted(given)}, but this processor has {self.cameras}. Pass "
+                    f"images are given for the cameras {sorted(given)}, but this processor has {robot.cameras}. Pass "
                     "every camera by its name; use None for one that is missing."
                 )
-            given = [given[name] for name in self.cameras]
+            given = [given[name] for name in robot.cameras]
         if given is None:
             given = []
         if not isinstance(given, list | tuple):
@@ -340,14 +414,14 @@ class KIVLAProcessor(ProcessorMixin):
                 "`images` must be a list of images (one for each camera) or a dict by camera name, got "
                 f"{type(given).__name__}. For one example with one camera write images=[[image]]."
             )
-        if asks_actions and self.cameras is not None and len(given) != len(self.cameras):
+        if asks_actions and robot.cameras is not None and len(given) != len(robot.cameras):
             raise ValueError(
-                f"got {len(given)} images for {len(self.cameras)} cameras {self.cameras}. Pass one for each, in this "
+                f"got {len(given)} images for {len(robot.cameras)} cameras {robot.cameras}. Pass one for each, in this "
                 "order; use None for one that is missing."
             )
         return [as_rgb(image) for image in given if image is not None]
 
-    def _state(self, values) -> np.ndarray:
+    def _state(self, values, robot: Robot) -> np.ndarray:
         if values is None:
             raise ValueError(
                 f'there is no `state`, but this processor was made with state_encoding="{self.state_encoding}". Pass '
@@ -362,16 +436,16 @@ class KIVLAProcessor(ProcessorMixin):
                 f"model with max_state_dim of at least {len(values)}."
             )
         try:
-            return self._state_normalizer.normalize(values)
+            return robot.state.normalize(values)
         except ValueError as error:
             raise ValueError(f"`state`: {error}") from error
 
-    def _chunk(self, values, is_pad) -> tuple[np.ndarray, np.ndarray]:
+    def _chunk(self, values, is_pad, robot: Robot) -> tuple[np.ndarray, np.ndarray]:
         values = np.asarray(values, dtype=np.float64)
-        if values.ndim != 2 or not len(values) or values.shape[1] != self.action_dim:
+        if values.ndim != 2 or not len(values) or values.shape[1] != robot.action_dim:
             raise ValueError(
-                f"`actions` must be (steps, {self.action_dim}) in robot units, got shape {values.shape}. This "
-                f"processor was made for {self.action_dim}-dimensional actions: are these of another robot?"
+                f"`actions` must be (steps, {robot.action_dim}) in robot units, got shape {values.shape}. This "
+                f"processor was made for {robot.action_dim}-dimensional actions: are these of another robot?"
             )
         steps = len(values)
         if steps > self.chunk_size:
@@ -383,7 +457,7 @@ class KIVLAProcessor(ProcessorMixin):
         if is_pad.shape != (steps,):
             raise ValueError(f"`action_is_pad` must be ({steps},) like the actions, got {is_pad.shape}.")
         try:
-            chunk = self._action_normalizer.normalize(values)
+            chunk = robot.actions.normalize(values)
         except ValueError as error:
             raise ValueError(f"`actions`: {error}") from error
         missing = self.chunk_size - steps
@@ -407,18 +481,36 @@ class KIVLAProcessor(ProcessorMixin):
             self._frames[num_images] = prompt_frame(self.vlm_processor, num_images)
         return self._frames[num_images]
 
-    def _suffix(self, response: str | None, chunk: np.ndarray | None, num_images: int) -> list[int]:
-        frame, ids = self._frame(num_images), []
-        if response is not None:
-            # As it is tokenized after the prompt: some tokenizers put a space in front of every text
-            context, answer = self._tokenize(frame.after), frame.lead + response
-            whole = self._tokenize(frame.after + answer)
-            continues = whole[: len(context)] == context
-            ids = whole[len(context) :] if continues else self._tokenize(answer)
+    def _suffix(
+        self,
+        next_questions: list[str],
+        responses: list[str],
+        given_response: str | None,
+        chunk: np.ndarray | None,
+        num_images: int,
+    ) -> list[_Span]:
+        """What follows the prompt. Of a conversation the answers are learned, and the questions between them not."""
+        frame = self._frame(num_images)
+        closing, spans = self._tokenize(frame.closing), []
+        if given_response is not None:
+            spans.append(_Span(self._answer(frame, given_response), False, self.expert_reads_response))
+        for i, response in enumerate(responses):
+            spans.append(_Span(self._answer(frame, response), True, self.expert_reads_response))
+            if i < len(next_questions):
+                spans.append(_Span(closing, True))
+                spans.append(_Span(self._tokenize(frame.between + next_questions[i].strip() + frame.after), False))
         if chunk is not None and self.action_tokenizer is not None:
             (codes,) = self.action_tokenizer.encode(chunk[None])
-            ids = ids + self.action_token_ids[codes].tolist()
-        return ids + self._tokenize(frame.closing) if ids else []
+            spans.append(_Span(self.action_token_ids[codes].tolist(), True))
+        if any(span.is_learned for span in spans):
+            spans.append(_Span(closing, True))
+        return spans
+
+    def _answer(self, frame: PromptFrame, words: str) -> list[int]:
+        """As it is tokenized after the prompt: some tokenizers put a space in front of every text."""
+        context, answer = self._tokenize(frame.after), frame.lead + words
+        whole = self._tokenize(frame.after + answer)
+        return whole[len(context) :] if whole[: len(context)] == context else self._tokenize(answer)
 
     def _sequences(self, examples: list[_Example], learns: bool) -> dict[str, torch.Tensor]:
         """Image tensors, and padded per-token tensors of [prompt ; suffix].
@@ -457,11 +549,13 @@ class KIVLAProcessor(ProcessorMixin):
                 row = _extend(row, tail, attention_mask=1)
             prefix_length = len(row["input_ids"])
             row["expert_attention_mask"] = [True] * prefix_length
+            for span in example.suffix:
+                reads = span.expert_reads
+                row = _extend(row, span.ids, attention_mask=1, expert_attention_mask=reads, token_type_ids=token_type)
             if learns:
-                row = _extend(
-                    row, example.suffix, attention_mask=1, expert_attention_mask=False, token_type_ids=token_type
-                )
-                row["labels"] = [-100] * prefix_length + example.suffix
+                row["labels"] = [-100] * prefix_length
+                for span in example.suffix:
+                    row["labels"] += span.ids if span.is_learned else [-100] * len(span.ids)
             if self.max_length is not None and len(row["input_ids"]) > self.max_length:
                 raise ValueError(
                     f"Example {i} takes {len(row['input_ids'])} tokens, {prefix_length} of them images and prompt, but "
@@ -486,10 +580,10 @@ class KIVLAProcessor(ProcessorMixin):
         state = np.zeros((len(examples), self.max_state_dim), dtype=np.float32)
         for i, example in enumerate(examples):
             if example.chunk is not None:
-                actions[i, :, : self.action_dim] = example.chunk
-                real[i, :, : self.action_dim] = ~example.is_pad[:, None]
+                actions[i, :, : example.robot.action_dim] = example.chunk
+                real[i, :, : example.robot.action_dim] = ~example.is_pad[:, None]
             elif not learns:  # the dimensions that the sampler has to fill
-                real[i, :, : self.action_dim] = True
+                real[i, :, : example.robot.action_dim] = True
             if self.state_encoding == "continuous" and example.state is not None:
                 state[i, : len(example.state)] = example.state
         tensors = {"action_mask": torch.from_numpy(real)}
@@ -500,37 +594,71 @@ class KIVLAProcessor(ProcessorMixin):
         return tensors
 
     # -------------------------------------------------------------------------------------------------- decoding
-    def unnormalize_actions(self, chunk):
+    def unnormalize_actions(self, chunk, robot: str | None = None):
         """Normalised chunks (..., H, D) from the model -> robot units (..., H, action_dim); arrays or tensors.
+
+        Args:
+            robot: whose chunks they are, where the processor has several robots.
 
         Raises:
             ValueError: fewer dimensions than the robot has, or a value that is NaN or infinite.
         """
-        if chunk.shape[-1] < self.action_dim:
+        robot = self.robot(robot)
+        if chunk.shape[-1] < robot.action_dim:
             raise ValueError(
-                f"Chunks of {chunk.shape[-1]} dimensions are too narrow for this robot's {self.action_dim}: is the "
+                f"Chunks of {chunk.shape[-1]} dimensions are too narrow for this robot's {robot.action_dim}: is the "
                 "model of another robot?"
             )
-        return self._action_normalizer.unnormalize(chunk[..., : self.action_dim])
+        return robot.actions.unnormalize(chunk[..., : robot.action_dim])
 
-    def decode_actions(self, sequences) -> list[np.ndarray | ActionDecodingFailure]:
+    def decode_actions(
+        self, sequences, action_dims: Sequence[int] | None = None
+    ) -> list[np.ndarray | ActionDecodingFailure]:
         """Generated token ids -> for each sequence a normalised chunk (H, action_dim), or the reason why there is none.
 
         The longest run of action tokens counts, and all else is ignored: the prompt, a response (which may hold a few
         of them with "tail": `<loc>` tokens), the end. `labels` may be given as well.
 
+        Args:
+            action_dims: for each sequence the size of an action, where the processor has several robots.
+
         Raises:
             ValueError: the processor has no action tokenizer.
         """
-        if self.action_tokenizer is None:
-            raise ValueError("This processor has no action tokenizer: its VLM was not taught action tokens.")
+        self._need_action_tokenizer()
         code_of = {token: code for code, token in enumerate(self.action_token_ids.tolist())}
-        codes = []
-        for sequence in sequences:
+        dims = [self.action_dim] * len(sequences) if action_dims is None else action_dims
+        results = []
+        for sequence, action_dim in zip(sequences, dims, strict=True):
             row = [code_of.get(token) for token in torch.as_tensor(sequence).tolist()]
             runs = [list(run) for is_action, run in groupby(row, lambda code: code is not None) if is_action]
-            codes.append(max(runs, key=len, default=[]))
-        return self.action_tokenizer.decode(codes, self.chunk_size, self.action_dim)
+            codes = max(runs, key=len, default=[])
+            results += self.action_tokenizer.decode([codes], self.chunk_size, action_dim)
+        return results
+
+    def action_constraint(self, prompt_length: int, action_dims: Sequence[int]) -> ActionTokenConstraint:
+        """A logits processor for `generate`: only complete chunks of action tokens, then the end.
+
+        Args:
+            prompt_length: tokens of each row of `input_ids`, padding included.
+            action_dims: for each example the size of an action.
+
+        Raises:
+            ValueError: the processor has no action tokenizer.
+        """
+        self._need_action_tokenizer()
+        num_values = [self.chunk_size * action_dim for action_dim in action_dims]
+        grammar = self.action_tokenizer.grammar()
+        return ActionTokenConstraint(self.action_token_ids, self.end_token_id, prompt_length, num_values, grammar)
+
+    @property
+    def end_token_id(self) -> int:
+        """The first token of what ends the VLM's turn."""
+        return self._tokenize(self._frame(1).closing)[0]
+
+    def _need_action_tokenizer(self):
+        if self.action_tokenizer is None:
+            raise ValueError("This processor has no action tokenizer: its VLM was not taught action tokens.")
 
     def _place_action_tokens(self) -> np.ndarray:
         """Token id of every code, (vocab_size of the action tokenizer,)."""
@@ -555,16 +683,15 @@ class KIVLAProcessor(ProcessorMixin):
     # --------------------------------------------------------------------------------------------------- on disk
     def to_dict(self) -> dict:
         """Everything but the VLM's processor, ready for JSON."""
-        statistics = self.statistics
-        if statistics is not None:
-            statistics = {name: statistics_to_json(values) for name, values in statistics.items()}
         tokenizer = None if self.action_tokenizer is None else self.action_tokenizer.to_dict()
         settings = {name: getattr(self, name) for name in SETTINGS}
-        name = type(self).__name__
-        return {"processor_class": name, **settings, "action_tokenizer": tokenizer, "statistics": statistics}
+        robots = {name: robot.to_dict() for name, robot in self.robots.items()}
+        robots = robots.get(None, {"robots": robots})
+        return {"processor_class": type(self).__name__, **settings, "action_tokenizer": tokenizer, **robots}
 
     def __repr__(self) -> str:
         shown = {name: getattr(self, name) for name in SETTINGS}
+        shown["robots"] = {name: {"cameras": r.cameras, "action_dim": r.action_dim} for name, r in self.robots.items()}
         tokenizer = None if self.action_tokenizer is None else type(self.action_tokenizer).__name__
         return f"{type(self).__name__}({type(self.vlm_processor).__name__}, action_tokenizer={tokenizer}, {shown})"
 
@@ -621,11 +748,16 @@ class KIVLAProcessor(ProcessorMixin):
         settings.pop("auto_map", None)
         if settings["action_tokenizer"] is not None:
             settings["action_tokenizer"] = load_action_tokenizer(settings["action_tokenizer"])
-        if settings["statistics"] is not None:
-            settings["statistics"] = {n: statistics_from_json(v) for n, v in settings["statistics"].items()}
-        unknown = sorted(kwargs.keys() - settings.keys())
+        robot_names = ("statistics", "cameras", "action_dim", "robots")
+        if "robots" in settings:
+            settings["robots"] = {name: robot_from_json(values) for name, values in settings["robots"].items()}
+        else:
+            settings |= robot_from_json({name: settings[name] for name in robot_names[:3]})
+        unknown = sorted(kwargs.keys() - settings.keys() - set(robot_names))
         if unknown:
             raise TypeError(f"Unknown arguments {unknown}; known are {[*settings, *HUB_ARGUMENTS, *trust]}.")
+        if "robots" in kwargs or ("statistics" in kwargs and "robots" in settings):  # other robots
+            settings = {name: value for name, value in settings.items() if name not in robot_names}
         if "statistics" in kwargs:
             settings["action_dim"] = None  # that of the new statistics
         return cls(AutoProcessor.from_pretrained(folder / VLM_PROCESSOR_FOLDER, **trust), **{**settings, **kwargs})

@@ -12,13 +12,15 @@ _PROMPT, _ANSWER = "\u2022prompt\u2022", "\u2022answer\u2022"
 class PromptFrame:
     """A question is `before + prompt + after`; the VLM answers `lead + answer + closing`.
 
-    `before` holds the image placeholders. The closing ends the VLM's turn, and it is not empty.
+    `before` holds the image placeholders. The closing ends the VLM's turn, and it is not empty. In a conversation the
+    next question is `between + prompt + after`.
     """
 
     before: str
     after: str
     lead: str
     closing: str
+    between: str = ""
 
 
 def has_chat(vlm_processor: ProcessorMixin) -> bool:
@@ -50,4 +52,8 @@ def prompt_frame(vlm_processor: ProcessorMixin, num_images: int) -> PromptFrame:
             "`vlm_processor.chat_template`, or None for a plain prompt."
         )
     lead = turn.removeprefix(asked) if turn.startswith(asked) else ""  # SmolVLM: "Assistant:", then " answer"
-    return PromptFrame(before, after, lead, closing.strip() or eos)
+    closing = closing.strip() or eos
+    again = {"role": "user", "content": [{"type": "text", "text": _PROMPT}]}
+    conversation = render([question, answer, again], tokenize=False)
+    between = conversation.rpartition(_ANSWER)[2].partition(_PROMPT)[0].removeprefix(closing)
+    return PromptFrame(before, after, lead, closing, between)

@@ -163,7 +163,7 @@ def test_labels_are_the_suffix_and_nothing_else(name):
         assert visible[:start].all() and not visible[start:].any()
         actions = ""
         if "actions" in example:
-            (codes,) = FAST.encode(processor._action_normalizer.normalize(example["actions"])[None])
+            (codes,) = FAST.encode(processor.robot().actions.normalize(example["actions"])[None])
             actions = "".join(f"<action_{code}>" for code in codes)
         said = "" if example["response"] is None else frame.lead + example["response"]
         assert processor.tokenizer.decode(labels[start:]) == said + actions + frame.closing

@@ -1,0 +1,87 @@
+"""Constrained decoding: whatever a model wants to say, a chunk comes out."""
+
+import numpy as np
+import pytest
+import torch
+
+from kivla.processing import ActionDecodingFailure, BinningActionTokenizer, FASTActionTokenizer
+from kivla.processing.action_constraint import ActionTokenConstraint
+from tests.processing.test_action_tokenizers import D, H, published_fit, smooth_chunks
+
+VOCABULARY, FIRST, END = 2000, 700, 3  # of a language model: its size, the first action token, the end of the turn
+
+
+@pytest.fixture(scope="module", params=["fast", "published", "bins"])
+def tokenizer(request, tmp_path_factory):
+    if request.param == "bins":
+        return BinningActionTokenizer(64)
+    chunks = smooth_chunks(200)
+    if request.param == "fast":
+        return FASTActionTokenizer.fit(chunks, vocab_size=400)
+    folder = tmp_path_factory.mktemp("published")
+    published_fit(chunks, folder)
+    return FASTActionTokenizer.from_pretrained(folder)
+
+
+def constraint(tokenizer, num_values, prompt_length=2, grammar=True):
+    ids = FIRST + np.arange(tokenizer.vocab_size)[::-1].copy()
+    grammar = tokenizer.grammar() if grammar else None
+    return ids, ActionTokenConstraint(ids, END, prompt_length, num_values, grammar)
+
+
+def speak(process, batch_size, scores):
+    """Greedy decoding of given scores, until everybody has said END: (B, T) tokens after the prompt."""
+    said = torch.ones(batch_size, 2, dtype=torch.long)
+    ended = torch.zeros(batch_size, dtype=torch.bool)
+    while not ended.all():
+        token = process(said, scores(said)).argmax(-1)
+        token[ended] = 0  # padding
+        ended |= token == END
+        said = torch.cat([said, token[:, None]], 1)
+        assert said.shape[1] < 4 * H * D, "the end is never allowed"
+    return said[:, 2:]
+
+
+def codes_of(ids, tokens):
+    return [[int(np.flatnonzero(ids == t)[0]) for t in row.tolist() if t in ids] for row in tokens]
+
+
+def test_random_scores_always_give_a_chunk(tokenizer):
+    generator = torch.Generator().manual_seed(0)
+    ids, process = constraint(tokenizer, [H * D] * 100)
+    tokens = speak(process, 100, lambda said: torch.randn(len(said), VOCABULARY, generator=generator))
+    results = tokenizer.decode(codes_of(ids, tokens), H, D)
+    failures = [str(result) for result in results if isinstance(result, ActionDecodingFailure)]
+    if tokenizer.kind == "fast" and tokenizer._num_codes > 400:  # bytes: a character may lie beyond the fitted range
+        assert all("value_count" not in failure for failure in failures), failures[:3]
+    else:
+        assert not failures, failures[:3]
+
+
+def test_everything_that_the_tokenizer_writes_may_be_said(tokenizer):
+    chunks = smooth_chunks(50, seed=5)
+    ids, process = constraint(tokenizer, [H * D])
+    for codes in tokenizer.encode(chunks):
+        tokens = torch.tensor([[1, 1, *ids[codes], END]])
+        for length in range(2, tokens.shape[1]):
+            scores = process(tokens[:, :length], torch.zeros(1, VOCABULARY))
+            assert scores[0, tokens[0, length]] == 0, f"token {length - 2} of {codes} was refused"
+            is_last = length == tokens.shape[1] - 1
+            assert (scores[0, END] == 0) == is_last, "the end is allowed exactly when the chunk is complete"
+
+
+def test_rows_of_different_length_and_beams(tokenizer):
+    """Two robots in a batch, each with three beams: every beam is bounded by its own robot's chunk."""
+    dims = [1, D]
+    ids, process = constraint(tokenizer, [H * d for d in dims])
+    generator = torch.Generator().manual_seed(1)
+    tokens = speak(process, 6, lambda said: torch.randn(len(said), VOCABULARY, generator=generator))
+    for i, codes in enumerate(codes_of(ids, tokens)):
+        (result,) = tokenizer.decode([codes], H, dims[i // 3])
+        assert not isinstance(result, ActionDecodingFailure) or result.reason != "value_count", result
+
+
+def test_without_a_grammar_codes_and_end_are_allowed_and_nothing_else(tokenizer):
+    ids, process = constraint(tokenizer, [H * D], grammar=False)
+    scores = process(torch.tensor([[1, 1]]), torch.zeros(1, VOCABULARY))
+    assert set(torch.nonzero(scores[0] == 0).flatten().tolist()) == {*ids.tolist(), END}

@@ -1,0 +1,227 @@
+"""Conversations, sub-tasks before actions, and several robots in one processor."""
+
+import numpy as np
+import pytest
+import torch
+
+from kivla.processing import KIVLAProcessor, compute_statistics
+from kivla.processing.prompt_frame import has_chat, prompt_frame
+from tests.processing.test_processing_kivla import (
+    CHUNK,
+    FAST,
+    LONG,
+    QUESTION,
+    SHORT,
+    STATISTICS,
+    WIDTH,
+    columns,
+    image,
+    kinds,
+    make,
+    observation,
+    policy,
+    real,
+    vlm_processor,
+)
+from tests.vlm_processors import KINDS
+
+TURNS = {
+    "images": [image(4)],
+    "text": ["What is it?", "Which colour has it?", "Is it full?"],
+    "response": ["a cup", "red", "no"],
+}
+
+
+# ------------------------------------------------------------------------------------------------------ conversations
+@kinds
+def test_a_conversation_is_what_the_chat_template_writes(name):
+    processor = make(name)
+    if not has_chat(processor.vlm_processor):
+        with pytest.raises(ValueError, match=r"Example 0: this VLM .* has no chat template: it takes one question"):
+            processor(**columns(TURNS))
+        return
+    batch = processor(**columns(TURNS))
+    messages = []
+    for i, (question, answer) in enumerate(zip(TURNS["text"], TURNS["response"], strict=True)):
+        pictures = [{"type": "image"}] if i == 0 else []
+        messages += [
+            {"role": "user", "content": [*pictures, {"type": "text", "text": question}]},
+            {"role": "assistant", "content": [{"type": "text", "text": answer}]},
+        ]
+    written = vlm_processor(name).apply_chat_template(messages, tokenize=False)
+    tokenizer = processor.tokenizer
+    ours = tokenizer.decode(real(batch, "input_ids"))
+    closing = prompt_frame(processor.vlm_processor, 1).closing
+    # Images have become many tokens; some templates never write an end, which the VLM has to learn, and some invite
+    # to think only in the turn that is asked for.
+    tail, ours = (
+        "".join(text.replace(closing, "").replace("<think>", "").split())
+        for text in (written[written.index(TURNS["text"][0]) :], ours)
+    )
+    assert ours.endswith(tail), (ours[-300:], tail)
+
+    learned = [token for token in real(batch, "labels") if token != -100]
+    said = "".join(tokenizer.decode(learned).split())
+    lead = "".join(prompt_frame(processor.vlm_processor, 1).lead.split())
+    expected = "".join(lead + answer + closing for answer in TURNS["response"])
+    assert said == "".join(expected.split()), "the answers and the ends of the VLM's turns are learned, nothing else"
+
+
+def test_conversations_that_do_not_fit_are_refused():
+    name = next(name for name in KINDS if vlm_processor_has_chat(name))
+    with pytest.raises(ValueError, match="3 questions in `text` and 2 answers in `response`"):
+        make(name)(**columns({**TURNS, "response": ["a cup", "red"]}))
+    with pytest.raises(ValueError, match="`text` is a conversation, but actions are asked for"):
+        make(name)(**columns({**LONG, **TURNS}))
+
+
+def vlm_processor_has_chat(name: str) -> bool:
+    try:
+        return has_chat(vlm_processor(name))
+    except pytest.skip.Exception:
+        return False
+
+
+# --------------------------------------------------------------------------------------------- responses and the expert
+@kinds
+@pytest.mark.parametrize("reads", [False, True])
+def test_a_given_response_stands_where_it_was_learned(name, reads):
+    processor = make(name, expert_reads_response=reads)
+    learned = processor(**columns(SHORT))
+    acting = processor(**columns(observation(SHORT)), given_response=[SHORT["response"]])
+    ids, length = real(acting, "input_ids"), int(acting["attention_mask"].sum())
+    assert ids == real(learned, "input_ids")[:length], "acting sees another sequence than training"
+    for key in ("expert_attention_mask", "token_type_ids"):
+        if key in acting:
+            assert real(acting, key) == real(learned, key)[:length], key
+    without = processor(**columns(observation(SHORT)))
+    seen = int(acting["expert_attention_mask"].sum()), int(without["expert_attention_mask"].sum())
+    assert seen[0] > seen[1] if reads else seen[0] == seen[1]
+    assert "labels" not in acting
+
+
+@kinds
+def test_the_expert_reads_the_response_exactly_if_told_to(name):
+    """With the option the velocity depends on the response; in training and acting it is the same."""
+    model = policy(name).eval()
+    noise = torch.randn(1, CHUNK, WIDTH + 1, generator=torch.Generator().manual_seed(0))
+    time = torch.tensor([1.0])
+    for reads in (False, True):
+        processor = make(name, expert_reads_response=reads)
+        with torch.no_grad():
+            velocities = [
+                model(**processor(**columns({**SHORT, "response": words})), noise=noise, timestep=time).velocity
+                for words in ("move to the cup", "grasp a green pen")
+            ]
+        assert torch.equal(*velocities) != reads, f"{reads=}"
+        acting = processor(**columns(observation(SHORT)), given_response=["grasp a green pen"])
+        chunk = model.sample_actions(**acting, noise=noise, num_steps=1)
+        velocity = (noise - chunk)[..., :WIDTH]
+        torch.testing.assert_close(velocity, velocities[1][..., :WIDTH], rtol=1e-4, atol=1e-5)
+
+
+def test_learned_and_given_response_contradict():
+    with pytest.raises(ValueError, match="`response`, to be learned, and `given_response`"):
+        make()(**columns(SHORT), given_response=["go"])
+
+
+# ----------------------------------------------------------------------------------------------------- acting by tokens
+@kinds
+def test_action_tokens_decode_to_chunks_with_and_without_cache(name):
+    """Two examples of different length, of a model that knows nothing: still chunks, and the cache changes nothing."""
+    processor, model = make(name), policy(name).eval()
+    inputs = processor(**columns(observation(LONG), observation(SHORT)))
+    chunks = model.generate_actions(processor, **inputs)
+    again = model.generate_actions(processor, **inputs, use_cache=False)
+    for chunk, other in zip(chunks, again, strict=True):
+        assert chunk.shape == (CHUNK, WIDTH) and np.isfinite(chunk).all()
+        np.testing.assert_array_equal(chunk, other)
+    alone = model.generate_actions(processor, **processor(**columns(observation(SHORT))))
+    np.testing.assert_array_equal(alone[0], chunks[1])
+
+
+def test_sampled_action_tokens_follow_the_random_state():
+    processor, model = make(), policy("paligemma").eval()
+    inputs = processor(**columns(observation(LONG)))
+    draws = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        draws.append(model.generate_actions(processor, **inputs, do_sample=True)[0])
+    np.testing.assert_array_equal(draws[0], draws[1])
+    assert np.abs(draws[0] - draws[2]).max() > 0
+
+
+def test_a_policy_without_action_tokens_says_so():
+    processor = make(action_tokenizer=None)
+    with pytest.raises(ValueError, match="no action tokenizer"):
+        policy("paligemma").generate_actions(processor, **processor(**columns(observation(LONG))))
+
+
+# ------------------------------------------------------------------------------------------------------- several robots
+SMALL = np.random.default_rng(1).normal(100.0, 5.0, (40, CHUNK, 2))  # another robot: two dimensions, other units
+ROBOTS = {
+    "arm": {"statistics": STATISTICS, "cameras": ["base", "wrist"]},
+    "cart": {
+        "statistics": {
+            "actions": compute_statistics(SMALL.reshape(-1, 2)),
+            "state": compute_statistics(np.random.default_rng(2).normal(7.0, 1.0, (50, 3))),
+        },
+        "cameras": ["front"],
+    },
+}
+CART = {"images": [image(9)], "text": "drive", "state": np.array([7.0, 6.5, 8.0]), "actions": SMALL[0]}
+
+
+def test_every_robot_has_its_own_numbers_and_cameras():
+    processor = make(statistics=None, robots=ROBOTS)
+    arm = make(cameras=["base", "wrist"])
+    cart = make(statistics=ROBOTS["cart"]["statistics"], cameras=["front"])
+    batch = processor(**columns(LONG, CART, QUESTION), robot=["arm", "cart", None])
+    for i, (alone, example) in enumerate(((arm, LONG), (cart, CART))):
+        single = alone(**columns(example))
+        assert torch.equal(batch["actions"][i], single["actions"][0])
+        assert torch.equal(batch["action_mask"][i], single["action_mask"][0])
+        assert real(batch, "input_ids", i) == real(single, "input_ids")
+        back = processor.unnormalize_actions(batch["actions"][i], "arm" if alone is arm else "cart")
+        np.testing.assert_allclose(back, example["actions"], rtol=1e-5)
+    assert not batch["action_mask"][2].any()
+
+
+def test_tokens_of_several_robots():
+    processor, model = make(statistics=None, robots=ROBOTS), policy("paligemma").eval()
+    inputs = processor(**columns(observation(LONG), observation(CART)), robot=["arm", "cart"])
+    chunks = model.generate_actions(processor, **inputs)
+    assert [chunk.shape for chunk in chunks] == [(CHUNK, WIDTH), (CHUNK, 2)]
+
+
+def test_robots_are_saved(tmp_path):
+    processor = make(statistics=None, robots=ROBOTS)
+    processor.save_pretrained(tmp_path)
+    loaded = KIVLAProcessor.from_pretrained(tmp_path)
+    assert loaded.to_dict() == processor.to_dict()
+    other = KIVLAProcessor.from_pretrained(tmp_path, statistics=STATISTICS, cameras=["base"])
+    assert other.cameras == ["base"] and list(other.robots) == [None], "a new robot in the place of all"
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda p: p(**columns(LONG)), r"Example 0: this processor has the robots \['arm', 'cart'\], got robot=None"),
+        (lambda p: p(**columns(LONG), robot=["boat"]), r"\['arm', 'cart'\], got robot='boat'"),
+        (
+            lambda p: p(**columns({**CART, "images": LONG["images"]}), robot=["cart"]),
+            r"got 2 images for 1 cameras \['front'\]",
+        ),
+        (lambda p: p.unnormalize_actions(np.zeros((CHUNK, 4))), "got robot=None. Name one of them"),
+        (lambda p: make()(**columns(LONG), robot=["arm"]), "made for a single robot without a name, got robot='arm'"),
+        (lambda p: make(robots=ROBOTS), "either `robots`, or `statistics`"),
+        (lambda p: make(statistics=None, robots={}), "`robots` is empty"),
+    ],
+)
+def test_robots_that_are_not_known_are_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(make(statistics=None, robots=ROBOTS))
+
+
+def test_fast_fits_chunks_of_several_robots():
+    assert FAST.fit([LONG["actions"] - 5, CART["actions"] - 100], vocab_size=512).vocab_size == 512
