@@ -12,7 +12,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from ..modeling_kivla import KIVLAForActionPrediction
 from ..processing import KIVLAProcessor
 from .collator import KIVLACollator
-from .metrics import ACTION_ERROR_SUMS, TOKEN_SUMS, action_error_sums, token_sums
+from .evaluation_sums import ACTION_ERROR_SUMS, TOKEN_SUMS, action_error_sums, token_sums
 
 _LOSS_SUMS = (*TOKEN_SUMS, "flow_loss", "action_values")
 
