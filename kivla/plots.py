@@ -1,4 +1,4 @@
-"""Pictures: predicted against demonstrated chunks, training curves, the attention mask."""
+"""Pictures: predicted against demonstrated chunks, an evaluation, training curves, the attention mask."""
 
 import os
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import matplotlib
 import numpy as np
 from matplotlib.colors import ListedColormap
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, FigureBase
 
 matplotlib.use("Agg")
 
@@ -30,10 +30,28 @@ def plot_chunks(
         titles: (n,), what stands over each column.
         dimension_names: (D,).
     """
+    count, _, dimensions = predicted.shape
+    figure = Figure(figsize=_chunks_size(count, dimensions), layout="constrained")
+    names = dimension_names or [f"action {i}" for i in range(dimensions)]
+    _draw_chunks(figure, predicted, demonstrated, fps, titles, names)
+    figure.savefig(path, dpi=130)
+
+
+def _chunks_size(count: int, dimensions: int) -> tuple[float, float]:
+    """Width and height in inches."""
+    return 2.6 * count + 1, 1.6 * dimensions + 0.8
+
+
+def _draw_chunks(
+    figure: FigureBase,
+    predicted: np.ndarray,
+    demonstrated: np.ndarray,
+    fps: float,
+    titles: Sequence[str],
+    names: Sequence[str],
+) -> None:
     count, steps, dimensions = predicted.shape
     seconds = np.arange(steps) / fps
-    names = dimension_names or [f"action {i}" for i in range(dimensions)]
-    figure = Figure(figsize=(2.6 * count + 1, 1.6 * dimensions + 0.8), layout="constrained")
     axes = figure.subplots(dimensions, count, sharex=True, sharey="row", squeeze=False)
     for column in range(count):
         axes[0, column].set_title(titles[column], fontsize=9)
@@ -47,6 +65,51 @@ def plot_chunks(
     for row, name in enumerate(names):
         axes[row, 0].set_ylabel(name, fontsize=8)
     axes[0, 0].legend(fontsize=7)
+
+
+def plot_evaluation(
+    path: str | os.PathLike,
+    errors: tuple[dict, dict],
+    end_point_distances: Sequence[np.ndarray],
+    predicted: np.ndarray,
+    demonstrated: np.ndarray,
+    fps: float,
+    titles: Sequence[str],
+    dimension_names: Sequence[str],
+) -> None:
+    """Errors by step and by dimension and at the chunks' ends, beside those of the mean action; below, some chunks.
+
+    Args:
+        path: where the picture goes; the suffix decides its format.
+        errors: of the policy and of the mean action, as the metric `action_error` has them.
+        end_point_distances: (N,) of the policy and (N,) of the mean action, robot units.
+        predicted, demonstrated: (n, H, D), the chunks to draw, robot units.
+        fps: actions per second.
+        titles: (n,), what stands over each chunk.
+        dimension_names: (D,).
+    """
+    width, height = _chunks_size(*predicted.shape[::2])
+    figure = Figure(figsize=(max(width, 11), height + 3.2), layout="constrained")
+    top, bottom = figure.subfigures(2, 1, height_ratios=[3.2, height])
+    by_step, by_dimension, at_the_end = top.subplots(1, 3)
+    places = np.arange(len(dimension_names))
+    longest = max(distances.max() for distances in end_point_distances)
+    sources = zip(("policy", "mean action"), (PREDICTED, OTHER), (-0.2, 0.2), errors, end_point_distances, strict=True)
+    for label, color, offset, error, distances in sources:
+        per_step = np.array(error["mae_per_step"], dtype=float)  # None, where no chunk has the step, becomes a gap
+        by_step.plot(np.arange(len(per_step)) / fps, per_step, color=color, marker=".", label=label)
+        by_dimension.bar(places + offset, error["mae_per_dimension"], 0.4, color=color, label=label)
+        at_the_end.hist(distances, 20, range=(0, longest or 1), color=color, alpha=0.6, label=label)
+    by_step.set(title="mean absolute error by step", xlabel="seconds from now", ylim=(0, None))
+    by_dimension.set(title="mean absolute error by dimension")
+    by_dimension.set_xticks(places, dimension_names, rotation=45 if len(places) > 4 else 0)
+    at_the_end.set(title="distance at the end of the chunk", ylabel="chunks")
+    for axis in (by_step, by_dimension, at_the_end):
+        axis.title.set_fontsize(9)
+        axis.tick_params(labelsize=7)
+        axis.grid(alpha=0.25)
+        axis.legend(fontsize=7)
+    _draw_chunks(bottom, predicted, demonstrated, fps, titles, dimension_names)
     figure.savefig(path, dpi=130)
 
 
