@@ -39,3 +39,14 @@ def policy_card(report: dict, command: str) -> ModelCard:
     return ModelCard.from_template(
         data, template_path=str(TEMPLATES / "policy.md.jinja"), report=report, command=command
     )
+
+
+def fine_tuned_card(report: dict) -> ModelCard:
+    """The card of a policy from `kivla train`.
+
+    Args:
+        report: `recipe`, `vlm`, `datasets`, `vlm_dataset`, `max_steps`; `sets`: name -> action errors in robot units;
+            `before` and `after`: the share of right answers to VLM data, None without any.
+    """
+    data = ModelCardData(library_name="kivla", pipeline_tag="robotics", tags=["lerobot", "vla", report["recipe"]])
+    return ModelCard.from_template(data, template_path=str(TEMPLATES / "fine_tuned.md.jinja"), report=report)

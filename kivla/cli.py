@@ -10,11 +10,14 @@ from transformers import HfArgumentParser
 
 COMMANDS = {
     "train": "fine-tune a VLM into a robot policy on a LeRobot dataset",
+    "recipes": "list the training recipes",
     "record": "write demonstrations of a simulator's scripted expert as a LeRobot dataset",
     "predict": "predict action chunks with a trained policy, on a dataset or on images",
     "pretrain-tiny": "train a small VLM from nothing that sees the tabletop and answers questions",
+    "evaluate": "measure a policy on a dataset: errors by dimension and step, jerk, answers; one page of plots",
     "rollout": "let a policy act in a simulator: success, and whether the instruction matters",
     "study": "compare recipes on the tabletop: same budget, same data, several seeds",
+    "tokenizers": "compare action tokenizers on held-out chunks: tokens, error, clipping",
     "inspect": "show what the action expert reads of a VLM or policy: layers, tokens, masks",
     "demo": "from a small VLM to a policy that does as it is told, in minutes, with a report",
 }

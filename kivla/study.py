@@ -9,27 +9,18 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
-
 from .cli import parse
 from .rollout import success_rate
 from .simulation.statistics import wilson_interval
 from .tabletop import TABLETOP_VLM, TabletopArguments, ask_policy, ask_vlm, fine_tune, once, record, roll_out
-
-# Recipe -> what it changes of `TabletopArguments`
-RECIPES = {
-    "insulated": {},
-    "joint": {"backbone_gradient_scale": 1.0},
-    "insulated-no-questions": {"question_share": 0.0},
-    "joint-no-questions": {"backbone_gradient_scale": 1.0, "question_share": 0.0},
-}
+from .training.recipes import get_recipe
 
 
 @dataclass
 class StudyArguments:
     output_dir: str = field(default="outputs/study", metadata={"help": "Where runs and table go; run again to resume."})
     recipes: list[str] = field(
-        default_factory=lambda: ["insulated", "joint"], metadata={"help": f"Of {', '.join(RECIPES)}."}
+        default_factory=lambda: ["insulated", "joint"], metadata={"help": "`kivla recipes` lists them."}
     )
     seeds: list[int] = field(default_factory=lambda: [0, 1], metadata={"help": "One run of each recipe for each."})
     vlm: str = field(default=str(TABLETOP_VLM), metadata={"help": "VLM to start from."})
@@ -43,8 +34,8 @@ class StudyArguments:
 
 def run(arguments: Sequence[str]) -> None:
     study, args = parse((StudyArguments, TabletopArguments), arguments, prog="kivla study")
-    if unknown := [recipe for recipe in study.recipes if recipe not in RECIPES]:
-        raise SystemExit(f"kivla study: there is no recipe {unknown[0]!r}. Recipes: {', '.join(RECIPES)}.")
+    for recipe in study.recipes:
+        get_recipe(recipe)  # a misspelt one is better known now
     folder = Path(study.output_dir)
     demonstrations = folder / "demonstrations"
     record(demonstrations, args)
@@ -55,7 +46,7 @@ def run(arguments: Sequence[str]) -> None:
         if (recipe, seed) in done:
             continue
         print(f"\nRun {number} of {len(todo)}: {recipe}, seed {seed}")
-        row = one_run(study, replace(args, **RECIPES[recipe]), demonstrations, folder / f"{recipe}_{seed}", seed)
+        row = one_run(study, replace(args, recipe=recipe), demonstrations, folder / f"{recipe}_{seed}", seed)
         with file.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps({"recipe": recipe, "seed": seed, **row}) + "\n")
     table = format_table(read_rows(file), study.target_success)
@@ -72,11 +63,11 @@ def one_run(study: StudyArguments, args: TabletopArguments, demonstrations: Path
         lambda: fine_tune(study.vlm, demonstrations, policy, args, study.max_steps, seed, interval, keep_all=True),
     )
     curve = []
-    for step in range(interval, study.max_steps, interval):
+    for step, checkpoint in trained["checkpoints"]:
         point = once(
             folder / f"rollout_{step}.json",
-            lambda step=step: roll_out(
-                policy / f"{PREFIX_CHECKPOINT_DIR}-{step}", folder, "touch", args, study.num_curve_episodes, 0
+            lambda checkpoint=checkpoint: roll_out(
+                Path(checkpoint), folder, "touch", args, study.num_curve_episodes, 0
             ),
         )
         curve.append({"step": step, **point["success"]})

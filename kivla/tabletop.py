@@ -13,19 +13,29 @@ from pathlib import Path
 
 import torch
 from torch.utils.data import Subset
-from transformers import AutoModelForImageTextToText, AutoProcessor, TrainerCallback, pipeline
-from transformers.trainer_utils import get_last_checkpoint
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, TrainerCallback, pipeline
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
-from . import KIVLAForActionPrediction, KIVLAProcessor, KIVLATrainer, KIVLATrainingArguments, LeRobotDataset, simulation
+from . import (
+    BinningActionTokenizer,
+    KIVLAConfig,
+    KIVLAForActionPrediction,
+    KIVLAProcessor,
+    KIVLATrainer,
+    KIVLATrainingArguments,
+    LeRobotDataset,
+    simulation,
+)
 from .answers import answer_accuracy, ask
 from .rollout import evaluate, write_media
 from .simulation import make_env, make_questions
 from .simulation.recording import record_demonstrations
 from .simulation.report_media import choose_episodes
 from .simulation.rollout import PipelinePolicy
-from .train import fit_fast_tokenizer
+from .train import fit_fast_tokenizer, normalized_chunks
 from .training.mixture import Mixture
 from .training.muon import MuonWithAdamW
+from .training.recipes import Stage, get_recipe, set_stage, split_steps
 from .training.vlm_dataset import VLMDataset
 
 # Scenes of demonstrations start at seed 0 and those of co-training questions at 1,000,000 (questions and episodes with
@@ -62,7 +72,7 @@ class TabletopArguments:
     chunk_size: int = field(default=8, metadata={"help": "Actions in a chunk (H)."})
     replan_every: int = field(default=4, metadata={"help": "Actions that are executed before the policy looks again."})
     state_encoding: str = field(default="none", metadata={"help": "text, continuous or none (it sees its gripper)."})
-    backbone_gradient_scale: float = field(default=0.0, metadata={"help": "0 = knowledge insulation, 1 = joint."})
+    recipe: str = field(default="insulated", metadata={"help": "What trains what; `kivla recipes` lists them."})
     num_flow_samples: int = field(default=4, metadata={"help": "Noise draws for each backbone pass."})
     expert_hidden_size: int = field(default=64, metadata={"help": "Width of the action expert."})
     expert_intermediate_size: int = field(default=192, metadata={"help": "Width of its MLP."})
@@ -121,47 +131,31 @@ def _scores(model, vlm_processor, num_scenes: int) -> dict:
 
 
 def make_trainer(
-    vlm: str | Path,
+    start: str | Path,
     demonstrations: Path,
     output_dir: Path,
     args: TabletopArguments,
+    stage: Stage,
     max_steps: int,
     seed: int,
     **training_options,
 ) -> KIVLATrainer:
-    """A policy on `vlm`, and the trainer that teaches it demonstrations and questions together."""
+    """The trainer of a stage: demonstrations and, if the recipe wants them, questions.
+
+    Args:
+        start: the policy of the stage before, or the VLM of a new policy.
+    """
     data = LeRobotDataset(demonstrations, args.chunk_size)
-    processor = KIVLAProcessor.from_vlm(
-        vlm,
-        action_tokenizer=fit_fast_tokenizer(data, "quantile", args.action_vocab_size, args.action_scale),
-        statistics=data.statistics,
-        chunk_size=args.chunk_size,
-        max_action_dim=data.action_dim,
-        max_state_dim=data.state_dim,
-        state_encoding=args.state_encoding,
-        cameras=data.cameras,
-    )
     torch.manual_seed(seed)
-    model = KIVLAForActionPrediction.from_vlm(
-        vlm,
-        dtype="float32",
-        chunk_size=args.chunk_size,
-        max_action_dim=data.action_dim,
-        max_state_dim=data.state_dim,
-        state_encoding=args.state_encoding,
-        backbone_gradient_scale=args.backbone_gradient_scale,
-        num_flow_samples=args.num_flow_samples,
-        expert_config={
-            "hidden_size": args.expert_hidden_size,
-            "intermediate_size": args.expert_intermediate_size,
-            "initializer_range": args.expert_hidden_size**-0.5,
-        },
-    )
-    model.resize_token_embeddings(processor.vocab_size)
+    if AutoConfig.from_pretrained(start).model_type == KIVLAConfig.model_type:
+        model, processor = KIVLAForActionPrediction.from_pretrained(start), KIVLAProcessor.from_pretrained(start)
+    else:
+        model, processor = new_policy(start, data, args)
+    set_stage(model, stage)
     if args.freeze_vision:
         model.vlm.get_encoder("image").requires_grad_(False)
     examples = data
-    if args.question_share > 0:
+    if args.question_share > 0 and get_recipe(args.recipe).vlm_data:
         questions = VLMDataset(make_questions(5000, QUESTION_SEED + seed))
         weights = [1 - args.question_share, args.question_share]
         examples = Mixture([data, questions], weights, max_steps * args.batch_size, seed)
@@ -187,9 +181,52 @@ def make_trainer(
     )
 
 
+def new_policy(
+    vlm: str | Path, data: LeRobotDataset, args: TabletopArguments
+) -> tuple[KIVLAForActionPrediction, KIVLAProcessor]:
+    """A policy on `vlm` as the recipe wants it, with an expert that knows nothing."""
+    recipe = get_recipe(args.recipe)
+    sizes = {
+        "chunk_size": args.chunk_size,
+        "max_action_dim": data.action_dim,
+        "max_state_dim": data.state_dim,
+        "state_encoding": "continuous" if recipe.state_encoding == "continuous" else args.state_encoding,
+    }
+    tokenizers = {
+        "fast": lambda: fit_fast_tokenizer(
+            normalized_chunks(data, data.statistics, "quantile"), args.action_vocab_size, args.action_scale
+        ),
+        "bins": BinningActionTokenizer,
+        "none": lambda: None,
+    }
+    processor = KIVLAProcessor.from_vlm(
+        vlm,
+        action_tokenizer=tokenizers[recipe.action_tokenizer](),
+        statistics=data.statistics,
+        cameras=data.cameras,
+        **sizes,
+    )
+    model = KIVLAForActionPrediction.from_vlm(
+        vlm,
+        dtype="float32",
+        num_flow_samples=args.num_flow_samples,
+        expert_config={
+            "hidden_size": args.expert_hidden_size,
+            "intermediate_size": args.expert_intermediate_size,
+            "initializer_range": args.expert_hidden_size**-0.5,
+        },
+        **sizes,
+    )
+    model.resize_token_embeddings(processor.vocab_size)
+    return model, processor
+
+
 def seconds_per_step(vlm: str, demonstrations: Path, scratch: Path, args: TabletopArguments, num_steps: int) -> float:
     """How long an optimiser step takes on this machine; a policy is trained for so many steps and thrown away."""
-    trainer = make_trainer(vlm, demonstrations, scratch, args, max_steps=2 * num_steps, seed=0, save_strategy="no")
+    stage = get_recipe(args.recipe).stages[-1]
+    trainer = make_trainer(
+        vlm, demonstrations, scratch, args, stage, max_steps=2 * num_steps, seed=0, save_strategy="no"
+    )
     times: list[float] = []
     trainer.add_callback(_StepClock(times))
     trainer.train()
@@ -215,21 +252,36 @@ def fine_tune(
     save_steps: int | None = None,
     keep_all: bool = False,
 ) -> dict:
-    """Train a policy into `output_dir`, from its last checkpoint if there is one.
+    """Train a policy into `output_dir`, all stages of its recipe, from its last checkpoint if there is one.
 
     Args:
         save_steps: steps between checkpoints; a fifth of all.
         keep_all: keep every checkpoint, not just the last.
 
     Returns:
-        `log_history`, and `evaluation` on frames of the demonstrations, both as the trainer has them.
+        `log_history`, and `evaluation` on frames of the demonstrations, both as the trainer has them;
+        `checkpoints`, a list of (steps so far, folder).
     """
-    options = {"save_steps": save_steps or max(max_steps // 5, 1), "save_total_limit": None if keep_all else 1}
-    trainer = make_trainer(vlm, demonstrations, output_dir, args, max_steps, seed, **options)
-    checkpoint = get_last_checkpoint(output_dir) if output_dir.is_dir() else None
-    trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.save_model()
-    return {"max_steps": max_steps, "log_history": trainer.state.log_history, "evaluation": trainer.evaluate()}
+    stages = get_recipe(args.recipe).stages
+    start, done, log_history, checkpoints = Path(vlm), 0, [], []
+    for number, (stage, steps) in enumerate(zip(stages, split_steps(stages, max_steps), strict=True), 1):
+        folder = output_dir if number == len(stages) else output_dir / f"stage_{number}"
+        interval = save_steps or max(max_steps // 5, 1)
+        options = {"save_steps": interval, "save_total_limit": None if keep_all else 1}
+        trainer = make_trainer(start, demonstrations, folder, args, stage, steps, seed, **options)
+        trainer.train(resume_from_checkpoint=get_last_checkpoint(folder) if folder.is_dir() else None)
+        trainer.save_model()
+        log_history += [{**entry, "step": entry["step"] + done} for entry in trainer.state.log_history]
+        checkpoints += [
+            (done + step, str(folder / f"{PREFIX_CHECKPOINT_DIR}-{step}")) for step in range(interval, steps, interval)
+        ]
+        start, done = folder, done + steps
+    return {
+        "max_steps": max_steps,
+        "log_history": log_history,
+        "evaluation": trainer.evaluate(),
+        "checkpoints": checkpoints if keep_all else [],
+    }
 
 
 def roll_out(

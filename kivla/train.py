@@ -1,12 +1,12 @@
-"""`kivla train`: fine-tune a VLM into a policy on a LeRobot dataset."""
+"""`kivla train`: fine-tune a VLM into a policy on LeRobot datasets, by any of the recipes."""
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import numpy as np
-from torch.utils.data import Subset
+from torch.utils.data import Dataset, Subset
 from transformers.trainer_utils import get_last_checkpoint
 
 from . import (
@@ -19,8 +19,14 @@ from . import (
     LeRobotDataset,
 )
 from .cli import parse
+from .hub_cards import fine_tuned_card
 from .plots import plot_training_curves
-from .processing import Normalizer, load_action_tokenizer
+from .processing import ActionTokenizer, Normalizer, load_action_tokenizer
+from .processing.prompt_frame import has_chat
+from .training.lerobot_dataset import joint_statistics
+from .training.mixture import Mixture
+from .training.recipes import RECIPES, Recipe, Stage, get_recipe, set_stage, split_steps
+from .training.vlm_dataset import VLMDataset
 
 
 @dataclass
@@ -29,14 +35,25 @@ class ModelArguments:
 
     vlm: str | None = field(default=None, metadata={"help": "VLM to start from: a Hub id or a folder."})
     policy: str | None = field(default=None, metadata={"help": "Trained KIVLA policy to go on from, instead of --vlm."})
+    recipe: str | None = field(
+        default=None,
+        metadata={"help": f"What trains what: {', '.join(RECIPES)}. insulated; with --policy, as it was trained."},
+    )
     chunk_size: int = field(default=50, metadata={"help": "Actions in a chunk (H)."})
     max_action_dim: int = field(default=32, metadata={"help": "Width of a chunk; shorter actions are padded."})
     max_state_dim: int = field(default=32, metadata={"help": "Width of a continuous state."})
-    state_encoding: str = field(default="text", metadata={"help": "text (in the prompt), continuous or none."})
-    backbone_gradient_scale: float = field(
-        default=0.0, metadata={"help": "0 = knowledge insulation, 1 = joint training, between = partly insulated."}
+    state_encoding: str | None = field(
+        default=None, metadata={"help": "text (in the prompt), continuous or none; the recipe's."}
     )
-    flow_loss_weight: float = field(default=1.0, metadata={"help": "loss = token_loss + this * flow_loss."})
+    backbone_gradient_scale: float | None = field(
+        default=None, metadata={"help": "0 = insulation, 1 = joint training, between = partly; the recipe's."}
+    )
+    flow_loss_weight: float | None = field(
+        default=None, metadata={"help": "loss = token_loss + this * flow_loss, where the expert is trained; 1."}
+    )
+    expert_reads_response: bool = field(
+        default=False, metadata={"help": "Let the expert read the response (sub-task) that comes before the actions."}
+    )
     num_flow_samples: int = field(default=4, metadata={"help": "Noise draws for each backbone pass."})
     num_inference_steps: int = field(default=10, metadata={"help": "Euler steps."})
     expert_hidden_size: int = field(default=1024, metadata={"help": "Width of the action expert."})
@@ -50,25 +67,67 @@ class ModelArguments:
     attn_implementation: str | None = field(default=None, metadata={"help": "sdpa, flash_attention_2, ..."})
     trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with the VLM."})
 
+    def __post_init__(self):
+        if (self.vlm is None) == (self.policy is None):
+            raise ValueError("Give either --vlm (a VLM to start from) or --policy (a KIVLA policy to go on from).")
+
+    @property
+    def chosen_recipe(self) -> Recipe | None:
+        """None where a policy goes on as it was trained."""
+        if self.recipe is None and self.policy is not None:
+            return None
+        return get_recipe(self.recipe or "insulated")
+
+    @property
+    def stages(self) -> tuple[Stage | None, ...]:
+        """The recipe's, with the options given on top."""
+        if self.chosen_recipe is None:
+            return (None,)
+        given = {name: getattr(self, name) for name in ("backbone_gradient_scale", "flow_loss_weight")}
+        given = {name: value for name, value in given.items() if value is not None}
+        return tuple(
+            replace(stage, config={**stage.config, **given}) if stage.config["flow_loss_weight"] > 0 else stage
+            for stage in self.chosen_recipe.stages
+        )
+
     def config_kwargs(self) -> dict:
-        shared = ("chunk_size", "max_action_dim", "max_state_dim", "state_encoding")
-        ours = (*shared, "backbone_gradient_scale", "flow_loss_weight", "num_flow_samples", "num_inference_steps")
-        expert = {f.name.removeprefix("expert_"): getattr(self, f.name) for f in fields(self) if "expert_" in f.name}
-        return {**{name: getattr(self, name) for name in ours}, "expert_config": expert}
+        shared = ("chunk_size", "max_action_dim", "max_state_dim", "num_flow_samples", "num_inference_steps")
+        expert = {f.name.removeprefix("expert_"): getattr(self, f.name) for f in fields(self) if f.name in _EXPERT}
+        encoding = self.state_encoding or self.chosen_recipe.state_encoding
+        return {**{name: getattr(self, name) for name in shared}, "state_encoding": encoding, "expert_config": expert}
+
+
+_EXPERT = tuple(
+    f"expert_{name}"
+    for name in ("hidden_size", "intermediate_size", "num_attention_heads", "layer_stride", "time_conditioning")
+)
 
 
 @dataclass
 class DataArguments:
-    """Which demonstrations, and how they become inputs."""
+    """Which demonstrations and VLM data, and how they become inputs."""
 
-    dataset: str = field(metadata={"help": "LeRobot dataset (v2.1 or v3.0): a Hub id or a folder."})
+    dataset: list[str] = field(metadata={"help": "LeRobot datasets (v2.1 or v3.0): Hub ids or folders."})
+    robots: list[str] | None = field(
+        default=None, metadata={"help": "For several datasets the name of each one's robot; its numbers are its own."}
+    )
+    dataset_weights: list[float] | None = field(
+        default=None, metadata={"help": "Share of each dataset; by default by their numbers of frames."}
+    )
+    vlm_dataset: str | None = field(
+        default=None, metadata={"help": "Images with questions and answers: a Hub id, or a folder of `datasets`."}
+    )
+    vlm_split: str = field(default="train", metadata={"help": "Split of it to train on."})
+    vlm_eval_split: str | None = field(default=None, metadata={"help": "Split to evaluate on; examples of vlm_split."})
+    vlm_share: float = field(default=0.2, metadata={"help": "Share of VLM data among the examples."})
+    vlm_streaming: bool = field(default=False, metadata={"help": "Stream it instead of downloading it first."})
     episodes: list[int] | None = field(default=None, metadata={"help": "Episodes to use; all but --eval_episodes."})
     eval_episodes: list[int] | None = field(default=None, metadata={"help": "Episodes held out for evaluation."})
-    max_eval_frames: int = field(default=512, metadata={"help": "Evaluate on at most so many frames of each set."})
+    max_eval_frames: int = field(default=512, metadata={"help": "Evaluate on at most so many examples of each set."})
     cameras: list[str] | None = field(default=None, metadata={"help": "Cameras to use, in this order; all."})
     normalization: str = field(default="quantile", metadata={"help": "quantile, mean_std or none."})
-    action_tokenizer: str = field(
-        default="fast", metadata={"help": "fast (fitted on the data), bins, none, or a FAST folder or Hub id."}
+    action_tokenizer: str | None = field(
+        default=None, metadata={"help": "fast (fitted on the data), bins, none, a FAST folder or Hub id; the recipe's."}
     )
     action_vocab_size: int = field(default=1024, metadata={"help": "Codes of a fitted FAST tokenizer."})
     action_scale: float = field(default=10.0, metadata={"help": "Resolution of a fitted FAST tokenizer."})
@@ -76,42 +135,122 @@ class DataArguments:
     action_token_skip: int = field(default=128, metadata={"help": "For tail: 128 (openpi) or 1152 (spares <loc>)."})
     max_length: int | None = field(default=None, metadata={"help": "Longest allowed sequence; longer is an error."})
 
+    def __post_init__(self):
+        self.dataset = [self.dataset] if isinstance(self.dataset, str) else list(self.dataset)
+        if self.robots is None and len(self.dataset) > 1:
+            raise ValueError(
+                f"{len(self.dataset)} datasets need --robots with a name for each: datasets of the same name are one "
+                "robot, whose statistics are taken together."
+            )
+        for name in ("robots", "dataset_weights"):
+            values = getattr(self, name)
+            if values is not None and len(values) != len(self.dataset):
+                raise ValueError(f"--{name} has {len(values)} entries for {len(self.dataset)} datasets.")
+        if len(self.dataset) > 1 and (self.episodes or self.eval_episodes):
+            raise ValueError("--episodes and --eval_episodes are for a single dataset.")
+        if not 0 < self.vlm_share < 1:
+            raise ValueError(
+                f"--vlm_share must lie between 0 and 1, got {self.vlm_share}. To use none, leave out --vlm_dataset."
+            )
+
 
 def run(arguments: Sequence[str]) -> None:
     model_args, data_args, args = parse(
         (ModelArguments, DataArguments, KIVLATrainingArguments), arguments, prog="kivla train"
     )
-    trainer = make_trainer(model_args, data_args, args)
-    last_checkpoint = get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
-    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint or last_checkpoint)
-    trainer.save_model()
-    trainer.save_state()
-    metrics = trainer.evaluate()
+    stages, output_dir, start = model_args.stages, Path(args.output_dir), None
+    for number, (stage, stage_args) in enumerate(zip(stages, split_run(stages, args), strict=True), 1):
+        folder = Path(stage_args.output_dir)
+        is_last = number == len(stages)
+        if not is_last and (folder / "trainer_state.json").is_file():  # written last
+            start = folder
+            continue
+        if len(stages) > 1:
+            print(f"\nStage {number} of {len(stages)}: trains {' and '.join(stage.trains)}, {stage.config}")
+        trainer = make_trainer(model_args, data_args, stage_args, stage, start)
+        before = answers_before(trainer, output_dir / "vlm_before.json")
+        checkpoint = get_last_checkpoint(folder) if folder.is_dir() else None
+        trainer.train(resume_from_checkpoint=args.resume_from_checkpoint or checkpoint)
+        trainer.state.log_history.insert(0, {**before, "step": 0})
+        trainer.save_model()
+        trainer.save_state()
+        start = folder
+    metrics = {**before, **trainer.evaluate()}
     if trainer.is_world_process_zero():
-        folder = Path(args.output_dir)
-        plot_training_curves(folder / "training.png", trainer.state.log_history)
-        (folder / "eval_results.json").write_text(json.dumps(metrics, indent=2) + "\n")
-        print_results(metrics, folder)
+        plot_training_curves(output_dir / "training.png", trainer.state.log_history)
+        (output_dir / "eval_results.json").write_text(json.dumps(metrics, indent=2) + "\n")
+        fine_tuned_card(
+            {
+                "recipe": model_args.recipe or "insulated",
+                "vlm": model_args.vlm or model_args.policy,
+                "datasets": data_args.dataset,
+                "vlm_dataset": data_args.vlm_dataset,
+                "max_steps": trainer.state.max_steps,
+                "sets": evaluated_sets(metrics),
+                "before": before.get(f"{BEFORE}_vlm_answer_accuracy"),
+                "after": metrics.get("eval_vlm_answer_accuracy"),
+            }
+        ).save(output_dir / "README.md")
+        print_results(metrics, output_dir)
 
 
-def make_trainer(model_args: ModelArguments, data_args: DataArguments, args: KIVLATrainingArguments) -> KIVLATrainer:
-    """Datasets, model, processor and trainer of a run.
+BEFORE = "before"
+
+
+def answers_before(trainer: KIVLATrainer, path: Path) -> dict[str, float]:
+    """How well the VLM answers before any training, as metrics `before_vlm_...`; measured once."""
+    if "vlm" not in trainer.eval_dataset:
+        return {}
+    if not path.is_file():
+        metrics = trainer.evaluate({"vlm": trainer.eval_dataset["vlm"]}, metric_key_prefix=BEFORE)
+        if trainer.is_world_process_zero():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(metrics, indent=2) + "\n")
+        trainer.accelerator.wait_for_everyone()
+    return json.loads(path.read_text())
+
+
+def split_run(stages: Sequence[Stage | None], args: KIVLATrainingArguments) -> list[KIVLATrainingArguments]:
+    """The arguments of every stage: its share of steps or epochs, and its folder; the last one writes the policy."""
+    if len(stages) == 1:
+        return [args]
+    total = sum(stage.share for stage in stages)
+    steps = split_steps(stages, args.max_steps) if args.max_steps > 0 else [-1] * len(stages)
+    folders = [str(Path(args.output_dir) / f"stage_{number}") for number in range(1, len(stages))]
+    return [
+        replace(
+            args,
+            max_steps=count,
+            num_train_epochs=args.num_train_epochs * stage.share / total,
+            output_dir=folder,
+        )
+        for stage, count, folder in zip(stages, steps, [*folders, args.output_dir], strict=True)
+    ]
+
+
+def make_trainer(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    args: KIVLATrainingArguments,
+    stage: Stage | None = None,
+    start: Path | None = None,
+) -> KIVLATrainer:
+    """Datasets, model, processor and trainer of a stage.
+
+    Args:
+        stage: None goes on with a policy as it was trained.
+        start: the policy of the stage before, if there was one.
 
     Raises:
-        ValueError: neither or both of `vlm` and `policy` are given, or data and policy do not fit each other.
+        ValueError: recipe, data and policy do not fit each other.
     """
-    if (model_args.vlm is None) == (model_args.policy is None):
-        raise ValueError("Give either --vlm (a VLM to start from) or --policy (a KIVLA policy to go on from).")
-    if model_args.policy is not None:
-        processor = KIVLAProcessor.from_pretrained(model_args.policy)
-        chunk_size, cameras = processor.chunk_size, data_args.cameras or processor.cameras
+    start = model_args.policy if start is None else start
+    loaded = None if start is None else KIVLAProcessor.from_pretrained(start)
+    sources = load_sources(data_args, model_args.chunk_size, loaded)
+    processor = loaded or make_processor(model_args, data_args, sources)
+    if start is not None:
+        model = KIVLAForActionPrediction.from_pretrained(start, dtype=model_args.dtype)
     else:
-        chunk_size, cameras = model_args.chunk_size, data_args.cameras
-    data, evaluation = load_datasets(data_args, chunk_size, cameras)
-    if model_args.policy is not None:
-        model = KIVLAForActionPrediction.from_pretrained(model_args.policy, dtype=model_args.dtype)
-    else:
-        processor = make_processor(model_args, data_args, data)
         model = KIVLAForActionPrediction.from_vlm(
             model_args.vlm,
             dtype=model_args.dtype,
@@ -119,63 +258,143 @@ def make_trainer(model_args: ModelArguments, data_args: DataArguments, args: KIV
             trust_remote_code=model_args.trust_remote_code,
             **model_args.config_kwargs(),
         )
-    return KIVLATrainer(model, args, train_dataset=data, eval_dataset=evaluation, processing_class=processor)
-
-
-def load_datasets(
-    data_args: DataArguments, chunk_size: int, cameras: Sequence[str] | None
-) -> tuple[LeRobotDataset, dict[str, Subset]]:
-    """Training data, and what to evaluate on: some of the training frames, and held-out episodes if there are any."""
-    held_out = data_args.eval_episodes or []
-    episodes = data_args.episodes
-    if held_out:
-        every = LeRobotDataset(data_args.dataset, chunk_size, episodes, cameras).episodes
-        episodes = [episode for episode in every if episode not in held_out]
-    data = LeRobotDataset(data_args.dataset, chunk_size, episodes, cameras)
-    evaluation = {"train": _spread(data, data_args.max_eval_frames)}
-    if held_out:
-        evaluation["held_out"] = _spread(
-            LeRobotDataset(data_args.dataset, chunk_size, held_out, data.cameras), data_args.max_eval_frames
-        )
-    return data, evaluation
-
-
-def _spread(data: LeRobotDataset, count: int) -> Subset:
-    return Subset(data, np.unique(np.linspace(0, len(data) - 1, min(count, len(data))).round().astype(int)).tolist())
-
-
-def make_processor(model_args: ModelArguments, data_args: DataArguments, data: LeRobotDataset) -> KIVLAProcessor:
-    """The VLM's processor with this robot's statistics, and an action tokenizer fitted on its chunks."""
-    return KIVLAProcessor.from_vlm(
-        model_args.vlm,
-        action_tokenizer=make_action_tokenizer(data_args, data),
-        statistics=data.statistics,
-        chunk_size=model_args.chunk_size,
-        max_action_dim=model_args.max_action_dim,
-        max_state_dim=model_args.max_state_dim,
-        state_encoding=model_args.state_encoding,
-        normalization=data_args.normalization,
-        cameras=data.cameras,
-        action_token_placement=data_args.action_token_placement,
-        action_token_skip=data_args.action_token_skip,
-        max_length=data_args.max_length,
+    if stage is not None:
+        set_stage(model, stage)
+    recipe = model_args.chosen_recipe
+    trains_vlm_data = data_args.vlm_dataset is not None and (recipe is None or recipe.vlm_data)
+    if data_args.vlm_dataset is not None and not trains_vlm_data:
+        print(f"Recipe {model_args.recipe} trains on no VLM data: {data_args.vlm_dataset} is for evaluation only.")
+    return KIVLATrainer(
+        model,
+        args,
+        train_dataset=make_mixture(data_args, args, sources, processor, trains_vlm_data),
+        eval_dataset=load_evaluation(data_args, sources, processor),
+        processing_class=processor,
     )
 
 
-def make_action_tokenizer(data_args: DataArguments, data: LeRobotDataset):
-    if data_args.action_tokenizer == "none":
+def load_sources(data_args: DataArguments, chunk_size: int, policy: KIVLAProcessor | None) -> list[LeRobotDataset]:
+    """The demonstrations to train on; with the cameras and the chunk size of the policy that is to go on."""
+    sources = []
+    for i, name in enumerate(data_args.dataset):
+        robot = data_args.robots[i] if data_args.robots else None
+        cameras = data_args.cameras or (policy.robot(robot).cameras if policy else None)
+        size = policy.chunk_size if policy else chunk_size
+        episodes = data_args.episodes
+        if data_args.eval_episodes:
+            every = LeRobotDataset(name, size, episodes, cameras).episodes
+            episodes = [episode for episode in every if episode not in data_args.eval_episodes]
+        sources.append(LeRobotDataset(name, size, episodes, cameras, robot))
+    return sources
+
+
+def load_evaluation(
+    data_args: DataArguments, sources: list[LeRobotDataset], processor: KIVLAProcessor
+) -> dict[str, Subset]:
+    """Some of the training frames (of each robot), held-out episodes and VLM data if there are any."""
+    names = [f"train_{data.robot}" if len(sources) > 1 else "train" for data in sources]
+    evaluation = {name: _spread(data, data_args.max_eval_frames) for name, data in zip(names, sources, strict=True)}
+    if data_args.eval_episodes:
+        (data,) = sources
+        held_out = LeRobotDataset(data.name, data.chunk_size, data_args.eval_episodes, data.cameras, data.robot)
+        evaluation["held_out"] = _spread(held_out, data_args.max_eval_frames)
+    if data_args.vlm_dataset is not None:
+        split = data_args.vlm_eval_split or data_args.vlm_split
+        evaluation["vlm"] = _spread(load_vlm_data(data_args, processor, split), data_args.max_eval_frames)
+    return evaluation
+
+
+def load_vlm_data(data_args: DataArguments, processor: KIVLAProcessor, split: str) -> VLMDataset:
+    turns = "together" if has_chat(processor.vlm_processor) else "split"
+    return VLMDataset.load(data_args.vlm_dataset, split, streaming=data_args.vlm_streaming, turns=turns)
+
+
+def make_mixture(
+    data_args: DataArguments,
+    args: KIVLATrainingArguments,
+    sources: list[LeRobotDataset],
+    processor: KIVLAProcessor,
+    with_vlm_data: bool,
+) -> Dataset:
+    """What to train on: the dataset itself if there is one, otherwise a mixture as long as the run."""
+    if len(sources) == 1 and not with_vlm_data:
+        return sources[0]
+    if args.max_steps < 1:
+        raise ValueError("Several sources of examples are mixed for a number of steps: give --max_steps.")
+    weights = np.array(data_args.dataset_weights or [len(data) for data in sources], dtype=np.float64)
+    if with_vlm_data:
+        share = data_args.vlm_share
+        weights = [*(weights / weights.sum() * (1 - share)), share]
+        sources = [*sources, load_vlm_data(data_args, processor, data_args.vlm_split)]
+    examples = args.max_steps * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    return Mixture(sources, weights, examples, args.seed)
+
+
+def _spread(data: Dataset, count: int) -> Subset:
+    return Subset(data, np.unique(np.linspace(0, len(data) - 1, min(count, len(data))).round().astype(int)).tolist())
+
+
+def make_processor(
+    model_args: ModelArguments, data_args: DataArguments, sources: list[LeRobotDataset]
+) -> KIVLAProcessor:
+    """The VLM's processor with the robots' statistics, and an action tokenizer fitted on their chunks."""
+    by_robot: dict[str | None, list[LeRobotDataset]] = {}
+    for data in sources:
+        by_robot.setdefault(data.robot, []).append(data)
+    robots = {}
+    for name, group in by_robot.items():
+        if any(data.cameras != group[0].cameras for data in group):
+            raise ValueError(
+                f"The datasets of robot {name!r} have different cameras: {[data.cameras for data in group]}. Choose "
+                "common ones with --cameras, or give the robots different names."
+            )
+        robots[name] = {"statistics": joint_statistics(group), "cameras": group[0].cameras}
+    recipe = model_args.chosen_recipe
+    return KIVLAProcessor.from_vlm(
+        model_args.vlm,
+        action_tokenizer=make_action_tokenizer(
+            data_args.action_tokenizer or recipe.action_tokenizer, data_args, sources, robots
+        ),
+        chunk_size=model_args.chunk_size,
+        max_action_dim=model_args.max_action_dim,
+        max_state_dim=model_args.max_state_dim,
+        state_encoding=model_args.state_encoding or recipe.state_encoding,
+        normalization=data_args.normalization,
+        action_token_placement=data_args.action_token_placement,
+        action_token_skip=data_args.action_token_skip,
+        expert_reads_response=model_args.expert_reads_response,
+        max_length=data_args.max_length,
+        **(robots.get(None) or {"robots": robots}),
+    )
+
+
+def make_action_tokenizer(
+    kind: str, data_args: DataArguments, sources: list[LeRobotDataset], robots: dict[str | None, dict]
+) -> ActionTokenizer | None:
+    if kind == "none":
         return None
-    if data_args.action_tokenizer == "bins":
+    if kind == "bins":
         return BinningActionTokenizer()
-    if data_args.action_tokenizer != "fast":
-        return load_action_tokenizer(data_args.action_tokenizer)
-    return fit_fast_tokenizer(data, data_args.normalization, data_args.action_vocab_size, data_args.action_scale)
+    if kind != "fast":
+        return load_action_tokenizer(kind)
+    chunks = [
+        chunk
+        for data in sources
+        for chunk in normalized_chunks(data, robots[data.robot]["statistics"], data_args.normalization)
+    ]
+    return fit_fast_tokenizer(chunks, data_args.action_vocab_size, data_args.action_scale)
 
 
-def fit_fast_tokenizer(data: LeRobotDataset, normalization: str, vocab_size: int, scale: float) -> FASTActionTokenizer:
-    """A FAST tokenizer for the chunks of a dataset; prints what it costs and what it loses."""
-    normalizer = Normalizer(data.statistics["actions"], normalization)
-    chunks = np.stack([normalizer.normalize(chunk) for chunk in data.action_chunks(max_chunks=50_000)])
+def normalized_chunks(
+    data: LeRobotDataset, statistics: dict, normalization: str, max_chunks: int = 50_000
+) -> list[np.ndarray]:
+    """Action chunks of a dataset as the policy sees them, each (H, Da)."""
+    normalizer = Normalizer(statistics["actions"], normalization)
+    return [normalizer.normalize(chunk) for chunk in data.action_chunks(max_chunks)]
+
+
+def fit_fast_tokenizer(chunks: Sequence[np.ndarray], vocab_size: int, scale: float) -> FASTActionTokenizer:
+    """A FAST tokenizer for normalised chunks; prints what it costs and what it loses."""
     tokenizer = FASTActionTokenizer.fit(chunks, vocab_size=vocab_size, scale=scale)
     report = tokenizer.roundtrip_error(chunks)
     print(
@@ -185,12 +404,21 @@ def fit_fast_tokenizer(data: LeRobotDataset, normalization: str, vocab_size: int
     return tokenizer
 
 
+def evaluated_sets(metrics: dict[str, float]) -> dict[str, dict[str, float]]:
+    """Set of demonstrations -> its errors in robot units."""
+    sets = [name.removeprefix("eval_").removesuffix("_times_better_than_mean") for name in metrics]
+    sets = [name for name in sets if f"eval_{name}_times_better_than_mean" in metrics]
+    columns = ("action_mae", "mean_action_mae", "times_better_than_mean")
+    return {name: {column: metrics[f"eval_{name}_{column}"] for column in columns} for name in sets}
+
+
 def print_results(metrics: dict[str, float], folder: Path) -> None:
-    """The evaluation as a table, in robot units."""
-    sets = [n.removeprefix("eval_").removesuffix("_action_mae") for n in metrics if n.endswith("_action_mae")]
-    sets = [name for name in sets if not name.endswith("mean")]
-    print(f"\n{'evaluated on':14}{'mean abs. error':>18}{'of the mean action':>22}{'times better':>16}")
-    for name in sets:
-        error, mean = metrics[f"eval_{name}_action_mae"], metrics[f"eval_{name}_mean_action_mae"]
-        print(f"{name:14}{error:18.4f}{mean:22.4f}{mean / error:16.2f}")
+    """The evaluation as a table, in robot units, and whether the VLM still answers."""
+    print(f"\n{'evaluated on':20}{'mean abs. error':>18}{'of the mean action':>22}{'times better':>16}")
+    for name, row in evaluated_sets(metrics).items():
+        error, mean, times = row.values()
+        print(f"{name:20}{error:18.4f}{mean:22.4f}{times:16.2f}")
+    if f"{BEFORE}_vlm_answer_accuracy" in metrics:
+        before, after = metrics[f"{BEFORE}_vlm_answer_accuracy"], metrics["eval_vlm_answer_accuracy"]
+        print(f"\nVLM data: {100 * before:.1f} % of the answers word for word before, {100 * after:.1f} % after")
     print(f"\nPolicy, eval_results.json and training.png are in {folder}")

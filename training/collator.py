@@ -6,7 +6,7 @@ from transformers import BatchFeature
 
 from ..processing import KIVLAProcessor
 
-_KEYS = ("images", "text", "state", "actions", "response", "action_is_pad")
+_KEYS = ("images", "text", "state", "actions", "response", "action_is_pad", "robot")
 
 
 class KIVLACollator:
@@ -14,10 +14,12 @@ class KIVLACollator:
 
     An example is a dict with `images` and `text`, and any of `state`, `actions` (with `action_is_pad`) and `response`:
     language-and-action data has actions, action-only data has actions and an empty or generic text, VLM data has a
-    response and no actions. Other keys (`episode_index`, ...) are left out of the batch.
+    response and no actions. An example of a policy of several robots has `robot`, the name of its own. Other keys
+    (`episode_index`, ...) are left out of the batch.
 
     Args:
-        processor: the policy's processor.
+        processor: the policy's processor. If it has named robots, the batch has a list `robot` with a name for each
+            example (None for VLM data): for the evaluation in robot units, not for the model.
     """
 
     def __init__(self, processor: KIVLAProcessor):
@@ -30,4 +32,8 @@ class KIVLACollator:
                     f"Example {i} of this batch has no `text`; it has {sorted(example)}. An example needs `images` and "
                     "`text`, and `actions` or `response` to learn from (action-only data: text = '')."
                 )
-        return self.processor(**{key: [example.get(key) for example in examples] for key in _KEYS})
+        columns = {key: [example.get(key) for example in examples] for key in _KEYS}
+        batch = self.processor(**columns)
+        if None not in self.processor.robots:
+            batch["robot"] = columns["robot"]
+        return batch

@@ -47,6 +47,8 @@ class LeRobotDataset(torch.utils.data.Dataset):
         episodes: the dataset's episode numbers to use, in this order; all by default.
         cameras: the cameras to use, in this order, as feature names (`"observation.images.wrist"`) or their last part
             (`"wrist"`); by default all, in the order of `info.json`. Depth maps are not cameras.
+        robot: the robot's name in a policy of several robots (`KIVLAProcessor(robots=...)`); every item then has it as
+            `"robot"`.
 
     Attributes:
         cameras: feature names of the cameras.
@@ -71,11 +73,13 @@ class LeRobotDataset(torch.utils.data.Dataset):
         chunk_size: int = 50,
         episodes: Sequence[int] | None = None,
         cameras: Sequence[str] | None = None,
+        robot: str | None = None,
     ):
         if chunk_size < 1:
             raise ValueError(f"chunk_size is the number of actions per item and must be at least 1, got {chunk_size}.")
         self.name = str(folder_or_hub_id)
         self.chunk_size = chunk_size
+        self.robot = robot
         self._metadata = LeRobotMetadata.load(_local_folder(folder_or_hub_id))
 
         info = self._metadata.info
@@ -131,6 +135,8 @@ class LeRobotDataset(torch.utils.data.Dataset):
         }
         if self.state_dim:
             example["state"] = _matrix(rows[STATE_KEY][:1])[0].copy()
+        if self.robot is not None:
+            example["robot"] = self.robot
         return example
 
     def action_chunks(self, max_chunks: int) -> np.ndarray:
@@ -171,10 +177,7 @@ class LeRobotDataset(torch.utils.data.Dataset):
         with true quantiles. The dataset's own file, `meta_statistics`, is about all episodes and its q01 and q99 are
         averages of every episode's quantiles. Without a state there is no "state" entry.
         """
-        statistics = {"actions": column_statistics(self._blocks(ACTION_KEY))}
-        if self.state_dim:
-            statistics["state"] = column_statistics(self._blocks(STATE_KEY))
-        return statistics
+        return joint_statistics([self])
 
     @cached_property
     def meta_statistics(self) -> dict[str, dict[str, np.ndarray]] | None:
@@ -349,6 +352,27 @@ class LeRobotDataset(torch.utils.data.Dataset):
             return self._videos.read(path, start + frame["timestamp"], self.fps)
         except VideoReadError as error:
             raise ValueError(f"{where}: {error}") from error
+
+
+def joint_statistics(datasets: Sequence[LeRobotDataset]) -> dict[str, dict[str, np.ndarray]]:
+    """`statistics` of several datasets of one robot, as if their frames were in one.
+
+    Raises:
+        ValueError: actions or states of different sizes, or named differently.
+    """
+    first = datasets[0]
+    for other in datasets[1:]:
+        for what in ("action_dim", "state_dim", "action_names", "state_names"):
+            if getattr(first, what) != getattr(other, what):
+                raise ValueError(
+                    f"{first.name} and {other.name} cannot be the same robot: {what} is {getattr(first, what)} in one "
+                    f"and {getattr(other, what)} in the other. Give each robot a name of its own."
+                )
+    keys = {"actions": ACTION_KEY} | ({"state": STATE_KEY} if first.state_dim else {})
+    return {
+        name: column_statistics([block for data in datasets for block in data._blocks(key)])
+        for name, key in keys.items()
+    }
 
 
 def _local_folder(folder_or_hub_id: str | Path) -> Path:

@@ -1,20 +1,25 @@
 """KIVLATrainer: the library's Trainer with the combined loss, its metrics, and evaluation in robot units."""
 
 from collections import defaultdict
+from itertools import takewhile
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import DataLoader, SequentialSampler
 from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
 
 from ..modeling_kivla import KIVLAForActionPrediction
-from ..processing import KIVLAProcessor
+from ..processing import ActionDecodingFailure, KIVLAProcessor
 from .collator import KIVLACollator
 from .evaluation_sums import ACTION_ERROR_SUMS, TOKEN_SUMS, action_error_sums, token_sums
+from .mixture import Mixture
 
 _LOSS_SUMS = (*TOKEN_SUMS, "flow_loss", "action_values")
+# Of what the model says: chunks that did not decode, of how many; answers that are right, of how many.
+_SAID_SUMS = ("decoding_failures", "decoded", "right_answers", "answers")
 
 
 class KIVLATrainer(Trainer):
@@ -51,8 +56,6 @@ class KIVLATrainer(Trainer):
         super().__init__(model, *args, processing_class=processing_class, data_collator=data_collator, **kwargs)
         self.model_accepts_loss_kwargs = True
         self._action_token_ids = torch.as_tensor(processing_class.action_token_ids)
-        mean = processing_class.statistics["actions"]["mean"] if processing_class.statistics else 0.0
-        self._mean_action = torch.as_tensor(mean, dtype=torch.float32).expand(processing_class.action_dim)
         self._sums = torch.zeros(len(_LOSS_SUMS))
         self._gradient_norms: dict[str, torch.Tensor] = {}
         self.add_callback(_SeedByRank())
@@ -77,6 +80,20 @@ class KIVLATrainer(Trainer):
     def _named_parameters(self):
         return self.accelerator.unwrap_model(self.model).named_parameters()
 
+    def _get_train_sampler(self, train_dataset=None):
+        """A mixture has an order already, and a streamed source wants to be read in it."""
+        train_dataset = self.train_dataset if train_dataset is None else train_dataset
+        if not isinstance(train_dataset, Mixture):
+            return super()._get_train_sampler(train_dataset)
+        args = self.args
+        wanted = args.max_steps * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        if wanted > len(train_dataset):
+            raise ValueError(
+                f"The mixture has {len(train_dataset)} examples, but {args.max_steps} steps take {wanted} (examples of "
+                "a device × accumulation steps × devices × steps). Make it with num_examples of at least that."
+            )
+        return SequentialSampler(train_dataset)
+
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | None:
         """(2,): supervised tokens and real action values in this optimiser step, over all devices."""
         if not batch_samples:
@@ -87,6 +104,7 @@ class KIVLATrainer(Trainer):
         return self.accelerator.reduce(counts, reduction="sum")
 
     def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
+        inputs = {name: values for name, values in inputs.items() if name != "robot"}
         tokens, actions = _supervised_counts(inputs) if num_items_in_batch is None else num_items_in_batch
         outputs = model(**inputs, num_supervised_tokens=tokens, num_supervised_actions=actions)
         # Data-parallel training averages gradients over ranks; the counts above already span them.
@@ -134,8 +152,10 @@ class KIVLATrainer(Trainer):
             ("flow_loss", "flow_loss", "action_values"),
             ("token_accuracy", "correct_tokens", "tokens"),
             ("action_token_accuracy", "correct_action_tokens", "action_tokens"),
+            ("answer_accuracy", "right_answers", "answers"),
+            ("decoding_failures", "decoding_failures", "decoded"),
         ):
-            if sums[count] > 0:
+            if count in sums and sums[count] > 0:
                 summary[name] = float(sums[total] / sums[count])
         return summary
 
@@ -160,12 +180,14 @@ class KIVLATrainer(Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """Losses on fixed noise, and errors of sampled chunks in robot units (`sample_in_eval`).
+        """Losses on fixed noise; and, with `sample_in_eval`, what the policy does and says.
 
-        Metrics: `loss`, `token_loss`, `flow_loss`, `token_accuracy`, `action_token_accuracy`; and over the real values
-        of all chunks `action_mae`, `action_rmse`, `mean_action_mae` and `mean_action_rmse` (what always predicting the
-        mean action of the training data would give), `times_better_than_mean` = mean_action_mae / action_mae, and
-        `action_mae_0`, ... for each dimension.
+        Metrics: `loss`, `token_loss`, `flow_loss`, `token_accuracy`, `action_token_accuracy`; on VLM data
+        `answer_accuracy`, the share of (first) answers that the model gives word for word; of a policy that acts by
+        tokens `decoding_failures`, the share of chunks that do not decode; and over the real values of all other chunks
+        `action_mae`, `action_rmse`, `mean_action_mae` and `mean_action_rmse` (what always predicting the mean action of
+        the training data would give), `times_better_than_mean` = mean_action_mae / action_mae, and `action_mae_0`, ...
+        for each dimension.
         """
         model = self.accelerator.unwrap_model(self.model)
         was_training = model.training
@@ -194,28 +216,63 @@ class KIVLATrainer(Trainer):
 
     def _evaluation_sums(self, model: KIVLAForActionPrediction, batch: dict) -> dict[str, torch.Tensor]:
         """Per-example sums of one batch, every one (B,) or (B, D). Always the same names, so that ranks agree."""
-        outputs, processor = model(**batch), self.processing_class
+        processor = self.processing_class
         labels = batch["labels"]
-        sums = dict.fromkeys(_LOSS_SUMS, torch.zeros(len(labels), device=labels.device))
-        sums |= dict.fromkeys(ACTION_ERROR_SUMS, torch.zeros(len(labels), processor.action_dim, device=labels.device))
+        count, device = len(labels), labels.device
+        robots = batch.pop("robot", [None] * count)
+        outputs = model(**batch)
+        sums = {name: torch.zeros(count, device=device) for name in (*_LOSS_SUMS, *_SAID_SUMS)}
+        sums |= {name: torch.zeros(count, model.config.max_action_dim, device=device) for name in ACTION_ERROR_SUMS}
         if outputs.token_loss is not None:
             sums.update(token_sums(outputs.logits, labels, self._action_token_ids))
-        if outputs.flow_loss is None:
+        acts = batch["action_mask"].any((1, 2)) if "actions" in batch else labels.new_zeros(count, dtype=torch.bool)
+        if outputs.flow_loss is not None:
+            sums["action_values"] = batch["action_mask"].sum((1, 2)).float()
+            sums["flow_loss"] = outputs.flow_loss * sums["action_values"]
+        if not self.args.sample_in_eval:
             return sums
-        mask = batch["action_mask"]
-        sums["action_values"] = mask.sum((1, 2)).float()
-        sums["flow_loss"] = outputs.flow_loss * sums["action_values"]
-        if self.args.sample_in_eval:
-            observation = {n: v for n, v in batch.items() if n not in ("labels", "actions")}
-            chunk = model.sample_actions(**observation, num_steps=self.args.eval_num_steps)
-            errors = action_error_sums(
-                processor.unnormalize_actions(chunk),
-                processor.unnormalize_actions(batch["actions"]),
-                self._mean_action.to(mask.device),
-                mask[..., : processor.action_dim],
-            )
-            sums.update(errors)
+        # Everything is decoded for the whole batch, whose images cannot be taken apart; what does not apply is left.
+        prompts = _prompts(batch, processor.tokenizer.pad_token_id)
+        if acts.any():
+            if model.config.acts_by == "flow":
+                observation = {n: v for n, v in batch.items() if n not in ("labels", "actions")}
+                chunks = model.sample_actions(**observation, num_steps=self.args.eval_num_steps).cpu().numpy()
+            else:
+                real_dimensions = batch["action_mask"].any(1, keepdim=True).expand_as(batch["action_mask"])
+                chunks = model.generate_actions(processor, **prompts, action_mask=real_dimensions)
+            for i in acts.nonzero().flatten().tolist():
+                sums["decoded"][i] = 1
+                if isinstance(chunks[i], ActionDecodingFailure):
+                    sums["decoding_failures"][i] = 1
+                    continue
+                for name, errors in self._action_errors(chunks[i], batch, i, robots[i]).items():
+                    sums[name][i, : len(errors)] = errors.to(device)
+        if not acts.all():
+            answers = _first_answers(labels, processor.end_token_id)
+            longest = max(map(len, answers))
+            said = model.generate(
+                **prompts,
+                max_new_tokens=longest,
+                do_sample=False,
+                eos_token_id=processor.end_token_id,
+                pad_token_id=processor.tokenizer.pad_token_id,
+            )[:, prompts["input_ids"].shape[1] :]
+            for i in (~acts).nonzero().flatten().tolist():
+                own = said[i, : len(answers[i])].tolist()
+                sums["answers"][i], sums["right_answers"][i] = 1, own == answers[i]
         return sums
+
+    def _action_errors(self, chunk, batch: dict, i: int, robot: str | None) -> dict[str, torch.Tensor]:
+        """(D,) sums over the steps of one example, in the units of its robot."""
+        processor = self.processing_class
+        dim = processor.robot(robot).action_dim
+        sums = action_error_sums(
+            torch.as_tensor(processor.unnormalize_actions(chunk, robot))[None],
+            processor.unnormalize_actions(batch["actions"][i : i + 1].cpu(), robot),
+            torch.as_tensor(processor.robot(robot).mean_action, dtype=torch.float32),
+            batch["action_mask"][i : i + 1, :, :dim].cpu(),
+        )
+        return {name: values[0] for name, values in sums.items()}
 
     def _evaluation_metrics(self, totals: dict[str, torch.Tensor], flow_loss_weight: float) -> dict[str, float]:
         metrics = self._summary(totals)
@@ -227,8 +284,8 @@ class KIVLATrainer(Trainer):
             metrics["mean_action_mae"] = float(totals["baseline_absolute_error"].sum() / count.sum())
             metrics["mean_action_rmse"] = float((totals["baseline_squared_error"].sum() / count.sum()).sqrt())
             metrics["times_better_than_mean"] = metrics["mean_action_mae"] / metrics["action_mae"]
-            for i, error in enumerate(totals["absolute_error"] / count):
-                metrics[f"action_mae_{i}"] = float(error)
+            for i in count.nonzero().flatten().tolist():
+                metrics[f"action_mae_{i}"] = float(totals["absolute_error"][i] / count[i])
         return metrics
 
 
@@ -246,9 +303,36 @@ def _is_expert(parameter_name: str) -> bool:
 
 def _supervised_counts(batch: dict) -> tuple[torch.Tensor, torch.Tensor]:
     """Tokens that are learned, and action values that are real, in one batch."""
-    tokens = (batch["labels"][:, 1:] != -100).sum() if "labels" in batch else torch.tensor(0)
+    tokens = (batch["labels"][:, 1:] != -100).sum()
     actions = batch["action_mask"].sum() if "actions" in batch else torch.tensor(0)
     return tokens, actions
+
+
+def _prompts(batch: dict, pad_token_id: int) -> dict:
+    """A batch for training -> the same prompts without what is learned, padded on the left as `generate` wants them."""
+    labels, mask = batch["labels"], batch["attention_mask"].bool()
+    learned = labels != -100
+    starts = torch.where(learned.any(1), learned.int().argmax(1), mask.shape[1] - mask.flip(1).int().argmax(1))
+    rows = [mask[i] & (torch.arange(mask.shape[1], device=mask.device) < start) for i, start in enumerate(starts)]
+    prompts = {}
+    for name, values in batch.items():
+        if name in ("labels", "actions", "action_mask"):
+            continue
+        if values.shape == labels.shape and name != "state":
+            padding = pad_token_id if name == "input_ids" else 0
+            values = pad_sequence([values[i][row] for i, row in enumerate(rows)], True, padding, padding_side="left")
+        prompts[name] = values
+    return prompts
+
+
+def _first_answers(labels: torch.Tensor, end_token_id: int) -> list[list[int]]:
+    """The first learned tokens of every row, up to and with the end of the VLM's turn."""
+    answers = []
+    for row in labels.tolist():
+        start = next((i for i, token in enumerate(row) if token != -100), len(row))
+        answer = list(takewhile(lambda token: token not in (-100, end_token_id), row[start:]))
+        answers.append([*answer, end_token_id] if answer else [])
+    return answers
 
 
 def _check_agreement(model: nn.Module, processor: KIVLAProcessor) -> None:

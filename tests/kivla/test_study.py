@@ -76,6 +76,6 @@ def test_two_recipes_with_two_seeds_from_end_to_end(tmp_path):
     assert text.startswith(first), "finished runs are kept as they are"
     rows = read_rows(study / "runs.jsonl")
     assert [(r["recipe"], r["seed"]) for r in rows] == [("insulated", 0), ("joint", 0), ("insulated", 1), ("joint", 1)]
-    assert [r["settings"]["backbone_gradient_scale"] for r in rows] == [0.0, 1.0, 0.0, 1.0]
+    assert [r["settings"]["recipe"] for r in rows] == ["insulated", "joint"] * 2
     assert all([point["step"] for point in r["curve"]] == [2, 4] for r in rows)
     assert (study / "table.md").read_text() == format_table(rows, 0.5) + "\n"

@@ -1,7 +1,8 @@
 """What demo and study share: stages that are done once, and training that goes on where it was."""
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -68,10 +69,26 @@ def test_training_goes_on_from_the_last_checkpoint(vlm, demonstrations, policy, 
 
 
 def test_joint_training_differs_by_the_gradient_scale_alone(vlm, demonstrations, policy, tmp_path):
-    joint = replace(TINY, backbone_gradient_scale=1.0)
-    assert {n for n, v in asdict(joint).items() if v != asdict(TINY)[n]} == {"backbone_gradient_scale"}
+    joint = replace(TINY, recipe="joint")
     fine_tune(vlm, demonstrations, tmp_path, joint, max_steps=1)
     assert KIVLAForActionPrediction.from_pretrained(tmp_path).config.backbone_gradient_scale == 1.0
+
+
+def test_two_stages_are_one_run(vlm, demonstrations, tmp_path):
+    trained = fine_tune(vlm, demonstrations, tmp_path, replace(TINY, recipe="pi0.5"), 9, save_steps=2, keep_all=True)
+    assert [step for step, _ in trained["checkpoints"]] == [2, 4, 6], "7 steps of tokens, then 2 with the expert"
+    assert all(Path(folder).is_dir() for _, folder in trained["checkpoints"])
+    steps = [entry["step"] for entry in trained["log_history"] if "token_loss" in entry]
+    assert steps == list(range(1, 10))
+    flow = [entry["step"] for entry in trained["log_history"] if "flow_loss" in entry]
+    assert flow == [8, 9]
+
+
+@pytest.mark.parametrize("recipe", ["autoregressive", "pi0", "frozen"])
+def test_other_recipes_train_and_act(vlm, demonstrations, tmp_path, recipe):
+    fine_tune(vlm, demonstrations, tmp_path, replace(TINY, recipe=recipe), max_steps=1)
+    result = roll_out(tmp_path, tmp_path / "rollouts", "touch", TINY, num_episodes=2, num_videos=0)
+    assert result["success"]["episodes"] == 2
 
 
 @pytest.mark.parametrize("name", ROLLOUTS)
