@@ -46,7 +46,8 @@ def run(arguments: Sequence[str]) -> None:
     if args.acts_by is not None:
         options["acts_by"] = args.acts_by
     chunks = predict(pipe, data, args.num_frames, args.batch_size, **options)
-    report = {**asdict(args), **measure_chunks(chunks, data), "tokenizer": None, "answers": None}
+    acts_by = args.acts_by or pipe.model.config.acts_by
+    report = {**asdict(args), "acts_by": acts_by, **measure_chunks(chunks, data), "tokenizer": None, "answers": None}
     if pipe.processor.action_tokenizer is not None:
         normalizer = pipe.processor.robot().actions
         report["tokenizer"] = measure(pipe.processor.action_tokenizer, chunks["demonstrated"], normalizer)

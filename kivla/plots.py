@@ -105,7 +105,8 @@ def plot_evaluation(
     by_dimension.set_xticks(places, dimension_names, rotation=45 if len(places) > 4 else 0)
     at_the_end.set(title="distance at the end of the chunk", ylabel="chunks")
     for axis in (by_step, by_dimension, at_the_end):
-        axis.title.set_fontsize(9)
+        for label, size in ((axis.title, 9), (axis.xaxis.label, 8), (axis.yaxis.label, 8)):
+            label.set_fontsize(size)
         axis.tick_params(labelsize=7)
         axis.grid(alpha=0.25)
         axis.legend(fontsize=7)

@@ -120,7 +120,8 @@ def test_acting_by_tokens_is_handed_to_the_policy(policy, tmp_path, monkeypatch)
     main(command)
     assert seen[0] == {"seed": 0, "num_steps": None, "acts_by": "tokens"}
     assert "acts_by" not in seen[1], "the policy's own way"
-    assert json.loads((tmp_path / "evaluate.json").read_text())["answers"] is None
+    report = json.loads((tmp_path / "evaluate.json").read_text())
+    assert report["acts_by"] == "flow" and report["answers"] is None
 
 
 def test_chunks_that_do_not_decode_are_counted_and_left_out(pipe, tmp_path):
