@@ -107,9 +107,25 @@ def test_pickled_rows_are_the_same(stream, rows):
 
 def test_loader_workers_give_the_rows_in_order(stream, rows):
     streamed = StreamedRows(stream, NUM_ROWS)
-    assert streamed[0] == rows[0]  # an open file, which a forked worker must not read on
     loader = torch.utils.data.DataLoader(streamed, batch_size=2, num_workers=2, collate_fn=list)
     assert [row for batch in loader for row in batch] == list(rows)
+
+
+def test_forked_workers_do_not_read_on_in_the_file_of_their_parent(tmp_path):
+    (tmp_path / "numbers").write_bytes(bytes(range(NUM_ROWS)))
+
+    def numbers():
+        with open(tmp_path / "numbers", "rb", buffering=0) as file:
+            while byte := file.read(1):
+                yield {"number": byte[0]}
+
+    streamed = StreamedRows(datasets.IterableDataset.from_generator(numbers), NUM_ROWS)
+    assert streamed[0] == {"number": 0}  # the file is open now
+    loader = torch.utils.data.DataLoader(
+        streamed, batch_size=2, num_workers=2, collate_fn=list, multiprocessing_context="fork"
+    )
+    assert [row["number"] for batch in loader for row in batch] == list(range(NUM_ROWS))
+    assert streamed[1] == {"number": 1}
 
 
 def test_stream_with_unknown_features_reads_its_first_row_for_the_columns(stream):
