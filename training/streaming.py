@@ -43,7 +43,7 @@ class StreamedRows:
         self.features = stream.features
         self.stream = stream.decode(False) if self.features else stream
         self.column_names = list(self.features or _first_row(stream))
-        self._close()
+        self._reset()
 
     def __len__(self) -> int:
         return self.num_rows
@@ -62,6 +62,8 @@ class StreamedRows:
 
     def _read(self, number: int) -> dict:
         forked = self._process_id != os.getpid()  # a forked worker shares file offsets with its parent
+        if forked:
+            self._parents_batches = self._batches  # kept open: to close it waits for threads that were not forked
         if self._batches is None or number < self._number or forked:
             # `iter(stream)` would give a loader worker its share of the files only; batches are of the whole stream
             self._batches = self.stream.skip(number).iter(batch_size=1)
@@ -70,7 +72,7 @@ class StreamedRows:
         while self._number < number:
             batch = next(self._batches, None)
             if batch is None:
-                self._close()
+                self._batches = None
                 raise IndexError(
                     f"Row {number}: the stream ended before it, so num_rows = {self.num_rows} is wrong. "
                     "Give StreamedRows the number of rows that the stream has."
@@ -79,19 +81,20 @@ class StreamedRows:
             self._number += 1
         return self._row
 
-    def _close(self) -> None:
+    def _reset(self) -> None:
         self._batches = None  # from row `_number` + 1 on
         self._row = None  # row `_number`
         self._number = -1
         self._process_id = os.getpid()
+        self._parents_batches = None
 
     def __getstate__(self) -> dict:
-        position = ("_batches", "_row", "_number", "_process_id")
+        position = ("_batches", "_row", "_number", "_process_id", "_parents_batches")
         return {name: value for name, value in self.__dict__.items() if name not in position}
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)
-        self._close()
+        self._reset()
 
 
 def _known_num_rows(stream: datasets.IterableDataset) -> int:

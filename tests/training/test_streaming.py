@@ -1,3 +1,4 @@
+import os
 import pickle
 
 import datasets
@@ -111,13 +112,19 @@ def test_loader_workers_give_the_rows_in_order(stream, rows):
     assert [row for batch in loader for row in batch] == list(rows)
 
 
-def test_forked_workers_do_not_read_on_in_the_file_of_their_parent(tmp_path):
+def test_forked_workers_leave_the_open_file_of_their_parent_alone(tmp_path):
     (tmp_path / "numbers").write_bytes(bytes(range(NUM_ROWS)))
+    closed = tmp_path / "closed"
 
     def numbers():
+        opener = os.getpid()
         with open(tmp_path / "numbers", "rb", buffering=0) as file:
-            while byte := file.read(1):
-                yield {"number": byte[0]}
+            try:
+                while byte := file.read(1):
+                    yield {"number": byte[0]}
+            finally:
+                if os.getpid() != opener:
+                    closed.write_text("by a worker")
 
     streamed = StreamedRows(datasets.IterableDataset.from_generator(numbers), NUM_ROWS)
     assert streamed[0] == {"number": 0}  # the file is open now
@@ -126,6 +133,7 @@ def test_forked_workers_do_not_read_on_in_the_file_of_their_parent(tmp_path):
     )
     assert [row["number"] for batch in loader for row in batch] == list(range(NUM_ROWS))
     assert streamed[1] == {"number": 1}
+    assert not closed.exists()
 
 
 def test_stream_with_unknown_features_reads_its_first_row_for_the_columns(stream):
