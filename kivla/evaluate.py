@@ -60,18 +60,6 @@ def run(arguments: Sequence[str]) -> None:
     print(f"{format_report(report)}\n\n{folder / 'evaluate.json'}\n{folder / 'evaluate.png'}")
 
 
-class _KeepFailures:
-    """A pipeline that gives a chunk of NaN where a policy's tokens did not decode, so that chunks can be stacked."""
-
-    def __init__(self, pipe, action_dim: int):
-        self.pipe, self.processor = pipe, pipe.processor
-        self.missing = np.full((pipe.processor.chunk_size, action_dim), np.nan, dtype=np.float32)
-
-    def __call__(self, observations: list[dict], **options) -> list[dict]:
-        results = self.pipe(observations, **options)
-        return [{"actions": self.missing} if result["actions"] is None else result for result in results]
-
-
 def predict(pipe, data: LeRobotDataset, num_frames: int, batch_size: int, **options) -> dict:
     """Predictions at evenly spread frames, without those that did not decode.
 
@@ -82,14 +70,8 @@ def predict(pipe, data: LeRobotDataset, num_frames: int, batch_size: int, **opti
     Raises:
         ValueError: no chunk decoded.
     """
-    results = predict_dataset(_KeepFailures(pipe, data.action_dim), data, num_frames, batch_size, **options)
-    decoded = np.isfinite(results["predicted"]).all((1, 2))
-    if not decoded.any():
-        raise ValueError(
-            f"None of the {len(decoded)} sequences of action tokens is a chunk of {data.chunk_size} x "
-            f"{data.action_dim} values: there is nothing to measure. Train the policy longer, or evaluate it with "
-            "--acts_by flow."
-        )
+    results = predict_dataset(pipe, data, num_frames, batch_size, **options)
+    decoded = results["decoded"]
     places = list(zip(results["episodes"], results["frames"], strict=True))
     steps_left = np.array([len(data.episode_range(episode)) - frame for episode, frame in places])
     statistics = pipe.processor.statistics or data.statistics

@@ -62,9 +62,13 @@ def predict_dataset(pipe, data: LeRobotDataset, num_frames: int, batch_size: int
     """Predict at evenly spread frames and compare with what was demonstrated.
 
     Returns:
-        `episodes` and `frames` (n,) and `texts`, `predicted` and `demonstrated` (n, H, D) in robot units, and over all
-        real values `action_mae`, `mean_action_mae` (always the mean action of the policy's training data) and
+        `episodes` and `frames` (n,) and `texts`, `predicted` and `demonstrated` (n, H, D) in robot units, `decoded`
+        (n,) bool, False where action tokens were no chunk (`predicted` is NaN there), and over all other real values
+        `action_mae`, `mean_action_mae` (always the mean action of the policy's training data) and
         `times_better_than_mean`.
+
+    Raises:
+        ValueError: no chunk decoded.
     """
     frames = np.unique(np.linspace(0, len(data) - 1, min(num_frames, len(data))).round().astype(int))
     predicted, examples = [], []
@@ -73,8 +77,16 @@ def predict_dataset(pipe, data: LeRobotDataset, num_frames: int, batch_size: int
         observations = [{key: e[key] for key in ("images", "text", "state") if key in e} for e in batch]
         predicted += [result["actions"] for result in pipe(observations, **options)]
         examples += batch
-    predicted, demonstrated = np.stack(predicted), np.stack([e["actions"] for e in examples])
-    real = ~np.stack([e["action_is_pad"] for e in examples])
+    decoded = np.array([chunk is not None for chunk in predicted])
+    if not decoded.any():
+        raise ValueError(
+            f"None of the {len(decoded)} sequences of action tokens is a chunk of {data.chunk_size} x "
+            f"{data.action_dim} values: there is nothing to measure. Train the policy longer, or let it act by flow."
+        )
+    missing = np.full((data.chunk_size, data.action_dim), np.nan, dtype=np.float32)
+    predicted = np.stack([missing if chunk is None else chunk for chunk in predicted])
+    demonstrated = np.stack([e["actions"] for e in examples])
+    real = ~np.stack([e["action_is_pad"] for e in examples]) & decoded[:, None]
     mean = data.statistics["actions"]["mean"]
     if pipe.processor.statistics is not None:
         mean = pipe.processor.statistics["actions"]["mean"]
@@ -83,6 +95,7 @@ def predict_dataset(pipe, data: LeRobotDataset, num_frames: int, batch_size: int
         "episodes": [e["episode_index"] for e in examples],
         "frames": [e["frame_index"] for e in examples],
         "predicted": predicted,
+        "decoded": decoded,
         "demonstrated": demonstrated,
         "texts": [e["text"] for e in examples],
         "action_mae": float(error),

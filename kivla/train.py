@@ -120,7 +120,9 @@ class DataArguments:
     vlm_split: str = field(default="train", metadata={"help": "Split of it to train on."})
     vlm_eval_split: str | None = field(default=None, metadata={"help": "Split to evaluate on; examples of vlm_split."})
     vlm_share: float = field(default=0.2, metadata={"help": "Share of VLM data among the examples."})
+    vlm_config: str | None = field(default=None, metadata={"help": "Configuration of it, where it has several."})
     vlm_streaming: bool = field(default=False, metadata={"help": "Stream it instead of downloading it first."})
+    vlm_num_rows: int | None = field(default=None, metadata={"help": "Rows of a stream, where its info lacks them."})
     episodes: list[int] | None = field(default=None, metadata={"help": "Episodes to use; all but --eval_episodes."})
     eval_episodes: list[int] | None = field(default=None, metadata={"help": "Episodes held out for evaluation."})
     max_eval_frames: int = field(default=512, metadata={"help": "Evaluate on at most so many examples of each set."})
@@ -300,13 +302,16 @@ def load_evaluation(
         evaluation["held_out"] = _spread(held_out, data_args.max_eval_frames)
     if data_args.vlm_dataset is not None:
         split = data_args.vlm_eval_split or data_args.vlm_split
-        evaluation["vlm"] = _spread(load_vlm_data(data_args, processor, split), data_args.max_eval_frames)
+        questions = load_vlm_data(data_args, processor, split)
+        first = range(min(data_args.max_eval_frames, len(questions)))  # a stream would be read to its end otherwise
+        evaluation["vlm"] = Subset(questions, first) if questions.is_stream else _spread(questions, len(first))
     return evaluation
 
 
 def load_vlm_data(data_args: DataArguments, processor: KIVLAProcessor, split: str) -> VLMDataset:
-    turns = "together" if has_chat(processor.vlm_processor) else "split"
-    return VLMDataset.load(data_args.vlm_dataset, split, streaming=data_args.vlm_streaming, turns=turns)
+    turns = "together" if has_chat(processor.vlm_processor) or data_args.vlm_streaming else "split"
+    rows = {"num_rows": data_args.vlm_num_rows, "config": data_args.vlm_config}
+    return VLMDataset.load(data_args.vlm_dataset, split, streaming=data_args.vlm_streaming, turns=turns, **rows)
 
 
 def make_mixture(

@@ -6,13 +6,16 @@ from functools import lru_cache
 import numpy as np
 import torch
 
+from .vlm_dataset import VLMDataset
+
 
 class Mixture(torch.utils.data.Dataset):
     """`num_examples` examples, each from one of the sources.
 
     Every source is gone through in a shuffled order, then again in another one, so that none of its examples is seen
-    twice before all were seen once. Example i depends on the seed and i alone: a sampler may take them in any order,
-    ranks may share them out, and a resumed run goes on with the same ones.
+    twice before all were seen once. Streamed VLM data is gone through in its own order (shuffle the stream). Example i
+    depends on the seed and i alone: a sampler may take them in any order, ranks may share them out, and a resumed run
+    goes on with the same ones. `KIVLATrainer` takes them as they come.
 
     Args:
         sources: map-style datasets, none empty.
@@ -33,6 +36,7 @@ class Mixture(torch.utils.data.Dataset):
         if empty := [i for i, source in enumerate(sources) if not len(source)]:
             raise ValueError(f"Source {empty[0]} of the mixture is empty.")
         self.sources = list(sources)
+        self._in_order = [isinstance(source, VLMDataset) and source.is_stream for source in sources]
         self.seed = seed
         rng = np.random.default_rng(seed)
         self._source = rng.choice(len(sources), size=num_examples, p=shares / shares.sum())  # (num_examples,)
@@ -49,6 +53,8 @@ class Mixture(torch.utils.data.Dataset):
         number = int(self._source[index])
         source = self.sources[number]
         epoch, position = divmod(int(self._turn[index]), len(source))
+        if self._in_order[number]:
+            return source[position]
         return source[int(self._order(number, epoch)[position])]
 
     def _shuffled(self, number: int, epoch: int) -> np.ndarray:

@@ -64,15 +64,15 @@ class StreamedRows:
         forked = self._process_id != os.getpid()  # a forked worker shares file offsets with its parent
         if forked:
             self._parents_batches = self._batches  # kept open: to close it waits for threads that were not forked
-        if self._batches is None or number < self._number or forked:
+        if self._row is None or number < self._number or forked:
             # `iter(stream)` would give a loader worker its share of the files only; batches are of the whole stream
             self._batches = self.stream.skip(number).iter(batch_size=1)
-            self._number = number - 1
+            self._row, self._number = None, number - 1
             self._process_id = os.getpid()
         while self._number < number:
+            self._row = None  # if this fails, the next reading starts anew
             batch = next(self._batches, None)
             if batch is None:
-                self._batches = None
                 raise IndexError(
                     f"Row {number}: the stream ended before it, so num_rows = {self.num_rows} is wrong. "
                     "Give StreamedRows the number of rows that the stream has."

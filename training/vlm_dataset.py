@@ -146,6 +146,11 @@ class VLMDataset(torch.utils.data.Dataset):
         rows = datasets.load_dataset(str(name_or_path), config, split=split, streaming=streaming)
         return cls(StreamedRows(rows, num_rows) if streaming else rows, **options)
 
+    @property
+    def is_stream(self) -> bool:
+        """Whether the rows are read forward, so that indices should grow."""
+        return isinstance(self.rows, StreamedRows)
+
     def __len__(self) -> int:
         return len(self.rows) if self._ends is None else int(self._ends[-1])
 

@@ -7,6 +7,7 @@ import torch
 from kivla.processing import ActionDecodingFailure, BinningActionTokenizer, FASTActionTokenizer
 from kivla.processing.action_constraint import ActionTokenConstraint
 from tests.processing.test_action_tokenizers import D, H, published_fit, smooth_chunks
+from tests.processing.test_processing_kivla import CHUNK, NORMALIZED, WIDTH, make
 
 VOCABULARY, FIRST, END = 2000, 700, 3  # of a language model: its size, the first action token, the end of the turn
 
@@ -85,3 +86,23 @@ def test_without_a_grammar_codes_and_end_are_allowed_and_nothing_else(tokenizer)
     ids, process = constraint(tokenizer, [H * D], grammar=False)
     scores = process(torch.tensor([[1, 1]]), torch.zeros(1, VOCABULARY))
     assert set(torch.nonzero(scores[0] == 0).flatten().tolist()) == {*ids.tolist(), END}
+
+
+def test_a_thousand_random_sequences_are_chunks_or_reasons():
+    """What a model might say without any constraint: foreign tokens, cut-off and overlong sequences, nothing at all."""
+    processor = make()
+    rng = np.random.default_rng(0)
+    ids = processor.action_token_ids
+    sequences = [rng.choice(ids, rng.integers(0, 30)).tolist() for _ in range(500)]
+    sequences += [rng.integers(0, processor.vocab_size, rng.integers(0, 30)).tolist() for _ in range(300)]
+    whole = [ids[codes].tolist() for codes in processor.action_tokenizer.encode(NORMALIZED[:40])]
+    sequences += [row[: rng.integers(0, len(row))] for row in whole for _ in range(3)]
+    sequences += whole + [[-100, *row, 3, 7] for row in whole]
+    results = processor.decode_actions(sequences)
+    assert len(results) == len(sequences) == 1000
+    for sequence, result in zip(sequences, results, strict=True):
+        if isinstance(result, ActionDecodingFailure):
+            assert str(result).startswith("no action chunk ("), sequence
+        else:
+            assert result.shape == (CHUNK, WIDTH) and np.isfinite(result).all(), sequence
+    assert not any(isinstance(result, ActionDecodingFailure) for result in results[-80:]), "these are whole"

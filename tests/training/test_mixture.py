@@ -1,9 +1,12 @@
 import pickle
 from collections import Counter
 
+import datasets
 import pytest
 
 from kivla.training.mixture import Mixture
+from kivla.training.streaming import StreamedRows
+from kivla.training.vlm_dataset import VLMDataset
 
 ROBOT, QUESTIONS = [f"robot {i}" for i in range(7)], [f"question {i}" for i in range(5)]
 
@@ -29,6 +32,14 @@ def test_an_example_depends_on_seed_and_index_alone():
     assert [other[i] for i in range(50)] != forward
     copied = pickle.loads(pickle.dumps(first))
     assert [copied[i] for i in range(50)] == forward
+
+
+def test_a_stream_is_read_forward_and_again():
+    rows = datasets.Dataset.from_dict({"images": [[]] * 3, "question": ["a?", "b?", "c?"], "answer": ["1", "2", "3"]})
+    stream = VLMDataset(StreamedRows(rows.to_iterable_dataset(), num_rows=3))
+    mixture = Mixture([ROBOT, stream], [1, 1], 40)
+    drawn = [example["response"] for example in mixture if isinstance(example, dict)]
+    assert drawn == (["1", "2", "3"] * 40)[: len(drawn)]
 
 
 @pytest.mark.parametrize(

@@ -176,5 +176,22 @@ def test_end_of_the_stream_is_told(stream, rows):
         streamed[10]
 
 
+def test_reading_goes_on_after_a_failure():
+    failures = [OSError("no connection"), OSError("no connection")]
+
+    def numbers():
+        for i in range(NUM_ROWS):
+            if i == 3 and failures:
+                raise failures.pop()
+            yield {"number": i}
+
+    streamed = StreamedRows(datasets.IterableDataset.from_generator(numbers), NUM_ROWS)
+    assert streamed[1] == {"number": 1}
+    for index in (5, 3):
+        with pytest.raises(OSError, match="no connection"):
+            streamed[index]
+    assert [streamed[i]["number"] for i in (2, 3, 4)] == [2, 3, 4]
+
+
 def test_num_rows_can_be_fewer(stream, rows):
     assert list(StreamedRows(stream, 3)) == list(rows.select(range(3)))
