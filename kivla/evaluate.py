@@ -26,6 +26,7 @@ class EvaluateArguments:
     dataset: str = field(metadata={"help": "LeRobot dataset to measure on."})
     episodes: list[int] | None = field(default=None, metadata={"help": "Episodes of it, best held-out ones; all."})
     num_frames: int = field(default=256, metadata={"help": "Frames to predict at, spread evenly."})
+    robot: str | None = field(default=None, metadata={"help": "Whose data it is, of a policy of several robots."})
     num_steps: int | None = field(default=None, metadata={"help": "Euler steps; the policy's default."})
     seed: int = field(default=0, metadata={"help": "Seed of the noise."})
     batch_size: int = field(default=16, metadata={"help": "Observations at once."})
@@ -41,7 +42,8 @@ class EvaluateArguments:
 def run(arguments: Sequence[str]) -> None:
     (args,) = parse((EvaluateArguments,), arguments, prog="kivla evaluate", positional="policy")
     pipe = pipeline("action-prediction", model=args.policy)
-    data = LeRobotDataset(args.dataset, pipe.processor.chunk_size, args.episodes, pipe.processor.cameras)
+    robot = pipe.processor.robot(args.robot)
+    data = LeRobotDataset(args.dataset, pipe.processor.chunk_size, args.episodes, robot.cameras, args.robot)
     options = {"seed": args.seed, "num_steps": args.num_steps}
     if args.acts_by is not None:
         options["acts_by"] = args.acts_by
@@ -49,8 +51,7 @@ def run(arguments: Sequence[str]) -> None:
     acts_by = args.acts_by or pipe.model.config.acts_by
     report = {**asdict(args), "acts_by": acts_by, **measure_chunks(chunks, data), "tokenizer": None, "answers": None}
     if pipe.processor.action_tokenizer is not None:
-        normalizer = pipe.processor.robot().actions
-        report["tokenizer"] = measure(pipe.processor.action_tokenizer, chunks["demonstrated"], normalizer)
+        report["tokenizer"] = measure(pipe.processor.action_tokenizer, chunks["demonstrated"], robot.actions)
     if args.vlm_dataset is not None:
         report["answers"] = measure_answers(pipe, args.vlm_dataset, args.batch_size)
     folder = Path(args.output_dir)
@@ -74,7 +75,7 @@ def predict(pipe, data: LeRobotDataset, num_frames: int, batch_size: int, **opti
     decoded = results["decoded"]
     places = list(zip(results["episodes"], results["frames"], strict=True))
     steps_left = np.array([len(data.episode_range(episode)) - frame for episode, frame in places])
-    statistics = pipe.processor.statistics or data.statistics
+    statistics = pipe.processor.robot(data.robot).statistics or data.statistics
     demonstrated = results["demonstrated"][decoded]
     titles = [
         f"{text}\nepisode {episode}, frame {frame}"

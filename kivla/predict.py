@@ -26,6 +26,7 @@ class PredictArguments:
     images: list[str] | None = field(default=None, metadata={"help": "Image files, in the order of the cameras."})
     text: str | None = field(default=None, metadata={"help": "Instruction."})
     state: list[float] | None = field(default=None, metadata={"help": "The robot's state."})
+    robot: str | None = field(default=None, metadata={"help": "Whose data it is, of a policy of several robots."})
     num_steps: int | None = field(default=None, metadata={"help": "Euler steps; the policy's default."})
     seed: int = field(default=0, metadata={"help": "Seed of the noise."})
     batch_size: int = field(default=16, metadata={"help": "Observations at once."})
@@ -39,12 +40,14 @@ def run(arguments: Sequence[str]) -> None:
     pipe = pipeline("action-prediction", model=args.policy)
     options = {"seed": args.seed, "num_steps": args.num_steps}
     if args.images is not None:
-        result = pipe({"images": args.images, "text": args.text or "", "state": args.state}, **options)
+        observation = {"images": args.images, "text": args.text or "", "state": args.state, "robot": args.robot}
+        result = pipe(observation, **options)
         np.set_printoptions(precision=4, suppress=True)
         print(result["actions"])
         return
     processor = pipe.processor
-    data = LeRobotDataset(args.dataset, processor.chunk_size, args.episodes, processor.cameras)
+    cameras = processor.robot(args.robot).cameras
+    data = LeRobotDataset(args.dataset, processor.chunk_size, args.episodes, cameras, args.robot)
     results = predict_dataset(pipe, data, args.num_frames, args.batch_size, **options)
     folder = Path(args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
@@ -74,7 +77,7 @@ def predict_dataset(pipe, data: LeRobotDataset, num_frames: int, batch_size: int
     predicted, examples = [], []
     for start in tqdm(range(0, len(frames), batch_size), desc="Predicting", leave=False):
         batch = [data[int(i)] for i in frames[start : start + batch_size]]
-        observations = [{key: e[key] for key in ("images", "text", "state") if key in e} for e in batch]
+        observations = [{key: e[key] for key in ("images", "text", "state", "robot") if key in e} for e in batch]
         predicted += [result["actions"] for result in pipe(observations, **options)]
         examples += batch
     decoded = np.array([chunk is not None for chunk in predicted])
@@ -87,9 +90,8 @@ def predict_dataset(pipe, data: LeRobotDataset, num_frames: int, batch_size: int
     predicted = np.stack([missing if chunk is None else chunk for chunk in predicted])
     demonstrated = np.stack([e["actions"] for e in examples])
     real = ~np.stack([e["action_is_pad"] for e in examples]) & decoded[:, None]
-    mean = data.statistics["actions"]["mean"]
-    if pipe.processor.statistics is not None:
-        mean = pipe.processor.statistics["actions"]["mean"]
+    statistics = pipe.processor.robot(data.robot).statistics or data.statistics
+    mean = statistics["actions"]["mean"]
     error, mean_error = np.abs(predicted - demonstrated)[real].mean(), np.abs(mean - demonstrated)[real].mean()
     return {
         "episodes": [e["episode_index"] for e in examples],

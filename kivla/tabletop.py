@@ -34,7 +34,6 @@ from .simulation.report_media import choose_episodes
 from .simulation.rollout import PipelinePolicy
 from .train import fit_fast_tokenizer, normalized_chunks
 from .training.mixture import Mixture
-from .training.muon import MuonWithAdamW
 from .training.recipes import Stage, get_recipe, set_stage, split_steps
 from .training.vlm_dataset import VLMDataset
 
@@ -81,7 +80,7 @@ class TabletopArguments:
     freeze_vision: bool = field(
         default=True, metadata={"help": "Leave the vision tower as it is: a fifth of the step is saved."}
     )
-    question_share: float = field(default=0.2, metadata={"help": "Share of questions among the examples."})
+    question_share: float = field(default=0.35, metadata={"help": "Share of questions among the examples."})
     batch_size: int = field(default=32, metadata={"help": "Examples in a step."})
     learning_rate: float = field(default=1e-3, metadata={"help": "Of Muon and AdamW; falls to 0 as a cosine."})
 
@@ -156,6 +155,7 @@ def make_trainer(
         model.vlm.get_encoder("image").requires_grad_(False)
     examples = data
     if args.question_share > 0 and get_recipe(args.recipe).vlm_data:
+        # One question each: conversations would make the whole batch as long as they are.
         questions = VLMDataset(make_questions(5000, QUESTION_SEED + seed))
         weights = [1 - args.question_share, args.question_share]
         examples = Mixture([data, questions], weights, max_steps * args.batch_size, seed)
@@ -165,6 +165,8 @@ def make_trainer(
         per_device_train_batch_size=args.batch_size,
         lr_scheduler_type="cosine",
         warmup_steps=min(50, max_steps // 10),
+        learning_rate=args.learning_rate,
+        muon=True,
         logging_steps=max(max_steps // 50, 1),
         seed=seed,
         dataloader_pin_memory=False,
@@ -177,7 +179,6 @@ def make_trainer(
         train_dataset=examples,
         eval_dataset=Subset(data, range(0, len(data), max(len(data) // 256, 1))),
         processing_class=processor,
-        optimizers=(MuonWithAdamW(model.named_parameters(), lr=args.learning_rate), None),
     )
 
 

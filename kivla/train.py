@@ -61,6 +61,9 @@ class ModelArguments:
     expert_num_attention_heads: int | None = field(default=None, metadata={"help": "Query heads; the backbone's."})
     expert_layer_stride: int = field(default=1, metadata={"help": "Read every k-th backbone layer."})
     expert_time_conditioning: str = field(default="adarms", metadata={"help": "adarms (pi0.5) or concat (pi0)."})
+    expert_initializer_range: float = field(
+        default=0.02, metadata={"help": "Standard deviation of its weights; 1/sqrt(width) suits a small one."}
+    )
     dtype: str = field(
         default="float32", metadata={"help": "Type of the weights. Keep float32 and add --bf16 for mixed precision."}
     )
@@ -99,7 +102,14 @@ class ModelArguments:
 
 _EXPERT = tuple(
     f"expert_{name}"
-    for name in ("hidden_size", "intermediate_size", "num_attention_heads", "layer_stride", "time_conditioning")
+    for name in (
+        "hidden_size",
+        "intermediate_size",
+        "num_attention_heads",
+        "layer_stride",
+        "time_conditioning",
+        "initializer_range",
+    )
 )
 
 
@@ -266,6 +276,11 @@ def make_trainer(
     trains_vlm_data = data_args.vlm_dataset is not None and (recipe is None or recipe.vlm_data)
     if data_args.vlm_dataset is not None and not trains_vlm_data:
         print(f"Recipe {model_args.recipe} trains on no VLM data: {data_args.vlm_dataset} is for evaluation only.")
+    if model.config.acts_by == "tokens" and processor.action_tokenizer is None and not trains_vlm_data:
+        raise ValueError(
+            "There is nothing to train: this stage has no flow loss, the processor no action tokenizer, and there is "
+            'no VLM data. Leave out --action_tokenizer none, or choose a recipe with an expert ("kivla recipes").'
+        )
     return KIVLATrainer(
         model,
         args,

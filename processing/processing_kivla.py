@@ -17,7 +17,6 @@ from transformers.dynamic_module_utils import custom_object_save
 
 from .action_constraint import ActionTokenConstraint
 from .action_tokenizers import ActionDecodingFailure, ActionTokenizer, load_action_tokenizer
-from .image_input import as_rgb
 from .normalization import discretize_state
 from .prompt_frame import PromptFrame, has_chat, prompt_frame
 from .robot import Robot, robot_from_json
@@ -342,8 +341,8 @@ class KIVLAProcessor(ProcessorMixin):
         if actions is not None:
             if not asks_actions:
                 raise ValueError('there are `actions`, but prompt_kind="text" does not ask for any. Use "action".')
-            chunk, is_pad = self._chunk(actions, action_is_pad, robot)
-        images = self._images(images, asks_actions, robot)
+            chunk, is_pad = robot.chunk(actions, action_is_pad, self.chunk_size)
+        images = robot.images(images, asks_actions)
         state = self._state(state, robot) if asks_actions and self.state_encoding != "none" else None
         return _Example(
             robot=robot,
@@ -393,34 +392,6 @@ class KIVLAProcessor(ProcessorMixin):
                 "processor puts images in front of the text."
             )
 
-    def _images(self, given, asks_actions: bool, robot: Robot) -> list[Image.Image]:
-        """The images that are there, as RGB, in the order of the cameras."""
-        if isinstance(given, dict):
-            if robot.cameras is None:
-                raise ValueError(
-                    f"`images` is a dict (of {sorted(given)}), but this processor has no camera names, hence no order. "
-                    "Pass a list, or make the processor with cameras=[...]."
-                )
-            if set(given) != set(robot.cameras):
-                raise ValueError(
-                    f"images are given for the cameras {sorted(given)}, but this processor has {robot.cameras}. Pass "
-                    "every camera by its name; use None for one that is missing."
-                )
-            given = [given[name] for name in robot.cameras]
-        if given is None:
-            given = []
-        if not isinstance(given, list | tuple):
-            raise ValueError(
-                "`images` must be a list of images (one for each camera) or a dict by camera name, got "
-                f"{type(given).__name__}. For one example with one camera write images=[[image]]."
-            )
-        if asks_actions and robot.cameras is not None and len(given) != len(robot.cameras):
-            raise ValueError(
-                f"got {len(given)} images for {len(robot.cameras)} cameras {robot.cameras}. Pass one for each, in this "
-                "order; use None for one that is missing."
-            )
-        return [as_rgb(image) for image in given if image is not None]
-
     def _state(self, values, robot: Robot) -> np.ndarray:
         if values is None:
             raise ValueError(
@@ -439,30 +410,6 @@ class KIVLAProcessor(ProcessorMixin):
             return robot.state.normalize(values)
         except ValueError as error:
             raise ValueError(f"`state`: {error}") from error
-
-    def _chunk(self, values, is_pad, robot: Robot) -> tuple[np.ndarray, np.ndarray]:
-        values = np.asarray(values, dtype=np.float64)
-        if values.ndim != 2 or not len(values) or values.shape[1] != robot.action_dim:
-            raise ValueError(
-                f"`actions` must be (steps, {robot.action_dim}) in robot units, got shape {values.shape}. This "
-                f"processor was made for {robot.action_dim}-dimensional actions: are these of another robot?"
-            )
-        steps = len(values)
-        if steps > self.chunk_size:
-            raise ValueError(
-                f"{steps} action steps do not fit into chunk_size = {self.chunk_size}. Read the data with chunk_size="
-                f"{self.chunk_size}, or build processor and model with a longer one."
-            )
-        is_pad = np.zeros(steps, dtype=bool) if is_pad is None else np.asarray(is_pad, dtype=bool)
-        if is_pad.shape != (steps,):
-            raise ValueError(f"`action_is_pad` must be ({steps},) like the actions, got {is_pad.shape}.")
-        try:
-            chunk = robot.actions.normalize(values)
-        except ValueError as error:
-            raise ValueError(f"`actions`: {error}") from error
-        missing = self.chunk_size - steps
-        chunk = np.concatenate([chunk, np.repeat(chunk[-1:], missing, axis=0)])
-        return chunk, np.concatenate([is_pad, np.ones(missing, dtype=bool)])
 
     def _prompt(self, text: str, state: np.ndarray | None) -> str:
         text = text.strip().replace("_", " ").replace("\n", " ")

@@ -4,7 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from PIL import Image
 
+from .image_input import as_rgb
 from .normalization import Normalizer, statistics_from_json, statistics_to_json
 
 
@@ -65,6 +67,65 @@ class Robot:
     def mean_action(self) -> np.ndarray:
         """(action_dim,), robot units: the average action of the data; zero without statistics."""
         return self.statistics["actions"]["mean"] if self.statistics else np.zeros(self.action_dim)
+
+    def images(self, given, is_observation: bool) -> list[Image.Image]:
+        """The images that are there, as RGB, in the order of the cameras.
+
+        Args:
+            given: a list, a dict by camera name, or None.
+            is_observation: whether every camera must have its place (VLM data has any number of images).
+        """
+        if isinstance(given, dict):
+            if self.cameras is None:
+                raise ValueError(
+                    f"`images` is a dict (of {sorted(given)}), but this processor has no camera names, hence no order. "
+                    "Pass a list, or make the processor with cameras=[...]."
+                )
+            if set(given) != set(self.cameras):
+                raise ValueError(
+                    f"images are given for the cameras {sorted(given)}, but this processor has {self.cameras}. Pass "
+                    "every camera by its name; use None for one that is missing."
+                )
+            given = [given[name] for name in self.cameras]
+        if given is None:
+            given = []
+        if not isinstance(given, list | tuple):
+            raise ValueError(
+                "`images` must be a list of images (one for each camera) or a dict by camera name, got "
+                f"{type(given).__name__}. For one example with one camera write images=[[image]]."
+            )
+        if is_observation and self.cameras is not None and len(given) != len(self.cameras):
+            raise ValueError(
+                f"got {len(given)} images for {len(self.cameras)} cameras {self.cameras}. Pass one for each, in this "
+                "order; use None for one that is missing."
+            )
+        return [as_rgb(image) for image in given if image is not None]
+
+    def chunk(self, values, is_pad, chunk_size: int) -> tuple[np.ndarray, np.ndarray]:
+        """Actions (steps, action_dim) in robot units -> a normalised chunk (chunk_size, action_dim), the last action
+        repeated, and (chunk_size,) bool, True on steps that are not real."""
+        values = np.asarray(values, dtype=np.float64)
+        if values.ndim != 2 or not len(values) or values.shape[1] != self.action_dim:
+            raise ValueError(
+                f"`actions` must be (steps, {self.action_dim}) in robot units, got shape {values.shape}. This "
+                f"processor was made for {self.action_dim}-dimensional actions: are these of another robot?"
+            )
+        steps = len(values)
+        if steps > chunk_size:
+            raise ValueError(
+                f"{steps} action steps do not fit into chunk_size = {chunk_size}. Read the data with chunk_size="
+                f"{chunk_size}, or build processor and model with a longer one."
+            )
+        is_pad = np.zeros(steps, dtype=bool) if is_pad is None else np.asarray(is_pad, dtype=bool)
+        if is_pad.shape != (steps,):
+            raise ValueError(f"`action_is_pad` must be ({steps},) like the actions, got {is_pad.shape}.")
+        try:
+            chunk = self.actions.normalize(values)
+        except ValueError as error:
+            raise ValueError(f"`actions`: {error}") from error
+        missing = chunk_size - steps
+        chunk = np.concatenate([chunk, np.repeat(chunk[-1:], missing, axis=0)])
+        return chunk, np.concatenate([is_pad, np.ones(missing, dtype=bool)])
 
     def to_dict(self) -> dict:
         """What belongs to the robot alone, ready for JSON."""

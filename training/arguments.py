@@ -13,6 +13,8 @@ class KIVLATrainingArguments(TrainingArguments):
     Args:
         expert_learning_rate (`float`, *optional*): learning rate of the action expert, which starts from random
             weights and usually wants a larger one; the backbone's if None.
+        muon (`bool`, defaults to `False`): Muon for matrices and AdamW for the rest, at one learning rate, in place of
+            `optim`. Small models learn several times faster with it.
         sample_in_eval (`bool`, defaults to `True`): let `evaluate()` sample action chunks and report their error in
             robot units; otherwise it reports losses only.
         eval_num_steps (`int`, *optional*): Euler steps for those chunks; the model's `num_inference_steps` if None.
@@ -21,6 +23,9 @@ class KIVLATrainingArguments(TrainingArguments):
 
     expert_learning_rate: float | None = field(
         default=None, metadata={"help": "Learning rate of the action expert; the backbone's if not given."}
+    )
+    muon: bool = field(
+        default=False, metadata={"help": "Muon for matrices, AdamW for the rest: small models learn faster."}
     )
     sample_in_eval: bool = field(
         default=True, metadata={"help": "Sample action chunks in evaluation and report their error in robot units."}
@@ -31,3 +36,10 @@ class KIVLATrainingArguments(TrainingArguments):
     remove_unused_columns: bool = field(
         default=False, metadata={"help": "Keep False: examples are dicts of images, text, state and actions."}
     )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.muon and self.expert_learning_rate is not None:
+            raise ValueError(
+                "Muon's updates have one size for all parts: give either muon or expert_learning_rate, not both."
+            )

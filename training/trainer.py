@@ -16,6 +16,7 @@ from ..processing import ActionDecodingFailure, KIVLAProcessor
 from .collator import KIVLACollator
 from .evaluation_sums import ACTION_ERROR_SUMS, TOKEN_SUMS, action_error_sums, token_sums
 from .mixture import Mixture
+from .muon import MuonWithAdamW
 
 _LOSS_SUMS = (*TOKEN_SUMS, "flow_loss", "action_values")
 # Of what the model says: chunks that did not decode, of how many; answers that are right, of how many.
@@ -62,7 +63,10 @@ class KIVLATrainer(Trainer):
 
     # ------------------------------------------------------------------------------------------------- training
     def create_optimizer(self, *args, **kwargs) -> torch.optim.Optimizer:
-        """The library's optimiser, each parameter group split into backbone and expert with its own learning rate."""
+        """The library's optimiser, each parameter group split into backbone and expert with its own learning rate;
+        or Muon (`args.muon`)."""
+        if self.args.muon and self.optimizer is None:
+            self.optimizer = MuonWithAdamW(self._named_parameters(), lr=self.args.learning_rate)
         is_new = self.optimizer is None
         optimizer = super().create_optimizer(*args, **kwargs)
         if is_new and self.args.expert_learning_rate is not None:

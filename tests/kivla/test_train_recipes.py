@@ -122,6 +122,10 @@ def test_two_robots_and_vlm_data_in_one_policy(sources, tmp_path):
     pipe = pipeline("action-prediction", model=str(tmp_path))
     observation = {key: dataset()[0][key] for key in ("images", "text", "state")}
     assert pipe({**observation, "robot": "twin"}, seed=0)["actions"].shape == (6, 4)
+    options = ["--dataset", str(DATASET), "--num_frames", "3", "--output_dir", str(tmp_path / "evaluation")]
+    main(["evaluate", str(tmp_path), *options, "--robot", "twin"])
+    with pytest.raises(ValueError, match=r"has the robots \['sawyer', 'twin'\], got robot=None"):
+        main(["evaluate", str(tmp_path), *options])
 
 
 @pytest.mark.parametrize(
@@ -132,6 +136,7 @@ def test_two_robots_and_vlm_data_in_one_policy(sources, tmp_path):
         ({"robots": ["a", "b"]}, "--robots has 2 entries for 1 datasets"),
         ({"vlm_share": 1.5}, "--vlm_share must lie between 0 and 1"),
         ({"max_steps": -1}, "give --max_steps"),
+        ({"recipe": "pi0-fast", "action_tokenizer": "none"}, "There is nothing to train: this stage has no flow loss"),
     ],
 )
 def test_what_does_not_fit_is_said_before_training(sources, tmp_path, options, message):

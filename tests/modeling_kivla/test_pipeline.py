@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, pipeline
 
-from kivla import KIVLAForActionPrediction, KIVLAProcessor
+from kivla import ActionDecodingFailure, KIVLAForActionPrediction, KIVLAProcessor
 from tests.training.policies import CHUNK, SIZES, dataset, make_policy
 
 
@@ -71,3 +71,42 @@ def test_unknown_keys_are_refused(saved):
 def test_auto_classes_know_us(saved):
     assert isinstance(AutoModelForImageTextToText.from_pretrained(saved), KIVLAForActionPrediction)
     assert isinstance(AutoProcessor.from_pretrained(saved), KIVLAProcessor)
+
+
+def test_acting_by_tokens(saved):
+    pipe = pipeline("action-prediction", model=str(saved), acts_by="tokens")
+    results = pipe(observations())
+    processor, model = KIVLAProcessor.from_pretrained(saved), KIVLAForActionPrediction.from_pretrained(saved).eval()
+    for observation, result in zip(observations(), results, strict=True):
+        (chunk,) = model.generate_actions(processor, **processor(**{k: [v] for k, v in observation.items()}))
+        np.testing.assert_allclose(result["actions"], processor.unnormalize_actions(chunk), rtol=1e-6)
+    by_flow = pipe(observations()[0], acts_by="flow", seed=0)["actions"]
+    assert np.abs(by_flow - results[0]["actions"]).max() > 1e-3
+    with pytest.raises(ValueError, match='acts_by must be "flow" or "tokens", got \'both\''):
+        pipe(observations()[0], acts_by="both")
+
+
+def test_a_sequence_that_does_not_decode_is_a_reason(saved, monkeypatch):
+    pipe = pipeline("action-prediction", model=str(saved))
+    failure = ActionDecodingFailure("value_count", 24, 7)
+    chunk = np.zeros((CHUNK, 4), dtype=np.float32)
+    monkeypatch.setattr(pipe.model, "generate_actions", lambda processor, **inputs: [chunk, failure, chunk])
+    first, second, third = pipe(observations(), acts_by="tokens")
+    assert second == {"actions": None, "failure": failure}
+    assert first["actions"].shape == third["actions"].shape == (CHUNK, 4)
+
+
+def test_saying_a_sub_task_and_doing_it(saved, tmp_path):
+    """π0.5's two steps: the VLM says what it will do, the expert reads it. A person may say it in its place."""
+    processor = KIVLAProcessor.from_pretrained(saved, expert_reads_response=True)
+    processor.save_pretrained(tmp_path)
+    KIVLAForActionPrediction.from_pretrained(saved).save_pretrained(tmp_path)
+    pipe = pipeline("action-prediction", model=str(tmp_path))
+    assert pipe.processor.expert_reads_response
+    observation = observations()[0]
+    own = pipe(observation, seed=0)
+    told = pipe({**observation, "response": "open the drawer"}, seed=0)
+    assert isinstance(own["response"], str) and told["response"] == "open the drawer"
+    assert np.abs(own["actions"] - told["actions"]).max() > 1e-4, "the expert does not read the response"
+    again = pipe({**observation, "response": own["response"]}, seed=0)
+    np.testing.assert_allclose(again["actions"], own["actions"], atol=1e-5)
