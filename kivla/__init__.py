@@ -5,6 +5,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 
 from .modeling_kivla import (
     ActionPredictionPipeline,
+    ChunkExecutor,
     KIVLAConfig,
     KIVLAExpertConfig,
     KIVLAForActionPrediction,
@@ -26,11 +27,16 @@ AutoProcessor.register(KIVLAConfig, KIVLAProcessor)
 PIPELINE_REGISTRY.register_pipeline(
     "action-prediction", pipeline_class=ActionPredictionPipeline, pt_model=AutoModelForImageTextToText
 )
+# Every saved policy brings its code along, for `trust_remote_code=True` where kivla is not installed.
+KIVLAConfig.register_for_auto_class()
+KIVLAForActionPrediction.register_for_auto_class("AutoModelForImageTextToText")
+KIVLAProcessor.register_for_auto_class("AutoProcessor")
 
 __all__ = [
     "ActionDecodingFailure",
     "ActionPredictionPipeline",
     "BinningActionTokenizer",
+    "ChunkExecutor",
     "FASTActionTokenizer",
     "KIVLACollator",
     "KIVLAConfig",

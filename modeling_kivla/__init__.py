@@ -1,10 +1,12 @@
 from .backbone_attention import UnsupportedBackboneError, probe_backbone
+from .chunk_execution import ChunkExecutor
 from .configuration_kivla import KIVLAConfig, KIVLAExpertConfig
 from .modeling_kivla import KIVLAForActionPrediction, KIVLAOutput
 from .pipeline_kivla import ActionPredictionPipeline
 
 __all__ = [
     "ActionPredictionPipeline",
+    "ChunkExecutor",
     "KIVLAConfig",
     "KIVLAExpertConfig",
     "KIVLAForActionPrediction",

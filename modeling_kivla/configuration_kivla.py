@@ -7,6 +7,11 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from .backbone_attention import UnsupportedBackboneError, probe_backbone
 
+# For `pipeline("action-prediction", ..., trust_remote_code=True)` without kivla
+CUSTOM_PIPELINES = {
+    "action-prediction": {"impl": "pipeline_kivla.ActionPredictionPipeline", "pt": ["AutoModelForImageTextToText"]}
+}
+
 
 @strict
 class KIVLAExpertConfig(PreTrainedConfig):
@@ -112,6 +117,9 @@ class KIVLAConfig(PreTrainedConfig):
     kv_layers: list[dict] | None = None
 
     def __post_init__(self, **kwargs):
+        if not __name__.startswith("transformers_modules"):
+            # Where kivla is installed the library knows its pipeline, and would insist on remote code if told of one.
+            kwargs.pop("custom_pipelines", None)
         if self.vlm_config is None:
             raise ValueError(
                 "KIVLAConfig needs `vlm_config`: the config of a vision-language model, e.g. "
@@ -138,6 +146,14 @@ class KIVLAConfig(PreTrainedConfig):
         """The entries of `kv_layers` that an expert layer reads: every k-th one, the last included."""
         stride = self.expert_config.layer_stride
         return self.kv_layers[(len(self.kv_layers) - 1) % stride :: stride]
+
+    def save_pretrained(self, save_directory, **kwargs):
+        """As for any config; a policy that brings its code along says which pipeline is in it."""
+        if self._auto_class is not None:
+            self.custom_pipelines = CUSTOM_PIPELINES
+        super().save_pretrained(save_directory, **kwargs)
+        if self._auto_class is not None:
+            del self.custom_pipelines
 
     @property
     def acts_by(self) -> str:

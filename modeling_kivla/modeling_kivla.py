@@ -23,6 +23,7 @@ from .backbone_attention import PrefixRecorder, capture_positions, find_text_dec
 from .configuration_kivla import KIVLAConfig, KIVLAExpertConfig
 from .flow_matching import euler_times, flow_matching_loss, interpolate, sample_flow_time
 from .knowledge_insulation import insulate
+from .pipeline_kivla import ActionPredictionPipeline  # noqa: F401 (belongs to the code that is saved with a policy)
 
 # Arguments of `forward` that are ours; everything else is the VLM's.
 _EXPERT_INPUTS = ("expert_attention_mask", "actions", "action_mask", "state", "noise", "timestep")

@@ -17,13 +17,13 @@ import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from numbers import Integral
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 from huggingface_hub import snapshot_download
-from scipy.fft import dct, idct
 from tokenizers import Tokenizer
 from tokenizers.decoders import Fuse
 from tokenizers.models import BPE
@@ -320,8 +320,7 @@ class FASTActionTokenizer(ActionTokenizer):
 
         The bound is `0.5 / scale · max_t Σ_k |b_k(t)|`. It grows with the square root of `chunk_size`.
         """
-        basis = idct(np.eye(chunk_size), axis=0, norm="ortho")  # (step, coefficient)
-        return self.rms_error_bound * float(np.abs(basis).sum(axis=1).max())
+        return self.rms_error_bound * float(np.abs(_dct_matrix(chunk_size)).sum(axis=0).max())
 
     def max_tokens(self, chunk_size: int, action_dim: int) -> int:
         symbols = 1
@@ -442,7 +441,7 @@ class FASTActionTokenizer(ActionTokenizer):
             expected = f"DCT coefficients {self.min_token}..{self.max_token}"
             return ActionDecodingFailure("out_of_range", expected, int(coefficients.max()))
         coefficients = coefficients.reshape(chunk_size, action_dim)
-        return idct(coefficients / self.scale, axis=0, norm="ortho").astype(np.float32)
+        return (_dct_matrix(chunk_size).T @ (coefficients / self.scale)).astype(np.float32)
 
 
 class BinningActionTokenizer(ActionTokenizer):
@@ -566,7 +565,17 @@ def _as_chunks(chunks) -> list[np.ndarray]:
 
 def _dct_coefficients(chunk: np.ndarray, scale: float) -> np.ndarray:
     """(H, D) values -> (H, D) rounded coefficients, frequency by dimension, still float64."""
-    return np.around(dct(chunk, axis=0, norm="ortho") * scale)
+    return np.around(_dct_matrix(len(chunk)) @ chunk * scale)
+
+
+@lru_cache(maxsize=32)
+def _dct_matrix(steps: int) -> np.ndarray:
+    """The orthonormal DCT-II as a matrix (coefficient, step), `scipy.fft.dct(..., norm="ortho")`; its transpose is the
+    inverse. A policy must run where only transformers and torch are installed, which have none."""
+    step, coefficient = np.arange(steps), np.arange(steps)[:, None]
+    matrix = np.sqrt(2 / steps) * np.cos(np.pi * (2 * step + 1) * coefficient / (2 * steps))
+    matrix[0] /= np.sqrt(2)
+    return matrix
 
 
 def _to_text(characters: np.ndarray) -> str:
