@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import numpy as np
+from peft import PeftModel, get_peft_model
 from torch.utils.data import Dataset, Subset
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -24,8 +25,9 @@ from .plots import plot_training_curves
 from .processing import ActionTokenizer, Normalizer, load_action_tokenizer
 from .processing.prompt_frame import has_chat
 from .training.lerobot_dataset import joint_statistics
+from .training.lora import lora_config
 from .training.mixture import Mixture
-from .training.recipes import RECIPES, Recipe, Stage, get_recipe, set_stage, split_steps
+from .training.recipes import BACKBONE, RECIPES, Recipe, Stage, get_recipe, set_stage, split_steps
 from .training.vlm_dataset import VLMDataset
 
 
@@ -69,6 +71,9 @@ class ModelArguments:
     )
     attn_implementation: str | None = field(default=None, metadata={"help": "sdpa, flash_attention_2, ..."})
     trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with the VLM."})
+    lora_rank: int | None = field(
+        default=None, metadata={"help": "Train low-rank updates of the VLM's text decoder, and the expert in full."}
+    )
 
     def __post_init__(self):
         if (self.vlm is None) == (self.policy is None):
@@ -184,8 +189,7 @@ def run(arguments: Sequence[str]) -> None:
         checkpoint = get_last_checkpoint(folder) if folder.is_dir() else None
         trainer.train(resume_from_checkpoint=args.resume_from_checkpoint or checkpoint)
         trainer.state.log_history.insert(0, {**before, "step": 0})
-        trainer.save_model()
-        trainer.save_state()
+        save(trainer, folder)
         start = folder
     metrics = {**before, **trainer.evaluate()}
     if trainer.is_world_process_zero():
@@ -204,6 +208,15 @@ def run(arguments: Sequence[str]) -> None:
             }
         ).save(output_dir / "README.md")
         print_results(metrics, output_dir)
+
+
+def save(trainer: KIVLATrainer, folder: Path) -> None:
+    """The policy, whole, for whatever comes next; with LoRA also the updates alone, in `adapter/`."""
+    if isinstance(trainer.model, PeftModel):
+        trainer.save_model(str(folder / "adapter"))
+        trainer.model = trainer.model_wrapped = trainer.model.merge_and_unload()
+    trainer.save_model()
+    trainer.save_state()
 
 
 BEFORE = "before"
@@ -281,6 +294,11 @@ def make_trainer(
             "There is nothing to train: this stage has no flow loss, the processor no action tokenizer, and there is "
             'no VLM data. Leave out --action_tokenizer none, or choose a recipe with an expert ("kivla recipes").'
         )
+    if model_args.lora_rank is not None:
+        if stage is not None and BACKBONE not in stage.trains:
+            raise ValueError(f"Recipe {model_args.recipe} freezes the VLM: leave out --lora_rank.")
+        model.resize_token_embeddings(max(processor.vocab_size, model.get_input_embeddings().num_embeddings))
+        model = get_peft_model(model, lora_config(model, processor, model_args.lora_rank))
     return KIVLATrainer(
         model,
         args,

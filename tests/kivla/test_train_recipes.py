@@ -128,10 +128,25 @@ def test_two_robots_and_vlm_data_in_one_policy(sources, tmp_path):
         main(["evaluate", str(tmp_path), *options])
 
 
+def test_lora_leaves_a_whole_policy_and_its_updates(sources, tmp_path):
+    main(command(sources, tmp_path, lora_rank=4, save_steps=1))
+    whole = KIVLAForActionPrediction.from_pretrained(tmp_path).eval()
+    start = KIVLAForActionPrediction.from_vlm(
+        sources / "vlm", expert_config=whole.config.expert_config, chunk_size=6, max_action_dim=4, max_state_dim=4
+    )
+    start.resize_token_embeddings(whole.get_input_embeddings().num_embeddings)
+    changed = {n for n, p in start.vlm.named_parameters() if not torch.equal(p, whole.vlm.state_dict()[n])}
+    assert changed and not any("vision" in name for name in changed)
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
+    observation = {key: dataset()[0][key] for key in ("images", "text", "state")}
+    assert pipeline("action-prediction", model=str(tmp_path))(observation)["actions"].shape == (6, 4)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"recipe": "pi1"}, "There is no recipe 'pi1'"),
+        ({"recipe": "frozen", "lora_rank": 4}, "Recipe frozen freezes the VLM: leave out --lora_rank"),
         ({"dataset": [DATASET, DATASET]}, "2 datasets need --robots"),
         ({"robots": ["a", "b"]}, "--robots has 2 entries for 1 datasets"),
         ({"vlm_share": 1.5}, "--vlm_share must lie between 0 and 1"),

@@ -16,13 +16,16 @@ from tests.training.policies import DATASET, dataset
 # must do without are hidden.
 SCRIPT = """
 import sys
+from importlib.machinery import PathFinder
 
-class Hidden:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in ("kivla", "scipy", "pyarrow", "datasets", "evaluate", "peft", "accelerate", "av"):
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+HIDDEN = ("kivla", "scipy", "pyarrow", "datasets", "evaluate", "peft", "accelerate", "av")
 
-sys.meta_path.insert(0, Hidden())
+class Finder(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name.partition(".")[0] in HIDDEN else super().find_spec(name, path, target)
+
+sys.meta_path[sys.meta_path.index(PathFinder)] = Finder
 sys.path.append(sys.argv[1])
 import numpy as np
 import torch
