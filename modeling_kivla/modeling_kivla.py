@@ -98,6 +98,9 @@ class KIVLAForActionPrediction(KIVLAPreTrainedModel):
         super().__init__(config)
         self.vlm = AutoModelForImageTextToText.from_config(config.vlm_config) if vlm is None else vlm
         config.vlm_config = self.vlm.config
+        # The VLM knows what it ties; peft looks for it here, at the root.
+        self._tied_weights_keys = {f"vlm.{to}": f"vlm.{source}" for to, source in self.vlm.all_tied_weights_keys.items()}
+        config.tie_word_embeddings = self.vlm.get_output_embeddings().weight is self.vlm.get_input_embeddings().weight
         record_attention(self.vlm)
         self.expert = ActionExpert(config)
         self.generation_config = self.vlm.generation_config

@@ -11,7 +11,8 @@ def lora_config(model: KIVLAForActionPrediction, processor: KIVLAProcessor, rank
     """What `peft.get_peft_model(model, ...)` needs to fine-tune a policy with little memory.
 
     Low-rank updates on every linear layer of the backbone's text decoder, found by what they are and not by their
-    names; the action expert in full (it starts from random weights); of the embedding the action tokens' rows alone.
+    names; the action expert in full (it starts from random weights); of embedding and output layer the rows of the
+    action tokens alone.
     Vision tower and projector stay as they are. Insulation holds: the flow loss gives no gradient to a LoRA weight.
 
     Args:
@@ -30,6 +31,8 @@ def lora_config(model: KIVLAForActionPrediction, processor: KIVLAProcessor, rank
         )
     name_of = {module: name for name, module in model.named_modules()}
     decoder = name_of[model.get_decoder()]
+    # Rows of the output layer, too, where it is not the embedding itself (then peft ties their updates).
+    layers = [embedding, *([] if model.config.tie_word_embeddings else [model.get_output_embeddings()])]
     tokens = processor.action_token_ids.tolist()
     return LoraConfig(
         r=rank,
@@ -38,7 +41,7 @@ def lora_config(model: KIVLAForActionPrediction, processor: KIVLAProcessor, rank
         ],
         # Every module by its own name: a backbone may have a `shared_expert`, and peft looks at how names end.
         modules_to_save=_leaves_of_lists(model.expert, "expert"),
-        trainable_token_indices={name_of[embedding]: tokens} if tokens else None,
+        trainable_token_indices={name_of[layer]: tokens for layer in layers} if tokens else None,
         **{"lora_alpha": 2 * rank, **options},
     )
 

@@ -60,13 +60,14 @@ def test_saved_loaded_and_merged_it_is_the_same(name, tmp_path):
     model.save_pretrained(tmp_path)
     loaded = PeftModel.from_pretrained(fresh, tmp_path).eval()
     merged = model.merge_and_unload()
-    for other in (loaded, merged):
+    for other, tolerance in ((loaded, 0.0), (merged, 3e-6)):  # merged, float32 sums come in another order
         with torch.no_grad():
             out = other(**batch, **DRAWS)
-        torch.testing.assert_close(out.logits, expected.logits, rtol=1e-5, atol=1e-6)
-        torch.testing.assert_close(out.velocity, expected.velocity, rtol=1e-5, atol=1e-6)
         again = other.sample_actions(**inputs, noise=DRAWS["noise"], num_steps=3)
-        torch.testing.assert_close(again, chunk, rtol=1e-5, atol=1e-6)
+        pairs = (out.logits, expected.logits), (out.velocity, expected.velocity), (again, chunk)
+        for what, (found, wanted) in zip(("logits", "velocity", "actions"), pairs, strict=True):
+            error = ((found - wanted).norm() / wanted.norm()).item()
+            assert error <= tolerance, f"{what}: relative error {error:.1e}"
 
 
 def test_a_model_without_room_for_action_tokens_is_refused():
