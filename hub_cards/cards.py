@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 TEMPLATES = Path(__file__).parent
 
@@ -41,12 +41,53 @@ def policy_card(report: dict, command: str) -> ModelCard:
     )
 
 
-def fine_tuned_card(report: dict) -> ModelCard:
+FACTS = (
+    "name", "path", "recipe", "what_it_is", "vlm", "vlm_class", "vlm_parameters", "expert_parameters", "acts_by",
+    "chunk_size", "action_tokens", "state_encoding", "normalization", "max_steps", "batch_size", "minutes", "machine",
+    "robots", "example_text", "vlm_dataset", "trains_vlm_data", "command", "sets", "before", "after",
+)  # fmt: skip
+
+
+def fine_tuned_card(facts: dict, license: str | None = None) -> ModelCard:
     """The card of a policy from `kivla train`.
 
     Args:
-        report: `recipe`, `vlm`, `datasets`, `vlm_dataset`, `max_steps`; `sets`: name -> action errors in robot units;
-            `before` and `after`: the share of right answers to VLM data, None without any.
+        facts: what `kivla train` writes as `training_facts.json`.
+        license: identifier of the Hub, e.g. "apache-2.0".
+
+    Raises:
+        ValueError: facts are missing; the message says which.
     """
-    data = ModelCardData(library_name="kivla", pipeline_tag="robotics", tags=["lerobot", "vla", report["recipe"]])
-    return ModelCard.from_template(data, template_path=str(TEMPLATES / "fine_tuned.md.jinja"), report=report)
+    if missing := [name for name in FACTS if name not in facts]:
+        raise ValueError(f"The card needs the facts {missing}, which training_facts.json does not have.")
+    results = [
+        EvalResult(
+            task_type="robotics",
+            dataset_type=facts["robots"][0]["dataset"],
+            dataset_name=name,
+            metric_type="mae",
+            metric_name="mean absolute action error, robot units",
+            metric_value=round(row["action_mae"], 6),
+        )
+        for name, row in facts["sets"].items()
+    ]
+    data = ModelCardData(
+        license=license,
+        library_name="kivla",
+        pipeline_tag="robotics",
+        base_model=_hub_ids([facts["vlm"]]),
+        datasets=_hub_ids([robot["dataset"] for robot in facts["robots"]] + [facts["vlm_dataset"]]),
+        tags=["kivla", "lerobot", "vision-language-action", facts["recipe"]],
+        model_name=facts["name"],
+        eval_results=results,
+    )
+    facts = {**facts, "license": license}
+    return ModelCard.from_template(data, template_path=str(TEMPLATES / "fine_tuned.md.jinja"), facts=facts)
+
+
+def _hub_ids(names: list[str | None]) -> list[str] | None:
+    """Those that are names on the Hub and not folders here; None if there are none."""
+    ids = [
+        name for name in dict.fromkeys(names) if name is not None and not Path(name).exists() and name.count("/") == 1
+    ]
+    return ids or None

@@ -6,18 +6,17 @@ report and model card.
 """
 
 import json
-import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import torch
 import transformers
 
 from . import LeRobotDataset, pretrain_tiny
 from .answers import format_accuracy
 from .cli import parse
 from .hub_cards import policy_card
+from .machine import machine
 from .predict import draw, predict_dataset
 from .report import write_report
 from .rollout import format_rates
@@ -119,22 +118,6 @@ def command(demo: DemoArguments) -> str:
     """The command line that makes such a policy again."""
     budget = f"--minutes {demo.minutes:g}" if demo.max_steps is None else f"--max_steps {demo.max_steps}"
     return f"kivla demo {budget} --seed {demo.seed}"
-
-
-def machine() -> dict:
-    """What the figures were measured on."""
-    names = [line.partition(":")[2].strip() for line in _cpu_lines() if line.startswith("model name")]
-    return {
-        "cpu": names[0] if names else platform.processor() or platform.machine(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
-
-
-def _cpu_lines() -> list[str]:
-    file = Path("/proc/cpuinfo")  # Linux alone has it
-    return file.read_text().splitlines() if file.is_file() else []
 
 
 def _vlm(demo: DemoArguments, folder: Path) -> Path:

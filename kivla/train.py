@@ -1,6 +1,7 @@
 """`kivla train`: fine-tune a VLM into a policy on LeRobot datasets, by any of the recipes."""
 
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -19,8 +20,8 @@ from . import (
     KIVLATrainingArguments,
     LeRobotDataset,
 )
+from .card import write_card, write_facts
 from .cli import parse
-from .hub_cards import fine_tuned_card
 from .plots import plot_training_curves
 from .processing import ActionTokenizer, Normalizer, load_action_tokenizer
 from .processing.prompt_frame import has_chat
@@ -176,6 +177,7 @@ def run(arguments: Sequence[str]) -> None:
         (ModelArguments, DataArguments, KIVLATrainingArguments), arguments, prog="kivla train"
     )
     stages, output_dir, start = model_args.stages, Path(args.output_dir), None
+    start_time = time.monotonic()
     for number, (stage, stage_args) in enumerate(zip(stages, split_run(stages, args), strict=True), 1):
         folder = Path(stage_args.output_dir)
         is_last = number == len(stages)
@@ -195,18 +197,22 @@ def run(arguments: Sequence[str]) -> None:
     if trainer.is_world_process_zero():
         plot_training_curves(output_dir / "training.png", trainer.state.log_history)
         (output_dir / "eval_results.json").write_text(json.dumps(metrics, indent=2) + "\n")
-        fine_tuned_card(
-            {
-                "recipe": model_args.recipe or "insulated",
-                "vlm": model_args.vlm or model_args.policy,
-                "datasets": data_args.dataset,
-                "vlm_dataset": data_args.vlm_dataset,
-                "max_steps": trainer.state.max_steps,
-                "sets": evaluated_sets(metrics),
-                "before": before.get(f"{BEFORE}_vlm_answer_accuracy"),
-                "after": metrics.get("eval_vlm_answer_accuracy"),
-            }
-        ).save(output_dir / "README.md")
+        recipe = model_args.chosen_recipe
+        write_facts(
+            output_dir,
+            trainer,
+            load_sources(data_args, model_args.chunk_size, trainer.processing_class),
+            metrics,
+            evaluated_sets(metrics),
+            arguments,
+            recipe=model_args.recipe or ("insulated" if recipe else "as before"),
+            what_it_is=recipe.description if recipe else "it went on as it had been trained",
+            vlm=model_args.vlm or model_args.policy,
+            vlm_dataset=data_args.vlm_dataset,
+            trains_vlm_data=trains_vlm_data(model_args, data_args),
+            minutes=(time.monotonic() - start_time) / 60,
+        )
+        write_card(output_dir)
         print_results(metrics, output_dir)
 
 
@@ -285,11 +291,10 @@ def make_trainer(
         )
     if stage is not None:
         set_stage(model, stage)
-    recipe = model_args.chosen_recipe
-    trains_vlm_data = data_args.vlm_dataset is not None and (recipe is None or recipe.vlm_data)
-    if data_args.vlm_dataset is not None and not trains_vlm_data:
+    with_vlm_data = trains_vlm_data(model_args, data_args)
+    if data_args.vlm_dataset is not None and not with_vlm_data:
         print(f"Recipe {model_args.recipe} trains on no VLM data: {data_args.vlm_dataset} is for evaluation only.")
-    if model.config.acts_by == "tokens" and processor.action_tokenizer is None and not trains_vlm_data:
+    if model.config.acts_by == "tokens" and processor.action_tokenizer is None and not with_vlm_data:
         raise ValueError(
             "There is nothing to train: this stage has no flow loss, the processor no action tokenizer, and there is "
             'no VLM data. Leave out --action_tokenizer none, or choose a recipe with an expert ("kivla recipes").'
@@ -302,10 +307,16 @@ def make_trainer(
     return KIVLATrainer(
         model,
         args,
-        train_dataset=make_mixture(data_args, args, sources, processor, trains_vlm_data),
+        train_dataset=make_mixture(data_args, args, sources, processor, with_vlm_data),
         eval_dataset=load_evaluation(data_args, sources, processor),
         processing_class=processor,
     )
+
+
+def trains_vlm_data(model_args: ModelArguments, data_args: DataArguments) -> bool:
+    """Whether VLM data is there to be learned from, and not to evaluate only."""
+    recipe = model_args.chosen_recipe
+    return data_args.vlm_dataset is not None and (recipe is None or recipe.vlm_data)
 
 
 def load_sources(data_args: DataArguments, chunk_size: int, policy: KIVLAProcessor | None) -> list[LeRobotDataset]:

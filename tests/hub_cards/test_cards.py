@@ -7,7 +7,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from kivla.answers import answer_accuracy, answer_of
-from kivla.hub_cards import policy_card, tabletop_vlm_card
+from kivla.hub_cards import fine_tuned_card, policy_card, tabletop_vlm_card
 from kivla.pretrain_tiny import PretrainArguments, command
 from kivla.rollout import success_rate
 from kivla.simulation import make_questions
@@ -55,3 +55,8 @@ def test_the_code_of_the_shipped_vlms_card_runs(capsys):
     assert "?" in asked and answered.strip()
     report = json.loads((TABLETOP_VLM / "accuracy.json").read_text())
     assert f"{100 * report['accuracy']['all']['accuracy']:.1f} %" in card.text
+
+
+def test_the_fine_tuned_card_says_which_facts_are_missing():
+    with pytest.raises(ValueError, match=r"needs the facts \['name', 'path', 'recipe'"):
+        fine_tuned_card({"vlm": "x"})

@@ -1,0 +1,24 @@
+"""What a figure was measured on."""
+
+import platform
+from pathlib import Path
+
+import torch
+import transformers
+
+
+def machine() -> dict:
+    """`cpu`, `threads`, `gpu` (None without one), `torch` and `transformers`."""
+    names = [line.partition(":")[2].strip() for line in _cpu_lines() if line.startswith("model name")]
+    return {
+        "cpu": names[0] if names else platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+def _cpu_lines() -> list[str]:
+    file = Path("/proc/cpuinfo")  # Linux alone has it
+    return file.read_text().splitlines() if file.is_file() else []
