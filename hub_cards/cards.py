@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard, ModelCardData
 
 TEMPLATES = Path(__file__).parent
 
@@ -83,6 +83,23 @@ def fine_tuned_card(facts: dict, license: str | None = None) -> ModelCard:
     )
     facts = {**facts, "license": license}
     return ModelCard.from_template(data, template_path=str(TEMPLATES / "fine_tuned.md.jinja"), facts=facts)
+
+
+def lerobot_dataset_card(facts: dict, license: str | None = None) -> DatasetCard:
+    """The card of a LeRobot dataset.
+
+    Args:
+        facts: `name`, `path`, `version`, `episodes`, `frames`, `fps`, `minutes`, `robot_type`, `tasks`; `cameras`, each
+            with `name`, `shape` and `dtype`; `vectors`, each with `title`, `names` and lists of statistics.
+        license: identifier of the Hub.
+    """
+    data = DatasetCardData(
+        license=license,
+        task_categories=["robotics"],
+        tags=["LeRobot"],
+        configs=[{"config_name": "default", "data_files": "data/*/*.parquet"}],
+    )
+    return DatasetCard.from_template(data, template_path=str(TEMPLATES / "lerobot_dataset.md.jinja"), facts=facts)
 
 
 def _hub_ids(names: list[str | None]) -> list[str] | None:

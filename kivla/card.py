@@ -1,4 +1,4 @@
-"""`kivla card`: the model card of a trained policy, from the facts that its training left."""
+"""`kivla card`: the card of a trained policy, from the facts that its training left, or of a LeRobot dataset."""
 
 import json
 import shlex
@@ -9,7 +9,7 @@ from pathlib import Path
 from transformers import pipeline
 
 from .cli import parse
-from .hub_cards import fine_tuned_card
+from .hub_cards import fine_tuned_card, lerobot_dataset_card
 from .machine import machine
 from .predict import draw, predict_dataset
 from .training import KIVLATrainer, LeRobotDataset
@@ -19,26 +19,65 @@ FACTS = "training_facts.json"
 
 @dataclass
 class CardArguments:
-    policy: str = field(metadata={"help": "Folder of a policy from `kivla train`."})
+    path: str = field(metadata={"help": "Folder of a policy from `kivla train`, or of a LeRobot dataset."})
     license: str | None = field(default=None, metadata={"help": "Identifier of the Hub, e.g. apache-2.0."})
     name: str | None = field(default=None, metadata={"help": "Title of the card; the folder's name."})
 
 
 def run(arguments: Sequence[str]) -> None:
-    (args,) = parse((CardArguments,), arguments, prog="kivla card", positional="policy")
-    folder = Path(args.policy)
-    if not (folder / FACTS).is_file():
-        raise SystemExit(f"{folder} has no {FACTS}: the card is made from what `kivla train` leaves there.")
-    print(f"{write_card(folder, args.license, args.name)}")
+    (args,) = parse((CardArguments,), arguments, prog="kivla card", positional="path")
+    folder = Path(args.path)
+    if (folder / "meta" / "info.json").is_file():
+        lerobot_dataset_card(dataset_facts(folder, args.name), args.license).save(folder / "README.md")
+    elif (folder / FACTS).is_file():
+        write_card(folder, args.license, args.name)
+    else:
+        raise SystemExit(
+            f"{folder} is no LeRobot dataset and has no {FACTS}, which `kivla train` leaves with a policy and from "
+            "which its card is made."
+        )
+    print(folder / "README.md")
 
 
-def write_card(folder: Path, license: str | None = None, name: str | None = None) -> Path:
+def dataset_facts(folder: Path, name: str | None = None) -> dict:
+    """What a card says of a LeRobot dataset."""
+    data = LeRobotDataset(folder, chunk_size=1)
+    parts = {
+        "actions": ("action", data.action_names, data.action_dim),
+        "state": ("state", data.state_names, data.state_dim),
+    }
+    return {
+        "name": name or folder.resolve().name,
+        "path": str(folder),
+        "version": data.version,
+        "episodes": data.num_episodes,
+        "frames": len(data),
+        "fps": data.fps,
+        "minutes": len(data) / data.fps / 60,
+        "robot_type": data.robot_type,
+        "tasks": list(data.tasks.values()),
+        "cameras": [
+            {"name": camera, "shape": data.features[camera]["shape"], "dtype": data.features[camera]["dtype"]}
+            for camera in data.cameras
+        ],
+        "vectors": [
+            {
+                "title": title,
+                "names": names or [f"{title} {i}" for i in range(dim)],
+                **{key: values.tolist() for key, values in data.statistics[part].items()},
+            }
+            for part, (title, names, dim) in parts.items()
+            if part in data.statistics
+        ],
+    }
+
+
+def write_card(folder: Path, license: str | None = None, name: str | None = None) -> None:
     """`README.md` in the policy's folder, from its `training_facts.json`."""
     facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
     if name is not None:
         facts["name"] = name
     fine_tuned_card(facts, license).save(folder / "README.md")
-    return folder / "README.md"
 
 
 def write_facts(

@@ -53,6 +53,7 @@ class LeRobotDataset(torch.utils.data.Dataset):
     Attributes:
         cameras: feature names of the cameras.
         episodes: the dataset's numbers of the selected episodes; `num_episodes` of them.
+        version: of LeRobot's format, "v2.1" or "v3.0".
         fps: frames, and therefore actions, per second.
         state_dim, action_dim: number of dimensions; `state_dim` is 0 without a state.
         state_names, action_names: names of the dimensions, or None.
@@ -83,6 +84,7 @@ class LeRobotDataset(torch.utils.data.Dataset):
         self._metadata = LeRobotMetadata.load(_local_folder(folder_or_hub_id))
 
         info = self._metadata.info
+        self.version = info["codebase_version"]
         self.fps = info["fps"]
         self.robot_type = info.get("robot_type")
         self.features = info["features"]
@@ -108,10 +110,9 @@ class LeRobotDataset(torch.utils.data.Dataset):
         return int(self._item_ends[-1])
 
     def __repr__(self) -> str:
-        version = self._metadata.info["codebase_version"]
         return (
-            f"{type(self).__name__}({self.name!r}: LeRobot {version}, robot {self.robot_type}, {len(self)} frames in "
-            f"{self.num_episodes} of {len(self._metadata.episode_indices)} episodes at {self.fps} fps, "
+            f"{type(self).__name__}({self.name!r}: LeRobot {self.version}, robot {self.robot_type}, {len(self)} frames "
+            f"in {self.num_episodes} of {len(self._metadata.episode_indices)} episodes at {self.fps} fps, "
             f"{len(self.tasks)} tasks, chunk_size {self.chunk_size}, state_dim {self.state_dim}, "
             f"action_dim {self.action_dim}, cameras {self.cameras})"
         )

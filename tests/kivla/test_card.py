@@ -5,10 +5,11 @@ import re
 import shutil
 
 import pytest
-from huggingface_hub import ModelCard
+from huggingface_hub import DatasetCard, ModelCard
 
 from kivla.cli import main
 from tests.kivla.test_train_recipes import command, sources  # noqa: F401 (a fixture)
+from tests.training.policies import DATASET, dataset
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,8 @@ def test_metadata_is_the_hubs(policy):
     (result,) = card.data.eval_results
     assert result.metric_value == pytest.approx(figures["eval_train_action_mae"], abs=1e-6)
     assert f"{100 * figures['eval_vlm_answer_accuracy']:.1f} %" in card.text
-    assert "| x |" in card.text or "| action 0 |" in card.text or re.search(r"\| \w+ \| -?[\d.]+", card.text)
+    mean = dataset().statistics["actions"]["mean"][0]
+    assert f"| {mean:.4g} |" in card.text
 
 
 def test_pictures_exist_and_code_runs(policy):
@@ -48,3 +50,14 @@ def test_the_command_writes_it_again(policy, tmp_path, capsys):
     assert "# Drawer opener" in card.text
     with pytest.raises(SystemExit, match="has no training_facts"):
         main(["card", str(tmp_path)])
+
+
+def test_a_datasets_card(tmp_path):
+    shutil.copytree(DATASET, tmp_path / "data")
+    main(["card", str(tmp_path / "data"), "--name", "Faucets"])
+    card = DatasetCard.load(tmp_path / "data" / "README.md")
+    assert card.data.tags == ["LeRobot"] and "3 episodes, 182 frames" in card.text
+    low = dataset().statistics["actions"]["min"][0]
+    assert f"{low:.4g}" in card.text
+    (code,) = re.findall(r"```python\n(.*?)```", card.text, re.S)
+    exec(code, {})
