@@ -1,13 +1,11 @@
 """What a measurement returns, and how it is shown: Markdown for people, JSON for programs."""
 
-import os
-import platform
 import statistics
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
-import transformers
+
+from kivla.machine import machine
 
 
 @dataclass
@@ -98,25 +96,6 @@ def as_json(measurements: list[Measurement]) -> dict:
         "machine": machine(),
         "measurements": [{**vars(m), "comparisons": [row.as_dict() for row in m.comparisons]} for m in measurements],
     }
-
-
-def machine() -> dict[str, str | int]:
-    """What the numbers depend on besides our code."""
-    return {
-        "cpu": _cpu_model(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
-
-
-def _cpu_model() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _quartiles(values: list[float]) -> tuple[float, float, float]:

@@ -1,5 +1,6 @@
 """What a figure was measured on."""
 
+import os
 import platform
 from pathlib import Path
 
@@ -8,12 +9,14 @@ import transformers
 
 
 def machine() -> dict:
-    """`cpu`, `threads`, `gpu` (None without one), `torch` and `transformers`."""
+    """`cpu`, `cores`, `threads`, `gpu` (None without one), `python`, `torch` and `transformers`."""
     names = [line.partition(":")[2].strip() for line in _cpu_lines() if line.startswith("model name")]
     return {
         "cpu": names[0] if names else platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
