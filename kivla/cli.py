@@ -20,6 +20,7 @@ COMMANDS = {
     "study": "compare recipes on the tabletop: same budget, same data, several seeds",
     "tokenizers": "compare action tokenizers on held-out chunks: tokens, error, clipping",
     "inspect": "show what the action expert reads of a VLM or policy: layers, tokens, masks",
+    "serve": "let robots ask a policy for actions over the network, as openpi's clients do",
     "demo": "from a small VLM to a policy that does as it is told, in minutes, with a report",
 }
 

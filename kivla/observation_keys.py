@@ -1,0 +1,193 @@
+"""What robots call their cameras, their state and the instruction, and how that becomes an observation of ours."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+_PLAIN = ("images", "text", "state", "robot", "response")
+
+
+@dataclass(frozen=True)
+class ObservationKeys:
+    """Keys of one kind of openpi client; nested dicts are written with a slash.
+
+    Attributes:
+        cameras: key of each image -> what the same camera is called in datasets.
+        state: keys whose values, one after the other, are the state.
+        text: key of the instruction.
+    """
+
+    cameras: dict[str, tuple[str, ...]]
+    state: tuple[str, ...]
+    text: str = "prompt"
+
+
+PRESETS = {
+    "libero": ObservationKeys(
+        cameras={
+            "observation/image": ("image", "agentview_image", "agentview_rgb"),
+            "observation/wrist_image": ("wrist_image", "image2", "eye_in_hand_image", "eye_in_hand_rgb"),
+        },
+        state=("observation/state",),
+    ),
+    "droid": ObservationKeys(
+        cameras={
+            "observation/exterior_image_1_left": ("exterior_image_1_left", "exterior_1_left"),
+            "observation/wrist_image_left": ("wrist_image_left", "wrist_left"),
+        },
+        state=("observation/joint_position", "observation/gripper_position"),
+    ),
+    "aloha": ObservationKeys(
+        cameras={f"images/{name}": (name,) for name in ("cam_high", "cam_low", "cam_left_wrist", "cam_right_wrist")},
+        state=("state",),
+    ),
+}
+PRESET_NAMES = ("plain", *PRESETS)
+
+
+def camera_keys(preset: str, cameras: Sequence[str] | None) -> list[str]:
+    """The key of the image for each of a policy's cameras, in their order.
+
+    By name where all of them are known by theirs (`observation.images.wrist_image` is LIBERO's wrist camera), in the
+    order of the preset otherwise.
+
+    Raises:
+        ValueError: the policy has more cameras than such a robot.
+    """
+    keys = PRESETS[preset].cameras
+    if cameras is None:
+        return list(keys)
+    by_name = {name: key for key, names in keys.items() for name in names}
+    found = [by_name.get(camera.rpartition(".")[2]) for camera in cameras]
+    if None not in found and len(set(found)) == len(found):
+        return found
+    if len(cameras) > len(keys):
+        raise ValueError(
+            f"The policy has the cameras {list(cameras)}, but robots of the preset '{preset}' send only {list(keys)}. "
+            "Use --preset plain, and let the client name the cameras."
+        )
+    return list(keys)[: len(cameras)]
+
+
+class ObservationReader:
+    """A decoded request -> an observation for the pipeline.
+
+    Args:
+        preset: "plain" for observations in our own form, {"images": {...} or [...], "text": ..., "state": ...}, or a
+            name of `PRESETS`.
+        cameras: those of the policy's processor.
+        default_text: the instruction for robots that send none.
+        max_age_ms: an observation with a `timestamp` (Unix time in seconds) further than this from now is refused.
+
+    Raises:
+        ValueError: the policy's cameras do not fit the preset.
+    """
+
+    def __init__(
+        self,
+        preset: str = "plain",
+        cameras: Sequence[str] | None = None,
+        default_text: str | None = None,
+        max_age_ms: float | None = None,
+    ):
+        self.keys = None if preset == "plain" else PRESETS[preset]
+        self.cameras = None if preset == "plain" else camera_keys(preset, cameras)
+        self.default_text = default_text
+        self.max_age_ms = max_age_ms
+
+    def __call__(self, request) -> dict:
+        """
+        Returns:
+            `images` (list or dict of arrays, None for a camera that is missing), `text`, `state`, and of the plain form
+            `robot` and `response` if they were given.
+
+        Raises:
+            ValueError: unknown or missing keys, values of another type, or an observation that is too old.
+        """
+        if not isinstance(request, dict) or not all(isinstance(key, str) for key in request):
+            raise ValueError(f"An observation is a map with strings as keys, got {type(request).__name__}.")
+        request = dict(request)
+        self._check_age(request.pop("timestamp", None))
+        observation = self._plain(request) if self.keys is None else self._of_preset(request)
+        images = observation["images"]
+        for name, image in images.items() if isinstance(images, dict) else enumerate(images):
+            # Strings above all: the pipeline would read files and URLs for whoever asks
+            if not (image is None or isinstance(image, np.ndarray)):
+                raise ValueError(f"Image {name!r} must be an array, or None if missing, got {type(image).__name__}.")
+        text = observation["text"]
+        if not isinstance(text, str):
+            raise ValueError(f"The instruction must be a string, got {type(text).__name__}.")
+        return observation
+
+    def _plain(self, request: dict) -> dict:
+        unknown = sorted(set(request) - set(_PLAIN))
+        request.setdefault("text", self.default_text)
+        if unknown or "images" not in request or request["text"] is None:
+            raise ValueError(
+                f"The observation has the keys {sorted(request)}; expected are 'images', 'text' and, if the policy "
+                "reads the robot's state, 'state'; 'robot', 'response' and 'timestamp' may be added."
+            )
+        images = request["images"]
+        if not (isinstance(images, list) or (isinstance(images, dict) and all(isinstance(n, str) for n in images))):
+            raise ValueError(f"'images' must be a list of arrays or a map by camera name, got {type(images).__name__}.")
+        for name in ("robot", "response"):
+            if not isinstance(request.get(name), str | None):
+                raise ValueError(f"{name!r} must be a string, got {type(request[name]).__name__}.")
+        if request.get("state") is not None:
+            request["state"] = _numbers("state", request["state"])
+        return request
+
+    def _of_preset(self, request: dict) -> dict:
+        request, keys = _flat(request), self.keys
+        if self.default_text is not None:
+            request.setdefault(keys.text, self.default_text)
+        unknown = sorted(set(request) - {*keys.cameras, *keys.state, keys.text})
+        needed = [*self.cameras, keys.text]
+        if any(key in request for key in keys.state):  # none at all: the policy knows whether it reads the state
+            needed += keys.state
+        missing = [key for key in needed if key not in request]
+        if unknown or missing:
+            problems = [f"{what} {some}" for what, some in (("lacks", missing), ("has unknown", unknown)) if some]
+            raise ValueError(
+                f"The observation {' and '.join(problems)}; expected are {[*self.cameras, *keys.state, keys.text]}."
+            )
+        state = [_numbers(key, request[key]) for key in keys.state if key in request]
+        return {
+            "images": [request[key] for key in self.cameras],
+            "text": request[keys.text],
+            "state": np.concatenate(state) if state else None,
+        }
+
+    def _check_age(self, timestamp) -> None:
+        if self.max_age_ms is None or timestamp is None:
+            return
+        if not isinstance(timestamp, int | float | np.integer | np.floating):
+            raise ValueError(f"'timestamp' must be Unix time in seconds, got {type(timestamp).__name__}.")
+        age_ms = 1e3 * (time.time() - float(timestamp))
+        if not abs(age_ms) <= self.max_age_ms:  # true for NaN, too; far in the future: another clock or another unit
+            raise ValueError(
+                f"The observation is {age_ms:.0f} ms old, allowed are {self.max_age_ms:g}. Send a newer one; are the "
+                "clocks of robot and server the same, and is 'timestamp' Unix time in seconds?"
+            )
+
+
+def _flat(values: dict) -> dict:
+    """`{"images": {"cam_high": a}}` -> `{"images/cam_high": a}`."""
+    inner = {f"{outer}/{key}": v for outer, some in values.items() if isinstance(some, dict) for key, v in some.items()}
+    return {key: value for key, value in values.items() if not isinstance(value, dict)} | inner
+
+
+def _numbers(name: str, values) -> np.ndarray:
+    """One vector of numbers; a single number is a vector of one."""
+    is_list = isinstance(values, list) and all(type(value) in (int, float, bool) for value in values)
+    if not (is_list or isinstance(values, np.ndarray | np.generic | int | float)):
+        raise ValueError(f"{name!r} must be an array or a list of numbers, got {type(values).__name__}.")
+    vector = np.atleast_1d(np.asarray(values))
+    if vector.dtype.kind not in "biuf" or vector.ndim != 1:
+        raise ValueError(f"{name!r} must be one vector of numbers, got shape {vector.shape} of type {vector.dtype}.")
+    return vector
+
+
+__all__ = ["PRESETS", "PRESET_NAMES", "ObservationKeys", "ObservationReader", "camera_keys"]

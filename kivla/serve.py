@@ -1,0 +1,122 @@
+"""`kivla serve`: a policy server that openpi's clients, and the robots that use them, can talk to."""
+
+import asyncio
+import logging
+import os
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from transformers import pipeline
+
+from .cli import parse
+from .observation_keys import PRESET_NAMES, ObservationReader
+from .policy_server import PolicyServer
+
+
+@dataclass
+class ServeArguments:
+    model: str = field(metadata={"help": "Trained KIVLA policy: a Hub id or a folder."})
+    host: str = field(default="127.0.0.1", metadata={"help": "Address to listen on; this machine alone by default."})
+    port: int = field(default=8000, metadata={"help": "Port to listen on."})
+    preset: str = field(
+        default="plain", metadata={"help": f"How clients name what they observe: {', '.join(PRESET_NAMES)}."}
+    )
+    default_prompt: str | None = field(default=None, metadata={"help": "Instruction for clients that send none."})
+    robot: str | None = field(default=None, metadata={"help": "Which robot it is, of a policy of several."})
+    acts_by: Literal["flow", "tokens"] | None = field(
+        default=None, metadata={"help": "What the policy was trained for."}
+    )
+    num_steps: int | None = field(default=None, metadata={"help": "Euler steps; the policy's default."})
+    seed: int | None = field(default=None, metadata={"help": "Start every chunk from the same noise."})
+    execute: int | None = field(default=None, metadata={"help": "Send only so many actions of a chunk; all."})
+    max_observation_age_ms: float | None = field(
+        default=None, metadata={"help": "Refuse observations whose timestamp is older than this."}
+    )
+    api_key: str | None = field(
+        default=None, metadata={"help": "Key that clients must send; the environment's KIVLA_API_KEY by default."}
+    )
+    max_message_mb: float = field(default=64, metadata={"help": "Longest message."})
+    max_connections: int = field(default=16, metadata={"help": "Clients at a time."})
+    max_waiting: int = field(default=8, metadata={"help": "Requests that wait while another one is running."})
+
+
+class ServedPolicy:
+    """A pipeline as a server needs it: an observation -> `actions` and, if the policy says something, `response`.
+
+    Args:
+        pipe: `pipeline("action-prediction", ...)`.
+        robot: of observations that do not say it.
+        execute: only the first so many actions of each chunk, or None.
+
+    Raises:
+        ValueError: `execute` is not between 1 and the length of a chunk, or the robot is unknown.
+    """
+
+    def __init__(self, pipe, robot: str | None = None, execute: int | None = None):
+        chunk_size = pipe.processor.chunk_size
+        if execute is not None and not 1 <= execute <= chunk_size:
+            raise ValueError(f"--execute must be from 1 to {chunk_size}, the actions of a chunk, got {execute}.")
+        if robot is not None:
+            pipe.processor.robot(robot)
+        self.pipe, self.robot, self.execute = pipe, robot, execute
+
+    def __call__(self, observation: dict) -> dict:
+        result = self.pipe({"robot": self.robot, **observation})
+        if result["actions"] is None:
+            raise ValueError(f"The policy's action tokens do not decode: {result['failure']}. Let it act by flow.")
+        return {**result, "actions": result["actions"][: self.execute]}
+
+
+def make_server(pipe, args: ServeArguments) -> PolicyServer:
+    """
+    Raises:
+        ValueError: options that do not fit the policy.
+    """
+    if args.preset not in PRESET_NAMES:
+        raise ValueError(f"--preset is one of {', '.join(PRESET_NAMES)}, not {args.preset!r}.")
+    policy = ServedPolicy(pipe, args.robot, args.execute)
+    # In the plain form clients name robot and cameras themselves
+    cameras = None if args.preset == "plain" else pipe.processor.robot(args.robot).cameras
+    read = ObservationReader(args.preset, cameras, args.default_prompt, args.max_observation_age_ms)
+    metadata = {"policy": args.model, "preset": args.preset, "chunk_size": args.execute or pipe.processor.chunk_size}
+    if read.cameras is not None:
+        metadata["cameras"] = dict(zip(cameras or read.cameras, read.cameras, strict=True))
+    return PolicyServer(
+        policy,
+        read,
+        metadata,
+        api_key=args.api_key or os.environ.get("KIVLA_API_KEY") or None,
+        max_message_mb=args.max_message_mb,
+        max_connections=args.max_connections,
+        max_waiting=args.max_waiting,
+    )
+
+
+async def serve_until_stopped(server: PolicyServer, host: str, port: int) -> None:
+    """Serve until SIGTERM or SIGINT."""
+    stop, loop = asyncio.Event(), asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with server.listen(host, port) as port:
+        print(f"Serving {server.metadata['policy']} on ws://{host}:{port}", flush=True)
+        for camera, key in server.metadata.get("cameras", {}).items():
+            print(f"  {camera} is what clients send as {key}", flush=True)
+        if server.api_key is None and host not in ("127.0.0.1", "::1", "localhost"):
+            print("Whoever reaches this port can use the policy: there is no --api_key.", flush=True)
+        await stop.wait()
+        print("Stopping: the running request is answered first.", flush=True)
+
+
+def run(arguments: Sequence[str]) -> None:
+    (args,) = parse((ServeArguments,), arguments, prog="kivla serve", positional="model")
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger("kivla").setLevel(logging.INFO)
+    options = {"acts_by": args.acts_by, "num_steps": args.num_steps, "seed": args.seed}
+    pipe = pipeline("action-prediction", model=args.model, **options)
+    try:
+        server = make_server(pipe, args)
+    except ValueError as error:
+        raise SystemExit(f"kivla serve: {error}") from error
+    asyncio.run(serve_until_stopped(server, args.host, args.port))
