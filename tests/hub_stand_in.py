@@ -18,7 +18,6 @@ class Hub:
     Attributes:
         repos: name -> revision -> path -> content. "main" is the newest; commits have their hash as name, too.
         log: (method, path) of every request.
-        unknown: paths that were asked for and are not of this Hub's interface.
         cut: how many downloads of safetensors are cut off in the middle.
     """
 
@@ -26,7 +25,6 @@ class Hub:
         self.repos: dict[str, dict[str, dict[str, bytes]]] = {}
         self.log: list[tuple[str, str]] = []
         self.cut = 0
-        self.unknown: list[str] = []
 
     def commit(self, repo: str, revision: str, lines: list[dict]) -> str:
         files = dict(self.repos[repo].get(revision, {}))
@@ -102,10 +100,14 @@ class _Handler(BaseHTTPRequestHandler):
             files = self.hub.repos[repo][revision]
             siblings = [{"rfilename": name, "size": len(content)} for name, content in files.items()]
             return self._json({"id": repo, "modelId": repo, "sha": self.hub.sha(repo, revision), "siblings": siblings})
-        if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/tree/([^/]+)", path):
-            files = self.hub.repos[match[1]][match[2]].items()
-            entry = [{"type": "file", "path": n, "size": len(c), "oid": hashlib.sha1(c).hexdigest()} for n, c in files]
-            return self._json(entry)
+        if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/tree/([^/]+)/?(.*)", path):
+            files = {n: c for n, c in self.hub.repos[match[1]][match[2]].items() if n.startswith(match[3])}
+            if not files:
+                return self._json({"error": "no entry"}, 404, X_Error_Code="EntryNotFound")
+            digests = {name: hashlib.sha1(content).hexdigest() for name, content in files.items()}
+            return self._json(
+                [{"type": "file", "path": n, "size": len(c), "oid": digests[n]} for n, c in files.items()]
+            )
         if match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             repo, revision, name = match.groups()
             if revision not in self.hub.repos.get(repo, {}):
@@ -113,7 +115,6 @@ class _Handler(BaseHTTPRequestHandler):
             if name not in self.hub.repos[repo][revision]:
                 return self._json({"error": "no entry"}, 404, X_Error_Code="EntryNotFound")
             return self._file(self.hub.repos[repo][revision][name], name, self.hub.sha(repo, revision))
-        self.hub.unknown.append(path)
         return self._json({"error": f"no such thing: {path}"}, 404)
 
     do_HEAD = do_GET
