@@ -54,6 +54,9 @@ class PolicyServer:
         max_message_mb: longest message, in 10^6 bytes.
         max_connections: clients at a time.
         max_waiting: requests that may wait for their turn, beside the one that is running.
+
+    Attributes:
+        num_requests: those that wait and the one that is running.
     """
 
     def __init__(
@@ -74,6 +77,7 @@ class PolicyServer:
         self.max_message_mb = max_message_mb
         self.max_connections = max_connections
         self.max_waiting = max_waiting
+        self.num_requests = 0
 
     @asynccontextmanager
     async def listen(self, host: str = "127.0.0.1", port: int = 8000):
@@ -83,7 +87,6 @@ class PolicyServer:
         every connection is closed.
         """
         self._turn = asyncio.Lock()
-        self._requests = 0
         self._busy: set[ServerConnection] = set()
         self._is_stopping = False
         with ThreadPoolExecutor(1, thread_name_prefix="policy") as self._worker:
@@ -149,15 +152,15 @@ class PolicyServer:
         self, connection: ServerConnection, message: bytes | str, received: float, previous_ms: float | None
     ) -> bytes:
         """The answer, when its turn has come."""
-        if self._requests > self.max_waiting:
+        if self.num_requests > self.max_waiting:
             raise RequestRefused(
                 f"The server is busy: {self.max_waiting} requests wait already (--max_waiting). Try again later.",
                 CloseCode.TRY_AGAIN_LATER,
             )
-        server_timing = {"queue_depth": self._requests}
+        server_timing = {"queue_depth": self.num_requests}
         if previous_ms is not None:
             server_timing["prev_total_ms"] = previous_ms
-        self._requests += 1
+        self.num_requests += 1
         try:
             async with self._turn:
                 if self._is_stopping:
@@ -169,7 +172,7 @@ class PolicyServer:
                     self._worker, self._answer, message, server_timing
                 )
         finally:
-            self._requests -= 1
+            self.num_requests -= 1
 
     def _answer(self, message: bytes | str, server_timing: dict) -> bytes:
         """Decode, infer, encode: all that takes time, away from the event loop."""
