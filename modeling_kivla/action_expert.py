@@ -5,7 +5,7 @@ embedding. Its own class rather than a shrunk copy of the backbone's, which woul
 mixtures of experts and caches along. Parameter names are those of Gemma (and so of the π0 family's experts).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,7 @@ from .flow_matching import time_embedding
 
 @dataclass
 class Prefix:
-    """What the expert reads of the backbone.
+    """What the expert reads of the backbone, for each of B examples.
 
     Attributes:
         key_values: for each expert layer, K (B, num_key_value_heads, P, key_dim) and V (..., value_dim).
@@ -34,38 +34,50 @@ class Prefix:
     next_position: torch.Tensor
     inv_freq: dict[str, torch.Tensor]
 
-    def repeat(self, n: int) -> "Prefix":
-        """The same prefix for n noise draws, (n·B, ...): draw 0 of every example, then draw 1, ..."""
-        if n == 1:
-            return self
-        return Prefix(
-            key_values=[(k.repeat(n, 1, 1, 1), v.repeat(n, 1, 1, 1)) for k, v in self.key_values],
-            mask=None if self.mask is None else self.mask.repeat(n, 1),
-            next_position=self.next_position.repeat(n),
-            inv_freq=self.inv_freq,
-        )
+    def with_room(self, length: int, like: torch.Tensor) -> "Prefix":
+        """A copy whose keys and values end in `length` free places, so that no step of sampling copies the rest.
+
+        Device and dtype are those of `like`.
+        """
+        key_values = [tuple(F.pad(x.to(like), (0, 0, 0, length)) for x in layer) for layer in self.key_values]
+        return replace(self, key_values=key_values)
 
 
 @dataclass
 class Geometry:
-    """Where the suffix tokens are and what they may see: constant over denoising steps, computed once."""
+    """Where the suffix tokens are and what they may see, for one layer: constant over denoising steps.
 
-    rotary: dict[str, tuple[torch.Tensor, torch.Tensor]]  # cos and sin, each (M, 1, T, R), by buffer name
-    mask: torch.Tensor | None  # (M, 1, T, P + T) bool, or (1, 1, T, P + T); None if everything is visible
+    Attributes:
+        rotary: cos and sin, each (M, 1, T, R); None if the layer has no rotary embedding.
+        mask: (M, 1, T, P + T), or (1, 1, T, P + T), 0 where a token may look and -inf where not; None if everything is
+            visible.
+        prefix_length: P.
+    """
+
+    rotary: tuple[torch.Tensor, torch.Tensor] | None
+    mask: torch.Tensor | None
+    prefix_length: int
 
 
 @dataclass
 class TimeCondition:
     """The flow time as the expert uses it; M rows, or one row shared by the batch.
 
-    `embedding` (M, W) is what "concat" joins to the actions; `modulations` holds (M, 1, 3·W) for each norm ("adarms").
+    Attributes:
+        embedding: (M, W), what "concat" joins to the actions.
+        modulations: for each norm `1 + scale`, `shift` and `gate`, each (M, 1, W) ("adarms"), or None.
     """
 
     embedding: torch.Tensor
-    modulations: list[torch.Tensor | None]
+    modulations: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None]
 
-    def row(self, i: int) -> "TimeCondition":
-        return TimeCondition(self.embedding[i : i + 1], [None if m is None else m[i : i + 1] for m in self.modulations])
+    def rows(self) -> list["TimeCondition"]:
+        """One condition for each of the M flow times."""
+        parts = [None if m is None else list(zip(*(x.split(1) for x in m), strict=True)) for m in self.modulations]
+        return [
+            TimeCondition(embedding, [None if part is None else part[i] for part in parts])
+            for i, embedding in enumerate(self.embedding.split(1))
+        ]
 
 
 class ExpertRMSNorm(nn.Module):
@@ -84,16 +96,19 @@ class ExpertRMSNorm(nn.Module):
             self.dense = None
             self.weight = nn.Parameter(torch.zeros(config.hidden_size))
 
-    def modulation(self, condition: torch.Tensor | None) -> torch.Tensor | None:
-        return None if self.dense is None else self.dense(condition)[:, None]  # (M, 1, 3W)
+    def modulation(self, condition: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None:
+        """`1 + scale`, `shift`, `gate`, each (M, 1, W), of the condition (M, W)."""
+        if self.dense is None:
+            return None
+        scale, shift, gate = self.dense(condition)[:, None].chunk(3, dim=-1)
+        return 1.0 + scale.float(), shift.float(), gate
 
-    def forward(self, x: torch.Tensor, modulation: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
-        normed = x.float()
-        normed = normed * torch.rsqrt(normed.square().mean(-1, keepdim=True) + self.eps)
+    def forward(self, x: torch.Tensor, modulation) -> tuple[torch.Tensor, torch.Tensor | None]:
+        normed = F.rms_norm(x.float(), x.shape[-1:], eps=self.eps)
         if modulation is None:
             return (normed * (1.0 + self.weight.float())).to(x.dtype), None
-        scale, shift, gate = modulation.chunk(3, dim=-1)
-        return (normed * (1.0 + scale.float()) + shift.float()).to(x.dtype), gate.to(x.dtype)
+        scale, shift, gate = modulation
+        return torch.addcmul(shift, normed, scale).to(x.dtype), gate.to(x.dtype)
 
 
 def gated_residual(x: torch.Tensor, y: torch.Tensor, gate: torch.Tensor | None) -> torch.Tensor:
@@ -116,27 +131,47 @@ class ExpertAttention(nn.Module):
         self.v_proj = nn.Linear(width, self.num_key_value_heads * self.value_dim, bias=False)
         self.o_proj = nn.Linear(self.num_heads * self.value_dim, width, bias=False)
 
+    def rotary(self, tables: dict[str, tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Cosines and sines of this layer, from those of all frequency buffers; None without rotary embedding."""
+        if self.rope is None:
+            return None
+        cos, sin = tables[self.inv_freq]
+        return (cos, sin) if self.rope_order is None else (cos[..., self.rope_order], sin[..., self.rope_order])
+
     def forward(
         self, x: torch.Tensor, prefix_key: torch.Tensor, prefix_value: torch.Tensor, geometry: Geometry
     ) -> torch.Tensor:
         batch, length, _ = x.shape
-        query = self.q_proj(x).view(batch, length, self.num_heads, self.key_dim).transpose(1, 2)  # (M, Hq, T, Dk)
-        key = self.k_proj(x).view(batch, length, self.num_key_value_heads, self.key_dim).transpose(1, 2)
-        value = self.v_proj(x).view(batch, length, self.num_key_value_heads, self.value_dim).transpose(1, 2)
-        if self.rope is not None:
-            cos, sin = geometry.rotary[self.inv_freq]
-            if self.rope_order is not None:
-                cos, sin = cos[..., self.rope_order], sin[..., self.rope_order]
-            query = apply_rope(query, cos, sin, self.rope, self.rope_start)
-            key = apply_rope(key, cos, sin, self.rope, self.rope_start)
+        heads = self.num_heads, self.num_key_value_heads
+        query_key = torch.cat([self.q_proj(x), self.k_proj(x)], dim=-1)
+        query_key = query_key.view(batch, length, -1, self.key_dim).transpose(1, 2)  # (M, Hq + Hkv, T, Dk)
+        value = self.v_proj(x).view(batch, length, -1, self.value_dim).transpose(1, 2)  # (M, Hkv, T, Dv)
+        if geometry.rotary is not None:
+            query_key = apply_rope(query_key, *geometry.rotary, self.rope, self.rope_start)
+        query, key = query_key.split(heads, dim=1)
         attended = F.scaled_dot_product_attention(
             query,
-            torch.cat([prefix_key.to(key), key], dim=2),  # (M, Hkv, P + T, Dk); `.to`: device and dtype
-            torch.cat([prefix_value.to(value), value], dim=2),
+            join(prefix_key, key, geometry.prefix_length),  # (M, Hkv, P + T, Dk)
+            join(prefix_value, value, geometry.prefix_length),
             attn_mask=geometry.mask,
             enable_gqa=self.num_heads != self.num_key_value_heads,
         )
         return self.o_proj(attended.transpose(1, 2).reshape(batch, length, -1))
+
+
+def join(prefix: torch.Tensor, own: torch.Tensor, prefix_length: int) -> torch.Tensor:
+    """Keys or values of the prefix (B, Hkv, P, D) and of the suffix (N·B, Hkv, T, D) -> (N·B, Hkv, P + T, D).
+
+    A prefix that has room for the suffix (`Prefix.with_room`) is written into.
+    """
+    if prefix.shape[2] > prefix_length:
+        prefix[:, :, prefix_length:] = own
+        return prefix
+    prefix = prefix.to(own)  # device and dtype
+    if len(own) == len(prefix):
+        return torch.cat([prefix, own], dim=2)
+    own = own.unflatten(0, (-1, len(prefix)))  # (N, B, ...), draw 0 of every example first
+    return torch.cat([prefix.expand(len(own), *prefix.shape), own], dim=3).flatten(0, 1)
 
 
 class ExpertMLP(nn.Module):
@@ -164,8 +199,8 @@ class ExpertLayer(GradientCheckpointingLayer):
         x: torch.Tensor,  # (M, T, W)
         prefix_key: torch.Tensor,
         prefix_value: torch.Tensor,
-        attention_modulation: torch.Tensor | None,
-        mlp_modulation: torch.Tensor | None,
+        attention_modulation: tuple[torch.Tensor, ...] | None,
+        mlp_modulation: tuple[torch.Tensor, ...] | None,
         geometry: Geometry,
     ) -> torch.Tensor:
         normed, gate = self.input_layernorm(x, attention_modulation)
@@ -213,7 +248,7 @@ class ActionExpert(nn.Module):
         norms = [norm for layer in self.layers for norm in (layer.input_layernorm, layer.post_attention_layernorm)]
         return TimeCondition(embedding, [norm.modulation(condition) for norm in [*norms, self.norm]])
 
-    def geometry(self, prefix: Prefix, chunk_size: int) -> Geometry:
+    def geometry(self, prefix: Prefix, chunk_size: int, num_draws: int = 1) -> list[Geometry]:
         """Positions and masks of the suffix: [state token, if any ; action tokens], right after the visible prefix.
 
         Positions count on from the last *visible* position, as if action tokens in the backbone's suffix were not
@@ -222,27 +257,30 @@ class ActionExpert(nn.Module):
         has_state = self.state_proj is not None
         length = chunk_size + has_state
         device = prefix.next_position.device
-        position = prefix.next_position[:, None] + torch.arange(length, device=device)  # (M, T)
-        rotary = {}
-        for name, inv_freq in prefix.inv_freq.items():
-            angles = position[:, None, :, None].float() * inv_freq.float()  # (M, 1, T, R)
-            rotary[name] = (angles.cos(), angles.sin())
-        if prefix.mask is None and not has_state:
-            return Geometry(rotary, None)
-        own = torch.ones(length, length, dtype=torch.bool, device=device)
-        if has_state:
-            own[0, 1:] = False
+        position = prefix.next_position.repeat(num_draws)[:, None] + torch.arange(length, device=device)  # (M, T)
+        angles = {name: position[:, None, :, None].float() * f.float() for name, f in prefix.inv_freq.items()}
+        tables = {name: (a.cos(), a.sin()) for name, a in angles.items()}  # (M, 1, T, R)
         prefix_length = prefix.key_values[0][0].shape[2]
-        seen = torch.ones(1, prefix_length, dtype=torch.bool, device=device) if prefix.mask is None else prefix.mask
-        mask = torch.cat([seen[:, None].expand(-1, length, -1), own.expand(len(seen), -1, -1)], dim=-1)
-        return Geometry(rotary, mask[:, None])
+        mask = None
+        if prefix.mask is not None or has_state:
+            own = torch.ones(length, length, dtype=torch.bool, device=device)
+            if has_state:
+                own[0, 1:] = False
+            seen = torch.ones(1, prefix_length, dtype=torch.bool, device=device)
+            if prefix.mask is not None:
+                seen = prefix.mask.repeat(num_draws, 1)
+            visible = torch.cat([seen[:, None].expand(-1, length, -1), own.expand(len(seen), -1, -1)], dim=-1)
+            # To be added to the scores: attention would turn truth values into this in every layer of every step.
+            mask = torch.zeros(visible.shape, dtype=self.dtype, device=device).masked_fill(~visible, float("-inf"))
+            mask = mask[:, None]
+        return [Geometry(layer.self_attn.rotary(tables), mask, prefix_length) for layer in self.layers]
 
     def forward(
         self,
         noisy_actions: torch.Tensor,
         time: TimeCondition,
         prefix: Prefix,
-        geometry: Geometry,
+        geometry: list[Geometry],
         state: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """The velocity (M, H, D), float32, of `noisy_actions` (M, H, D); `state` is (M, max_state_dim)."""
@@ -254,6 +292,6 @@ class ActionExpert(nn.Module):
             x = torch.cat([self.state_proj(state.to(self.dtype))[:, None], x], dim=1)
         x = x.to(self.dtype)  # under autocast the projections give bf16; the residual stream stays as its weights are
         for i, (layer, (key, value)) in enumerate(zip(self.layers, prefix.key_values, strict=True)):
-            x = layer(x, key, value, time.modulations[2 * i], time.modulations[2 * i + 1], geometry)
+            x = layer(x, key, value, time.modulations[2 * i], time.modulations[2 * i + 1], geometry[i])
         x, _ = self.norm(x, time.modulations[-1])
         return self.action_out_proj(x[:, -noisy_actions.shape[1] :]).float()

@@ -99,7 +99,9 @@ class KIVLAForActionPrediction(KIVLAPreTrainedModel):
         self.vlm = AutoModelForImageTextToText.from_config(config.vlm_config) if vlm is None else vlm
         config.vlm_config = self.vlm.config
         # The VLM knows what it ties; peft looks for it here, at the root.
-        self._tied_weights_keys = {f"vlm.{to}": f"vlm.{source}" for to, source in self.vlm.all_tied_weights_keys.items()}
+        self._tied_weights_keys = {
+            f"vlm.{to}": f"vlm.{source}" for to, source in self.vlm.all_tied_weights_keys.items()
+        }
         config.tie_word_embeddings = self.vlm.get_output_embeddings().weight is self.vlm.get_input_embeddings().weight
         record_attention(self.vlm)
         self.expert = ActionExpert(config)
@@ -249,7 +251,6 @@ class KIVLAForActionPrediction(KIVLAPreTrainedModel):
     def _flow(self, prefix, actions, action_mask, state, noise, timestep, num_supervised):
         """Velocity and flow loss of N noise draws for one backbone pass."""
         config, n = self.config, self.config.num_flow_samples
-        prefix = prefix.repeat(n)
         actions = actions.float().repeat(n, 1, 1)  # (N·B, H, D)
         action_mask = action_mask.repeat(n, 1, 1)
         if timestep is None:
@@ -274,7 +275,7 @@ class KIVLAForActionPrediction(KIVLAPreTrainedModel):
             noisy,
             self.expert.time_condition(timestep.float()),
             prefix,
-            self.expert.geometry(prefix, config.chunk_size),
+            self.expert.geometry(prefix, config.chunk_size, n),
             self._check_state(state, len(actions) // n, n),
         )
         if num_supervised is not None:
@@ -368,11 +369,12 @@ class KIVLAForActionPrediction(KIVLAPreTrainedModel):
         no_rows = torch.empty(0, dtype=torch.long, device=input_ids.device)
         _, prefix = self._encode(vlm_inputs, no_rows, expert_attention_mask, read=True)
         geometry = self.expert.geometry(prefix, config.chunk_size)
-        conditions = self.expert.time_condition(euler_times(num_steps, device))
+        conditions = self.expert.time_condition(euler_times(num_steps, device)).rows()
         state = self._check_state(state, batch_size)
+        prefix = prefix.with_room(config.chunk_size + (state is not None), like=self.expert.action_in_proj.weight)
         x = noise.float() * real
-        for step in range(num_steps):
-            x = x - self.expert(x, conditions.row(step), prefix, geometry, state) * real / num_steps
+        for condition in conditions:
+            x = x - self.expert(x, condition, prefix, geometry, state) * (real / num_steps)
         return x
 
     def generate(self, *args, **kwargs):
