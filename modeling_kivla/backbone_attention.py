@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from transformers import (
     AttentionInterface,
@@ -322,3 +323,30 @@ def logits_at(vlm: PreTrainedModel, rows: torch.Tensor | None) -> Iterator[None]
         yield
     finally:
         handle.remove()
+
+
+@contextmanager
+def logits_of(vlm: PreTrainedModel, tokens: torch.Tensor) -> Iterator[None]:
+    """Make the VLM compute the logits of some tokens (n,) only; those of all others are -inf.
+
+    Decoding then reads n rows of the output matrix instead of the whole vocabulary. An output layer that is not a plain
+    `nn.Linear` (quantised, wrapped by peft, or offloaded by accelerate) is left as it is.
+    """
+    layer = vlm.get_output_embeddings()
+    if type(layer) is not nn.Linear or "forward" in vars(layer):
+        yield
+        return
+    tokens = tokens.to(layer.weight.device)
+    weight = layer.weight[tokens]
+    bias = None if layer.bias is None else layer.bias[tokens]
+
+    def forward(hidden: torch.Tensor) -> torch.Tensor:
+        logits = hidden.new_full((*hidden.shape[:-1], layer.out_features), float("-inf"))
+        logits[..., tokens] = F.linear(hidden, weight, bias)
+        return logits
+
+    layer.forward = forward
+    try:
+        yield
+    finally:
+        del layer.forward

@@ -19,7 +19,14 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from .action_expert import ActionExpert, ExpertRMSNorm, Prefix
-from .backbone_attention import PrefixRecorder, capture_positions, find_text_decoder, logits_at, record_attention
+from .backbone_attention import (
+    PrefixRecorder,
+    capture_positions,
+    find_text_decoder,
+    logits_at,
+    logits_of,
+    record_attention,
+)
 from .configuration_kivla import KIVLAConfig, KIVLAExpertConfig
 from .flow_matching import euler_times, flow_matching_loss, interpolate, sample_flow_time
 from .knowledge_insulation import insulate
@@ -319,15 +326,28 @@ class KIVLAForActionPrediction(KIVLAPreTrainedModel):
 
     # -------------------------------------------------------------------------------------------------- acting
     @torch.no_grad()
+    def encode_prefix(self, expert_attention_mask: torch.Tensor | None = None, **vlm_inputs) -> Prefix:
+        """What the expert reads of an observation: one pass of the VLM, for any number of `sample_actions(prefix=...)`.
+
+        Args:
+            expert_attention_mask, **vlm_inputs: as in `forward`; by default the expert reads all but padding.
+        """
+        input_ids = vlm_inputs["input_ids"]
+        if expert_attention_mask is None:
+            expert_attention_mask = vlm_inputs.get("attention_mask", torch.ones_like(input_ids))
+        no_rows = torch.empty(0, dtype=torch.long, device=input_ids.device)
+        return self._encode(vlm_inputs, no_rows, expert_attention_mask, read=True)[1]
+
+    @torch.no_grad()
     def sample_actions(
         self,
         num_steps: int | None = None,
         noise: torch.Tensor | None = None,
         generator: torch.Generator | None = None,
-        expert_attention_mask: torch.Tensor | None = None,
         action_mask: torch.Tensor | None = None,
         state: torch.Tensor | None = None,
-        **vlm_inputs,
+        prefix: Prefix | None = None,
+        **inputs,
     ) -> torch.Tensor:
         """Turn noise into action chunks: the VLM runs once, the expert `num_steps` times.
 
@@ -335,7 +355,9 @@ class KIVLAForActionPrediction(KIVLAPreTrainedModel):
             num_steps: Euler steps; `config.num_inference_steps` by default.
             noise: (B, H, D), to start from; drawn (with `generator`) if None.
             action_mask: (B, H, D) bool; dimensions that are False throughout stay zero.
-            expert_attention_mask, state, **vlm_inputs: as in `forward`; what `processor(...)` gives without actions.
+            state: as in `forward`.
+            prefix: of `encode_prefix`, in place of `**inputs`, when the observation has not changed.
+            **inputs: of `encode_prefix`; what `processor(...)` gives without actions.
 
         Returns:
             (B, H, D) float32, normalised. `processor.unnormalize_actions` turns them into robot units.
@@ -352,10 +374,10 @@ class KIVLAForActionPrediction(KIVLAPreTrainedModel):
         num_steps = config.num_inference_steps if num_steps is None else num_steps
         if num_steps < 1:
             raise ValueError(f"num_steps must be at least 1, got {num_steps}.")
-        input_ids = vlm_inputs["input_ids"]
-        if expert_attention_mask is None:
-            expert_attention_mask = vlm_inputs.get("attention_mask", torch.ones_like(input_ids))
-        batch_size, device = len(input_ids), self.expert.action_in_proj.weight.device
+        if prefix is not None and inputs:
+            raise ValueError(f"Give a `prefix` or what it is made of, not both: got {', '.join(inputs)} beside it.")
+        batch_size = len(inputs["input_ids"] if prefix is None else prefix.next_position)
+        device = self.expert.action_in_proj.weight.device
         shape = (batch_size, config.chunk_size, config.max_action_dim)
         if noise is None:
             noise = torch.randn(shape, generator=generator, device=device)
@@ -365,12 +387,11 @@ class KIVLAForActionPrediction(KIVLAPreTrainedModel):
             )
         real = torch.ones(shape, dtype=torch.bool, device=device) if action_mask is None else action_mask
         real = real.any(1, keepdim=True)  # (B, 1, D)
+        state = self._check_state(state, batch_size)
 
-        no_rows = torch.empty(0, dtype=torch.long, device=input_ids.device)
-        _, prefix = self._encode(vlm_inputs, no_rows, expert_attention_mask, read=True)
+        prefix = self.encode_prefix(**inputs) if prefix is None else prefix
         geometry = self.expert.geometry(prefix, config.chunk_size)
         conditions = self.expert.time_condition(euler_times(num_steps, device)).rows()
-        state = self._check_state(state, batch_size)
         prefix = prefix.with_room(config.chunk_size + (state is not None), like=self.expert.action_in_proj.weight)
         x = noise.float() * real
         for condition in conditions:
@@ -421,7 +442,8 @@ class KIVLAForActionPrediction(KIVLAPreTrainedModel):
             pad_token_id=processor.tokenizer.pad_token_id,
             use_cache=use_cache,
         )
-        tokens = self._generate_with(config, LogitsProcessorList([constraint]), inputs)
+        with logits_of(self.vlm, torch.tensor([*processor.action_token_ids, processor.end_token_id])):
+            tokens = self._generate_with(config, LogitsProcessorList([constraint]), inputs)
         return processor.decode_actions(tokens[:, length:], action_dims)
 
     def generate_response(self, processor, max_new_tokens: int = 64, **inputs) -> list[str]:

@@ -1,0 +1,101 @@
+"""What is done for speed changes no value: room for keys, a prefix that is used again, compiling, fewer logits."""
+
+import copy
+
+import pytest
+import torch
+
+from kivla.modeling_kivla import KIVLAForActionPrediction
+from kivla.modeling_kivla.action_expert import join
+from kivla.modeling_kivla.backbone_attention import logits_of
+from kivla.modeling_kivla.flow_matching import euler_times
+from tests.families import FAMILIES, collate, drop_suffix, make_example, randomize_zero_parameters
+from tests.modeling_kivla.test_modeling import CHUNK, STATE, WIDTH, make_batch, make_model
+
+
+def observation(name="llava", lengths=(4, 7), **extra) -> dict:
+    """Prompts of different lengths, so that one of them is padded and a mask is needed."""
+    family = FAMILIES[name]
+    batch = collate(family, [drop_suffix(make_example(family, text_length=n, seed=n)) for n in lengths])
+    noise = torch.randn(len(lengths), CHUNK, WIDTH, generator=torch.Generator().manual_seed(1))
+    return {**batch, "noise": noise, **extra}
+
+
+def plain_sampling(model: KIVLAForActionPrediction, num_steps: int, noise: torch.Tensor, state=None, **inputs):
+    """Euler steps as the formula says, every one through the path that training takes: keys joined anew each time."""
+    prefix = model.encode_prefix(**inputs)
+    geometry = model.expert.geometry(prefix, model.config.chunk_size)
+    x = noise
+    for t in euler_times(num_steps, x.device):
+        velocity = model.expert(x, model.expert.time_condition(t.expand(len(x))), prefix, geometry, state)
+        x = x - velocity / num_steps
+    return x
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("conditioning", ["adarms", "concat"])
+@pytest.mark.parametrize("state_encoding", ["none", "continuous"])
+@pytest.mark.parametrize("lengths", [(4,), (4, 7)], ids=["one", "padded"])
+def test_sampling_equals_the_plain_loop(conditioning, state_encoding, lengths):
+    model = make_model(state_encoding=state_encoding, expert_config={"time_conditioning": conditioning})
+    inputs = observation(lengths=lengths)
+    if state_encoding == "continuous":
+        inputs["state"] = torch.randn(len(lengths), STATE)
+    expected = plain_sampling(model, 4, **inputs)
+    torch.testing.assert_close(model.sample_actions(**inputs, num_steps=4), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_prefix_serves_several_chunks():
+    """With other noise and steps, and unchanged by them."""
+    model = make_model()
+    inputs = observation()
+    noise = inputs.pop("noise")
+    prefix = model.encode_prefix(**inputs)
+    for num_steps in (3, 5):
+        for start in (noise, -noise):
+            again = model.sample_actions(prefix=prefix, noise=start, num_steps=num_steps)
+            assert torch.equal(again, model.sample_actions(**inputs, noise=start, num_steps=num_steps))
+    with pytest.raises(ValueError, match=r"Give a `prefix` or what it is made of, not both: got .*input_ids"):
+        model.sample_actions(prefix=prefix, **inputs)
+
+
+def test_noise_draws_read_their_own_example():
+    """N·B suffixes, draw 0 of every example first, over B prefixes: as with prefixes that are repeated."""
+    prefix, own = torch.randn(2, 3, 4, 5), torch.randn(6, 3, 2, 5)
+    assert torch.equal(join(prefix, own, 4), torch.cat([prefix.repeat(3, 1, 1, 1), own], dim=2))
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_the_compiled_expert_gives_the_same_actions_and_is_compiled_once():
+    """One graph for all steps and calls; prompts of other lengths make it compile once more, for any length."""
+    model = make_model()
+    plain = copy.deepcopy(model)
+    model.expert.compile(fullgraph=True)
+    lengths = [(4,), (6,), (9,), (12,), (4,)]
+    torch._dynamo.reset()
+    counters = torch._dynamo.utils.counters
+    graphs = []
+    for length in lengths:
+        inputs = observation(lengths=length)
+        actions = model.sample_actions(**inputs, num_steps=3)
+        torch.testing.assert_close(actions, plain.sample_actions(**inputs, num_steps=3), rtol=1e-5, atol=1e-6)
+        graphs.append(counters["stats"]["unique_graphs"])
+    assert graphs[0] == 1, "not one graph"
+    assert graphs[-1] == graphs[1] <= 2, f"compiled again for each length: {graphs}"
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["llava", "paligemma", "qwen2_5_vl", "smolvlm"])
+def test_logits_of_some_tokens_are_the_vlms_own(name):
+    model = make_model(name)
+    randomize_zero_parameters(model)
+    batch = {key: value for key, value in make_batch(name).items() if key not in ("actions", "expert_attention_mask")}
+    tokens = torch.tensor([3, 11, 20])
+    full = model(**batch).logits
+    with logits_of(model.vlm, tokens):
+        some = model(**batch).logits
+    torch.testing.assert_close(some[..., tokens], full[..., tokens], rtol=1e-5, atol=1e-6)
+    others = torch.ones(full.shape[-1], dtype=torch.bool).index_fill(0, tokens, False)
+    assert (some[..., others] == -torch.inf).all()
+    assert torch.equal(model(**batch).logits, full), "not put back"
