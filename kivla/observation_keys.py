@@ -123,8 +123,9 @@ class ObservationReader:
 
     def _plain(self, request: dict) -> dict:
         unknown = sorted(set(request) - set(_PLAIN))
-        request.setdefault("text", self.default_text)
-        if unknown or "images" not in request or request["text"] is None:
+        if self.default_text is not None:
+            request.setdefault("text", self.default_text)
+        if unknown or "images" not in request or "text" not in request:
             raise ValueError(
                 f"The observation has the keys {sorted(request)}; expected are 'images', 'text' and, if the policy "
                 "reads the robot's state, 'state'; 'robot', 'response' and 'timestamp' may be added."
