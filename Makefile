@@ -19,8 +19,9 @@ demo: $(VENV)/.installed
 study: $(VENV)/.installed
 	$(BIN)/kivla study
 
+# A worker for each core, of one thread each: tiny models gain nothing from a second thread.
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -q $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

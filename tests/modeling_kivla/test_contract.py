@@ -106,8 +106,9 @@ def test_suffix_and_expert_do_not_see_each_other(name):
     with torch.no_grad():
         out, changed_suffix = model(**batch), model(**other)
         changed_expert = model(**{**batch, "noise": batch["noise"] + 1, "timestep": batch["timestep"] * 0.5})
-    leak = (out.velocity - changed_suffix.velocity).abs().max()  # a mixture of experts may sum in another order
-    assert leak < 1e-6, f"action tokens leak into the expert: {leak}"
+    leak = (out.velocity - changed_suffix.velocity).abs().max() / out.velocity.abs().max()
+    # Not zero: a mixture of experts may sum in another order.
+    assert leak < 1e-5, f"action tokens leak into the expert: {leak}"
     assert not torch.equal(out.logits, changed_suffix.logits)
     assert torch.equal(out.logits, changed_expert.logits), "the expert's input leaks into the VLM"
     assert not torch.equal(out.velocity, changed_expert.velocity)
