@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from importlib import import_module
+from itertools import takewhile
 
 import yaml
 from transformers import HfArgumentParser
@@ -15,6 +16,7 @@ COMMANDS = {
     "record": "write demonstrations of a simulator's scripted expert as a LeRobot dataset",
     "predict": "predict action chunks with a trained policy, on a dataset or on images",
     "pretrain-tiny": "train a small VLM from nothing that sees the tabletop and answers questions",
+    "convert": "convert π0 and π0.5 checkpoints of openpi, LeRobot and transformers, and back to LeRobot",
     "evaluate": "measure a policy on a dataset: errors by dimension and step, jerk, answers; one page of plots",
     "rollout": "let a policy act in a simulator: success, and whether the instruction matters",
     "study": "compare recipes on the tabletop: same budget, same data, several seeds",
@@ -39,13 +41,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     import_module(f"kivla.{command.replace('-', '_')}").run(rest)
 
 
-def parse(dataclass_types: Sequence[type], arguments: Sequence[str], prog: str, positional: str | None = None) -> tuple:
+def parse(
+    dataclass_types: Sequence[type], arguments: Sequence[str], prog: str, positional: str | Sequence[str] = ()
+) -> tuple:
     """Command-line options, with defaults from a YAML file if the first argument is one.
 
     Args:
         dataclass_types: as for `HfArgumentParser`.
         arguments: what follows the command's name.
-        positional: the option that may also be given first and without its name.
+        positional: the option, or the options in order, that may also be given first and without their names.
 
     Raises:
         SystemExit: an unknown option, or an unknown key in the file.
@@ -63,8 +67,11 @@ def parse(dataclass_types: Sequence[type], arguments: Sequence[str], prog: str, 
         for action in parser._actions:  # argparse has no public way to say that a default fulfils a requirement
             if action.dest in defaults:
                 action.required = False
-    elif positional and arguments and not arguments[0].startswith("-"):
-        arguments.insert(0, f"--{positional}")
+    else:
+        names = [positional] if isinstance(positional, str) else positional
+        words = takewhile(lambda argument: not argument.startswith("-"), list(arguments))
+        for i, (name, _) in enumerate(zip(names, words, strict=False)):
+            arguments.insert(2 * i, f"--{name}")
     return parser.parse_args_into_dataclasses(arguments)
 
 

@@ -34,6 +34,7 @@ SETTINGS = (
     "action_token_skip",
     "action_prompt",
     "expert_reads_response",
+    "noise_padding",
     "max_length",
 )
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
@@ -108,6 +109,8 @@ class KIVLAProcessor(ProcessorMixin):
             template this is what the user says. openpi's prompt without state is `"{text}\n"`.
         expert_reads_response: whether the action expert reads a response that comes before the actions (a sub-task that
             the VLM sets itself, as in π0.5), or the prompt alone.
+        noise_padding: whether unused action dimensions hold noise and are learned (as zeros), as openpi and LeRobot
+            train them; otherwise they stay zero. For converted checkpoints (`kivla convert`); not with action tokens.
         max_length: longest allowed sequence; a longer one is an error, never cut.
 
     Raises:
@@ -132,6 +135,7 @@ class KIVLAProcessor(ProcessorMixin):
         action_token_skip: int = 128,
         action_prompt: str | None = None,
         expert_reads_response: bool = False,
+        noise_padding: bool = False,
         max_length: int | None = None,
     ):
         super().__init__()
@@ -148,6 +152,11 @@ class KIVLAProcessor(ProcessorMixin):
                 f'action_prompt must contain {{text}}, {{state}} exactly if state_encoding is "text", and nothing else '
                 f'in braces; got {action_prompt!r} with state_encoding="{state_encoding}".'
             )
+        if noise_padding and action_tokenizer is not None:
+            raise ValueError(
+                "noise_padding is for policies without action tokens: those are decoded to as many dimensions as "
+                "`action_mask` shows. Leave out one of the two."
+            )
         self.vlm_processor = vlm_processor
         self.action_tokenizer = action_tokenizer
         self.chunk_size = chunk_size
@@ -159,6 +168,7 @@ class KIVLAProcessor(ProcessorMixin):
         self.action_token_skip = action_token_skip
         self.action_prompt = action_prompt
         self.expert_reads_response = expert_reads_response
+        self.noise_padding = noise_padding
         self.max_length = max_length
 
         if robots is not None and (statistics, cameras, action_dim) != (None, None, None):
@@ -526,11 +536,12 @@ class KIVLAProcessor(ProcessorMixin):
         real = np.zeros(actions.shape, dtype=bool)
         state = np.zeros((len(examples), self.max_state_dim), dtype=np.float32)
         for i, example in enumerate(examples):
+            filled = self.max_action_dim if self.noise_padding else example.robot.action_dim
             if example.chunk is not None:
                 actions[i, :, : example.robot.action_dim] = example.chunk
-                real[i, :, : example.robot.action_dim] = ~example.is_pad[:, None]
+                real[i, :, :filled] = ~example.is_pad[:, None]
             elif not learns:  # the dimensions that the sampler has to fill
-                real[i, :, : example.robot.action_dim] = True
+                real[i, :, :filled] = True
             if self.state_encoding == "continuous" and example.state is not None:
                 state[i, : len(example.state)] = example.state
         tensors = {"action_mask": torch.from_numpy(real)}

@@ -448,6 +448,22 @@ def test_short_chunks_and_padded_steps():
     assert "actions" not in processor(**columns(QUESTION)) and "action_mask" not in processor(**columns(QUESTION))
 
 
+def test_unused_dimensions_may_hold_noise(tmp_path):
+    processor = make(action_tokenizer=None, noise_padding=True)
+    short = LONG | {"actions": TRAJECTORIES[0][:3], "action_is_pad": [False, False, True]}
+    batch = processor(**columns(short, QUESTION))
+    mask = np.zeros((2, CHUNK, WIDTH + 1), bool)
+    mask[0, :2] = True
+    assert np.array_equal(batch["action_mask"].numpy(), mask), "every dimension of every real step is learned"
+    assert not batch["actions"][0, :, WIDTH:].any() and torch.isfinite(policy()(**batch).flow_loss)
+    observed = processor(**columns(observation(LONG)))
+    chunk = policy().sample_actions(**observed)
+    assert observed["action_mask"].all() and chunk[..., WIDTH:].all()
+    assert processor.unnormalize_actions(chunk).shape == (1, CHUNK, WIDTH)
+    processor.save_pretrained(tmp_path)
+    assert KIVLAProcessor.from_pretrained(tmp_path).noise_padding
+
+
 @pytest.mark.parametrize("skip", [128, 1152])
 def test_action_tokens_at_the_tail_of_the_vocabulary(skip):
     """openpi: `vocab_size - 1 - skip - code`, and 128 `<seg>` tokens, 1024 `<loc>` tokens at the end of PaliGemma's."""
@@ -564,6 +580,7 @@ def test_nothing_is_cut_to_fit():
         ({"max_action_dim": 2}, "max_action_dim of at least 3"),
         ({"action_dim": 2}, "another robot"),
         ({"normalization": "standard"}, "Unknown normalisation mode"),
+        ({"noise_padding": True}, "noise_padding is for policies without action tokens"),
     ],
 )
 def test_contradictory_settings_are_refused(options, message):
