@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from . import insulation, noise_draws, sampling, token_loss
+from . import noise_draws, pi0_training, sampling, serving, token_loss, training_step
 from .policies import MEDIUM, SMALL
 from .report import as_json, as_markdown
 
@@ -17,7 +17,9 @@ MEASUREMENTS = (
     token_loss.measure,
     partial(sampling.measure, size=SMALL),
     partial(sampling.measure, size=MEDIUM),
-    insulation.measure,
+    training_step.measure,
+    pi0_training.measure,
+    serving.measure,
 )
 README = Path(__file__).with_name("README.md")
 BEGIN, END = "<!-- results: written by `python -m benchmarks --write` -->", "<!-- end of results -->"

@@ -43,7 +43,7 @@ class Size:
 
 TINY = Size(32, 48, 2, 8, 16, 24, 28, 8, 6, 4, vocab_size=64)
 SMALL = Size(128, 256, 4, 32, 64, 128, 56, 16, 16, 16)
-MEDIUM = Size(512, 1536, 8, 64, 128, 512, 112, 32, 32, 32)
+MEDIUM = Size(512, 1536, 8, 64, 128, 192, 112, 32, 32, 32)  # the expert is a tenth of the backbone
 
 
 def backbone_config(size: Size) -> PaliGemmaConfig:

@@ -29,15 +29,28 @@ def test_every_row_is_there(quick_run):
         (f"{n} draws, one pass", against) for n in (2, 4, 8) for against in (f"{n} separate passes", "1 draw, one pass")
     ]
     token_loss = [(f"{what}, supervised positions", "all positions") for what in ("time", "peak memory")]
-    sampling = [(what, "PI0") for what in ("prefix and 10 steps", "prefix", "one expert step")]
-    insulation = [
+    floor = "its matrix products and attention alone"
+    sampling = [(what, "PI0") for what in ("prefix and 10 steps", "prefix")]
+    sampling += [(f"denoising loop{how}", against) for how in ("", ", compiled") for against in ("PI0", floor)]
+    training_step = [
         ("insulated", "joint"),
         ("insulated", "the VLM alone"),
+        ("insulated, 4 noise draws", "the VLM alone"),
+        ("insulated, 4 noise draws", "insulated"),
         ("joint", "the VLM alone"),
         ("insulated, no tokens to learn", "joint, no tokens to learn"),
         ("insulated, no tokens to learn", "insulated"),
+        ("peak memory, insulated", "the VLM alone"),
+        ("peak memory, insulated, 4 noise draws", "the VLM alone"),
     ]
-    assert rows == [draws, token_loss, sampling, sampling, insulation]
+    pi0_training = [("insulated", "PI0"), ("joint", "PI0")]
+    serving = [
+        ("through the server", "the pipeline"),
+        ("99th percentile", "99th percentile"),
+        ("server, no policy", "the pipeline"),
+        ("99th percentile, no policy", "99th percentile"),
+    ]
+    assert rows == [draws, token_loss, sampling, sampling, training_step, pi0_training, serving]
 
 
 def test_every_measurement_was_checked(quick_run):
