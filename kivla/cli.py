@@ -12,6 +12,7 @@ from transformers import HfArgumentParser
 COMMANDS = {
     "train": "fine-tune a VLM into a robot policy on a LeRobot dataset",
     "card": "write the card of a trained policy or of a LeRobot dataset",
+    "profile": "show where the time of a training step goes, with the options of train",
     "recipes": "list the training recipes",
     "record": "write demonstrations of a simulator's scripted expert as a LeRobot dataset",
     "predict": "predict action chunks with a trained policy, on a dataset or on images",

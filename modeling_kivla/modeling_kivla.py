@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.profiler import record_function
 from torch.utils.checkpoint import checkpoint
 from transformers import (
     AutoConfig,
@@ -240,7 +241,8 @@ class KIVLAForActionPrediction(KIVLAPreTrainedModel):
             )
         # Under insulation the flow loss needs no backbone graph: without labels the VLM does no backward work at all.
         backbone_learns = learns_tokens or (learns_actions and self.config.backbone_gradient_scale > 0)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and backbone_learns):
+        backbone_graph = torch.is_grad_enabled() and backbone_learns
+        with torch.set_grad_enabled(backbone_graph), record_function("kivla::backbone"):
             logits, prefix = self._encode(vlm_inputs, rows, expert_attention_mask, read=learns_actions)
 
         token_loss = flow_loss = velocity = loss = None
@@ -248,9 +250,10 @@ class KIVLAForActionPrediction(KIVLAPreTrainedModel):
             token_loss = next_token_loss(logits, targets, num_supervised_tokens)
             loss = token_loss
         if learns_actions:
-            velocity, flow_loss = self._flow(
-                prefix, actions, action_mask, state, noise, timestep, num_supervised_actions
-            )
+            with record_function("kivla::expert"):
+                velocity, flow_loss = self._flow(
+                    prefix, actions, action_mask, state, noise, timestep, num_supervised_actions
+                )
             weighted = self.config.flow_loss_weight * flow_loss
             loss = weighted if loss is None else loss + weighted.to(loss.device)
         return KIVLAOutput(loss=loss, token_loss=token_loss, flow_loss=flow_loss, logits=logits, velocity=velocity)

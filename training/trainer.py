@@ -6,6 +6,7 @@ from itertools import takewhile
 import torch
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
+from torch.profiler import record_function
 from torch.utils.data import DataLoader, SequentialSampler
 from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback
@@ -107,10 +108,15 @@ class KIVLATrainer(Trainer):
             counts += torch.stack(_supervised_counts(batch)).to(counts)
         return self.accelerator.reduce(counts, reduction="sum")
 
+    def get_batch_samples(self, *args, **kwargs):
+        with record_function("kivla::data"):
+            return super().get_batch_samples(*args, **kwargs)
+
     def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
         inputs = {name: values for name, values in inputs.items() if name != "robot"}
         tokens, actions = _supervised_counts(inputs) if num_items_in_batch is None else num_items_in_batch
-        outputs = model(**inputs, num_supervised_tokens=tokens, num_supervised_actions=actions)
+        with record_function("kivla::forward"):
+            outputs = model(**inputs, num_supervised_tokens=tokens, num_supervised_actions=actions)
         # Data-parallel training averages gradients over ranks; the counts above already span them.
         loss = outputs.loss if num_items_in_batch is None else outputs.loss * self.accelerator.num_processes
         if model.training:
@@ -129,7 +135,8 @@ class KIVLATrainer(Trainer):
         self._sums += torch.stack([sums[name].sum().to(self._sums) for name in _LOSS_SUMS])
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
-        loss = super().training_step(model, inputs, num_items_in_batch)
+        with record_function("kivla::step"):
+            loss = super().training_step(model, inputs, num_items_in_batch)
         is_logged = (self.state.global_step + 1) % self.args.logging_steps == 0 or self.state.global_step == 0
         if self.accelerator.sync_gradients and is_logged:
             groups: dict[str, list[torch.Tensor]] = defaultdict(list)

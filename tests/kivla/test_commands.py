@@ -139,3 +139,19 @@ def test_unknown_key_in_yaml(tmp_path, capsys):
 def test_vlm_or_policy(tmp_path):
     with pytest.raises(ValueError, match=r"either --vlm .* or --policy"):
         main(["train", "--dataset", str(DATASET), "--output_dir", str(tmp_path)])
+
+
+def test_profile_says_where_a_step_goes(vlm, tmp_path, capsys):
+    settings = {**TINY, "vlm": str(vlm), "dataset": str(DATASET), "output_dir": str(tmp_path), "warmup_steps_before": 1}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
+    main(["profile", str(tmp_path / "config.yaml"), "--profile_steps", "2"])
+    lines = capsys.readouterr().out.splitlines()
+    rows = {line.split("  ")[0] or line.strip().split("  ")[0]: line.split() for line in lines if line.endswith("%")}
+    times = {name: float(words[-4]) for name, words in rows.items()}
+    assert all(time > 0 for time in times.values()), times
+    assert times["backbone"] + times["action expert"] <= times["forward"] * 1.01
+    assert times["forward"] + times["backward"] == pytest.approx(times["forward and backward"], abs=0.02)
+    parts = times["reading and preparing the batch"] + times["forward and backward"] + times["optimizer"]
+    assert parts == pytest.approx(times["all"], abs=0.03)
+    assert json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    assert not list(tmp_path.glob("checkpoint-*")), "profiling leaves no policy behind"
