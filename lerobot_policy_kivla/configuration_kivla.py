@@ -1,0 +1,93 @@
+"""What LeRobot has to know of a KIVLA policy: the `config.json` of a LeRobot folder."""
+
+from dataclasses import dataclass, field
+
+from lerobot.configs import NormalizationMode, PreTrainedConfig
+from lerobot.optim import AdamWConfig, CosineDecayWithWarmupSchedulerConfig
+
+
+def _no_normalization() -> dict[str, NormalizationMode]:
+    return dict.fromkeys(("VISUAL", "STATE", "ACTION"), NormalizationMode.IDENTITY)
+
+
+@PreTrainedConfig.register_subclass("kivla")
+@dataclass
+class KivlaConfig(PreTrainedConfig):
+    """Settings of a KIVLA policy that LeRobot reads or that may be changed on its command line (`--policy.seed=0`).
+
+    What the policy *is* (VLM, expert, cameras, normalisation, tokens) is in the KIVLA policy itself, which lies in the
+    sub-folder `kivla/`. `python -m lerobot_policy_kivla.export` writes both.
+
+    Args:
+        chunk_size: actions that the policy predicts at once; a property of the policy.
+        n_action_steps: actions of a chunk to execute before the policy looks again, at most `chunk_size`.
+        robot: whose cameras, state and actions these are, for a policy of several robots.
+        acts_by: "flow" (the action expert) or "tokens" (the VLM's own); None for what the policy was trained for.
+        num_steps: Euler steps of the action expert; the policy's own number if None.
+        seed: with it every chunk starts from the same noise; None draws noise from torch's random state.
+        normalization_mapping: must be IDENTITY throughout, because KIVLA's processor normalises.
+        optimizer_lr, optimizer_weight_decay, optimizer_grad_clip_norm, scheduler_warmup_steps,
+            scheduler_decay_steps, scheduler_decay_lr: of `lerobot-train`: AdamW, linear warm-up, cosine decay.
+
+    Raises:
+        ValueError: `n_action_steps` that do not fit, or a normalisation that would come on top of the policy's own.
+    """
+
+    chunk_size: int = 50
+    n_action_steps: int = 50
+    robot: str | None = None
+    acts_by: str | None = None
+    num_steps: int | None = None
+    seed: int | None = None
+    normalization_mapping: dict[str, NormalizationMode] = field(default_factory=_no_normalization)
+    optimizer_lr: float = 5e-5
+    optimizer_weight_decay: float = 0.0
+    optimizer_grad_clip_norm: float = 1.0
+    scheduler_warmup_steps: int = 1000
+    scheduler_decay_steps: int = 30_000
+    scheduler_decay_lr: float = 5e-6
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 1 <= self.n_action_steps <= self.chunk_size:
+            raise ValueError(
+                f"n_action_steps must be between 1 and chunk_size = {self.chunk_size}, got {self.n_action_steps}."
+            )
+        if any(mode != NormalizationMode.IDENTITY for mode in self.normalization_mapping.values()):
+            raise ValueError(
+                f"normalization_mapping must be IDENTITY for KIVLA policies, got {self.normalization_mapping}: their "
+                "own processor normalises, and LeRobot's normalisation would come on top of it. Leave it out."
+            )
+
+    def validate_features(self) -> None:
+        """Nothing to check: names are checked with every batch, where `--rename_map` has been applied."""
+
+    def get_optimizer_preset(self) -> AdamWConfig:
+        return AdamWConfig(
+            lr=self.optimizer_lr,
+            weight_decay=self.optimizer_weight_decay,
+            grad_clip_norm=self.optimizer_grad_clip_norm,
+        )
+
+    def get_scheduler_preset(self) -> CosineDecayWithWarmupSchedulerConfig:
+        return CosineDecayWithWarmupSchedulerConfig(
+            peak_lr=self.optimizer_lr,
+            decay_lr=self.scheduler_decay_lr,
+            num_warmup_steps=self.scheduler_warmup_steps,
+            num_decay_steps=self.scheduler_decay_steps,
+        )
+
+    @property
+    def observation_delta_indices(self) -> None:
+        return None
+
+    @property
+    def action_delta_indices(self) -> list[int]:
+        return list(range(self.chunk_size))
+
+    @property
+    def reward_delta_indices(self) -> None:
+        return None
+
+
+__all__ = ["KivlaConfig"]

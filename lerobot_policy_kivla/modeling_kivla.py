@@ -1,0 +1,191 @@
+"""A KIVLA policy as LeRobot's programs want one."""
+
+from collections import deque
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from huggingface_hub import HfApi, snapshot_download
+from lerobot.configs import PreTrainedConfig
+from lerobot.policies import PreTrainedPolicy
+from lerobot.utils.constants import ACTION
+from torch import Tensor
+
+from kivla import ActionPredictionPipeline, KIVLAForActionPrediction, KIVLAProcessor
+
+from .configuration_kivla import KivlaConfig
+from .observations import to_observations
+
+# The KIVLA policy inside of a LeRobot folder. (Both have a `config.json` of their own.)
+KIVLA_FOLDER = "kivla"
+
+
+class KivlaPolicy(PreTrainedPolicy):
+    """Wraps a KIVLA model and its processor. Batches come as LeRobot has them, in robot units, and actions go out so.
+
+    Args:
+        config: LeRobot's side of the policy.
+        model, processor: the KIVLA policy.
+        dataset_stats, dataset_meta: what LeRobot passes to every policy; not used, since the processor has the
+            statistics of the data that the policy learned from.
+
+    Raises:
+        ValueError: no KIVLA policy was given, or the config is of another one.
+    """
+
+    config_class = KivlaConfig
+    name = "kivla"
+
+    def __init__(
+        self,
+        config: KivlaConfig,
+        model: KIVLAForActionPrediction | None = None,
+        processor: KIVLAProcessor | None = None,
+        dataset_stats: dict | None = None,
+        dataset_meta=None,
+    ):
+        super().__init__(config)
+        if model is None or processor is None:
+            raise ValueError(
+                "A KIVLA policy cannot be made from nothing here (--policy.type=kivla). Train one with `kivla train`, "
+                "export it with `python -m lerobot_policy_kivla.export`, and use --policy.path=FOLDER."
+            )
+        if config.chunk_size != processor.chunk_size:
+            raise ValueError(
+                f"chunk_size is {config.chunk_size}, but this policy predicts {processor.chunk_size} actions at once. "
+                "To execute fewer of them use n_action_steps."
+            )
+        self.model = model
+        self.processor = processor
+        self.cameras = processor.robot(config.robot).cameras
+        if self.cameras is None:
+            raise ValueError(
+                "This policy has no camera names, which LeRobot needs. Give them to its processor: KIVLAProcessor"
+                '.from_pretrained(POLICY, cameras=["observation.images.front", ...]).save_pretrained(POLICY).'
+            )
+        self._pipeline: ActionPredictionPipeline | None = None
+        self.reset()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_name_or_path: str | Path,
+        *,
+        config: PreTrainedConfig | None = None,
+        force_download: bool = False,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        revision: str | None = None,
+        **kwargs,
+    ) -> "KivlaPolicy":
+        """Load what `export` or `lerobot-train` wrote, from a folder or the Hub; in evaluation mode.
+
+        Other keyword arguments are those that LeRobot passes to every policy; they are not used.
+
+        Raises:
+            FileNotFoundError: there is no KIVLA policy in it.
+        """
+        hub = {
+            "force_download": force_download,
+            "token": token,
+            "cache_dir": cache_dir,
+            "local_files_only": local_files_only,
+            "revision": revision,
+        }
+        if config is None:
+            config = PreTrainedConfig.from_pretrained(pretrained_name_or_path, **hub)
+        folder = Path(pretrained_name_or_path)
+        if not folder.is_dir():
+            folder = Path(snapshot_download(str(pretrained_name_or_path), allow_patterns=f"{KIVLA_FOLDER}/*", **hub))
+        folder = folder / KIVLA_FOLDER
+        if not folder.is_dir():
+            raise FileNotFoundError(
+                f"{pretrained_name_or_path} has no folder {KIVLA_FOLDER}/ with a KIVLA policy. "
+                "`python -m lerobot_policy_kivla.export KIVLA_POLICY LEROBOT_FOLDER` makes what LeRobot can load."
+            )
+        model = KIVLAForActionPrediction.from_pretrained(folder)
+        policy = cls(config, model, KIVLAProcessor.from_pretrained(folder))
+        return policy.to(config.device).eval()
+
+    def _save_pretrained(self, save_directory: Path, state_dict: dict[str, Tensor] | None = None) -> None:
+        if state_dict is not None:
+            raise NotImplementedError(
+                "KIVLA policies are not trained with FSDP through LeRobot: use `accelerate launch -m kivla.cli train`."
+            )
+        folder = Path(save_directory) / KIVLA_FOLDER
+        self.model.save_pretrained(folder)
+        self.processor.save_pretrained(folder)
+        self.config._save_pretrained(save_directory)
+
+    def push_model_to_hub(self, *args, **kwargs) -> None:
+        """As for any policy, and then what LeRobot leaves behind: chat templates and tokenizer models."""
+        super().push_model_to_hub(*args, **kwargs)
+        with TemporaryDirectory() as folder:
+            self.processor.save_pretrained(folder)
+            HfApi().upload_folder(repo_id=self.config.repo_id, folder_path=folder, path_in_repo=KIVLA_FOLDER)
+
+    # -------------------------------------------------------------------------------------------------- acting
+    def reset(self) -> None:
+        """A new episode: forget the actions that were not executed."""
+        self._queue: deque[Tensor] = deque()
+
+    def select_action(self, batch: dict) -> Tensor:
+        """The next action, (B, action_dim), robot units. The batch is looked at when the queue is empty."""
+        if not self._queue:
+            chunk = self.predict_action_chunk(batch)[:, : self.config.n_action_steps]
+            self._queue.extend(chunk.unbind(1))
+        return self._queue.popleft()
+
+    @torch.no_grad()
+    def predict_action_chunk(self, batch: dict) -> Tensor:
+        """What `pipeline("action-prediction")` predicts: (B, chunk_size, action_dim), float32, robot units.
+
+        Raises:
+            ValueError: what was observed does not fit the policy, or its action tokens do not decode.
+        """
+        self.eval()
+        if self._pipeline is None or self._pipeline.device != self.model.device:
+            self._pipeline = ActionPredictionPipeline(self.model, processor=self.processor, device=self.model.device)
+        options = {"num_steps": self.config.num_steps, "seed": self.config.seed, "acts_by": self.config.acts_by}
+        results = self._pipeline(self._observations(batch), **options)
+        for result in results:
+            if result["actions"] is None:
+                raise ValueError(
+                    f"The policy's action tokens do not decode: {result['failure']}. Use --policy.acts_by=flow."
+                )
+        return torch.stack([torch.from_numpy(result["actions"]) for result in results]).to(self.model.device)
+
+    def _observations(self, batch: dict) -> list[dict]:
+        return to_observations(batch, self.cameras, self.processor.state_encoding != "none", self.config.robot)
+
+    # ------------------------------------------------------------------------------------------------ training
+    def forward(self, batch: dict, reduction: str = "mean") -> tuple[Tensor, dict[str, float]]:
+        """The loss of `kivla train` on this batch, and its two terms.
+
+        Args:
+            batch: observations, `action` (B, chunk_size, action_dim) in robot units, `action_is_pad` (B, chunk_size).
+
+        Raises:
+            ValueError: another reduction than the mean, which means weights for examples (`--sample_weighting`).
+        """
+        if reduction != "mean":
+            raise ValueError(
+                "KIVLA's losses are means over the tokens and action values of a batch, and cannot be weighted by "
+                "example. Leave --sample_weighting out."
+            )
+        observations = self._observations(batch)
+        columns = {name: [observation[name] for observation in observations] for name in observations[0]}
+        columns |= {
+            "actions": batch[ACTION].float().cpu().numpy(),
+            "action_is_pad": batch["action_is_pad"].cpu().numpy(),
+        }
+        outputs = self.model(**self.processor(**columns).to(self.model.device))
+        terms = {"token_loss": outputs.token_loss, "flow_loss": outputs.flow_loss}
+        return outputs.loss, {name: term.item() for name, term in terms.items() if term is not None}
+
+    def get_optim_params(self) -> list[torch.nn.Parameter]:
+        return [parameter for parameter in self.parameters() if parameter.requires_grad]
+
+
+__all__ = ["KIVLA_FOLDER", "KivlaPolicy"]

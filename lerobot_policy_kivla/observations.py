@@ -1,0 +1,79 @@
+"""A batch of LeRobot's -> observations as KIVLA's pipeline and processor take them."""
+
+import logging
+from collections.abc import Sequence
+from functools import cache
+
+import numpy as np
+from lerobot.utils.constants import OBS_IMAGE, OBS_IMAGES, OBS_PREFIX, OBS_STATE
+from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+
+def image_key(camera: str) -> str:
+    """LeRobot's key of a camera: cameras of LeRobot datasets are named by it, others get its prefix."""
+    return camera if camera.startswith(OBS_PREFIX) else f"{OBS_IMAGES}.{camera}"
+
+
+def to_observations(batch: dict, cameras: Sequence[str], reads_state: bool, robot: str | None = None) -> list[dict]:
+    """One dict for each environment, or for each frame of a dataset.
+
+    Args:
+        batch: with images (B, 3, height, width), floats in [0, 1], by their keys; `observation.state` (B, Ds); `task`,
+            B strings.
+        cameras: names of the policy's cameras. Those whose images the batch lacks are missing.
+        reads_state: whether the policy reads the robot's state.
+        robot: its name, for a policy of several robots.
+
+    Returns:
+        `images` (by camera name: arrays (height, width, 3), None for a missing camera), `text`, `state` and `robot`.
+
+    Raises:
+        ValueError: no image is of one of the policy's cameras, or cameras are missing while there are images by other
+            names; images of another shape; not one instruction for each observation.
+    """
+    keys = {camera: image_key(camera) for camera in cameras}
+    _check_names(batch, list(keys.values()))
+    columns = {camera: _pixels(key, batch[key]) for camera, key in keys.items() if key in batch}
+    text = batch.get("task")
+    text = [text] if isinstance(text, str) else text
+    size = len(next(value for key, value in batch.items() if key.startswith(OBS_PREFIX) and isinstance(value, Tensor)))
+    if text is None or len(text) != size:
+        raise ValueError(f"There must be one `task` for each of the {size} observations, got {text!r}.")
+    state = batch[OBS_STATE].float().cpu().numpy() if reads_state and OBS_STATE in batch else [None] * size
+    observations = []
+    for i in range(size):
+        images = {camera: columns[camera][i] if camera in columns else None for camera in cameras}
+        observations.append({"images": images, "text": text[i], "state": state[i], "robot": robot})
+    return observations
+
+
+def _pixels(key: str, images: Tensor) -> np.ndarray:
+    """(B, 3, height, width) -> (B, height, width, 3); KIVLA's processor checks the range and rounds to 8 bits."""
+    if images.ndim != 4 or images.shape[1] != 3:
+        raise ValueError(f"`{key}` must be (batch, 3, height, width), got {tuple(images.shape)}.")
+    images = images.float() if images.is_floating_point() else images
+    return images.permute(0, 2, 3, 1).cpu().numpy()
+
+
+def _check_names(batch: dict, wanted: list[str]) -> None:
+    given = [key for key in batch if key.startswith(OBS_IMAGE) and not key.endswith("_is_pad")]
+    missing, others = [key for key in wanted if key not in given], [key for key in given if key not in wanted]
+    if missing and (others or len(missing) == len(wanted)):
+        example = f'{{"{(others or ["observation.images.NAME"])[0]}": "{missing[0]}"}}'
+        raise ValueError(
+            f"The policy sees {wanted}, but the images are {given}. Say which is which (--rename_map='{example}'), and "
+            "leave out cameras that the policy does not know."
+        )
+    if missing:
+        _warn_of_missing(tuple(missing))
+
+
+@cache
+def _warn_of_missing(keys: tuple[str, ...]) -> None:
+    """Once, and not with every step."""
+    log.warning("There are no images of %s: the policy acts without these cameras.", ", ".join(keys))
+
+
+__all__ = ["image_key", "to_observations"]
