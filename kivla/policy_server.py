@@ -54,9 +54,6 @@ class PolicyServer:
         max_message_mb: longest message, in 10^6 bytes.
         max_connections: clients at a time.
         max_waiting: requests that may wait for their turn, beside the one that is running.
-
-    Attributes:
-        num_requests: those that wait and the one that is running.
     """
 
     def __init__(
@@ -77,7 +74,12 @@ class PolicyServer:
         self.max_message_mb = max_message_mb
         self.max_connections = max_connections
         self.max_waiting = max_waiting
-        self.num_requests = 0
+        self._busy: set[ServerConnection] = set()  # those whose request waits or runs
+
+    @property
+    def num_requests(self) -> int:
+        """Requests that wait or run, and whose client is still there."""
+        return sum(connection.state is State.OPEN for connection in self._busy)
 
     @asynccontextmanager
     async def listen(self, host: str = "127.0.0.1", port: int = 8000):
@@ -87,7 +89,6 @@ class PolicyServer:
         every connection is closed.
         """
         self._turn = asyncio.Lock()
-        self._busy: set[ServerConnection] = set()
         self._is_stopping = False
         with ThreadPoolExecutor(1, thread_name_prefix="policy") as self._worker:
             self._server = await serve(
@@ -152,27 +153,22 @@ class PolicyServer:
         self, connection: ServerConnection, message: bytes | str, received: float, previous_ms: float | None
     ) -> bytes:
         """The answer, when its turn has come."""
-        if self.num_requests > self.max_waiting:
+        queue_depth = self.num_requests - 1  # without this one
+        if queue_depth > self.max_waiting:
             raise RequestRefused(
                 f"The server is busy: {self.max_waiting} requests wait already (--max_waiting). Try again later.",
                 CloseCode.TRY_AGAIN_LATER,
             )
-        server_timing = {"queue_depth": self.num_requests}
+        server_timing = {"queue_depth": queue_depth}
         if previous_ms is not None:
             server_timing["prev_total_ms"] = previous_ms
-        self.num_requests += 1
-        try:
-            async with self._turn:
-                if self._is_stopping:
-                    raise RequestRefused("The server is stopping.", CloseCode.GOING_AWAY)
-                if connection.state is not State.OPEN:
-                    raise RequestRefused("The client did not wait for its turn.")
-                server_timing["wait_ms"] = 1e3 * (time.perf_counter() - received)
-                return await asyncio.get_running_loop().run_in_executor(
-                    self._worker, self._answer, message, server_timing
-                )
-        finally:
-            self.num_requests -= 1
+        async with self._turn:
+            if self._is_stopping:
+                raise RequestRefused("The server is stopping.", CloseCode.GOING_AWAY)
+            if connection.state is not State.OPEN:
+                raise RequestRefused("The client did not wait for its turn.")
+            server_timing["wait_ms"] = 1e3 * (time.perf_counter() - received)
+            return await asyncio.get_running_loop().run_in_executor(self._worker, self._answer, message, server_timing)
 
     def _answer(self, message: bytes | str, server_timing: dict) -> bytes:
         """Decode, infer, encode: all that takes time, away from the event loop."""

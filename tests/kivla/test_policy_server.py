@@ -247,6 +247,30 @@ def test_a_busy_server_says_so():
     run(scenario, policy, max_waiting=2)
 
 
+def test_a_client_that_has_gone_leaves_its_place():
+    policy = Policy()
+
+    async def scenario(server, port):
+        async with AsyncExitStack() as stack:
+            clients = [await stack.enter_async_context(connect(port)) for _ in range(3)]
+            policy.hold()
+            for n, client in enumerate(clients[:2], 1):
+                await client.recv()
+                await client.send(packb({"n": n}))
+                await until(lambda n=n: server.num_requests == n)
+            clients[1].transport.abort()
+            await until(lambda: server.num_requests == 1)
+            await clients[2].recv()
+            await clients[2].send(packb({"n": 3}))
+            await until(lambda: server.num_requests == 2)
+            policy.release()
+            answer = unpackb(await clients[2].recv())
+            assert answer["server_timing"]["queue_depth"] == 1
+
+    run(scenario, policy, max_waiting=1)
+    assert policy.seen == [1, 3, 4]
+
+
 def test_too_many_clients():
     async def scenario(server, port):
         async with connect(port) as one, connect(port):
