@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from . import noise_draws, pi0_training, sampling, serving, token_loss, training_step
+from . import decoding, loading, noise_draws, pi0_training, sampling, serving, token_loss, training_step
 from .policies import MEDIUM, SMALL
 from .report import as_json, as_markdown
 
@@ -19,6 +19,8 @@ MEASUREMENTS = (
     partial(sampling.measure, size=MEDIUM),
     training_step.measure,
     pi0_training.measure,
+    decoding.measure,
+    loading.measure,
     serving.measure,
 )
 README = Path(__file__).with_name("README.md")

@@ -87,17 +87,17 @@ def policy(size: Size) -> KIVLAForActionPrediction:
     return model
 
 
-def observation(size: Size, batch_size: int) -> dict[str, torch.Tensor]:
+def observation(size: Size, batch_size: int, cameras: int = CAMERAS) -> dict[str, torch.Tensor]:
     """Images and a prompt, without padding: what the VLM takes at inference."""
     generator = torch.Generator().manual_seed(1)
-    images = torch.full((batch_size, CAMERAS * size.patches), IMAGE_TOKEN)
+    images = torch.full((batch_size, cameras * size.patches), IMAGE_TOKEN)
     prompt = torch.randint(IMAGE_TOKEN + 1, size.vocab_size, (batch_size, size.prompt_length), generator=generator)
     input_ids = torch.cat([images, prompt], dim=1)  # (B, P)
     return {
         "input_ids": input_ids,
         "attention_mask": torch.ones_like(input_ids),
         "token_type_ids": torch.zeros_like(input_ids),
-        "pixel_values": torch.randn(batch_size * CAMERAS, 3, size.image_size, size.image_size, generator=generator),
+        "pixel_values": torch.randn(batch_size * cameras, 3, size.image_size, size.image_size, generator=generator),
     }
 
 

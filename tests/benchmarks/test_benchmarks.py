@@ -44,13 +44,24 @@ def test_every_row_is_there(quick_run):
         ("peak memory, insulated, 4 noise draws", "the VLM alone"),
     ]
     pi0_training = [("insulated", "PI0"), ("joint", "PI0")]
+    decoding = [
+        ("with a cache, as one batch", "without a cache"),
+        ("with a cache, as one batch", "one by one"),
+        ("large vocabulary, logits of action tokens", "logits of all tokens"),
+    ]
+    loading = [
+        ("loading a batch", "a training step on it"),
+        ("loading a batch", "decoding its pictures"),
+        ("processing it without pictures", "FAST encoding alone"),
+    ]
     serving = [
         ("through the server", "the pipeline"),
         ("99th percentile", "99th percentile"),
         ("server, no policy", "the pipeline"),
         ("99th percentile, no policy", "99th percentile"),
     ]
-    assert rows == [draws, token_loss, sampling, sampling, training_step, pi0_training, serving]
+    training = [training_step, pi0_training]
+    assert rows == [draws, token_loss, sampling, sampling, *training, decoding, loading, serving]
 
 
 def test_every_measurement_was_checked(quick_run):
