@@ -26,7 +26,7 @@ class ServeArguments:
     default_prompt: str | None = field(default=None, metadata={"help": "Instruction for clients that send none."})
     robot: str | None = field(default=None, metadata={"help": "Which robot it is, of a policy of several."})
     acts_by: Literal["flow", "tokens"] | None = field(
-        default=None, metadata={"help": "What the policy was trained for."}
+        default=None, metadata={"help": "Flow or tokens; by default what the policy was trained for."}
     )
     num_steps: int | None = field(default=None, metadata={"help": "Euler steps; the policy's default."})
     seed: int | None = field(default=None, metadata={"help": "Start every chunk from the same noise."})
