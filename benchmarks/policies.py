@@ -14,7 +14,11 @@ IMAGE_TOKEN = 4
 
 @dataclass(frozen=True)
 class Size:
-    """Sizes of a backbone, of its expert, and of their inputs."""
+    """Sizes of a backbone, of its expert, and of their inputs.
+
+    `vision` is hidden size, MLP size, layers and heads of the vision tower; by default it is half as wide as the text
+    model, and of two layers.
+    """
 
     hidden_size: int
     intermediate_size: int
@@ -27,6 +31,7 @@ class Size:
     suffix_length: int
     chunk_size: int
     vocab_size: int = 2048
+    vision: tuple[int, int, int, int] | None = None
 
     @property
     def patches(self) -> int:
@@ -55,12 +60,11 @@ def backbone_config(size: Size) -> PaliGemmaConfig:
         "vocab_size": size.vocab_size,
         **size.attention,
     }
+    vision_size = size.vision or (size.hidden_size // 2, size.hidden_size, 2, 4)
+    names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
     vision = {
         "model_type": "siglip_vision_model",
-        "hidden_size": size.hidden_size // 2,
-        "intermediate_size": size.hidden_size,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
+        **dict(zip(names, vision_size, strict=True)),
         "image_size": size.image_size,
         "patch_size": 14,
         "vision_use_head": False,
@@ -70,7 +74,7 @@ def backbone_config(size: Size) -> PaliGemmaConfig:
     )
 
 
-def policy(size: Size) -> KIVLAForActionPrediction:
+def policy(size: Size, dtype: torch.dtype = torch.float32) -> KIVLAForActionPrediction:
     """A policy with random weights, in training mode (it has no dropout)."""
     torch.manual_seed(0)
     config = KIVLAConfig(
@@ -79,7 +83,7 @@ def policy(size: Size) -> KIVLAForActionPrediction:
         chunk_size=size.chunk_size,
         max_action_dim=ACTION_DIM,
     )
-    model = KIVLAForActionPrediction(config).train()
+    model = KIVLAForActionPrediction._from_config(config, dtype=dtype).train()
     with torch.no_grad():  # adaRMS starts as the identity, where the checks would not see the flow time
         for name, parameter in model.expert.named_parameters():
             if "dense" in name:

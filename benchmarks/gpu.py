@@ -1,0 +1,253 @@
+"""`python -m benchmarks.gpu`: a policy of π0.5's size on one GPU: latency of a chunk, training speed, their floors.
+
+For an H100-class card with 80 GB; no network, random weights, bfloat16. Without a GPU `--tiny` runs the same code on
+the CPU at toy sizes, in float32: its numbers mean nothing.
+
+Correctness comes first: a small policy gives the same losses and actions on the device as in float32 on the CPU.
+
+The floor of a chunk is what its arithmetic and its memory traffic cannot do without, at rates measured on the card: the
+prefix takes as long as its matrix products, or as reading its weights; an expert step as reading the expert's weights
+and the keys and values of the prefix.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from kivla.machine import machine
+from kivla.modeling_kivla import KIVLAForActionPrediction
+from kivla.modeling_kivla.flow_matching import euler_times
+
+from .policies import ACTION_DIM, TINY, Size, action_inputs, flow_draws, observation, policy, token_batch
+
+# PaliGemma-3B and π0.5's expert, with a prompt of 48 tokens, 40 action tokens and chunks of 50 actions
+PI05 = Size(2048, 16384, 18, 256, 1024, 4096, 224, 48, 40, 50, vocab_size=257_152, vision=(1152, 4304, 27, 16))
+CAMERAS, STEPS, DRAWS = (1, 2, 3), (10, 5), (1, 4)
+BATCH = 8
+
+
+@dataclass
+class Device:
+    """Where everything runs, and how to measure there."""
+
+    name: str
+    dtype: torch.dtype
+    repetitions: int
+
+    def synchronize(self):
+        if self.name == "cuda":
+            torch.cuda.synchronize()
+
+    def seconds(self, call: Callable[[], object], warmup: int = 3) -> float:
+        """Median time of a call."""
+        for _ in range(warmup):
+            call()
+        times = []
+        for _ in range(self.repetitions):
+            self.synchronize()
+            start = time.perf_counter()
+            call()
+            self.synchronize()
+            times.append(time.perf_counter() - start)
+        return statistics.median(times)
+
+    def to(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """A batch on the device; pictures in its dtype, actions and noise in float32."""
+        batch = {name: values.to(self.name) for name, values in batch.items()}
+        return {**batch, "pixel_values": batch["pixel_values"].to(self.dtype)}
+
+
+def check(device: Device) -> list[str]:
+    """A small policy on the device against float32 on the CPU.
+
+    Raises:
+        AssertionError: losses or actions differ by more than rounding.
+    """
+    reference = policy(TINY)
+    batch = token_batch(TINY, 2) | action_inputs(TINY, 2) | flow_draws(TINY, 2)
+    inputs = observation(TINY, 2) | {"noise": torch.randn(2, TINY.chunk_size, ACTION_DIM)}
+    with torch.no_grad():
+        expected = reference(**batch)
+    chunks = reference.sample_actions(**inputs)
+    checks = []
+    for dtype, tolerance in {torch.float32: 1e-3, device.dtype: 5e-2}.items():
+        model = policy(TINY).to(device.name, dtype)
+        there = replace(device, dtype=dtype)
+        with torch.no_grad():
+            output = model(**there.to(batch))
+        pairs = {
+            "token loss": (output.token_loss, expected.token_loss),
+            "flow loss": (output.flow_loss, expected.flow_loss),
+            "actions": (model.sample_actions(**there.to(inputs)), chunks),
+        }
+        for what, (found, wanted) in pairs.items():
+            error = float((found.float().cpu() - wanted).abs().max() / wanted.abs().max())
+            if not error <= tolerance:
+                raise AssertionError(f"{what} in {dtype} is off by {error:.1e} of the largest value (> {tolerance}).")
+            checks.append(f"{what}, {dtype}: {error:.1e}")
+    return checks
+
+
+def rates(device: Device, quick: bool) -> dict[str, float]:
+    """Bytes per second of a copy (read and written), floating-point operations per second of a matrix product."""
+    count, width = (1 << 20, 256) if quick else (1 << 30, 8192)
+    source = torch.zeros(count, dtype=device.dtype, device=device.name)
+    target = torch.empty_like(source)
+    copied = 2 * source.nbytes / device.seconds(partial(target.copy_, source))
+    del source, target
+    a, b = (torch.randn(width, width, dtype=device.dtype, device=device.name) for _ in range(2))
+    return {"bytes": copied, "flops": 2 * width**3 / device.seconds(partial(torch.mm, a, b))}
+
+
+def floor_seconds(model: KIVLAForActionPrediction, size: Size, cameras: int, steps: int, rate: dict) -> float:
+    """Seconds without which no chunk can be made."""
+    vlm, patches, itemsize = model.vlm.model, cameras * size.patches, model.dtype.itemsize
+    tokens = patches + size.prompt_length
+    text = _count(vlm.language_model.layers)
+    attention_flops = 4 * size.num_layers * tokens**2 * size.attention["num_attention_heads"] * size.head_dim
+    flops = 2 * _count(vlm.vision_tower) * patches + 2 * text * tokens + attention_flops
+    prefix = max(flops / rate["flops"], (_count(vlm.vision_tower) + text) * itemsize / rate["bytes"])
+    key_values = 2 * size.num_layers * tokens * size.attention["num_key_value_heads"] * size.head_dim
+    once = sum(_count(module) for name, module in model.expert.named_modules() if name.endswith("dense"))
+    step = (_count(model.expert) - once + key_values) * itemsize / rate["bytes"]
+    return prefix + steps * step
+
+
+def _count(module: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def graphed(model: KIVLAForActionPrediction, prefix, noise: torch.Tensor, num_steps: int) -> Callable[[], object]:
+    """The denoising loop as one CUDA graph, on this prefix' memory."""
+    expert = model.expert
+    geometry = expert.geometry(prefix, model.config.chunk_size)
+    conditions = expert.time_condition(euler_times(num_steps, noise.device)).rows()
+    room = prefix.with_room(model.config.chunk_size, like=expert.action_in_proj.weight)
+
+    def loop():
+        x = noise
+        for condition in conditions:
+            x = x - expert(x, condition, room, geometry) / num_steps
+        return x
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            loop()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        loop()
+    return graph.replay
+
+
+@torch.no_grad()
+def sampling(model: KIVLAForActionPrediction, size: Size, device: Device, rate: dict) -> list[dict]:
+    """Milliseconds of a chunk, batch 1, by cameras and steps."""
+    rows = []
+    for compiled in (False, True):
+        if compiled:
+            model.expert.compile(fullgraph=True)
+        for cameras in CAMERAS:
+            inputs = device.to(observation(size, 1, cameras))
+            noise = torch.randn(1, size.chunk_size, ACTION_DIM, device=device.name)
+            prefix = model.encode_prefix(**inputs)
+            for steps in STEPS:
+                row = {"cameras": cameras, "steps": steps, "compiled": compiled}
+                row["chunk_ms"] = 1e3 * device.seconds(
+                    partial(model.sample_actions, **inputs, noise=noise, num_steps=steps)
+                )
+                row["prefix_ms"] = 1e3 * device.seconds(partial(model.encode_prefix, **inputs))
+                row["floor_ms"] = 1e3 * floor_seconds(model, size, cameras, steps, rate)
+                if device.name == "cuda" and not compiled:
+                    graph = graphed(model, prefix, noise, steps)
+                    row["graph_loop_ms"] = 1e3 * device.seconds(graph)
+                rows.append(row)
+    return rows
+
+
+def training(model: KIVLAForActionPrediction, size: Size, device: Device) -> list[dict]:
+    """Examples per second and peak memory of forward, backward and fused AdamW."""
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-9, fused=True)
+    tokens = token_batch(size, BATCH)
+    both = device.to(tokens | action_inputs(size, BATCH))
+    settings = [("the VLM alone", 0.0, 1, device.to(tokens))]
+    settings += [(name, scale, n, both) for name, scale in (("insulated", 0.0), ("joint", 1.0)) for n in DRAWS]
+    rows = []
+    for checkpointing in (False, True):
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        for name, scale, draws, batch in settings:
+            model.config.backbone_gradient_scale, model.config.num_flow_samples = scale, draws
+
+            def step(batch=batch):
+                optimizer.zero_grad()
+                model(**batch).loss.backward()
+                optimizer.step()
+
+            if device.name == "cuda":
+                torch.cuda.reset_peak_memory_stats()
+            seconds = device.seconds(step, warmup=2)
+            memory = torch.cuda.max_memory_allocated() / 1e9 if device.name == "cuda" else None
+            rows.append(
+                {
+                    "what": name,
+                    "draws": draws,
+                    "checkpointing": checkpointing,
+                    "examples_per_s": BATCH / seconds,
+                    "peak_gb": memory,
+                }
+            )
+    return rows
+
+
+def as_table(rows: list[dict]) -> str:
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
+    for row in rows:
+        cells = (f"{v:.3g}" if isinstance(v := row.get(name, ""), float) else str(v) for name in names)
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
+    parser.add_argument("--tiny", action="store_true", help="toy sizes on the CPU: shows that it works, no more")
+    parser.add_argument("--output", type=Path, default=Path("outputs/gpu.json"), help="where the numbers go")
+    options = parser.parse_args(arguments)
+    if not options.tiny and not torch.cuda.is_available():
+        parser.error("there is no GPU here: --tiny runs toy sizes on the CPU")
+    size = TINY if options.tiny else PI05
+    device = Device("cpu", torch.float32, 2) if options.tiny else Device("cuda", torch.bfloat16, 20)
+    result = {"machine": machine(), "checks": check(device)}
+    print("\n".join(["Checked against float32 on the CPU:", *result["checks"]]))
+    with tqdm(total=4, desc="benchmarks") as progress:
+        result["rates"] = rates(device, options.tiny)
+        progress.update()
+        with torch.device(device.name):
+            model = policy(size, device.dtype)
+        progress.update()
+        result["training"] = training(model, size, device)
+        progress.update()
+        model.zero_grad()
+        result["sampling"] = sampling(model.eval(), size, device, result["rates"])  # last: it compiles the expert
+        progress.update()
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(json.dumps(result, indent=2) + "\n")
+    about = result["machine"]
+    print(f"\n{about['gpu'] or about['cpu']}, torch {about['torch']}, transformers {about['transformers']}\n")
+    print(f"{as_table(result['sampling'])}\n\n{as_table(result['training'])}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,43 @@
+"""The GPU script runs; its numbers are for a GPU."""
+
+import json
+
+import pytest
+import torch
+
+from benchmarks import gpu
+from benchmarks.policies import TINY, policy
+
+
+@pytest.mark.slow
+def test_it_runs_at_toy_sizes(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu, "CAMERAS", (1, 2))
+    monkeypatch.setattr(gpu, "STEPS", (2,))
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda *_, **__: None)  # test_fast_paths.py compiles
+    gpu.main(["--tiny", "--output", str(tmp_path / "gpu.json")])
+    result = json.loads((tmp_path / "gpu.json").read_text())
+    assert [(row["cameras"], row["compiled"]) for row in result["sampling"]] == [
+        (cameras, compiled) for compiled in (False, True) for cameras in (1, 2)
+    ]
+    assert all(0 < row["floor_ms"] < row["chunk_ms"] for row in result["sampling"])
+    assert len(result["training"]) == 10 and all(row["examples_per_s"] > 0 for row in result["training"])
+
+
+def test_a_wrong_result_stops_it(monkeypatch):
+    chunks = iter([torch.ones(1), torch.full((1,), 1.1)])  # of the reference, and on the device
+    monkeypatch.setattr(gpu.KIVLAForActionPrediction, "sample_actions", lambda self, **_: next(chunks))
+    with pytest.raises(AssertionError, match=r"actions in torch.float32 is off by 1.0e-01"):
+        gpu.check(gpu.Device("cpu", torch.float32, 1))
+
+
+def test_the_floor_is_what_the_formula_says():
+    """Two cameras of 4 patches, 8 prompt tokens, 2 layers; one operation or byte a second."""
+    model = policy(TINY)
+    floors = [gpu.floor_seconds(model, TINY, 2, steps, {"flops": 1e30, "bytes": 1.0}) for steps in (0, 1, 2)]
+    text, vision = model.vlm.model.language_model.layers, model.vlm.model.vision_tower
+    weights = sum(p.numel() for part in (text, vision) for p in part.parameters())
+    assert floors[0] == 4 * weights
+    assert floors[2] - floors[1] == pytest.approx(floors[1] - floors[0])
+    modulations = sum(p.numel() for name, p in model.expert.named_parameters() if "dense" in name)
+    read = sum(p.numel() for p in model.expert.parameters()) - modulations + 2 * 2 * 16 * 8
+    assert floors[1] - floors[0] == pytest.approx(4 * read)
