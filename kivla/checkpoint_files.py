@@ -1,7 +1,7 @@
-"""Weights of a checkpoint on disk, read and written one tensor at a time: a checkpoint of any size needs the memory of
-its largest tensor.
+"""Weights of a checkpoint on disk, read and written one tensor at a time.
 
-(The libraries' own `load_file` and `save_file` hold all of them at once.)
+A checkpoint of any size needs the memory of its largest tensor, and file pages that the system takes back when it needs
+them. (The libraries' own `load_file` and `save_file` hold all tensors at once.)
 """
 
 import json
@@ -80,8 +80,9 @@ class Weights:
         """Whether two matrices hold the same numbers, read some rows at a time."""
         if self.shapes[a] != self.shapes[b]:
             return False
+        widest = torch.promote_types(self.dtypes[a], self.dtypes[b])
         parts = (slice(i, i + rows) for i in range(0, self.shapes[a][0], rows))
-        return all(torch.equal(self._read[a](part), self._read[b](part)) for part in parts)
+        return all(torch.equal(self._read[a](part).to(widest), self._read[b](part).to(widest)) for part in parts)
 
     def entry(self, name: str, new_name: str) -> Entry:
         """The weight `name`, to be written as `new_name`."""
@@ -163,10 +164,14 @@ def write_weights(file: Path, entries: Sequence[Entry], dtype: torch.dtype | Non
 def _bytes(entry: Entry, dtype: torch.dtype) -> memoryview:
     tensor = entry.read()
     cast = tensor.to(dtype)
-    if not cast.isfinite().all():
-        cause = "the checkpoint is damaged" if not tensor.isfinite().all() else f"{dtype} cannot hold it; use another"
+    if not _is_finite(cast):
+        cause = f"{dtype} cannot hold it; use another" if _is_finite(tensor) else "the checkpoint is damaged"
         raise CheckpointError(f"{entry.name} would have values that are NaN or infinite: {cause}.")
     return memoryview(cast.contiguous().reshape(-1).view(torch.uint8).numpy())
+
+
+def _is_finite(tensor: torch.Tensor) -> bool:
+    return all(extreme.isfinite() for extreme in tensor.aminmax())  # NaN is both; no mask in the tensor's size
 
 
 def _weight_files(path: Path) -> tuple[list[Path], set[str] | None]:
@@ -190,8 +195,15 @@ def _weight_files(path: Path) -> tuple[list[Path], set[str] | None]:
 
 
 def read_json(file: Path) -> dict:
-    """What a JSON file holds; nothing if there is no such file."""
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    """What a JSON file holds; nothing if there is no such file.
+
+    Raises:
+        CheckpointError: it is no JSON.
+    """
+    try:
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{file} is damaged: {error}.") from error
 
 
 def write_json(file: Path, values: dict) -> None:

@@ -239,10 +239,12 @@ def _processor(
         return None
     statistics = crop_statistics(statistics or {}, {"state": args.state_dim, "actions": args.action_dim}, notes)
     notes += step_notes(folder)
-    if report.layout == "LeRobot" and config.state_encoding == "text":
-        notes.append(
-            "LeRobot before 0.5 pads the state with zeros before it writes it into the prompt (bin 128 for every "
-            "padded value); later ones, openpi and KIVLA write the robot's own dimensions"
-        )
+    if config.state_encoding == "text":
+        notes.append("openpi and LeRobot write -1 for a state below its 1 % quantile (bins are 0 to 255), KIVLA 0")
+        if report.layout == "LeRobot":
+            notes.append(
+                "LeRobot before 0.5 pads the state with zeros before it writes it into the prompt (bin 128 for every "
+                "padded value); later ones, openpi and KIVLA write the robot's own dimensions"
+            )
     notes += DIFFERENCES
     return make_processor(vlm_processor, config, statistics or None, mode, lerobot_cameras(given))

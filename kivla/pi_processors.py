@@ -17,6 +17,7 @@ from transformers import ProcessorMixin
 from . import KIVLAConfig, KIVLAProcessor
 from .checkpoint_files import CheckpointError, read_json, write_json
 from .pi_config import lerobot_settings
+from .processing.normalization import statistics_from_json
 
 PREPROCESSOR, POSTPROCESSOR = "policy_preprocessor", "policy_postprocessor"
 PROMPT_WITHOUT_STATE = "{text}\n"
@@ -91,12 +92,12 @@ def read_statistics(folder: Path, variant: str, norm_stats: str | None = None) -
         return None, _VARIANT_MODES[variant]
     values = read_json(files[0]).get("norm_stats", {})
     if not _FEATURES.keys() <= values.keys():
-        raise CheckpointError(f'{files[0]} is no norm_stats.json of openpi: {{"norm_stats": {{"state", "actions"}}}}.')
-    statistics = {
-        name: {kind: np.asarray(numbers) for kind, numbers in values[name].items() if numbers is not None}
-        for name in _FEATURES
-    }
-    return statistics, _VARIANT_MODES[variant]
+        raise CheckpointError(
+            f'{files[0]} should be norm_stats.json of openpi, {{"norm_stats": {{"state", "actions"}}}}; it '
+            + (f"has {sorted(values)}." if files[0].is_file() else "does not exist.")
+        )
+    known = {name: {kind: v for kind, v in values[name].items() if v is not None} for name in _FEATURES}
+    return _checked(known, files[0]), _VARIANT_MODES[variant]
 
 
 def crop_statistics(statistics: Statistics, dims: dict[str, int | None], notes: list[str]) -> Statistics:
@@ -108,11 +109,11 @@ def crop_statistics(statistics: Statistics, dims: dict[str, int | None], notes: 
     for name, values in statistics.items():
         dim = dims[name]
         cropped[name] = {kind: numbers[:dim] for kind, numbers in values.items()}
-        zero = np.all([numbers == 0 for kind, numbers in cropped[name].items() if kind != "count"], axis=0)
-        real = len(zero) - np.argmin(zero[::-1]) if not zero.all() else 0
-        if real < len(zero):
+        varies = np.any(list(cropped[name].values()), axis=0)
+        real = int(varies.nonzero()[0].max(initial=-1)) + 1
+        if real < len(varies):
             notes.append(
-                f"the statistics of {name} have {len(zero)} dimensions, the last {len(zero) - real} of them zero "
+                f"the statistics of {name} have {len(varies)} dimensions, the last {len(varies) - real} of them zero "
                 f"throughout. If those are padding, pass --{name.removesuffix('s')}_dim {real}"
             )
     return cropped
@@ -159,7 +160,14 @@ def _lerobot_statistics(file: Path) -> tuple[Statistics | None, str]:
         ours: {name.rpartition(".")[2]: v for name, v in tensors.items() if name.rpartition(".")[0] == theirs}
         for ours, theirs in _FEATURES.items()
     }
-    return (statistics if all(statistics.values()) else None), mode
+    return (_checked(statistics, file) if all(statistics.values()) else None), mode
+
+
+def _checked(statistics: dict[str, dict], file: Path) -> Statistics:
+    try:
+        return {name: statistics_from_json(values) for name, values in statistics.items()}
+    except ValueError as error:
+        raise CheckpointError(f"The statistics of {file} are damaged: {error}") from error
 
 
 # ------------------------------------------------------------------------------------------------------- writing
@@ -205,7 +213,7 @@ def write_lerobot_files(output: Path, variant: str, config: KIVLAConfig, process
         before += [_step("pi0_new_line_processor"), tokenizer, device, normalizer]
     after = [_step("unnormalizer_processor", eps=1e-8, features=actions, norm_map=norm_map), device]
     tensors = {
-        f"{_FEATURES[name]}.{kind}": torch.from_numpy(np.array(numbers))  # float64: LeRobot rounds when it reads
+        f"{_FEATURES[name]}.{kind}": torch.from_numpy(numbers)  # float64: LeRobot rounds when it reads
         for name, values in statistics.items()
         for kind, numbers in values.items()
     }

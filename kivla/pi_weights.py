@@ -15,10 +15,9 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 EMBEDDING = "vlm.model.language_model.embed_tokens.weight"
 OUTPUT_LAYER = "vlm.lm_head.weight"
-_UNUSED_OUTPUT = "the action expert's own vocabulary: nothing reads it (openpi leaves it random)"
 _TIED = "equal to embed_tokens: one matrix for input and output"
 
-# The first pattern that matches the beginning of a name decides; a name outside "->" is dropped, with the reason.
+# The first pattern that matches the beginning of a name decides.
 _PI = r"(?:model\.)?paligemma_with_expert\."
 _PALIGEMMA = _PI + r"paligemma\."
 _HEADS = r"(action_in_proj|action_out_proj|state_proj|(?:action_)?time_mlp_(?:in|out))\."
@@ -36,11 +35,8 @@ _RENAME = (
     (r"vlm\.model\.vision_tower\.(?:vision_model\.)?", r"vlm.model.vision_tower."),
     (r"(vlm|expert)\.", r"\1."),
 )
-_DROP = (
-    (_PI + r"gemma_expert\.lm_head\.weight$", _UNUSED_OUTPUT),
-    (_PI + r"gemma_expert\.model\.embed_tokens\.weight$", _UNUSED_OUTPUT),
-    (r"model\.dit\.embed_tokens\.weight$", _UNUSED_OUTPUT),
-)
+_UNUSED = re.compile(_PI + r"gemma_expert\.(?:lm_head|model\.embed_tokens)\.weight$|model\.dit\.embed_tokens\.weight$")
+_UNUSED_REASON = "the action expert's own vocabulary: nothing reads it (openpi leaves it random)"
 # LeRobot reads strictly, and has the expert's vocabulary although nothing reads it
 LEROBOT_UNUSED = "model.paligemma_with_expert.gemma_expert.lm_head.weight"
 _TO_LEROBOT = (
@@ -110,26 +106,20 @@ def detect_layout(names) -> str:
 
 
 def kivla_name(name: str) -> str | None:
-    """The name of a weight in KIVLA, without the level `vision_model.`; None if it is dropped.
-
-    Raises:
-        KeyError: no rule knows the name.
-    """
-    if any(re.match(pattern, name) for pattern, _ in _DROP):
-        return None
-    for pattern, replacement in _RENAME:
-        if match := re.match(pattern, name):
-            return match.expand(replacement) + name[match.end() :]
-    raise KeyError(name)
+    """The name of a weight in KIVLA, without the level `vision_model.`; None if no rule knows it."""
+    return _renamed(name, _RENAME)
 
 
 def lerobot_name(name: str) -> str:
     """The name that LeRobot's files have for a weight of KIVLA."""
-    name = kivla_name(name)
-    for pattern, replacement in _TO_LEROBOT:
+    return _renamed(kivla_name(name), _TO_LEROBOT)
+
+
+def _renamed(name: str, rules: tuple[tuple[str, str], ...]) -> str | None:
+    for pattern, replacement in rules:
         if match := re.match(pattern, name):
             return match.expand(replacement) + name[match.end() :]
-    raise KeyError(name)
+    return None
 
 
 def plan(names, same: Callable[[str, str], bool], keep_untied: bool = False) -> Plan:
@@ -147,18 +137,15 @@ def plan(names, same: Callable[[str, str], bool], keep_untied: bool = False) -> 
     """
     sources, dropped, unexpected, doubled = {}, {}, [], []
     for name in names:
-        reason = next((reason for pattern, reason in _DROP if re.match(pattern, name)), None)
-        if reason is not None:
-            dropped[name] = reason
-            continue
-        try:
-            target = kivla_name(name)
-        except KeyError:
+        target = kivla_name(name)
+        if _UNUSED.match(name):
+            dropped[name] = _UNUSED_REASON
+        elif target is None:
             unexpected.append(name)
-            continue
-        if target in sources:
+        elif target in sources:
             doubled.append(f"{sources[target]} and {name}")
-        sources[target] = name
+        else:
+            sources[target] = name
     if doubled:
         raise CheckpointError(f"{len(doubled)} weights are there twice, under two names: {_some(doubled)}.")
     if unexpected:

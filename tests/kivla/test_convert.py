@@ -345,14 +345,15 @@ def test_one_tensor_at_a_time(tmp_path):
 def test_weights_are_read_when_asked_for(tmp_path, monkeypatch):
     """Planning and comparing need names and shapes alone, and some rows at a time."""
     a = torch.arange(60.0).reshape(20, 3)
-    save_file({"a": a, "b": a.clone(), "c": a + torch.eye(20, 3), "d": a[:10].clone()}, tmp_path / "w.safetensors")
+    others = {"c": a + torch.eye(20, 3), "d": a[:10].clone(), "e": a.bfloat16()}
+    save_file({"a": a, "b": a.clone(), **others}, tmp_path / "w.safetensors")
     weights = Weights(tmp_path / "w.safetensors")
     sizes = []
     for name, read in list(weights._read.items()):
         monkeypatch.setitem(weights._read, name, lambda rows, read=read: sizes.append(len(read(rows))) or read(rows))
     assert weights.shapes["d"] == (10, 3) and not sizes
     assert weights.same("a", "b", rows=8) and sizes == [8, 8, 8, 8, 4, 4]
-    assert not weights.same("a", "c", rows=8) and not weights.same("a", "d")
+    assert not weights.same("a", "c", rows=8) and not weights.same("a", "d") and weights.same("a", "e")
     assert torch.equal(weights["a"], a)
 
 
@@ -656,7 +657,23 @@ BAD_FILES = {
         {},
         "statistics of 2 robots.*--norm_stats",
     ),
-    "no statistics": (lambda f: add_norm_stats(f, {"state": NORM_STATS["state"]}), {}, "is no norm_stats.json"),
+    "no statistics": (
+        lambda f: add_norm_stats(f, {"state": NORM_STATS["state"]}),
+        {},
+        r"should be norm_stats.json.*it has \['state'\]",
+    ),
+    "statistics not found": (lambda f: None, {"norm_stats": "nowhere.json"}, "nowhere.json should be .* not exist"),
+    "statistics of unequal lengths": (
+        lambda f: add_norm_stats(f, {**NORM_STATS, "state": {"mean": [0.0], "std": [1.0, 1.0]}}),
+        {},
+        "statistics of .* are damaged: Statistics must all have the shape",
+    ),
+    "statistics that are not finite": (
+        lambda f: add_norm_stats(f, {**NORM_STATS, "state": {"mean": [math.nan], "std": [1.0]}}),
+        {},
+        "are damaged: .*must be finite",
+    ),
+    "damaged config.json": (lambda f: (f / "config.json").write_text("{"), {}, "config.json is damaged"),
     "statistics that lack quantiles": (
         lambda f: add_norm_stats(f, {n: {k: v[k] for k in ("mean", "std")} for n, v in NORM_STATS.items()}),
         {},
