@@ -143,6 +143,9 @@ class DataArguments:
     eval_episodes: list[int] | None = field(default=None, metadata={"help": "Episodes held out for evaluation."})
     max_eval_frames: int = field(default=512, metadata={"help": "Evaluate on at most so many examples of each set."})
     cameras: list[str] | None = field(default=None, metadata={"help": "Cameras to use, in this order; all."})
+    frame_cache_mb: float = field(
+        default=0, metadata={"help": "Megabytes of decoded frames that every data-loader worker keeps in memory."}
+    )
     normalization: str = field(default="quantile", metadata={"help": "quantile, mean_std or none."})
     action_tokenizer: str | None = field(
         default=None, metadata={"help": "fast (fitted on the data), bins, none, a FAST folder or Hub id; the recipe's."}
@@ -330,7 +333,7 @@ def load_sources(data_args: DataArguments, chunk_size: int, policy: KIVLAProcess
         if data_args.eval_episodes:
             every = LeRobotDataset(name, size, episodes, cameras).episodes
             episodes = [episode for episode in every if episode not in data_args.eval_episodes]
-        sources.append(LeRobotDataset(name, size, episodes, cameras, robot))
+        sources.append(LeRobotDataset(name, size, episodes, cameras, robot, data_args.frame_cache_mb))
     return sources
 
 

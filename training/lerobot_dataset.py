@@ -19,6 +19,7 @@ from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, R
 from PIL import Image
 
 from .dataset_statistics import column_statistics
+from .frame_cache import FrameCache
 from .lerobot_metadata import ACTION_KEY, STATE_KEY, LeRobotMetadata, feature_names, open_parquet
 
 INDEX_COLUMNS = {"timestamp": "float64", "frame_index": "int64", "episode_index": "int64", "task_index": "int64"}
@@ -49,6 +50,8 @@ class LeRobotDataset(torch.utils.data.Dataset):
             (`"wrist"`); by default all, in the order of `info.json`. Depth maps are not cameras.
         robot: the robot's name in a policy of several robots (`KIVLAProcessor(robots=...)`); every item then has it as
             `"robot"`.
+        frame_cache_mb: keep decoded frames in memory, the most recently used ones, up to so many megabytes in every
+            process that reads: for datasets that fit, and are read more than once.
 
     Attributes:
         cameras: feature names of the cameras.
@@ -75,12 +78,14 @@ class LeRobotDataset(torch.utils.data.Dataset):
         episodes: Sequence[int] | None = None,
         cameras: Sequence[str] | None = None,
         robot: str | None = None,
+        frame_cache_mb: float = 0,
     ):
         if chunk_size < 1:
             raise ValueError(f"chunk_size is the number of actions per item and must be at least 1, got {chunk_size}.")
         self.name = str(folder_or_hub_id)
         self.chunk_size = chunk_size
         self.robot = robot
+        self._frame_cache = FrameCache(int(frame_cache_mb * 1e6))
         self._metadata = LeRobotMetadata.load(_local_folder(folder_or_hub_id))
 
         info = self._metadata.info
@@ -126,7 +131,10 @@ class LeRobotDataset(torch.utils.data.Dataset):
         rows, steps_left = self._rows(item, selected)
         frame = {name: rows[name][0].as_py() for name in INDEX_COLUMNS}
         example = {
-            "images": [self._image(camera, selected, rows, frame) for camera in self.cameras],
+            "images": [
+                self._frame_cache.get((camera, item), lambda c=camera: self._image(c, selected, rows, frame))
+                for camera in self.cameras
+            ],
             "text": self.tasks[frame["task_index"]],
             "actions": self._chunk(rows, steps_left),
             "action_is_pad": np.arange(self.chunk_size) >= steps_left,
