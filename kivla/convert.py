@@ -24,6 +24,7 @@ from .pi_config import empty_model, expected_weights, is_published_size, lerobot
 from .pi_processors import (
     crop_statistics,
     export_notes,
+    lerobot_action_dim,
     lerobot_cameras,
     make_processor,
     read_statistics,
@@ -168,9 +169,9 @@ def to_kivla(weights: Weights, folder: Path, output: Path, args: ConvertArgument
     report = Report(args.source, layout, sizes.variant, "KIVLA", used=names, dropped=planned.dropped)
     if planned.is_tied:
         report.missing[OUTPUT_LAYER] = "tied: it is embed_tokens"
+    processor = _processor(vlm_processor, config, given, folder, args, report)  # what can fail comes before the weights
     _write(output, weights, report, args.dtype)
     _save_config(model, config, output, report)
-    processor = _processor(vlm_processor, config, given, folder, args, report)
     if processor is not None:
         processor.save_pretrained(output)
     return report
@@ -195,8 +196,8 @@ def to_lerobot(weights: Weights, folder: Path, output: Path, args: ConvertArgume
     shape = (config.vlm_config.text_config.vocab_size, config.expert_config.hidden_size)
     dtype = max((weights.dtypes[source] for source in names), key=lambda kind: kind.itemsize)
     zeros = Entry(LEROBOT_UNUSED, shape, dtype, lambda: torch.zeros(shape, dtype=dtype))
-    _write(output, weights, report, args.dtype, zeros)
     write_lerobot_files(output, variant, config, processor)
+    _write(output, weights, report, args.dtype, zeros)
     report.notes += export_notes(variant, config, processor)
     if not is_published_size(config):
         report.notes.append("LeRobot builds only the published sizes and vocabulary: it cannot load this policy")
@@ -247,4 +248,5 @@ def _processor(
                 "padded value); later ones, openpi and KIVLA write the robot's own dimensions"
             )
     notes += DIFFERENCES
-    return make_processor(vlm_processor, config, statistics or None, mode, lerobot_cameras(given))
+    action_dim = None if statistics else args.action_dim or lerobot_action_dim(given)  # statistics tell it themselves
+    return make_processor(vlm_processor, config, statistics or None, mode, lerobot_cameras(given), action_dim)

@@ -44,9 +44,10 @@ Statistics = dict[str, dict[str, np.ndarray]]
 def make_processor(
     vlm_processor: ProcessorMixin,
     config: KIVLAConfig,
-    statistics: Statistics,
+    statistics: Statistics | None,
     mode: str,
     cameras: list[str] | None,
+    action_dim: int | None,
 ) -> KIVLAProcessor:
     """The processor of a converted policy.
 
@@ -63,6 +64,7 @@ def make_processor(
             state_encoding=config.state_encoding,
             normalization=mode,
             cameras=cameras,
+            action_dim=action_dim,
             action_prompt=None if config.state_encoding == "text" else PROMPT_WITHOUT_STATE,
             noise_padding=True,
         )
@@ -124,6 +126,12 @@ def lerobot_cameras(settings: dict) -> list[str] | None:
     features = settings.get("input_features") or {}
     names = [name for name, feature in features.items() if feature["type"] == "VISUAL" and "empty_camera" not in name]
     return names or None
+
+
+def lerobot_action_dim(settings: dict) -> int | None:
+    """Dimensions of an action in LeRobot's config.json; None if it does not tell."""
+    feature = (settings.get("output_features") or {}).get("action")
+    return None if feature is None else feature["shape"][0]
 
 
 def step_notes(folder: Path) -> list[str]:

@@ -3,6 +3,7 @@
 import json
 import math
 import pickle
+import shutil
 import weakref
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import pipeline
+from transformers import AutoProcessor, pipeline
 
 from kivla import KIVLAForActionPrediction, KIVLAProcessor
 from kivla.checkpoint_files import WEIGHTS, CheckpointError, Entry, Weights, write_weights
@@ -473,6 +474,23 @@ def test_to_lerobot_and_back(tmp_path, vlm_processor, variant, layout):
         )
     steps = json.loads((tmp_path / "lerobot" / "policy_postprocessor.json").read_text())["steps"]
     assert (tmp_path / "lerobot" / steps[0]["state_file"]).is_file()
+
+
+def test_what_lerobot_cannot_hold(tmp_path, vlm_processor, policies):
+    """A policy of two robots is refused; one that keeps unused dimensions at zero, without normalisation, is noted."""
+    folder, _ = policies("pi05")
+    for name, of in (("two", {"robots": {"a": {"action_dim": 3}, "b": {}}}), ("one", {"action_dim": ACTION_DIM})):
+        shutil.copytree(folder, tmp_path / name)
+        processor = AutoProcessor.from_pretrained(vlm_processor)
+        sizes = {"chunk_size": CHUNK, "max_action_dim": TINY.dim, "max_state_dim": TINY.dim}
+        KIVLAProcessor(processor, normalization="none", **sizes, **of).save_pretrained(tmp_path / name)
+    outcome(tmp_path / "two", tmp_path, r"of one robot, this one has \['a', 'b'\]", to="lerobot")
+    report = run(tmp_path / "one", tmp_path / "lerobot", to="lerobot")
+    assert any("zeros in 1 unused action dimensions" in note for note in report.notes)
+    assert not list((tmp_path / "lerobot").glob("policy_*.safetensors"))
+    run(tmp_path / "lerobot", tmp_path / "again", vlm_processor=vlm_processor)
+    again = KIVLAProcessor.from_pretrained(tmp_path / "again")
+    assert again.normalization == "none" and again.statistics is None and again.action_dim == ACTION_DIM
 
 
 def test_a_converted_policy_acts_in_a_pipeline(tmp_path, vlm_processor):
