@@ -37,7 +37,7 @@ REPORT = "conversion_report.json"
 # What every user of a converted processor should know
 DIFFERENCES = (
     "actions come as the checkpoint has them: relative ones (openpi's DeltaActions) have to be added to the state",
-    "openpi and LeRobot pad images to a square, PaliGemma's processor stretches them: give square ones",
+    "images are padded to squares as in openpi and LeRobot (square_images), and resized by PaliGemma's own processor",
     "openpi adds 1e-6 to the spread when it normalises, and so does KIVLA; LeRobot does not",
     "padded action dimensions hold noise, as in training (noise_padding)",
 )
@@ -240,13 +240,11 @@ def _processor(
         return None
     statistics = crop_statistics(statistics or {}, {"state": args.state_dim, "actions": args.action_dim}, notes)
     notes += step_notes(folder)
-    if config.state_encoding == "text":
-        notes.append("openpi and LeRobot write -1 for a state below its 1 % quantile (bins are 0 to 255), KIVLA 0")
-        if report.layout == "LeRobot":
-            notes.append(
-                "LeRobot before 0.5 pads the state with zeros before it writes it into the prompt (bin 128 for every "
-                "padded value); later ones, openpi and KIVLA write the robot's own dimensions"
-            )
+    if config.state_encoding == "text" and report.layout == "LeRobot":
+        notes.append(
+            "LeRobot before 0.5 pads the state with zeros before it writes it into the prompt (bin 128 for every "
+            "padded value); later ones, openpi and KIVLA write the robot's own dimensions"
+        )
     notes += DIFFERENCES
     action_dim = None if statistics else args.action_dim or lerobot_action_dim(given)  # statistics tell it themselves
     return make_processor(vlm_processor, config, statistics or None, mode, lerobot_cameras(given), action_dim)

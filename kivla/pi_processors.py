@@ -67,6 +67,7 @@ def make_processor(
             action_dim=action_dim,
             action_prompt=None if config.state_encoding == "text" else PROMPT_WITHOUT_STATE,
             noise_padding=True,
+            square_images=True,
         )
     except ValueError as error:
         raise CheckpointError(f"No processor can be made of the checkpoint's statistics: {error}") from error

@@ -59,4 +59,4 @@ def time_embedding(
 
 def euler_times(num_steps: int, device: torch.device) -> torch.Tensor:
     """The flow times at which an Euler integration from 1 to 0 asks for the velocity: 1, 1 - 1/n, ..., 1/n."""
-    return 1.0 - torch.arange(num_steps, dtype=torch.float32, device=device) / num_steps
+    return (1.0 - torch.arange(num_steps, dtype=torch.float64, device=device) / num_steps).float()

@@ -3,7 +3,7 @@
 import os
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 from transformers.image_utils import load_image
 
 
@@ -40,3 +40,9 @@ def as_rgb(image) -> Image.Image:
     if pixels.dtype != np.uint8:
         raise ValueError(f"an image must be uint8, or floats in [0, 1], got {pixels.dtype}.")
     return Image.fromarray(np.ascontiguousarray(pixels))
+
+
+def pad_to_square(image: Image.Image) -> Image.Image:
+    """The image in the middle of a black square (openpi's and LeRobot's `resize_with_pad`, before any resizing)."""
+    side = max(image.size)
+    return ImageOps.pad(image, (side, side))

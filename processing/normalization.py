@@ -146,15 +146,15 @@ def statistics_from_json(values: dict[str, list[float]]) -> dict[str, np.ndarray
 def discretize_state(state: np.ndarray, num_bins: int = 256) -> np.ndarray:
     """Normalised state `(..., D)` -> integer bins `0 .. num_bins - 1` of equal width over -1..1, for the prompt.
 
-    openpi's `np.digitize(state, np.linspace(-1, 1, 257)[:-1]) - 1`, but values below -1 get bin 0, where openpi
-    gives them the bin -1. Values of 1 and more get the last bin, as there.
+    As openpi and LeRobot have it: `np.digitize(state, np.linspace(-1, 1, 257)[:-1]) - 1`, so that values below -1 get
+    the bin -1, and values of 1 and more the last bin.
 
     Raises:
         ValueError: a value is NaN or infinite.
     """
     state = np.asarray(state, dtype=np.float64)
     _check_finite(state, "State")
-    return np.clip(np.digitize(state, np.linspace(-1, 1, num_bins + 1)[:-1]) - 1, 0, num_bins - 1)
+    return np.digitize(state, np.linspace(-1, 1, num_bins + 1)[:-1]) - 1
 
 
 def _checked(statistics: dict[str, Any]) -> dict[str, np.ndarray]:

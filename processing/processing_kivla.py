@@ -17,6 +17,7 @@ from transformers.dynamic_module_utils import custom_object_save
 
 from .action_constraint import ActionTokenConstraint
 from .action_tokenizers import ActionDecodingFailure, ActionTokenizer, load_action_tokenizer
+from .image_input import pad_to_square
 from .normalization import discretize_state
 from .prompt_frame import PromptFrame, has_chat, prompt_frame
 from .robot import Robot, robot_from_json
@@ -35,6 +36,7 @@ SETTINGS = (
     "action_prompt",
     "expert_reads_response",
     "noise_padding",
+    "square_images",
     "max_length",
 )
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
@@ -111,6 +113,8 @@ class KIVLAProcessor(ProcessorMixin):
             the VLM sets itself, as in π0.5), or the prompt alone.
         noise_padding: whether unused action dimensions hold noise and are learned (as zeros), as openpi and LeRobot
             train them; otherwise they stay zero. For converted checkpoints (`kivla convert`); not with action tokens.
+        square_images: whether images become squares with black borders before the VLM's own processor, which may
+            otherwise stretch them. openpi and LeRobot do, hence converted checkpoints.
         max_length: longest allowed sequence; a longer one is an error, never cut.
 
     Raises:
@@ -136,6 +140,7 @@ class KIVLAProcessor(ProcessorMixin):
         action_prompt: str | None = None,
         expert_reads_response: bool = False,
         noise_padding: bool = False,
+        square_images: bool = False,
         max_length: int | None = None,
     ):
         super().__init__()
@@ -169,6 +174,7 @@ class KIVLAProcessor(ProcessorMixin):
         self.action_prompt = action_prompt
         self.expert_reads_response = expert_reads_response
         self.noise_padding = noise_padding
+        self.square_images = square_images
         self.max_length = max_length
 
         if robots is not None and (statistics, cameras, action_dim) != (None, None, None):
@@ -353,6 +359,8 @@ class KIVLAProcessor(ProcessorMixin):
                 raise ValueError('there are `actions`, but prompt_kind="text" does not ask for any. Use "action".')
             chunk, is_pad = robot.chunk(actions, action_is_pad, self.chunk_size)
         images = robot.images(images, asks_actions)
+        if self.square_images:
+            images = [pad_to_square(image) for image in images]
         state = self._state(state, robot) if asks_actions and self.state_encoding != "none" else None
         return _Example(
             robot=robot,

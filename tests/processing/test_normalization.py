@@ -206,13 +206,13 @@ def test_entries_that_are_no_statistics_are_left_out(statistics):
 
 
 def test_states_get_openpis_bins():
-    state = np.random.default_rng(0).uniform(-1, 1.5, (50, 8))
+    state = np.random.default_rng(0).uniform(-1.5, 1.5, (50, 8))
     expected = np.digitize(state, bins=np.linspace(-1, 1, 256 + 1)[:-1]) - 1
     np.testing.assert_array_equal(discretize_state(state), expected)
 
 
 def test_state_bins_stay_in_range():
-    assert discretize_state([-5, -1.0001, -1, 0, 1, 5]).tolist() == [0, 0, 0, 128, 255, 255]
-    assert discretize_state([-5, 0.1, 5], num_bins=2).tolist() == [0, 1, 1]
+    assert discretize_state([-5, -1.0001, -1, 0, 1, 5]).tolist() == [-1, -1, 0, 128, 255, 255]
+    assert discretize_state([-5, 0.1, 5], num_bins=2).tolist() == [-1, 1, 1]
     with pytest.raises(ValueError, match=r"index \(1,\) is nan"):
         discretize_state([0, math.nan])

@@ -698,3 +698,17 @@ def test_unfinished_folders_are_refused(tmp_path, monkeypatch):
     (tmp_path / "processor_config.json").write_text(json.dumps({"processor_class": "PaliGemmaProcessor"}))
     with pytest.raises(FileNotFoundError, match=r"found: PaliGemmaProcessor"):
         KIVLAProcessor.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("size", [(40, 20), (20, 40), (30, 30), (33, 20)])
+def test_square_images_keep_their_proportions(size):
+    """As if the black borders had been there: wide, high, square, and with a border that does not halve."""
+    image = Image.fromarray(np.random.default_rng(0).integers(1, 256, (size[1], size[0], 3), dtype=np.uint8))
+    side = max(size)
+    square = Image.new("RGB", (side, side))
+    square.paste(image, ((side - size[0]) // 2, (side - size[1]) // 2))
+    prompt = {"text": ["go"], "state": [np.zeros(STATE)]}
+    padded = make(square_images=True)(images=[[image]], **prompt)["pixel_values"]
+    assert torch.equal(padded, make()(images=[[square]], **prompt)["pixel_values"])
+    if size[0] != size[1]:
+        assert not torch.equal(padded, make()(images=[[image]], **prompt)["pixel_values"])
