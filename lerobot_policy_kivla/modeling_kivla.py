@@ -119,11 +119,19 @@ class KivlaPolicy(PreTrainedPolicy):
         self.config._save_pretrained(save_directory)
 
     def push_model_to_hub(self, *args, **kwargs) -> None:
-        """As for any policy, and then what LeRobot leaves behind: chat templates and tokenizer models."""
+        """As for any policy, and then what LeRobot leaves behind: chat templates, tokenizer models, code."""
         super().push_model_to_hub(*args, **kwargs)
         with TemporaryDirectory() as folder:
-            self.processor.save_pretrained(folder)
-            HfApi().upload_folder(repo_id=self.config.repo_id, folder_path=folder, path_in_repo=KIVLA_FOLDER)
+            self._save_pretrained(Path(folder))
+            HfApi().upload_folder(
+                repo_id=self.config.repo_id, folder_path=folder, ignore_patterns=["*.safetensors", "config.json"]
+            )
+
+    def wrap_with_peft(self, *args, **kwargs) -> None:
+        raise NotImplementedError(
+            "LoRA has to know which tokens are actions, and to train the expert in full. Use `kivla train --lora_rank "
+            "16`, which leaves a merged policy, and export that."
+        )
 
     # -------------------------------------------------------------------------------------------------- acting
     def reset(self) -> None:

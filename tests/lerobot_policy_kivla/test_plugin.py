@@ -31,6 +31,7 @@ CHECKS = (
     "a_missing_camera",
     "refusals",
     "same_loss_as_without_lerobot",
+    "to_the_hub_and_back",
     "lerobot_eval",
     "lerobot_train",
 )
