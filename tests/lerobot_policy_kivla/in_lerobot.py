@@ -18,6 +18,7 @@ import torch
 from lerobot.configs import PreTrainedConfig
 from lerobot.envs import preprocess_observation
 from lerobot.policies import make_policy, make_pre_post_processors
+from lerobot.policies.utils import prepare_observation_for_inference
 from lerobot.utils.import_utils import register_third_party_plugins
 from transformers import pipeline
 
@@ -136,6 +137,43 @@ def one_action_at_a_time():
         assert torch.equal(actions[4], second[:, 0])
         policy.reset()
         assert torch.equal(policy.select_action(batch), first[:, 0])
+
+
+def on_a_robot():
+    """As `lerobot-rollout` does it: one frame, and the sentence as a string."""
+    policy, preprocess, postprocess = load(WORK / "lerobot", "--seed=3")
+    image, state = OBSERVATIONS["images"][1], OBSERVATIONS["state"][1].astype(np.float32)
+    frame = {f"observation.images.{CAMERA}": image.copy(), "observation.state": state.copy()}
+    with torch.inference_mode():
+        batch = prepare_observation_for_inference(frame, torch.device("cpu"), task=TEXTS[1], robot_type="so101")
+        action = postprocess(policy.select_action(preprocess(batch)))
+    pipe = pipeline("action-prediction", model=str(WORK / "policy"))
+    expected = pipe({"images": [image], "text": TEXTS[1], "state": state}, seed=3)["actions"]
+    np.testing.assert_array_equal(action.numpy(), expected[:1])
+
+
+def one_of_several_robots():
+    old = KIVLAProcessor.from_pretrained(WORK / "policy")
+    actions = {name: 3 * values for name, values in old.statistics["actions"].items()}
+    robots = {
+        "narrow": {"statistics": old.statistics, "cameras": old.cameras},
+        "wide": {"statistics": {**old.statistics, "actions": actions}, "cameras": old.cameras},
+    }
+    KIVLAProcessor.from_pretrained(WORK / "policy", robots=robots).save_pretrained(WORK / "robots")
+    KIVLAForActionPrediction.from_pretrained(WORK / "policy").save_pretrained(WORK / "robots")
+    export = ("-m", "lerobot_policy_kivla.export", "robots")
+    try:
+        run(*export, "lerobot_none")
+    except AssertionError as error:
+        assert "robots ['narrow', 'wide']" in str(error), error
+    else:
+        raise AssertionError("a policy of two robots was exported for none")
+    chunks = {}
+    for name in robots:
+        run(*export, f"lerobot_{name}", "--robot", name)
+        policy, preprocess, _ = load(WORK / f"lerobot_{name}", "--seed=3")
+        chunks[name] = policy.predict_action_chunk(preprocess(observed(CAMERA)))
+    torch.testing.assert_close(chunks["wide"], 3 * chunks["narrow"], rtol=1e-3, atol=1e-3)
 
 
 def names_of_cameras():
@@ -349,6 +387,8 @@ CHECKS = (
     acting_by_tokens,
     without_a_seed_torch_decides,
     one_action_at_a_time,
+    on_a_robot,
+    one_of_several_robots,
     names_of_cameras,
     a_missing_camera,
     refusals,

@@ -27,6 +27,8 @@ CHECKS = (
     "acting_by_tokens",
     "without_a_seed_torch_decides",
     "one_action_at_a_time",
+    "on_a_robot",
+    "one_of_several_robots",
     "names_of_cameras",
     "a_missing_camera",
     "refusals",
