@@ -109,12 +109,11 @@ class KivlaPolicy(PreTrainedPolicy):
         return policy.to(config.device).eval()
 
     def _save_pretrained(self, save_directory: Path, state_dict: dict[str, Tensor] | None = None) -> None:
+        """`state_dict`: the weights where the modules have only a part of them (`lerobot-train` gathers them)."""
         if state_dict is not None:
-            raise NotImplementedError(
-                "KIVLA policies are not trained with FSDP through LeRobot: use `accelerate launch -m kivla.cli train`."
-            )
+            state_dict = {name.removeprefix("model."): weights for name, weights in state_dict.items()}
         folder = Path(save_directory) / KIVLA_FOLDER
-        self.model.save_pretrained(folder)
+        self.model.save_pretrained(folder, state_dict=state_dict)
         self.processor.save_pretrained(folder)
         self.config._save_pretrained(save_directory)
 

@@ -219,7 +219,6 @@ def refusals():
     for call, message in (
         (policy.wrap_with_peft, "kivla train --lora"),
         (lambda: policy(training_batch(6), reduction="none"), "--sample_weighting"),
-        (lambda: policy.save_pretrained(WORK / "sharded", state_dict={}), "FSDP"),
         (lambda: type(policy)(policy.config), "--policy.path"),
         (lambda: type(policy).from_pretrained(WORK / "policy", config=policy.config), "lerobot_policy_kivla.export"),
     ):
@@ -284,6 +283,17 @@ def same_loss_as_without_lerobot():
     for name, parameter in policy.model.named_parameters():
         assert (parameter.grad is None) == (gradients[name] is None), name
         assert parameter.grad is None or torch.equal(parameter.grad, gradients[name]), name
+
+
+def gathered_weights():
+    """Where training is sharded `lerobot-train` saves with weights that it has gathered."""
+    policy, preprocess, _ = load(WORK / "lerobot", "--seed=3")
+    batch = preprocess(observed(CAMERA))
+    weights = {name: 1.1 * values for name, values in policy.state_dict().items()}
+    policy.save_pretrained(WORK / "gathered", state_dict=weights)
+    policy.load_state_dict(weights)
+    saved = type(policy).from_pretrained(WORK / "gathered", config=policy.config)
+    assert torch.equal(saved.predict_action_chunk(batch), policy.predict_action_chunk(batch))
 
 
 def to_the_hub_and_back():
@@ -393,6 +403,7 @@ CHECKS = (
     a_missing_camera,
     refusals,
     same_loss_as_without_lerobot,
+    gathered_weights,
     to_the_hub_and_back,
     lerobot_eval,
     lerobot_train,

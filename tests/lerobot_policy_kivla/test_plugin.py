@@ -33,6 +33,7 @@ CHECKS = (
     "a_missing_camera",
     "refusals",
     "same_loss_as_without_lerobot",
+    "gathered_weights",
     "to_the_hub_and_back",
     "lerobot_eval",
     "lerobot_train",
