@@ -30,11 +30,27 @@ def policy_card(report: dict, command: str) -> ModelCard:
     """The card of a policy from `kivla demo`.
 
     Args:
-        report: what that command writes as `report.json`.
+        report: what that command writes as `report.json`. Beside the card it leaves the pictures `training.png`,
+            `chunks.png` and `contact_sheet.png`.
         command: how to make the policy again.
     """
     data = ModelCardData(
-        language="en", license="apache-2.0", library_name="kivla", pipeline_tag="robotics", tags=["lerobot", "vla"]
+        language="en",
+        license="apache-2.0",
+        library_name="kivla",
+        pipeline_tag="robotics",
+        tags=["lerobot", "vla"],
+        model_name="A tabletop policy",
+        eval_results=[
+            EvalResult(
+                task_type="robotics",
+                dataset_type="kivla-tabletop",
+                dataset_name=result["title"],
+                metric_type="success_rate",
+                metric_value=result["success"]["rate"],
+            )
+            for result in report["rollouts"]
+        ],
     )
     return ModelCard.from_template(
         data, template_path=str(TEMPLATES / "policy.md.jinja"), report=report, command=command

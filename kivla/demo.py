@@ -6,6 +6,7 @@ report and model card.
 """
 
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ from .answers import format_accuracy
 from .cli import parse
 from .hub_cards import policy_card
 from .machine import machine
+from .plots import plot_training_curves
 from .predict import draw, predict_dataset
 from .report import write_report
 from .rollout import format_rates
@@ -109,6 +111,9 @@ def run(arguments: Sequence[str]) -> None:
     }
     (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n")
     page = write_report(folder, report)
+    plot_training_curves(policy / "training.png", trained["log_history"])
+    shutil.copy(folder / "chunks.png", policy)
+    shutil.copy(folder / "touch" / "contact_sheet.png", policy)
     policy_card({**report, "policy": str(policy)}, command(demo)).save(policy / "README.md")
     print("\n".join(report["summary"]))
     print(f"\nReport: {page}\nPolicy: {policy}")

@@ -1,6 +1,7 @@
 """`kivla demo` from end to end on a tiny VLM, and again where it was interrupted."""
 
 import json
+import re
 
 import pytest
 from huggingface_hub import ModelCard
@@ -25,7 +26,7 @@ def demo(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_it_leaves_report_policy_and_card(demo):
+def test_it_leaves_report_policy_and_card(demo, capsys):
     folder, _ = demo
     report = json.loads((folder / "report.json").read_text())
     assert report["rollouts"][0]["name"] == "touch"
@@ -35,6 +36,13 @@ def test_it_leaves_report_policy_and_card(demo):
     assert (folder / "report.html").stat().st_size > 10_000
     card = ModelCard.load(folder / "policy" / "README.md")
     assert card.data.pipeline_tag == "robotics"
+    assert card.data.eval_results[0].metric_value == report["rollouts"][0]["success"]["rate"]
+    pictures = re.findall(r"!\[[^]]*\]\(([^)]+)\)", card.text)
+    assert len(pictures) == 3
+    assert all((folder / "policy" / picture).stat().st_size > 1000 for picture in pictures)
+    (code,) = re.findall(r"```python\n(.*?)```", card.text, re.S)
+    exec(code, {})
+    assert "[[" in capsys.readouterr().out, "the code prints a chunk"
 
 
 @pytest.mark.slow
