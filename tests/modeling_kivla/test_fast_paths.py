@@ -79,7 +79,8 @@ def test_the_compiled_expert_gives_the_same_actions_and_is_compiled_once():
     for length in lengths:
         inputs = observation(lengths=length)
         actions = model.sample_actions(**inputs, num_steps=3)
-        torch.testing.assert_close(actions, plain.sample_actions(**inputs, num_steps=3), rtol=1e-5, atol=1e-6)
+        # Fused, sums come in another order
+        torch.testing.assert_close(actions, plain.sample_actions(**inputs, num_steps=3), rtol=1e-4, atol=1e-5)
         graphs.append(counters["stats"]["unique_graphs"])
     assert graphs[0] == 1, "not one graph"
     assert graphs[-1] == graphs[1] <= 2, f"compiled again for each length: {graphs}"
