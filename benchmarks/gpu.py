@@ -161,12 +161,12 @@ def sampling(model: KIVLAForActionPrediction, size: Size, device: Device, rate: 
             inputs = device.to(observation(size, 1, cameras))
             noise = torch.randn(1, size.chunk_size, ACTION_DIM, device=device.name)
             prefix = model.encode_prefix(**inputs)
+            prefix_ms = 1e3 * device.seconds(partial(model.encode_prefix, **inputs))
             for steps in STEPS:
-                row = {"cameras": cameras, "steps": steps, "compiled": compiled}
+                row = {"cameras": cameras, "steps": steps, "compiled": compiled, "prefix_ms": prefix_ms}
                 row["chunk_ms"] = 1e3 * device.seconds(
                     partial(model.sample_actions, **inputs, noise=noise, num_steps=steps)
                 )
-                row["prefix_ms"] = 1e3 * device.seconds(partial(model.encode_prefix, **inputs))
                 row["floor_ms"] = 1e3 * floor_seconds(model, size, cameras, steps, rate)
                 if device.name == "cuda" and not compiled:
                     graph = graphed(model, prefix, noise, steps)

@@ -3,10 +3,9 @@
 from functools import partial
 
 import torch
-from torch import nn
 
 from .pi0 import as_kivla, pi0_inputs, pi0_model
-from .policies import MEDIUM, TINY, flow_draws, gradient, millions
+from .policies import MEDIUM, TINY, flow_draws, gradient, millions, train
 from .report import Comparison, Measurement
 from .timing import interleaved
 
@@ -47,13 +46,6 @@ def measure(quick: bool) -> Measurement:
     seconds = interleaved(measurement.title, calls, repetitions=2 if quick else 10)
     measurement.comparisons = [Comparison(who, seconds[who], "PI0", seconds["PI0"]) for who in ("insulated", "joint")]
     return measurement
-
-
-def train(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    model.zero_grad()
-    loss = model(**batch).loss
-    loss.backward()
-    return loss.detach()
 
 
 def _train_scaled(model, gradient_scale: float, batch: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -134,6 +134,14 @@ def flow_draws(size: Size, rows: int) -> dict[str, torch.Tensor]:
     return {"noise": noise, "timestep": torch.rand(rows, generator=generator)}
 
 
+def train(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Forward and backward, the gradients anew; the loss."""
+    model.zero_grad()
+    loss = model(**batch).loss
+    loss.backward()
+    return loss.detach()
+
+
 def millions(module: nn.Module) -> str:
     return f"{sum(p.numel() for p in module.parameters()) / 1e6:.3g}M"
 

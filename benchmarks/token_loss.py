@@ -3,10 +3,7 @@
 from dataclasses import replace
 from functools import partial
 
-import torch
-from torch import nn
-
-from .policies import SMALL, TINY, gradient, policy, token_batch
+from .policies import SMALL, TINY, gradient, policy, token_batch, train
 from .report import Comparison, Measurement
 from .timing import interleaved, peak_memory
 
@@ -45,10 +42,3 @@ def measure(quick: bool) -> Measurement:
         ),
     ]
     return measurement
-
-
-def train(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    model.zero_grad()
-    loss = model(**batch).loss
-    loss.backward()
-    return loss.detach()

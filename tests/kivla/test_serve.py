@@ -19,7 +19,7 @@ from kivla.serve import ServeArguments, make_server, run
 from kivla.tiny_vlm import save_tiny_vlm
 from kivla.training.recipes import RECIPES, get_recipe, set_stage
 from tests.kivla.test_policy_server import ask, connect, refusal
-from tests.training.policies import CHUNK, SIZES, _action_tokenizer, dataset
+from tests.training.policies import CHUNK, SIZES, _action_tokenizer, awaken, dataset
 
 
 @pytest.fixture(scope="module")
@@ -40,9 +40,7 @@ def save_policy(vlm, folder, recipe_name: str = "insulated", **options):
     expert = {"hidden_size": 32, "intermediate_size": 64}
     model = KIVLAForActionPrediction.from_vlm(vlm, expert_config=expert, **sizes)
     model.resize_token_embeddings(processor.vocab_size)
-    for module in model.expert.modules():  # adaRMS starts as the identity, which would hide the observation
-        if isinstance(module, torch.nn.Linear):
-            torch.nn.init.normal_(module.weight, std=0.3)
+    awaken(model)
     set_stage(model, recipe.stages[-1])
     model.save_pretrained(folder)
     processor.save_pretrained(folder)

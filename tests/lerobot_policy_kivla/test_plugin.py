@@ -13,10 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from kivla import KIVLAForActionPrediction, KIVLAProcessor
-from tests.training.policies import DATASET, dataset, make_policy
+from tests.training.policies import DATASET, dataset, save_policy
 
 ROOT = Path(__file__).parents[2]
 PLUGIN = ROOT / "lerobot_policy_kivla"
@@ -106,13 +105,7 @@ def test_every_check_is_run():
 
 def write_work(folder: Path) -> None:
     """What `in_lerobot.py` starts from."""
-    model, processor = make_policy(folder / "vlm")
-    model.resize_token_embeddings(processor.vocab_size)
-    for module in model.expert.modules():  # adaRMS starts as the identity, which would hide the observation
-        if isinstance(module, torch.nn.Linear):
-            torch.nn.init.normal_(module.weight, std=0.3)
-    model.save_pretrained(folder / "policy")
-    processor.save_pretrained(folder / "policy")
+    save_policy(folder)
     KIVLAForActionPrediction.from_pretrained(folder / "policy").save_pretrained(folder / "two_cameras")
     two = KIVLAProcessor.from_pretrained(folder / "policy", cameras=["front", "observation.images.wrist"])
     two.save_pretrained(folder / "two_cameras")

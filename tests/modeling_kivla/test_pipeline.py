@@ -7,20 +7,12 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, pipeline
 
 from kivla import ActionDecodingFailure, KIVLAForActionPrediction, KIVLAProcessor
-from tests.training.policies import CHUNK, SIZES, dataset, make_policy
+from tests.training.policies import CHUNK, SIZES, dataset, save_policy
 
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pipeline")
-    model, processor = make_policy(folder / "vlm")
-    model.resize_token_embeddings(processor.vocab_size)
-    for module in model.expert.modules():  # adaRMS starts as the identity, which would hide the observation
-        if isinstance(module, torch.nn.Linear):
-            torch.nn.init.normal_(module.weight, std=0.3)
-    model.save_pretrained(folder / "policy")
-    processor.save_pretrained(folder / "policy")
-    return folder / "policy"
+    return save_policy(tmp_path_factory.mktemp("pipeline"))
 
 
 def observations() -> list[dict]:

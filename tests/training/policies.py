@@ -57,6 +57,23 @@ def make_policy(folder, **config) -> tuple[KIVLAForActionPrediction, KIVLAProces
     return model, processor
 
 
+def awaken(model: KIVLAForActionPrediction) -> None:
+    """Larger random weights in the expert: adaRMS starts as the identity, which would hide the observation."""
+    for module in model.expert.modules():
+        if isinstance(module, torch.nn.Linear):
+            torch.nn.init.normal_(module.weight, std=0.3)
+
+
+def save_policy(folder: Path) -> Path:
+    """A whole policy in `folder/policy`, whose actions depend on what it observes."""
+    model, processor = make_policy(folder / "vlm")
+    model.resize_token_embeddings(processor.vocab_size)
+    awaken(model)
+    model.save_pretrained(folder / "policy")
+    processor.save_pretrained(folder / "policy")
+    return folder / "policy"
+
+
 class FixedNoiseCollator(KIVLACollator):
     """Gives every example its own fixed noise, so that runs which split their batches differently can be compared."""
 
