@@ -48,7 +48,7 @@ class Geometry:
     """Where the suffix tokens are and what they may see, for one layer: constant over denoising steps.
 
     Attributes:
-        rotary: cos and sin, each (M, 1, T, R); None if the layer has no rotary embedding.
+        rotary: cos and sin, each (M, T, 1, R); None if the layer has no rotary embedding.
         mask: (M, 1, T, P + T), or (1, 1, T, P + T), 0 where a token may look and -inf where not; None if everything is
             visible.
         prefix_length: P.
@@ -144,11 +144,12 @@ class ExpertAttention(nn.Module):
         batch, length, _ = x.shape
         heads = self.num_heads, self.num_key_value_heads
         query_key = torch.cat([self.q_proj(x), self.k_proj(x)], dim=-1)
-        query_key = query_key.view(batch, length, -1, self.key_dim).transpose(1, 2)  # (M, Hq + Hkv, T, Dk)
+        # Heads come after tokens in memory, here and so in what attention returns: `o_proj` needs no copy of it.
+        query_key = query_key.view(batch, length, -1, self.key_dim)  # (M, T, Hq + Hkv, Dk)
         value = self.v_proj(x).view(batch, length, -1, self.value_dim).transpose(1, 2)  # (M, Hkv, T, Dv)
         if geometry.rotary is not None:
             query_key = apply_rope(query_key, *geometry.rotary, self.rope, self.rope_start)
-        query, key = query_key.split(heads, dim=1)
+        query, key = query_key.transpose(1, 2).split(heads, dim=1)
         attended = F.scaled_dot_product_attention(
             query,
             join(prefix_key, key, geometry.prefix_length),  # (M, Hkv, P + T, Dk)
@@ -258,8 +259,8 @@ class ActionExpert(nn.Module):
         length = chunk_size + has_state
         device = prefix.next_position.device
         position = prefix.next_position.repeat(num_draws)[:, None] + torch.arange(length, device=device)  # (M, T)
-        angles = {name: position[:, None, :, None].float() * f.float() for name, f in prefix.inv_freq.items()}
-        tables = {name: (a.cos(), a.sin()) for name, a in angles.items()}  # (M, 1, T, R)
+        angles = {name: position[:, :, None, None].float() * f.float() for name, f in prefix.inv_freq.items()}
+        tables = {name: (a.cos(), a.sin()) for name, a in angles.items()}  # (M, T, 1, R)
         prefix_length = prefix.key_values[0][0].shape[2]
         mask = None
         if prefix.mask is not None or has_state:

@@ -272,7 +272,8 @@ def apply_rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, style: str
         style: "half" pairs value i with i + R (GPT-NeoX, Llama); "interleaved" pairs 2i with 2i + 1 (GPT-J).
         start: 0, or D - 2·R where the rotary part comes last (multi-head latent attention).
     """
-    before, rotary, after = x.tensor_split((start, start + 2 * cos.shape[-1]), dim=-1)
+    sizes = [start, 2 * cos.shape[-1], x.shape[-1] - start - 2 * cos.shape[-1]]
+    before, rotary, after = x.split(sizes, dim=-1)  # three slices would each need a gradient as wide as x
     if style == "half":
         a, b = rotary.chunk(2, dim=-1)
         rotated = [a * cos - b * sin, b * cos + a * sin]
