@@ -65,11 +65,12 @@ class TimeCondition:
 
     Attributes:
         embedding: (M, W), what "concat" joins to the actions.
-        modulations: for each norm `1 + scale`, `shift` and `gate`, each (M, 1, W) ("adarms"), or None.
+        modulations: for each norm `1 + scale`, `shift` and `gate`, each (M, 1, W) ("adarms"), or None; or what the norm
+            makes them of when it runs, (M, W).
     """
 
     embedding: torch.Tensor
-    modulations: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None]
+    modulations: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor] | torch.Tensor | None]
 
     def rows(self) -> list["TimeCondition"]:
         """One condition for each of the M flow times."""
@@ -105,6 +106,8 @@ class ExpertRMSNorm(nn.Module):
 
     def forward(self, x: torch.Tensor, modulation) -> tuple[torch.Tensor, torch.Tensor | None]:
         normed = F.rms_norm(x.float(), x.shape[-1:], eps=self.eps)
+        if isinstance(modulation, torch.Tensor):
+            modulation = self.modulation(modulation)
         if modulation is None:
             return (normed * (1.0 + self.weight.float())).to(x.dtype), None
         scale, shift, gate = modulation
@@ -233,8 +236,13 @@ class ActionExpert(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.action_in_proj.weight.dtype
 
-    def time_condition(self, timestep: torch.Tensor) -> TimeCondition:
-        """Everything in the network that depends on the flow time (M,) alone."""
+    def time_condition(self, timestep: torch.Tensor, ahead: bool = True) -> TimeCondition:
+        """Everything in the network that depends on the flow time (M,) alone.
+
+        Args:
+            ahead: with the modulations, which sampling uses for every chunk. Otherwise each norm makes its own when it
+                runs: training uses them once, and FSDP has a layer's weights at hand only while the layer runs.
+        """
         config = self.config
         embedding = time_embedding(
             timestep,
@@ -247,7 +255,8 @@ class ActionExpert(nn.Module):
         if config.time_conditioning == "adarms":
             condition = F.silu(self.time_mlp_out(F.silu(self.time_mlp_in(embedding))))
         norms = [norm for layer in self.layers for norm in (layer.input_layernorm, layer.post_attention_layernorm)]
-        return TimeCondition(embedding, [norm.modulation(condition) for norm in [*norms, self.norm]])
+        norms.append(self.norm)
+        return TimeCondition(embedding, [norm.modulation(condition) if ahead else condition for norm in norms])
 
     def geometry(self, prefix: Prefix, chunk_size: int, num_draws: int = 1) -> list[Geometry]:
         """Positions and masks of the suffix: [state token, if any ; action tokens], right after the visible prefix.

@@ -39,7 +39,7 @@ def flow_matching_loss(
             count over all devices and accumulation steps, so that splitting a batch does not change its gradient.
     """
     squared_error = (velocity - target).square().masked_fill(~mask, 0.0)
-    return squared_error.sum() / (mask.sum() if num_supervised is None else num_supervised)
+    return squared_error.sum() / (mask.sum().clamp(min=1) if num_supervised is None else num_supervised)
 
 
 def time_embedding(

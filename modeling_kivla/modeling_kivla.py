@@ -17,6 +17,7 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput
 
 from .action_expert import ActionExpert, ExpertRMSNorm, Prefix
@@ -115,6 +116,7 @@ class KIVLAForActionPrediction(KIVLAPreTrainedModel):
         self.expert = ActionExpert(config)
         self.generation_config = self.vlm.generation_config
         self.post_init()
+        self._no_split_modules = _repeated_layers(self)
 
     # ------------------------------------------------------------------------------------------ construction
     @classmethod
@@ -206,6 +208,8 @@ class KIVLAForActionPrediction(KIVLAPreTrainedModel):
         timestep: torch.Tensor | None = None,
         num_supervised_tokens: torch.Tensor | float | None = None,
         num_supervised_actions: torch.Tensor | float | None = None,
+        with_token_loss: bool = False,
+        with_flow_loss: bool = False,
         **vlm_inputs,
     ) -> KIVLAOutput | ModelOutput:
         """Token loss and flow loss of a batch. Without `labels` and `actions` this is the VLM's own forward.
@@ -221,19 +225,25 @@ class KIVLAForActionPrediction(KIVLAPreTrainedModel):
             noise, timestep: (N·B, H, D) and (N·B,), draw 0 of every example first; drawn if None.
             num_supervised_tokens, num_supervised_actions: denominators of the two means, for gradient accumulation
                 and several devices; by default what this batch has.
+            with_token_loss, with_flow_loss: go through that loss even with nothing to learn there. It is 0 then, with
+                gradients of zero. Devices that share out the weights must run the same layers: as soon as one has
+                something to learn, all take part.
             **vlm_inputs: what the VLM takes (`input_ids`, `attention_mask`, `pixel_values`, `token_type_ids`, ...).
 
         Raises:
             ValueError: shapes that do not fit the config, missing inputs, nothing to learn.
         """
-        if labels is None and actions is None:
+        if labels is None and actions is None and not with_token_loss and not with_flow_loss:
             return self.vlm(**vlm_inputs)
-        rows, targets = _supervised_tokens(labels)
-        batch_size = len(vlm_inputs["input_ids"])
+        input_ids = vlm_inputs["input_ids"]
+        rows, targets = _supervised_tokens(labels, input_ids)
+        if actions is None and with_flow_loss:
+            actions, action_mask, state = self._no_actions(input_ids)
         if actions is not None:
-            action_mask = self._check_actions(actions, action_mask, batch_size)
-        learns_tokens = targets is not None
-        learns_actions = self.config.flow_loss_weight > 0 and actions is not None and bool(action_mask.any())
+            action_mask = self._check_actions(actions, action_mask, len(input_ids))
+        learns_tokens = with_token_loss or len(rows) > 0
+        has_actions = actions is not None and (with_flow_loss or bool(action_mask.any()))
+        learns_actions = self.config.flow_loss_weight > 0 and has_actions
         if not learns_tokens and not learns_actions:
             raise ValueError(
                 "This batch has nothing to learn: every label is -100, and no action value is real or flow_loss_weight "
@@ -244,6 +254,7 @@ class KIVLAForActionPrediction(KIVLAPreTrainedModel):
         backbone_graph = torch.is_grad_enabled() and backbone_learns
         with torch.set_grad_enabled(backbone_graph), record_function("kivla::backbone"):
             logits, prefix = self._encode(vlm_inputs, rows, expert_attention_mask, read=learns_actions)
+        logits = logits if learns_tokens else None
 
         token_loss = flow_loss = velocity = loss = None
         if learns_tokens:
@@ -283,7 +294,7 @@ class KIVLAForActionPrediction(KIVLAPreTrainedModel):
         noisy = interpolate(actions, noise, timestep.float())
         velocity = self.expert(
             noisy,
-            self.expert.time_condition(timestep.float()),
+            self.expert.time_condition(timestep.float(), ahead=False),
             prefix,
             self.expert.geometry(prefix, config.chunk_size, n),
             self._check_state(state, len(actions) // n, n),
@@ -293,8 +304,8 @@ class KIVLAForActionPrediction(KIVLAPreTrainedModel):
         return velocity, flow_matching_loss(velocity, noise - actions, action_mask, num_supervised)
 
     def _encode(
-        self, vlm_inputs: dict, rows: torch.Tensor | None, expert_attention_mask: torch.Tensor | None, read: bool
-    ) -> tuple[torch.Tensor | None, Prefix | None]:
+        self, vlm_inputs: dict, rows: torch.Tensor, expert_attention_mask: torch.Tensor | None, read: bool
+    ) -> tuple[torch.Tensor, Prefix | None]:
         """Run the VLM once: logits (n, vocabulary) at flat positions `rows`, and what the expert reads (if `read`)."""
         vlm_inputs = {**vlm_inputs, "use_cache": False}
         self._check_tokens(vlm_inputs["input_ids"])
@@ -308,7 +319,7 @@ class KIVLAForActionPrediction(KIVLAPreTrainedModel):
         with capture_positions(rotary) as positions, logits_at(self.vlm, rows):
             output = self.vlm(**vlm_inputs, kivla_recorder=recorder)
         recorder.close()
-        logits = output.logits[0] if len(rows) else None
+        logits = output.logits[0]
         if not read:
             return logits, None
 
@@ -492,6 +503,15 @@ class KIVLAForActionPrediction(KIVLAPreTrainedModel):
             raise ValueError(f"`action_mask` must have the shape of `actions` {shape}, got {tuple(action_mask.shape)}.")
         return action_mask.bool()
 
+    def _no_actions(self, input_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Actions, mask and state of a batch without any, for an expert that must run all the same."""
+        config, batch_size = self.config, len(input_ids)
+        shape = (batch_size, config.chunk_size, config.max_action_dim)
+        actions = torch.zeros(shape, device=input_ids.device)
+        has_state = config.state_encoding == "continuous"
+        state = actions.new_zeros(batch_size, config.max_state_dim) if has_state else None
+        return actions, torch.zeros_like(actions, dtype=torch.bool), state
+
     def _check_state(self, state: torch.Tensor | None, batch_size: int, n: int = 1) -> torch.Tensor | None:
         if self.config.state_encoding != "continuous":
             if state is not None:
@@ -535,13 +555,24 @@ class KIVLAForActionPrediction(KIVLAPreTrainedModel):
             )
 
 
-def _supervised_tokens(labels: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Flat indices (n,) into B·S of the positions that predict a supervised token, and those tokens (n,) or None."""
+def _repeated_layers(model: PreTrainedModel) -> set[str]:
+    """Class names of the repeated layers of VLM and expert: what FSDP shards as one, and device maps keep whole.
+
+    Every family says so by deriving them from `GradientCheckpointingLayer`; beside them what the VLM names itself, if
+    the model has it (families also name parts of towers that this model may lack, which accelerate refuses).
+    """
+    classes = {type(module).__name__ for module in model.modules()}
+    repeated = {type(module).__name__ for module in model.modules() if isinstance(module, GradientCheckpointingLayer)}
+    return repeated | (set(model.vlm._no_split_modules or ()) & classes)
+
+
+def _supervised_tokens(labels: torch.Tensor | None, input_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Flat indices (n,) into B·S of the positions that predict a supervised token, and those tokens (n,)."""
     if labels is None:
-        return torch.empty(0, dtype=torch.long), None
+        return input_ids.new_empty(0), input_ids.new_empty(0)
     targets = F.pad(labels[:, 1:], (0, 1), value=-100).flatten()  # position j predicts token j + 1
     rows = (targets != -100).nonzero().squeeze(-1)
-    return rows, targets[rows] if len(rows) else None
+    return rows, targets[rows]
 
 
 def next_token_loss(
@@ -549,7 +580,7 @@ def next_token_loss(
 ) -> torch.Tensor:
     """Cross-entropy in float32 of logits (n, vocabulary) and tokens (n,): sum over `num_supervised`, or mean."""
     total = F.cross_entropy(logits.float(), targets.to(logits.device), reduction="sum")
-    return total / (len(targets) if num_supervised is None else num_supervised)
+    return total / (max(len(targets), 1) if num_supervised is None else num_supervised)
 
 
 __all__ = ["KIVLAForActionPrediction", "KIVLAOutput", "KIVLAPreTrainedModel"]

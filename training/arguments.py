@@ -19,6 +19,8 @@ class KIVLATrainingArguments(TrainingArguments):
             robot units; otherwise it reports losses only.
         eval_num_steps (`int`, *optional*): Euler steps for those chunks; the model's `num_inference_steps` if None.
         remove_unused_columns (`bool`, defaults to `False`): examples are dicts of images, text, state and actions.
+        ddp_find_unused_parameters (`bool`, defaults to `False`): the trainer deals with parameters that a step does not
+            use, and DDP need not search for them.
     """
 
     expert_learning_rate: float | None = field(
@@ -35,6 +37,9 @@ class KIVLATrainingArguments(TrainingArguments):
     )
     remove_unused_columns: bool = field(
         default=False, metadata={"help": "Keep False: examples are dicts of images, text, state and actions."}
+    )
+    ddp_find_unused_parameters: bool | None = field(
+        default=False, metadata={"help": "Keep False: the trainer deals with parameters that a step does not use."}
     )
 
     def __post_init__(self):

@@ -5,6 +5,7 @@ from itertools import takewhile
 
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils.rnn import pad_sequence
 from torch.profiler import record_function
 from torch.utils.data import DataLoader, SequentialSampler
@@ -15,6 +16,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from ..modeling_kivla import KIVLAForActionPrediction
 from ..processing import ActionDecodingFailure, KIVLAProcessor
 from .collator import KIVLACollator
+from .data_parallel import DDPGradients, keep_inputs_exact, total_norm, whole_weights
 from .evaluation_sums import ACTION_ERROR_SUMS, TOKEN_SUMS, action_error_sums, token_sums
 from .mixture import Mixture
 from .muon import MuonWithAdamW
@@ -60,12 +62,29 @@ class KIVLATrainer(Trainer):
         self._action_token_ids = torch.as_tensor(processing_class.action_token_ids)
         self._sums = torch.zeros(len(_LOSS_SUMS))
         self._gradient_norms: dict[str, torch.Tensor] = {}
+        self._learned: list[list[int]] = []
+        self._ddp_gradients: DDPGradients | None = None
         self.add_callback(_SeedByRank())
 
     # ------------------------------------------------------------------------------------------------- training
+    def create_accelerator_and_postprocess(self) -> None:
+        super().create_accelerator_and_postprocess()
+        if self.accelerator.is_fsdp2:
+            keep_inputs_exact(self.accelerator)
+
+    def autocast_smart_context_manager(self, *args, **kwargs):
+        """Accelerate wraps the model's forward in autocast, but not with FSDP2."""
+        if self.accelerator.is_fsdp2:
+            return self.accelerator.autocast()
+        return super().autocast_smart_context_manager(*args, **kwargs)
+
     def create_optimizer(self, *args, **kwargs) -> torch.optim.Optimizer:
         """The library's optimiser, each parameter group split into backbone and expert with its own learning rate;
         or Muon (`args.muon`)."""
+        if self.args.muon and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            raise ValueError(
+                "Muon needs whole matrices, which FSDP and DeepSpeed share out: leave out muon, or use DDP."
+            )
         if self.args.muon and self.optimizer is None:
             self.optimizer = MuonWithAdamW(self._named_parameters(), lr=self.args.learning_rate)
         is_new = self.optimizer is None
@@ -103,10 +122,27 @@ class KIVLATrainer(Trainer):
         """(2,): supervised tokens and real action values in this optimiser step, over all devices."""
         if not batch_samples:
             return None
-        counts = torch.zeros(2, device=device)
-        for batch in batch_samples:
-            counts += torch.stack(_supervised_counts(batch)).to(counts)
-        return self.accelerator.reduce(counts, reduction="sum")
+        counts = [[*_supervised_counts(batch), torch.tensor(int("pixel_values" in batch))] for batch in batch_samples]
+        counts = torch.stack([torch.stack([n.to(device) for n in row]) for row in counts])  # (batches, 3)
+        counts = self.accelerator.reduce(counts, reduction="sum")
+        self._learned = counts.tolist()
+        self._check_images([with_images for _, _, with_images in self._learned])
+        return counts[:, :2].sum(0)
+
+    def _check_images(self, with_images: list[int]) -> None:
+        devices = self.accelerator.num_processes
+        if self._is_sharded and any(0 < n < devices for n in with_images):
+            raise ValueError(
+                f"In step {self.state.global_step + 1} some of the {devices} devices have a batch without any image. "
+                "Where weights are shared out (FSDP, ZeRO-3) all must run the vision tower. Use larger batches, leave "
+                "out examples without images, or use DDP."
+            )
+
+    @property
+    def _is_sharded(self) -> bool:
+        """Whether no device has all weights, so that all must run the same layers."""
+        zero = self.accelerator.state.deepspeed_plugin if self.is_deepspeed_enabled else None
+        return self.is_fsdp_enabled or (zero is not None and zero.zero_stage == 3)
 
     def get_batch_samples(self, *args, **kwargs):
         with record_function("kivla::data"):
@@ -114,13 +150,22 @@ class KIVLATrainer(Trainer):
 
     def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
         inputs = {name: values for name, values in inputs.items() if name != "robot"}
-        tokens, actions = _supervised_counts(inputs) if num_items_in_batch is None else num_items_in_batch
+        learns = {}
+        if num_items_in_batch is None:
+            tokens, actions = _supervised_counts(inputs)
+        else:
+            tokens, actions = num_items_in_batch
+            # What any device learns from its batch, all take part in: sharded weights need it, and all wait anyway.
+            some_tokens, some_actions, _ = self._learned.pop(0)
+            learns = {"with_token_loss": some_tokens > 0, "with_flow_loss": some_actions > 0}
         with record_function("kivla::forward"):
-            outputs = model(**inputs, num_supervised_tokens=tokens, num_supervised_actions=actions)
+            outputs = model(**inputs, num_supervised_tokens=tokens, num_supervised_actions=actions, **learns)
         # Data-parallel training averages gradients over ranks; the counts above already span them.
         loss = outputs.loss if num_items_in_batch is None else outputs.loss * self.accelerator.num_processes
         if model.training:
             self._count(outputs, inputs, tokens, actions)
+            if self._ddp_gradients is not None and model.require_backward_grad_sync:
+                loss = self._ddp_gradients.touch(loss)
         return (loss, outputs) if return_outputs else loss
 
     @torch.no_grad()
@@ -128,22 +173,26 @@ class KIVLATrainer(Trainer):
         sums = dict.fromkeys(_LOSS_SUMS, torch.zeros(()))
         if outputs.token_loss is not None:
             sums.update(token_sums(outputs.logits, inputs["labels"], self._action_token_ids))
-        if outputs.flow_loss is not None:
+        if outputs.flow_loss is not None and "actions" in inputs:
             sums["flow_loss"] = outputs.flow_loss * actions
             sums["action_values"] = inputs["action_mask"].sum()
         self._sums = self._sums.to(outputs.loss.device)
         self._sums += torch.stack([sums[name].sum().to(self._sums) for name in _LOSS_SUMS])
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
+        if isinstance(model, DistributedDataParallel) and self._ddp_gradients is None:
+            self._ddp_gradients = DDPGradients(model)
         with record_function("kivla::step"):
             loss = super().training_step(model, inputs, num_items_in_batch)
+        if self._ddp_gradients is not None and model.require_backward_grad_sync:
+            self._ddp_gradients.forget_unused(self.accelerator)
         is_logged = (self.state.global_step + 1) % self.args.logging_steps == 0 or self.state.global_step == 0
         if self.accelerator.sync_gradients and is_logged:
             groups: dict[str, list[torch.Tensor]] = defaultdict(list)
             for name, parameter in self._named_parameters():
                 if parameter.grad is not None:
                     groups["expert" if _is_expert(name) else "backbone"].append(parameter.grad)
-            norms = {f"{group}_grad_norm": torch.nn.utils.get_total_norm(grads) for group, grads in groups.items()}
+            norms = {f"{group}_grad_norm": total_norm(grads) for group, grads in groups.items()}
             self._gradient_norms = norms
         return loss
 
@@ -206,7 +255,7 @@ class KIVLATrainer(Trainer):
         totals: dict[str, torch.Tensor] = {}
         num_samples = 0
         quiet = self.args.disable_tqdm or not self.is_world_process_zero()
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), whole_weights(model):
             torch.manual_seed(self.args.seed)
             for batch in tqdm(dataloader, desc=description, disable=quiet, leave=False):
                 batch = self._prepare_inputs(batch)
@@ -250,7 +299,7 @@ class KIVLATrainer(Trainer):
                 chunks = model.sample_actions(**observation, num_steps=self.args.eval_num_steps).cpu().numpy()
             else:
                 real_dimensions = batch["action_mask"].any(1, keepdim=True).expand_as(batch["action_mask"])
-                chunks = model.generate_actions(processor, **prompts, action_mask=real_dimensions)
+                chunks = model.generate_actions(processor, **prompts, action_mask=real_dimensions, synced_gpus=False)
             for i in acts.nonzero().flatten().tolist():
                 sums["decoded"][i] = 1
                 if isinstance(chunks[i], ActionDecodingFailure):
@@ -267,6 +316,7 @@ class KIVLATrainer(Trainer):
                 do_sample=False,
                 eos_token_id=processor.end_token_id,
                 pad_token_id=processor.tokenizer.pad_token_id,
+                synced_gpus=False,  # every device has all weights, and its own number of answers
             )[:, prompts["input_ids"].shape[1] :]
             for i in (~acts).nonzero().flatten().tolist():
                 own = said[i, : len(answers[i])].tolist()

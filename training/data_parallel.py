@@ -1,0 +1,110 @@
+"""Several devices, where an example may teach the VLM, the expert, or both: what DDP and FSDP need beside accelerate.
+
+In one step one device may have answers to learn and another only actions, and with insulation the flow loss gives the
+VLM no gradient at all: `None`, which an optimiser skips, and not zero, which decays weights and moves them on old
+momentum. The parameters after a step must be those of a single device with the same examples.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+
+
+class _Touch(torch.autograd.Function):
+    """Identity on the loss whose backward reaches every parameter with no gradient: DDP then knows that it is done."""
+
+    @staticmethod
+    def forward(ctx, loss, *parameters):
+        ctx.count = len(parameters)
+        return loss.view_as(loss)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient, *[None] * ctx.count
+
+
+class DDPGradients:
+    """Lets DDP average gradients that only some devices have, without looking for unused parameters.
+
+    DDP waits for every parameter's gradient. Its own remedy, `find_unused_parameters=True`, walks the whole autograd
+    graph in every step. Here the loss is made to depend on all parameters at no cost (`touch`): DDP takes what is
+    missing as zero, in its usual buckets and while backward still runs. Afterwards, what no device had a gradient for
+    gets `None` again (`forget_unused`), after one small message about who had what.
+
+    The price: gradients of a part that learns nothing anywhere in a step are sent as zeros. Averaging after backward
+    instead, without DDP, would send only what there is, but not during backward, and that costs every other step.
+    Reentrant gradient checkpointing hides layers from the graph and cannot be used with it (nor with DDP's own remedy).
+
+    Args:
+        model: wrapped by DDP with `find_unused_parameters=False`.
+    """
+
+    def __init__(self, model: DistributedDataParallel):
+        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self._used: set[int] = set()
+        for number, parameter in enumerate(self.parameters):
+            parameter.register_post_accumulate_grad_hook(lambda p, number=number: self._note(number, p))
+
+    def _note(self, number: int, parameter: nn.Parameter) -> None:
+        if parameter.grad is not None:  # the hook also runs for a parameter that is only touched
+            self._used.add(number)
+
+    def touch(self, loss: torch.Tensor) -> torch.Tensor:
+        """The loss, for the backward after which DDP averages; not under `no_sync`."""
+        return _Touch.apply(loss, *self.parameters)
+
+    def forget_unused(self, accelerator: Accelerator) -> None:
+        """After that backward."""
+        used = torch.zeros(len(self.parameters), dtype=torch.int32, device=accelerator.device)
+        used[list(self._used)] = 1
+        self._used.clear()
+        for parameter, is_used in zip(self.parameters, accelerator.reduce(used, "max").tolist(), strict=True):
+            if not is_used:
+                parameter.grad = None
+
+
+def keep_inputs_exact(accelerator: Accelerator) -> None:
+    """Mixed precision under FSDP2: bf16 weights to compute with, float32 ones to update, gradients added in float32.
+
+    By default accelerate also adds gradients in bf16, and FSDP casts what the model is given: actions, noise and flow
+    times would be rounded to three digits. Autocast casts where a layer computes, as it does without FSDP.
+    """
+    plugin = accelerator.state.fsdp_plugin
+    given = plugin.mixed_precision_policy
+    if given is not None:
+        plugin.mixed_precision_policy = MixedPrecisionPolicy(
+            param_dtype=given.param_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
+        )
+
+
+@contextmanager
+def whole_weights(model: nn.Module) -> Iterator[None]:
+    """All weights on every device, for evaluation: there devices need not run the same layers equally often.
+
+    Does nothing to a model that FSDP2 has not sharded.
+    """
+    units = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    for unit in units:
+        unit.set_reshard_after_forward(False, recurse=False)
+        unit.unshard()
+    try:
+        yield
+    finally:
+        for unit in units:
+            unit.reshard()
+            unit.set_reshard_after_forward(unit is not model, recurse=False)
+
+
+def total_norm(gradients: list[torch.Tensor]) -> torch.Tensor:
+    """Of all of a gradient, also where every device has a part of it; to be called on all devices."""
+    norm = torch.nn.utils.get_total_norm(gradients)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
+__all__ = ["DDPGradients", "keep_inputs_exact", "total_norm", "whole_weights"]
