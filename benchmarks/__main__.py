@@ -9,7 +9,7 @@ import torch
 from tqdm import tqdm
 
 from . import decoding, loading, noise_draws, pi0_training, sampling, serving, token_loss, training_step
-from .policies import MEDIUM, SMALL
+from .policies import MEDIUM, PROPORTIONED, SMALL
 from .report import as_json, as_markdown
 
 MEASUREMENTS = (
@@ -17,7 +17,8 @@ MEASUREMENTS = (
     token_loss.measure,
     partial(sampling.measure, size=SMALL),
     partial(sampling.measure, size=MEDIUM),
-    training_step.measure,
+    partial(training_step.measure, size=PROPORTIONED),
+    partial(training_step.measure, size=MEDIUM),
     pi0_training.measure,
     decoding.measure,
     loading.measure,

@@ -156,7 +156,7 @@ def sampling(model: KIVLAForActionPrediction, size: Size, device: Device, rate: 
     rows = []
     for compiled in (False, True):
         if compiled:
-            model.expert.compile(fullgraph=True)
+            model.compile_expert()
         for cameras in CAMERAS:
             inputs = device.to(observation(size, 1, cameras))
             noise = torch.randn(1, size.chunk_size, ACTION_DIM, device=device.name)

@@ -1,6 +1,6 @@
 """Random policies of a chosen size, all on the same kind of backbone (PaliGemma), and inputs for them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -49,6 +49,8 @@ class Size:
 TINY = Size(32, 48, 2, 8, 16, 24, 28, 8, 6, 4, vocab_size=64)
 SMALL = Size(128, 256, 4, 32, 64, 128, 56, 16, 16, 16)
 MEDIUM = Size(512, 1536, 8, 64, 128, 192, 112, 32, 32, 32)  # the expert is a tenth of the backbone
+# As many tokens for each action as in π0.5: 2 · 256 of images, 48 of prompt and 40 of actions for chunks of 50
+PROPORTIONED = replace(MEDIUM, chunk_size=16)
 
 
 def backbone_config(size: Size) -> PaliGemmaConfig:

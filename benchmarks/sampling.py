@@ -23,13 +23,13 @@ def measure(quick: bool, size: Size) -> Measurement:
     pi0 = pi0_model(size)
     model = as_kivla(pi0, size)
     compiled = copy.deepcopy(model)
-    compiled.expert.compile(fullgraph=True)
+    compiled.compile_expert()
     measurement = Measurement(
         f"Sampling actions, {millions(model)} parameters",
         f"{STEPS} Euler steps, batch 1; KIVLA configured as π0 against transformers' PI0ForConditionalGeneration; "
         f"backbone {millions(model.vlm)}, expert {millions(model.expert)} parameters, prefix {size.prefix_length}, "
         f"chunk {size.chunk_size}. The denoising loop is {STEPS} times the difference of {STEPS} steps and 1 step, "
-        f"divided by {STEPS - 1}; the prefix is the rest. Compiled is `model.expert.compile()`, once it is warm.",
+        f"divided by {STEPS - 1}; the prefix is the rest. Compiled is `model.compile_expert()`, once it is warm.",
     )
 
     ours, theirs = pi0_inputs(size, batch_size=1)

@@ -6,7 +6,7 @@ import torch
 
 from kivla.modeling_kivla import KIVLAForActionPrediction, KIVLAOutput
 
-from .policies import MEDIUM, TINY, action_inputs, flow_draws, gradient, millions, policy, token_batch
+from .policies import TINY, Size, action_inputs, flow_draws, gradient, millions, policy, token_batch
 from .report import Comparison, Measurement
 from .timing import interleaved, peak_memory
 
@@ -14,14 +14,14 @@ BATCH = 4
 DRAWS = 4
 
 
-def measure(quick: bool) -> Measurement:
-    size = TINY if quick else MEDIUM
+def measure(quick: bool, size: Size) -> Measurement:
+    size = TINY if quick else size
     model = policy(size)
     tokens = token_batch(size, BATCH)
     both = tokens | action_inputs(size, BATCH) | flow_draws(size, BATCH)
     actions = {name: value for name, value in both.items() if name != "labels"}
     measurement = Measurement(
-        "A training step with knowledge insulation",
+        f"A training step with knowledge insulation, chunks of {size.chunk_size} actions",
         f"Forward and backward; backbone {millions(model.vlm)}, expert {millions(model.expert)} "
         f"parameters, batch {BATCH}, prefix {size.prefix_length}, {size.suffix_length} tokens to learn, "
         f"chunk {size.chunk_size}. Joint training is `backbone_gradient_scale=1`; the VLM alone learns the same tokens "

@@ -1,6 +1,7 @@
 """KIVLA: any vision-language model as a robot policy, with knowledge insulation."""
 
 import dataclasses
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
@@ -117,6 +118,7 @@ class KIVLAForActionPrediction(KIVLAPreTrainedModel):
         self.generation_config = self.vlm.generation_config
         self.post_init()
         self._no_split_modules = _repeated_layers(self)
+        self._expert_is_compiled = False
 
     # ------------------------------------------------------------------------------------------ construction
     @classmethod
@@ -408,9 +410,25 @@ class KIVLAForActionPrediction(KIVLAPreTrainedModel):
         conditions = self.expert.time_condition(euler_times(num_steps, device)).rows()
         prefix = prefix.with_room(config.chunk_size + (state is not None), like=self.expert.action_in_proj.weight)
         x = noise.float() * real
-        for condition in conditions:
-            x = x - self.expert(x, condition, prefix, geometry, state) * (real / num_steps)
+        with ExitStack() as steps:
+            for number, condition in enumerate(conditions):
+                if number == 1 and self._expert_is_compiled:
+                    # Steps differ in their values only, so what is checked before the first one holds for all.
+                    steps.enter_context(torch.compiler.set_stance(skip_guard_eval_unsafe=True))
+                x = x - self.expert(x, condition, prefix, geometry, state) * (real / num_steps)
         return x
+
+    def compile_expert(self) -> None:
+        """Let `sample_actions` run a compiled action expert, for the life of this object: opt-in.
+
+        The first chunk then takes up to a minute, and so does the first with a prompt of another length; from then on
+        prompts of any length run the same code, two to three times as fast on a CPU. Actions are the same up to the
+        order of sums. Needs what `torch.compile` needs: on a CPU a C++ compiler.
+        """
+        # The calls between kernels weigh as much as the kernels of a small model: they, too, in C++.
+        options = {"cpp_wrapper": True} if self.expert.action_in_proj.weight.device.type == "cpu" else None
+        self.expert.compile(fullgraph=True, options=options)
+        self._expert_is_compiled = True
 
     def generate(self, *args, **kwargs):
         """The VLM still talks: its own `generate`. Inputs for the expert are left out."""

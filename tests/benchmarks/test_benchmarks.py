@@ -28,7 +28,11 @@ def test_every_row_is_there(quick_run):
     draws = [
         (f"{n} draws, one pass", against) for n in (2, 4, 8) for against in (f"{n} separate passes", "1 draw, one pass")
     ]
-    token_loss = [(f"{what}, supervised positions", "all positions") for what in ("time", "peak memory")]
+    token_loss = [
+        (row, "all positions")
+        for what in ("the whole step", "the loss alone")
+        for row in (f"{what}, supervised positions", f"peak memory of {what}")
+    ]
     floor = "its matrix products and attention alone"
     sampling = [(what, "PI0") for what in ("prefix and 10 steps", "prefix")]
     sampling += [(f"denoising loop{how}", against) for how in ("", ", compiled") for against in ("PI0", floor)]
@@ -60,7 +64,7 @@ def test_every_row_is_there(quick_run):
         ("server, no policy", "the pipeline"),
         ("99th percentile, no policy", "99th percentile"),
     ]
-    training = [training_step, pi0_training]
+    training = [training_step, training_step, pi0_training]
     assert rows == [draws, token_loss, sampling, sampling, *training, decoding, loading, serving]
 
 

@@ -71,7 +71,7 @@ def test_the_compiled_expert_gives_the_same_actions_and_is_compiled_once():
     """One graph for all steps and calls; prompts of other lengths make it compile once more, for any length."""
     model = make_model()
     plain = copy.deepcopy(model)
-    model.expert.compile(fullgraph=True)
+    model.compile_expert()
     lengths = [(4,), (6,), (9,), (12,), (4,)]
     torch._dynamo.reset()
     counters = torch._dynamo.utils.counters
