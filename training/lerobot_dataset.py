@@ -148,6 +148,12 @@ class LeRobotDataset(torch.utils.data.Dataset):
             example["robot"] = self.robot
         return example
 
+    def size_of(self, index: int) -> tuple[int, int]:
+        """How many images an item has and how many characters of text; no image is decoded."""
+        selected = int(np.searchsorted(self._item_ends, index, side="right"))
+        rows, _ = self._rows(index, selected)
+        return len(self.cameras), len(self.tasks[rows["task_index"][0].as_py()])
+
     def action_chunks(self, max_chunks: int) -> np.ndarray:
         """The `actions` of up to `max_chunks` items, spread evenly, (n, H, Da), without decoding any image."""
         items = np.unique(np.linspace(0, len(self) - 1, min(max_chunks, len(self))).round().astype(int))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import torch
 
 from .streaming import StreamedRows
@@ -170,6 +171,21 @@ class VLMDataset(torch.utils.data.Dataset):
         if len(pairs) == 1:
             return {"images": images, "text": texts[0], "response": responses[0]}
         return {"images": images, "text": texts, "response": responses}
+
+    def size_of(self, index: int) -> tuple[int, int]:
+        """How many images an item has and about how many characters of text; no image is decoded.
+
+        Raises:
+            ValueError: the rows are streamed, and come in their own order only.
+        """
+        if self.is_stream:
+            raise ValueError("Streamed rows cannot be grouped by length: they are read in their own order.")
+        number = index if self._ends is None else int(np.searchsorted(self._ends, index, side="right"))
+        row = self.rows.with_format("arrow")[number]
+        images = row[self.columns["images"]][0]
+        is_list = pa.types.is_list(images.type) or pa.types.is_large_list(images.type)
+        words = [row[column][0].as_py() for part, column in self.columns.items() if part != "images"]
+        return len(images) if is_list else int(images.is_valid), len(str(words))
 
     def _questions_and_answers(self, row: dict, images: list, number: int) -> list[tuple[str, str]]:
         part = {name: row[column] for name, column in self.columns.items()}
