@@ -11,6 +11,7 @@ from transformers import HfArgumentParser
 
 COMMANDS = {
     "train": "fine-tune a VLM into a robot policy on a LeRobot dataset",
+    "launch-files": "write files for `accelerate launch` and SLURM: DDP, FSDP2, DeepSpeed, several machines",
     "card": "write the card of a trained policy or of a LeRobot dataset",
     "profile": "show where the time of a training step goes, with the options of train",
     "recipes": "list the training recipes",

@@ -5,6 +5,7 @@ VLM no gradient at all: `None`, which an optimiser skips, and not zero, which de
 momentum. The parameters after a step must be those of a single device with the same examples.
 """
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -75,6 +76,8 @@ def keep_inputs_exact(accelerator: Accelerator) -> None:
     By default accelerate also adds gradients in bf16, and FSDP casts what the model is given: actions, noise and flow
     times would be rounded to three digits. Autocast casts where a layer computes, as it does without FSDP.
     """
+    # Of outputs that are views, in case somebody writes into them; nobody does.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     plugin = accelerator.state.fsdp_plugin
     given = plugin.mixed_precision_policy
     if given is not None:
@@ -101,10 +104,22 @@ def whole_weights(model: nn.Module) -> Iterator[None]:
             unit.set_reshard_after_forward(unit is not model, recurse=False)
 
 
+@contextmanager
+def own_class(model: nn.Module) -> Iterator[None]:
+    """For `save_pretrained`, which copies the code of the model's class: FSDP2 puts one of its own in that place."""
+    found = type(model)
+    if isinstance(model, FSDPModule):
+        model.__class__ = next(c for c in found.__mro__ if not issubclass(c, FSDPModule))
+    try:
+        yield
+    finally:
+        model.__class__ = found
+
+
 def total_norm(gradients: list[torch.Tensor]) -> torch.Tensor:
     """Of all of a gradient, also where every device has a part of it; to be called on all devices."""
     norm = torch.nn.utils.get_total_norm(gradients)
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
-__all__ = ["DDPGradients", "keep_inputs_exact", "total_norm", "whole_weights"]
+__all__ = ["DDPGradients", "keep_inputs_exact", "own_class", "total_norm", "whole_weights"]

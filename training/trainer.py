@@ -16,7 +16,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from ..modeling_kivla import KIVLAForActionPrediction
 from ..processing import ActionDecodingFailure, KIVLAProcessor
 from .collator import KIVLACollator
-from .data_parallel import DDPGradients, keep_inputs_exact, total_norm, whole_weights
+from .data_parallel import DDPGradients, keep_inputs_exact, own_class, total_norm, whole_weights
 from .evaluation_sums import ACTION_ERROR_SUMS, TOKEN_SUMS, action_error_sums, token_sums
 from .mixture import Mixture
 from .muon import MuonWithAdamW
@@ -218,6 +218,10 @@ class KIVLATrainer(Trainer):
             if count in sums and sums[count] > 0:
                 summary[name] = float(sums[total] / sums[count])
         return summary
+
+    def _save(self, *args, **kwargs) -> None:
+        with own_class(self.model):
+            super()._save(*args, **kwargs)
 
     def _issue_warnings_after_load(self, load_result) -> None:
         """Resuming with half of the weights is an error, where the library would only log a warning."""

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
-from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, GradientAccumulationPlugin
 from torch.utils.data import SequentialSampler
 
 from kivla import BinningActionTokenizer, KIVLACollator, KIVLAProcessor, KIVLATrainer, KIVLATrainingArguments
@@ -26,15 +26,8 @@ CHUNK, WIDTH, STATE = 3, 2, 2
 SIZES = {"chunk_size": CHUNK, "max_action_dim": WIDTH, "max_state_dim": STATE}
 # What the four examples of a step teach: both parts, the VLM ("say"), the expert ("act"). A rank has two of them.
 USUAL = ("both", "say", "act", "both")
-UNUSUAL = {
-    3: ("act",) * 4,
-    6: ("say",) * 4,
-    9: ("act", "act", "both", "say"),
-    12: ("say", "say", "both", "act"),
-    15: ("act",) * 4,
-    16: ("act",) * 4,
-    18: ("say",) * 4,
-}
+RANKS_DISAGREE = {9: ("act", "act", "both", "say"), 12: ("say", "say", "both", "act")}
+ONE_PART_ONLY = {3: ("act",) * 4, 6: ("say",) * 4, 15: ("act",) * 4, 16: ("act",) * 4, 18: ("say",) * 4}
 
 
 def example(index: int, teaches: str) -> dict:
@@ -46,8 +39,10 @@ def example(index: int, teaches: str) -> dict:
     return {"index": index, "images": [image], "text": f"go {index}", **values, "learned": teaches == "both"}
 
 
-def examples() -> list[dict]:
-    kinds = [kind for step in range(STEPS) for kind in UNUSUAL.get(step, USUAL)]
+def examples(both_parts: bool) -> list[dict]:
+    """`both_parts`: some example teaches the VLM and some the expert, in every step."""
+    unusual = RANKS_DISAGREE if both_parts else RANKS_DISAGREE | ONE_PART_ONLY
+    kinds = [kind for step in range(STEPS) for kind in unusual.get(step, USUAL)]
     return [example(index, kind) for index, kind in enumerate(kinds)]
 
 
@@ -69,7 +64,9 @@ class InOrder(KIVLATrainer):
         return SequentialSampler(self.train_dataset)
 
 
-def make_trainer(folder: Path, kind: str, accumulation: int = 1, config: dict | None = None, **settings) -> InOrder:
+def make_trainer(
+    folder: Path, kind: str, accumulation: int = 1, both_parts: bool = False, config: dict | None = None, **settings
+) -> InOrder:
     numbers = np.random.default_rng(0)
     statistics = {
         "actions": compute_statistics(numbers.normal(size=(50, WIDTH))),
@@ -99,41 +96,63 @@ def make_trainer(folder: Path, kind: str, accumulation: int = 1, config: dict | 
         },
     )
     if os.environ.get("ACCELERATE_USE_FSDP") == "true":
-        fsdp_on_cpu(args.mixed_precision)
+        on_cpu(args.mixed_precision, DistributedType.FSDP, fsdp_plugin=FullyShardedDataParallelPlugin())
+    elif args.deepspeed_plugin is not None:
+        plugin, args.deepspeed_plugin = args.deepspeed_plugin, None
+        plugin.select(_from_accelerator_state=True)
+        on_cpu(args.mixed_precision, DistributedType.DEEPSPEED, deepspeed_plugins={"default": plugin})
     return InOrder(
         model,
         args,
-        train_dataset=examples(),
+        train_dataset=examples(both_parts),
         eval_dataset=[example(1000 + i, kind) for i, kind in enumerate(("both", "both", "say", "say"))],
         processing_class=processor,
         data_collator=Collator(processor),
     )
 
 
-def fsdp_on_cpu(mixed_precision: str) -> None:
-    """accelerate reads its FSDP settings on accelerators only; torch itself shards on CPUs as well."""
-    plugin = FullyShardedDataParallelPlugin()
-    if mixed_precision != "no":
-        plugin.set_mixed_precision(mixed_precision)
-    Accelerator(cpu=True, mixed_precision=mixed_precision)
-    PartialState._shared_state["distributed_type"] = DistributedType.FSDP
-    AcceleratorState._shared_state["fsdp_plugin"] = plugin
+def on_cpu(mixed_precision: str, distributed_type: DistributedType, **plugins) -> None:
+    """accelerate goes by these settings on accelerators only; torch and DeepSpeed themselves share out on CPUs, too."""
+    accumulation = GradientAccumulationPlugin(num_steps=1)  # is the Trainer's
+    Accelerator(cpu=True, mixed_precision=mixed_precision, gradient_accumulation_plugin=accumulation)
+    if mixed_precision != "no" and "fsdp_plugin" in plugins:
+        plugins["fsdp_plugin"].set_mixed_precision(mixed_precision)
+    PartialState._shared_state["distributed_type"] = distributed_type
+    AcceleratorState._shared_state |= plugins
 
 
 def results(trainer: KIVLATrainer) -> dict:
     """Losses of every step, and the weights after the last one, whole."""
     names = ("loss", "token_loss", "flow_loss", "grad_norm", "backbone_grad_norm", "expert_grad_norm")
     history = [{n: entry[n] for n in names if n in entry} for entry in trainer.state.log_history if "loss" in entry]
-    weights = trainer.accelerator.get_state_dict(trainer.model)
+    weights = trainer.accelerator.get_state_dict(trainer.deepspeed if trainer.is_deepspeed_enabled else trainer.model)
     return {"history": history, "weights": {name: weight.cpu().clone() for name, weight in weights.items()}}
 
 
 def run(folder: Path, name: str) -> None:
+    """A training as its name says; writes FOLDER/NAME.pt.
+
+    Names are HOW-KIND and any of `accumulated`, `both` (see `examples`), `evaluated`, `bf16`, and `resumed`: stopped
+    after half of the steps and begun again, its policy in FOLDER/NAME.
+    """
     how, kind, *variants = name.split("-")
     if how == "ddp":
         os.environ.pop("ACCELERATE_USE_FSDP", None)
-    trainer = make_trainer(folder / "run", kind, accumulation=2 if "accumulated" in variants else 1)
-    trainer.train()
+    options = {
+        "kind": kind,
+        "accumulation": 2 if "accumulated" in variants else 1,
+        "both_parts": "both" in variants,
+        "bf16": "bf16" in variants,
+    }
+    checkpoint = None
+    if "resumed" in variants:
+        first = make_trainer(folder / name, **options, max_steps=STEPS // 2, save_strategy="steps", save_steps=5)
+        first.train()
+        checkpoint = str(folder / name / f"checkpoint-{STEPS // 2}")
+    trainer = make_trainer(folder / name, **options)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    if "resumed" in variants:
+        trainer.save_model(str(folder / name))
     found = results(trainer)
     if "evaluated" in variants:
         found["metrics"] = trainer.evaluate()
