@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from . import decoding, loading, noise_draws, pi0_training, sampling, serving, token_loss, training_step
+from . import bucketing, decoding, loading, noise_draws, pi0_training, sampling, serving, token_loss, training_step
 from .policies import MEDIUM, PROPORTIONED, SMALL
 from .report import as_json, as_markdown
 
@@ -20,6 +20,7 @@ MEASUREMENTS = (
     partial(training_step.measure, size=PROPORTIONED),
     partial(training_step.measure, size=MEDIUM),
     pi0_training.measure,
+    bucketing.measure,
     decoding.measure,
     loading.measure,
     serving.measure,

@@ -2,17 +2,15 @@
 
 import copy
 from contextlib import nullcontext
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from unittest.mock import patch
 
 import numpy as np
 import torch
 
 from kivla.modeling_kivla import modeling_kivla
-from kivla.tabletop import TABLETOP_VLM, TabletopArguments, new_policy, record
-from kivla.training import LeRobotDataset
+from kivla.tabletop import TabletopArguments
 
+from .demo import demonstrated
 from .policies import millions
 from .report import Comparison, Measurement
 from .timing import interleaved
@@ -23,10 +21,7 @@ VOCABULARY = 257_152  # PaliGemma's
 
 def measure(quick: bool) -> Measurement:
     args = TabletopArguments(num_demonstrations=2 if quick else 50)
-    with TemporaryDirectory() as folder:
-        record(Path(folder) / "demonstrations", args)
-        data = LeRobotDataset(Path(folder) / "demonstrations", args.chunk_size)
-        model, processor = new_policy(TABLETOP_VLM, data, args)
+    with demonstrated(args) as (data, model, processor):
         examples = [data[i] for i in np.linspace(0, len(data) - 1, BATCH).astype(int).tolist()]
     model.eval()
     torch.manual_seed(0)

@@ -2,17 +2,16 @@
 
 import io
 from functools import partial
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
 from PIL import Image
 
-from kivla.tabletop import TABLETOP_VLM, TabletopArguments, new_policy, record
-from kivla.training import KIVLACollator, LeRobotDataset
+from kivla.tabletop import TabletopArguments
+from kivla.training import KIVLACollator
 from kivla.training.muon import MuonWithAdamW
 
+from .demo import demonstrated
 from .policies import millions
 from .report import Comparison, Measurement
 from .timing import interleaved
@@ -20,11 +19,7 @@ from .timing import interleaved
 
 def measure(quick: bool) -> Measurement:
     args = TabletopArguments(num_demonstrations=2 if quick else 100, batch_size=4 if quick else 32)
-    with TemporaryDirectory() as folder:
-        demonstrations = Path(folder) / "demonstrations"
-        record(demonstrations, args)
-        data = LeRobotDataset(demonstrations, args.chunk_size)
-        model, processor = new_policy(TABLETOP_VLM, data, args)
+    with demonstrated(args) as (data, model, processor):
         model.vlm.get_encoder("image").requires_grad_(False)  # as in the demo
         optimizer = MuonWithAdamW(model.named_parameters(), lr=1e-9)
         collate = KIVLACollator(processor)

@@ -64,7 +64,7 @@ def test_every_row_is_there(quick_run):
         ("server, no policy", "the pipeline"),
         ("99th percentile, no policy", "99th percentile"),
     ]
-    training = [training_step, training_step, pi0_training]
+    training = [training_step, training_step, pi0_training, [("in buckets", "as they come")]]
     assert rows == [draws, token_loss, sampling, sampling, *training, decoding, loading, serving]
 
 

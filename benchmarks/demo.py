@@ -1,0 +1,21 @@
+"""The demo's demonstrations and policy, for measurements on real data."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from kivla.modeling_kivla import KIVLAForActionPrediction
+from kivla.processing import KIVLAProcessor
+from kivla.tabletop import TABLETOP_VLM, TabletopArguments, new_policy, record
+from kivla.training import LeRobotDataset
+
+
+@contextmanager
+def demonstrated(args: TabletopArguments) -> Iterator[tuple[LeRobotDataset, KIVLAForActionPrediction, KIVLAProcessor]]:
+    """Demonstrations, and an untrained policy on the small pretrained VLM; the files are there while the context is."""
+    with TemporaryDirectory() as folder:
+        demonstrations = Path(folder) / "demonstrations"
+        record(demonstrations, args)
+        data = LeRobotDataset(demonstrations, args.chunk_size)
+        yield data, *new_policy(TABLETOP_VLM, data, args)
