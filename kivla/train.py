@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 from peft import PeftModel, get_peft_model
 from torch.utils.data import Dataset, Subset
-from transformers.trainer_utils import get_last_checkpoint
 
 from . import (
     BinningActionTokenizer,
@@ -191,8 +190,7 @@ def run(arguments: Sequence[str]) -> None:
             print(f"\nStage {number} of {len(stages)}: trains {' and '.join(stage.trains)}, {stage.config}")
         trainer = make_trainer(model_args, data_args, stage_args, stage, start)
         before = answers_before(trainer, output_dir / "vlm_before.json")
-        checkpoint = get_last_checkpoint(folder) if folder.is_dir() else None
-        trainer.train(resume_from_checkpoint=args.resume_from_checkpoint or checkpoint)
+        trainer.train(resume_from_checkpoint=args.resume_from_checkpoint or trainer.newest_checkpoint())
         trainer.state.log_history.insert(0, {**before, "step": 0})
         save(trainer, folder)
         start = folder
@@ -220,7 +218,9 @@ def run(arguments: Sequence[str]) -> None:
 
 
 def save(trainer: KIVLATrainer, folder: Path) -> None:
-    """The policy, whole, for whatever comes next; with LoRA also the updates alone, in `adapter/`."""
+    """The policy, whole, for whatever comes next; with LoRA also the updates alone, in `adapter/`. With `--ema_decay`
+    both are the averaged weights."""
+    trainer.take_average()
     if isinstance(trainer.model, PeftModel):
         trainer.save_model(str(folder / "adapter"))
         trainer.model = trainer.model_wrapped = trainer.model.merge_and_unload()

@@ -19,6 +19,15 @@ class KIVLATrainingArguments(TrainingArguments):
             robot units; otherwise it reports losses only.
         eval_num_steps (`int`, *optional*): Euler steps for those chunks; the model's `num_inference_steps` if None.
         remove_unused_columns (`bool`, defaults to `False`): examples are dicts of images, text, state and actions.
+        ema_decay (`float`, *optional*): average the trained weights, `average = ema_decay · average + (1 - ema_decay) ·
+            weight` after every step (openpi: 0.99 or 0.999). The average is what is evaluated and what `save_model`
+            writes; checkpoints have both.
+        on_nonfinite (`str`, defaults to `"stop"`): what to do where loss or gradient of a step are NaN or infinite:
+            "stop" with an error that names the examples, or "skip" the step with a warning (10 in a row are an error).
+            Neither changes weights, optimiser or average.
+        bucket_by_length (`bool`, defaults to `False`): with several micro-batches in a step, put examples of like
+            length into one, for less padding. The step is the same. For datasets with a method `size_of(index)`: those
+            of kivla, not streamed.
         ddp_find_unused_parameters (`bool`, defaults to `False`): the trainer deals with parameters that a step does not
             use, and DDP need not search for them.
     """
@@ -38,12 +47,25 @@ class KIVLATrainingArguments(TrainingArguments):
     remove_unused_columns: bool = field(
         default=False, metadata={"help": "Keep False: examples are dicts of images, text, state and actions."}
     )
+    ema_decay: float | None = field(
+        default=None, metadata={"help": "Average the weights, and evaluate and deploy the average; openpi: 0.99."}
+    )
+    on_nonfinite: str = field(
+        default="stop", metadata={"help": "At a step whose loss or gradient is NaN or infinite: stop, or skip it."}
+    )
+    bucket_by_length: bool = field(
+        default=False, metadata={"help": "Let micro-batches of a step hold examples of like length: less padding."}
+    )
     ddp_find_unused_parameters: bool | None = field(
         default=False, metadata={"help": "Keep False: the trainer deals with parameters that a step does not use."}
     )
 
     def __post_init__(self):
         super().__post_init__()
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise ValueError(f"ema_decay lies between 0 and 1 (usually 0.99 to 0.9999), got {self.ema_decay}.")
+        if self.on_nonfinite not in ("stop", "skip"):
+            raise ValueError(f'on_nonfinite is "stop" or "skip", got {self.on_nonfinite!r}.')
         if self.muon and self.expert_learning_rate is not None:
             raise ValueError(
                 "Muon's updates have one size for all parts: give either muon or expert_learning_rate, not both."

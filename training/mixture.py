@@ -50,12 +50,22 @@ class Mixture(torch.utils.data.Dataset):
         return len(self._source)
 
     def __getitem__(self, index: int):
+        source, item = self.locate(index)
+        return source[item]
+
+    def locate(self, index: int) -> tuple[torch.utils.data.Dataset, int]:
+        """The source of example `index`, and which of its items it is."""
         number = int(self._source[index])
         source = self.sources[number]
         epoch, position = divmod(int(self._turn[index]), len(source))
         if self._in_order[number]:
-            return source[position]
-        return source[int(self._order(number, epoch)[position])]
+            return source, position
+        return source, int(self._order(number, epoch)[position])
+
+    def size_of(self, index: int) -> tuple[int, int]:
+        """Images and characters of text of an example, without reading them."""
+        source, item = self.locate(index)
+        return source.size_of(item)
 
     def _shuffled(self, number: int, epoch: int) -> np.ndarray:
         return np.random.default_rng((self.seed, number, epoch)).permutation(len(self.sources[number]))

@@ -10,7 +10,6 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.profiler import record_function
 from torch.utils.data import DataLoader, SequentialSampler
 from tqdm.auto import tqdm
-from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
 
 from ..modeling_kivla import KIVLAForActionPrediction
@@ -20,15 +19,17 @@ from .data_parallel import DDPGradients, keep_inputs_exact, own_class, total_nor
 from .evaluation_sums import ACTION_ERROR_SUMS, TOKEN_SUMS, action_error_sums, token_sums
 from .mixture import Mixture
 from .muon import MuonWithAdamW
+from .resumable_trainer import ResumableTrainer
 
 _LOSS_SUMS = (*TOKEN_SUMS, "flow_loss", "action_values")
 # Of what the model says: chunks that did not decode, of how many; answers that are right, of how many.
 _SAID_SUMS = ("decoding_failures", "decoded", "right_answers", "answers")
 
 
-class KIVLATrainer(Trainer):
+class KIVLATrainer(ResumableTrainer):
     r"""
-    Fine-tunes a KIVLA model: `loss = token_loss + flow_loss_weight · flow_loss`.
+    Fine-tunes a KIVLA model: `loss = token_loss + flow_loss_weight · flow_loss`. What it does about interruptions and
+    faults is in [`ResumableTrainer`].
 
     Both terms are means over supervised positions of the *whole* optimiser step, across devices and accumulation steps,
     so that splitting a batch does not change its gradient. The log has `token_loss`, `flow_loss`, `token_accuracy`,
@@ -64,7 +65,6 @@ class KIVLATrainer(Trainer):
         self._gradient_norms: dict[str, torch.Tensor] = {}
         self._learned: list[list[int]] = []
         self._ddp_gradients: DDPGradients | None = None
-        self.add_callback(_SeedByRank())
 
     # ------------------------------------------------------------------------------------------------- training
     def create_accelerator_and_postprocess(self) -> None:
@@ -122,10 +122,14 @@ class KIVLATrainer(Trainer):
         """(2,): supervised tokens and real action values in this optimiser step, over all devices."""
         if not batch_samples:
             return None
-        counts = [[*_supervised_counts(batch), torch.tensor(int("pixel_values" in batch))] for batch in batch_samples]
-        counts = torch.stack([torch.stack([n.to(device) for n in row]) for row in counts])  # (batches, 3)
+        flag = torch.tensor(int(self.received_signal > 0))
+        counts = [
+            [*_supervised_counts(batch), torch.tensor(int("pixel_values" in batch)), flag] for batch in batch_samples
+        ]
+        counts = torch.stack([torch.stack([n.to(device) for n in row]) for row in counts])  # (batches, 4)
         counts = self.accelerator.reduce(counts, reduction="sum")
-        self._learned = counts.tolist()
+        self._learned = [row[:3] for row in counts.tolist()]
+        self.stop_is_agreed = bool(counts[0, 3])
         self._check_images([with_images for _, _, with_images in self._learned])
         return counts[:, :2].sum(0)
 
@@ -179,6 +183,9 @@ class KIVLATrainer(Trainer):
         self._sums = self._sums.to(outputs.loss.device)
         self._sums += torch.stack([sums[name].sum().to(self._sums) for name in _LOSS_SUMS])
 
+    def sums_since_log(self) -> dict[str, torch.Tensor]:
+        return {**super().sums_since_log(), "parts": self._sums}
+
     def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
         if isinstance(model, DistributedDataParallel) and self._ddp_gradients is None:
             self._ddp_gradients = DDPGradients(model)
@@ -219,9 +226,13 @@ class KIVLATrainer(Trainer):
                 summary[name] = float(sums[total] / sums[count])
         return summary
 
-    def _save(self, *args, **kwargs) -> None:
-        with own_class(self.model):
-            super()._save(*args, **kwargs)
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        """The library's. Weights gathered from several devices (`state_dict`) are copies: of tied ones, one is kept."""
+        model = self.accelerator.unwrap_model(self.model)
+        if state_dict is not None:
+            state_dict = {n: weight for n, weight in state_dict.items() if n not in model.all_tied_weights_keys}
+        with own_class(model):
+            super()._save(output_dir, state_dict)
 
     def _issue_warnings_after_load(self, load_result) -> None:
         """Resuming with half of the weights is an error, where the library would only log a warning."""
@@ -352,14 +363,6 @@ class KIVLATrainer(Trainer):
             for i in count.nonzero().flatten().tolist():
                 metrics[f"action_mae_{i}"] = float(totals["absolute_error"][i] / count[i])
         return metrics
-
-
-class _SeedByRank(TrainerCallback):
-    """Ranks must not draw the same noise for different examples. (A resumed run then loads its own random state.)"""
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        if args.world_size > 1:
-            torch.manual_seed(args.seed + args.process_index)
 
 
 def _is_expert(parameter_name: str) -> bool:

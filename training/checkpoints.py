@@ -1,0 +1,231 @@
+"""Checkpoint folders that are either whole or recognised as not whole.
+
+A checkpoint is written to `unfinished/checkpoint-N`, gets a manifest with the size and hash of every file, is brought
+to the disk (fsync) and only then becomes `checkpoint-N`, by one rename. A process may be killed at any moment: what is
+called `checkpoint-N` was complete once, and whether it still is, the manifest tells.
+"""
+
+import errno
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+UNFINISHED = "unfinished"
+MANIFEST = "manifest.json"
+PART_SIZE = 64 * 2**20  # files are hashed in parts, side by side: one large file would keep one core busy
+_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+
+logger = logging.getLogger(__name__)
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint could not be written, or the one that was named is damaged."""
+
+
+# ------------------------------------------------------------------------------------------------------------ writing
+def write_manifest(folder: Path) -> None:
+    """`manifest.json`: size and hash of every file in the folder. Files and folders are brought to the disk first."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    entries = {str(path.relative_to(folder)): {"size": path.stat().st_size, "sha256": digest(path)} for path in files}
+    manifest = folder / MANIFEST
+    manifest.write_text(json.dumps({"part_size": PART_SIZE, "files": entries}, indent=1) + "\n")
+    for path in (*files, manifest, *(path for path in folder.rglob("*") if path.is_dir()), folder):
+        fsync(path)
+
+
+def digest(path: Path, part_size: int = PART_SIZE) -> str:
+    """SHA-256 over the SHA-256 digests of the file's parts."""
+    starts = range(0, path.stat().st_size, part_size)
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        parts = pool.map(lambda start: _digest_of_part(path, start, part_size), starts)
+        return hashlib.sha256(b"".join(parts)).hexdigest()
+
+
+def _digest_of_part(path: Path, start: int, size: int) -> bytes:
+    result = hashlib.sha256()
+    with path.open("rb") as stream:
+        stream.seek(start)
+        while size > 0 and (block := stream.read(min(size, 2**20))):
+            result.update(block)
+            size -= len(block)
+    return result.digest()
+
+
+def fsync(path: Path) -> None:
+    """A file's content, or a folder's list of names, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def publish(folder: Path, final: Path) -> None:
+    """A complete folder of the same disk gets its manifest and its name; what had the name before goes."""
+    write_manifest(folder)
+    if final.exists():
+        replaced = folder.with_name(f"replaced-{final.name}")
+        final.rename(replaced)
+        folder.rename(final)
+        shutil.rmtree(replaced)
+    else:
+        folder.rename(final)
+    fsync(final.parent)
+
+
+@contextmanager
+def written_aside(folder: Path, is_writer: bool) -> Iterator[Path]:
+    """A folder to write a model into; its files come into `folder` when all of them are on the disk.
+
+    The model in `folder` is never half old and half new without being recognised: `config.json`, without which nothing
+    loads, is taken away first and comes back last.
+
+    Args:
+        is_writer: False on the devices that write nothing.
+    """
+    aside = folder / UNFINISHED / "model"
+    if is_writer:
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+    yield aside
+    if not is_writer:
+        return
+    files = sorted(path.relative_to(aside) for path in aside.rglob("*") if path.is_file())
+    for file in files:
+        fsync(aside / file)
+    (folder / "config.json").unlink(missing_ok=True)
+    for file in sorted(files, key=lambda file: file == Path("config.json")):
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        os.replace(aside / file, folder / file)
+    fsync(folder)
+    shutil.rmtree(folder / UNFINISHED)
+
+
+# ------------------------------------------------------------------------------------------------------------ reading
+def problem_of(checkpoint: Path) -> str | None:
+    """Why a checkpoint cannot be resumed from; None if every file is as it was written.
+
+    Reads all of it: about a second for each gigabyte and core.
+    """
+    if not (checkpoint / MANIFEST).is_file():
+        return f"it has no {MANIFEST}: it was being removed, or was written by another program"
+    try:
+        manifest = json.loads((checkpoint / MANIFEST).read_text())
+        files, part_size = manifest["files"], manifest["part_size"]
+    except (ValueError, KeyError, TypeError):
+        return f"its {MANIFEST} is damaged"
+    for name, entry in files.items():  # sizes first: that takes no time
+        path = checkpoint / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != entry["size"]:
+            return f"{name} has {path.stat().st_size} bytes, but {entry['size']} were written"
+    for name, entry in files.items():
+        if digest(checkpoint / name, part_size) != entry["sha256"]:
+            return f"the content of {name} is not what was written"
+    if "trainer_state.json" not in files or "scheduler.pt" not in files:
+        return "it holds weights only (save_only_model)"
+    return None
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The folders `checkpoint-N`, newest (largest N) first."""
+    found = [path for path in folder.glob("checkpoint-*") if _CHECKPOINT.fullmatch(path.name) and path.is_dir()]
+    return sorted(found, key=lambda path: int(_CHECKPOINT.fullmatch(path.name)[1]), reverse=True)
+
+
+def newest_good_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint that can be resumed from.
+
+    Newer ones that cannot are named in a warning, with the reason, and become `damaged-checkpoint-N`: they neither
+    count as the newest when old checkpoints are removed, nor are they lost.
+    """
+    for checkpoint in checkpoints(folder):
+        problem = problem_of(checkpoint)
+        if problem is None:
+            return checkpoint
+        aside = folder / f"damaged-{checkpoint.name}"
+        if aside.exists():
+            shutil.rmtree(aside)
+        checkpoint.rename(aside)
+        logger.warning(
+            "%s cannot be resumed from: %s. It is now called %s; going on with the checkpoint before.",
+            checkpoint,
+            problem,
+            aside.name,
+        )
+    return None
+
+
+# --------------------------------------------------------------------------------------------------------------- room
+def check_output_folder(folder: Path, needed: int, wanted: int) -> None:
+    """Before the first step: can checkpoints be written?
+
+    Args:
+        needed: bytes without which the run cannot end well.
+        wanted: bytes of all checkpoints that will be kept together.
+
+    Raises:
+        OSError: the folder cannot be written to, or its disk has less than `needed` bytes free.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as stream:
+            stream.write(b"kivla")
+    except OSError as error:
+        raise OSError(
+            error.errno, f"Checkpoints cannot be written to {folder}: {error.strerror}. Choose another output_dir."
+        ) from error
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise OSError(
+            errno.ENOSPC,
+            f"The disk of {folder} has {_gigabytes(free)} free, but a checkpoint and the final policy take about "
+            f"{_gigabytes(needed)}. Make room, or choose another output_dir",
+        )
+    if free < wanted:
+        logger.warning(
+            "The disk of %s has %s free, but the checkpoints of this run will take about %s. Set save_total_limit, or "
+            "make room.",
+            folder,
+            _gigabytes(free),
+            _gigabytes(wanted),
+        )
+
+
+def not_written(checkpoint: Path, error: Exception) -> CheckpointError:
+    """What people need to know when a checkpoint could not be written."""
+    folder = checkpoint.parent
+    last = next((path.name for path in checkpoints(folder) if (path / MANIFEST).is_file()), None)
+    left = f"{last} is whole: start the same command again to go on from there" if last else "No checkpoint was written"
+    free = f"{_gigabytes(shutil.disk_usage(folder).free)} are free. " if folder.is_dir() else ""
+    return CheckpointError(
+        f"{checkpoint} could not be written ({type(error).__name__}: {error}). {free}Nothing half-written was left. "
+        f"{left}."
+    )
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
+
+
+__all__ = [
+    "MANIFEST",
+    "UNFINISHED",
+    "CheckpointError",
+    "check_output_folder",
+    "checkpoints",
+    "newest_good_checkpoint",
+    "not_written",
+    "problem_of",
+    "publish",
+    "written_aside",
+]

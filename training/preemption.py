@@ -1,0 +1,63 @@
+"""Signals that ask a run to make room: SIGTERM, and SIGUSR1 as `sbatch --signal=USR1@120` sends it."""
+
+import logging
+import signal
+import threading
+
+logger = logging.getLogger(__name__)
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
+
+class Preempted(SystemExit):
+    """The run was asked to stop, and has written a checkpoint.
+
+    The exit status is 128 + the signal's number (143 for SIGTERM, 138 for SIGUSR1). This is what shells, containers
+    and schedulers report of a process that the signal itself ended, so that whatever starts pre-empted jobs again does
+    so here; it is neither 0, a run that is done, nor 1, a run that failed.
+    """
+
+
+class StopSignals:
+    """Takes note of the signals while training; a context manager.
+
+    Outside of the main thread, where Python allows no handlers, it does nothing.
+    """
+
+    def __init__(self):
+        self.received: int | None = None
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> "StopSignals":
+        self.received = None
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        return self
+
+    def _note(self, number: int, frame) -> None:
+        # A scheduler and a launcher may both send it: more of them change nothing.
+        if self.received is None:
+            self.received = number
+            logger.warning("Received %s: stopping after this step.", signal.Signals(number).name)
+
+    def __exit__(self, kind, error, trace) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+        if kind is None and self.received is not None:
+            signal.raise_signal(self.received)  # it came after the last step: what it does otherwise
+
+    def stop(self, checkpoint: str, number: int) -> None:
+        """
+        Raises:
+            Preempted: always.
+        """
+        logger.warning(
+            "Stopped by %s. Everything up to here is in %s: start the same command again to go on.",
+            signal.Signals(number).name,
+            checkpoint,
+        )
+        raise Preempted(128 + number)
+
+
+__all__ = ["SIGNALS", "Preempted", "StopSignals"]

@@ -1,0 +1,410 @@
+"""ResumableTrainer: the library's Trainer for runs that last long, and are interrupted."""
+
+import contextlib
+import json
+import logging
+import math
+import shutil
+from pathlib import Path
+
+import torch
+from accelerate.utils import broadcast_object_list
+from torch.distributed.tensor import DTensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_utils import rotate_checkpoints
+
+from .checkpoints import (
+    UNFINISHED,
+    CheckpointError,
+    check_output_folder,
+    newest_good_checkpoint,
+    not_written,
+    problem_of,
+    publish,
+    written_aside,
+)
+from .ema import EMA_FILE, WeightAverage
+from .example_order import ExampleOrder, NumberedCollator, NumberedExamples, SeedEveryStep, obey_parent_alone
+from .preemption import StopSignals
+from .step_buckets import StepBuckets
+from .watch import LossWatch, NonFiniteError, name_examples
+
+logger = logging.getLogger(__name__)
+
+MAX_SKIPPED_IN_A_ROW = 10
+
+
+class ResumableTrainer(Trainer):
+    r"""
+    What a run needs that may be interrupted at any moment, and must not go wrong unseen:
+
+    * **Exact resumption.** A run that is killed and started again, however often, ends with the same weights, bit for
+      bit, as one that is not, on the same number of devices. Beside what the library saves, this takes an order of
+      examples and random numbers that depend on seed and position alone (`example_order`), and the losses since the
+      last log entry.
+    * **Whole checkpoints** (`checkpoints`): written aside, hashed, and named at the end; damaged ones are recognised.
+    * **Pre-emption** (`preemption`): SIGTERM and SIGUSR1 end the run after the step, with a checkpoint.
+    * **An average of the weights** (`ema_decay`): evaluated, and written by `save_model`.
+    * **Non-finite** losses and gradients reach neither weights, optimiser nor average (`on_nonfinite`).
+
+    Raises:
+        ValueError: `ema_decay` where a device does not have whole parameters of its own (FSDP version 1, DeepSpeed), or
+            `save_on_each_node`.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        if self.args.save_on_each_node:
+            raise ValueError("Checkpoints need one output_dir that all nodes share: leave out save_on_each_node.")
+        is_fsdp1 = self.is_fsdp_enabled and not self.accelerator.is_fsdp2
+        if self.args.ema_decay is not None and (is_fsdp1 or self.is_deepspeed_enabled):
+            raise ValueError("ema_decay works on one device, with DDP and with FSDP version 2.")
+        self.average: WeightAverage | None = None
+        self.skipped_steps = 0
+        self._signals = StopSignals()
+        self.stop_is_agreed = False  # on several devices, by what they tell each other before every step
+        self._order: ExampleOrder | None = None
+        self._resumed_from: Path | None = None
+        self._verified: Path | None = None
+        self._aside: Path | None = None  # where a checkpoint is being written
+        self._newest: Path | None = None  # what this process wrote or read last
+        self._loss_before = 0.0  # sum of the losses that were logged before this process began
+        # Of the running step: losses, examples and what had been summed up before it.
+        self._step_losses: list[torch.Tensor] = []
+        self._step_origins: list[list[dict]] = []
+        self._sums_before: dict[str, torch.Tensor] = {}
+        self._step_is_skipped = False
+        self._skipped_in_a_row = 0
+        self.add_callback(SeedEveryStep())
+        self.add_callback(LossWatch())
+        self.add_callback(_Hooks(self))
+
+    # --------------------------------------------------------------------------------------------------------- resume
+    def newest_checkpoint(self) -> str | None:
+        """The newest checkpoint in `output_dir` that is whole; None if there is none. To be called on all devices."""
+        found = newest_good_checkpoint(Path(self.args.output_dir)) if self.is_world_process_zero() else None
+        (found,) = broadcast_object_list([found])
+        self._verified = found
+        return None if found is None else str(found)
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
+        """
+        Args:
+            resume_from_checkpoint: a checkpoint's folder, or True for the newest whole one in `output_dir`.
+
+        Raises:
+            ValueError: there is none.
+            CheckpointError: the one that was named is damaged; or a checkpoint could not be written.
+            NonFiniteError: see `on_nonfinite`.
+            Preempted: the run was asked to stop, and has written a checkpoint.
+            OSError: `output_dir` cannot be written to, or its disk is full.
+        """
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = self.newest_checkpoint()
+            if resume_from_checkpoint is None:
+                raise ValueError(f"There is no checkpoint to resume from in {self.args.output_dir}.")
+        self._resumed_from = Path(resume_from_checkpoint) if resume_from_checkpoint else None
+        if self._resumed_from not in (None, self._verified):
+            problem = problem_of(self._resumed_from) if self.is_world_process_zero() else None
+            (problem,) = broadcast_object_list([problem])
+            if problem is not None:
+                raise CheckpointError(f"{self._resumed_from} cannot be resumed from: {problem}.")
+        self._newest = self._resumed_from
+        with self._signals:
+            return super().train(resume_from_checkpoint or None, *args, **kwargs)
+
+    def sums_since_log(self) -> dict[str, torch.Tensor]:
+        """What this device has summed up since the last log entry; the tensors themselves."""
+        return {"loss": self._tr_loss}
+
+    def _progress(self) -> dict:
+        return {
+            "world_size": self.args.world_size,
+            "sums": {name: values.tolist() for name, values in self.sums_since_log().items()},
+            "logged_loss": self._loss_before + self._total_loss_scalar,
+            "last_logged": self._globalstep_last_logged,
+            "skipped_steps": self.skipped_steps,
+        }
+
+    def _load_progress(self, progress: dict) -> None:
+        for name, values in self.sums_since_log().items():
+            values.copy_(torch.tensor(progress["sums"][name]))
+        self._loss_before = progress["logged_loss"]
+        self._globalstep_last_logged = progress["last_logged"]
+        self.skipped_steps = progress["skipped_steps"]
+        if progress["world_size"] != self.args.world_size:
+            logger.warning(
+                "Resuming on %d devices what was trained on %d: other examples come together, and the result is not "
+                "that of an undisturbed run.",
+                self.args.world_size,
+                progress["world_size"],
+            )
+
+    def _progress_file(self, folder: Path) -> Path:
+        return folder / f"progress_{self.args.process_index}.json"
+
+    def _begin(self) -> None:
+        """Before the first step; model, optimiser and scheduler are those of the checkpoint by now."""
+        self._check_room()
+        self._loss_before, self.skipped_steps, self._skipped_in_a_row = 0.0, 0, 0
+        checkpoint = self._resumed_from
+        if checkpoint is not None and self._progress_file(checkpoint).is_file():
+            self._load_progress(json.loads(self._progress_file(checkpoint).read_text()))
+        self.average = None
+        if self.args.ema_decay is not None:
+            self.average = WeightAverage(self.accelerator.unwrap_model(self.model), self.args.ema_decay)
+            if checkpoint is not None:
+                self.average.load(checkpoint)
+        elif checkpoint is not None and (checkpoint / EMA_FILE).is_file():
+            raise ValueError(f"{checkpoint} has an average of the weights: resume with the same ema_decay.")
+
+    def _get_dataloader(self, dataset: Dataset, *args, sampler_fn=None, is_training: bool = False, **kwargs):
+        """Training examples come numbered; streams, which have no positions, stay as they are."""
+        if not is_training or isinstance(dataset, IterableDataset):
+            return super()._get_dataloader(dataset, *args, sampler_fn=sampler_fn, is_training=is_training, **kwargs)
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+
+        def order(numbered):
+            sampler = sampler_fn(dataset)
+            if type(sampler) not in (RandomSampler, SequentialSampler):
+                return sampler
+            self._order = ExampleOrder(len(numbered), seed, shuffle=isinstance(sampler, RandomSampler))
+            if not self.args.bucket_by_length:
+                return self._order
+            step_size = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+            return StepBuckets(self._order, step_size, lambda number: dataset.size_of(number % len(dataset)))
+
+        numbered = NumberedExamples(dataset, seed)
+        loader = super()._get_dataloader(numbered, *args, sampler_fn=order, is_training=True, **kwargs)
+        base: DataLoader = loader.base_dataloader
+        base.collate_fn = NumberedCollator(base.collate_fn)
+        base.worker_init_fn = obey_parent_alone
+        base.generator = torch.Generator().manual_seed(seed)  # otherwise it draws from the model's random numbers
+        return loader
+
+    def get_batch_samples(self, *args, **kwargs):
+        if self.state.global_step >= self.state.max_steps:
+            return [], None  # resumed at the end: the library would take one more step
+        batches, counts = super().get_batch_samples(*args, **kwargs)
+        self._step_origins = [batch.pop("origins", []) for batch in batches]
+        self._step_losses = []
+        self._sums_before = {name: values.clone() for name, values in self.sums_since_log().items()}
+        return batches, counts
+
+    # --------------------------------------------------------------------------------------------------- checkpoints
+    def _get_output_dir(self, trial) -> str:
+        return super()._get_output_dir(trial) if self._aside is None else str(self._aside)
+
+    def _save_checkpoint(self, model, trial) -> None:
+        final = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
+        if self._newest == final and final.is_dir():
+            return  # nothing has happened since it was written
+        best = self.state.best_model_checkpoint
+        aside = final.parent / UNFINISHED
+        try:
+            if self.is_world_process_zero():
+                self._clear(aside)
+            self.accelerator.wait_for_everyone()
+            self._aside = aside
+            super()._save_checkpoint(model, trial)
+            self._aside = None
+            self.state.best_model_checkpoint = self._best_checkpoint(final, best)
+            if self.average is not None:
+                self.average.save(aside / final.name, self.args.should_save)
+            self.accelerator.wait_for_everyone()  # all have written their part
+            if self.is_world_process_zero():
+                self.state.save_to_json(str(aside / final.name / "trainer_state.json"))
+                publish(aside / final.name, final)
+                aside.rmdir()
+        except Exception as error:
+            self._aside = None
+            if self.is_world_process_zero():
+                shutil.rmtree(aside, ignore_errors=True)
+            raise not_written(final, error) from error
+        self.accelerator.wait_for_everyone()
+        self._newest = final
+        if self.args.push_to_hub:
+            super()._push_from_checkpoint(str(final))
+        if self.args.should_save:
+            rotate_checkpoints(
+                output_dir=str(final.parent),
+                save_total_limit=self.args.save_total_limit,
+                best_model_checkpoint=self.state.best_model_checkpoint,
+                use_mtime=True,
+            )
+
+    def _clear(self, aside: Path) -> None:
+        if not aside.parent.is_dir():
+            logger.warning(
+                "%s was removed while training. It is made anew; earlier checkpoints are gone.", aside.parent
+            )
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+
+    def _best_checkpoint(self, final: Path, before: str | None) -> str | None:
+        if not self.state.best_global_step:
+            return before
+        best = final.with_name(f"checkpoint-{self.state.best_global_step}")
+        return str(best) if best == final or best.is_dir() else before
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Only once the checkpoint has its name."""
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        self._progress_file(Path(output_dir)).write_text(json.dumps(self._progress()))
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        if self._aside is not None:
+            return super()._save(output_dir, state_dict)
+        with written_aside(Path(output_dir or self.args.output_dir), self.args.should_save) as aside:
+            super()._save(str(aside), state_dict)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As the library's; with `ema_decay` the averaged weights. (Checkpoints have both.)"""
+        with self._deployed_weights() if self._aside is None else contextlib.nullcontext():
+            super().save_model(output_dir, _internal_call)
+
+    def _check_room(self) -> None:
+        """Weights, two numbers of an optimiser for each trained one, and the average: what a checkpoint takes."""
+        model = self.accelerator.unwrap_model(self.model)
+        weights = sum(p.numel() * p.element_size() for p in model.parameters())
+        trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+        averaged = sum(4 * p.numel() for p in model.parameters() if p.requires_grad and self.args.ema_decay is not None)
+        checkpoint = weights + 2 * trained + averaged
+        kept = self.state.max_steps // max(self.state.save_steps, 1)
+        if self.args.save_strategy == "epoch":
+            kept = math.ceil(self.state.num_train_epochs)
+        if self.args.save_total_limit:
+            kept = min(kept, self.args.save_total_limit + 1)  # the old one goes when the new one is whole
+        if self.args.save_strategy == "no":
+            checkpoint = kept = 0
+        check_output_folder(Path(self.args.output_dir), checkpoint + weights, kept * checkpoint + weights)
+
+    # ------------------------------------------------------------------------------------------------------- average
+    def _deployed_weights(self):
+        return contextlib.nullcontext() if self.average is None else self.average.in_place()
+
+    def evaluate(self, *args, **kwargs) -> dict[str, float]:
+        """As the library's; with `ema_decay` of the averaged weights."""
+        with self._deployed_weights():
+            return super().evaluate(*args, **kwargs)
+
+    def take_average(self) -> None:
+        """After training: the averaged weights become the model's."""
+        if self.average is not None:
+            self.average.take()
+            self.average = None
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        if self.average is not None:
+            self.average.load(Path(self.state.best_model_checkpoint))
+
+    # -------------------------------------------------------------------------------------------------- watchfulness
+    def training_step(self, *args, **kwargs) -> torch.Tensor:
+        loss = super().training_step(*args, **kwargs)
+        self._step_losses.append(loss)
+        return loss
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        """All devices see the same norm, and NaN anywhere is NaN in it: here the step is taken or not."""
+        grad_norm = super()._get_grad_norm(model, grad_norm)
+        if isinstance(grad_norm, DTensor):
+            grad_norm = grad_norm.full_tensor()
+        self._step_is_skipped = False
+        # float16's loss scaling has overflows of its own, which it deals with
+        is_fault = not math.isfinite(grad_norm) and (self.accelerator.scaler is None or self._is_any_loss_nonfinite())
+        if is_fault:
+            self._report(float(grad_norm))
+            model.zero_grad()  # without gradients, an optimiser changes nothing
+            self._step_is_skipped = True
+            for name, values in self.sums_since_log().items():
+                values.copy_(self._sums_before[name])
+            self.skipped_steps += 1
+        self._skipped_in_a_row = self._skipped_in_a_row + 1 if is_fault else 0
+        return grad_norm
+
+    def _is_any_loss_nonfinite(self) -> bool:
+        bad = torch.stack([~torch.isfinite(loss) for loss in self._step_losses]).any()
+        return bool(self.accelerator.reduce(bad.int(), "max"))
+
+    def _report(self, grad_norm: float) -> None:
+        losses = torch.stack(self._step_losses).tolist()
+        bad = [i for i, loss in enumerate(losses) if not math.isfinite(loss)]
+        named = [origin for i in bad or range(len(losses)) for origin in self._step_origins[i]]
+        what = f"The loss is {losses[bad[0]]}" if bad else f"The losses are finite here, the gradient is {grad_norm}"
+        where = f" on device {self.args.process_index}" if self.args.world_size > 1 else ""
+        message = (
+            f"{what} in step {self.state.global_step + 1}{where}. In {'this batch' if bad else 'these batches'}: "
+            f"{name_examples(self.train_dataset, named)}. Weights and optimiser were left as they were."
+        )
+        if self.args.on_nonfinite == "stop":
+            raise NonFiniteError(f"{message} (on_nonfinite='skip' goes on without such steps.)")
+        if self._skipped_in_a_row + 1 >= MAX_SKIPPED_IN_A_ROW:
+            raise NonFiniteError(f"{message} It is the {MAX_SKIPPED_IN_A_ROW}th step in a row.")
+        logger.warning("%s The step is skipped.", message)
+
+    def _after_optimizer(self, optimizer) -> None:
+        if self.average is not None and not self._step_is_skipped and not optimizer.step_was_skipped:
+            self.average.update()
+
+    def log(self, logs: dict[str, float], *args, **kwargs) -> None:
+        if "loss" in logs and self.skipped_steps:
+            last = next((entry for entry in reversed(self.state.log_history) if "loss" in entry), {"step": 0})
+            steps = self.state.global_step - last["step"]
+            good = steps - (self.skipped_steps - last.get("skipped_steps", 0))
+            logs["loss"] = logs["loss"] * steps / good if good else math.nan
+            logs["skipped_steps"] = self.skipped_steps
+        if "train_loss" in logs:  # of the whole run, not since it was resumed
+            total = self._loss_before + self._total_loss_scalar
+            logs["train_loss"] = total / max(self.state.global_step - self.skipped_steps, 1)
+        super().log(logs, *args, **kwargs)
+
+    # -------------------------------------------------------------------------------------------------- pre-emption
+    @property
+    def received_signal(self) -> int:
+        """The signal that this process has received, 0 if none."""
+        return self._signals.received or 0
+
+    def _signal_to_obey(self) -> int:
+        """0 if none; the same on all devices."""
+        if self.args.world_size == 1:
+            return self.received_signal
+        if not self.stop_is_agreed:
+            return 0
+        return int(self.accelerator.reduce(torch.tensor(self.received_signal, device=self.args.device), "max"))
+
+
+class _Hooks(TrainerCallback):
+    """Where the library calls back, for what needs the trainer."""
+
+    def __init__(self, trainer: ResumableTrainer):
+        self.trainer = trainer
+        self._signal = 0
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self._signal = 0
+        self.trainer._begin()
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        if (
+            self.trainer._order is not None
+        ):  # accelerate does not reach the sampler of a resumed epoch on several devices
+            self.trainer._order.set_epoch(int(state.epoch or 0))
+
+    def on_optimizer_step(self, args, state, control, optimizer=None, **kwargs):
+        self.trainer._after_optimizer(optimizer)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self._signal = self.trainer._signal_to_obey()
+        if self._signal:
+            control.should_save, control.should_evaluate = True, False
+
+    def on_save(self, args, state, control, **kwargs):
+        if self._signal:
+            self.trainer._signals.stop(str(self.trainer._newest), self._signal)
+
+
+__all__ = ["ResumableTrainer"]
