@@ -1,10 +1,5 @@
-"""A tiny policy on the real dataset of the tests, for the trainer's tests. Run as a script it trains one.
+"""A tiny policy on the real dataset of the tests, for the trainer's tests."""
 
-ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 -m tests.training.policies FOLDER BATCH_SIZE
-"""
-
-import json
-import sys
 from functools import cache
 from pathlib import Path
 
@@ -114,12 +109,3 @@ def make_trainer(folder, model=None, processor=None, collator=None, **arguments)
 
 def losses(trainer: KIVLATrainer) -> list[tuple[float, float]]:
     return [(e["token_loss"], e["flow_loss"]) for e in trainer.state.log_history if "token_loss" in e]
-
-
-if __name__ == "__main__":
-    output, batch_size = Path(sys.argv[1]), int(sys.argv[2])
-    trainer = make_trainer(output, collator=FixedNoiseCollator, per_device_train_batch_size=batch_size, max_steps=4)
-    trainer.train()
-    if trainer.is_world_process_zero():
-        trainer.save_model(str(output / "trained"))
-        (output / "losses.json").write_text(json.dumps(losses(trainer)))

@@ -1,21 +1,11 @@
 """KIVLATrainer: both losses fall, nothing depends on how a batch is split, and a run can be stopped and resumed."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from kivla import KIVLACollator, KIVLAForActionPrediction, KIVLAProcessor
 from tests.training.policies import CHUNK, FixedNoiseCollator, dataset, losses, make_policy, make_trainer
-
-ROOT = Path(__file__).parents[2]
-
 
 SHORT_RUN = {
     "max_steps": 100,
@@ -112,26 +102,6 @@ def test_accumulating_gradients_changes_nothing(tmp_path):
     np.testing.assert_allclose(losses(runs[0]), losses(runs[1]), rtol=1e-4)
     for (name, a), (_, b) in zip(runs[0].model.named_parameters(), runs[1].model.named_parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=2e-5, msg=lambda m, name=name: f"{name}: {m}")
-
-
-@pytest.mark.slow
-def test_two_processes_train_the_same_model_as_one(tmp_path):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
-    script = ["-m", "tests.training.policies"]
-    alone, together = tmp_path / "alone", tmp_path / "together"
-    # `--multi_gpu` is accelerate's name for torch's launcher; ACCELERATE_USE_CPU keeps it on the CPU with gloo.
-    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
-    launch += ["--mixed_precision", "no", "--dynamo_backend", "no"]
-    for command in ([*script, str(alone), "8"], [*launch, *script, str(together), "4"]):
-        result = subprocess.run(
-            [sys.executable, *command], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300
-        )
-        assert result.returncode == 0, result.stderr[-3000:]
-    expected, found = (json.loads((folder / "losses.json").read_text()) for folder in (alone, together))
-    np.testing.assert_allclose(found, expected, rtol=1e-4)
-    weights = [load_file(folder / "trained" / "model.safetensors") for folder in (alone, together)]
-    for name, weight in weights[0].items():
-        torch.testing.assert_close(weights[1][name], weight, rtol=1e-3, atol=2e-5, msg=lambda m, n=name: f"{n}: {m}")
 
 
 def test_learning_rates_of_the_two_parts(tmp_path):
