@@ -87,12 +87,15 @@ def keep_inputs_exact(accelerator: Accelerator) -> None:
 
 
 @contextmanager
-def whole_weights(model: nn.Module) -> Iterator[None]:
+def whole_weights(model: nn.Module, device: torch.device) -> Iterator[None]:
     """All weights on every device, for evaluation: there devices need not run the same layers equally often.
 
-    Does nothing to a model that FSDP2 has not sharded.
+    A model that FSDP2 has not sharded (yet: accelerate leaves it in the host's memory until training begins) is put on
+    `device`.
     """
     units = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    if not units:
+        model.to(device)
     for unit in units:
         unit.set_reshard_after_forward(False, recurse=False)
         unit.unshard()

@@ -270,7 +270,7 @@ class KIVLATrainer(ResumableTrainer):
         totals: dict[str, torch.Tensor] = {}
         num_samples = 0
         quiet = self.args.disable_tqdm or not self.is_world_process_zero()
-        with torch.random.fork_rng(), whole_weights(model):
+        with torch.random.fork_rng(), whole_weights(model, self.accelerator.device):
             torch.manual_seed(self.args.seed)
             for batch in tqdm(dataloader, desc=description, disable=quiet, leave=False):
                 batch = self._prepare_inputs(batch)
