@@ -131,7 +131,7 @@ def problem_of(checkpoint: Path) -> str | None:
     for name, entry in files.items():
         if digest(checkpoint / name, part_size) != entry["sha256"]:
             return f"the content of {name} is not what was written"
-    if "trainer_state.json" not in files or "scheduler.pt" not in files:
+    if "progress_0.json" not in files:
         return "it holds weights only (save_only_model)"
     return None
 

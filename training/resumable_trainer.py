@@ -111,8 +111,13 @@ class ResumableTrainer(Trainer):
             if problem is not None:
                 raise CheckpointError(f"{self._resumed_from} cannot be resumed from: {problem}.")
         self._newest = self._resumed_from
-        with self._signals:
-            return super().train(resume_from_checkpoint or None, *args, **kwargs)
+        try:
+            with self._signals:
+                return super().train(resume_from_checkpoint or None, *args, **kwargs)
+        except Exception as error:
+            if self._newest is not None:
+                error.add_note(f"Everything up to {self._newest} is kept: the same command goes on from there.")
+            raise
 
     def sums_since_log(self) -> dict[str, torch.Tensor]:
         """What this device has summed up since the last log entry; the tensors themselves."""

@@ -33,8 +33,9 @@ class KIVLATrainer(ResumableTrainer):
 
     Both terms are means over supervised positions of the *whole* optimiser step, across devices and accumulation steps,
     so that splitting a batch does not change its gradient. The log has `token_loss`, `flow_loss`, `token_accuracy`,
-    `action_token_accuracy` and the gradient norms of both parts (before clipping); `evaluate()` also samples chunks and
-    reports their error in robot units next to that of always predicting the mean action.
+    `action_token_accuracy`, the gradient norms of both parts (before clipping) and `mean_velocity_flow_loss`, what
+    always predicting the mean velocity would cost; `evaluate()` also samples chunks and reports their error in robot
+    units next to that of always predicting the mean action.
 
     Args:
         processing_class ([`KIVLAProcessor`]): makes the batches, and is saved with every checkpoint. If the model's
@@ -62,6 +63,8 @@ class KIVLATrainer(ResumableTrainer):
         self.model_accepts_loss_kwargs = True
         self._action_token_ids = torch.as_tensor(processing_class.action_token_ids)
         self._sums = torch.zeros(len(_LOSS_SUMS))
+        # Of the real actions, for each dimension: how many, their sum, the sum of their squares.
+        self._moments = torch.zeros(3, model.config.max_action_dim)
         self._gradient_norms: dict[str, torch.Tensor] = {}
         self._learned: list[list[int]] = []
         self._ddp_gradients: DDPGradients | None = None
@@ -180,11 +183,15 @@ class KIVLATrainer(ResumableTrainer):
         if outputs.flow_loss is not None and "actions" in inputs:
             sums["flow_loss"] = outputs.flow_loss * actions
             sums["action_values"] = inputs["action_mask"].sum()
+            mask = inputs["action_mask"]
+            real = inputs["actions"].float().masked_fill(~mask, 0.0)
+            self._moments = self._moments.to(real.device)
+            self._moments += torch.stack([values.float().sum((0, 1)) for values in (mask, real, real.square())])
         self._sums = self._sums.to(outputs.loss.device)
         self._sums += torch.stack([sums[name].sum().to(self._sums) for name in _LOSS_SUMS])
 
     def sums_since_log(self) -> dict[str, torch.Tensor]:
-        return {**super().sums_since_log(), "parts": self._sums}
+        return {**super().sums_since_log(), "parts": self._sums, "moments": self._moments}
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
         if isinstance(model, DistributedDataParallel) and self._ddp_gradients is None:
@@ -208,7 +215,12 @@ class KIVLATrainer(ResumableTrainer):
             sums = self.accelerator.reduce(self._sums, "sum")
             logs.update(self._summary(dict(zip(_LOSS_SUMS, sums, strict=True))))
             logs.update({name: float(norm) for name, norm in self._gradient_norms.items()})
-            self._sums = torch.zeros(len(_LOSS_SUMS))
+            count, total, squares = self.accelerator.reduce(self._moments, "sum")
+            if count.any():  # the variance of noise - actions: noise has 1
+                variance = (squares - total.square() / count.clamp(min=1)).sum() / count.sum()
+                logs["mean_velocity_flow_loss"] = 1.0 + float(variance)
+            self._sums.zero_()
+            self._moments.zero_()
         super().log(logs, *args, **kwargs)
 
     @staticmethod

@@ -15,7 +15,7 @@ from .vlm_dataset import VLMDataset
 logger = logging.getLogger(__name__)
 
 SPIKE_WINDOW, SPIKE_MINIMUM, SPIKE_DEVIATIONS = 50, 20, 6.0
-DEAD_EXPERT_LOGS, DEAD_EXPERT_STEPS = 10, 200
+DEAD_EXPERT_LOGS, DEAD_EXPERT_STEPS, DEAD_EXPERT_RATIO = 10, 200, 0.95
 
 
 class NonFiniteError(RuntimeError):
@@ -28,10 +28,10 @@ class LossWatch(TrainerCallback):
     **Spike**: a logged loss more than 6 robust standard deviations (1.4826 · median absolute deviation, at least 1 % of
     the median) above the median of the 50 before it, of which there must be 20.
 
-    **Dead expert**: from 200 steps after the warm-up on, none of the last 10 logged flow losses was below 1. The target
-    is noise - actions, and the noise has variance 1: a velocity that does not depend on the noise cannot do better than
-    1, whatever it knows of the actions. So such an expert does not even read its own input. (One that reads nothing
-    else gets below 1: the noisier the chunk, the plainer the noise is to see.) Warns once.
+    **Dead expert**: from 200 steps after the warm-up on, the mean of 10 logged flow losses is more than 0.95 of that of
+    `mean_velocity_flow_loss`, what always predicting the mean velocity would cost. An expert that reads nothing but
+    the noisy chunk, and knows nothing of pictures and words, needs at most 0.8 of that for Gaussian actions, whatever
+    their spread: one above 0.95 does not even read its own input. Warns once.
     """
 
     def __init__(self):
@@ -44,17 +44,11 @@ class LossWatch(TrainerCallback):
         if spike := spike_of([entry["loss"] for entry in history]):
             logger.warning("Step %d: %s", state.global_step, spike)
         first_step = DEAD_EXPERT_STEPS + args.get_warmup_steps(state.max_steps)
-        flow_losses = [entry["flow_loss"] for entry in history if "flow_loss" in entry and entry["step"] >= first_step]
-        if not self._warned_of_expert and is_dead(flow_losses):
+        names = ("flow_loss", "mean_velocity_flow_loss")
+        pairs = [[entry[n] for n in names] for entry in history if entry["step"] >= first_step and names[1] in entry]
+        if not self._warned_of_expert and (dead := dead_expert_of(pairs)):
             self._warned_of_expert = True
-            logger.warning(
-                "Step %d: the action expert learns nothing: none of the last %d flow losses was below 1 (the least is "
-                "%.3f), which is what a velocity costs that ignores the noisy actions. Look at expert_grad_norm, and "
-                "at the expert's learning rate.",
-                state.global_step,
-                DEAD_EXPERT_LOGS,
-                min(flow_losses[-DEAD_EXPERT_LOGS:]),
-            )
+            logger.warning("Step %d: %s", state.global_step, dead)
 
 
 def spike_of(losses: Sequence[float]) -> str | None:
@@ -73,10 +67,18 @@ def spike_of(losses: Sequence[float]) -> str | None:
     )
 
 
-def is_dead(flow_losses: Sequence[float]) -> bool:
-    """Whether the last logged flow losses are those of a dead expert (see `LossWatch`)."""
-    last = flow_losses[-DEAD_EXPERT_LOGS:]
-    return len(last) == DEAD_EXPERT_LOGS and min(last) >= 1.0
+def dead_expert_of(losses: Sequence[tuple[float, float]]) -> str | None:
+    """Whether logged flow losses, each with that of the mean velocity, are those of a dead expert, in words."""
+    last = losses[-DEAD_EXPERT_LOGS:]
+    if len(last) < DEAD_EXPERT_LOGS:
+        return None
+    flow_loss, of_mean = (statistics.fmean(values) for values in zip(*last, strict=True))
+    if flow_loss <= DEAD_EXPERT_RATIO * of_mean:
+        return None
+    return (
+        f"the action expert learns nothing. Its flow loss, {flow_loss:.3f} over the last {len(last)} log entries, is "
+        f"that of always predicting the mean velocity, {of_mean:.3f}. Look at expert_grad_norm and its learning rate."
+    )
 
 
 def name_examples(dataset: Dataset, origins: Sequence[Mapping]) -> str:
@@ -97,4 +99,4 @@ def _name_example(dataset: Dataset, origin: Mapping) -> str:
     return f"{name} {'row' if isinstance(source, VLMDataset) else 'example'} {index}"
 
 
-__all__ = ["LossWatch", "NonFiniteError", "is_dead", "name_examples", "spike_of"]
+__all__ = ["LossWatch", "NonFiniteError", "dead_expert_of", "name_examples", "spike_of"]

@@ -137,7 +137,7 @@ def test_persistent_workers_see_the_same(tmp_path, undisturbed):
 def make_checkpoint(folder: Path, step: int) -> Path:
     aside = folder / "unfinished" / f"checkpoint-{step}"
     (aside / "sub").mkdir(parents=True)
-    for name in ("trainer_state.json", "scheduler.pt", "sub/weights.bin"):
+    for name in ("progress_0.json", "scheduler.pt", "sub/weights.bin"):
         (aside / name).write_bytes(bytes(range(200)) * step)
     publish(aside, folder / aside.name)
     return folder / aside.name
