@@ -39,6 +39,9 @@ class RolloutArguments:
     )
     num_steps: int | None = field(default=None, metadata={"help": "Euler steps; the policy's default."})
     seed: int = field(default=0, metadata={"help": "Seed of the policy's noise."})
+    clip_actions: bool | None = field(
+        default=None, metadata={"help": "Hold actions within the range of the policy's data; it does, if it can."}
+    )
     num_videos: int = field(default=8, metadata={"help": "Episodes to show, failures and successes."})
     video_format: str = field(default="mp4", metadata={"help": "mp4 or gif."})
     output_dir: str = field(default="outputs/rollout", metadata={"help": "Where table, videos and JSON go."})
@@ -55,11 +58,11 @@ def run(arguments: Sequence[str]) -> None:
     seeds = range(args.first_seed, args.first_seed + args.num_episodes)
     reports, results = [], []
     for name, pipe in zip(names, pipes, strict=True):
-        policy = PipelinePolicy(pipe, args.seed, args.num_steps)
+        policy = PipelinePolicy(pipe, args.seed, args.num_steps, args.clip_actions)
         # Four times as many as are shown, so that there are probably failures and successes among them
         record = 0 if results else 4 * args.num_videos
         figures, result = evaluate(policy, env, seeds, replan_every, args.max_steps, args.swapped, record)
-        reports.append({"policy": name, **figures})
+        reports.append({"policy": name, **figures, "clipped_share": policy.clipped_share})
         results.append(result)
     env.close()
     report = {**asdict(args), "replan_every": replan_every, "policies": reports, "comparison": None}
@@ -141,6 +144,8 @@ def format_report(report: dict) -> str:
     for figures in report["policies"]:
         lines.append(f"{figures['policy']} in {report['env']}, re-planning every {report['replan_every']} steps")
         lines.append(format_rates(figures))
+        if figures.get("clipped_share") is not None:  # absent where other policies than pipelines act
+            lines.append(f"{'action values clipped to their range':42}{100 * figures['clipped_share']:8.2f} %")
         lines.append("")
     if (test := report["comparison"]) is not None:
         lines.append(

@@ -25,6 +25,7 @@ class KivlaConfig(PreTrainedConfig):
         acts_by: "flow" (the action expert) or "tokens" (the VLM's own); None for what the policy was trained for.
         num_steps: Euler steps of the action expert; the policy's own number if None.
         seed: with it every chunk starts from the same noise; None draws noise from torch's random state.
+        clip_actions: hold actions within the range of the policy's data; None for what its processor says (it does).
         normalization_mapping: must be IDENTITY throughout, because KIVLA's processor normalises.
         optimizer_lr, optimizer_weight_decay, optimizer_grad_clip_norm, scheduler_warmup_steps,
             scheduler_decay_steps, scheduler_decay_lr: of `lerobot-train`: AdamW, linear warm-up, cosine decay.
@@ -39,6 +40,7 @@ class KivlaConfig(PreTrainedConfig):
     acts_by: str | None = None
     num_steps: int | None = None
     seed: int | None = None
+    clip_actions: bool | None = None
     normalization_mapping: dict[str, NormalizationMode] = field(default_factory=_no_normalization)
     optimizer_lr: float = 5e-5
     optimizer_weight_decay: float = 0.0

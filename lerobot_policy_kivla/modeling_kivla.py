@@ -1,5 +1,6 @@
 """A KIVLA policy as LeRobot's programs want one."""
 
+import logging
 from collections import deque
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,9 +13,12 @@ from lerobot.utils.constants import ACTION
 from torch import Tensor
 
 from kivla import ActionPredictionPipeline, KIVLAForActionPrediction, KIVLAProcessor
+from kivla.modeling_kivla.action_checks import LARGE_CLIPPED_SHARE, actions_of
 
 from .configuration_kivla import KivlaConfig
 from .observations import to_observations
+
+log = logging.getLogger(__name__)
 
 # The KIVLA policy inside of a LeRobot folder. (Both have a `config.json` of their own.)
 KIVLA_FOLDER = "kivla"
@@ -64,6 +68,7 @@ class KivlaPolicy(PreTrainedPolicy):
                 '.from_pretrained(POLICY, cameras=["observation.images.front", ...]).save_pretrained(POLICY).'
             )
         self._pipeline: ActionPredictionPipeline | None = None
+        self._has_warned_of_clipping = False
         self.reset()
 
     @classmethod
@@ -150,18 +155,22 @@ class KivlaPolicy(PreTrainedPolicy):
 
         Raises:
             ValueError: what was observed does not fit the policy, or its action tokens do not decode.
+            NonFiniteActionsError: the policy computed NaN or infinity.
         """
         self.eval()
         if self._pipeline is None or self._pipeline.device != self.model.device:
             self._pipeline = ActionPredictionPipeline(self.model, processor=self.processor, device=self.model.device)
-        options = {"num_steps": self.config.num_steps, "seed": self.config.seed, "acts_by": self.config.acts_by}
+        options = {name: getattr(self.config, name) for name in ("num_steps", "seed", "acts_by", "clip_actions")}
         results = self._pipeline(self._observations(batch), **options)
-        for result in results:
-            if result["actions"] is None:
-                raise ValueError(
-                    f"The policy's action tokens do not decode: {result['failure']}. Use --policy.acts_by=flow."
-                )
-        return torch.stack([torch.from_numpy(result["actions"]) for result in results]).to(self.model.device)
+        self._warn_of_clipping(results)
+        return torch.stack([torch.from_numpy(actions_of(result)) for result in results]).to(self.model.device)
+
+    def _warn_of_clipping(self, results: list[dict]) -> None:
+        """Of the first chunk with many values outside, and not of every one."""
+        share = max((result["clipped"]["share"] for result in results if "clipped" in result), default=0.0)
+        if share > LARGE_CLIPPED_SHARE and not self._has_warned_of_clipping:
+            self._has_warned_of_clipping = True
+            log.warning("%.0f %% of a chunk lay outside the range of the policy's data: clipped.", 100 * share)
 
     def _observations(self, batch: dict) -> list[dict]:
         return to_observations(batch, self.cameras, self.processor.state_encoding != "none", self.config.robot)

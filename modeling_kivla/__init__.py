@@ -1,3 +1,4 @@
+from .action_checks import NonFiniteActionsError, UndecodableActionsError, actions_of
 from .backbone_attention import UnsupportedBackboneError, probe_backbone
 from .chunk_execution import ChunkExecutor
 from .configuration_kivla import KIVLAConfig, KIVLAExpertConfig
@@ -11,6 +12,9 @@ __all__ = [
     "KIVLAExpertConfig",
     "KIVLAForActionPrediction",
     "KIVLAOutput",
+    "NonFiniteActionsError",
+    "UndecodableActionsError",
     "UnsupportedBackboneError",
+    "actions_of",
     "probe_backbone",
 ]

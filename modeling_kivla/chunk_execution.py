@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from .action_checks import actions_of
+
 
 class ChunkExecutor:
     """Acts step by step with a policy that predicts chunks.
@@ -23,10 +25,12 @@ class ChunkExecutor:
         pipe: `pipeline("action-prediction", ...)`, or anything that maps an observation to `{"actions": (H, D)}`.
         replan_every: actions to execute before the policy looks again; the whole chunk by default.
         ensemble_decay: average over chunks; None executes the newest chunk alone.
-        **options: of every call of the pipeline (`seed`, `num_steps`, `acts_by`).
+        **options: of every call of the pipeline (`seed`, `num_steps`, `acts_by`, `clip_actions`).
 
     Raises:
-        ValueError: `replan_every` is not positive or longer than the policy's chunk, or a chunk did not decode.
+        ValueError: `replan_every` is not positive or longer than the policy's chunk, or a chunk did not decode
+            (`UndecodableActionsError`).
+        NonFiniteActionsError: a chunk is not finite.
     """
 
     def __init__(self, pipe, replan_every: int | None = None, ensemble_decay: float | None = None, **options):
@@ -61,14 +65,12 @@ class ChunkExecutor:
         return self.replan_every or len(chunk)
 
     def _plan(self, observation: dict) -> np.ndarray:
-        result = self.pipe(observation, **self.options)
-        if result["actions"] is None:
-            raise ValueError(f"The policy's action tokens do not decode: {result['failure']}. Let it act by flow.")
-        if self._length(result["actions"]) > len(result["actions"]):
+        actions = actions_of(self.pipe(observation, **self.options))
+        if self._length(actions) > len(actions):
             raise ValueError(
-                f"replan_every = {self.replan_every}, but the policy's chunks have {len(result['actions'])} actions."
+                f"replan_every = {self.replan_every}, but the policy's chunks have {len(actions)} actions."
             )
-        return result["actions"]
+        return actions
 
 
 __all__ = ["ChunkExecutor"]

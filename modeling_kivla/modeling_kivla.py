@@ -21,6 +21,7 @@ from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput
 
+from .action_checks import NaNWatch, check_finite
 from .action_expert import ActionExpert, ExpertRMSNorm, Prefix
 from .backbone_attention import (
     PrefixRecorder,
@@ -380,6 +381,7 @@ class KIVLAForActionPrediction(KIVLAPreTrainedModel):
 
         Raises:
             ValueError: shapes that do not fit the config, or an expert that was never trained.
+            NonFiniteActionsError: the actions are NaN or infinite.
         """
         config = self.config
         if config.acts_by != "flow":
@@ -416,6 +418,7 @@ class KIVLAForActionPrediction(KIVLAPreTrainedModel):
                     # Steps differ in their values only, so what is checked before the first one holds for all.
                     steps.enter_context(torch.compiler.set_stance(skip_guard_eval_unsafe=True))
                 x = x - self.expert(x, condition, prefix, geometry, state) * (real / num_steps)
+        check_finite(x)
         return x
 
     def compile_expert(self) -> None:
@@ -457,6 +460,9 @@ class KIVLAForActionPrediction(KIVLAPreTrainedModel):
         Returns:
             For each example a normalised chunk, float32 (H, action_dim), or an `ActionDecodingFailure` with the reason.
             `processor.unnormalize_actions(chunk)` turns it into robot units.
+
+        Raises:
+            NonFiniteActionsError: the VLM computed NaN.
         """
         batch_size, length = inputs["input_ids"].shape
         if action_mask is None:
@@ -503,8 +509,10 @@ class KIVLAForActionPrediction(KIVLAPreTrainedModel):
         """The VLM's `generate` with these settings and none of its own (repetition penalties, sampling, ...)."""
         inputs = {name: value for name, value in inputs.items() if name not in _EXPERT_INPUTS}
         self.vlm.generation_config = config
-        tokens = self.vlm.generate(**inputs, logits_processor=logits_processor)
+        watch = NaNWatch()
+        tokens = self.vlm.generate(**inputs, logits_processor=LogitsProcessorList([watch, *(logits_processor or [])]))
         self.vlm.generation_config = self.generation_config
+        watch.check()
         return tokens
 
     # -------------------------------------------------------------------------------------------------- checks

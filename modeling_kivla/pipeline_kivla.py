@@ -24,8 +24,13 @@ class ActionPredictionPipeline(Pipeline):
     then does it: the result has a `response` beside the actions. An observation may bring a `response` of its own.
 
     Options, in the constructor or in a call: `acts_by`, "flow" (the action expert) or "tokens" (decoded action tokens;
-    by default what the policy was trained for); `num_steps` (Euler steps); and `seed`: with it every observation starts
-    from the same noise, so its actions do not depend on what else is in the batch. Tokens are decoded greedily.
+    by default what the policy was trained for); `num_steps` (Euler steps); `seed`: with it every observation starts
+    from the same noise, so its actions do not depend on what else is in the batch (tokens are decoded greedily); and
+    `clip_actions`, whether actions are held within the range of the robot's data (the processor's setting by default).
+
+    Where they are, a result has `clipped`: `values`, how many of the chunk's lay outside; `share`, of all; `largest`,
+    how far out the worst was, in widths of its dimension's range; and `dimension`, which that is. It is absent where
+    nothing is clipped, e.g. because the policy's statistics have no `min` and `max`.
 
     Where action tokens do not decode, `actions` is None and `failure` says why. (Only possible with action tokenizers
     whose codes are no whole values, such as the published FAST.)
@@ -37,20 +42,27 @@ class ActionPredictionPipeline(Pipeline):
     _load_feature_extractor = False
     _pipeline_calls_generate = False
 
-    def _sanitize_parameters(self, num_steps: int | None = None, seed: int | None = None, acts_by: str | None = None):
+    def _sanitize_parameters(
+        self,
+        num_steps: int | None = None,
+        seed: int | None = None,
+        acts_by: str | None = None,
+        clip_actions: bool | None = None,
+    ):
         if acts_by not in ("flow", "tokens", None):
             raise ValueError(f'acts_by must be "flow" or "tokens", got {acts_by!r}.')
         forward = {"num_steps": num_steps, "seed": seed, "acts_by": acts_by}
-        return {}, {name: value for name, value in forward.items() if value is not None}, {}
+        given = {name: value for name, value in forward.items() if value is not None}
+        return {}, given, {} if clip_actions is None else {"clip_actions": clip_actions}
 
     def __call__(self, observations: dict | list[dict], batch_size: int | None = None, **options):
-        _, forward, _ = self._sanitize_parameters(**options)
-        forward = {**self._forward_params, **forward}
+        _, forward, after = self._sanitize_parameters(**options)
+        forward, after = {**self._forward_params, **forward}, {**self._postprocess_params, **after}
         batch = [observations] if isinstance(observations, dict) else list(observations)
         size = batch_size or self._batch_size or max(len(batch), 1)
         results = []
         for start in range(0, len(batch), size):
-            results += self.run_single(batch[start : start + size], {}, forward, {})
+            results += self.run_single(batch[start : start + size], {}, forward, after)
         return results[0] if isinstance(observations, dict) else results
 
     def preprocess(self, observations: list[dict]):
@@ -85,12 +97,14 @@ class ActionPredictionPipeline(Pipeline):
         chunks = self.model.sample_actions(**inputs, num_steps=num_steps, noise=noise).cpu().numpy()
         return {"chunks": list(chunks), **model_inputs}
 
-    def postprocess(self, model_outputs) -> list[dict]:
+    def postprocess(self, model_outputs, clip_actions: bool | None = None) -> list[dict]:
         results = []
         for chunk, robot, response in zip(*(model_outputs[n] for n in ("chunks", "robots", "responses")), strict=True):
-            is_chunk = isinstance(chunk, np.ndarray)
-            result = {"actions": self.processor.unnormalize_actions(chunk, robot) if is_chunk else None}
-            result |= {} if is_chunk else {"failure": chunk}
+            if isinstance(chunk, np.ndarray):
+                actions, clipped = self.processor.unnormalize_and_clip(chunk, robot, clip_actions)
+                result = {"actions": actions} if clipped is None else {"actions": actions, "clipped": clipped}
+            else:
+                result = {"actions": None, "failure": chunk}
             results.append(result if response is None else {**result, "response": response})
         return results
 

@@ -1,7 +1,8 @@
 """Normalisation of states and actions, and the statistics behind it.
 
 Statistics are a dictionary of float arrays `(D,)`: `mean`, `std`, `min`, `max`, `q01`, `q99`, in robot units.
-Normalised values are about -1..1 ("quantile") or of unit variance ("mean_std"). They are never clipped.
+Normalised values are about -1..1 ("quantile") or of unit variance ("mean_std"). They are never clipped; what a robot is
+told to do may be, to the range of its data (`clip_to_range`).
 """
 
 from collections.abc import Sequence
@@ -16,6 +17,9 @@ NORMALIZATION_MODES = {"quantile": ("q01", "q99"), "mean_std": ("mean", "std"), 
 
 # openpi adds this to the spread of every dimension. A dimension with a smaller spread counts as constant here.
 EPSILON = 1e-6
+
+# Of the width of a range: what is outside by less is within it, but for the rounding of float32.
+_ROUNDING = 1e-5
 
 
 class Normalizer:
@@ -101,6 +105,36 @@ class Normalizer:
             )
         _check_finite(values if is_numpy else values.detach().cpu().numpy(), "Values to (un)normalise")
         return values
+
+
+def clip_to_range(values, low: np.ndarray, high: np.ndarray) -> tuple:
+    """Values of the nearest kind that the data had, and what was changed.
+
+    Args:
+        values: (..., D) array or tensor, robot units.
+        low, high: (D,), e.g. the statistics `min` and `max`.
+
+    Returns:
+        The values within `low..high`, of the type that was given, and a dict for people: `values`, how many lay
+        outside; `share`, of all; `largest`, how far out the worst was, in widths of its dimension's range; and
+        `dimension`, the worst one's (None if there is none).
+    """
+    if isinstance(values, np.ndarray):
+        clipped = np.clip(values, low.astype(values.dtype), high.astype(values.dtype))
+        changes = values - clipped
+    else:
+        clipped = values.clamp(values.new_tensor(low), values.new_tensor(high))
+        changes = (values - clipped).detach().cpu().numpy()
+    excess = np.abs(changes) / np.maximum(high - low, EPSILON)  # (..., D)
+    outside = excess > _ROUNDING
+    count = int(outside.sum())
+    worst = excess.reshape(-1, excess.shape[-1]).max(0) if count else None  # (D,)
+    return clipped, {
+        "values": count,
+        "share": count / max(outside.size, 1),
+        "largest": float(worst.max()) if count else 0.0,
+        "dimension": int(worst.argmax()) if count else None,
+    }
 
 
 def compute_statistics(values: np.ndarray) -> dict[str, np.ndarray]:
@@ -190,4 +224,13 @@ def _like(values, constants: np.ndarray):
 
 
 def _float32(values):
-    return values.astype(np.float32) if isinstance(values, np.ndarray) else values
+    """
+    Raises:
+        ValueError: a value is too large for float32, and would be infinite.
+    """
+    if not isinstance(values, np.ndarray):
+        return values
+    with np.errstate(over="ignore"):
+        rounded = values.astype(np.float32)
+    _check_finite(rounded, "Values in float32")
+    return rounded

@@ -38,6 +38,7 @@ SETTINGS = (
     "noise_padding",
     "square_images",
     "max_length",
+    "clip_actions",
 )
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
 # What AutoProcessor and `pipeline` pass on to every processor; none of it concerns this one.
@@ -116,6 +117,9 @@ class KIVLAProcessor(ProcessorMixin):
         square_images: whether images become squares with black borders before the VLM's own processor, which may
             otherwise stretch them. openpi and LeRobot do, hence converted checkpoints.
         max_length: longest allowed sequence; a longer one is an error, never cut.
+        clip_actions: whether predicted actions are held within the smallest and largest action of the robot's data,
+            dimension by dimension. Needs the statistics `min` and `max` (`clips_actions(robot)` says whether they are
+            there; openpi's checkpoints have only quantiles).
 
     Raises:
         ValueError: contradictory settings, statistics that do not fit, a chat template that swallows words.
@@ -142,6 +146,7 @@ class KIVLAProcessor(ProcessorMixin):
         noise_padding: bool = False,
         square_images: bool = False,
         max_length: int | None = None,
+        clip_actions: bool = True,
     ):
         super().__init__()
         if state_encoding not in ("text", "continuous", "none"):
@@ -176,6 +181,7 @@ class KIVLAProcessor(ProcessorMixin):
         self.noise_padding = noise_padding
         self.square_images = square_images
         self.max_length = max_length
+        self.clip_actions = clip_actions
 
         if robots is not None and (statistics, cameras, action_dim) != (None, None, None):
             raise ValueError(
@@ -560,14 +566,24 @@ class KIVLAProcessor(ProcessorMixin):
         return tensors
 
     # -------------------------------------------------------------------------------------------------- decoding
-    def unnormalize_actions(self, chunk, robot: str | None = None):
+    def unnormalize_actions(self, chunk, robot: str | None = None, clip_actions: bool | None = None):
         """Normalised chunks (..., H, D) from the model -> robot units (..., H, action_dim); arrays or tensors.
 
         Args:
             robot: whose chunks they are, where the processor has several robots.
+            clip_actions: whether to hold them within the range of the robot's data; the processor's setting by default.
 
         Raises:
             ValueError: fewer dimensions than the robot has, or a value that is NaN or infinite.
+        """
+        return self.unnormalize_and_clip(chunk, robot, clip_actions)[0]
+
+    def unnormalize_and_clip(self, chunk, robot: str | None = None, clip_actions: bool | None = None) -> tuple:
+        """As `unnormalize_actions`, and how much was clipped.
+
+        Returns:
+            The actions, and `{"values": how many, "share": of all, "largest": how far outside the worst was, in widths
+            of its dimension's recorded range, "dimension": which that is, or None}`; None where nothing is clipped.
         """
         robot = self.robot(robot)
         if chunk.shape[-1] < robot.action_dim:
@@ -575,7 +591,12 @@ class KIVLAProcessor(ProcessorMixin):
                 f"Chunks of {chunk.shape[-1]} dimensions are too narrow for this robot's {robot.action_dim}: is the "
                 "model of another robot?"
             )
-        return robot.actions.unnormalize(chunk[..., : robot.action_dim])
+        clip = self.clip_actions if clip_actions is None else clip_actions
+        return robot.unnormalize(chunk[..., : robot.action_dim], clip)
+
+    def clips_actions(self, robot: str | None = None) -> bool:
+        """Whether this robot's actions are held within the range of its data: see `clip_actions`."""
+        return self.clip_actions and self.robot(robot).action_range is not None
 
     def decode_actions(
         self, sequences, action_dims: Sequence[int] | None = None
@@ -719,7 +740,7 @@ class KIVLAProcessor(ProcessorMixin):
             settings["robots"] = {name: robot_from_json(values) for name, values in settings["robots"].items()}
         else:
             settings |= robot_from_json({name: settings[name] for name in robot_names[:3]})
-        unknown = sorted(kwargs.keys() - settings.keys() - set(robot_names))
+        unknown = sorted(kwargs.keys() - settings.keys() - {*SETTINGS, *robot_names})
         if unknown:
             raise TypeError(f"Unknown arguments {unknown}; known are {[*settings, *HUB_ARGUMENTS, *trust]}.")
         if "robots" in kwargs or ("statistics" in kwargs and "robots" in settings):  # other robots

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from .image_input import as_rgb
-from .normalization import Normalizer, statistics_from_json, statistics_to_json
+from .normalization import Normalizer, clip_to_range, statistics_from_json, statistics_to_json
 
 
 @dataclass
@@ -67,6 +67,23 @@ class Robot:
     def mean_action(self) -> np.ndarray:
         """(action_dim,), robot units: the average action of the data; zero without statistics."""
         return self.statistics["actions"]["mean"] if self.statistics else np.zeros(self.action_dim)
+
+    @property
+    def action_range(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Smallest and largest recorded actions, each (action_dim,), robot units. None if the statistics do not have
+        `min` and `max`, or without normalisation (values are then not known to be in robot units)."""
+        recorded = (self.statistics or {}).get("actions", {})
+        if self.normalization == "none" or not {"min", "max"} <= recorded.keys():
+            return None
+        return tuple(np.asarray(recorded[name], dtype=np.float64) for name in ("min", "max"))
+
+    def unnormalize(self, chunk, clip: bool) -> tuple:
+        """Normalised (..., action_dim) -> robot units and, if they were clipped to `action_range`, what was changed
+        (see `clip_to_range`; None otherwise)."""
+        actions = self.actions.unnormalize(chunk)
+        if not clip or self.action_range is None:
+            return actions, None
+        return clip_to_range(actions, *self.action_range)
 
     def images(self, given, is_observation: bool) -> list[Image.Image]:
         """The images that are there, as RGB, in the order of the cameras.

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from tqdm.auto import tqdm
 
+from ..modeling_kivla import actions_of
+
 # A list of observations {"images": {camera: uint8 (height, width, 3)}, "text": str, "state": float32 (Ds,)}
 # -> action chunks (n, H, Da) in robot units
 Policy = Callable[[list[dict]], np.ndarray]
@@ -25,17 +27,28 @@ class PipelinePolicy:
         seed: every chunk starts from this seed's noise, so that what happens in an episode does not depend on which
             others run beside it.
         num_steps: Euler steps; by default the model's.
+        clip_actions: hold actions within the range of the policy's data; by default what its processor says.
     """
 
-    def __init__(self, pipe, seed: int = 0, num_steps: int | None = None):
+    def __init__(self, pipe, seed: int = 0, num_steps: int | None = None, clip_actions: bool | None = None):
         self.pipe = pipe
-        self.seed = seed
-        self.num_steps = num_steps
+        self.options = {"seed": seed, "num_steps": num_steps, "clip_actions": clip_actions}
+        self._clipped_values = self._values = 0
+
+    @property
+    def clipped_share(self) -> float | None:
+        """Of all predicted values so far, those outside the range of the policy's data; None if it does not clip."""
+        return self._clipped_values / self._values if self._values else None
 
     def __call__(self, observations: list[dict]) -> np.ndarray:
         observations = [{**observation, "images": self._images(observation["images"])} for observation in observations]
-        results = self.pipe(observations, seed=self.seed, num_steps=self.num_steps)
-        return np.stack([result["actions"] for result in results])  # (n, H, Da)
+        results = self.pipe(observations, **self.options)
+        chunks = np.stack([actions_of(result) for result in results])  # (n, H, Da)
+        for result in results:
+            if "clipped" in result:
+                self._clipped_values += result["clipped"]["values"]
+                self._values += result["actions"].size
+        return chunks
 
     def _images(self, images: dict[str, np.ndarray]) -> list[np.ndarray]:
         """The environment's images in the order of the policy's cameras.

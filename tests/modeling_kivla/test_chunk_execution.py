@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from kivla import ActionDecodingFailure, ChunkExecutor
+from kivla.modeling_kivla import NonFiniteActionsError, UndecodableActionsError
 
 H = 4
 
@@ -62,5 +63,8 @@ def test_bad_settings_and_bad_chunks():
     with pytest.raises(ValueError, match="replan_every = 9, but the policy's chunks have 4 actions"):
         ChunkExecutor(Policy(), replan_every=9)(0)
     failure = ActionDecodingFailure("value_count", 8, 3)
-    with pytest.raises(ValueError, match="do not decode: no action chunk"):
+    with pytest.raises(UndecodableActionsError, match="do not decode: no action chunk"):
         ChunkExecutor(lambda observation: {"actions": None, "failure": failure})(0)
+    for value in (np.nan, np.inf):
+        with pytest.raises(NonFiniteActionsError, match="not all finite: they are not sent to a robot"):
+            ChunkExecutor(lambda observation, value=value: {"actions": np.array([[0.0, value]])})(0)

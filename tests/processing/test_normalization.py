@@ -7,6 +7,7 @@ import torch
 
 from kivla.processing import (
     Normalizer,
+    clip_to_range,
     compute_statistics,
     discretize_state,
     statistics_from_json,
@@ -107,7 +108,44 @@ def test_a_rare_event_survives_equal_quantiles(values):
     np.testing.assert_allclose(normalizer.unnormalize(normalizer.normalize(values))[:, 1], values[:, 1], atol=1e-6)
 
 
+# --- clipping ---
+
+
+@pytest.mark.parametrize("kind", [np.float32, torch.tensor])
+def test_values_are_clipped_and_counted(kind):
+    low, high = np.array([-1.0, 0.0, 5.0]), np.array([1.0, 0.1, 5.0])
+    values = np.array([[[-1, 0.05, 5], [2, 0, 5]], [[0, 0.3, 5], [-1.5, 0.1, 5]]], dtype=np.float32)  # (2, 2, 3)
+    clipped, report = clip_to_range(kind(values), low, high)
+    expected = np.array([[[-1, 0.05, 5], [1, 0, 5]], [[0, 0.1, 5], [-1, 0.1, 5]]], dtype=np.float32)
+    np.testing.assert_array_equal(np.asarray(clipped), expected, strict=True)
+    # Out of 12: 2 above 1 by half a width, -1.5 below -1 by a quarter, 0.3 above 0.1 by twice its width
+    assert report == {"values": 3, "share": 0.25, "largest": pytest.approx(2, rel=1e-6), "dimension": 1}
+
+
+def test_what_was_recorded_is_not_counted(values, statistics):
+    """Through float32 and back the largest recorded action is no excess, and is exactly within the range."""
+    normalizer = Normalizer(statistics)
+    back = normalizer.unnormalize(normalizer.normalize(values))
+    clipped, report = clip_to_range(back, statistics["min"], statistics["max"])
+    assert report == {"values": 0, "share": 0.0, "largest": 0.0, "dimension": None}
+    assert (clipped >= statistics["min"].astype(np.float32)).all()
+    assert (clipped <= statistics["max"].astype(np.float32)).all()
+
+
+def test_a_constant_dimension_has_a_range_of_a_point():
+    constant = np.array([0.7])
+    assert clip_to_range(np.float32([[0.7]]), constant, constant)[1]["values"] == 0
+    clipped, report = clip_to_range(np.float32([[0.8]]), constant, constant)
+    assert clipped == np.float32(0.7) and report["values"] == 1 and math.isfinite(report["largest"])
+
+
 # --- refusals ---
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_what_float32_cannot_hold_is_refused(statistics, mode):
+    with pytest.raises(ValueError, match=r"in float32 must be finite, but the one at index \(2,\) is inf"):
+        Normalizer(statistics, mode).normalize([0.0, 0.0, 1e300, 0.0])
 
 
 @pytest.mark.parametrize("mode", ["quantile", "mean_std"])

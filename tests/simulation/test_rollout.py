@@ -162,9 +162,26 @@ def test_pipeline_policy_orders_cameras_by_the_policys_names():
         actions = PipelinePolicy(pipe, seed=5, num_steps=2)(observations)
         np.testing.assert_array_equal(actions[:, 0, 0], [0, 1, 2])
         ((seen, options),) = pipe.calls
-        assert [o["images"] for o in seen] == [expected] * 3 and options == {"seed": 5, "num_steps": 2}
+        assert [o["images"] for o in seen] == [expected] * 3
+        assert options == {"seed": 5, "num_steps": 2, "clip_actions": None}
     with pytest.raises(ValueError, match=r"has no \['top'\]; it has \['base', 'wrist'\]"):
         PipelinePolicy(FakePipeline(["top"]))(observations)
+
+
+def test_pipeline_policy_counts_what_was_clipped():
+    """Over all chunks, of 8 values each; None where the policy's statistics do not allow to clip."""
+    observations = [{"images": {"base": "BASE"}, "text": "go", "state": None}] * 2
+    pipe = FakePipeline(None)
+    policy = PipelinePolicy(pipe)
+    policy(observations)
+    assert policy.clipped_share is None
+    answers = pipe(observations)
+    for answer, values in zip(answers, (1, 3), strict=True):
+        answer["clipped"] = {"values": values, "share": values / 8, "largest": 0.5, "dimension": 1}
+    policy.pipe = type("Clipping", (), {"processor": pipe.processor, "__call__": lambda self, *_, **__: answers})()
+    policy(observations)
+    policy(observations)
+    assert policy.clipped_share == 8 / 32
 
 
 def test_environments_by_name():
