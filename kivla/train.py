@@ -24,6 +24,7 @@ from .cli import parse
 from .plots import plot_training_curves
 from .processing import ActionTokenizer, Normalizer, load_action_tokenizer
 from .processing.prompt_frame import has_chat
+from .training.data_parallel import made_whole
 from .training.lerobot_dataset import joint_statistics
 from .training.lora import lora_config
 from .training.mixture import Mixture
@@ -199,20 +200,21 @@ def run(arguments: Sequence[str]) -> None:
         plot_training_curves(output_dir / "training.png", trainer.state.log_history)
         (output_dir / "eval_results.json").write_text(json.dumps(metrics, indent=2) + "\n")
         recipe = model_args.chosen_recipe
-        write_facts(
-            output_dir,
-            trainer,
-            load_sources(data_args, model_args.chunk_size, trainer.processing_class),
-            metrics,
-            evaluated_sets(metrics),
-            arguments,
-            recipe=model_args.recipe or ("insulated" if recipe else "as before"),
-            what_it_is=recipe.description if recipe else "it went on as it had been trained",
-            vlm=model_args.vlm or model_args.policy,
-            vlm_dataset=data_args.vlm_dataset,
-            trains_vlm_data=trains_vlm_data(model_args, data_args),
-            minutes=(time.monotonic() - start_time) / 60,
-        )
+        with made_whole(args):
+            write_facts(
+                output_dir,
+                trainer,
+                load_sources(data_args, model_args.chunk_size, trainer.processing_class),
+                metrics,
+                evaluated_sets(metrics),
+                arguments,
+                recipe=model_args.recipe or ("insulated" if recipe else "as before"),
+                what_it_is=recipe.description if recipe else "it went on as it had been trained",
+                vlm=model_args.vlm or model_args.policy,
+                vlm_dataset=data_args.vlm_dataset,
+                trains_vlm_data=trains_vlm_data(model_args, data_args),
+                minutes=(time.monotonic() - start_time) / 60,
+            )
         write_card(output_dir)
         print_results(metrics, output_dir)
 
@@ -282,16 +284,17 @@ def make_trainer(
     loaded = None if start is None else KIVLAProcessor.from_pretrained(start)
     sources = load_sources(data_args, model_args.chunk_size, loaded)
     processor = loaded or make_processor(model_args, data_args, sources)
-    if start is not None:
-        model = KIVLAForActionPrediction.from_pretrained(start, dtype=model_args.dtype)
-    else:
-        model = KIVLAForActionPrediction.from_vlm(
-            model_args.vlm,
-            dtype=model_args.dtype,
-            attn_implementation=model_args.attn_implementation,
-            trust_remote_code=model_args.trust_remote_code,
-            **model_args.config_kwargs(),
-        )
+    with made_whole(args):
+        if start is not None:
+            model = KIVLAForActionPrediction.from_pretrained(start, dtype=model_args.dtype)
+        else:
+            model = KIVLAForActionPrediction.from_vlm(
+                model_args.vlm,
+                dtype=model_args.dtype,
+                attn_implementation=model_args.attn_implementation,
+                trust_remote_code=model_args.trust_remote_code,
+                **model_args.config_kwargs(),
+            )
     if stage is not None:
         set_stage(model, stage)
     with_vlm_data = trains_vlm_data(model_args, data_args)

@@ -15,6 +15,8 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
+from transformers import TrainingArguments
+from transformers.integrations import unset_hf_deepspeed_config
 
 
 class _Touch(torch.autograd.Function):
@@ -108,6 +110,22 @@ def whole_weights(model: nn.Module, device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
+def made_whole(args: TrainingArguments) -> Iterator[None]:
+    """For making a model under DeepSpeed: with ZeRO-3 the library would share out the VLM's weights while it is made.
+
+    An expert cannot be measured and made for such a VLM. DeepSpeed shares out the whole policy when training begins.
+    """
+    if args.deepspeed_plugin is None:
+        yield
+        return
+    unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        args.deepspeed_plugin.set_deepspeed_weakref()
+
+
+@contextmanager
 def own_class(model: nn.Module) -> Iterator[None]:
     """For `save_pretrained`, which copies the code of the model's class: FSDP2 puts one of its own in that place."""
     found = type(model)
@@ -125,4 +143,4 @@ def total_norm(gradients: list[torch.Tensor]) -> torch.Tensor:
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
-__all__ = ["DDPGradients", "keep_inputs_exact", "own_class", "total_norm", "whole_weights"]
+__all__ = ["DDPGradients", "keep_inputs_exact", "made_whole", "own_class", "total_norm", "whole_weights"]

@@ -61,6 +61,11 @@ class KIVLATrainer(ResumableTrainer):
             data_collator = KIVLACollator(processing_class)
         super().__init__(model, *args, processing_class=processing_class, data_collator=data_collator, **kwargs)
         self.model_accepts_loss_kwargs = True
+        if self._is_zero3 and self.args.sample_in_eval:
+            raise ValueError(
+                "With ZeRO-3 devices cannot sample actions each on its own. Give sample_in_eval=False, and measure the "
+                "policy afterwards (`kivla evaluate`); or use FSDP2, which gathers the weights for it."
+            )
         self._action_token_ids = torch.as_tensor(processing_class.action_token_ids)
         self._sums = torch.zeros(len(_LOSS_SUMS))
         # Of the real actions, for each dimension: how many, their sum, the sum of their squares.
@@ -148,8 +153,11 @@ class KIVLATrainer(ResumableTrainer):
     @property
     def _is_sharded(self) -> bool:
         """Whether no device has all weights, so that all must run the same layers."""
-        zero = self.accelerator.state.deepspeed_plugin if self.is_deepspeed_enabled else None
-        return self.is_fsdp_enabled or (zero is not None and zero.zero_stage == 3)
+        return self.is_fsdp_enabled or self._is_zero3
+
+    @property
+    def _is_zero3(self) -> bool:
+        return self.is_deepspeed_enabled and self.accelerator.state.deepspeed_plugin.zero_stage == 3
 
     def get_batch_samples(self, *args, **kwargs):
         with record_function("kivla::data"):
@@ -307,13 +315,14 @@ class KIVLATrainer(ResumableTrainer):
         labels = batch["labels"]
         count, device = len(labels), labels.device
         robots = batch.pop("robot", [None] * count)
-        outputs = model(**batch)
+        # ZeRO-3 shares out weights here, too: all devices run the same layers.
+        outputs = model(**batch, with_token_loss=self._is_zero3, with_flow_loss=self._is_zero3)
         sums = {name: torch.zeros(count, device=device) for name in (*_LOSS_SUMS, *_SAID_SUMS)}
         sums |= {name: torch.zeros(count, model.config.max_action_dim, device=device) for name in ACTION_ERROR_SUMS}
         if outputs.token_loss is not None:
             sums.update(token_sums(outputs.logits, labels, self._action_token_ids))
         acts = batch["action_mask"].any((1, 2)) if "actions" in batch else labels.new_zeros(count, dtype=torch.bool)
-        if outputs.flow_loss is not None:
+        if outputs.flow_loss is not None and "actions" in batch:
             sums["action_values"] = batch["action_mask"].sum((1, 2)).float()
             sums["flow_loss"] = outputs.flow_loss * sums["action_values"]
         if not self.args.sample_in_eval:

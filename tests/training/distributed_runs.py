@@ -126,6 +126,7 @@ def results(trainer: KIVLATrainer) -> dict:
     names = ("loss", "token_loss", "flow_loss", "grad_norm", "backbone_grad_norm", "expert_grad_norm")
     history = [{n: entry[n] for n in names if n in entry} for entry in trainer.state.log_history if "loss" in entry]
     weights = trainer.accelerator.get_state_dict(trainer.deepspeed if trainer.is_deepspeed_enabled else trainer.model)
+    weights = weights or {}  # ZeRO-3 gives them to the first rank alone
     return {"history": history, "weights": {name: weight.cpu().clone() for name, weight in weights.items()}}
 
 
@@ -143,6 +144,7 @@ def run(folder: Path, name: str) -> None:
         "accumulation": 2 if "accumulated" in variants else 1,
         "both_parts": "both" in variants,
         "bf16": "bf16" in variants,
+        "sample_in_eval": how != "zero3",
     }
     checkpoint = None
     if "resumed" in variants:
