@@ -228,6 +228,7 @@ def save(trainer: KIVLATrainer, folder: Path) -> None:
         trainer.model = trainer.model_wrapped = trainer.model.merge_and_unload()
     trainer.save_model()
     trainer.save_state()
+    trainer.accelerator.wait_for_everyone()  # the next stage begins with what the first process writes
 
 
 BEFORE = "before"
