@@ -109,28 +109,30 @@ def assert_same(found, expected):
     assert our_end["train_loss"] == pytest.approx(their_end["train_loss"], rel=1e-6)
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["shuffled", "mixture"])
-def undisturbed(request, tmp_path_factory):
-    return request.param, train(tmp_path_factory.mktemp("undisturbed"), request.param)
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    return {mixed: train(tmp_path_factory.mktemp("undisturbed"), mixed) for mixed in (False, True)}
 
 
-# In the first epoch, at its end, in the second one, at the end of the run.
-@pytest.mark.parametrize(("stops", "workers"), [((3, EPOCH, 7), 0), ((EPOCH + 1,), 2), ((STEPS,), 0)])
-def test_resumed_runs_end_as_undisturbed_ones(tmp_path, undisturbed, stops, workers):
-    mixed, expected = undisturbed
+PERSISTENT = {"dataloader_num_workers": 1, "dataloader_persistent_workers": True}
+
+
+@pytest.mark.parametrize(
+    ("mixed", "stops", "workers"),
+    [
+        pytest.param(False, (3, EPOCH, 7), {}, id="in the first epoch, at its end, in the second"),
+        pytest.param(False, (EPOCH + 1,), {"dataloader_num_workers": 2}, id="workers"),
+        pytest.param(False, (EPOCH,), PERSISTENT, id="persistent workers"),
+        pytest.param(True, (4,), {"dataloader_num_workers": 2}, id="mixture, workers"),
+        pytest.param(True, (STEPS,), {}, id="mixture, at the end"),
+    ],
+)
+def test_resumed_runs_end_as_undisturbed_ones(tmp_path, undisturbed, mixed, stops, workers):
     for i, step in enumerate(stops):
-        train(tmp_path, mixed, step, resume=i > 0, dataloader_num_workers=workers)
-    resumed = train(tmp_path, mixed, resume=True, dataloader_num_workers=workers)
+        train(tmp_path, mixed, step, resume=i > 0, **workers)
+    resumed = train(tmp_path, mixed, resume=True, **workers)
     assert resumed.state.global_step == STEPS
-    assert_same(resumed, expected)
-
-
-@pytest.mark.parametrize("undisturbed", [False], indirect=True, ids=["shuffled"])
-def test_persistent_workers_see_the_same(tmp_path, undisturbed):
-    mixed, expected = undisturbed
-    workers = {"dataloader_num_workers": 1, "dataloader_persistent_workers": True}
-    train(tmp_path, mixed, EPOCH, **workers)
-    assert_same(train(tmp_path, mixed, resume=True, **workers), expected)
+    assert_same(resumed, undisturbed[mixed])
 
 
 # ------------------------------------------------------------------------------------------------- damaged checkpoints

@@ -34,21 +34,28 @@ class Poison(FixedNoiseCollator):
 
 
 class States(TrainerCallback):
-    """Weights, optimiser and average before and after every step."""
+    """Whether a step changes weights, optimiser and average."""
 
     def __init__(self, trainer):
-        self.trainer, self.before, self.changed = trainer, None, []
+        self.trainer, self.before, self.changed = trainer, [], []
 
-    def _state(self):
+    def _state(self) -> list[list[torch.Tensor]]:
         optimizer = self.trainer.optimizer.state_dict()["state"]
-        return copy.deepcopy((self.trainer.model.state_dict(), optimizer, self.trainer.average._average))
+        kept = [torch.as_tensor(value) for state in optimizer.values() for value in state.values()]
+        parts = (self.trainer.model.state_dict().values(), kept, self.trainer.average._average.values())
+        return [[value.clone() for value in part] for part in parts]
+
+    def changes(self) -> list[bool]:
+        return [
+            len(before) != len(now) or not all(map(torch.equal, before, now))
+            for before, now in zip(self.before, self._state(), strict=True)
+        ]
 
     def on_step_begin(self, args, state, control, **kwargs):
         self.before = self._state()
 
     def on_step_end(self, args, state, control, **kwargs):
-        now = self._state()
-        self.changed.append([str(a) != str(b) for a, b in zip(self.before, now, strict=True)])
+        self.changed.append(self.changes())
 
 
 SETTINGS = {
@@ -73,13 +80,11 @@ def test_nan_stops_the_run_and_is_named(tmp_path):
         frame = dataset()[item]
         assert f"lerobot_v3_metaworld episode {frame['episode_index']} frame {frame['frame_index']}" in message
     assert states.changed == [[True] * 3], "one step, before"
-    now = states._state()
-    assert [str(a) == str(b) for a, b in zip(states.before, now, strict=True)] == [True] * 3
+    assert states.changes() == [False] * 3, "the step with NaN"
 
 
-@pytest.mark.parametrize("clip", [1.0, 0.0])
-def test_nan_is_skipped_if_wanted(tmp_path, caplog, clip):
-    trainer = make_trainer(tmp_path, collator=Poison, on_nonfinite="skip", max_grad_norm=clip, **SETTINGS)
+def test_nan_is_skipped_if_wanted(tmp_path, caplog):
+    trainer = make_trainer(tmp_path, collator=Poison, on_nonfinite="skip", max_grad_norm=0, **SETTINGS)
     trainer.add_callback(states := States(trainer))
     trainer.train()
     assert states.changed == [[True] * 3, [False] * 3, [True] * 3, [True] * 3, [True] * 3]
@@ -201,7 +206,7 @@ def test_the_loss_of_the_mean_velocity_is_logged(tmp_path):
 @pytest.mark.parametrize(("rate", "warns"), [(0.0, True), (5e-3, False)])
 def test_a_dead_expert_is_told_from_a_live_one(tmp_path, caplog, monkeypatch, rate, warns):
     monkeypatch.setattr("kivla.training.watch.DEAD_EXPERT_STEPS", 20)
-    settings = {"max_steps": 40, "per_device_train_batch_size": 8, "lr_scheduler_type": "constant"}
+    settings = {"max_steps": 32, "per_device_train_batch_size": 4, "lr_scheduler_type": "constant"}
     model, processor = make_policy(tmp_path / "vlm")
     trainer = make_trainer(tmp_path, model, processor, expert_learning_rate=rate, **settings)
     with caplog.at_level(logging.WARNING):
