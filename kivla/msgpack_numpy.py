@@ -18,6 +18,8 @@ _ARRAY_KEYS = {b"__ndarray__", b"data", b"dtype", b"shape"}
 _SCALAR_KEYS = {b"__npgeneric__", b"data", b"dtype"}
 # msgpack makes room for a list as long as its header says, before it reads on: nested headers could ask for any amount.
 _LIMITS = {"max_array_len": 4096, "max_map_len": 1024, "max_ext_len": 0}
+# An empty map is one byte of a message and sixty-four of memory: maps and lists of a whole message, together.
+_MAX_CONTAINERS = 512
 
 
 def packb(values) -> bytes:
@@ -34,12 +36,28 @@ def unpackb(message: bytes):
     """Decode; arrays are read-only views of the message.
 
     Raises:
-        ValueError: no msgpack, an incomplete message, or an array whose type, shape and data do not belong together.
+        ValueError: no msgpack, an incomplete message, one with too many maps and lists, or an array whose type, shape
+            and data do not belong together.
     """
+    count = _ContainerCount()
+    hooks = {"object_hook": lambda values: _decode(count(values)), "list_hook": count}
     try:
-        return msgpack.unpackb(message, object_hook=_decode, **_LIMITS)
+        return msgpack.unpackb(message, **hooks, **_LIMITS)
     except ValueError as error:
         raise ValueError(f"The message is not msgpack as openpi's clients write it: {error}") from error
+
+
+class _ContainerCount:
+    """Hands maps and lists on as they are, up to `_MAX_CONTAINERS` of them."""
+
+    def __init__(self):
+        self._count = 0
+
+    def __call__(self, values):
+        self._count += 1
+        if self._count > _MAX_CONTAINERS:
+            raise ValueError(f"it has more than {_MAX_CONTAINERS} maps and lists.")
+        return values
 
 
 def _encode(value):

@@ -8,6 +8,12 @@ import numpy as np
 
 _PLAIN = ("images", "text", "state", "robot", "response")
 
+# Far beyond any robot: what is larger would cost the policy minutes and memory before it could be refused.
+MAX_IMAGES = 16
+MAX_IMAGE_SIDE = 4096  # pixels; also since a square is made of a strip
+MAX_STATE = 1024
+MAX_TEXT = 4096  # characters
+
 
 @dataclass(frozen=True)
 class ObservationKeys:
@@ -79,10 +85,11 @@ class ObservationReader:
             name of `PRESETS`.
         cameras: those of the policy's processor.
         default_text: the instruction for robots that send none.
-        max_age_ms: an observation with a `timestamp` (Unix time in seconds) further than this from now is refused.
+        max_age_ms: an observation whose `timestamp` (Unix time in seconds, by the robot's clock) is further than this
+            from now, in the past or the future, is refused, and so is one without. None looks at no timestamps.
 
     Raises:
-        ValueError: the policy's cameras do not fit the preset.
+        ValueError: the policy's cameras do not fit the preset, or `max_age_ms` is not positive.
     """
 
     def __init__(
@@ -92,6 +99,8 @@ class ObservationReader:
         default_text: str | None = None,
         max_age_ms: float | None = None,
     ):
+        if max_age_ms is not None and not max_age_ms > 0:
+            raise ValueError(f"The largest age of an observation must be positive, got {max_age_ms} ms.")
         self.keys = None if preset == "plain" else PRESETS[preset]
         self.cameras = None if preset == "plain" else camera_keys(preset, cameras)
         self.default_text = default_text
@@ -104,7 +113,8 @@ class ObservationReader:
             `robot` and `response` if they were given.
 
         Raises:
-            ValueError: unknown or missing keys, values of another type, or an observation that is too old.
+            ValueError: unknown or missing keys, values of another type or far too large, or an observation that is too
+                old.
         """
         if not isinstance(request, dict) or not all(isinstance(key, str) for key in request):
             raise ValueError(f"An observation is a map with strings as keys, got {type(request).__name__}.")
@@ -112,13 +122,22 @@ class ObservationReader:
         self._check_age(request.pop("timestamp", None))
         observation = self._plain(request) if self.keys is None else self._of_preset(request)
         images = observation["images"]
+        if len(images) > MAX_IMAGES:
+            raise ValueError(f"There are {len(images)} images; at most {MAX_IMAGES} are taken.")
         for name, image in images.items() if isinstance(images, dict) else enumerate(images):
             # Strings above all: the pipeline would read files and URLs for whoever asks
             if not (image is None or isinstance(image, np.ndarray)):
                 raise ValueError(f"Image {name!r} must be an array, or None if missing, got {type(image).__name__}.")
+            if image is not None and max(image.shape, default=0) > MAX_IMAGE_SIDE:
+                raise ValueError(
+                    f"Image {name!r} has the shape {image.shape}; at most {MAX_IMAGE_SIDE} pixels a side are taken."
+                )
         text = observation["text"]
         if not isinstance(text, str):
             raise ValueError(f"The instruction must be a string, got {type(text).__name__}.")
+        for name in ("text", "robot", "response"):
+            if len(observation.get(name) or "") > MAX_TEXT:
+                raise ValueError(f"{name!r} has {len(observation[name])} characters; at most {MAX_TEXT} are taken.")
         return observation
 
     def _plain(self, request: dict) -> dict:
@@ -162,10 +181,14 @@ class ObservationReader:
         }
 
     def _check_age(self, timestamp) -> None:
-        if self.max_age_ms is None or timestamp is None:
+        if self.max_age_ms is None:
             return
-        if not isinstance(timestamp, int | float | np.integer | np.floating):
-            raise ValueError(f"'timestamp' must be Unix time in seconds, got {type(timestamp).__name__}.")
+        if isinstance(timestamp, bool) or not isinstance(timestamp, int | float | np.integer | np.floating):
+            given = "none" if timestamp is None else type(timestamp).__name__
+            raise ValueError(
+                f"'timestamp' must be Unix time in seconds, got {given}: this server refuses observations older than "
+                f"{self.max_age_ms:g} ms, and has to know how old they are."
+            )
         age_ms = 1e3 * (time.time() - float(timestamp))
         if not abs(age_ms) <= self.max_age_ms:  # true for NaN, too; far in the future: another clock or another unit
             raise ValueError(
@@ -188,6 +211,8 @@ def _numbers(name: str, values) -> np.ndarray:
     vector = np.atleast_1d(np.asarray(values))
     if vector.dtype.kind not in "biuf" or vector.ndim != 1:
         raise ValueError(f"{name!r} must be one vector of numbers, got shape {vector.shape} of type {vector.dtype}.")
+    if len(vector) > MAX_STATE:
+        raise ValueError(f"{name!r} has {len(vector)} values; at most {MAX_STATE} are taken.")
     return vector
 
 

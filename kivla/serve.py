@@ -11,6 +11,7 @@ from typing import Literal
 from transformers import pipeline
 
 from .cli import parse
+from .modeling_kivla import actions_of
 from .observation_keys import PRESET_NAMES, ObservationReader
 from .policy_server import PolicyServer
 
@@ -31,8 +32,12 @@ class ServeArguments:
     num_steps: int | None = field(default=None, metadata={"help": "Euler steps; the policy's default."})
     seed: int | None = field(default=None, metadata={"help": "Start every chunk from the same noise."})
     execute: int | None = field(default=None, metadata={"help": "Send only so many actions of a chunk; all."})
+    clip_actions: bool | None = field(
+        default=None, metadata={"help": "Hold actions within the range of the policy's data; it does, if it can."}
+    )
     max_observation_age_ms: float | None = field(
-        default=None, metadata={"help": "Refuse observations whose timestamp is older than this."}
+        default=None,
+        metadata={"help": "Refuse observations without a timestamp (Unix time in seconds) or one further from now."},
     )
     api_key: str | None = field(
         default=None, metadata={"help": "Key that clients must send; the environment's KIVLA_API_KEY by default."}
@@ -64,9 +69,7 @@ class ServedPolicy:
 
     def __call__(self, observation: dict) -> dict:
         result = self.pipe({"robot": self.robot, **observation})
-        if result["actions"] is None:
-            raise ValueError(f"The policy's action tokens do not decode: {result['failure']}. Let it act by flow.")
-        return {**result, "actions": result["actions"][: self.execute]}
+        return {**result, "actions": actions_of(result)[: self.execute]}
 
 
 def make_server(pipe, args: ServeArguments) -> PolicyServer:
@@ -81,6 +84,7 @@ def make_server(pipe, args: ServeArguments) -> PolicyServer:
     cameras = None if args.preset == "plain" else pipe.processor.robot(args.robot).cameras
     read = ObservationReader(args.preset, cameras, args.default_prompt, args.max_observation_age_ms)
     metadata = {"policy": args.model, "preset": args.preset, "chunk_size": args.execute or pipe.processor.chunk_size}
+    metadata["clips_actions"] = _clips_actions(pipe, args.clip_actions)
     if read.cameras is not None:
         metadata["cameras"] = dict(zip(cameras or read.cameras, read.cameras, strict=True))
     return PolicyServer(
@@ -94,6 +98,12 @@ def make_server(pipe, args: ServeArguments) -> PolicyServer:
     )
 
 
+def _clips_actions(pipe, clip_actions: bool | None) -> bool:
+    """Whether every robot's actions are held within the range of its data."""
+    wanted = pipe.processor.clip_actions if clip_actions is None else clip_actions
+    return wanted and all(robot.action_range is not None for robot in pipe.processor.robots.values())
+
+
 async def serve_until_stopped(server: PolicyServer, host: str, port: int) -> None:
     """Serve until SIGTERM or SIGINT."""
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
@@ -103,6 +113,8 @@ async def serve_until_stopped(server: PolicyServer, host: str, port: int) -> Non
         print(f"Serving {server.metadata['policy']} on ws://{host}:{port}", flush=True)
         for camera, key in server.metadata.get("cameras", {}).items():
             print(f"  {camera} is what clients send as {key}", flush=True)
+        if not server.metadata["clips_actions"]:
+            print("Actions are not clipped to the range of the data (the policy has none, or --clip_actions false).")
         if server.api_key is None and host not in ("127.0.0.1", "::1", "localhost"):
             print("Whoever reaches this port can use the policy: there is no --api_key.", flush=True)
         await stop.wait()
@@ -113,7 +125,7 @@ def run(arguments: Sequence[str]) -> None:
     (args,) = parse((ServeArguments,), arguments, prog="kivla serve", positional="model")
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("kivla").setLevel(logging.INFO)
-    options = {"acts_by": args.acts_by, "num_steps": args.num_steps, "seed": args.seed}
+    options = {name: getattr(args, name) for name in ("acts_by", "num_steps", "seed", "clip_actions")}
     pipe = pipeline("action-prediction", model=args.model, **options)
     try:
         server = make_server(pipe, args)

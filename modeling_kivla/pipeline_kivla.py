@@ -28,9 +28,9 @@ class ActionPredictionPipeline(Pipeline):
     from the same noise, so its actions do not depend on what else is in the batch (tokens are decoded greedily); and
     `clip_actions`, whether actions are held within the range of the robot's data (the processor's setting by default).
 
-    Where they are, a result has `clipped`: `values`, how many of the chunk's lay outside; `share`, of all; `largest`,
-    how far out the worst was, in widths of its dimension's range; and `dimension`, which that is. It is absent where
-    nothing is clipped, e.g. because the policy's statistics have no `min` and `max`.
+    Where they are, a result has `clipped`: `values`, how many of the chunk's lay outside; `of`, how many it has; their
+    `share`; `largest`, how far out the worst was, in widths of its dimension's range; and `dimension`, which that is
+    (or None). It is absent where nothing is clipped, e.g. because the policy's statistics have no `min` and `max`.
 
     Where action tokens do not decode, `actions` is None and `failure` says why. (Only possible with action tokenizers
     whose codes are no whole values, such as the published FAST.)

@@ -116,7 +116,7 @@ def clip_to_range(values, low: np.ndarray, high: np.ndarray) -> tuple:
 
     Returns:
         The values within `low..high`, of the type that was given, and a dict for people: `values`, how many lay
-        outside; `share`, of all; `largest`, how far out the worst was, in widths of its dimension's range; and
+        outside; `of`, how many there are; `share`; `largest`, how far out the worst was, in widths of its dimension's range; and
         `dimension`, the worst one's (None if there is none).
     """
     if isinstance(values, np.ndarray):
@@ -131,6 +131,7 @@ def clip_to_range(values, low: np.ndarray, high: np.ndarray) -> tuple:
     worst = excess.reshape(-1, excess.shape[-1]).max(0) if count else None  # (D,)
     return clipped, {
         "values": count,
+        "of": outside.size,
         "share": count / max(outside.size, 1),
         "largest": float(worst.max()) if count else 0.0,
         "dimension": int(worst.argmax()) if count else None,

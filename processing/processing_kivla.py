@@ -582,8 +582,9 @@ class KIVLAProcessor(ProcessorMixin):
         """As `unnormalize_actions`, and how much was clipped.
 
         Returns:
-            The actions, and `{"values": how many, "share": of all, "largest": how far outside the worst was, in widths
-            of its dimension's recorded range, "dimension": which that is, or None}`; None where nothing is clipped.
+            The actions, and `{"values": how many were, "of": how many there are, "share": their quotient, "largest": how
+            far outside the worst was, in widths of its dimension's recorded range, "dimension": which that is, or
+            None}`; None where nothing is clipped.
         """
         robot = self.robot(robot)
         if chunk.shape[-1] < robot.action_dim:

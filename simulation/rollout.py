@@ -47,7 +47,7 @@ class PipelinePolicy:
         for result in results:
             if "clipped" in result:
                 self._clipped_values += result["clipped"]["values"]
-                self._values += result["actions"].size
+                self._values += result["clipped"]["of"]
         return chunks
 
     def _images(self, images: dict[str, np.ndarray]) -> list[np.ndarray]:

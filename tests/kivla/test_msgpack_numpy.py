@@ -1,5 +1,7 @@
 """Arrays in msgpack: the same bytes as openpi's clients write, and no way to hurt the server with others."""
 
+import tracemalloc
+
 import msgpack
 import numpy as np
 import pytest
@@ -128,6 +130,19 @@ def test_garbage_is_a_value_error(message):
     if message[:1] == b"\xdd":
         with pytest.raises(ValueError, match="exceeds max_array_len"):
             unpackb(b"\xdd\x00\x10\x00\x00" + bytes(2**20))  # long enough, and still no room is made for it
+
+
+@pytest.mark.parametrize("element", [b"\x80", b"\x90", b"\x81\xa1a\x01"], ids=["maps", "lists", "entries"])
+def test_small_messages_never_become_large(element):
+    """An empty map is one byte of a message and sixty-four of memory."""
+    inner = b"\xdc\x0f\xa0" + element * 4000
+    message = b"\xdc\x0f\xa0" + inner * 1000  # 4 million
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="more than 512 maps and lists"):
+        unpackb(message)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1e6, f"{peak / 1e6:.0f} MB"
 
 
 def test_objects_are_never_sent():

@@ -113,12 +113,35 @@ def test_age():
     read = ObservationReader("plain", max_age_ms=1000)
     request = {"images": [IMAGE], "text": "go"}
     assert "timestamp" not in read({**request, "timestamp": time.time()})
-    read(request)
-    with pytest.raises(ValueError, match=r"is 60\d{3} ms old, allowed are 1000"):
-        read({**request, "timestamp": time.time() - 60})
-    for timestamp in (1e3 * time.time(), float("nan"), np.float64("inf")):
+    for late, shown in ((60, r"60\d{3}"), (-60, r"-(60000|59\d{3})")):  # a clock that runs ahead is as bad
+        with pytest.raises(ValueError, match=rf"is {shown} ms old, allowed are 1000"):
+            read({**request, "timestamp": time.time() - late})
+    for timestamp in (1e3 * time.time(), float("nan"), np.float64("inf"), -np.float32("inf"), 0, 2**63):
         with pytest.raises(ValueError, match="allowed are 1000"):
             read({**request, "timestamp": timestamp})
-    with pytest.raises(ValueError, match="Unix time in seconds, got str"):
-        read({**request, "timestamp": "now"})
-    ObservationReader("plain")({**request, "timestamp": 0.0})
+    for timestamp, given in (("now", "str"), (None, "none"), (True, "bool"), ([time.time()], "list")):
+        with pytest.raises(ValueError, match=f"in seconds, got {given}: this server refuses observations older"):
+            read({**request, "timestamp": timestamp})
+    with pytest.raises(ValueError, match="got none"):
+        read(request)
+    for timestamp in (0.0, float("nan"), "now"):
+        ObservationReader("plain")({**request, "timestamp": timestamp})
+    for age in (0, -1, float("nan")):
+        with pytest.raises(ValueError, match="must be positive"):
+            ObservationReader("plain", max_age_ms=age)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"images": [None] * 17}, "There are 17 images; at most 16"),
+        ({"images": [np.zeros((1, 5000, 3), np.uint8)]}, "at most 4096 pixels a side"),
+        ({"text": "go " * 2000}, "'text' has 6000 characters; at most 4096"),
+        ({"robot": "x" * 5000}, "'robot' has 5000 characters"),
+        ({"response": "x" * 5000}, "'response' has 5000 characters"),
+        ({"state": np.zeros(1025)}, "'state' has 1025 values; at most 1024"),
+    ],
+)
+def test_what_is_far_too_large_is_refused_before_the_policy_sees_it(change, message):
+    with pytest.raises(ValueError, match=message):
+        ObservationReader("plain")({"images": [IMAGE], "text": "go", **change})

@@ -2,9 +2,11 @@
 
 import asyncio
 import http.client
+import re
 import threading
 from contextlib import AsyncExitStack
 
+import msgpack
 import numpy as np
 import pytest
 from websockets.asyncio.client import ClientConnection
@@ -320,6 +322,125 @@ def test_without_the_key_nobody_is_served(headers):
             assert "actions" in await ask(client, {"n": 1})
 
     run(scenario, api_key="söcret")
+
+
+def http_get(port: int, path: str, **headers) -> tuple[int, str]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    connection.request("GET", path, headers=headers)
+    response = connection.getresponse()
+    return response.status, response.read().decode()
+
+
+def samples(text: str) -> dict[str, float]:
+    """Prometheus's text format -> value of each sample; every line of it must be well-formed."""
+    values = {}
+    for line in text.splitlines():
+        if not line.startswith("#"):
+            name, value = re.fullmatch(r'([a-z_]+(?:\{quantile="[\d.]+"\})?) (\S+)', line).groups()
+            values[name] = float(value)
+    return values
+
+
+def test_metrics_count_what_happens(caplog):
+    def policy(observation):
+        if observation["n"] == 0:
+            raise RuntimeError("no such weights")
+        clipped = {"values": observation["n"], "of": 6, "share": observation["n"] / 6, "largest": 0.5, "dimension": 2}
+        return {"actions": np.zeros((2, 3)), "clipped": clipped}
+
+    async def scenario(server, port):
+        status, text = await asyncio.to_thread(http_get, port, "/metrics", Authorization="Api-Key key")
+        before = samples(text)
+        assert status == 200 and not any(v for name, v in before.items() if "quantile" not in name)
+        async with connect(port, additional_headers=key) as client:
+            await client.recv()
+            assert (await ask(client, {"n": 4}))["clipped"]["values"] == 4
+            await ask(client, {"n": 2})
+            _, text = await asyncio.to_thread(http_get, port, "/metrics", Authorization="Api-Key key")
+            assert samples(text)["kivla_connections"] == 1
+            await client.send(b"garbage")
+            await refusal(client)
+        async with connect(port, additional_headers=key) as client:
+            await client.recv()
+            await client.send(packb({"n": 0}))
+            await refusal(client)
+        assert (await asyncio.to_thread(http_get, port, "/metrics"))[0] == 401, "counts are not for everybody, either"
+        found = samples((await asyncio.to_thread(http_get, port, "/metrics", Authorization="Api-Key key"))[1])
+        expected = {"answers": 2, "refusals": 1, "failures": 1, "refused_connections": 1, "slow_readers": 0}
+        expected |= {"values": 12, "clipped_values": 6}
+        assert {name: found[f"kivla_{name}_total"] for name in expected} == expected
+        assert found["kivla_policy_seconds_count"] == found["kivla_request_seconds_count"] == 2
+        for kind in ("policy", "request"):
+            assert (
+                0
+                < found[f'kivla_{kind}_seconds{{quantile="0.5"}}']
+                <= found[f'kivla_{kind}_seconds{{quantile="0.99"}}']
+            )
+        assert found["kivla_requests"] == 0
+
+    key = {"Authorization": "Api-Key key"}
+    run(scenario, policy, api_key="key")
+    warnings = [record.getMessage() for record in caplog.records if "were clipped" in record.getMessage()]
+    assert len(warnings) == 1, "one a minute"
+    assert "67 % of a chunk's values" in warnings[0] and "0.5 widths of the range, in dimension 2" in warnings[0]
+
+
+def test_clients_that_do_not_read_keep_nobody_waiting():
+    """Their answers fill the network's buffers; then they are dropped, and until then others are served."""
+    large = np.zeros((1000, 1000))  # 8 MB, more than any buffer
+
+    async def scenario(server, port):
+        slow = [await asyncio.open_connection("127.0.0.1", port) for _ in range(3)]
+        for _, writer in slow:
+            message = packb({"n": 1, "large": True})
+            writer.write(HANDSHAKE + bytes([0x82, 0x80 | len(message)]) + bytes(4) + message)  # a mask of zeros
+        await until(lambda: server.metrics.answers == 3)
+        async with connect(port) as client:  # although nobody else may wait
+            await client.recv()
+            answer = await ask(client, {"n": 4})
+            assert answer["server_timing"]["queue_depth"] == 0 and "actions" in answer
+        await until(lambda: server.metrics.slow_readers == 3)
+        for _, writer in slow:
+            writer.transport.abort()
+
+    policy = Policy()
+
+    def answer(observation):
+        return {"actions": large} if observation.get("large") else policy(observation)
+
+    run(scenario, answer, max_waiting=3, send_timeout=0.5)
+
+
+def test_a_server_stops_although_a_client_does_not_read():
+    async def everything():
+        server = PolicyServer(lambda _: {"actions": np.zeros((1000, 1000))}, read, send_timeout=0.2)
+        async with asyncio.timeout(30):
+            async with server.listen(port=0) as port:
+                _, writer = await asyncio.open_connection("127.0.0.1", port)
+                message = packb({"n": 1})
+                writer.write(HANDSHAKE + bytes([0x82, 0x80 | len(message)]) + bytes(4) + message)
+                await until(lambda: server.metrics.answers == 1)
+            writer.transport.abort()
+
+    asyncio.run(everything())
+
+
+def test_long_texts_of_clients_are_not_sent_back_in_full(caplog):
+    async def scenario(server, port):
+        async with connect(port) as client:
+            await client.recv()
+            await client.send(
+                b"\x81\xa1n\x84"
+                + b"".join(
+                    msgpack.packb(value)
+                    for value in (b"__ndarray__", True, b"data", b"", b"dtype", "x" * 10**6, b"shape", [1])
+                )
+            )
+            told, _ = await refusal(client)
+            assert "are refused" not in told and told.endswith("characters)") and len(told) < 3000
+
+    run(scenario)
+    assert len(caplog.text) < 10_000
 
 
 def test_web_pages_are_refused():

@@ -116,7 +116,8 @@ def test_a_robot_with_keys_of_its_own(policy):
     expected = pipe(ours)["actions"]
     np.testing.assert_array_equal(answer["actions"], expected)
     cameras = {dataset().cameras[0]: "observation/image"}
-    assert metadata == {"policy": "tiny", "preset": "libero", "chunk_size": CHUNK, "cameras": cameras}
+    about = {"policy": "tiny", "preset": "libero", "chunk_size": CHUNK, "clips_actions": True}
+    assert metadata == {**about, "cameras": cameras}
     # ALOHA's images have their channels first
     aloha = {"images": {"cam_high": image.transpose(2, 0, 1)}, "state": ours["state"], "prompt": ours["text"]}
     _, (answer,) = through_a_server(pipe, [aloha], preset="aloha")
@@ -128,6 +129,41 @@ def test_only_the_first_actions_of_a_chunk(policy):
     metadata, (answer,) = through_a_server(pipe, [frame(0)], execute=2)
     assert metadata["chunk_size"] == 2
     np.testing.assert_array_equal(answer["actions"], pipe(frame(0))["actions"][:2])
+
+
+def test_what_is_clipped_is_told(policy):
+    """The random policy of these tests leaves the range of its data by far."""
+    pipe = pipeline("action-prediction", model=str(policy), seed=3)
+    metadata, (answer,) = through_a_server(pipe, [frame(0)])
+    assert metadata["clips_actions"] and answer["clipped"] == pipe(frame(0))["clipped"]
+    assert answer["clipped"]["values"] > 0 and answer["clipped"]["of"] == CHUNK * 4
+    free = pipeline("action-prediction", model=str(policy), seed=3, clip_actions=False)
+    metadata, (answer,) = through_a_server(free, [frame(0)], clip_actions=False)
+    assert not metadata["clips_actions"] and "clipped" not in answer
+    np.testing.assert_array_equal(answer["actions"], free(frame(0))["actions"])
+
+
+def test_weights_that_are_not_finite_are_told_and_the_server_lives(policy):
+    pipe = pipeline("action-prediction", model=str(policy), seed=3)
+    server = make_server(pipe, ServeArguments(model="tiny"))
+    weights = pipe.model.expert.action_in_proj.weight
+
+    async def client():
+        async with server.listen(port=0) as port:
+            kept = weights.detach().clone()
+            weights.data[0, 0] = torch.nan
+            async with connect(port) as robot:
+                await robot.recv()
+                await robot.send(packb(frame(0)))
+                told = await refusal(robot)
+            weights.data[:] = kept
+            async with connect(port) as robot:
+                await robot.recv()
+                assert "actions" in await ask(robot, frame(0))
+        return told
+
+    told, code = asyncio.run(client())
+    assert told.startswith("NonFiniteActionsError: The policy's actions are not all finite") and code == 1011
 
 
 @pytest.mark.parametrize(
@@ -184,7 +220,8 @@ def test_the_command_serves_and_stops(policy):
 
     with kivla_serve(policy, "--seed", 5, "--num_steps", 4) as (process, port):
         metadata, answer = asyncio.run(client(port))
-        assert metadata == {"policy": str(policy), "preset": "plain", "chunk_size": CHUNK}
+        about = {"policy": str(policy), "preset": "plain", "chunk_size": CHUNK, "clips_actions": True}
+        assert metadata == about
         expected = pipeline("action-prediction", model=str(policy))(frame(70), seed=5, num_steps=4)
         np.testing.assert_array_equal(answer["actions"], expected["actions"], strict=True)
         process.send_signal(signal.SIGTERM)

@@ -38,6 +38,7 @@ def test_actions_stay_within_the_recorded_range(pipe):
     excess = np.maximum(low - wild["actions"], wild["actions"] - high) / (high - low)
     assert "clipped" not in wild and result["clipped"] == {
         "values": outside.sum(),
+        "of": outside.size,
         "share": outside.mean(),
         "largest": pytest.approx(excess.max(), rel=1e-5),
         "dimension": excess.max(0).argmax(),

@@ -119,7 +119,7 @@ def test_values_are_clipped_and_counted(kind):
     expected = np.array([[[-1, 0.05, 5], [1, 0, 5]], [[0, 0.1, 5], [-1, 0.1, 5]]], dtype=np.float32)
     np.testing.assert_array_equal(np.asarray(clipped), expected, strict=True)
     # Out of 12: 2 above 1 by half a width, -1.5 below -1 by a quarter, 0.3 above 0.1 by twice its width
-    assert report == {"values": 3, "share": 0.25, "largest": pytest.approx(2, rel=1e-6), "dimension": 1}
+    assert report == {"values": 3, "of": 12, "share": 0.25, "largest": pytest.approx(2, rel=1e-6), "dimension": 1}
 
 
 def test_what_was_recorded_is_not_counted(values, statistics):
@@ -127,7 +127,7 @@ def test_what_was_recorded_is_not_counted(values, statistics):
     normalizer = Normalizer(statistics)
     back = normalizer.unnormalize(normalizer.normalize(values))
     clipped, report = clip_to_range(back, statistics["min"], statistics["max"])
-    assert report == {"values": 0, "share": 0.0, "largest": 0.0, "dimension": None}
+    assert report == {"values": 0, "of": 2000, "share": 0.0, "largest": 0.0, "dimension": None}
     assert (clipped >= statistics["min"].astype(np.float32)).all()
     assert (clipped <= statistics["max"].astype(np.float32)).all()
 

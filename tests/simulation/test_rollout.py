@@ -177,7 +177,7 @@ def test_pipeline_policy_counts_what_was_clipped():
     assert policy.clipped_share is None
     answers = pipe(observations)
     for answer, values in zip(answers, (1, 3), strict=True):
-        answer["clipped"] = {"values": values, "share": values / 8, "largest": 0.5, "dimension": 1}
+        answer["clipped"] = {"values": values, "of": 8, "share": values / 8, "largest": 0.5, "dimension": 1}
     policy.pipe = type("Clipping", (), {"processor": pipe.processor, "__call__": lambda self, *_, **__: answers})()
     policy(observations)
     policy(observations)
