@@ -40,8 +40,10 @@ class DDPGradients:
     missing as zero, in its usual buckets and while backward still runs. Afterwards, what no device had a gradient for
     gets `None` again (`forget_unused`), after one small message about who had what.
 
-    The price: gradients of a part that learns nothing anywhere in a step are sent as zeros. Averaging after backward
-    instead, without DDP, would send only what there is, but not during backward, and that costs every other step.
+    Measured on one CPU core with 811 parameters and a graph of 4,664 nodes: 2 ms a step, where DDP's search takes 5 ms
+    and grows with the graph. The price: gradients of a part that learns nothing anywhere in a step are sent as zeros.
+    Averaging after backward instead, without DDP, would send only what there is, but nothing while backward runs, and
+    that costs every other step (in the same measurement 18 ms).
     Reentrant gradient checkpointing hides layers from the graph and cannot be used with it (nor with DDP's own remedy).
 
     Args:

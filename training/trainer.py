@@ -4,6 +4,8 @@ from collections import defaultdict
 from itertools import takewhile
 
 import torch
+from accelerate.utils import DistributedType
+from peft import PeftModel
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils.rnn import pad_sequence
@@ -61,11 +63,7 @@ class KIVLATrainer(ResumableTrainer):
             data_collator = KIVLACollator(processing_class)
         super().__init__(model, *args, processing_class=processing_class, data_collator=data_collator, **kwargs)
         self.model_accepts_loss_kwargs = True
-        if self._is_zero3 and self.args.sample_in_eval:
-            raise ValueError(
-                "With ZeRO-3 devices cannot sample actions each on its own. Give sample_in_eval=False, and measure the "
-                "policy afterwards (`kivla evaluate`); or use FSDP2, which gathers the weights for it."
-            )
+        self._check_sharding()
         self._action_token_ids = torch.as_tensor(processing_class.action_token_ids)
         self._sums = torch.zeros(len(_LOSS_SUMS))
         # Of the real actions, for each dimension: how many, their sum, the sum of their squares.
@@ -89,10 +87,6 @@ class KIVLATrainer(ResumableTrainer):
     def create_optimizer(self, *args, **kwargs) -> torch.optim.Optimizer:
         """The library's optimiser, each parameter group split into backbone and expert with its own learning rate;
         or Muon (`args.muon`)."""
-        if self.args.muon and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
-            raise ValueError(
-                "Muon needs whole matrices, which FSDP and DeepSpeed share out: leave out muon, or use DDP."
-            )
         if self.args.muon and self.optimizer is None:
             self.optimizer = MuonWithAdamW(self._named_parameters(), lr=self.args.learning_rate)
         is_new = self.optimizer is None
@@ -140,6 +134,27 @@ class KIVLATrainer(ResumableTrainer):
         self.stop_is_agreed = bool(counts[0, 3])
         self._check_images([with_images for _, _, with_images in self._learned])
         return counts[:, :2].sum(0)
+
+    def _check_sharding(self) -> None:
+        if self.accelerator.distributed_type == DistributedType.FSDP and not self.accelerator.is_fsdp2:
+            raise ValueError(
+                "FSDP version 1 puts weights of different layers into one. Set fsdp_version: 2, as fsdp2.yaml of "
+                "`kivla launch-files` does."
+            )
+        if self._is_zero3 and self.args.sample_in_eval:
+            raise ValueError(
+                "With ZeRO-3 devices cannot sample actions each on its own. Give sample_in_eval=False, and measure the "
+                "policy afterwards (`kivla evaluate`); or use FSDP2, which gathers the weights for it."
+            )
+        if self.is_fsdp_enabled and isinstance(self.model, PeftModel):
+            raise ValueError(
+                "FSDP cannot share out the weights that LoRA wraps. Use DDP (ddp.yaml of `kivla launch-files`): with "
+                "LoRA, gradients and moments are small."
+            )
+        if self.args.muon and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            raise ValueError(
+                "Muon needs whole matrices, which FSDP and DeepSpeed share out: leave out muon, or use DDP."
+            )
 
     def _check_images(self, with_images: list[int]) -> None:
         devices = self.accelerator.num_processes

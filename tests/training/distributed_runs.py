@@ -6,6 +6,7 @@ accelerate launch --config_file training/launch/fsdp2.yaml --num_processes 2 -m 
 Batches go through every disagreement of ranks: nobody has labels, nobody has actions, one rank only has them.
 """
 
+import copy
 import os
 import sys
 from pathlib import Path
@@ -17,10 +18,21 @@ from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, GradientAccumulationPlugin
 from torch.utils.data import SequentialSampler
 
-from kivla import BinningActionTokenizer, KIVLACollator, KIVLAProcessor, KIVLATrainer, KIVLATrainingArguments
+from kivla import (
+    BinningActionTokenizer,
+    KIVLACollator,
+    KIVLAConfig,
+    KIVLAForActionPrediction,
+    KIVLAProcessor,
+    KIVLATrainer,
+    KIVLATrainingArguments,
+)
 from kivla.processing import compute_statistics
+from tests.families import FAMILIES, Family, make_example, randomize_zero_parameters
 from tests.vlm_processors import KINDS
 
+# shared keys; experts and linear attention; layers within layers; convolutions; latent attention; an adapter
+SHARDED_FAMILIES = ("gemma3n", "qwen3_5_moe", "smolvlm", "lfm2_vl", "kimi_k25", "molmo2")
 STEPS, BATCH = 20, 4
 CHUNK, WIDTH, STATE = 3, 2, 2
 SIZES = {"chunk_size": CHUNK, "max_action_dim": WIDTH, "max_state_dim": STATE}
@@ -130,12 +142,53 @@ def results(trainer: KIVLATrainer) -> dict:
     return {"history": history, "weights": {name: weight.cpu().clone() for name, weight in weights.items()}}
 
 
+def shard_families(folder: Path) -> None:
+    """Losses and gradients of sharded policies on several VLMs, beside those of one process; writes families.pt."""
+    found = {}
+    for name in SHARDED_FAMILIES:
+        if name in FAMILIES:
+            found[name] = gradients(FAMILIES[name])
+    if PartialState().is_main_process:
+        torch.save(found, folder / "families.pt")
+
+
+def gradients(family: Family) -> tuple[list[float], dict, dict]:
+    """(sum of losses, sharded and not), and the gradients by name, sharded and not."""
+    torch.manual_seed(0)
+    expert = {"hidden_size": 32, "intermediate_size": 48, "initializer_range": 0.2}
+    config = KIVLAConfig(vlm_config=family.config(), expert_config=expert, backbone_gradient_scale=0.5, **SIZES)
+    model = KIVLAForActionPrediction(config).train()
+    randomize_zero_parameters(model)
+    batches = []
+    for seed in range(2):
+        batch, generator = make_example(family, seed=seed), torch.Generator().manual_seed(seed)
+        chunk = (1, CHUNK, WIDTH)
+        batch |= {name: torch.randn(chunk, generator=generator) for name in ("actions", "noise")}
+        batches.append({**batch, "timestep": torch.full((1,), 0.5)})
+    alone = copy.deepcopy(model)
+    losses = [alone(**batch).loss for batch in batches]
+    sum(losses).backward()
+    PartialState._reset_state()
+    AcceleratorState._reset_state()
+    on_cpu("no", DistributedType.FSDP, fsdp_plugin=FullyShardedDataParallelPlugin())
+    accelerator = Accelerator(cpu=True)
+    model, _ = accelerator.prepare(model, torch.optim.SGD(model.parameters()))
+    loss = model(**batches[accelerator.process_index]).loss
+    accelerator.backward(loss * accelerator.num_processes)
+    total = accelerator.reduce(loss.detach(), "sum")
+    expected = {name: p.grad for name, p in alone.named_parameters() if p.grad is not None}
+    found = {name: p.grad.full_tensor() for name, p in model.named_parameters() if p.grad is not None}
+    return [float(total), float(sum(losses))], found, expected
+
+
 def run(folder: Path, name: str) -> None:
     """A training as its name says; writes FOLDER/NAME.pt.
 
-    Names are HOW-KIND and any of `accumulated`, `both` (see `examples`), `evaluated`, `bf16`, and `resumed`: stopped
-    after half of the steps and begun again, its policy in FOLDER/NAME.
+    Names are "families" (see `shard_families`), or HOW-KIND and any of `accumulated`, `both` (see `examples`),
+    `evaluated`, `bf16`, and `resumed`: stopped after half of the steps and begun again, its policy in FOLDER/NAME.
     """
+    if name == "families":
+        return shard_families(folder)
     how, kind, *variants = name.split("-")
     if how == "ddp":
         os.environ.pop("ACCELERATE_USE_FSDP", None)

@@ -13,8 +13,9 @@ import pytest
 import torch
 from accelerate.commands.config import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
-from accelerate.utils import DeepSpeedPlugin, FullyShardedDataParallelPlugin, prepare_multi_gpu_env
+from accelerate.utils import DeepSpeedPlugin, DistributedType, FullyShardedDataParallelPlugin, prepare_multi_gpu_env
 from accelerate.utils.launch import prepare_deepspeed_cmd_env
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from torch.distributed.fsdp.fully_sharded_data_parallel import StateDictType
 from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
@@ -23,7 +24,7 @@ from kivla import KIVLAConfig, KIVLAForActionPrediction, KIVLAProcessor
 from kivla.cli import main
 from kivla.launch_files import LAUNCH_FILES
 from tests.families import FAMILIES
-from tests.training.distributed_runs import STEPS, make_trainer, run
+from tests.training.distributed_runs import SHARDED_FAMILIES, STEPS, make_trainer, run
 
 ROOT = Path(__file__).parents[2]
 # Losses differ by rounding of sums in another order, weights by what Adam makes of it over 20 steps. Measured: 2e-6
@@ -78,7 +79,7 @@ def free_port() -> str:
 def trained(tmp_path_factory):
     """Folder with the results of all runs: sharded and not, started as if on two machines."""
     folder = tmp_path_factory.mktemp("distributed")
-    launch("fsdp2.yaml", folder, [*FSDP2, *DDP], machines=2)
+    launch("fsdp2.yaml", folder, ["families", *FSDP2, *DDP], machines=2)
     return folder
 
 
@@ -117,6 +118,19 @@ def test_the_reference_would_notice_a_gradient_of_zero_for_none(alone):
     assert [step for step, entry in enumerate(history) if "flow_loss" not in entry] == [6, 18]
     assert all(("backbone_grad_norm" in entry) == ("token_loss" in entry) for entry in history)
     assert all(("expert_grad_norm" in entry) == ("flow_loss" in entry) for entry in history)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", SHARDED_FAMILIES)
+def test_any_vlm_can_be_sharded(trained, family):
+    """Losses and gradients of two ranks with an example each, by FSDP2, are those of one process with both."""
+    if family not in FAMILIES:
+        pytest.skip("not in this transformers")
+    losses, found, expected = torch.load(trained / "families.pt")[family]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    assert found.keys() == expected.keys(), "parameters with a gradient"
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=0, atol=1e-5 * float(gradient.abs().max()) + 1e-7)
 
 
 @pytest.mark.slow
@@ -192,11 +206,23 @@ def test_sharding_needs_images_on_all_devices_or_none(tmp_path, monkeypatch):
         trainer._check_images([2, 1])
 
 
-def test_muon_needs_whole_matrices(tmp_path):
+def test_what_cannot_be_sharded_is_refused(tmp_path, monkeypatch):
     trainer = make_trainer(tmp_path, "paligemma", muon=True)
+    trainer._check_sharding()
     trainer.is_fsdp_enabled = True
     with pytest.raises(ValueError, match="Muon needs whole matrices"):
-        trainer.create_optimizer()
+        trainer._check_sharding()
+    lora = LoraConfig(target_modules=["q_proj"])
+    trainer.model = get_peft_model(trainer.model, lora)
+    with pytest.raises(ValueError, match="FSDP cannot share out the weights that LoRA wraps"):
+        trainer._check_sharding()
+    monkeypatch.setattr(type(trainer), "_is_zero3", True)
+    with pytest.raises(ValueError, match="Give sample_in_eval=False"):
+        trainer._check_sharding()
+    monkeypatch.setattr(type(trainer.accelerator), "distributed_type", DistributedType.FSDP)
+    monkeypatch.setattr(type(trainer.accelerator), "is_fsdp2", False)
+    with pytest.raises(ValueError, match="Set fsdp_version: 2"):
+        trainer._check_sharding()
 
 
 # ------------------------------------------------------------------------------------------------------ launch files
