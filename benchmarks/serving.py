@@ -59,22 +59,30 @@ def measure(quick: bool) -> Measurement:
     return measurement
 
 
-def make_pipeline(size: Size):
-    """`pipeline("action-prediction")` with a policy of random weights that always starts from the same noise."""
+def make_pipeline(size: Size, **options):
+    """`pipeline("action-prediction")` with a policy of random weights that always starts from the same noise.
+
+    Args:
+        **options: of the processor; by default it does not normalise.
+    """
     vlm, vlm_processor = make_tiny_vlm(
         "paligemma", byte_tokenizer(), size.image_size, 14, size.hidden_size, size.num_layers, seed=0
     )
     sizes = {"chunk_size": size.chunk_size, "max_action_dim": ACTION_DIM, "max_state_dim": STATE_DIM}
-    processor = KIVLAProcessor(vlm_processor, normalization="none", **sizes)
+    processor = KIVLAProcessor(vlm_processor, **{"normalization": "none", **options}, **sizes)
     torch.manual_seed(0)
     expert = {"hidden_size": size.expert_hidden_size, "intermediate_size": size.expert_intermediate_size}
     model = KIVLAForActionPrediction(KIVLAConfig(vlm_config=vlm.config, expert_config=expert, **sizes)).eval()
+    with torch.no_grad():  # adaRMS starts as the identity, and the observation would not matter
+        for name, parameter in model.expert.named_parameters():
+            if "dense" in name:
+                parameter.normal_(std=0.1)
     return pipeline("action-prediction", model=model, processor=processor, seed=0)
 
 
-def make_observation() -> dict:
-    generator = np.random.default_rng(0)
-    images = generator.integers(0, 256, (CAMERAS, PIXELS, PIXELS, 3), dtype=np.uint8)
+def make_observation(seed: int = 0, pixels: int = PIXELS) -> dict:
+    generator = np.random.default_rng(seed)
+    images = generator.integers(0, 256, (CAMERAS, pixels, pixels, 3), dtype=np.uint8)
     state = generator.uniform(-1, 1, STATE_DIM).astype(np.float32)
     return {"images": list(images), "text": "put the cup on the plate", "state": state}
 
