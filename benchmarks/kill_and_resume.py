@@ -15,6 +15,7 @@ import random
 import shutil
 import signal
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -63,6 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--write", action="store_true", help=f"renew {REPORT.name}, too")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)  # what is forked must not have started others
+    tqdm.set_lock(threading.RLock())  # by default one lock for all processes, and some are killed while they hold it
     shutil.rmtree(options.folder, ignore_errors=True)
     options.folder.mkdir(parents=True)
     report = measure(options.folder, options.kills, options.steps or 16 * options.kills, options.seed)

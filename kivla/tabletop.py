@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch.utils.data import Subset
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, TrainerCallback, pipeline
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from . import (
     BinningActionTokenizer,
@@ -270,7 +270,7 @@ def fine_tune(
         interval = save_steps or max(max_steps // 5, 1)
         options = {"save_steps": interval, "save_total_limit": None if keep_all else 1}
         trainer = make_trainer(start, demonstrations, folder, args, stage, steps, seed, **options)
-        trainer.train(resume_from_checkpoint=get_last_checkpoint(folder) if folder.is_dir() else None)
+        trainer.train(resume_from_checkpoint=trainer.newest_checkpoint())
         trainer.save_model()
         log_history += [{**entry, "step": entry["step"] + done} for entry in trainer.state.log_history]
         checkpoints += [

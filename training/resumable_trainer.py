@@ -49,7 +49,7 @@ class ResumableTrainer(Trainer):
     * **Non-finite** losses and gradients reach neither weights, optimiser nor average (`on_nonfinite`).
 
     Raises:
-        ValueError: `ema_decay` where a device does not have whole parameters of its own (FSDP version 1, DeepSpeed), or
+        ValueError: `ema_decay` with FSDP version 1 or DeepSpeed, `on_nonfinite="skip"` with DeepSpeed, or
             `save_on_each_node`.
     """
 
@@ -60,6 +60,8 @@ class ResumableTrainer(Trainer):
         is_fsdp1 = self.is_fsdp_enabled and not self.accelerator.is_fsdp2
         if self.args.ema_decay is not None and (is_fsdp1 or self.is_deepspeed_enabled):
             raise ValueError("ema_decay works on one device, with DDP and with FSDP version 2.")
+        if self.is_deepspeed_enabled and self.args.on_nonfinite == "skip":
+            raise ValueError("DeepSpeed takes its step before the gradient can be looked at: use on_nonfinite='stop'.")
         self.average: WeightAverage | None = None
         self.skipped_steps = 0
         self._signals = StopSignals()
@@ -341,9 +343,10 @@ class ResumableTrainer(Trainer):
         named = [origin for i in bad or range(len(losses)) for origin in self._step_origins[i]]
         what = f"The loss is {losses[bad[0]]}" if bad else f"The losses are finite here, the gradient is {grad_norm}"
         where = f" on device {self.args.process_index}" if self.args.world_size > 1 else ""
+        kept = "" if self.is_deepspeed_enabled else " Weights and optimiser were left as they were."
         message = (
             f"{what} in step {self.state.global_step + 1}{where}. In {'this batch' if bad else 'these batches'}: "
-            f"{name_examples(self.train_dataset, named)}. Weights and optimiser were left as they were."
+            f"{name_examples(self.train_dataset, named)}.{kept}"
         )
         if self.args.on_nonfinite == "stop":
             raise NonFiniteError(f"{message} (on_nonfinite='skip' goes on without such steps.)")
