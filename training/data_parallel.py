@@ -15,7 +15,7 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
-from transformers import TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 from transformers.integrations import unset_hf_deepspeed_config
 
 
@@ -90,16 +90,48 @@ def keep_inputs_exact(accelerator: Accelerator) -> None:
         )
 
 
+def share_out_after_forward(model: nn.Module, accelerator: Accelerator) -> None:
+    """Which layers give up their gathered weights between forward and backward, under FSDP2.
+
+    As the launch file says, but for the last to run. And where the VLM learns from the flow loss (joint training), its
+    text decoder keeps them: FSDP gathers a layer's weights when the gradient of the layer's output arrives, and the
+    keys and values that the expert reads are no outputs. Without labels no other gradient reaches the last layers.
+    """
+    keep = {model, model.get_input_embeddings(), model.get_output_embeddings()}
+    if model.config.backbone_gradient_scale > 0:
+        keep.update(model.get_decoder().modules())
+    wanted = accelerator.state.fsdp_plugin.reshard_after_forward
+    for unit in _units(model):
+        unit.set_reshard_after_forward(wanted and unit not in keep, recurse=False)
+
+
+class ShareOutAfterForward(TrainerCallback):
+    """`share_out_after_forward` when the model has been sharded."""
+
+    def __init__(self, accelerator: Accelerator):
+        self.accelerator = accelerator
+
+    def on_train_begin(self, args, state, control, model, **kwargs):
+        if self.accelerator.is_fsdp2:
+            share_out_after_forward(model, self.accelerator)
+
+
+def _units(model: nn.Module) -> list[FSDPModule]:
+    return [module for module in model.modules() if isinstance(module, FSDPModule)]
+
+
 @contextmanager
-def whole_weights(model: nn.Module, device: torch.device) -> Iterator[None]:
+def whole_weights(model: nn.Module, accelerator: Accelerator) -> Iterator[None]:
     """All weights on every device, for evaluation: there devices need not run the same layers equally often.
 
     A model that FSDP2 has not sharded (yet: accelerate leaves it in the host's memory until training begins) is put on
-    `device`.
+    its device.
     """
-    units = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    units = _units(model)
     if not units:
-        model.to(device)
+        model.to(accelerator.device)
+        yield
+        return
     for unit in units:
         unit.set_reshard_after_forward(False, recurse=False)
         unit.unshard()
@@ -108,7 +140,7 @@ def whole_weights(model: nn.Module, device: torch.device) -> Iterator[None]:
     finally:
         for unit in units:
             unit.reshard()
-            unit.set_reshard_after_forward(unit is not model, recurse=False)
+        share_out_after_forward(model, accelerator)
 
 
 @contextmanager
@@ -145,4 +177,12 @@ def total_norm(gradients: list[torch.Tensor]) -> torch.Tensor:
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
-__all__ = ["DDPGradients", "keep_inputs_exact", "made_whole", "own_class", "total_norm", "whole_weights"]
+__all__ = [
+    "DDPGradients",
+    "ShareOutAfterForward",
+    "keep_inputs_exact",
+    "made_whole",
+    "own_class",
+    "total_norm",
+    "whole_weights",
+]

@@ -17,7 +17,14 @@ from transformers.trainer_utils import EvalLoopOutput
 from ..modeling_kivla import KIVLAForActionPrediction
 from ..processing import ActionDecodingFailure, KIVLAProcessor
 from .collator import KIVLACollator
-from .data_parallel import DDPGradients, keep_inputs_exact, own_class, total_norm, whole_weights
+from .data_parallel import (
+    DDPGradients,
+    ShareOutAfterForward,
+    keep_inputs_exact,
+    own_class,
+    total_norm,
+    whole_weights,
+)
 from .evaluation_sums import ACTION_ERROR_SUMS, TOKEN_SUMS, action_error_sums, token_sums
 from .mixture import Mixture
 from .muon import MuonWithAdamW
@@ -64,6 +71,7 @@ class KIVLATrainer(ResumableTrainer):
         super().__init__(model, *args, processing_class=processing_class, data_collator=data_collator, **kwargs)
         self.model_accepts_loss_kwargs = True
         self._check_sharding()
+        self.add_callback(ShareOutAfterForward(self.accelerator))
         self._action_token_ids = torch.as_tensor(processing_class.action_token_ids)
         self._sums = torch.zeros(len(_LOSS_SUMS))
         # Of the real actions, for each dimension: how many, their sum, the sum of their squares.
@@ -305,7 +313,7 @@ class KIVLATrainer(ResumableTrainer):
         totals: dict[str, torch.Tensor] = {}
         num_samples = 0
         quiet = self.args.disable_tqdm or not self.is_world_process_zero()
-        with torch.random.fork_rng(), whole_weights(model, self.accelerator.device):
+        with torch.random.fork_rng(), whole_weights(model, self.accelerator):
             torch.manual_seed(self.args.seed)
             for batch in tqdm(dataloader, desc=description, disable=quiet, leave=False):
                 batch = self._prepare_inputs(batch)

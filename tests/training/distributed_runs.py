@@ -184,8 +184,9 @@ def gradients(family: Family) -> tuple[list[float], dict, dict]:
 def run(folder: Path, name: str) -> None:
     """A training as its name says; writes FOLDER/NAME.pt.
 
-    Names are "families" (see `shard_families`), or HOW-KIND and any of `accumulated`, `both` (see `examples`),
-    `evaluated`, `bf16`, and `resumed`: stopped after half of the steps and begun again, its policy in FOLDER/NAME.
+    Names are "families" (see `shard_families`), or HOW-KIND and any of `accumulated`, `both` (see `examples`), `joint`
+    (no insulation), `evaluated`, `bf16`, and `resumed`: stopped after half of the steps and begun again, its policy in
+    FOLDER/NAME.
     """
     if name == "families":
         return shard_families(folder)
@@ -198,6 +199,7 @@ def run(folder: Path, name: str) -> None:
         "both_parts": "both" in variants,
         "bf16": "bf16" in variants,
         "sample_in_eval": how != "zero3",
+        "config": {"backbone_gradient_scale": 1.0 if "joint" in variants else 0.0},
     }
     checkpoint = None
     if "resumed" in variants:

@@ -35,11 +35,13 @@ WEIGHTS = {"rtol": 0, "atol": 1e-5}
 FSDP2 = [
     "fsdp2-paligemma-evaluated",
     "fsdp2-qwen3_vl",
+    "fsdp2-paligemma-joint",
     "fsdp2-paligemma-accumulated",
     "fsdp2-paligemma-resumed",
     "fsdp2-paligemma-bf16",
 ]
-DDP = ["ddp-paligemma-evaluated", "ddp-qwen3_vl", "ddp-paligemma-accumulated"]
+DDP = ["ddp-paligemma-evaluated", "ddp-qwen3_vl", "ddp-paligemma-joint", "ddp-paligemma-accumulated"]
+ALONE = ("paligemma-evaluated", "qwen3_vl", "paligemma-joint")
 has_deepspeed = importlib.util.find_spec("deepspeed") is not None
 
 
@@ -87,9 +89,9 @@ def trained(tmp_path_factory):
 def alone(tmp_path_factory):
     """The same trainings in one process."""
     folder = tmp_path_factory.mktemp("alone")
-    for kind in ("paligemma-evaluated", "qwen3_vl"):
-        run(folder, f"alone-{kind}")
-    return {kind: torch.load(folder / f"alone-{kind}.pt") for kind in ("paligemma-evaluated", "qwen3_vl")}
+    for name in ALONE:
+        run(folder, f"alone-{name}")
+    return {name: torch.load(folder / f"alone-{name}.pt") for name in ALONE}
 
 
 def assert_same(found: dict, expected: dict, losses: dict = LOSSES, weights: dict = WEIGHTS) -> None:
@@ -107,8 +109,8 @@ def assert_same(found: dict, expected: dict, losses: dict = LOSSES, weights: dic
 @pytest.mark.parametrize("name", [name for name in [*FSDP2, *DDP] if "bf16" not in name])
 def test_two_processes_train_the_same_model_as_one(trained, alone, name):
     """No labels at all, no actions at all, only one rank with labels, only one with actions: all in these steps."""
-    expected = alone["qwen3_vl" if "qwen3_vl" in name else "paligemma-evaluated"]
-    assert_same(torch.load(trained / f"{name}.pt"), expected)
+    same = name.partition("-")[2]
+    assert_same(torch.load(trained / f"{name}.pt"), alone[same if same in ALONE else "paligemma-evaluated"])
 
 
 def test_the_reference_would_notice_a_gradient_of_zero_for_none(alone):
