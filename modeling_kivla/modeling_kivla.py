@@ -1,6 +1,7 @@
 """KIVLA: any vision-language model as a robot policy, with knowledge insulation."""
 
 import dataclasses
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -446,6 +447,7 @@ class KIVLAForActionPrediction(KIVLAPreTrainedModel):
         temperature: float = 1.0,
         use_cache: bool = True,
         action_mask: torch.Tensor | None = None,
+        robot: Sequence[str | None] | None = None,
         **inputs,
     ) -> list:
         """Decode action tokens: the VLM says a chunk code by code, held to what can become a complete one.
@@ -454,7 +456,9 @@ class KIVLAForActionPrediction(KIVLAPreTrainedModel):
             processor: the policy's `KIVLAProcessor`, which knows the action tokens.
             do_sample: sample at `temperature`, with torch's random state; otherwise greedy.
             use_cache: keep keys and values of what was said (same result, faster).
-            action_mask: (B, H, D) bool, which dimensions an example has; the processor's `action_dim` by default.
+            action_mask: (B, H, D) bool, which dimensions an example has.
+            robot: for each example the name of its robot, which then says how many dimensions there are; needed by
+                processors of several robots whose masks do not tell (`noise_padding`).
             **inputs: what `processor(...)` gives without actions.
 
         Returns:
@@ -465,8 +469,8 @@ class KIVLAForActionPrediction(KIVLAPreTrainedModel):
             NonFiniteActionsError: the VLM computed NaN.
         """
         batch_size, length = inputs["input_ids"].shape
-        if action_mask is None:
-            action_dims = [processor.action_dim] * batch_size
+        if robot is not None or action_mask is None or processor.noise_padding:
+            action_dims = [processor.robot(name).action_dim for name in robot or [None] * batch_size]
         else:
             action_dims = action_mask.any(1).sum(-1).tolist()
         constraint = processor.action_constraint(length, action_dims)

@@ -88,7 +88,8 @@ class ActionPredictionPipeline(Pipeline):
     ) -> dict:
         inputs, noise = model_inputs.pop("inputs"), None
         if (acts_by or self.model.config.acts_by) == "tokens":
-            return {"chunks": self.model.generate_actions(self.processor, **inputs), **model_inputs}
+            chunks = self.model.generate_actions(self.processor, robot=model_inputs["robots"], **inputs)
+            return {"chunks": chunks, **model_inputs}
         if seed is not None:
             config = self.model.config
             shape = (1, config.chunk_size, config.max_action_dim)

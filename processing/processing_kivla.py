@@ -113,7 +113,8 @@ class KIVLAProcessor(ProcessorMixin):
         expert_reads_response: whether the action expert reads a response that comes before the actions (a sub-task that
             the VLM sets itself, as in π0.5), or the prompt alone.
         noise_padding: whether unused action dimensions hold noise and are learned (as zeros), as openpi and LeRobot
-            train them; otherwise they stay zero. For converted checkpoints (`kivla convert`); not with action tokens.
+            train them; otherwise they stay zero. For converted checkpoints (`kivla convert`). Action tokens are of the
+            robot's own dimensions in any case.
         square_images: whether images become squares with black borders before the VLM's own processor, which may
             otherwise stretch them. openpi and LeRobot do, hence converted checkpoints.
         max_length: longest allowed sequence; a longer one is an error, never cut.
@@ -161,11 +162,6 @@ class KIVLAProcessor(ProcessorMixin):
             raise ValueError(
                 f'action_prompt must contain {{text}}, {{state}} exactly if state_encoding is "text", and nothing else '
                 f'in braces; got {action_prompt!r} with state_encoding="{state_encoding}".'
-            )
-        if noise_padding and action_tokenizer is not None:
-            raise ValueError(
-                "noise_padding is for policies without action tokens: those are decoded to as many dimensions as "
-                "`action_mask` shows. Leave out one of the two."
             )
         self.vlm_processor = vlm_processor
         self.action_tokenizer = action_tokenizer
@@ -582,9 +578,9 @@ class KIVLAProcessor(ProcessorMixin):
         """As `unnormalize_actions`, and how much was clipped.
 
         Returns:
-            The actions, and `{"values": how many were, "of": how many there are, "share": their quotient, "largest": how
-            far outside the worst was, in widths of its dimension's recorded range, "dimension": which that is, or
-            None}`; None where nothing is clipped.
+            The actions, and a dict, or None where nothing is clipped: `values`, how many lay outside; `of`, how many
+            there are; `share`; `largest`, how far out the worst was, in widths of its dimension's recorded range; and
+            `dimension`, which that is (or None).
         """
         robot = self.robot(robot)
         if chunk.shape[-1] < robot.action_dim:

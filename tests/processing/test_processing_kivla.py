@@ -580,7 +580,6 @@ def test_nothing_is_cut_to_fit():
         ({"max_action_dim": 2}, "max_action_dim of at least 3"),
         ({"action_dim": 2}, "another robot"),
         ({"normalization": "standard"}, "Unknown normalisation mode"),
-        ({"noise_padding": True}, "noise_padding is for policies without action tokens"),
     ],
 )
 def test_contradictory_settings_are_refused(options, message):

@@ -194,6 +194,29 @@ def test_tokens_of_several_robots():
     assert [chunk.shape for chunk in chunks] == [(CHUNK, WIDTH), (CHUNK, 2)]
 
 
+@pytest.mark.parametrize("robots", [None, ROBOTS])
+def test_tokens_beside_noise_in_unused_dimensions(robots):
+    """With `noise_padding` the mask is of all dimensions; chunks are the robot's own all the same."""
+    statistics = {} if robots is None else {"statistics": None, "robots": robots}
+    examples, names = ([LONG, SHORT], [None, None]) if robots is None else ([LONG, CART], ["arm", "cart"])
+    padded, plain = make(noise_padding=True, **statistics), make(**statistics)
+    batch, expected = padded(**columns(*examples), robot=names), plain(**columns(*examples), robot=names)
+    assert batch["action_mask"][0, 0].all() and not expected["action_mask"][0, 0].all()
+    for name in ("labels", "actions"):
+        assert torch.equal(batch[name], expected[name])
+
+    model, seen = policy("paligemma").eval(), [observation(example) for example in examples]
+    inputs = padded(**columns(*seen), robot=names)
+    chunks = model.generate_actions(padded, robot=names, **inputs)
+    for chunk, other in zip(chunks, model.generate_actions(plain, **plain(**columns(*seen), robot=names)), strict=True):
+        np.testing.assert_array_equal(chunk, other)
+    if robots is None:
+        np.testing.assert_array_equal(model.generate_actions(padded, **inputs)[0], chunks[0])
+    else:
+        with pytest.raises(ValueError, match="Name one of them"):
+            model.generate_actions(padded, **inputs)
+
+
 def test_robots_are_saved(tmp_path):
     processor = make(statistics=None, robots=ROBOTS)
     processor.save_pretrained(tmp_path)
