@@ -27,6 +27,10 @@ class ChunkExecutor:
         ensemble_decay: average over chunks; None executes the newest chunk alone.
         **options: of every call of the pipeline (`seed`, `num_steps`, `acts_by`, `clip_actions`).
 
+    Attributes:
+        clipped: of the newest chunk, what was clipped to the range of the robot's data (see the pipeline); None where
+            nothing is clipped.
+
     Raises:
         ValueError: `replan_every` is not positive or longer than the policy's chunk, or a chunk did not decode
             (`UndecodableActionsError`).
@@ -46,6 +50,7 @@ class ChunkExecutor:
 
     def reset(self) -> None:
         """A new episode: forget every chunk."""
+        self.clipped: dict | None = None
         self._step = 0
         self._chunks: list[tuple[int, np.ndarray]] = []  # (step at which it begins, (H, D)), oldest first
 
@@ -65,7 +70,8 @@ class ChunkExecutor:
         return self.replan_every or len(chunk)
 
     def _plan(self, observation: dict) -> np.ndarray:
-        actions = actions_of(self.pipe(observation, **self.options))
+        result = self.pipe(observation, **self.options)
+        actions, self.clipped = actions_of(result), result.get("clipped")
         if self._length(actions) > len(actions):
             raise ValueError(
                 f"replan_every = {self.replan_every}, but the policy's chunks have {len(actions)} actions."

@@ -56,8 +56,13 @@ def test_clipping_is_a_setting_of_the_processor_and_an_option_of_each_call(saved
     np.testing.assert_array_equal(unclipping(observation(), clip_actions=True)["actions"], clipped)
     built_so = pipeline("action-prediction", model=str(saved), seed=0, clip_actions=False)
     np.testing.assert_array_equal(built_so(observation())["actions"], wild)
-    first = ChunkExecutor(pipe, clip_actions=False)(observation())
-    np.testing.assert_array_equal(first, wild[0])
+    for options, first, report in (
+        ({"clip_actions": False}, wild[0], None),
+        ({}, clipped[0], pipe(observation())["clipped"]),
+    ):
+        executor = ChunkExecutor(pipe, **options)
+        np.testing.assert_array_equal(executor(observation()), first)
+        assert executor.clipped == report
 
 
 def test_a_processor_saved_before_there_was_clipping(saved, tmp_path):
