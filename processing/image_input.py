@@ -1,10 +1,40 @@
 """Images as people have them -> RGB."""
 
+import io
 import os
+import struct
+import warnings
 
 import numpy as np
+import torch
 from PIL import Image, ImageOps
 from transformers.image_utils import load_image
+
+# Without those that run programs (EPS) or read other files
+_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")
+MAX_PIXELS = 64_000_000
+# What Pillow raises for damaged files, depending on where the damage is
+_DAMAGE = (OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, KeyError, OverflowError, struct.error)
+
+
+def open_image(data: bytes) -> Image.Image:
+    """Decode an image file that a stranger may have written.
+
+    Raises:
+        ValueError: damaged, larger than `MAX_PIXELS` (before it is decoded), or none of PNG, JPEG, WebP, TIFF and BMP.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below is lower
+            image = Image.open(io.BytesIO(data), formats=_FORMATS)
+        if image.width * image.height <= MAX_PIXELS:
+            image.load()
+            return image
+    except (*_DAMAGE, Image.DecompressionBombError) as error:
+        raise ValueError(
+            f"it is damaged, or none of {', '.join(_FORMATS)} ({type(error).__name__}: {error})"
+        ) from error
+    raise ValueError(f"it has {image.width} x {image.height} pixels; at most {MAX_PIXELS} are decoded")
 
 
 def as_rgb(image) -> Image.Image:
@@ -17,11 +47,22 @@ def as_rgb(image) -> Image.Image:
         ValueError: another shape, another type, or values outside [0, 1].
     """
     if isinstance(image, str | os.PathLike):
-        image = load_image(str(image))
+        try:
+            image = load_image(str(image))
+        except (*_DAMAGE, Image.DecompressionBombError) as error:
+            raise ValueError(f"the image {str(image)[:200]!r} cannot be read: {error}") from error
     if isinstance(image, Image.Image):
         if image.mode.startswith(("I", "F")):
             raise ValueError(f"an image has mode {image.mode!r} (depth?), but 8 bits a channel are expected.")
-        return image.convert("RGB")
+        if not image.width or not image.height:
+            raise ValueError(f"an image has no pixels: its size is {image.size}.")
+        try:
+            return image.convert("RGB")
+        except _DAMAGE as error:  # a file that was opened and not read yet
+            raise ValueError(f"an image cannot be decoded: {error}") from error
+    if torch.is_tensor(image):
+        image = image.detach().cpu()
+        image = image.float() if image.is_floating_point() else image  # NumPy has no bfloat16
     pixels = np.asarray(image)
     if pixels.ndim == 3 and pixels.shape[-1] != 3 and pixels.shape[0] == 3:
         pixels = pixels.transpose(1, 2, 0)

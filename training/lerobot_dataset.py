@@ -4,10 +4,10 @@ Its own small reader: the `lerobot` package cannot be installed beside current t
 """
 
 import glob
-import io
 import operator
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Iterator, Sequence
+from functools import cached_property, partial
+from itertools import islice
 from pathlib import Path
 
 import datasets
@@ -16,10 +16,11 @@ import pyarrow as pa
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
-from PIL import Image
 
+from ..processing.image_input import open_image
 from .dataset_statistics import column_statistics
 from .frame_cache import FrameCache
+from .frame_table import blocks, episode_runs, matrix
 from .lerobot_metadata import ACTION_KEY, STATE_KEY, LeRobotMetadata, feature_names, open_parquet
 
 INDEX_COLUMNS = {"timestamp": "float64", "frame_index": "int64", "episode_index": "int64", "task_index": "int64"}
@@ -39,8 +40,9 @@ class LeRobotDataset(torch.utils.data.Dataset):
     and `action_is_pad` is True (LeRobot's convention). `state` is absent where the dataset has no `observation.state`.
     `timestamp` is in seconds since the episode's start.
 
-    The tabular columns, and images that are stored in them, are memory-mapped from the `datasets` cache. Video frames
-    are decoded when asked for; every data-loader worker opens its own files.
+    The tabular columns, and images that are stored in them, are copied once into the `datasets` cache and memory-mapped
+    from there. In memory are numbers for every episode, not for every frame: 48 bytes, and 16 for each camera that is
+    stored as video. Video frames are decoded when asked for; every data-loader worker opens its own files.
 
     Args:
         folder_or_hub_id: a folder with `meta/info.json`, or the id of a dataset on the Hub, which is downloaded.
@@ -102,13 +104,11 @@ class LeRobotDataset(torch.utils.data.Dataset):
         self.cameras = self._select_cameras(cameras)
         # Positions in the metadata's episode arrays.
         self._positions = self._select_episodes(episodes)
-        self.episodes = self._metadata.episode_indices[self._positions].tolist()
-
         lengths = self._metadata.episode_lengths[self._positions]
         self._item_ends = np.cumsum(lengths)  # one past each selected episode's last item
         self._table = self._load_table()
         self._first_rows = self._check_episodes()  # each selected episode's first row of the table
-        self._check_finite()
+        self._check_frames()
         self._videos = self._open_videos()
 
     def __len__(self) -> int:
@@ -143,7 +143,7 @@ class LeRobotDataset(torch.utils.data.Dataset):
             "timestamp": frame["timestamp"],
         }
         if self.state_dim:
-            example["state"] = _matrix(rows[STATE_KEY][:1])[0].copy()
+            example["state"] = matrix(rows[STATE_KEY][:1])[0].copy()
         if self.robot is not None:
             example["robot"] = self.robot
         return example
@@ -170,7 +170,11 @@ class LeRobotDataset(torch.utils.data.Dataset):
 
     def _chunk(self, rows: pa.Table, steps_left: int) -> np.ndarray:
         """(H, Da), the last action of the episode repeated past its end."""
-        return _matrix(rows[ACTION_KEY])[np.minimum(np.arange(self.chunk_size), steps_left - 1)]
+        return matrix(rows[ACTION_KEY])[np.minimum(np.arange(self.chunk_size), steps_left - 1)]
+
+    @property
+    def episodes(self) -> list[int]:
+        return self._metadata.episode_indices[self._positions].tolist()
 
     @property
     def num_episodes(self) -> int:
@@ -178,9 +182,10 @@ class LeRobotDataset(torch.utils.data.Dataset):
 
     def episode_range(self, episode: int) -> range:
         """The items of an episode, given by the dataset's own number for it."""
-        if episode not in self.episodes:
+        found = np.flatnonzero(self._metadata.episode_indices[self._positions] == episode)
+        if not len(found):
             raise ValueError(f"{self.name}: episode {episode} is not among the selected ones, {_some(self.episodes)}.")
-        selected = self.episodes.index(episode)
+        selected = int(found[0])
         end = int(self._item_ends[selected])
         return range(end - int(self._metadata.episode_lengths[self._positions[selected]]), end)
 
@@ -228,26 +233,34 @@ class LeRobotDataset(torch.utils.data.Dataset):
         return selected
 
     def _select_episodes(self, episodes: Sequence[int] | None) -> np.ndarray:
-        position_of = {index: position for position, index in enumerate(self._metadata.episode_indices.tolist())}
-        if not position_of:
+        indices = self._metadata.episode_indices
+        if not len(indices):
             raise ValueError(f"{self.name} has no episodes.")
         if episodes is None:
-            return np.arange(len(position_of))
-        selected = [operator.index(episode) for episode in episodes]
-        if not selected:
+            return np.arange(len(indices))
+        selected = np.array([operator.index(episode) for episode in episodes])
+        if not len(selected):
             raise ValueError(f"{self.name}: `episodes` is empty. Leave it out to use all episodes.")
-        if unknown := [episode for episode in selected if episode not in position_of]:
-            raise ValueError(f"{self.name} has no episode {_some(unknown)}. Its episodes: {_some(position_of)}.")
-        if len(set(selected)) != len(selected):
+        if not (known := np.isin(selected, indices)).all():
+            raise ValueError(f"{self.name} has no episode {_some(selected[~known])}. Its episodes: {_some(indices)}.")
+        if len(np.unique(selected)) != len(selected):
             raise ValueError(f"{self.name}: an episode is selected twice in {_some(selected)}.")
-        return np.array([position_of[episode] for episode in selected])
+        order = np.argsort(indices)
+        return order[np.searchsorted(indices, selected, sorter=order)]
 
     def _load_table(self) -> datasets.Dataset:
         """All rows, of the columns that are used, memory-mapped; slices of it are `pyarrow.Table`s."""
-        every_position = range(len(self._metadata.episode_indices))
-        files = list(dict.fromkeys(self._metadata.data_path(position) for position in every_position))
-        with open_parquet(files[0]) as file:
-            schema = file.schema_arrow
+        files = self._metadata.data_files()
+        num_rows, schema = 0, None
+        for path in files:
+            with open_parquet(path) as file:
+                num_rows += file.metadata.num_rows
+                schema = schema or file.schema_arrow
+        if num_rows != self._metadata.info["total_frames"]:  # before anything of that size is read
+            raise ValueError(
+                f"{self.name}: meta/info.json says total_frames = {self._metadata.info['total_frames']}, but the data "
+                f"files hold {num_rows}. The copy is probably incomplete: download or export it again."
+            )
         features = datasets.Features({name: datasets.Value(dtype) for name, dtype in INDEX_COLUMNS.items()})
         for key in self._vector_keys():
             features[key] = datasets.List(datasets.Value("float32"), length=self._dimension(key))
@@ -272,68 +285,75 @@ class LeRobotDataset(torch.utils.data.Dataset):
         return table.with_format("arrow")
 
     def _check_episodes(self) -> np.ndarray:
-        """Compare the selected episodes with the metadata; returns the first row of each one."""
-        column = {name: self._table.data[name].to_numpy() for name in INDEX_COLUMNS}
-        first_rows = np.flatnonzero(np.diff(column["episode_index"], prepend=-1))
+        """Compare the episodes' lengths with the metadata; returns the first row of each selected one."""
+        indices, first_rows = episode_runs(self._table)
         lengths = np.diff(first_rows, append=len(self._table))
-        found = dict(
-            zip(column["episode_index"][first_rows].tolist(), zip(first_rows, lengths, strict=True), strict=True)
-        )
-        if len(self._table) != self._metadata.info["total_frames"]:
-            raise ValueError(
-                f"{self.name}: meta/info.json says total_frames = {self._metadata.info['total_frames']}, but the data "
-                f"files hold {len(self._table)}. The copy is probably incomplete: download or export it again."
-            )
-        if len(found) != len(first_rows):
+        order = np.argsort(indices)
+        indices, first_rows, lengths = indices[order], first_rows[order], lengths[order]
+        if (np.diff(indices) == 0).any():
             raise ValueError(f"{self.name}: the frames of an episode are not in one piece in the data files.")
-        for episode, expected in zip(self.episodes, self._metadata.episode_lengths[self._positions], strict=True):
-            start, length = found.get(episode, (0, 0))
-            rows = slice(start, start + length)
-            if length != expected:
-                raise ValueError(
-                    f"{self.name}: episode {episode} has {expected} frames by its metadata, but {length} in the data."
-                )
-            if not np.array_equal(column["frame_index"][rows], np.arange(length)):
-                raise ValueError(f"{self.name}: the frames of episode {episode} are not numbered 0 to {length - 1}.")
-            uneven = ~(np.abs(np.diff(column["timestamp"][rows]) * self.fps - 1.0) <= 0.5)  # True for NaN, too
-            if uneven.any():
-                raise ValueError(
-                    f"{self.name}: at {self.fps} fps frames are {1 / self.fps:.4f} s apart, but the timestamps of "
-                    f"episode {episode} jump after frame {np.argmax(uneven)}."
-                )
-            if unknown := set(column["task_index"][rows].tolist()) - self.tasks.keys():
-                raise ValueError(
-                    f"{self.name}: episode {episode} has the task {_some(unknown)}, but the task table has only "
-                    f"{_some(self.tasks)}."
-                )
-        return np.array([found[episode][0] for episode in self.episodes])
+        selected = self._metadata.episode_indices[self._positions]
+        places = np.minimum(np.searchsorted(indices, selected), len(indices) - 1)
+        found = np.where(indices[places] == selected, lengths[places], 0)
+        expected = self._metadata.episode_lengths[self._positions]
+        if (wrong := np.flatnonzero(found != expected)).size:
+            first = wrong[0]
+            raise ValueError(
+                f"{self.name}: episode {selected[first]} has {expected[first]} frames by its metadata, but "
+                f"{found[first]} in the data."
+            )
+        return first_rows[places]
 
-    def _check_finite(self) -> None:
-        for key in self._vector_keys():
-            bad = np.concatenate([~np.isfinite(block).all(axis=1) for block in self._blocks(key)])
-            if bad.any():
-                rows = np.concatenate([np.arange(start, end) for start, end in self._runs()])
-                first = self._table[int(rows[bad][0])]
+    def _check_frames(self) -> None:
+        """Look at every frame of the selected episodes once, a block of them at a time."""
+        known_tasks = np.array(list(self.tasks), np.int64)
+        bad = dict.fromkeys(self._vector_keys(), 0)  # frames with NaN or infinity
+        first_bad = {}
+        last_time = np.nan
+        for rows, episodes, column in self._blocks([*INDEX_COLUMNS, *self._vector_keys()]):
+            expected = rows - self._first_rows[episodes]
+            steps = np.diff(column["timestamp"], prepend=last_time)
+            last_time = column["timestamp"][-1]
+            # NaN fails both
+            is_even = np.where(expected == 0, np.abs(column["timestamp"]) < 1e9, np.abs(steps * self.fps - 1.0) <= 0.5)
+            wrong_number = column["frame_index"] != expected
+            unknown_task = ~np.isin(column["task_index"], known_tasks)
+            if (wrong := wrong_number | ~is_even | unknown_task).any():
+                first = int(np.argmax(wrong))
+                episode = int(column["episode_index"][first])
+                if wrong_number[first]:
+                    length = self._metadata.episode_lengths[self._positions[episodes[first]]]
+                    raise ValueError(
+                        f"{self.name}: the frames of episode {episode} are not numbered 0 to {length - 1}."
+                    )
+                if not is_even[first]:
+                    raise ValueError(
+                        f"{self.name}: at {self.fps} fps frames are {1 / self.fps:.4f} s apart, but the timestamps of "
+                        f"episode {episode} jump after frame {max(expected[first] - 1, 0)}."
+                    )
                 raise ValueError(
-                    f"{self.name}: {key!r} holds NaN or infinity in {bad.sum()} frames; the first is episode "
-                    f"{first['episode_index'][0]}, frame {first['frame_index'][0]}. Repair these frames, or leave the "
-                    "episodes out with `episodes=[...]`."
+                    f"{self.name}: episode {episode} has the task {column['task_index'][first]}, but the task table "
+                    f"has only {_some(self.tasks)}."
                 )
+            for key in bad:
+                not_finite = ~np.isfinite(column[key]).all(axis=1)
+                if not_finite.any():
+                    first_bad.setdefault(key, int(rows[np.argmax(not_finite)]))
+                    bad[key] += int(not_finite.sum())
+        for key, row in first_bad.items():
+            first = self._table[row]
+            raise ValueError(
+                f"{self.name}: {key!r} holds NaN or infinity in {bad[key]} frames; the first is episode "
+                f"{first['episode_index'][0]}, frame {first['frame_index'][0]}. Repair these frames, or leave the "
+                "episodes out with `episodes=[...]`."
+            )
 
     def _vector_keys(self) -> tuple[str, ...]:
         return (ACTION_KEY, STATE_KEY) if self.state_dim else (ACTION_KEY,)
 
-    def _runs(self) -> np.ndarray:
-        """(N, 2) first and one-past-last rows of the selected episodes, with neighbours joined."""
-        lengths = self._metadata.episode_lengths[self._positions]
-        order = np.argsort(self._first_rows)
-        starts, ends = self._first_rows[order], (self._first_rows + lengths)[order]
-        gap = starts[1:] != ends[:-1]
-        return np.stack([starts[np.r_[True, gap]], ends[np.r_[gap, True]]], axis=1)
-
-    def _blocks(self, key: str) -> list[np.ndarray]:
-        """A column's values in the selected episodes, as memory-mapped arrays of shape (frames, D)."""
-        return [_matrix(chunk) for start, end in self._runs().tolist() for chunk in self._table[start:end][key].chunks]
+    def _blocks(self, columns: Sequence[str]) -> Iterator[tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]]:
+        """Columns of the selected episodes; see `blocks`."""
+        return blocks(self._table, columns, self._first_rows, self._metadata.episode_lengths[self._positions])
 
     def _open_videos(self):
         """Check that the selected video files are there and whole. None when no camera is stored as video."""
@@ -343,7 +363,7 @@ class LeRobotDataset(torch.utils.data.Dataset):
         from .video import VideoReadError, VideoReaders, check_video_file  # PyAV is an optional dependency
 
         for camera in cameras:
-            for path in dict.fromkeys(self._metadata.video(camera, position)[0] for position in self._positions):
+            for path in self._metadata.video_files(camera, self._positions):
                 if not path.is_file():
                     raise FileNotFoundError(
                         f"{self.name}: the video {path} of camera {camera!r} is missing. Download or copy it "
@@ -383,11 +403,14 @@ def joint_statistics(datasets: Sequence[LeRobotDataset]) -> dict[str, dict[str, 
                     f"{first.name} and {other.name} cannot be the same robot: {what} is {getattr(first, what)} in one "
                     f"and {getattr(other, what)} in the other. Give each robot a name of its own."
                 )
-    keys = {"actions": ACTION_KEY} | ({"state": STATE_KEY} if first.state_dim else {})
-    return {
-        name: column_statistics([block for data in datasets for block in data._blocks(key)])
-        for name, key in keys.items()
-    }
+    keys = {"actions": (ACTION_KEY, first.action_dim)}
+    if first.state_dim:
+        keys["state"] = (STATE_KEY, first.state_dim)
+
+    def read(key: str) -> Iterator[np.ndarray]:
+        return (column[key] for data in datasets for _, _, column in data._blocks([key]))
+
+    return {name: column_statistics(partial(read, key), dim) for name, (key, dim) in keys.items()}
 
 
 def _local_folder(folder_or_hub_id: str | Path) -> Path:
@@ -410,21 +433,12 @@ def _is_camera(feature: dict) -> bool:
     return not (details.get("video.is_depth_map") or details.get("is_depth_map"))
 
 
-def _matrix(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
-    """A column of vectors, or of numbers, as (rows, D) floats; without a copy where Arrow allows it."""
-    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    if pa.types.is_nested(array.type):
-        return array.flatten().to_numpy(zero_copy_only=False).reshape(len(array), -1)
-    return array.to_numpy(zero_copy_only=False)[:, None]
-
-
 def _decode_image(stored: dict | None, where: str) -> np.ndarray:
     if stored is None or stored["bytes"] is None:
         raise ValueError(f"{where}: the data file holds no image here. Export the dataset again with embedded images.")
     try:
-        image = Image.open(io.BytesIO(stored["bytes"]))
-        image.load()
-    except OSError as error:
+        image = open_image(stored["bytes"])
+    except ValueError as error:
         raise ValueError(f"{where}: the stored image cannot be decoded: {error}") from error
     if image.mode.startswith(("I", "F")):  # 16-bit and float pictures would be clipped without a word
         raise ValueError(f"{where}: the image has mode {image.mode!r}; 8 bits per channel are expected.")
@@ -433,5 +447,4 @@ def _decode_image(stored: dict | None, where: str) -> np.ndarray:
 
 def _some(values) -> str:
     """A few of many values, for a message."""
-    values = list(values)
-    return f"{', '.join(map(str, values[:20]))}{', ...' if len(values) > 20 else ''}"
+    return f"{', '.join(map(str, islice(values, 20)))}{', ...' if len(values) > 20 else ''}"

@@ -20,6 +20,11 @@ except ImportError as error:
     raise ImportError("Reading video needs PyAV. Install it with `pip install 'kivla[video]'`.") from error
 
 
+# Of a frame; and of a file at its top level, where there are usually four
+MAX_PIXELS = 64_000_000
+_MAX_BOXES = 10_000
+
+
 class VideoReadError(RuntimeError):
     """A video file is damaged, or has no frame at the requested time."""
 
@@ -32,9 +37,10 @@ def check_video_file(path: Path) -> None:
     decoded.
     """
     size = path.stat().st_size
-    boxes, position = set(), 0
+    boxes, position, count = set(), 0, 0
     with path.open("rb") as file:
-        while position < size:
+        while position < size and count < _MAX_BOXES:
+            count += 1
             file.seek(position)
             header = file.read(16)
             if len(header) < 8:
@@ -62,10 +68,16 @@ class VideoReader:
         self._path = path
         self._frame_duration = 1.0 / fps
         try:
-            self._container = av.open(str(path))
+            # A stranger's file: MP4 alone, not one of the playlists by which FFmpeg is led to other files and servers.
+            options = {"protocol_whitelist": "file"}
+            self._container = av.open(str(path), format="mp4", options=options, metadata_errors="replace")
             self._stream = self._container.streams.video[0]
-        except (av.FFmpegError, IndexError) as error:
+        except (av.FFmpegError, IndexError, ValueError) as error:
             raise VideoReadError(f"{path} cannot be opened as a video: {error}") from error
+        context = self._stream.codec_context
+        if context is None or self._stream.time_base is None:
+            raise VideoReadError(f"{path} holds no video that can be decoded.")
+        self._check_size(context.width, context.height)
         # One thread, here and in `read`: parallelism comes from data-loader workers. More threads would compete with
         # them, would make every jump dearer (they decode ahead), and a forked worker would wait for them for ever.
         self._stream.codec_context.thread_count = 1
@@ -99,6 +111,10 @@ class VideoReader:
             raise VideoReadError(f"{self._path} is damaged at {timestamp:.4f} s. Download or copy it again.")
         return self._reformatter.reformat(self._frame, format="rgb24", threads=1).to_ndarray()
 
+    def _check_size(self, width: int, height: int) -> None:
+        if width * height > MAX_PIXELS:
+            raise VideoReadError(f"{self._path} has {width} x {height} pixels; at most {MAX_PIXELS} are decoded.")
+
     def close(self) -> None:
         self._container.close()
 
@@ -121,6 +137,10 @@ class VideoReader:
         if self._frame is None:
             self._time = -np.inf
             raise VideoReadError(f"{self._path} ends before {timestamp:.4f} s")
+        if self._frame.pts is None:
+            self._time = -np.inf
+            raise VideoReadError(f"{self._path} has a frame without a time, near {timestamp:.4f} s")
+        self._check_size(self._frame.width, self._frame.height)
         self._time = (self._frame.pts - self._first_pts) * self._time_base
 
 
