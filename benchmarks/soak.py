@@ -310,6 +310,8 @@ def problems_of(report: dict) -> list[str]:
         found.append(f"{len(report['surprises'])} faults were met in another way than expected: {report['surprises']}")
     if missing := sorted(FAULTS.keys() - report["faults"].keys()):
         found.append(f"faults that were never tried, or never met as expected: {missing}")
+    if failures := report["server_metrics"]["kivla_failures_total"]:
+        found.append(f"the policy failed on {failures:.0f} requests, and none gave it reason to")
     if report["exit_code"] != 0:
         found.append(f"the server ended with the code {report['exit_code']}")
     if report["server_log"]["bad"]:
@@ -375,7 +377,7 @@ def as_markdown(report: dict) -> str:
         "",
         f"Times, divided by those of the pipeline called directly in the same run (median {bare[0]:.1f} ms, 99th "
         f"percentile {bare[1]:.1f} ms). A request waits for those before it, so its time is divided by their number "
-        "and its own, too.",
+        "and its own, too. What else the machine does shows in the 99th percentiles.",
         "",
         "| | median | 99th percentile |",
         "|---|--:|--:|",

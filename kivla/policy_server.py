@@ -60,7 +60,7 @@ class PolicyServer:
 
     Args:
         infer: an observation -> `{"actions": (H, D) array, ...}`. Runs in a thread of its own, and whatever it raises
-            is logged with its traceback and sent to the client as text.
+            is logged with its traceback and sent to the client as text; `RequestRefused` without a traceback.
         read: a decoded message -> an observation; raises `ValueError` for what the client did wrong.
         metadata: what clients are told when they connect.
         api_key: what clients must send as `Authorization: Api-Key ...`; None for everybody.

@@ -13,7 +13,7 @@ from transformers import pipeline
 from .cli import parse
 from .modeling_kivla import actions_of
 from .observation_keys import PRESET_NAMES, ObservationReader
-from .policy_server import PolicyServer
+from .policy_server import PolicyServer, RequestRefused
 
 
 @dataclass
@@ -68,7 +68,10 @@ class ServedPolicy:
         self.pipe, self.robot, self.execute = pipe, robot, execute
 
     def __call__(self, observation: dict) -> dict:
-        result = self.pipe({"robot": self.robot, **observation})
+        try:
+            result = self.pipe({"robot": self.robot, **observation})
+        except ValueError as error:  # what the policy says of an observation: the client's doing, not a failure
+            raise RequestRefused(str(error)) from error
         return {**result, "actions": actions_of(result)[: self.execute]}
 
 

@@ -38,6 +38,7 @@ def test_nothing_is_lost_and_the_report_would_say_so(report):
         (lambda r: r["crowded"]["total_ms"].pop(), "199 of 200 requests were answered"),
         (lambda r: r["surprises"].append("no key: served"), "1 faults were met in another way"),
         (lambda r: r["faults"].pop("no key"), "never tried, or never met as expected: ['no key']"),
+        (lambda r: r["server_metrics"].update(kivla_failures_total=3), "failed on 3 requests"),
         (lambda r: r.update(exit_code=1), "ended with the code 1"),
         (lambda r: r["memory"]["megabytes"].append(10_000), "memory grew"),
         (lambda r: r["server_log"]["bad"].append("Task was destroyed"), "in the server's log"),

@@ -188,6 +188,7 @@ def test_what_the_policy_cannot_take_is_told(policy, change, text):
                 await robot.recv()
                 await robot.send(packb({**frame(0), **change}))
                 told = await refusal(robot)
+            assert (server.metrics.refusals, server.metrics.failures) == (1, 0), "the policy is not to blame"
             async with connect(port) as robot:
                 await robot.recv()
                 assert "actions" in await ask(robot, frame(0))
