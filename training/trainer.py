@@ -195,9 +195,12 @@ class KIVLATrainer(ResumableTrainer):
             tokens, actions = num_items_in_batch
             # What any device learns from its batch, all take part in: sharded weights need it, and all wait anyway.
             some_tokens, some_actions, _ = self._learned.pop(0)
-            learns = {"with_token_loss": some_tokens > 0, "with_flow_loss": some_actions > 0}
+            # DeepSpeed keeps an old gradient where a batch gives none (measured, ZeRO-3): every batch gives all of them.
+            always = self.is_deepspeed_enabled
+            learns = {"with_token_loss": always or some_tokens > 0, "with_flow_loss": always or some_actions > 0}
         with record_function("kivla::forward"):
-            outputs = model(**inputs, num_supervised_tokens=tokens, num_supervised_actions=actions, **learns)
+            counts = {"num_supervised_tokens": tokens.clamp(min=1), "num_supervised_actions": actions.clamp(min=1)}
+            outputs = model(**inputs, **counts, **learns)
         # Data-parallel training averages gradients over ranks; the counts above already span them.
         loss = outputs.loss if num_items_in_batch is None else outputs.loss * self.accelerator.num_processes
         if model.training:
