@@ -195,7 +195,7 @@ class KIVLATrainer(ResumableTrainer):
             tokens, actions = num_items_in_batch
             # What any device learns from its batch, all take part in: sharded weights need it, and all wait anyway.
             some_tokens, some_actions, _ = self._learned.pop(0)
-            # DeepSpeed keeps an old gradient where a batch gives none (measured, ZeRO-3): every batch gives all of them.
+            # DeepSpeed keeps an old gradient where a batch gives none (seen with ZeRO-3): here every batch gives all.
             always = self.is_deepspeed_enabled
             learns = {"with_token_loss": always or some_tokens > 0, "with_flow_loss": always or some_actions > 0}
         with record_function("kivla::forward"):
