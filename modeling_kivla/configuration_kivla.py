@@ -169,6 +169,8 @@ class KIVLAConfig(PreTrainedConfig):
         for name in ("chunk_size", "max_action_dim", "num_flow_samples", "num_inference_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+            if getattr(self, name) > 1 << 16:  # a damaged config: batches and noise of any size would follow
+                raise ValueError(f"{name} must be at most {1 << 16}, got {str(getattr(self, name))[:200]}.")
         if self.state_encoding == "continuous" and self.max_state_dim < 1:
             raise ValueError(
                 f'state_encoding="continuous" needs max_state_dim of at least 1, got {self.max_state_dim}. '

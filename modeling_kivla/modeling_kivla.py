@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from torch import nn
 from torch.profiler import record_function
 from torch.utils.checkpoint import checkpoint
@@ -97,6 +99,13 @@ class KIVLAPreTrainedModel(PreTrainedModel):
                 init.zeros_(module.bias)
 
 
+# What the libraries raise for a config or weights that make no sense, depending on where they notice it
+_DAMAGE = (
+    *(AttributeError, ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError),
+    *(SafetensorError, StrictDataclassError),
+)
+
+
 class KIVLAForActionPrediction(KIVLAPreTrainedModel):
     """A vision-language-action model: a VLM that learns tokens, and an action expert that reads it.
 
@@ -148,6 +157,24 @@ class KIVLAForActionPrediction(KIVLAPreTrainedModel):
         model = cls(config, vlm=vlm).train(training)
         model.expert.to(vlm.device, vlm.dtype)
         return model
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs) -> "KIVLAForActionPrediction":
+        """As for any model.
+
+        Raises:
+            OSError: config or weights are missing.
+            ValueError: they are damaged, or do not fit each other.
+        """
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        except torch.OutOfMemoryError:
+            raise
+        except _DAMAGE as error:
+            raise ValueError(
+                f"{pretrained_model_name_or_path} cannot be loaded as a policy: its config or weights are damaged, or "
+                f"do not fit each other ({type(error).__name__}: {str(error)[:500]}). Download or save it again."
+            ) from error
 
     def save_pretrained(self, save_directory, save_original_format: bool = False, **kwargs):
         """As for any model, but weights keep the names that they have in the model.

@@ -250,10 +250,17 @@ class FASTActionTokenizer(ActionTokenizer):
 
     CONFIG_FILE = "processor_config.json"
     TOKENIZER_FILE = "tokenizer.json"
+    _SETTINGS = ("scale", "vocab_size", "min_token")
 
     def __init__(self, tokenizer: Tokenizer, scale: float, vocab_size: int, min_token: int):
-        if not scale > 0:
-            raise ValueError(f"scale must be positive, got {scale}.")
+        if not _is_number(scale) or not 0 < scale < 1e9:
+            raise ValueError(f"scale must be positive, got {str(scale)[:200]}.")
+        if not _is_count(vocab_size, 1 << 20) or not _is_count(
+            abs(min_token) if _is_number(min_token) else None, 1 << 30
+        ):
+            raise ValueError(
+                f"vocab_size and min_token must be whole numbers, got {str(vocab_size)[:200]}, {str(min_token)[:200]}."
+            )
         vocab = tokenizer.get_vocab()
         alphabet_size = 0
         # Both kinds of `fit` give the character of every coefficient in min_token..max_token a code of its own, so the
@@ -267,6 +274,8 @@ class FASTActionTokenizer(ActionTokenizer):
         self.scale = scale
         # The published `fit` may end up with a few more codes than asked for, because it does not count bytes.
         self.vocab_size = max(vocab_size, len(vocab))
+        if max(vocab.values()) >= self.vocab_size:
+            raise ValueError(f"its codes go up to {max(vocab.values())}, but there are only {self.vocab_size} of them.")
         self.min_token = min_token
         self.max_token = min_token + alphabet_size - 1
         self._vocab_len = len(vocab)
@@ -361,8 +370,8 @@ class FASTActionTokenizer(ActionTokenizer):
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "FASTActionTokenizer":
-        tokenizer = Tokenizer.from_str(json.dumps(values["tokenizer"]))
-        return cls(tokenizer, values["scale"], values["vocab_size"], values["min_token"])
+        _need(values, ("tokenizer", "scale", "vocab_size", "min_token"))
+        return cls(_parse_tokenizer(json.dumps(values["tokenizer"])), *(values[name] for name in cls._SETTINGS))
 
     @classmethod
     def from_pretrained(cls, folder_or_hub_id: str | os.PathLike, **hub_kwargs) -> "FASTActionTokenizer":
@@ -373,12 +382,13 @@ class FASTActionTokenizer(ActionTokenizer):
             ValueError: `processor_config.json` is not that of a FAST tokenizer.
         """
         folder = _local_folder(folder_or_hub_id, [cls.CONFIG_FILE, cls.TOKENIZER_FILE], **hub_kwargs)
-        config = json.loads(_read(folder / cls.CONFIG_FILE))
-        missing = {"scale", "vocab_size", "min_token"} - config.keys()
-        if missing:
-            raise ValueError(f"{folder / cls.CONFIG_FILE} is not of a FAST tokenizer: it lacks {sorted(missing)}.")
-        tokenizer = Tokenizer.from_str(_read(folder / cls.TOKENIZER_FILE))
-        return cls(tokenizer, config["scale"], config["vocab_size"], config["min_token"])
+        config = _read_json(folder / cls.CONFIG_FILE)
+        try:
+            _need(config, cls._SETTINGS)
+            tokenizer = _parse_tokenizer(_read(folder / cls.TOKENIZER_FILE))
+            return cls(tokenizer, *(config[name] for name in cls._SETTINGS))
+        except ValueError as error:
+            raise ValueError(f"{folder / cls.CONFIG_FILE} is not of a FAST tokenizer: {error}") from error
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         """Writes the published layout, so that other programs' FAST reads it too.
@@ -458,8 +468,10 @@ class BinningActionTokenizer(ActionTokenizer):
     FILE = "action_tokenizer.json"
 
     def __init__(self, num_bins: int = 256, low: float = -1.0, high: float = 1.0):
-        if num_bins < 2 or not -np.inf < low < high < np.inf:
-            raise ValueError(f"Need num_bins >= 2 and finite low < high, got {num_bins=}, {low=}, {high=}.")
+        numbers = _is_count(num_bins, 1 << 20) and _is_number(low) and _is_number(high)
+        if not numbers or num_bins < 2 or not -1e30 < low < high < 1e30:
+            given = ", ".join(str(value)[:100] for value in (num_bins, low, high))
+            raise ValueError(f"Need a whole num_bins >= 2 and finite low < high, got {given}.")
         self.num_bins = num_bins
         self.low = low
         self.high = high
@@ -489,12 +501,13 @@ class BinningActionTokenizer(ActionTokenizer):
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "BinningActionTokenizer":
+        _need(values, ("num_bins", "low", "high"))
         return cls(values["num_bins"], values["low"], values["high"])
 
     @classmethod
     def from_pretrained(cls, folder_or_hub_id: str | os.PathLike, **hub_kwargs) -> "BinningActionTokenizer":
         folder = _local_folder(folder_or_hub_id, [cls.FILE], **hub_kwargs)
-        return cls.from_dict(json.loads(_read(folder / cls.FILE)))
+        return cls.from_dict(_read_json(folder / cls.FILE))
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         _write_files(folder, {self.FILE: json.dumps(self.to_dict(), indent=2)})
@@ -524,10 +537,10 @@ def load_action_tokenizer(source: dict[str, Any] | str | os.PathLike, **hub_kwar
         FileNotFoundError: the folder holds no action tokenizer.
     """
     if isinstance(source, dict):
-        if source.get("kind") not in ACTION_TOKENIZERS:
+        if not isinstance(source.get("kind"), str) or source["kind"] not in ACTION_TOKENIZERS:
             raise ValueError(
-                f"Unknown action tokenizer {source.get('kind')!r}, expected one of {list(ACTION_TOKENIZERS)}. If it is "
-                "one of your own, import its class first."
+                f"Unknown action tokenizer {str(source.get('kind'))[:200]!r}, expected one of "
+                f"{list(ACTION_TOKENIZERS)}. If it is one of your own, import its class first."
             )
         return ACTION_TOKENIZERS[source["kind"]].from_dict(source)
     fast_files = [FASTActionTokenizer.CONFIG_FILE, FASTActionTokenizer.TOKENIZER_FILE]
@@ -599,6 +612,36 @@ def _read(file: Path) -> str:
             f"{file.parent} has no {file.name}. It has: {sorted(path.name for path in file.parent.iterdir())}."
         )
     return file.read_text(encoding="utf-8")
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(_read(file))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file} is not valid JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{file} must hold a map, not a {type(values).__name__}.")
+    return values
+
+
+def _need(values: dict[str, Any], names: Sequence[str]) -> None:
+    if missing := sorted(set(names) - values.keys()):
+        raise ValueError(f"it lacks {missing}.")
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+
+
+def _is_count(value, limit: int) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and 0 <= value <= limit
+
+
+def _parse_tokenizer(text: str) -> Tokenizer:
+    try:
+        return Tokenizer.from_str(text)
+    except Exception as error:  # the library raises nothing more special
+        raise ValueError(f"its tokenizer is damaged: {error}") from error
 
 
 def _write_files(folder: str | os.PathLike, contents: dict[str, str]) -> None:

@@ -97,7 +97,7 @@ class Normalizer:
     def _checked_values(self, values):
         """Finite values of the right dimension: arrays and lists as float64, tensors as float32."""
         is_numpy = isinstance(values, np.ndarray | Sequence)
-        values = np.asarray(values, dtype=np.float64) if is_numpy else values.float()
+        values = as_numbers(values) if is_numpy else values.float()
         if self.dim is not None and (values.ndim == 0 or values.shape[-1] != self.dim):
             raise ValueError(
                 f"The normalisation statistics are for {self.dim} dimensions, but the values have shape "
@@ -194,7 +194,10 @@ def discretize_state(state: np.ndarray, num_bins: int = 256) -> np.ndarray:
 
 def _checked(statistics: dict[str, Any]) -> dict[str, np.ndarray]:
     """The known statistics as float64 `(D,)` arrays, after checking that they can be of one data set."""
-    arrays = {name: np.asarray(statistics[name], dtype=np.float64) for name in STATISTICS if name in statistics}
+    try:
+        arrays = {name: np.asarray(statistics[name], dtype=np.float64) for name in STATISTICS if name in statistics}
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"Statistics must be lists of numbers by name: {error}") from error
     shapes = {name: array.shape for name, array in arrays.items()}
     if len(set(shapes.values())) > 1 or any(len(shape) != 1 for shape in shapes.values()):
         raise ValueError(f"Statistics must all have the shape (D,) with the same D, got {shapes}.")
@@ -217,6 +220,18 @@ def _check_finite(values: np.ndarray, what: str) -> None:
     if not np.isfinite(values).all():
         index = tuple(np.argwhere(~np.isfinite(values))[0].tolist())
         raise ValueError(f"{what} must be finite, but the one at index {index} is {values[index]}.")
+
+
+def as_numbers(values) -> np.ndarray:
+    """As float64.
+
+    Raises:
+        ValueError: not numbers, or rows of unequal length.
+    """
+    try:
+        return np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"Numbers were expected: {error}") from error
 
 
 def _like(values, constants: np.ndarray):

@@ -18,7 +18,7 @@ from transformers.dynamic_module_utils import custom_object_save
 from .action_constraint import ActionTokenConstraint
 from .action_tokenizers import ActionDecodingFailure, ActionTokenizer, load_action_tokenizer
 from .image_input import pad_to_square
-from .normalization import discretize_state
+from .normalization import as_numbers, discretize_state
 from .prompt_frame import PromptFrame, has_chat, prompt_frame
 from .robot import Robot, robot_from_json
 
@@ -157,7 +157,10 @@ class KIVLAProcessor(ProcessorMixin):
         if action_prompt is None:
             has_state = state_encoding == "text"
             action_prompt = "Task: {text}, State: {state};\nAction: " if has_state else "Task: {text};\nAction: "
-        fields = {field for _, field, _, _ in Formatter().parse(action_prompt) if field is not None}
+        parts = [part[1:] for part in Formatter().parse(action_prompt) if part[1] is not None]
+        fields = {field for field, _, _ in parts}
+        if any(spec or conversion for _, spec, conversion in parts):  # a width could be any number
+            raise ValueError(f"action_prompt must not format its fields, got {action_prompt!r}. Write {{text}} alone.")
         if fields != ({"text", "state"} if state_encoding == "text" else {"text"}):
             raise ValueError(
                 f'action_prompt must contain {{text}}, {{state}} exactly if state_encoding is "text", and nothing else '
@@ -418,7 +421,7 @@ class KIVLAProcessor(ProcessorMixin):
                 f'there is no `state`, but this processor was made with state_encoding="{self.state_encoding}". Pass '
                 "the robot's state."
             )
-        values = np.asarray(values, dtype=np.float64)
+        values = as_numbers(values)
         if values.ndim != 1:
             raise ValueError(f"`state` must be one vector (Ds,), got shape {values.shape}.")
         if self.state_encoding == "continuous" and len(values) > self.max_state_dim:
@@ -720,7 +723,12 @@ class KIVLAProcessor(ProcessorMixin):
             patterns = [CONFIG_FILE, f"{VLM_PROCESSOR_FOLDER}/*"]
             folder = Path(snapshot_download(str(pretrained_model_name_or_path), allow_patterns=patterns, **hub))
         file = folder / CONFIG_FILE
-        settings = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        try:
+            settings = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{file} is not valid JSON: {error}") from error
+        if not isinstance(settings, dict):
+            raise ValueError(f"{file} must hold a map, not a {type(settings).__name__}.")
         if settings.get("processor_class") != cls.__name__ or not (folder / VLM_PROCESSOR_FOLDER).is_dir():
             raise FileNotFoundError(
                 f"{folder} holds no complete KIVLA processor: expected are {CONFIG_FILE} of a {cls.__name__} (found: "
@@ -730,9 +738,10 @@ class KIVLAProcessor(ProcessorMixin):
             )
         del settings["processor_class"]
         settings.pop("auto_map", None)
+        robot_names = ("statistics", "cameras", "action_dim", "robots")
+        _check_saved(file, settings)
         if settings["action_tokenizer"] is not None:
             settings["action_tokenizer"] = load_action_tokenizer(settings["action_tokenizer"])
-        robot_names = ("statistics", "cameras", "action_dim", "robots")
         if "robots" in settings:
             settings["robots"] = {name: robot_from_json(values) for name, values in settings["robots"].items()}
         else:
@@ -745,6 +754,46 @@ class KIVLAProcessor(ProcessorMixin):
         if "statistics" in kwargs:
             settings["action_dim"] = None  # that of the new statistics
         return cls(AutoProcessor.from_pretrained(folder / VLM_PROCESSOR_FOLDER, **trust), **{**settings, **kwargs})
+
+
+# What each setting is in a saved processor; one that is absent has its default
+_SAVED_TYPES = {
+    **dict.fromkeys(("chunk_size", "max_action_dim", "max_state_dim", "action_token_skip"), int),
+    **dict.fromkeys(("state_encoding", "normalization", "action_token_placement", "action_prompt"), str),
+    **dict.fromkeys(("expert_reads_response", "noise_padding", "square_images", "clip_actions"), bool),
+    "max_length": int | None,
+    "action_tokenizer": dict | None,
+    "robots": dict,
+}
+_ROBOT_TYPES = {"statistics": dict | None, "cameras": list | None, "action_dim": int | None}
+
+
+def _check_saved(file: Path, settings: dict) -> None:
+    """Settings on disk may be damaged, or a stranger's."""
+    has_robots = "robots" in settings
+    needed = {"action_tokenizer", *(() if has_robots else _ROBOT_TYPES)}
+    unknown, missing = settings.keys() - _SAVED_TYPES.keys() - _ROBOT_TYPES.keys(), needed - settings.keys()
+    if unknown or missing:
+        raise ValueError(
+            f"{file} is damaged: unknown settings {str(sorted(unknown))[:200]}, missing {sorted(missing)}."
+        )
+    _check_types(file, settings, _SAVED_TYPES)
+    for robot in settings["robots"].values() if has_robots else [settings]:
+        if not isinstance(robot, dict) or _ROBOT_TYPES.keys() - robot.keys():
+            raise ValueError(f"{file} is damaged: a robot is {str(robot)[:200]}.")
+        _check_types(file, robot, _ROBOT_TYPES)
+        if not all(isinstance(values, dict) for values in (robot["statistics"] or {}).values()):
+            raise ValueError(f"{file} is damaged: statistics must be maps, got {str(robot['statistics'])[:200]}.")
+        if not all(isinstance(camera, str) for camera in robot["cameras"] or []):
+            raise ValueError(f"{file} is damaged: cameras must be names, got {str(robot['cameras'])[:200]}.")
+
+
+def _check_types(file: Path, values: dict, types: dict) -> None:
+    for name in types.keys() & values.keys():
+        value, wanted = values[name], types[name]
+        is_right = isinstance(value, wanted) and (wanted is bool or not isinstance(value, bool))
+        if not is_right or (isinstance(value, int) and not 0 <= value <= 1 << 20):
+            raise ValueError(f"{file} is damaged: {name} is {str(value)[:200]}.")
 
 
 def _extend(row: dict[str, list], ids: list[int], **fill) -> dict[str, list]:

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from .image_input import as_rgb
-from .normalization import Normalizer, clip_to_range, statistics_from_json, statistics_to_json
+from .normalization import Normalizer, as_numbers, clip_to_range, statistics_from_json, statistics_to_json
 
 
 @dataclass
@@ -121,7 +121,7 @@ class Robot:
     def chunk(self, values, is_pad, chunk_size: int) -> tuple[np.ndarray, np.ndarray]:
         """Actions (steps, action_dim) in robot units -> a normalised chunk (chunk_size, action_dim), the last action
         repeated, and (chunk_size,) bool, True on steps that are not real."""
-        values = np.asarray(values, dtype=np.float64)
+        values = as_numbers(values)
         if values.ndim != 2 or not len(values) or values.shape[1] != self.action_dim:
             raise ValueError(
                 f"`actions` must be (steps, {self.action_dim}) in robot units, got shape {values.shape}. This "

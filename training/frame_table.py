@@ -1,4 +1,4 @@
-"""The frames of a dataset, row by row, read in blocks: what is looked for among all of them costs no memory for each."""
+"""The frames of a dataset, read in blocks: what is looked for among all of them costs no memory for each."""
 
 from collections.abc import Iterator, Sequence
 

@@ -180,6 +180,13 @@ class LeRobotDataset(torch.utils.data.Dataset):
     def num_episodes(self) -> int:
         return len(self._positions)
 
+    @property
+    def index_bytes(self) -> int:
+        """Memory of the arrays with a number for every episode: what grows with the dataset."""
+        metadata = self._metadata
+        arrays = [metadata.episode_indices, metadata.episode_lengths, *metadata.placement.values()]
+        return sum(array.nbytes for array in [*arrays, self._positions, self._item_ends, self._first_rows])
+
     def episode_range(self, episode: int) -> range:
         """The items of an episode, given by the dataset's own number for it."""
         found = np.flatnonzero(self._metadata.episode_indices[self._positions] == episode)
