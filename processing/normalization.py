@@ -116,8 +116,8 @@ def clip_to_range(values, low: np.ndarray, high: np.ndarray) -> tuple:
 
     Returns:
         The values within `low..high`, of the type that was given, and a dict for people: `values`, how many lay
-        outside; `of`, how many there are; `share`; `largest`, how far out the worst was, in widths of its dimension's range; and
-        `dimension`, the worst one's (None if there is none).
+        outside; `of`, how many there are; `share`; `largest`, how far out the worst was, in widths of its dimension's
+        range; and `dimension`, the worst one's (None if there is none).
     """
     if isinstance(values, np.ndarray):
         clipped = np.clip(values, low.astype(values.dtype), high.astype(values.dtype))
