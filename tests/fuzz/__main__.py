@@ -48,7 +48,8 @@ def as_markdown(results: list[Result], seed: int, seconds: float) -> str:
         "# Fuzzing",
         "",
         f"Written by `python -m tests.fuzz --inputs {total} --seed {seed} --write` in {seconds / 60:.0f} minutes "
-        f"on one core: {total:,} inputs, {sum(len(result.defects) for result in results)} defects. A defect is an exception "
+        f"on one core: {total:,} inputs, {sum(len(result.defects) for result in results)} defects. A defect is an "
+        "exception "
         f"that the entry point does not document, a crash, no answer in {HANG_SECONDS} s, or growth of memory by more "
         f"than {GROWTH_BYTES / 1e6:.0f} MB.",
         "",

@@ -36,6 +36,8 @@ def damaged_file(path: Path, mutate: Callable, call: Callable[[], None]) -> Call
     whole = path.read_bytes()
     given = whole.decode() if mutate is mutate_json else whole
 
+    call()  # the whole file is good
+
     def feed(seed, count, attempt):
         for number in range(count):
             path.write_bytes(mutate(given, np.random.default_rng((*seed, number))))
@@ -235,6 +237,7 @@ def make_prompt(folder: Path) -> Callable:
 
 PROMPTS = st.one_of(
     st.text(max_size=30),
+    st.tuples(st.text(max_size=5), st.text(max_size=5)).map("{text} {state}".join),
     st.lists(
         st.sampled_from(
             [
