@@ -391,7 +391,7 @@ class KIVLATrainer(ResumableTrainer):
         dim = processor.robot(robot).action_dim
         sums = action_error_sums(
             torch.as_tensor(processor.unnormalize_actions(chunk, robot))[None],
-            processor.unnormalize_actions(batch["actions"][i : i + 1].cpu(), robot),
+            processor.unnormalize_actions(batch["actions"][i : i + 1].cpu(), robot, clip_actions=False),
             torch.as_tensor(processor.robot(robot).mean_action, dtype=torch.float32),
             batch["action_mask"][i : i + 1, :, :dim].cpu(),
         )
