@@ -712,6 +712,7 @@ class KIVLAProcessor(ProcessorMixin):
 
         Raises:
             FileNotFoundError: the folder holds no KIVLA processor, or half of one.
+            ValueError: a file is damaged.
             TypeError: an argument that is none of these.
         """
         for name in _LIBRARY_ARGUMENTS:
@@ -753,7 +754,16 @@ class KIVLAProcessor(ProcessorMixin):
             settings = {name: value for name, value in settings.items() if name not in robot_names}
         if "statistics" in kwargs:
             settings["action_dim"] = None  # that of the new statistics
-        return cls(AutoProcessor.from_pretrained(folder / VLM_PROCESSOR_FOLDER, **trust), **{**settings, **kwargs})
+        try:
+            vlm_processor = AutoProcessor.from_pretrained(folder / VLM_PROCESSOR_FOLDER, **trust)
+        except OSError:
+            raise
+        except Exception as error:  # tokenizers raises nothing more special
+            raise ValueError(
+                f"{folder / VLM_PROCESSOR_FOLDER} cannot be loaded ({type(error).__name__}: {str(error)[:500]}). If it "
+                "is damaged, download or save it again."
+            ) from error
+        return cls(vlm_processor, **{**settings, **kwargs})
 
 
 # What each setting is in a saved processor; one that is absent has its default
