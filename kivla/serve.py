@@ -32,6 +32,10 @@ class ServeArguments:
     num_steps: int | None = field(default=None, metadata={"help": "Euler steps; the policy's default."})
     seed: int | None = field(default=None, metadata={"help": "Start every chunk from the same noise."})
     execute: int | None = field(default=None, metadata={"help": "Send only so many actions of a chunk; all."})
+    compile_expert: bool = field(
+        default=False,
+        metadata={"help": "Compile the action expert: chunks come sooner, but the first two take up to a minute."},
+    )
     clip_actions: bool | None = field(
         default=None, metadata={"help": "Hold actions within the range of the policy's data; it does, if it can."}
     )
@@ -130,6 +134,8 @@ def run(arguments: Sequence[str]) -> None:
     logging.getLogger("kivla").setLevel(logging.INFO)
     options = {name: getattr(args, name) for name in ("acts_by", "num_steps", "seed", "clip_actions")}
     pipe = pipeline("action-prediction", model=args.model, **options)
+    if args.compile_expert:
+        pipe.model.compile_expert()
     try:
         server = make_server(pipe, args)
     except ValueError as error:
