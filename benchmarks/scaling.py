@@ -1,7 +1,9 @@
 """`python -m benchmarks.scaling`: how the cost grows with the prefix, the cameras, the chunk, the draws and the batch.
 
 A line through the logarithms gives an exponent: 1 is proportional, less is cheaper than that, because part of the cost
-does not grow. Writes `outputs/scaling.png` and `outputs/scaling.json`.
+does not grow. The exponent of the last doubling is what larger sizes go on with: towards 1, or 2 where attention among
+the prompt's own tokens takes over. Writes `outputs/scaling.png` and `outputs/scaling.json`; with `--write` also
+`benchmarks/scaling.md` with the picture.
 """
 
 import argparse
@@ -23,6 +25,8 @@ from .noise_draws import train
 from .policies import SMALL, TINY, Size, action_inputs, flow_draws, observation, policy, token_batch
 from .timing import interleaved
 
+PAGE = Path(__file__).with_name("scaling.md")
+
 
 @dataclass
 class Curve:
@@ -37,6 +41,12 @@ class Curve:
     def exponent(self) -> float:
         """Slope of the line through the logarithms."""
         return float(np.polyfit(np.log(self.x), np.log(self.seconds), 1)[0])
+
+    @property
+    def last_exponent(self) -> float:
+        """Slope between the two largest sizes."""
+        (x, larger_x), (seconds, more_seconds) = self.x[-2:], self.seconds[-2:]
+        return float(np.log(more_seconds / seconds) / np.log(larger_x / x))
 
 
 def measure(title: str, x_label: str, calls: dict[int, Callable[[], object]], repetitions: int) -> Curve:
@@ -92,10 +102,20 @@ def plot(curves: list[Curve], file: Path) -> None:
     plt.close(figure)
 
 
+def as_table(curves: list[Curve]) -> str:
+    lines = ["| cost of | against | sizes | ms | exponent | of the last two |", "|---|---|---|---|--:|--:|"]
+    for curve in curves:
+        sizes, times = ", ".join(map(str, curve.x)), ", ".join(f"{1e3 * s:.3g}" for s in curve.seconds)
+        exponents = f"{curve.exponent:.2f} | {curve.last_exponent:.2f}"
+        lines.append(f"| {curve.title} | {curve.x_label} | {sizes} | {times} | {exponents} |")
+    return "\n".join(lines)
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="tiny sizes: shows that it works, no more")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: 2)")
+    parser.add_argument("--write", action="store_true", help=f"put table and picture into {PAGE.parent.name}/")
     parser.add_argument("--output", type=Path, default=Path("outputs/scaling.png"), help="where the picture goes")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
@@ -103,11 +123,15 @@ def main(arguments: list[str] | None = None) -> None:
     plot(measured, options.output)
     rows = [{**vars(curve), "exponent": curve.exponent} for curve in measured]
     options.output.with_suffix(".json").write_text(json.dumps({"machine": machine(), "curves": rows}, indent=2) + "\n")
-    print("| cost of | against | sizes | ms | exponent |\n|---|---|---|---|--:|")
-    for curve in measured:
-        sizes, times = ", ".join(map(str, curve.x)), ", ".join(f"{1e3 * s:.3g}" for s in curve.seconds)
-        print(f"| {curve.title} | {curve.x_label} | {sizes} | {times} | {curve.exponent:.2f} |")
-    print(f"\nPicture: {options.output}")
+    print(f"{as_table(measured)}\n\nPicture: {options.output}")
+    if options.write:
+        plot(measured, PAGE.with_suffix(".png"))
+        about = machine()
+        PAGE.write_text(
+            "# How the cost grows\n\nWritten by `python -m benchmarks.scaling --write`, whose docstring says what is "
+            f"done. {about['cpu']}, {about['threads']} CPU threads, torch {about['torch']}.\n\n{as_table(measured)}\n\n"
+            f"![the same on logarithmic axes]({PAGE.with_suffix('.png').name})\n"
+        )
 
 
 if __name__ == "__main__":
