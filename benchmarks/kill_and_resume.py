@@ -98,7 +98,7 @@ def measure(folder: Path, kills: int, steps: int, seed: int) -> dict:
         "undisturbed_seconds": seconds,
         "kills": [asdict(kill) for kill in done],
         "different": differences(undisturbed, killed, steps),
-        "resumed_past_damage": [path.name for path in killed.glob("damaged-*")],
+        "resumed_past_damage": [path.name for path in killed.glob("_damaged-*")],
         "compared": len(tensors(undisturbed, steps)),
     }
 

@@ -1,6 +1,6 @@
 """Checkpoint folders that are either whole or recognised as not whole.
 
-A checkpoint is written to `unfinished/checkpoint-N`, gets a manifest with the size and hash of every file, is brought
+A checkpoint is written to `_unfinished/checkpoint-N`, gets a manifest with the size and hash of every file, is brought
 to the disk (fsync) and only then becomes `checkpoint-N`, by one rename. A process may be killed at any moment: what is
 called `checkpoint-N` was complete once, and whether it still is, the manifest tells.
 """
@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-UNFINISHED = "unfinished"
+UNFINISHED = "_unfinished"  # names that begin with _ are not pushed to the Hub
 MANIFEST = "manifest.json"
 PART_SIZE = 64 * 2**20  # files are hashed in parts, side by side: one large file would keep one core busy
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
@@ -145,14 +145,14 @@ def checkpoints(folder: Path) -> list[Path]:
 def newest_good_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint that can be resumed from.
 
-    Newer ones that cannot are named in a warning, with the reason, and become `damaged-checkpoint-N`: they neither
+    Newer ones that cannot are named in a warning, with the reason, and become `_damaged-checkpoint-N`: they neither
     count as the newest when old checkpoints are removed, nor are they lost.
     """
     for checkpoint in checkpoints(folder):
         problem = problem_of(checkpoint)
         if problem is None:
             return checkpoint
-        aside = folder / f"damaged-{checkpoint.name}"
+        aside = folder / f"_damaged-{checkpoint.name}"
         if aside.exists():
             shutil.rmtree(aside)
         checkpoint.rename(aside)

@@ -137,7 +137,7 @@ def test_resumed_runs_end_as_undisturbed_ones(tmp_path, undisturbed, mixed, stop
 
 # ------------------------------------------------------------------------------------------------- damaged checkpoints
 def make_checkpoint(folder: Path, step: int) -> Path:
-    aside = folder / "unfinished" / f"checkpoint-{step}"
+    aside = folder / "_unfinished" / f"checkpoint-{step}"
     (aside / "sub").mkdir(parents=True)
     for name in ("progress_0.json", "scheduler.pt", "sub/weights.bin"):
         (aside / name).write_bytes(bytes(range(200)) * step)
@@ -168,11 +168,11 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(tmp_path, caplog, damage,
     assert newest_good_checkpoint(tmp_path) == good
     assert "checkpoint-3 cannot be resumed from" in caplog.text
     assert reason in caplog.text
-    assert sorted(path.name for path in tmp_path.glob("*checkpoint-*")) == ["checkpoint-2", "damaged-checkpoint-3"]
+    assert sorted(path.name for path in tmp_path.glob("*checkpoint-*")) == ["_damaged-checkpoint-3", "checkpoint-2"]
 
 
 def test_half_written_checkpoints_are_no_checkpoints(tmp_path):
-    (tmp_path / "unfinished" / "checkpoint-9").mkdir(parents=True)
+    (tmp_path / "_unfinished" / "checkpoint-9").mkdir(parents=True)
     (tmp_path / "checkpoint-best").mkdir()
     assert newest_good_checkpoint(tmp_path) is None
     assert newest_good_checkpoint(tmp_path / "nowhere") is None
@@ -277,7 +277,7 @@ def test_the_saved_model_loads(tmp_path):
     assert KIVLAProcessor.from_pretrained(tmp_path / "run").to_dict() == processor.to_dict()
     for name, weight in model.state_dict().items():
         assert torch.equal(again.state_dict()[name], weight), name
-    assert not (tmp_path / "run" / "unfinished").exists()
+    assert not (tmp_path / "run" / "_unfinished").exists()
     assert load_file(tmp_path / "run" / "model.safetensors")
 
 
