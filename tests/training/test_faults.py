@@ -207,11 +207,11 @@ def test_a_loader_worker_is_killed(tmp_path, undisturbed):
         os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
 
     trainer = trainer_with(tmp_path, 3, kill, dataloader_num_workers=2, max_steps=60)
-    # One that dies while it hands over a batch shows as a broken connection.
+    # Killed, or gone: that depends on who notices. One that dies while it hands over a batch is a broken connection.
     with pytest.raises((RuntimeError, ConnectionError, EOFError)) as error:
         trainer.train()
     is_connection = isinstance(error.value, (ConnectionError, EOFError))
-    assert is_connection or "is killed by signal: Killed" in str(error.value)
+    assert is_connection or str(error.value).startswith("DataLoader worker (pid")
     (last,) = checkpoints_in(tmp_path)
     assert any(last in note and "the same command goes on" in note for note in error.value.__notes__)
     if last == "checkpoint-2":
