@@ -56,7 +56,8 @@ class ExampleOrder(Sampler):
         order = torch.arange(self.num_examples)
         if self.shuffle:
             order = torch.randperm(self.num_examples, generator=torch.Generator().manual_seed(self.seed + self.epoch))
-        yield from (order + self.epoch * self.num_examples).tolist()
+        for block in (order + self.epoch * self.num_examples).split(65_536):  # not a list of all of them
+            yield from block.tolist()
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch

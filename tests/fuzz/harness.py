@@ -1,5 +1,6 @@
 """Calls a target with many inputs, in a process that may die of it, and counts what comes of them."""
 
+import faulthandler
 import gc
 import multiprocessing
 import os
@@ -116,6 +117,7 @@ def run(target: Target, count: int, seed: int, folder: Path, on_progress: Callab
 
 def _work(target: Target, count: int, seed: tuple[int, int], folder: Path, sender) -> None:
     os.environ["HF_HUB_OFFLINE"] = "1"
+    faulthandler.disable()  # the parent reports a crash
     null = os.open(os.devnull, os.O_WRONLY)
     for stream in (1, 2):  # libraries have much to say about damaged files
         os.dup2(null, stream)
