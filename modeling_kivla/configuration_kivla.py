@@ -171,6 +171,8 @@ class KIVLAConfig(PreTrainedConfig):
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
             if getattr(self, name) > 1 << 16:  # a damaged config: batches and noise of any size would follow
                 raise ValueError(f"{name} must be at most {1 << 16}, got {str(getattr(self, name))[:200]}.")
+        if (depth := _depth(self.vlm_config.to_dict())) > _MAX_DEPTH:  # it would be built for ever, before any weights
+            raise ValueError(f"A VLM has at most {_MAX_DEPTH} layers, this config says {depth}. It is damaged.")
         if self.state_encoding == "continuous" and self.max_state_dim < 1:
             raise ValueError(
                 f'state_encoding="continuous" needs max_state_dim of at least 1, got {self.max_state_dim}. '
@@ -212,6 +214,16 @@ class KIVLAConfig(PreTrainedConfig):
                     f"{layer['num_key_value_heads']} key/value heads of backbone layer {layer['layer']}. Use a "
                     "multiple, or None for the backbone's own number."
                 )
+
+
+_MAX_DEPTH = 4096
+
+
+def _depth(values: dict) -> int:
+    """The largest number of layers that a config, with those inside it, speaks of."""
+    own = [values.get(name) for name in ("num_hidden_layers", "num_layers", "depth")]
+    inner = [_depth(value) for value in values.values() if isinstance(value, dict)]
+    return max([0, *inner, *(number for number in own if isinstance(number, int))])
 
 
 __all__ = ["KIVLAConfig", "KIVLAExpertConfig"]

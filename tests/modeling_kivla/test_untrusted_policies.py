@@ -71,3 +71,14 @@ def test_a_config_that_cannot_be(change, copy):
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
     with pytest.raises(ValueError):
         KIVLAForActionPrediction.from_pretrained(copy)
+
+
+@pytest.mark.parametrize("part", ["text_config", "vision_config"])
+def test_a_vlm_of_endless_depth(part, copy):
+    """It would be built layer by layer before any weights are looked at."""
+    file = copy / "config.json"
+    config = json.loads(file.read_text())
+    config["vlm_config"][part]["num_hidden_layers"] = 20_000_000_000
+    file.write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="at most 4096 layers"):
+        KIVLAForActionPrediction.from_pretrained(copy)
