@@ -30,6 +30,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 RECORDING_PREFIX = "kivla_"
 _WRAPPED_IMPLEMENTATIONS = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
+_MAX_SMALL = 1 << 28  # a mixture of 256 experts in 61 layers has less than half of it
 
 
 class UnsupportedBackboneError(ValueError):
@@ -206,7 +207,16 @@ def fill_with_small_views(model: PreTrainedModel) -> None:
 
     A weight matrix becomes a random column repeated over the inputs, so a linear layer is a sum and a scaling: even a
     72B model runs in seconds.
+
+    Raises:
+        ValueError: even those few would be more than the largest VLMs have: a damaged config.
     """
+    small = sum(p.numel() // (p.shape[-1] if p.ndim > 1 else 1) for p in model.parameters() if p.numel())
+    if (small := small + sum(buffer.numel() for buffer in model.buffers())) > _MAX_SMALL:
+        raise ValueError(
+            f"The layers of this '{model.config.model_type}' are {small:,} values wide, all together; no VLM has more "
+            f"than {_MAX_SMALL:,}. The config is damaged."
+        )
     generator = torch.Generator().manual_seed(0)
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):

@@ -127,6 +127,7 @@ class KIVLAConfig(PreTrainedConfig):
                 "KIVLAForActionPrediction.from_vlm(name) does this for you."
             )
         if isinstance(self.vlm_config, dict):
+            _refuse_endless(kwargs | {"vlm_config": self.vlm_config})
             if "model_type" not in self.vlm_config:
                 raise ValueError(
                     "`vlm_config` was given as a dict without `model_type`, so its class cannot be known. Add "
@@ -171,8 +172,6 @@ class KIVLAConfig(PreTrainedConfig):
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
             if getattr(self, name) > 1 << 16:  # a damaged config: batches and noise of any size would follow
                 raise ValueError(f"{name} must be at most {1 << 16}, got {str(getattr(self, name))[:200]}.")
-        if (depth := _depth(self.vlm_config.to_dict())) > _MAX_DEPTH:  # it would be built for ever, before any weights
-            raise ValueError(f"A VLM has at most {_MAX_DEPTH} layers, this config says {depth}. It is damaged.")
         if self.state_encoding == "continuous" and self.max_state_dim < 1:
             raise ValueError(
                 f'state_encoding="continuous" needs max_state_dim of at least 1, got {self.max_state_dim}. '
@@ -216,14 +215,19 @@ class KIVLAConfig(PreTrainedConfig):
                 )
 
 
-_MAX_DEPTH = 4096
+# What configs build one by one, before any weights are looked at
+_COUNTS = ("num_hidden_layers", "num_layers", "n_layers", "depth", "num_labels")
+_MAX_COUNT = 4096
 
 
-def _depth(values: dict) -> int:
-    """The largest number of layers that a config, with those inside it, speaks of."""
-    own = [values.get(name) for name in ("num_hidden_layers", "num_layers", "depth")]
-    inner = [_depth(value) for value in values.values() if isinstance(value, dict)]
-    return max([0, *inner, *(number for number in own if isinstance(number, int))])
+def _refuse_endless(config: dict, where: str = "") -> None:
+    for name, value in config.items():
+        if isinstance(value, dict):
+            _refuse_endless(value, f"{where}{name}.")
+        elif name in _COUNTS and isinstance(value, int | float) and not value <= _MAX_COUNT:
+            raise ValueError(
+                f"{where}{name} must be at most {_MAX_COUNT}, got {str(value)[:200]}. The config is damaged."
+            )
 
 
 __all__ = ["KIVLAConfig", "KIVLAExpertConfig"]

@@ -164,17 +164,40 @@ class KIVLAForActionPrediction(KIVLAPreTrainedModel):
 
         Raises:
             OSError: config or weights are missing.
-            ValueError: they are damaged, or do not fit each other.
+            ValueError: they are damaged, or do not fit each other. Unlike for other models, no weight may be missing.
         """
         try:
             return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         except torch.OutOfMemoryError:
             raise
         except _DAMAGE as error:
+            if f"{cls.__name__}.__init__()" in str(error):  # an argument that no model takes
+                raise
             raise ValueError(
                 f"{pretrained_model_name_or_path} cannot be loaded as a policy: its config or weights are damaged, or "
                 f"do not fit each other ({type(error).__name__}: {str(error)[:500]}). Download or save it again."
             ) from error
+
+    @staticmethod
+    def _finalize_model_loading(model, load_config, loading_info):
+        """Called by `from_pretrained` before it makes room for the weights that the files lack, and draws them.
+
+        The library would go on with a warning, and the robot would move with them; a damaged config would also get
+        memory of any size.
+        """
+        lacking = dict.fromkeys(loading_info.missing_keys - model.all_tied_weights_keys.keys(), "not in the files")
+        if not load_config.ignore_mismatched_sizes:
+            for name, stored, expected in loading_info.mismatched_keys:
+                lacking[name] = f"{tuple(stored)} in the files, {tuple(expected)} by the config"
+        if lacking:
+            named = "; ".join(f"{name}: {what}" for name, what in sorted(lacking.items())[:5])
+            raise ValueError(
+                f"{load_config.pretrained_model_name_or_path} is not a whole policy: {len(lacking)} of its weights are "
+                f"missing or of another size ({named}{', ...' if len(lacking) > 5 else ''}). A policy does not act "
+                "with weights drawn at random. Download or save it again; to give a VLM a new action expert, use "
+                "KIVLAForActionPrediction.from_vlm."
+            )
+        return PreTrainedModel._finalize_model_loading(model, load_config, loading_info)
 
     def save_pretrained(self, save_directory, save_original_format: bool = False, **kwargs):
         """As for any model, but weights keep the names that they have in the model.

@@ -22,11 +22,33 @@ from .preemption import SIGNALS
 
 # What an example may say about where it is from, beside its number.
 _NAMES = ("episode_index", "frame_index", "robot")
+_U64 = (1 << 64) - 1
+_ROUNDS = 8
 
 
 def fold_seed(*numbers: int) -> int:
     """One 32-bit seed of several non-negative numbers; neighbours give unrelated seeds."""
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
+def shuffled(position: int, length: int, seed: int) -> int:
+    """What stands at a position of 0 .. length-1 after shuffling: computed alone, nothing of that length is kept.
+
+    A Feistel network over a domain of 4^k >= length (at least 256), walked until inside (Black and Rogaway, "Ciphers
+    with arbitrary finite domains", 2002); its round function is the finaliser of splitmix64.
+    """
+    half = max((length - 1).bit_length() + 1, 8) // 2
+    mask = (1 << half) - 1
+    while True:
+        left, right = position >> half, position & mask
+        for turn in range(_ROUNDS):
+            mixed = (right + (turn << 32) + (seed << 35)) * 0x9E3779B97F4A7C15 & _U64
+            mixed = (mixed ^ mixed >> 30) * 0xBF58476D1CE4E5B9 & _U64
+            mixed = (mixed ^ mixed >> 27) * 0x94D049BB133111EB & _U64
+            left, right = right, left ^ (mixed ^ mixed >> 31) & mask
+        position = left << half | right
+        if position < length:
+            return position
 
 
 class SeedEveryStep(TrainerCallback):
@@ -121,4 +143,12 @@ def _wait_for_parent() -> None:
     os._exit(0)
 
 
-__all__ = ["ExampleOrder", "NumberedCollator", "NumberedExamples", "SeedEveryStep", "fold_seed", "obey_parent_alone"]
+__all__ = [
+    "ExampleOrder",
+    "NumberedCollator",
+    "NumberedExamples",
+    "SeedEveryStep",
+    "fold_seed",
+    "obey_parent_alone",
+    "shuffled",
+]

@@ -1,11 +1,11 @@
 """Several sources of examples as one dataset, in given shares."""
 
 from collections.abc import Sequence
-from functools import lru_cache
 
 import numpy as np
 import torch
 
+from .example_order import fold_seed, shuffled
 from .vlm_dataset import VLMDataset
 
 
@@ -44,7 +44,6 @@ class Mixture(torch.utils.data.Dataset):
         for i in range(len(sources)):
             mine = self._source == i
             self._turn[mine] = np.arange(mine.sum())
-        self._order = lru_cache(maxsize=2 * len(sources))(self._shuffled)
 
     def __len__(self) -> int:
         return len(self._source)
@@ -60,22 +59,12 @@ class Mixture(torch.utils.data.Dataset):
         epoch, position = divmod(int(self._turn[index]), len(source))
         if self._in_order[number]:
             return source, position
-        return source, int(self._order(number, epoch)[position])
+        return source, shuffled(position, len(source), fold_seed(self.seed, number, epoch))
 
     def size_of(self, index: int) -> tuple[int, int]:
         """Images and characters of text of an example, without reading them."""
         source, item = self.locate(index)
         return source.size_of(item)
-
-    def _shuffled(self, number: int, epoch: int) -> np.ndarray:
-        return np.random.default_rng((self.seed, number, epoch)).permutation(len(self.sources[number]))
-
-    def __getstate__(self):  # loader workers that are spawned get a copy
-        return {name: value for name, value in self.__dict__.items() if name != "_order"}
-
-    def __setstate__(self, state):
-        self.__dict__.update(state)
-        self._order = lru_cache(maxsize=2 * len(self.sources))(self._shuffled)
 
 
 __all__ = ["Mixture"]

@@ -50,18 +50,18 @@ def as_markdown(results: list[Result], seed: int, seconds: float) -> str:
         f"Written by `python -m tests.fuzz --inputs {total} --seed {seed} --write` in {seconds / 60:.0f} minutes "
         f"on one core: {total:,} inputs, {sum(len(result.defects) for result in results)} defects. A defect is an "
         "exception "
-        f"that the entry point does not document, a crash, no answer in {HANG_SECONDS} s, or growth of memory by more "
-        f"than {GROWTH_BYTES / 1e6:.0f} MB.",
+        f"that the entry point does not document, a crash, no answer in {HANG_SECONDS} s, or more than "
+        f"{GROWTH_BYTES / 1e6:.0f} MB of memory held, or taken for a moment, after the first inputs.",
         "",
-        "| target | inputs | accepted | refused, by class | growth, MB | seconds | defects |",
-        "|---|---|---|---|---|---|---|",
+        "| target | inputs | accepted | refused, by class | held, MB | taken, MB | seconds | defects |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for result in results:
         refused = ", ".join(f"{name} {count:,}" for name, count in result.refused.most_common()) or "-"
         defects = "; ".join(f"{text} (input {number})" for text, number in result.defects.items()) or "-"
         lines.append(
             f"| {result.name} | {result.inputs:,} | {result.accepted:,} | {refused} | {result.growth / 1e6:.0f} | "
-            f"{result.seconds:.0f} | {defects.replace('|', '/')} |"
+            f"{result.peak / 1e6:.0f} | {result.seconds:.0f} | {defects.replace('|', '/')} |"
         )
     return "\n".join([*lines, ""])
 

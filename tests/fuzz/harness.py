@@ -4,6 +4,7 @@ import faulthandler
 import gc
 import multiprocessing
 import os
+import resource
 import time
 import traceback
 from collections import Counter
@@ -38,7 +39,10 @@ class Target:
 
 @dataclass
 class Result:
-    """Of a target: how many inputs were accepted, refused with which class, and the defects, by a short text."""
+    """Of a target: how many inputs were accepted, refused with which class, and the defects, by a short text.
+
+    Both in bytes and after the first inputs: `growth`, what the process holds on to; `peak`, what it ever took.
+    """
 
     name: str
     inputs: int = 0
@@ -46,6 +50,7 @@ class Result:
     refused: Counter = field(default_factory=Counter)
     defects: dict[str, int] = field(default_factory=dict)  # text -> number of the first input
     growth: int = 0
+    peak: int = 0
     seconds: float = 0.0
 
     def attempt(self, call: Callable[[], None], refusals: tuple[type[BaseException], ...]) -> None:
@@ -102,15 +107,15 @@ def run(target: Target, count: int, seed: int, folder: Path, on_progress: Callab
         total.inputs = done_before + max(partial.inputs, 1)
         total.accepted += partial.accepted
         total.refused += partial.refused
-        total.growth = max(total.growth, partial.growth)
+        total.growth, total.peak = max(total.growth, partial.growth), max(total.peak, partial.peak)
         for text, number in partial.defects.items():
             total.defects.setdefault(text, done_before + number)
         batch += 1
         if batch > 20:
             total.defects["given up after 20 processes"] = total.inputs
             break
-    if total.growth > GROWTH_BYTES:
-        total.defects[f"growth: {total.growth / 1e6:.0f} MB"] = 0
+    if max(total.growth, total.peak) > GROWTH_BYTES:
+        total.defects[f"growth: {total.growth / 1e6:.0f} MB held, {total.peak / 1e6:.0f} MB taken"] = 0
     total.seconds = time.monotonic() - start
     return total
 
@@ -133,9 +138,10 @@ def _work(target: Target, count: int, seed: tuple[int, int], folder: Path, sende
         feed((*seed, result.inputs), min(_BATCH, count - result.inputs), attempt)
         gc.collect()
         if result.inputs >= _WARM_UP and level is None:
-            level = private_bytes()
+            level, highest = private_bytes(), peak_bytes()
         if level is not None:
             result.growth = max(result.growth, private_bytes() - level)
+            result.peak = peak_bytes() - highest
         sender.send(result)
     sender.close()
 
@@ -144,3 +150,8 @@ def private_bytes() -> int:
     """Memory of this process alone (Linux)."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
     return int(line.split()[1]) * 1024
+
+
+def peak_bytes() -> int:
+    """The most that this process ever had in memory (Linux)."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

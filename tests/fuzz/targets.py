@@ -295,13 +295,26 @@ def make_statistics(folder: Path) -> Callable:
     return call
 
 
-STATISTICS = st.tuples(
-    st.dictionaries(
-        st.sampled_from(["mean", "std", "min", "max", "q01", "q99"]),
-        st.one_of(st.lists(FLOATS, max_size=3), JSON_VALUES),
+NAMES_OF_STATISTICS = ["mean", "std", "min", "max", "q01", "q99"]
+MODES = st.sampled_from(["quantile", "mean_std", "none", "x"])
+STATISTICS = st.one_of(
+    st.tuples(
+        st.dictionaries(
+            st.sampled_from(NAMES_OF_STATISTICS),
+            st.one_of(st.lists(FLOATS, max_size=3), JSON_VALUES),
+        ),
+        VECTORS,
+        MODES,
     ),
-    VECTORS,
-    st.sampled_from(["quantile", "mean_std", "none", "x"]),
+    st.integers(1, 3).flatmap(  # of one length, if nothing else
+        lambda length: st.tuples(
+            st.fixed_dictionaries(
+                {name: st.lists(FLOATS, min_size=length, max_size=length) for name in NAMES_OF_STATISTICS}
+            ),
+            hnp.arrays(np.float32, length, elements=FLOATS),
+            MODES,
+        )
+    ),
 )
 
 
@@ -309,36 +322,68 @@ STATISTICS = st.tuples(
 
 
 def good_request() -> dict:
-    return {"images": {"a": np.zeros((4, 4, 3), np.uint8)}, "text": "pick", "state": np.zeros(3, np.float32)}
+    return {"images": {"a": np.zeros((32, 32, 3), np.uint8)}, "text": "pick", "state": np.zeros(64, np.float32)}
+
+
+READERS = {
+    "plain": ObservationReader(),
+    "libero": ObservationReader("libero"),
+    "droid": ObservationReader("droid", default_text="pick"),
+    "with an age": ObservationReader(max_age_ms=1e12),
+}
+
+
+def read(reader: ObservationReader, request) -> None:
+    """What is accepted is an observation."""
+    observation = reader(request)
+    images = observation["images"]
+    images = images.values() if isinstance(images, dict) else images
+    assert all(image is None or isinstance(image, np.ndarray) for image in images)
+    assert isinstance(observation["text"], str)
+    assert observation.get("state") is None or np.asarray(observation["state"]).dtype.kind in "biuf"
 
 
 def message(folder: Path) -> Callable:
-    reader, whole = ObservationReader(), packb(good_request())
+    whole = packb(good_request())
 
     def feed(seed, count, attempt):
         for number in range(count):
             data = mutate_bytes(whole, np.random.default_rng((*seed, number)))
-            attempt(lambda data=data: reader(unpackb(data)))
+            attempt(lambda data=data: read(READERS["plain"], unpackb(data)))
 
     return feed
 
 
-def make_reader(folder: Path) -> Callable:
-    readers = [ObservationReader(), ObservationReader("libero"), ObservationReader(max_age_ms=100)]
-
-    def call(request):
-        for reader in readers:
-            reader(request)
-
-    return call
-
-
-KEYS = st.sampled_from(
-    ["images", "text", "state", "robot", "response", "timestamp", "prompt", "observation/image", "x"]
-)
-REQUESTS = st.one_of(
-    st.dictionaries(KEYS, st.one_of(ARRAYS, JSON_VALUES, st.dictionaries(st.text(max_size=3), ARRAYS, max_size=2))),
-    JSON_VALUES,
+ANYTHING = st.one_of(ARRAYS, JSON_VALUES, st.dictionaries(st.text(max_size=3), ARRAYS, max_size=2))
+STATE_VALUES = st.one_of(hnp.arrays(np.float32, 4, elements=st.floats(-2, 2, width=32)), VECTORS)
+PLAIN = {"images": st.one_of(st.lists(GOOD_IMAGES, max_size=2), ANYTHING), "text": TEXTS, "state": STATE_VALUES}
+KEYS_OF_READERS = {
+    "plain": PLAIN,
+    "libero": {
+        "observation/image": st.one_of(GOOD_IMAGES, ANYTHING),
+        "observation/wrist_image": GOOD_IMAGES,
+        "observation/state": STATE_VALUES,
+        "prompt": TEXTS,
+    },
+    "droid": {
+        "observation/exterior_image_1_left": GOOD_IMAGES,
+        "observation/wrist_image_left": st.one_of(GOOD_IMAGES, ANYTHING),
+        "observation/joint_position": STATE_VALUES,
+        "observation/gripper_position": hnp.arrays(np.float32, 1, elements=FLOATS),
+    },
+    "with an age": PLAIN | {"timestamp": st.one_of(st.floats(), st.floats(1.7e9, 2e9), JSON_VALUES)},
+}
+KEYS = st.sampled_from(sorted(set().union(*KEYS_OF_READERS.values()) | {"robot", "response", "x"}))
+REQUESTS = st.sampled_from(sorted(READERS)).flatmap(
+    lambda name: st.tuples(
+        st.just(READERS[name]),
+        st.one_of(
+            st.fixed_dictionaries(KEYS_OF_READERS[name]),
+            st.fixed_dictionaries(KEYS_OF_READERS[name], optional={"robot": TEXTS, "response": TEXTS, "x": ANYTHING}),
+            st.dictionaries(KEYS, ANYTHING),
+            JSON_VALUES,
+        ),
+    )
 )
 
 
@@ -439,7 +484,7 @@ TARGETS = {
         ),
         Target("statistics", values(STATISTICS, make_statistics), (ValueError,)),
         Target("message", message, (ValueError,), share=2),
-        Target("request", values(REQUESTS, make_reader), (ValueError,)),
+        Target("request", values(REQUESTS, lambda folder: lambda request: read(*request)), (ValueError,)),
         Target("frame to the server", served, (ServerRefusal,)),
     )
 }

@@ -50,3 +50,13 @@ def test_the_harness_finds_what_it_looks_for(tmp_path, monkeypatch):
     assert "crash: exit code -6" in defects["crash"] and "hang" in defects["hang"] and not defects["fine"]
     assert found["crash"].defects["crash: exit code -6"] == 2
     assert found["fine"].inputs == found["fine"].accepted == 5
+
+
+def test_memory_that_is_taken_for_a_moment_is_found(tmp_path):
+    def feed(seed, count, attempt):
+        for number in range(seed[2], seed[2] + count):
+            attempt(lambda size=20_000_000 if number == 120 else 3: np.ones(size).sum())
+
+    result = run(Target("momentary", lambda folder: feed), 130, 0, tmp_path, lambda n: None)
+    assert result.accepted == 130 and result.growth < 20e6
+    assert result.peak > 150e6 and "growth" in " ".join(result.defects)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import shutil
 
 import pytest
@@ -59,7 +60,7 @@ def test_a_weight_of_another_shape(copy):
     name = next(name for name in weights if name.endswith("action_in_proj.weight"))
     weights[name] = weights[name][:, :-1].contiguous()
     save_file(weights, copy / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ValueError, match="cannot be loaded as a policy"):
+    with pytest.raises(ValueError, match=r"action_in_proj.weight: \(.*\) in the files, \(.*\) by the config"):
         KIVLAForActionPrediction.from_pretrained(copy)
 
 
@@ -73,12 +74,78 @@ def test_a_config_that_cannot_be(change, copy):
         KIVLAForActionPrediction.from_pretrained(copy)
 
 
-@pytest.mark.parametrize("part", ["text_config", "vision_config"])
-def test_a_vlm_of_endless_depth(part, copy):
-    """It would be built layer by layer before any weights are looked at."""
+def change_config(copy, *path, **changes):
+    """Changes entries of a part of the config; None removes one."""
     file = copy / "config.json"
     config = json.loads(file.read_text())
-    config["vlm_config"][part]["num_hidden_layers"] = 20_000_000_000
+    part = config
+    for name in path:
+        part = part[name]
+    part.update(changes)
+    for name in [name for name, value in changes.items() if value is None]:
+        del part[name]
     file.write_text(json.dumps(config))
-    with pytest.raises(ValueError, match="at most 4096 layers"):
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        (("vlm_config", "text_config"), "num_hidden_layers"),
+        (("vlm_config", "vision_config"), "num_hidden_layers"),
+        (("vlm_config", "text_config"), "num_labels"),
+        ((), "num_labels"),
+    ],
+    ids=str,
+)
+def test_a_config_without_end(path, name, copy):
+    """It would be built layer by layer, or label by label, before any weights are looked at."""
+    change_config(copy, *path, **{name: 20_000_000_000})
+    with pytest.raises(ValueError, match=f"{name} must be at most 4096"):
         KIVLAForActionPrediction.from_pretrained(copy)
+
+
+@pytest.mark.parametrize(
+    ("path", "changes"),
+    [
+        (("vlm_config",), {"vision_config": None}),  # the library's default has 400M weights
+        (("vlm_config", "text_config"), {"vocab_size": 10_000_000_000}),
+        (("vlm_config", "text_config"), {"hidden_size": 100_000_000}),
+        (("vlm_config", "vision_config"), {"image_size": 10_000_000}),
+        (("expert_config",), {"intermediate_size": 1_000_000_000}),
+    ],
+    ids=str,
+)
+def test_a_config_larger_than_the_weights(path, changes, copy):
+    """No memory is taken for weights that are not in the files."""
+    change_config(copy, *path, **changes)
+    before = memory()
+    with pytest.raises(ValueError, match="is not a whole policy"):
+        KIVLAForActionPrediction.from_pretrained(copy)
+    assert memory() - before < 200_000, "kB"
+
+
+def memory() -> int:
+    """Largest of this process so far, kB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def test_a_config_too_wide_to_probe(copy):
+    change_config(copy, "vlm_config", "text_config", hidden_size=10**6, intermediate_size=10**9)
+    change_config(copy, kv_layers=None)
+    with pytest.raises(ValueError, match="values wide, all together"):
+        KIVLAForActionPrediction.from_pretrained(copy)
+
+
+def test_a_weight_that_is_missing(copy):
+    """The library would draw it at random, with a warning, and the robot would move with it."""
+    weights = load_file(copy / "model.safetensors")
+    del weights[next(name for name in weights if name.endswith("action_out_proj.weight"))]
+    save_file(weights, copy / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=r"1 of its weights .*action_out_proj.weight: not in the files"):
+        KIVLAForActionPrediction.from_pretrained(copy)
+
+
+def test_an_argument_that_no_model_takes(copy):
+    """Not blamed on the files."""
+    with pytest.raises(TypeError, match="unexpected keyword argument 'learning_rate'"):
+        KIVLAForActionPrediction.from_pretrained(copy, learning_rate=1e-4)
