@@ -9,7 +9,7 @@ import torch
 from tqdm import tqdm
 
 from . import bucketing, decoding, loading, noise_draws, pi0_training, sampling, serving, token_loss, training_step
-from .policies import MEDIUM, PROPORTIONED, SMALL
+from .policies import MEDIUM, PROPORTIONED, SMALL, WIDE_EXPERT
 from .report import as_json, as_markdown
 
 MEASUREMENTS = (
@@ -17,6 +17,7 @@ MEASUREMENTS = (
     token_loss.measure,
     partial(sampling.measure, size=SMALL),
     partial(sampling.measure, size=MEDIUM),
+    partial(sampling.measure, size=WIDE_EXPERT),
     partial(training_step.measure, size=PROPORTIONED),
     partial(training_step.measure, size=MEDIUM),
     pi0_training.measure,

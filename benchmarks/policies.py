@@ -49,6 +49,7 @@ class Size:
 TINY = Size(32, 48, 2, 8, 16, 24, 28, 8, 6, 4, vocab_size=64)
 SMALL = Size(128, 256, 4, 32, 64, 128, 56, 16, 16, 16)
 MEDIUM = Size(512, 1536, 8, 64, 128, 192, 112, 32, 32, 32)  # the expert is a tenth of the backbone
+WIDE_EXPERT = replace(MEDIUM, expert_hidden_size=512, expert_intermediate_size=2048)  # half as wide as π0's
 # As many tokens for each action as in π0.5: 2 · 256 of images, 48 of prompt and 40 of actions for chunks of 50
 PROPORTIONED = replace(MEDIUM, chunk_size=16)
 
