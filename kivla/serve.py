@@ -39,6 +39,10 @@ class ServeArguments:
     clip_actions: bool | None = field(
         default=None, metadata={"help": "Hold actions within the range of the policy's data; it does, if it can."}
     )
+    reuse_prefix: bool = field(
+        default=False,
+        metadata={"help": "Keep what the expert reads of the last observation, for a robot that asks again about it."},
+    )
     max_observation_age_ms: float | None = field(
         default=None,
         metadata={"help": "Refuse observations without a timestamp (Unix time in seconds) or one further from now."},
@@ -132,7 +136,7 @@ def run(arguments: Sequence[str]) -> None:
     (args,) = parse((ServeArguments,), arguments, prog="kivla serve", positional="model")
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("kivla").setLevel(logging.INFO)
-    options = {name: getattr(args, name) for name in ("acts_by", "num_steps", "seed", "clip_actions")}
+    options = {name: getattr(args, name) for name in ("acts_by", "num_steps", "seed", "clip_actions", "reuse_prefix")}
     pipe = pipeline("action-prediction", model=args.model, **options)
     if args.compile_expert:
         pipe.model.compile_expert()

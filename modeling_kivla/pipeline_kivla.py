@@ -25,8 +25,10 @@ class ActionPredictionPipeline(Pipeline):
 
     Options, in the constructor or in a call: `acts_by`, "flow" (the action expert) or "tokens" (decoded action tokens;
     by default what the policy was trained for); `num_steps` (Euler steps); `seed`: with it every observation starts
-    from the same noise, so its actions do not depend on what else is in the batch (tokens are decoded greedily); and
-    `clip_actions`, whether actions are held within the range of the robot's data (the processor's setting by default).
+    from the same noise, so its actions do not depend on what else is in the batch (tokens are decoded greedily);
+    `clip_actions`, whether actions are held within the range of the robot's data (the processor's setting by default);
+    and `reuse_prefix`: keep what the expert reads of a call's observations, so that the VLM does not run if the next
+    call has the same images and prompt (another chunk of the same observation, or a continuous state that moved on).
 
     Where they are, a result has `clipped`: `values`, how many of the chunk's lay outside; `of`, how many it has; their
     `share`; `largest`, how far out the worst was, in widths of its dimension's range; and `dimension`, which that is
@@ -41,6 +43,7 @@ class ActionPredictionPipeline(Pipeline):
     _load_image_processor = False
     _load_feature_extractor = False
     _pipeline_calls_generate = False
+    _last_read: tuple[dict[str, torch.Tensor], object] = ({}, None)  # the VLM's inputs and `Prefix` of the last call
 
     def _sanitize_parameters(
         self,
@@ -48,10 +51,11 @@ class ActionPredictionPipeline(Pipeline):
         seed: int | None = None,
         acts_by: str | None = None,
         clip_actions: bool | None = None,
+        reuse_prefix: bool | None = None,
     ):
         if acts_by not in ("flow", "tokens", None):
             raise ValueError(f'acts_by must be "flow" or "tokens", got {acts_by!r}.')
-        forward = {"num_steps": num_steps, "seed": seed, "acts_by": acts_by}
+        forward = {"num_steps": num_steps, "seed": seed, "acts_by": acts_by, "reuse_prefix": reuse_prefix}
         given = {name: value for name, value in forward.items() if value is not None}
         return {}, given, {} if clip_actions is None else {"clip_actions": clip_actions}
 
@@ -84,7 +88,12 @@ class ActionPredictionPipeline(Pipeline):
         return {"inputs": inputs, "robots": columns["robot"], "responses": responses}
 
     def _forward(
-        self, model_inputs, num_steps: int | None = None, seed: int | None = None, acts_by: str | None = None
+        self,
+        model_inputs,
+        num_steps: int | None = None,
+        seed: int | None = None,
+        acts_by: str | None = None,
+        reuse_prefix: bool = False,
     ) -> dict:
         inputs, noise = model_inputs.pop("inputs"), None
         if (acts_by or self.model.config.acts_by) == "tokens":
@@ -95,8 +104,19 @@ class ActionPredictionPipeline(Pipeline):
             shape = (1, config.chunk_size, config.max_action_dim)
             noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
             noise = noise.expand(len(inputs["input_ids"]), -1, -1).to(self.device)
+        if reuse_prefix:
+            inputs = self._with_prefix(dict(inputs))
         chunks = self.model.sample_actions(**inputs, num_steps=num_steps, noise=noise).cpu().numpy()
         return {"chunks": list(chunks), **model_inputs}
+
+    def _with_prefix(self, inputs: dict[str, torch.Tensor]) -> dict:
+        """Inputs of `sample_actions` with what the VLM made of them: the last ones' if they are the same."""
+        of_expert = {name: inputs.pop(name) for name in ("action_mask", "state") if name in inputs}
+        last, prefix = self._last_read
+        if last.keys() != inputs.keys() or not all(torch.equal(last[name], inputs[name]) for name in inputs):
+            prefix = self.model.encode_prefix(**inputs)
+            self._last_read = inputs, prefix
+        return {**of_expert, "prefix": prefix}
 
     def postprocess(self, model_outputs, clip_actions: bool | None = None) -> list[dict]:
         results = []

@@ -7,7 +7,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, pipeline
 
 from kivla import ActionDecodingFailure, KIVLAForActionPrediction, KIVLAProcessor
-from tests.training.policies import CHUNK, SIZES, dataset, save_policy
+from tests.training.policies import CHUNK, SIZES, awaken, dataset, make_policy, save_policy
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +76,48 @@ def test_acting_by_tokens(saved):
     assert np.abs(by_flow - results[0]["actions"]).max() > 1e-3
     with pytest.raises(ValueError, match='acts_by must be "flow" or "tokens", got \'both\''):
         pipe(observations()[0], acts_by="both")
+
+
+@pytest.fixture
+def passes(monkeypatch):
+    """Counts the passes of the VLM, by prompt length."""
+    lengths = []
+    encode = KIVLAForActionPrediction.encode_prefix
+
+    def counted(self, **inputs):
+        lengths.append(inputs["input_ids"].shape[1])
+        return encode(self, **inputs)
+
+    monkeypatch.setattr(KIVLAForActionPrediction, "encode_prefix", counted)
+    return lengths
+
+
+def test_what_the_vlm_read_is_kept_on_request(saved, passes):
+    pipe = pipeline("action-prediction", model=str(saved), reuse_prefix=True)
+    first, second, _ = observations()
+    expected = [pipe(o, seed=s, reuse_prefix=False)["actions"] for o, s in ((first, 0), (first, 1), (second, 1))]
+    passes.clear()
+    calls = [(first, 0, 0, 1), (first, 1, 1, 1), (second, 1, 2, 2), (second, 1, 2, 2), (first, 0, 0, 3)]
+    for observation, seed, number, count in calls:
+        np.testing.assert_array_equal(pipe(observation, seed=seed)["actions"], expected[number])
+        assert len(passes) == count
+    dark = {**first, "images": [np.zeros_like(image) for image in first["images"]]}
+    assert np.abs(pipe(dark, seed=0)["actions"] - expected[0]).max() > 1e-3 and len(passes) == 4
+    pipe([dark, dark], seed=0)
+    assert len(passes) == 5, "another batch"
+
+
+def test_a_continuous_state_moves_on_without_the_vlm(tmp_path, passes):
+    model, processor = make_policy(tmp_path / "vlm", state_encoding="continuous")
+    awaken(model)
+    pipe = pipeline("action-prediction", model=model.eval(), processor=processor, seed=0)
+    observation = observations()[0]
+    moved = {**observation, "state": np.asarray(observation["state"]) + 0.1}
+    expected = pipe(moved)["actions"]
+    passes.clear()
+    before = pipe(observation, reuse_prefix=True)["actions"]
+    np.testing.assert_array_equal(pipe(moved, reuse_prefix=True)["actions"], expected)
+    assert len(passes) == 1 and np.abs(before - expected).max() > 1e-3
 
 
 def test_a_sequence_that_does_not_decode_is_a_reason(saved, monkeypatch):
