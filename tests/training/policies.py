@@ -3,7 +3,10 @@
 from functools import cache
 from pathlib import Path
 
+import pytest
 import torch
+import transformers
+from packaging.version import Version
 
 from kivla import (
     FASTActionTokenizer,
@@ -20,6 +23,11 @@ from kivla.tiny_vlm import save_tiny_vlm
 DATASET = Path(__file__).parents[1] / "data" / "lerobot_v3_metaworld"
 CHUNK = 6
 SIZES = {"chunk_size": CHUNK, "max_action_dim": 5, "max_state_dim": 6}
+
+several_cpus_resume = pytest.mark.skipif(
+    Version(transformers.__version__) < Version("5.18"),
+    reason="transformers 5.17 restores the optimiser of several CPU processes to 'cpu:0', which torch refuses",
+)
 
 
 @cache

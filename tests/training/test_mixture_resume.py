@@ -20,7 +20,7 @@ from kivla import KIVLACollator, KIVLATrainer, KIVLATrainingArguments, LeRobotDa
 from kivla.simulation import make_questions
 from kivla.training.mixture import Mixture
 from kivla.training.vlm_dataset import VLMDataset
-from tests.training.policies import CHUNK, DATASET, make_policy
+from tests.training.policies import CHUNK, DATASET, make_policy, several_cpus_resume
 
 ROOT = Path(__file__).parents[2]
 STEPS, BATCH = 6, 4
@@ -99,6 +99,7 @@ def test_an_interrupted_run_sees_what_an_undisturbed_one_sees(tmp_path, undistur
     assert seen(tmp_path) == undisturbed
 
 
+@several_cpus_resume
 @pytest.mark.slow
 def test_two_processes_share_out_the_same_examples(tmp_path, undisturbed):
     """Also where the number of loader workers changes in between."""

@@ -21,7 +21,9 @@ from transformers import TrainerCallback
 from kivla.training.checkpoints import problem_of
 from kivla.training.preemption import Preempted
 from kivla.training.watch import NonFiniteError
-from tests.training.policies import FixedNoiseCollator, dataset, make_policy, make_trainer
+from tests.training.policies import FixedNoiseCollator, dataset, make_policy, make_trainer, several_cpus_resume
+
+pytestmark = several_cpus_resume
 
 ROOT = Path(__file__).parents[2]
 STEPS = 8  # of three in an epoch
