@@ -87,9 +87,15 @@ for _name in _WRAPPED_IMPLEMENTATIONS:
 
 
 def find_text_decoder(vlm: PreTrainedModel) -> PreTrainedModel:
-    """The module that holds the text layers, e.g. `GemmaModel` inside a PaliGemma."""
-    candidates = (m for m in vlm.get_decoder().modules() if isinstance(m, PreTrainedModel))
-    return next(m for m in candidates if _decoder_layers(m))  # Llama 4 has a causal LM around its decoder
+    """The module that holds the text layers, e.g. `GemmaModel` inside a PaliGemma.
+
+    Raises:
+        UnsupportedBackboneError: there are none.
+    """
+    for module in vlm.get_decoder().modules():  # Llama 4 has a causal LM around its decoder
+        if isinstance(module, PreTrainedModel) and _decoder_layers(module):
+            return module
+    raise UnsupportedBackboneError(f"The text decoder of this {type(vlm).__name__} has no layers.")
 
 
 def _decoder_layers(decoder: nn.Module) -> list[nn.Module]:

@@ -15,7 +15,8 @@ import logging
 import os
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from numbers import Integral
@@ -637,9 +638,21 @@ def _is_count(value, limit: int) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool) and 0 <= value <= limit
 
 
+@contextmanager
+def panics_as_errors() -> Iterator[None]:
+    """`tokenizers` is Rust: over a file that breaks its assumptions it panics, with what is not even an `Exception`."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__module__ != "pyo3_runtime":
+            raise
+        raise ValueError(str(error)) from error
+
+
 def _parse_tokenizer(text: str) -> Tokenizer:
     try:
-        return Tokenizer.from_str(text)
+        with panics_as_errors():
+            return Tokenizer.from_str(text)
     except Exception as error:  # the library raises nothing more special
         raise ValueError(f"its tokenizer is damaged: {error}") from error
 

@@ -16,7 +16,7 @@ from transformers import AutoProcessor, BatchFeature, ProcessorMixin
 from transformers.dynamic_module_utils import custom_object_save
 
 from .action_constraint import ActionTokenConstraint
-from .action_tokenizers import ActionDecodingFailure, ActionTokenizer, load_action_tokenizer
+from .action_tokenizers import ActionDecodingFailure, ActionTokenizer, load_action_tokenizer, panics_as_errors
 from .image_input import pad_to_square
 from .normalization import as_numbers, discretize_state
 from .prompt_frame import PromptFrame, has_chat, prompt_frame
@@ -755,7 +755,8 @@ class KIVLAProcessor(ProcessorMixin):
         if "statistics" in kwargs:
             settings["action_dim"] = None  # that of the new statistics
         try:
-            vlm_processor = AutoProcessor.from_pretrained(folder / VLM_PROCESSOR_FOLDER, **trust)
+            with panics_as_errors():
+                vlm_processor = AutoProcessor.from_pretrained(folder / VLM_PROCESSOR_FOLDER, **trust)
         except OSError:
             raise
         except Exception as error:  # tokenizers raises nothing more special

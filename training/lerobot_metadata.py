@@ -7,7 +7,7 @@ one file, says in `meta/episodes/` where each one is, and its tables are parquet
 import json
 import re
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -26,8 +26,8 @@ _FILE_FIELDS = ("chunk_index", "file_index")
 
 # A dataset may come from a stranger. These are far beyond any dataset, and keep what is read bounded.
 _MAX_JSON_BYTES = 64_000_000
-_MAX_TABLE_BYTES = 4_000_000_000
-_MAX_TABLE_ROWS = 100_000_000
+_MAX_TABLE_BYTES = 2_000_000_000
+_BATCH_ROWS = 4096
 _MAX_RANK, _MAX_SIDE = 8, 65_536
 _MAX_TEMPLATE = 1024
 _WIDTH = re.compile(r"0?\d{0,2}d?")
@@ -244,9 +244,7 @@ def _is_feature(feature) -> bool:
 
 def _read_tables_v30(root: Path, info: dict) -> tuple[dict, np.ndarray, np.ndarray, dict]:
     tasks_path = root / "meta" / "tasks.parquet"
-    with open_parquet(tasks_path) as file:
-        _check_size(tasks_path, file)
-        tasks = file.read()
+    tasks = _read_table(tasks_path)
     # The instruction is the table's pandas index, which older writers left without a name.
     text_column = "task" if "task" in tasks.column_names else "__index_level_0__"
     _need_columns(tasks, ("task_index", text_column), tasks_path)
@@ -278,12 +276,11 @@ def _read_tables_v30(root: Path, info: dict) -> tuple[dict, np.ndarray, np.ndarr
 def _read_episodes(path: Path) -> pa.Table:
     """The columns of an episode table that are needed; statistics are by far most of the others."""
     with open_parquet(path) as file:
-        _check_size(path, file, ("episode_index", "length"))
         names = [name for name in file.schema_arrow.names if name.startswith(("data/", "videos/"))]
-        types = {name: pa.int32() for name in names if name.endswith(_FILE_FIELDS)}
-        types |= {name: pa.float64() for name in names if name.endswith("/from_timestamp")}
-        types |= {"episode_index": pa.int64(), "length": pa.int64()}
-        table = file.read(columns=list(types))
+    types = {name: pa.int32() for name in names if name.endswith(_FILE_FIELDS)}
+    types |= {name: pa.float64() for name in names if name.endswith("/from_timestamp")}
+    types |= {"episode_index": pa.int64(), "length": pa.int64()}
+    table = _read_table(path, list(types))
     _need_columns(table, ("episode_index", "length"), path)
     return _cast(table, types, path)
 
@@ -306,17 +303,24 @@ def _tasks(pairs: Iterable[tuple], where: Path) -> dict[int, str]:
     return tasks
 
 
-def _check_size(path: Path, file: pq.ParquetFile, columns: tuple[str, ...] | None = None) -> None:
-    """A small file may unpack to any size. `columns`: those that count; all by default."""
-    groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
-    chunks = [group.column(i) for group in groups for i in range(group.num_columns)]
-    size = sum(c.total_uncompressed_size for c in chunks if columns is None or c.path_in_schema in columns)
-    rows = file.metadata.num_rows
-    if size > _MAX_TABLE_BYTES or rows > _MAX_TABLE_ROWS:
-        raise ValueError(
-            f"{path} says that it has {rows} rows, or {size} bytes when unpacked. A table of episodes or tasks is not "
-            f"that large (limits: {_MAX_TABLE_ROWS} rows, {_MAX_TABLE_BYTES} bytes): download it again."
-        )
+def _read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """Those of the columns that are there (all by default). A small file may unpack to any size: read in batches.
+
+    What the file itself says of its sizes is a stranger's word; and pyarrow 26 ends the process over damaged ones.
+    """
+    batches, size = [], 0
+    with open_parquet(path) as file:
+        names = [name for name in file.schema_arrow.names if columns is None or name in columns]
+        schema = pa.schema([file.schema_arrow.field(name) for name in names])
+        for batch in file.iter_batches(_BATCH_ROWS, columns=names):
+            batches.append(batch)
+            size += max(batch.nbytes, 8 * len(batch))  # rows of nothing count, too
+            if size > _MAX_TABLE_BYTES:
+                raise ValueError(
+                    f"{path} unpacks to more than {_MAX_TABLE_BYTES} bytes, which no table of episodes or tasks has. "
+                    "Download it again."
+                )
+    return pa.Table.from_batches(batches, schema)
 
 
 def _need_columns(table: pa.Table, columns: tuple[str, ...], where: Path) -> None:

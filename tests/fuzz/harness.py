@@ -62,7 +62,7 @@ class Result:
             self.refused[type(error).__name__] += 1
             if not str(error).strip():
                 self.defects.setdefault(f"a {type(error).__name__} without words", number)
-        except Exception as error:
+        except BaseException as error:  # a panic of Rust code is no `Exception`
             where = traceback.extract_tb(error.__traceback__)
             frames = [f"{Path(f.filename).name}:{f.lineno}" for f in where if "/fuzz/" not in f.filename]
             text = f"{type(error).__name__}: {str(error)[:160]} ({' < '.join(frames[::-1][:6])})"

@@ -129,6 +129,12 @@ def memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
+def test_a_vlm_without_layers(copy):
+    change_config(copy, "vlm_config", "text_config", num_hidden_layers=0)
+    with pytest.raises(ValueError, match="has no layers"):
+        KIVLAForActionPrediction.from_pretrained(copy)
+
+
 def test_a_config_too_wide_to_probe(copy):
     change_config(copy, "vlm_config", "text_config", hidden_size=10**6, intermediate_size=10**9)
     change_config(copy, kv_layers=None)

@@ -102,3 +102,23 @@ def test_what_is_no_number(values):
     normalizer = Normalizer({"q01": np.zeros(1), "q99": np.ones(1)}, "quantile")
     with pytest.raises(ValueError, match="Numbers were expected"):
         normalizer.normalize(values)
+
+
+# A prefix that is longer than a token: `tokenizers` panics, with what is no `Exception`
+PANICS = {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": [["a", "b"]], "continuing_subword_prefix": "xxx"}
+
+
+def test_a_tokenizer_that_panics(fast):
+    file = fast / "tokenizer.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"model": PANICS}))
+    with pytest.raises(ValueError, match="its tokenizer is damaged: range end index"):
+        load_action_tokenizer(fast)
+
+
+def test_a_vlm_tokenizer_that_panics(policy):
+    file = policy / "vlm_processor" / "tokenizer.json"
+    whole = file.read_text()
+    file.write_text(json.dumps(json.loads(whole) | {"model": PANICS}))
+    with pytest.raises(ValueError, match=r"vlm_processor cannot be loaded .*range end index"):
+        KIVLAProcessor.from_pretrained(policy)
+    file.write_text(whole)

@@ -1,8 +1,12 @@
 """What a stranger's dataset may not do: each is refused with the name of the file."""
 
 import json
+import multiprocessing
 import shutil
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from kivla.training.lerobot_dataset import LeRobotDataset
@@ -66,3 +70,32 @@ def test_metadata_of_wrong_types_and_sizes(change, copy):
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(ValueError, match="copy"):
         LeRobotDataset(copy)
+
+
+def test_a_small_table_that_unpacks_to_a_large_one(copy, monkeypatch):
+    """A dictionary of one long text: 100 kB on disk, 100 MB in memory."""
+    monkeypatch.setattr("kivla.training.lerobot_metadata._MAX_TABLE_BYTES", 50_000_000)
+    file = copy / "meta" / "tasks.parquet"
+    pq.write_table(pa.table({"task_index": np.arange(10_000), "task": ["x" * 10_000] * 10_000}), file)
+    assert file.stat().st_size < 200_000
+    with pytest.raises(ValueError, match=r"tasks\.parquet unpacks to more than 50000000 bytes"):
+        LeRobotDataset(copy, chunk_size=4, cameras=[])
+
+
+def test_a_histogram_of_another_length(copy):
+    """One damaged byte in a parquet footer: pyarrow ends the process if it is asked about a column's size."""
+    file = copy / "meta" / "episodes" / "chunk-000" / "file-000.parquet"
+    damaged = bytearray(file.read_bytes())
+    damaged[17_264] = 0x22
+    file.write_bytes(damaged)
+    process = multiprocessing.get_context("fork").Process(target=_open_or_refuse, args=(copy,))
+    process.start()
+    process.join()
+    assert process.exitcode == 0, "opening the dataset ended the process"
+
+
+def _open_or_refuse(folder):
+    try:
+        LeRobotDataset(folder, chunk_size=4, cameras=[])
+    except ValueError as error:
+        assert "file-000.parquet" in str(error)
