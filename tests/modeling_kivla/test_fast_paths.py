@@ -86,6 +86,29 @@ def test_the_compiled_expert_gives_the_same_actions_and_is_compiled_once():
     assert graphs[-1] == graphs[1] <= 2, f"compiled again for each length: {graphs}"
 
 
+@pytest.mark.slow
+def test_training_through_the_compiled_expert_gives_the_same_gradients():
+    """And the VLM still gets none of the flow loss."""
+    plain = make_model()
+    compiled = copy.deepcopy(plain)
+    compiled.compile_expert()
+    batch = make_batch("llava")
+    batch |= {"noise": torch.randn_like(batch["actions"]), "timestep": torch.rand(len(batch["actions"]))}
+    for model in (plain, compiled):
+        model.train()(**batch).loss.backward()
+    found = dict(compiled.named_parameters())
+    for name, parameter in plain.named_parameters():
+        if parameter.grad is None:
+            assert found[name].grad is None, name
+        else:
+            torch.testing.assert_close(
+                found[name].grad, parameter.grad, rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}"
+            )
+    compiled.zero_grad()
+    compiled(**{key: value for key, value in batch.items() if key != "labels"}).loss.backward()
+    assert all(parameter.grad is None for parameter in compiled.vlm.parameters())
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["llava", "paligemma", "qwen2_5_vl", "smolvlm"])
 def test_logits_of_some_tokens_are_the_vlms_own(name):
