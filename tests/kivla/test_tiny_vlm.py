@@ -19,9 +19,12 @@ def test_known_words_are_single_tokens_and_any_text_survives():
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_each_is_an_ordinary_vlm_folder(architecture, tmp_path):
-    model, processor = make_tiny_vlm(
-        architecture, train_tokenizer(TEXTS), image_size=32, hidden_size=32, num_layers=2, num_vision_layers=1
-    )
+    try:
+        model, processor = make_tiny_vlm(
+            architecture, train_tokenizer(TEXTS), image_size=32, hidden_size=32, num_layers=2, num_vision_layers=1
+        )
+    except ImportError as error:  # transformers 5.17 has no Idefics3 without torchvision
+        pytest.skip(str(error))
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
     loaded = AutoModelForImageTextToText.from_pretrained(tmp_path)
