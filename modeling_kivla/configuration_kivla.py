@@ -120,6 +120,7 @@ class KIVLAConfig(PreTrainedConfig):
         if not __name__.startswith("transformers_modules"):
             # Where kivla is installed the library knows its pipeline, and would insist on remote code if told of one.
             kwargs.pop("custom_pipelines", None)
+        _refuse_endless(kwargs | {"vlm_config": self.vlm_config, "expert_config": self.expert_config})
         if self.vlm_config is None:
             raise ValueError(
                 "KIVLAConfig needs `vlm_config`: the config of a vision-language model, e.g. "
@@ -127,7 +128,6 @@ class KIVLAConfig(PreTrainedConfig):
                 "KIVLAForActionPrediction.from_vlm(name) does this for you."
             )
         if isinstance(self.vlm_config, dict):
-            _refuse_endless(kwargs | {"vlm_config": self.vlm_config})
             if "model_type" not in self.vlm_config:
                 raise ValueError(
                     "`vlm_config` was given as a dict without `model_type`, so its class cannot be known. Add "
@@ -221,6 +221,7 @@ _MAX_COUNT = 4096
 
 
 def _refuse_endless(config: dict, where: str = "") -> None:
+    """Looks into dicts, which is how configs come from files."""
     for name, value in config.items():
         if isinstance(value, dict):
             _refuse_endless(value, f"{where}{name}.")

@@ -93,6 +93,7 @@ def change_config(copy, *path, **changes):
         (("vlm_config", "text_config"), "num_hidden_layers"),
         (("vlm_config", "vision_config"), "num_hidden_layers"),
         (("vlm_config", "text_config"), "num_labels"),
+        (("expert_config",), "num_labels"),
         ((), "num_labels"),
     ],
     ids=str,
