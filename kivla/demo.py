@@ -36,7 +36,7 @@ from .tabletop import (
 )
 
 OTHER_STAGES_MINUTES = 3.0  # what everything but fine-tuning takes on two cores
-SLOWDOWN = 1.2  # minutes are longer than seconds promise: a machine warms up, and other guests of its host wake up
+SLOWDOWN = 1.25  # of minutes beside the quick quarter of some seconds' steps
 
 
 @dataclass
