@@ -354,7 +354,7 @@ def as_markdown(report: dict) -> str:
         "# The policy server under load",
         "",
         f"Written by `python -m benchmarks.soak --requests {options['requests']} --clients {options['clients']} "
-        f"--write`: {about['cpu']}, {about['cores']} cores, which other work shared; threads of each process: "
+        f"--write`: {about['cpu']}, {about['cores']} cores; threads of each process: "
         f"{options['threads']}.",
         "",
         "A tiny policy (its time is Python's, not the model's), served by `kivla serve` in a process of its own. "
