@@ -152,6 +152,14 @@ def test_a_weight_that_is_missing(copy):
         KIVLAForActionPrediction.from_pretrained(copy)
 
 
+def test_weights_of_another_size_are_drawn_anew_on_request_alone(copy):
+    change_config(copy, max_action_dim=9)
+    with pytest.raises(ValueError, match="3 of its weights are missing or of another size"):
+        KIVLAForActionPrediction.from_pretrained(copy)
+    model = KIVLAForActionPrediction.from_pretrained(copy, ignore_mismatched_sizes=True)
+    assert model.expert.action_in_proj.weight.shape[1] == 9
+
+
 def test_an_argument_that_no_model_takes(copy):
     """Not blamed on the files."""
     with pytest.raises(TypeError, match="unexpected keyword argument 'learning_rate'"):
