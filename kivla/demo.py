@@ -36,7 +36,7 @@ from .tabletop import (
 )
 
 OTHER_STAGES_MINUTES = 3.0  # what everything but fine-tuning takes on two cores
-SLOWDOWN = 1.25  # of minutes beside the quick quarter of some seconds' steps
+SLOWDOWN = 1.25  # the average step of a long run takes longer than the quick quarter of a few
 
 
 @dataclass

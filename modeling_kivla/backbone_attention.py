@@ -217,8 +217,9 @@ def fill_with_small_views(model: PreTrainedModel) -> None:
     Raises:
         ValueError: even those few would be more than the largest VLMs have: a damaged config.
     """
-    small = sum(p.numel() // (p.shape[-1] if p.ndim > 1 else 1) for p in model.parameters() if p.numel())
-    if (small := small + sum(buffer.numel() for buffer in model.buffers())) > _MAX_SMALL:
+    small = sum(p.shape[: max(p.ndim - 1, 1)].numel() for p in model.parameters())
+    small += sum(buffer.numel() for buffer in model.buffers())
+    if small > _MAX_SMALL:
         raise ValueError(
             f"The layers of this '{model.config.model_type}' are {small:,} values wide, all together; no VLM has more "
             f"than {_MAX_SMALL:,}. The config is damaged."

@@ -476,8 +476,9 @@ class KIVLAForActionPrediction(KIVLAPreTrainedModel):
         """Let `sample_actions` and training run a compiled action expert, for the life of this object: opt-in.
 
         The first chunk then takes up to a minute, and so does the first with a prompt of another length; from then on
-        prompts of any length run the same code, two to three times as fast on a CPU. Actions and gradients are the
-        same up to the order of sums. A CPU trains hardly faster for it: its time goes into the VLM's matrix products.
+        prompts of any length run the same code, up to three times as fast on a CPU (the smaller the expert, the more).
+        Actions and gradients are the same up to the order of sums. A CPU trains hardly faster for it: its time goes
+        into the VLM's matrix products.
         Needs what `torch.compile` needs: on a CPU a C++ compiler.
         """
         # The calls between kernels weigh as much as the kernels of a small model: they, too, in C++.

@@ -42,7 +42,7 @@ def shuffled(position: int, length: int, seed: int) -> int:
     while True:
         left, right = position >> half, position & mask
         for turn in range(_ROUNDS):
-            mixed = (right + (turn << 32) + (seed << 35)) * 0x9E3779B97F4A7C15 & _U64
+            mixed = ((seed * _ROUNDS + turn << 32) + right) * 0x9E3779B97F4A7C15 & _U64
             mixed = (mixed ^ mixed >> 30) * 0xBF58476D1CE4E5B9 & _U64
             mixed = (mixed ^ mixed >> 27) * 0x94D049BB133111EB & _U64
             left, right = right, left ^ (mixed ^ mixed >> 31) & mask

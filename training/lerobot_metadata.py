@@ -27,6 +27,7 @@ _FILE_FIELDS = ("chunk_index", "file_index")
 # A dataset may come from a stranger. These are far beyond any dataset, and keep what is read bounded.
 _MAX_JSON_BYTES = 64_000_000
 _MAX_TABLE_BYTES = 2_000_000_000
+_MAX_TABLE_ROWS = 100_000_000
 _BATCH_ROWS = 4096
 _MAX_RANK, _MAX_SIDE = 8, 65_536
 _MAX_TEMPLATE = 1024
@@ -244,7 +245,8 @@ def _is_feature(feature) -> bool:
 
 def _read_tables_v30(root: Path, info: dict) -> tuple[dict, np.ndarray, np.ndarray, dict]:
     tasks_path = root / "meta" / "tasks.parquet"
-    tasks = _read_table(tasks_path)
+    with open_parquet(tasks_path) as file:
+        tasks = _read_table(tasks_path, file)
     # The instruction is the table's pandas index, which older writers left without a name.
     text_column = "task" if "task" in tasks.column_names else "__index_level_0__"
     _need_columns(tasks, ("task_index", text_column), tasks_path)
@@ -277,10 +279,10 @@ def _read_episodes(path: Path) -> pa.Table:
     """The columns of an episode table that are needed; statistics are by far most of the others."""
     with open_parquet(path) as file:
         names = [name for name in file.schema_arrow.names if name.startswith(("data/", "videos/"))]
-    types = {name: pa.int32() for name in names if name.endswith(_FILE_FIELDS)}
-    types |= {name: pa.float64() for name in names if name.endswith("/from_timestamp")}
-    types |= {"episode_index": pa.int64(), "length": pa.int64()}
-    table = _read_table(path, list(types))
+        types = {name: pa.int32() for name in names if name.endswith(_FILE_FIELDS)}
+        types |= {name: pa.float64() for name in names if name.endswith("/from_timestamp")}
+        types |= {"episode_index": pa.int64(), "length": pa.int64()}
+        table = _read_table(path, file, list(types))
     _need_columns(table, ("episode_index", "length"), path)
     return _cast(table, types, path)
 
@@ -303,23 +305,22 @@ def _tasks(pairs: Iterable[tuple], where: Path) -> dict[int, str]:
     return tasks
 
 
-def _read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+def _read_table(path: Path, file: pq.ParquetFile, columns: Sequence[str] | None = None) -> pa.Table:
     """Those of the columns that are there (all by default). A small file may unpack to any size: read in batches.
 
     What the file itself says of its sizes is a stranger's word; and pyarrow 26 ends the process over damaged ones.
     """
-    batches, size = [], 0
-    with open_parquet(path) as file:
-        names = [name for name in file.schema_arrow.names if columns is None or name in columns]
-        schema = pa.schema([file.schema_arrow.field(name) for name in names])
-        for batch in file.iter_batches(_BATCH_ROWS, columns=names):
-            batches.append(batch)
-            size += max(batch.nbytes, 8 * len(batch))  # rows of nothing count, too
-            if size > _MAX_TABLE_BYTES:
-                raise ValueError(
-                    f"{path} unpacks to more than {_MAX_TABLE_BYTES} bytes, which no table of episodes or tasks has. "
-                    "Download it again."
-                )
+    names = [name for name in file.schema_arrow.names if columns is None or name in columns]
+    schema = pa.schema([file.schema_arrow.field(name) for name in names])
+    batches, rows, size = [], 0, 0
+    for batch in file.iter_batches(_BATCH_ROWS, columns=names):
+        batches.append(batch)
+        rows, size = rows + len(batch), size + batch.nbytes
+        if size > _MAX_TABLE_BYTES or rows > _MAX_TABLE_ROWS:
+            raise ValueError(
+                f"{path} unpacks to more than {_MAX_TABLE_BYTES} bytes or {_MAX_TABLE_ROWS} rows, which no table of "
+                "episodes or tasks has. Download it again."
+            )
     return pa.Table.from_batches(batches, schema)
 
 

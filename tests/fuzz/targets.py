@@ -22,6 +22,7 @@ from kivla.observation_keys import ObservationReader
 from kivla.policy_server import PolicyServer
 from kivla.processing import Normalizer, load_action_tokenizer, statistics_from_json
 from kivla.processing.image_input import as_rgb, open_image
+from kivla.training.lerobot_metadata import STATISTIC_NAMES
 from tests.training.lerobot_v21 import write_v21_twin
 from tests.training.policies import DATASET, make_policy
 
@@ -295,12 +296,11 @@ def make_statistics(folder: Path) -> Callable:
     return call
 
 
-NAMES_OF_STATISTICS = ["mean", "std", "min", "max", "q01", "q99"]
 MODES = st.sampled_from(["quantile", "mean_std", "none", "x"])
 STATISTICS = st.one_of(
     st.tuples(
         st.dictionaries(
-            st.sampled_from(NAMES_OF_STATISTICS),
+            st.sampled_from(STATISTIC_NAMES),
             st.one_of(st.lists(FLOATS, max_size=3), JSON_VALUES),
         ),
         VECTORS,
@@ -309,7 +309,7 @@ STATISTICS = st.one_of(
     st.integers(1, 3).flatmap(  # of one length, if nothing else
         lambda length: st.tuples(
             st.fixed_dictionaries(
-                {name: st.lists(FLOATS, min_size=length, max_size=length) for name in NAMES_OF_STATISTICS}
+                {name: st.lists(FLOATS, min_size=length, max_size=length) for name in STATISTIC_NAMES}
             ),
             hnp.arrays(np.float32, length, elements=FLOATS),
             MODES,

@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import shutil
 
 import pytest
@@ -10,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from kivla import KIVLAForActionPrediction
+from tests.fuzz.harness import peak_bytes
 from tests.training.policies import save_policy
 
 
@@ -21,6 +21,19 @@ def policy(tmp_path_factory):
 @pytest.fixture
 def copy(policy, tmp_path):
     return shutil.copytree(policy, tmp_path / "copy")
+
+
+def change_config(copy, *path, **changes):
+    """Changes entries of a part of the config; None removes one."""
+    file = copy / "config.json"
+    config = json.loads(file.read_text())
+    part = config
+    for name in path:
+        part = part[name]
+    part.update(changes)
+    for name in [name for name, value in changes.items() if value is None]:
+        del part[name]
+    file.write_text(json.dumps(config))
 
 
 class Attack:
@@ -68,23 +81,9 @@ def test_a_weight_of_another_shape(copy):
     "change", [{"chunk_size": 10**9}, {"max_action_dim": "x"}, {"vlm_config": 3}, {"num_flow_samples": 1e30}], ids=str
 )
 def test_a_config_that_cannot_be(change, copy):
-    file = copy / "config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    change_config(copy, **change)
     with pytest.raises(ValueError):
         KIVLAForActionPrediction.from_pretrained(copy)
-
-
-def change_config(copy, *path, **changes):
-    """Changes entries of a part of the config; None removes one."""
-    file = copy / "config.json"
-    config = json.loads(file.read_text())
-    part = config
-    for name in path:
-        part = part[name]
-    part.update(changes)
-    for name in [name for name, value in changes.items() if value is None]:
-        del part[name]
-    file.write_text(json.dumps(config))
 
 
 @pytest.mark.parametrize(
@@ -119,15 +118,10 @@ def test_a_config_without_end(path, name, copy):
 def test_a_config_larger_than_the_weights(path, changes, copy):
     """No memory is taken for weights that are not in the files."""
     change_config(copy, *path, **changes)
-    before = memory()
+    before = peak_bytes()
     with pytest.raises(ValueError, match="is not a whole policy"):
         KIVLAForActionPrediction.from_pretrained(copy)
-    assert memory() - before < 200_000, "kB"
-
-
-def memory() -> int:
-    """Largest of this process so far, kB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert peak_bytes() - before < 200_000 * 1024
 
 
 def test_a_vlm_without_layers(copy):
