@@ -81,6 +81,10 @@ class TimeCondition:
         ]
 
 
+class Modulation(nn.Linear):
+    """Scale, shift and gate of a norm from the flow time; zero at first (`KIVLAPreTrainedModel._init_weights`)."""
+
+
 class ExpertRMSNorm(nn.Module):
     """RMSNorm computed in float32; Gemma's `(1 + weight)`, or adaptive with scale, shift and gate from the flow time.
 
@@ -92,7 +96,7 @@ class ExpertRMSNorm(nn.Module):
         super().__init__()
         self.eps = config.rms_norm_eps
         if config.time_conditioning == "adarms":
-            self.dense = nn.Linear(config.hidden_size, 3 * config.hidden_size)
+            self.dense = Modulation(config.hidden_size, 3 * config.hidden_size)
         else:
             self.dense = None
             self.weight = nn.Parameter(torch.zeros(config.hidden_size))

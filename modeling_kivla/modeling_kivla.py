@@ -25,7 +25,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput
 
 from .action_checks import NaNWatch, check_finite
-from .action_expert import ActionExpert, ExpertRMSNorm, Prefix
+from .action_expert import ActionExpert, ExpertRMSNorm, Modulation, Prefix
 from .backbone_attention import (
     PrefixRecorder,
     capture_positions,
@@ -86,13 +86,15 @@ class KIVLAPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module):
-        """Only the expert's modules arrive here: the VLM is a model of its own and has its own rule."""
-        if isinstance(module, ExpertRMSNorm):
-            if module.dense is None:
-                init.zeros_(module.weight)
-            else:  # adaRMS starts as the identity
-                init.zeros_(module.dense.weight)
-                init.zeros_(module.dense.bias)
+        """Only the expert's modules arrive here: the VLM is a model of its own and has its own rule.
+
+        Of those, the library leaves out custom modules without parameters of their own.
+        """
+        if isinstance(module, Modulation):  # adaRMS starts as the identity
+            init.zeros_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, ExpertRMSNorm):
+            init.zeros_(module.weight)
         elif isinstance(module, nn.Linear):
             init.normal_(module.weight, mean=0.0, std=self.config.expert_config.initializer_range)
             if module.bias is not None:

@@ -15,6 +15,9 @@ class KIVLATrainingArguments(TrainingArguments):
             weights and usually wants a larger one; the backbone's if None.
         muon (`bool`, defaults to `False`): Muon for matrices and AdamW for the rest, at one learning rate, in place of
             `optim`. Small models learn several times faster with it.
+        clip_per_part (`bool`, defaults to `True`): clip the gradients of VLM and expert each to `max_grad_norm`. With
+            one norm for both (`False`, the library's rule) the expert's gradient would set the size of the VLM's steps,
+            and an insulated VLM would not learn as it does without an expert. DeepSpeed always clips by one norm.
         sample_in_eval (`bool`, defaults to `True`): let `evaluate()` sample action chunks and report their error in
             robot units; otherwise it reports losses only.
         eval_num_steps (`int`, *optional*): Euler steps for those chunks; the model's `num_inference_steps` if None.
@@ -37,6 +40,9 @@ class KIVLATrainingArguments(TrainingArguments):
     )
     muon: bool = field(
         default=False, metadata={"help": "Muon for matrices, AdamW for the rest: small models learn faster."}
+    )
+    clip_per_part: bool = field(
+        default=True, metadata={"help": "Clip the gradients of VLM and expert each by its own norm, not by one."}
     )
     sample_in_eval: bool = field(
         default=True, metadata={"help": "Sample action chunks in evaluation and report their error in robot units."}

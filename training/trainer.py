@@ -234,15 +234,33 @@ class KIVLATrainer(ResumableTrainer):
             loss = super().training_step(model, inputs, num_items_in_batch)
         if self._ddp_gradients is not None and model.require_backward_grad_sync:
             self._ddp_gradients.forget_unused(self.accelerator)
-        is_logged = (self.state.global_step + 1) % self.args.logging_steps == 0 or self.state.global_step == 0
-        if self.accelerator.sync_gradients and is_logged:
-            groups: dict[str, list[torch.Tensor]] = defaultdict(list)
-            for name, parameter in self._named_parameters():
-                if parameter.grad is not None:
-                    groups["expert" if _is_expert(name) else "backbone"].append(parameter.grad)
-            norms = {f"{group}_grad_norm": total_norm(grads) for group, grads in groups.items()}
-            self._gradient_norms = norms
         return loss
+
+    def _clip_grad_norm(self, model) -> torch.Tensor:
+        """Backbone and expert each to `max_grad_norm` (`clip_per_part`): one norm for both would let the size of the
+        expert's gradient decide how far the VLM moves, insulated or not. Returns the norm of all of it, before."""
+        if self.is_deepspeed_enabled:
+            return super()._clip_grad_norm(model)
+        self.accelerator.unscale_gradients()
+        parts: dict[str, list[nn.Parameter]] = defaultdict(list)
+        for name, parameter in self._named_parameters():
+            if parameter.grad is not None:
+                parts["expert" if _is_expert(name) else "backbone"].append(parameter)
+        norms = {part: total_norm([p.grad for p in parameters]) for part, parameters in parts.items()}
+        self._gradient_norms = {f"{part}_grad_norm": norm for part, norm in norms.items()}
+        whole = torch.tensor([float(norm) for norm in norms.values()]).norm()
+        if self.args.max_grad_norm > 0:
+            for part, parameters in parts.items():
+                norm = norms[part] if self.args.clip_per_part else whole
+                if norm > self.args.max_grad_norm:
+                    for parameter in parameters:
+                        parameter.grad.mul_(self.args.max_grad_norm / float(norm))
+        return whole
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        if grad_norm is None and not self.is_deepspeed_enabled:  # nothing is clipped, and the norms are wanted
+            grad_norm = self._clip_grad_norm(model)
+        return super()._get_grad_norm(model, grad_norm)
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
         if "loss" in logs:

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModelForImageTextToText
 
 from kivla.modeling_kivla import KIVLAConfig, KIVLAForActionPrediction, UnsupportedBackboneError
+from kivla.modeling_kivla.action_expert import Modulation
 from kivla.modeling_kivla.backbone_attention import PrefixRecorder, apply_rope, find_text_decoder
 from kivla.modeling_kivla.flow_matching import euler_times, flow_matching_loss, sample_flow_time, time_embedding
 from tests.families import FAMILIES, REFUSED, collate, drop_suffix, make_example, randomize_zero_parameters
@@ -426,3 +427,26 @@ def test_another_attention_implementation_is_recorded_too(name, tmp_path):
     for out in outputs:
         torch.testing.assert_close(out.velocity, expected.velocity, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(out.logits, expected.logits, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("route", ["config", "from_vlm", "meta device"])
+def test_adaptive_norms_start_as_the_identity(route, tmp_path):
+    """openpi's rule: scale, shift and gate are zero before the first step, whichever way the model is made."""
+    config = make_config()
+    if route == "from_vlm":
+        AutoModelForImageTextToText.from_config(config.vlm_config).save_pretrained(tmp_path)
+        model = KIVLAForActionPrediction.from_vlm(tmp_path, expert_config=EXPERT)
+    elif route == "config":
+        model = KIVLAForActionPrediction(config)
+    else:
+        with torch.device("meta"):
+            model = KIVLAForActionPrediction(config)
+        model.to_empty(device="cpu")
+        model.expert.apply(lambda module: [p.data.fill_(float("nan")) for p in module.parameters(recurse=False)])
+        model.init_weights()
+    norms = {name: module for name, module in model.expert.named_modules() if isinstance(module, Modulation)}
+    assert len(norms) == 2 * len(model.expert.layers) + 1
+    for name, module in norms.items():
+        assert not module.weight.any() and not module.bias.any(), f"{name} does not start at zero"
+    for scale, shift, gate in model.expert.time_condition(torch.tensor([0.1, 0.9])).modulations:
+        assert (scale == 1).all() and (shift == 0).all() and (gate == 0).all()
