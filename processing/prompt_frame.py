@@ -1,10 +1,13 @@
 """What stands around a prompt and an answer in the format that a VLM was trained on."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 
 from jinja2 import TemplateError
 from transformers import ProcessorMixin
+
+logger = logging.getLogger(__name__)
 
 # Stand for the user's and the assistant's words while a chat template is rendered
 _PROMPT, _ANSWER = "\u2022prompt\u2022", "\u2022answer\u2022"
@@ -83,10 +86,15 @@ class PromptFrames:
         self._vlm_processor = vlm_processor
         self._template = vlm_processor.chat_template
         if saved is not None:
-            self._fixed = {int(number): _frame_from(number, values) for number, values in saved.items()}
+            self._fixed = dict(_frame_from(number, values) for number, values in saved.items())
             if 1 not in self._fixed:
                 raise ValueError(f"prompt_frames lacks the frame of one image; it has those of {sorted(self._fixed)}.")
         else:
+            if "strftime_now" in str(self._template):
+                logger.warning(
+                    f"The chat template of {type(vlm_processor).__name__} writes the date. The prompts of this policy "
+                    "keep that of today: they are saved with its processor."
+                )
             self._fixed = {1: prompt_frame(vlm_processor, 1)}  # a template that does not work is better known now
             for number in range(max(most_images, _MOST_IMAGES) + 1):
                 try:
@@ -128,9 +136,9 @@ class PromptFrames:
         return {str(number): asdict(frame) for number, frame in sorted(self._fixed.items())}
 
 
-def _frame_from(number: str, values: dict) -> PromptFrame:
+def _frame_from(number: str, values: dict) -> tuple[int, PromptFrame]:
     names = [field.name for field in fields(PromptFrame)]
-    is_right = number.isdecimal() and isinstance(values, dict) and sorted(values) == sorted(names)
+    is_right = number.isdecimal() and len(number) < 6 and isinstance(values, dict) and sorted(values) == sorted(names)
     if not is_right or not all(isinstance(text, str) for text in values.values()) or not values["closing"]:
         raise ValueError(f"prompt_frames of {number[:20]!r} images must be texts for {names}, got {str(values)[:200]}.")
-    return PromptFrame(**values)
+    return int(number), PromptFrame(**values)
