@@ -578,6 +578,29 @@ class KIVLAProcessor(ProcessorMixin):
             tensors["state"] = torch.from_numpy(state)
         return tensors
 
+    def add_responses(self, prompts, responses: Sequence[str | None]) -> dict[str, torch.Tensor]:
+        """What the VLM has said to prompts, after them: as if it had been given as `given_response` at once.
+
+        Args:
+            prompts: what the processor gives for inference.
+            responses: for each example the words (`generate_response`); None or "" for none.
+
+        Returns:
+            The prompts with the words, padded on the left.
+        """
+        input_ids, mask = prompts["input_ids"], prompts["attention_mask"].bool()
+        per_token = {n: t for n, t in prompts.items() if t.shape == input_ids.shape and n != "state"}
+        token_type = SUFFIX_TOKEN_TYPE.get(type(self.vlm_processor).__name__, 0)
+        fill = {"attention_mask": 1, "expert_attention_mask": self.expert_reads_response, "token_type_ids": token_type}
+        rows = []
+        for i, words in enumerate(responses):
+            ids = self._answer(self._frame(1), words) if words else []
+            rows.append(_extend({name: tensor[i][mask[i]].tolist() for name, tensor in per_token.items()}, ids, **fill))
+        longest = max(len(row["input_ids"]) for row in rows)
+        padding = {"input_ids": self.tokenizer.pad_token_id}
+        added = {n: _pad([row[n] for row in rows], longest, padding.get(n, 0), "left") for n in per_token}
+        return {**prompts, **{name: tensor.to(input_ids.device) for name, tensor in added.items()}}
+
     # -------------------------------------------------------------------------------------------------- decoding
     def unnormalize_actions(self, chunk, robot: str | None = None, clip_actions: bool | None = None):
         """Normalised chunks (..., H, D) from the model -> robot units (..., H, action_dim); arrays or tensors.
