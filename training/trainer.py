@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from itertools import takewhile
+from pathlib import Path
 
 import torch
 from accelerate.utils import DistributedType
@@ -28,9 +29,16 @@ from .data_parallel import (
 from .evaluation_sums import ACTION_ERROR_SUMS, TOKEN_SUMS, action_error_sums, token_sums
 from .mixture import Mixture
 from .muon import MuonWithAdamW
+from .policy_card import fine_tuned_card, trainer_facts
+from .readme import joined, readme_on_hub, split, with_card
 from .resumable_trainer import ResumableTrainer
 
 _LOSS_SUMS = (*TOKEN_SUMS, "flow_loss", "action_values")
+# Options of the library's `create_model_card` -> metadata of the Hub
+_CARD_OPTIONS = {
+    **{"tags": "tags", "language": "language"},
+    **{"finetuned_from": "base_model", "tasks": "pipeline_tag", "dataset_tags": "datasets"},
+}
 # Of what the model says: chunks that did not decode, of how many; answers that are right, of how many.
 _SAID_SUMS = ("decoding_failures", "decoded", "right_answers", "answers")
 
@@ -79,6 +87,7 @@ class KIVLATrainer(ResumableTrainer):
         self._gradient_norms: dict[str, torch.Tensor] = {}
         self._learned: list[list[int]] = []
         self._ddp_gradients: DDPGradients | None = None
+        self.card_facts: dict = {}  # what its caller knows of the policy, for the card
 
     # ------------------------------------------------------------------------------------------------- training
     def create_accelerator_and_postprocess(self) -> None:
@@ -308,6 +317,38 @@ class KIVLATrainer(ResumableTrainer):
                 f"{len(load_result.unexpected_keys)} are unknown ({load_result.unexpected_keys[:3]} ...). Resume with "
                 "the model and the versions of kivla and transformers that wrote it."
             )
+
+    # ----------------------------------------------------------------------------------------------------- card
+    def create_model_card(self, license: str | None = None, model_name: str | None = None, **options) -> None:
+        """The card of the policy, as README.md in `output_dir`; `push_to_hub` writes it, and uploads it.
+
+        What the README's author wrote, here or on the Hub, stays (see `readme`).
+
+        Args:
+            license: identifier of the Hub, e.g. "apache-2.0".
+            model_name: title; the folder's name.
+            **options: `tags`, `language`, `finetuned_from`, `tasks` and `dataset_tags`, as for the library's trainer.
+                (Its `dataset` and `dataset_args` name results; here they go by the evaluated sets.)
+
+        Raises:
+            TypeError: another option.
+        """
+        if unknown := sorted(options.keys() - _CARD_OPTIONS.keys()):
+            raise TypeError(f"The card has no {', '.join(unknown)}; options are {', '.join(_CARD_OPTIONS)}.")
+        if not self.is_world_process_zero():
+            return
+        path = Path(self.args.output_dir) / "README.md"
+        text = path.read_text(encoding="utf-8") if path.is_file() else ""
+        facts = {**trainer_facts(self), **self.card_facts}
+        if self.hub_model_id is not None:
+            text = joined(readme_on_hub(self.hub_model_id, self.args.hub_revision, self.args.hub_token), text)
+            facts["path"] = self.hub_model_id
+        card = fine_tuned_card(facts | {"name": model_name or facts["name"]}, license or split(text)[0].get("license"))
+        for name, value in options.items():
+            if name == "tags":
+                value = list(dict.fromkeys([*card.data.tags, *([value] if isinstance(value, str) else value)]))
+            card.data[_CARD_OPTIONS[name]] = value
+        path.write_text(with_card(text, card), encoding="utf-8")
 
     # ----------------------------------------------------------------------------------------------- evaluation
     @torch.no_grad()
