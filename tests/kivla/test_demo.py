@@ -93,7 +93,7 @@ def test_the_cards_command_makes_the_same_policy(demo, monkeypatch, tmp_path):
     folder, arguments = demo
     planned = [word for word in arguments if word not in ("--max_steps", "2")]
     planned[planned.index("--output_dir") + 1] = str(tmp_path / "planned")
-    monkeypatch.setattr("kivla.demo.seconds_per_step", lambda *args, num_steps: measured(*args, 1) and 16.0)
+    monkeypatch.setattr("kivla.demo.seconds_per_step", lambda *args, num_steps: measured(*args, 2) and 16.0)
     main([*planned, "--minutes", "4", "--question_share", "0.5", "--seed", "3"])
     monkeypatch.chdir(folder.parent)  # where the card says that the VLM is
     text = (tmp_path / "planned" / "policy" / "README.md").read_text()
@@ -106,7 +106,7 @@ def test_the_cards_command_makes_the_same_policy(demo, monkeypatch, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kinds", [["move"], ["push"], ["put", "touch"]], ids=" ".join)
+@pytest.mark.parametrize("kinds", [["move"], ["push", "put"]], ids=" ".join)
 def test_any_kinds_of_task_end_in_a_report(demo, tmp_path, kinds):
     _, arguments = demo
     arguments = [*arguments, "--kinds", *kinds, "--num_episodes", "1"]
