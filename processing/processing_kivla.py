@@ -594,7 +594,7 @@ class KIVLAProcessor(ProcessorMixin):
         fill = {"attention_mask": 1, "expert_attention_mask": self.expert_reads_response, "token_type_ids": token_type}
         rows = []
         for i, words in enumerate(responses):
-            ids = self._answer(self._frame(1), words) if words else []
+            ids = self._answer(self._frame(1), self._plain("given_response", words)) if words else []
             rows.append(_extend({name: tensor[i][mask[i]].tolist() for name, tensor in per_token.items()}, ids, **fill))
         longest = max(len(row["input_ids"]) for row in rows)
         padding = {"input_ids": self.tokenizer.pad_token_id}
