@@ -206,13 +206,22 @@ class KIVLATrainer(ResumableTrainer):
         if not batch_samples:
             return None
         flag = torch.tensor(int(self.received_signal > 0))
+        responds = self.processing_class.has_response_before_actions
         counts = [
-            [*_supervised_counts(batch), torch.tensor(int("pixel_values" in batch)), flag] for batch in batch_samples
+            [
+                *_supervised_counts(batch),
+                torch.tensor(int("pixel_values" in batch)),
+                flag,
+                responds(batch["labels"]).sum(),
+            ]
+            for batch in batch_samples
         ]
-        counts = torch.stack([torch.stack([n.to(device) for n in row]) for row in counts])  # (batches, 4)
+        counts = torch.stack([torch.stack([n.to(device) for n in row]) for row in counts])  # (batches, 5)
         counts = self.accelerator.reduce(counts, reduction="sum")
         self._learned = [row[:3] for row in counts.tolist()]
         self.stop_is_agreed = bool(counts[0, 3])
+        if counts[:, 4].any():
+            self.processing_class.responds_first = True  # it acts as it is taught: saved with the policy
         self._check_images([with_images for _, _, with_images in self._learned])
         return counts[:, :2].sum(0)
 
