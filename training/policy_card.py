@@ -13,6 +13,7 @@ from torch.utils.data import Dataset, Subset
 from ..modeling_kivla.hub_card import base_name, hub_id
 from .lerobot_dataset import LeRobotDataset
 from .mixture import Mixture
+from .readme import joined, readme_on_hub, split, with_card
 
 FACTS = (
     "name", "path", "recipe", "what_it_is", "vlm", "vlm_class", "vlm_parameters", "expert_parameters", "acts_by",
@@ -23,6 +24,12 @@ FACTS = (
 UNKNOWN = dict.fromkeys(
     ("recipe", "what_it_is", "machine", "vlm_dataset", "trains_vlm_data", "command", "before", "after")
 )
+
+# Options of the library's `create_model_card` -> metadata of the Hub
+_OPTIONS = {
+    **{"tags": "tags", "language": "language"},
+    **{"finetuned_from": "base_model", "tasks": "pipeline_tag", "dataset_tags": "datasets"},
+}
 
 
 def fine_tuned_card(facts: dict, license: str | None = None) -> ModelCard:
@@ -114,6 +121,24 @@ def trainer_facts(trainer, sources: Sequence[LeRobotDataset] | None = None) -> d
         "example_text": tasks[0] if tasks else "what the robot is to do",
         "sets": evaluated_sets(metrics),
     }
+
+
+def write_trainer_card(trainer, license: str | None, model_name: str | None, options: dict) -> None:
+    """`KIVLATrainer.create_model_card` on its first process."""
+    if unknown := sorted(options.keys() - _OPTIONS.keys()):
+        raise TypeError(f"The card has no {', '.join(unknown)}; options are {', '.join(_OPTIONS)}.")
+    path = Path(trainer.args.output_dir) / "README.md"
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    facts = {**trainer_facts(trainer), **trainer.card_facts}
+    if trainer.hub_model_id is not None:
+        text = joined(readme_on_hub(trainer.hub_model_id, trainer.args.hub_revision, trainer.args.hub_token), text)
+        facts["path"] = trainer.hub_model_id
+    card = fine_tuned_card(facts | {"name": model_name or facts["name"]}, license or split(text)[0].get("license"))
+    for name, value in options.items():
+        if name == "tags":
+            value = list(dict.fromkeys([*card.data.tags, *([value] if isinstance(value, str) else value)]))
+        card.data[_OPTIONS[name]] = value
+    path.write_text(with_card(text, card), encoding="utf-8")
 
 
 def demonstrations(dataset: Dataset | None) -> list[LeRobotDataset]:
