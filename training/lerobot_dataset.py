@@ -220,7 +220,8 @@ class LeRobotDataset(torch.utils.data.Dataset):
     def content_digest(self) -> str:
         """A short digest of the selected episodes: the same wherever the dataset lies, another if it is recorded anew.
 
-        Of actions, states, tasks and times of all frames, and of the sizes of the files with the pictures.
+        Of actions, states, tasks and times of all frames; and of the files with the pictures, sizes, beginnings and ends
+        (where video and parquet files say what they hold).
         """
         columns = {name: hashlib.sha256() for name in (*INDEX_COLUMNS, *self._vector_keys())}
         for _, _, block in self._blocks(list(columns)):
@@ -232,8 +233,8 @@ class LeRobotDataset(torch.utils.data.Dataset):
             else self._metadata.data_files()
             for camera in self.cameras
         }
-        sizes = {camera: [path.stat().st_size for path in paths] for camera, paths in files.items()}
-        whole = [self.fps, self.episodes, sorted(self.tasks.items()), sizes]
+        pictures = {camera: [_digest_of_ends(path) for path in paths] for camera, paths in files.items()}
+        whole = [self.fps, self.episodes, sorted(self.tasks.items()), pictures]
         whole += [digest.hexdigest() for digest in columns.values()]
         return hashlib.sha256(json.dumps(whole).encode()).hexdigest()[:16]
 
@@ -454,6 +455,15 @@ def _local_folder(folder_or_hub_id: str | Path) -> Path:
             f"{str(folder_or_hub_id)!r} is neither a folder here nor a dataset that can be had from the Hugging Face "
             f"Hub. Check the spelling, and for a private dataset log in with `hf auth login`. ({error})"
         ) from error
+
+
+def _digest_of_ends(path: Path, length: int = 1 << 14) -> str:
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        digest = hashlib.sha256(f"{size} ".encode() + stream.read(length))
+        stream.seek(max(size - length, 0))
+        digest.update(stream.read(length))
+    return digest.hexdigest()
 
 
 def _is_camera(feature: dict) -> bool:
