@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -144,7 +144,9 @@ class KIVLAForActionPrediction(KIVLAPreTrainedModel):
             pretrained_model_name_or_path: a Hub id or a folder of any VLM for `AutoModelForImageTextToText`.
             expert_config: the action expert.
             **kwargs: fields of `KIVLAConfig` (`chunk_size`, `max_action_dim`, ...); everything else goes to the VLM's
-                `from_pretrained` (`dtype`, `device_map`, `attn_implementation`, `quantization_config`, ...).
+                `from_pretrained` (`device_map`, `attn_implementation`, `quantization_config`, ...). `dtype` is float32
+                by default, whatever the files are: the policy is to be trained, and most of an optimiser's steps are
+                too small for bfloat16. (`bf16=True` trains in mixed precision.)
 
         Raises:
             UnsupportedBackboneError: before any weights are loaded, if the VLM gives the expert nothing to read.
@@ -154,6 +156,8 @@ class KIVLAForActionPrediction(KIVLAPreTrainedModel):
         hub_kwargs = {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs}
         vlm_config = AutoConfig.from_pretrained(pretrained_model_name_or_path, **hub_kwargs)
         config = KIVLAConfig(vlm_config=vlm_config, expert_config=expert_config, **config_kwargs)
+        if not {"dtype", "torch_dtype"} & kwargs.keys():
+            kwargs["dtype"] = torch.float32
         vlm = AutoModelForImageTextToText.from_pretrained(pretrained_model_name_or_path, config=vlm_config, **kwargs)
         training = vlm.training
         model = cls(config, vlm=vlm).train(training)
@@ -502,9 +506,13 @@ class KIVLAForActionPrediction(KIVLAPreTrainedModel):
         use_cache: bool = True,
         action_mask: torch.Tensor | None = None,
         robot: Sequence[str | None] | None = None,
+        max_response_tokens: int | None = None,
         **inputs,
     ) -> list:
         """Decode action tokens: the VLM says a chunk code by code, held to what can become a complete one.
+
+        A policy that was taught to say a response first says it, and then the chunk. (For the words, see
+        `generate_response`.)
 
         Args:
             processor: the policy's `KIVLAProcessor`, which knows the action tokens.
@@ -513,6 +521,8 @@ class KIVLAForActionPrediction(KIVLAPreTrainedModel):
             action_mask: (B, H, D) bool, which dimensions an example has.
             robot: for each example the name of its robot, which then says how many dimensions there are; needed by
                 processors of several robots whose masks do not tell (`noise_padding`).
+            max_response_tokens: longest response; 0 acts at once, as after a `given_response`. By default it is up to
+                the processor (`responds_first`).
             **inputs: what `processor(...)` gives without actions.
 
         Returns:
@@ -527,18 +537,19 @@ class KIVLAForActionPrediction(KIVLAPreTrainedModel):
             action_dims = [processor.robot(name).action_dim for name in robot or [None] * batch_size]
         else:
             action_dims = action_mask.any(1).sum(-1).tolist()
-        constraint = processor.action_constraint(length, action_dims)
+        constraint = processor.action_constraint(length, action_dims, max_response_tokens)
         longest = processor.action_tokenizer.max_tokens(self.config.chunk_size, max(action_dims))
         config = GenerationConfig(
             do_sample=do_sample,
             temperature=temperature if do_sample else None,
             top_k=0 if do_sample else None,
-            max_new_tokens=longest + 1,
+            max_new_tokens=constraint.max_response_tokens + longest + 1,
             eos_token_id=processor.end_token_id,
             pad_token_id=processor.tokenizer.pad_token_id,
             use_cache=use_cache,
         )
-        with logits_of(self.vlm, torch.tensor([*processor.action_token_ids, processor.end_token_id])):
+        actions_alone = torch.tensor([*processor.action_token_ids, processor.end_token_id])
+        with nullcontext() if constraint.max_response_tokens else logits_of(self.vlm, actions_alone):
             tokens = self._generate_with(config, LogitsProcessorList([constraint]), inputs)
         return processor.decode_actions(tokens[:, length:], action_dims)
 

@@ -220,8 +220,8 @@ class LeRobotDataset(torch.utils.data.Dataset):
     def content_digest(self) -> str:
         """A short digest of the selected episodes: the same wherever the dataset lies, another if it is recorded anew.
 
-        Of actions, states, tasks and times of all frames; and of the files with the pictures, sizes, beginnings and ends
-        (where video and parquet files say what they hold).
+        Of actions, states, tasks and times of all frames; and of the files with the pictures, size, beginning and end:
+        video and parquet files say there what they hold.
         """
         columns = {name: hashlib.sha256() for name in (*INDEX_COLUMNS, *self._vector_keys())}
         for _, _, block in self._blocks(list(columns)):

@@ -53,9 +53,9 @@ class ResumableTrainer(Trainer):
     What a run needs that may be interrupted at any moment, and must not go wrong unseen:
 
     * **Exact resumption.** A run that is killed and started again, however often, ends with the same weights, bit for
-      bit, as one that is not, on the same number of devices. Beside what the library saves, this takes an order of
-      examples and random numbers that depend on seed and position alone (`example_order`), and the losses since the
-      last log entry.
+      bit, as one that is not, on the same kind and number of devices and threads. Beside what the library saves, this
+      takes an order of examples and random numbers that depend on seed and position alone (`example_order`), and the
+      losses since the last log entry.
     * **One run, one folder** (`run_identity`): a checkpoint knows what made it, and another run neither goes on from it
       nor writes beside it.
     * **Whole checkpoints** (`checkpoints`): written aside, hashed, and named at the end; damaged ones are recognised.
