@@ -39,7 +39,7 @@ def run(arguments: Sequence[str]) -> None:
     )
     warmup, steps = options.warmup_steps_before, options.profile_steps
     args = replace(args, max_steps=warmup + steps + 1, save_strategy="no", eval_strategy="no", report_to="none")
-    trainer = make_trainer(model_args, data_args, args, model_args.stages[-1])
+    trainer, _ = make_trainer(model_args, data_args, args, model_args.stages[-1])
     activities = [ProfilerActivity.CPU, *(activities_here() & {ProfilerActivity.CUDA})]
     with profile(activities=activities, schedule=schedule(wait=0, warmup=warmup, active=steps, repeat=1)) as profiler:
         trainer.add_callback(_NextStep(profiler))
