@@ -60,8 +60,8 @@ def _problem(name: str, statistics: dict[str, np.ndarray], data: LeRobotDataset)
     worst = int(far.argmax())
     if far[worst] > _FEW:
         text = (
-            f"{100 * far[worst]:.0f} % of the {name} of {data.name} lie far outside what the policy was normalised for: "
-            f"dimension {worst} runs from {smallest[worst]:.4g} to {largest[worst]:.4g}, the policy's data from "
+            f"{100 * far[worst]:.0f} % of the {name} of {data.name} lie far outside what the policy was normalised "
+            f"for: dimension {worst} runs from {smallest[worst]:.4g} to {largest[worst]:.4g}, the policy's data from "
             f"{low[worst]:.4g} to {high[worst]:.4g} ({int((far > _FEW).sum())} of {len(low)} dimensions do)"
         )
         return RangeProblem(text, bool(far[worst] > _MANY or absurd.max() > _FEW))
