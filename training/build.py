@@ -264,9 +264,8 @@ def continue_policy(base: Base, sources: Sequence[LeRobotDataset], options: Poli
         if found := _differences(processor, data):
             differences += found
             continue
-        problems = range_problems(processor.robot(data.robot), data)
+        problems = range_problems(processor.robot(data.robot), data)  # smaller ones are said by KIVLATrainer
         differences += [problem.text for problem in problems if problem.is_other]
-        notes += [f"warning: {problem.text}" for problem in problems if not problem.is_other]
     if differences:
         raise ValueError(
             f"{base.path} cannot go on as it is:\n"
