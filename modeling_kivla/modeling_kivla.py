@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -506,9 +506,13 @@ class KIVLAForActionPrediction(KIVLAPreTrainedModel):
         use_cache: bool = True,
         action_mask: torch.Tensor | None = None,
         robot: Sequence[str | None] | None = None,
+        max_response_tokens: int | None = None,
         **inputs,
     ) -> list:
         """Decode action tokens: the VLM says a chunk code by code, held to what can become a complete one.
+
+        A policy that was taught to say a response first says it, and then the chunk. (For the words, see
+        `generate_response`.)
 
         Args:
             processor: the policy's `KIVLAProcessor`, which knows the action tokens.
@@ -517,6 +521,8 @@ class KIVLAForActionPrediction(KIVLAPreTrainedModel):
             action_mask: (B, H, D) bool, which dimensions an example has.
             robot: for each example the name of its robot, which then says how many dimensions there are; needed by
                 processors of several robots whose masks do not tell (`noise_padding`).
+            max_response_tokens: longest response; 0 acts at once, as after a `given_response`. By default it is up to
+                the processor (`responds_first`).
             **inputs: what `processor(...)` gives without actions.
 
         Returns:
@@ -531,18 +537,19 @@ class KIVLAForActionPrediction(KIVLAPreTrainedModel):
             action_dims = [processor.robot(name).action_dim for name in robot or [None] * batch_size]
         else:
             action_dims = action_mask.any(1).sum(-1).tolist()
-        constraint = processor.action_constraint(length, action_dims)
+        constraint = processor.action_constraint(length, action_dims, max_response_tokens)
         longest = processor.action_tokenizer.max_tokens(self.config.chunk_size, max(action_dims))
         config = GenerationConfig(
             do_sample=do_sample,
             temperature=temperature if do_sample else None,
             top_k=0 if do_sample else None,
-            max_new_tokens=longest + 1,
+            max_new_tokens=constraint.max_response_tokens + longest + 1,
             eos_token_id=processor.end_token_id,
             pad_token_id=processor.tokenizer.pad_token_id,
             use_cache=use_cache,
         )
-        with logits_of(self.vlm, torch.tensor([*processor.action_token_ids, processor.end_token_id])):
+        actions_alone = torch.tensor([*processor.action_token_ids, processor.end_token_id])
+        with nullcontext() if constraint.max_response_tokens else logits_of(self.vlm, actions_alone):
             tokens = self._generate_with(config, LogitsProcessorList([constraint]), inputs)
         return processor.decode_actions(tokens[:, length:], action_dims)
 

@@ -42,6 +42,8 @@ SETTINGS = (
     "clip_actions",
     "responds_first",
 )
+# Longest response that a policy says before it acts
+MAX_RESPONSE_TOKENS = 64
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
 # What AutoProcessor and `pipeline` pass on to every processor; none of it concerns this one.
 _LIBRARY_ARGUMENTS = ("_from_auto", "_from_pipeline", "_commit_hash", "code_revision", "dtype")
@@ -594,7 +596,7 @@ class KIVLAProcessor(ProcessorMixin):
         fill = {"attention_mask": 1, "expert_attention_mask": self.expert_reads_response, "token_type_ids": token_type}
         rows = []
         for i, words in enumerate(responses):
-            ids = self._answer(self._frame(1), words) if words else []
+            ids = self._answer(self._frame(1), self._words.plain(words, "responses")) if words else []
             rows.append(_extend({name: tensor[i][mask[i]].tolist() for name, tensor in per_token.items()}, ids, **fill))
         longest = max(len(row["input_ids"]) for row in rows)
         padding = {"input_ids": self.tokenizer.pad_token_id}
@@ -660,20 +662,34 @@ class KIVLAProcessor(ProcessorMixin):
             results += self.action_tokenizer.decode([codes], self.chunk_size, action_dim)
         return results
 
-    def action_constraint(self, prompt_length: int, action_dims: Sequence[int]) -> ActionTokenConstraint:
+    def action_constraint(
+        self, prompt_length: int, action_dims: Sequence[int], max_response_tokens: int | None = None
+    ) -> ActionTokenConstraint:
         """A logits processor for `generate`: only complete chunks of action tokens, then the end.
 
         Args:
             prompt_length: tokens of each row of `input_ids`, padding included.
             action_dims: for each example the size of an action.
+            max_response_tokens: how much may be said before: by default `MAX_RESPONSE_TOKENS` if the policy was taught
+                to say something (`responds_first`), else nothing.
 
         Raises:
             ValueError: the processor has no action tokenizer.
         """
+        if max_response_tokens is None:
+            max_response_tokens = MAX_RESPONSE_TOKENS if self.responds_first or self.expert_reads_response else 0
         self._need_action_tokenizer()
         num_values = [self.chunk_size * action_dim for action_dim in action_dims]
         grammar = self.action_tokenizer.grammar()
-        return ActionTokenConstraint(self.action_token_ids, self.end_token_id, prompt_length, num_values, grammar)
+        return ActionTokenConstraint(
+            self.action_token_ids, self.end_token_id, prompt_length, num_values, grammar, max_response_tokens
+        )
+
+    def has_response_before_actions(self, labels: torch.Tensor) -> torch.Tensor:
+        """(B, S) labels -> (B,) bool: whether an example teaches words, and then action tokens."""
+        is_action = torch.isin(labels, torch.as_tensor(self.action_token_ids, device=labels.device))
+        first = (labels != -100).int().argmax(1, keepdim=True)
+        return is_action.any(1) & ~is_action.gather(1, first)[:, 0]
 
     @property
     def end_token_id(self) -> int:

@@ -38,6 +38,8 @@ from .trained_dtype import check_trained_dtype
 
 logger = logging.getLogger(__name__)
 
+EXAMPLES_BEFORE_WARNING = 256
+
 
 class KIVLATrainer(ResumableTrainer):
     r"""
@@ -109,6 +111,9 @@ class KIVLATrainer(ResumableTrainer):
         self._sums = torch.zeros(len(LOSS_SUMS))
         # Of the real actions, for each dimension: how many, their sum, the sum of their squares.
         self._moments = torch.zeros(3, processing_class.max_action_dim)
+        # Of the examples so far, for each step of a chunk: how many had a real action there.
+        self._real_steps = torch.zeros(processing_class.chunk_size)
+        self._has_said_steps = False
         self._gradient_norms: dict[str, torch.Tensor] = {}
         self._learned: list[list[int]] = []
         self._ddp_gradients: DDPGradients | None = None
@@ -201,13 +206,22 @@ class KIVLATrainer(ResumableTrainer):
         if not batch_samples:
             return None
         flag = torch.tensor(int(self.received_signal > 0))
+        responds = self.processing_class.has_response_before_actions
         counts = [
-            [*_supervised_counts(batch), torch.tensor(int("pixel_values" in batch)), flag] for batch in batch_samples
+            [
+                *_supervised_counts(batch),
+                torch.tensor(int("pixel_values" in batch)),
+                flag,
+                responds(batch["labels"]).sum(),
+            ]
+            for batch in batch_samples
         ]
-        counts = torch.stack([torch.stack([n.to(device) for n in row]) for row in counts])  # (batches, 4)
+        counts = torch.stack([torch.stack([n.to(device) for n in row]) for row in counts])  # (batches, 5)
         counts = self.accelerator.reduce(counts, reduction="sum")
         self._learned = [row[:3] for row in counts.tolist()]
         self.stop_is_agreed = bool(counts[0, 3])
+        if counts[:, 4].any():
+            self.processing_class.responds_first = True  # it acts as it is taught: saved with the policy
         self._check_images([with_images for _, _, with_images in self._learned])
         return counts[:, :2].sum(0)
 
@@ -321,6 +335,8 @@ class KIVLATrainer(ResumableTrainer):
             real = inputs["actions"].float().masked_fill(~mask, 0.0)
             self._moments = self._moments.to(real.device)
             self._moments += torch.stack([values.float().sum((0, 1)) for values in (mask, real, real.square())])
+            self._real_steps = self._real_steps.to(real.device)
+            self._real_steps += mask.any(2).sum(0)
         self._sums = self._sums.to(outputs.loss.device)
         self._sums += torch.stack([sums[name].sum().to(self._sums) for name in LOSS_SUMS])
 
@@ -363,6 +379,8 @@ class KIVLATrainer(ResumableTrainer):
         return super()._get_grad_norm(model, grad_norm)
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
+        if "loss" in logs or "train_loss" in logs:
+            self._say_steps_that_are_not_learned(at_end="train_loss" in logs)
         if "loss" in logs:
             sums = self.accelerator.reduce(self._sums, "sum")
             logs.update(summary(dict(zip(LOSS_SUMS, sums, strict=True))))
@@ -374,6 +392,24 @@ class KIVLATrainer(ResumableTrainer):
             self._sums.zero_()
             self._moments.zero_()
         super().log(logs, *args, **kwargs)
+
+    def _say_steps_that_are_not_learned(self, at_end: bool) -> None:
+        """Data whose chunks are all too short is known by its examples alone, where it is no LeRobot dataset."""
+        if self._has_said_steps:
+            return
+        real = self.accelerator.reduce(self._real_steps, "sum")
+        enough = real[0] >= EXAMPLES_BEFORE_WARNING or (at_end and real[0] > 0)
+        if enough and not real.all():
+            self._has_said_steps = True
+            logger.warning(
+                "None of %d examples had more than %d real actions, but the policy acts in chunks of %d: it would act "
+                "%d steps that it never learned. Build model and processor with a smaller chunk_size, read the data "
+                "with a longer one, or let the policy act fewer steps of every chunk (`replan_every`).",
+                int(real[0]),
+                int(real.count_nonzero()),
+                len(real),
+                len(real) - int(real.count_nonzero()),
+            )
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """The library's. Weights gathered from several devices (`state_dict`) are copies: of tied ones, one is kept."""
