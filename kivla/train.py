@@ -31,6 +31,7 @@ from .training.data_parallel import made_whole
 from .training.lerobot_dataset import camera_names
 from .training.lora import lora_config
 from .training.mixture import Mixture
+from .training.policy_card import evaluated_sets
 from .training.policy_options import DEFAULT_RECIPE, PolicyOptions, refuse
 from .training.recipes import BACKBONE, EXPERT, Recipe, Stage, get_recipe, set_stage, split_steps
 from .training.vlm_dataset import VLMDataset
@@ -177,7 +178,6 @@ def run(arguments: Sequence[str]) -> None:
                 trainer,
                 load_sources(model_args, data_args),
                 metrics,
-                evaluated_sets(metrics),
                 arguments,
                 recipe=recipe_name,
                 what_it_is=recipe.description,
@@ -189,6 +189,8 @@ def run(arguments: Sequence[str]) -> None:
             )
         write_card(output_dir)
         print_results(metrics, output_dir)
+    if args.push_to_hub:
+        trainer.push_to_hub()
 
 
 def save(trainer: KIVLATrainer, folder: Path, made_from: dict) -> None:
@@ -198,7 +200,7 @@ def save(trainer: KIVLATrainer, folder: Path, made_from: dict) -> None:
     if isinstance(trainer.model, PeftModel):
         trainer.save_model(str(folder / "adapter"))
         trainer.model = trainer.model_wrapped = trainer.model.merge_and_unload()
-    trainer.save_model()
+    trainer.save_model(_internal_call=True)  # to be pushed with its card, at the end
     if trainer.is_world_process_zero():
         (folder / MADE_FROM).write_text(json.dumps(made_from, indent=2) + "\n", encoding="utf-8")
     trainer.save_state()
@@ -235,6 +237,7 @@ def split_run(stages: Sequence[Stage], args: KIVLATrainingArguments) -> list[KIV
             max_steps=count,
             num_train_epochs=args.num_train_epochs * stage.share / total,
             output_dir=folder,
+            push_to_hub=args.push_to_hub and folder == args.output_dir,
         )
         for stage, count, folder in zip(stages, steps, [*folders, args.output_dir], strict=True)
     ]
@@ -366,14 +369,6 @@ def make_mixture(
 
 def _spread(data: Dataset, count: int) -> Subset:
     return Subset(data, np.unique(np.linspace(0, len(data) - 1, min(count, len(data))).round().astype(int)).tolist())
-
-
-def evaluated_sets(metrics: dict[str, float]) -> dict[str, dict[str, float]]:
-    """Set of demonstrations -> its errors in robot units."""
-    sets = [name.removeprefix("eval_").removesuffix("_times_better_than_mean") for name in metrics]
-    sets = [name for name in sets if f"eval_{name}_times_better_than_mean" in metrics]
-    columns = ("action_mae", "mean_action_mae", "times_better_than_mean")
-    return {name: {column: metrics[f"eval_{name}_{column}"] for column in columns} for name in sets}
 
 
 def print_results(metrics: dict[str, float], folder: Path) -> None:

@@ -370,7 +370,7 @@ def adapt_policy(base: Base, sources: Sequence[LeRobotDataset], options: PolicyO
         ),
         **_robot_arguments(robots),
     )
-    changed = [f"statistics: those of {', '.join(data.name for data in sources)}"]
+    changed = ["statistics: those of the data"]
     before = [robot["cameras"] for robot in base.settings.get("robots", {None: base.settings}).values()]
     changed += [f"cameras: {data.cameras}, in this order (base: {_or(before)})" for data in sources]
     changed += [

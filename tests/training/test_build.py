@@ -116,7 +116,7 @@ def test_options_on_top_of_a_recipe_go_where_the_expert_is_trained():
     first, second = options.stages_of(RECIPES["pi0.5"])
     assert (first.flow_loss_weight, first.backbone_gradient_scale) == (0.0, 0.0)
     assert (second.flow_loss_weight, second.backbone_gradient_scale) == (10.0, 0.25)
-    with pytest.raises(ValueError, match="between 0 .* and 1 .* got 2.0"):
+    with pytest.raises(ValueError, match=r"between 0 .* and 1 .* got 2.0"):
         PolicyOptions(backbone_gradient_scale=2.0).stages_of(RECIPES["joint"])
 
 
@@ -257,10 +257,10 @@ def test_what_a_base_cannot_be_given_is_named(policy, tmp_path, changes, options
 
 
 def test_bases_that_are_none(vlm, policy, tmp_path):
-    with pytest.raises(ValueError, match="is no KIVLA policy: .* 'paligemma'.* --vlm"):
+    with pytest.raises(ValueError, match=r"is no KIVLA policy: .* 'paligemma'.* --vlm"):
         Base(vlm)
     KIVLAForActionPrediction.from_pretrained(policy).save_pretrained(tmp_path / "bare")
     with pytest.raises(ValueError, match=r"has a model and no processor_config.json.* convert it again"):
         Base(tmp_path / "bare")
-    with pytest.raises(ValueError, match="--vlm_processor cannot apply: .* has the VLM's processor already"):
+    with pytest.raises(ValueError, match=r"--vlm_processor cannot apply: .* has the VLM's processor already"):
         Base(policy, vlm_processor=str(vlm))
