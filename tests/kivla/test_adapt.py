@@ -71,7 +71,7 @@ def test_a_converted_base_model_is_adapted_by_one_command(tmp_path, paligemma):
     assert np.isfinite(pipeline("action-prediction", model=str(tmp_path / "policy"))(observation)["actions"]).all()
 
     assert made_from["meaning"] == "adapt" and made_from["base"] == str(base)
-    assert f"from the policy\n`{base.name}`" in card and "was adapted to other data" in card
+    assert f"from the policy\n`./{base.name}`" in card and "was adapted to other data" in card
     assert "unused action dimensions hold noise" in card and "cameras: " in card
 
 
