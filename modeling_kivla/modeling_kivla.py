@@ -37,6 +37,7 @@ from .backbone_attention import (
 )
 from .configuration_kivla import KIVLAConfig, KIVLAExpertConfig
 from .flow_matching import euler_times, flow_matching_loss, interpolate, sample_flow_time
+from .hub_card import PushedWithCard
 from .knowledge_insulation import insulate
 from .pipeline_kivla import ActionPredictionPipeline  # noqa: F401 (belongs to the code that is saved with a policy)
 from .token_ids import check_new_tokens
@@ -73,7 +74,7 @@ class KIVLAOutput(ModelOutput):
     velocity: torch.Tensor | None = None
 
 
-class KIVLAPreTrainedModel(PreTrainedModel):
+class KIVLAPreTrainedModel(PushedWithCard, PreTrainedModel):
     config: KIVLAConfig
     config_class = KIVLAConfig
     base_model_prefix = ""

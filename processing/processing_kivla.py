@@ -17,6 +17,7 @@ from transformers.dynamic_module_utils import custom_object_save
 
 from .action_constraint import ActionTokenConstraint
 from .action_tokenizers import ActionDecodingFailure, ActionTokenizer, load_action_tokenizer, panics_as_errors
+from .hub_card import PushedWithCard
 from .image_input import pad_to_square
 from .normalization import as_numbers, discretize_state
 from .plain_words import PlainWords
@@ -89,7 +90,7 @@ class _Example:
     is_pad: np.ndarray | None
 
 
-class KIVLAProcessor(ProcessorMixin):
+class KIVLAProcessor(PushedWithCard, ProcessorMixin):
     r"""
     Wraps a VLM's own processor and adds what a robot needs: prompts with state, action chunks, action tokens.
 
