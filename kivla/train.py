@@ -27,6 +27,7 @@ from .training.build import (
     next_stage,
     start_policy,
 )
+from .training.checkpoints import put_aside
 from .training.data_parallel import made_whole
 from .training.lerobot_dataset import camera_names
 from .training.lora import lora_config
@@ -34,6 +35,7 @@ from .training.mixture import Mixture
 from .training.policy_card import evaluated_sets
 from .training.policy_options import DEFAULT_RECIPE, PolicyOptions, refuse
 from .training.recipes import BACKBONE, EXPERT, Recipe, Stage, get_recipe, set_stage, split_steps
+from .training.run_identity import weights_digest
 from .training.vlm_dataset import VLMDataset
 
 
@@ -148,24 +150,34 @@ class DataArguments:
 
 
 def run(arguments: Sequence[str]) -> None:
-    model_args, data_args, args = parse(
-        (ModelArguments, DataArguments, KIVLATrainingArguments), arguments, prog="kivla train"
-    )
+    kinds = (ModelArguments, DataArguments, KIVLATrainingArguments)
+    model_args, data_args, args = parse(kinds, arguments, prog="kivla train", required=("output_dir",))
     stages, output_dir, start = model_args.stages, Path(args.output_dir), None
-    start_time = time.monotonic()
+    if args.restart:
+        with args.main_process_first(local=False):
+            if args.process_index == 0:
+                put_aside(output_dir)
+        args = replace(args, restart=False)
+    start_time, made_from = time.monotonic(), {}
     for number, (stage, stage_args) in enumerate(zip(stages, split_run(stages, args), strict=True), 1):
         folder = Path(stage_args.output_dir)
         is_last = number == len(stages)
+        facts = run_facts(model_args, args, number)
+        trainer, made = make_trainer(model_args, data_args, stage_args, stage, start, facts)
+        made_from = made_from or made  # what the first stage begins with
+        checkpoint = args.resume_from_checkpoint
+        if checkpoint is None:
+            checkpoint = trainer.newest_checkpoint()
+            trainer.claim_folder(output_dir)
         if not is_last and (folder / "trainer_state.json").is_file():  # written last
             start = folder
             continue
         if len(stages) > 1 and args.process_index == 0:
             print(f"\nStage {number} of {len(stages)}: trains {' and '.join(stage.trains)}, {stage.config}")
-        trainer, made_from = make_trainer(model_args, data_args, stage_args, stage, start)
         before = answers_before(trainer, output_dir / "vlm_before.json")
-        trainer.train(resume_from_checkpoint=args.resume_from_checkpoint or trainer.newest_checkpoint())
+        trainer.train(resume_from_checkpoint=checkpoint)
         trainer.state.log_history.insert(0, {**before, "step": 0})
-        save(trainer, folder, made_from)
+        save(trainer, folder)
         start = folder
     metrics = {**before, **trainer.evaluate()}
     if trainer.is_world_process_zero():
@@ -182,7 +194,7 @@ def run(arguments: Sequence[str]) -> None:
                 recipe=recipe_name,
                 what_it_is=recipe.description,
                 vlm=model_args.vlm or model_args.policy,
-                made_from=json.loads((output_dir / MADE_FROM).read_text(encoding="utf-8")),
+                made_from=made_from,
                 vlm_dataset=data_args.vlm_dataset,
                 trains_vlm_data=data_args.vlm_dataset is not None and recipe.vlm_data,
                 minutes=(time.monotonic() - start_time) / 60,
@@ -193,22 +205,29 @@ def run(arguments: Sequence[str]) -> None:
         trainer.push_to_hub()
 
 
-def save(trainer: KIVLATrainer, folder: Path, made_from: dict) -> None:
+def run_facts(model_args: ModelArguments, args: KIVLATrainingArguments, number: int) -> dict:
+    """What the run is beside what its trainer sees; see `ResumableTrainer`. Later stages go on from earlier ones, so
+    that a run of several cannot be made longer."""
+    facts = {"recipe": model_args.chosen_recipe[0], "meaning": model_args.meaning}
+    if len(model_args.stages) > 1:
+        steps = {"steps": args.max_steps} if args.max_steps > 0 else {"epochs": args.num_train_epochs}
+        facts |= {"stage": f"{number} of {len(model_args.stages)}", "all_stages": steps}
+    return facts
+
+
+def save(trainer: KIVLATrainer, folder: Path) -> None:
     """The policy, whole, for whatever comes next; with LoRA also the updates alone, in `adapter/`. With `--ema_decay`
-    both are the averaged weights. What it was made from is in `made_from.json`."""
+    both are the averaged weights."""
     trainer.take_average()
     if isinstance(trainer.model, PeftModel):
         trainer.save_model(str(folder / "adapter"))
         trainer.model = trainer.model_wrapped = trainer.model.merge_and_unload()
     trainer.save_model(_internal_call=True)  # to be pushed with its card, at the end
-    if trainer.is_world_process_zero():
-        (folder / MADE_FROM).write_text(json.dumps(made_from, indent=2) + "\n", encoding="utf-8")
     trainer.save_state()
     trainer.accelerator.wait_for_everyone()  # the next stage begins with what the first process writes
 
 
 BEFORE = "before"
-MADE_FROM = "made_from.json"
 
 
 def answers_before(trainer: KIVLATrainer, path: Path) -> dict[str, float]:
@@ -249,11 +268,13 @@ def make_trainer(
     args: KIVLATrainingArguments,
     stage: Stage,
     start: Path | None = None,
+    facts: dict | None = None,
 ) -> tuple[KIVLATrainer, dict]:
     """Datasets, model, processor and trainer of a stage; and what the policy is made from, for its card.
 
     Args:
         start: the policy of the stage before, if there was one.
+        facts: see `run_facts`.
 
     Raises:
         ValueError: recipe, data, options and policy do not fit each other.
@@ -271,7 +292,6 @@ def make_trainer(
     with made_whole(args):
         if start is not None:
             built = next_stage(start, model_args)
-            built.facts = json.loads((start / MADE_FROM).read_text(encoding="utf-8"))
         elif model_args.meaning == START:
             built = start_policy(model_args.vlm, sources, model_args)
         else:
@@ -285,6 +305,9 @@ def make_trainer(
         for note in built.notes:
             print(f"{note[0].upper()}{note[1:]}")
     model, processor = built.model, built.processor
+    begins_with = {"name": str(start or model_args.vlm or model_args.policy)}
+    if start is not None or model_args.policy is not None:
+        begins_with["expert"] = weights_digest(model.expert)
     set_stage(model, stage)
     if model.config.acts_by == "tokens" and processor.action_tokenizer is None and not with_vlm_data:
         raise ValueError(
@@ -299,6 +322,7 @@ def make_trainer(
         train_dataset=make_mixture(data_args, args, sources, processor, with_vlm_data),
         eval_dataset=load_evaluation(data_args, sources, processor),
         processing_class=processor,
+        run_facts={**(facts or {}), "start": begins_with},
     )
     return trainer, built.facts
 

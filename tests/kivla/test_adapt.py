@@ -30,7 +30,8 @@ RUN = {
 def train(output_dir, *words, **options):
     options = {**RUN, "output_dir": output_dir, **options}
     main(["train", *words, *(str(word) for name, value in options.items() for word in (f"--{name}", value))])
-    return json.loads((output_dir / "made_from.json").read_text()), (output_dir / "README.md").read_text()
+    facts = json.loads((output_dir / "training_facts.json").read_text())
+    return facts["made_from"], (output_dir / "README.md").read_text()
 
 
 @pytest.fixture(scope="module")
