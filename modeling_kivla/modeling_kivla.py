@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from torch import nn
 from torch.profiler import record_function
 from torch.utils.checkpoint import checkpoint
@@ -37,6 +35,7 @@ from .backbone_attention import (
 from .configuration_kivla import KIVLAConfig, KIVLAExpertConfig
 from .flow_matching import euler_times, flow_matching_loss, interpolate, sample_flow_time
 from .knowledge_insulation import insulate
+from .load_faults import damaged_files_named
 from .pipeline_kivla import ActionPredictionPipeline  # noqa: F401 (belongs to the code that is saved with a policy)
 
 # Arguments of `forward` that are ours; everything else is the VLM's.
@@ -77,6 +76,7 @@ class KIVLAPreTrainedModel(PreTrainedModel):
     base_model_prefix = ""
     main_input_name = "input_ids"
     input_modalities = ("image", "text")
+    output_modalities = ("text",)
     supports_gradient_checkpointing = True
     _no_split_modules = ("ExpertLayer",)
     _supports_sdpa = True
@@ -99,13 +99,6 @@ class KIVLAPreTrainedModel(PreTrainedModel):
             init.normal_(module.weight, mean=0.0, std=self.config.expert_config.initializer_range)
             if module.bias is not None:
                 init.zeros_(module.bias)
-
-
-# What the libraries raise for a config or weights that make no sense, depending on where they notice it
-_DAMAGE = (
-    *(AttributeError, ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError),
-    *(SafetensorError, StrictDataclassError),
-)
 
 
 class KIVLAForActionPrediction(KIVLAPreTrainedModel):
@@ -168,17 +161,12 @@ class KIVLAForActionPrediction(KIVLAPreTrainedModel):
             OSError: config or weights are missing.
             ValueError: they are damaged, or do not fit each other. Unlike for other models, no weight may be missing.
         """
-        try:
-            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-        except torch.OutOfMemoryError:
-            raise
-        except _DAMAGE as error:
-            if f"{cls.__name__}.__init__()" in str(error):  # an argument that no model takes
-                raise
-            raise ValueError(
-                f"{pretrained_model_name_or_path} cannot be loaded as a policy: its config or weights are damaged, or "
-                f"do not fit each other ({type(error).__name__}: {str(error)[:500]}). Download or save it again."
-            ) from error
+        load = super().from_pretrained
+        where = {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs}
+        with damaged_files_named(
+            pretrained_model_name_or_path, lambda: load(pretrained_model_name_or_path, device_map="meta", **where)
+        ):
+            return load(pretrained_model_name_or_path, *args, **kwargs)
 
     @staticmethod
     def _finalize_model_loading(model, load_config, loading_info):
