@@ -137,7 +137,9 @@ class KIVLAForActionPrediction(KIVLAPreTrainedModel):
             pretrained_model_name_or_path: a Hub id or a folder of any VLM for `AutoModelForImageTextToText`.
             expert_config: the action expert.
             **kwargs: fields of `KIVLAConfig` (`chunk_size`, `max_action_dim`, ...); everything else goes to the VLM's
-                `from_pretrained` (`dtype`, `device_map`, `attn_implementation`, `quantization_config`, ...).
+                `from_pretrained` (`device_map`, `attn_implementation`, `quantization_config`, ...). `dtype` is float32
+                by default, whatever the files are: the policy is to be trained, and most of an optimiser's steps are
+                too small for bfloat16. (`bf16=True` trains in mixed precision.)
 
         Raises:
             UnsupportedBackboneError: before any weights are loaded, if the VLM gives the expert nothing to read.
@@ -147,6 +149,8 @@ class KIVLAForActionPrediction(KIVLAPreTrainedModel):
         hub_kwargs = {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs}
         vlm_config = AutoConfig.from_pretrained(pretrained_model_name_or_path, **hub_kwargs)
         config = KIVLAConfig(vlm_config=vlm_config, expert_config=expert_config, **config_kwargs)
+        if not {"dtype", "torch_dtype"} & kwargs.keys():
+            kwargs["dtype"] = torch.float32
         vlm = AutoModelForImageTextToText.from_pretrained(pretrained_model_name_or_path, config=vlm_config, **kwargs)
         training = vlm.training
         model = cls(config, vlm=vlm).train(training)
