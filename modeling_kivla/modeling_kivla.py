@@ -24,6 +24,7 @@ from transformers.utils import ModelOutput
 
 from .action_checks import NaNWatch, check_finite
 from .action_expert import ActionExpert, ExpertRMSNorm, Modulation, Prefix
+from .adapter_loading import adapter_in, load_with_adapter
 from .backbone_attention import (
     PrefixRecorder,
     capture_positions,
@@ -113,6 +114,9 @@ class KIVLAForActionPrediction(KIVLAPreTrainedModel):
     def __init__(self, config: KIVLAConfig, vlm: PreTrainedModel | None = None):
         super().__init__(config)
         self.vlm = AutoModelForImageTextToText.from_config(config.vlm_config) if vlm is None else vlm
+        if vlm is not None:
+            self.name_or_path = vlm.name_or_path  # peft states it as the base of an adapter
+        self.rows_of_base = len(self.vlm.get_input_embeddings().weight)  # what files have; new tokens come after
         config.vlm_config = self.vlm.config
         # The VLM knows what it ties; peft looks for it here, at the root.
         self._tied_weights_keys = {
@@ -159,12 +163,17 @@ class KIVLAForActionPrediction(KIVLAPreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs) -> "KIVLAForActionPrediction":
-        """As for any model.
+        """As for any model; of a folder with an adapter (LoRA), the base that it states with the adapter on it.
 
         Raises:
             OSError: config or weights are missing.
             ValueError: they are damaged, or do not fit each other. Unlike for other models, no weight may be missing.
         """
+        adapter = adapter_in(pretrained_model_name_or_path, kwargs)
+        if adapter is not None:
+            if adapter != pretrained_model_name_or_path:
+                kwargs.pop("config", None)  # an Auto class read the base's
+            return load_with_adapter(cls, adapter, kwargs)
         load = super().from_pretrained
         where = {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs}
         with damaged_files_named(
@@ -199,7 +208,9 @@ class KIVLAForActionPrediction(KIVLAPreTrainedModel):
         By default the library would write many VLMs under the names of their first releases, which resuming a `Trainer`
         run then does not find, without an error.
         """
-        return super().save_pretrained(save_directory, save_original_format=save_original_format, **kwargs)
+        super().save_pretrained(save_directory, save_original_format=save_original_format, **kwargs)
+        if self._hf_peft_config_loaded and kwargs.get("is_main_process", True):
+            self.config.save_pretrained(save_directory)  # which policy the adapter is one of
 
     def adjust_generation_fn(self, *args, **kwargs):
         """Called by `from_pretrained` to read `generation_config.json`, which is the VLM's."""
@@ -481,10 +492,16 @@ class KIVLAForActionPrediction(KIVLAPreTrainedModel):
         self._expert_is_compiled = True
 
     def generate(self, *args, **kwargs):
-        """The VLM still talks: its own `generate`. Inputs for the expert are left out."""
+        """The VLM still talks: its own `generate`. Inputs for the expert are left out; an assistant may be a policy."""
+        if isinstance(kwargs.get("assistant_model"), KIVLAForActionPrediction):
+            kwargs["assistant_model"] = kwargs["assistant_model"].vlm
         self.vlm.generation_config = self.generation_config
         kwargs = {name: value for name, value in kwargs.items() if name not in _EXPERT_INPUTS}
         return self.vlm.generate(*args, **kwargs)
+
+    def compute_transition_scores(self, *args, **kwargs) -> torch.Tensor:
+        """How sure the VLM was of what it said: its own method, for what `generate` returns."""
+        return self.vlm.compute_transition_scores(*args, **kwargs)
 
     def generate_actions(
         self,

@@ -63,6 +63,7 @@ class ActionPredictionPipeline(Pipeline):
         parts = ("tokenizer", "feature_extractor", "image_processor", "video_processor", "num_workers")
         if unused := [name for name in parts if kwargs.get(name) is not None]:
             raise ValueError(f"{', '.join(unused)}: not used here. The policy's `processor` does all of it.")
+        kwargs.pop("local_files_only", None)  # obeyed by now
         super().__init__(model, *args, processor=processor, **kwargs)
 
     def save_pretrained(self, save_directory, **kwargs) -> None:
