@@ -16,6 +16,7 @@ from transformers import EvalPrediction, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput, PredictionOutput, denumpify_detensorize, has_length
 
 from ..modeling_kivla import KIVLAForActionPrediction
+from ..modeling_kivla.token_ids import check_new_tokens
 from ..processing import KIVLAProcessor
 from .argument_rules import check_trainer_arguments
 from .arguments import KIVLATrainingArguments
@@ -33,6 +34,7 @@ from .evaluation_step import LOSS_SUMS, EvaluationStep, metrics_of, summary
 from .evaluation_sums import token_sums
 from .mixture import Mixture
 from .muon import MuonWithAdamW
+from .policy_card import write_trainer_card
 from .resumable_trainer import ResumableTrainer
 from .trained_dtype import check_trained_dtype
 
@@ -117,6 +119,7 @@ class KIVLATrainer(ResumableTrainer):
         self._gradient_norms: dict[str, torch.Tensor] = {}
         self._learned: list[list[int]] = []
         self._ddp_gradients: DDPGradients | None = None
+        self.card_facts: dict = {}  # what its caller knows of the policy, for the card
 
     def _fit(self, model: nn.Module) -> None:
         """Model and processor have the same sizes, and the model has a row for every token."""
@@ -428,6 +431,24 @@ class KIVLATrainer(ResumableTrainer):
                 "the model and the versions of kivla and transformers that wrote it."
             )
 
+    # ----------------------------------------------------------------------------------------------------- card
+    def create_model_card(self, license: str | None = None, model_name: str | None = None, **options) -> None:
+        """The card of the policy, as README.md in `output_dir`; `push_to_hub` writes it, and uploads it.
+
+        What the README's author wrote, here or on the Hub, stays (see `readme`).
+
+        Args:
+            license: identifier of the Hub, e.g. "apache-2.0".
+            model_name: title; the folder's name.
+            **options: `tags`, `language`, `finetuned_from`, `tasks` and `dataset_tags`, as for the library's trainer.
+                (Its `dataset` and `dataset_args` name results; here they go by the evaluated sets.)
+
+        Raises:
+            TypeError: another option.
+        """
+        if self.is_world_process_zero():
+            write_trainer_card(self, license, model_name, options)
+
     # ----------------------------------------------------------------------------------------------- evaluation
     def get_test_dataloader(self, test_dataset: Dataset) -> DataLoader:
         check_dataset(test_dataset, self.processing_class)
@@ -540,3 +561,4 @@ def _check_agreement(model: nn.Module, processor: KIVLAProcessor) -> None:
                 f"Model and processor disagree: {name} is {ours!r} in the model's config, {theirs!r} in the processor. "
                 "Make both with the same value."
             )
+    check_new_tokens(model.config.vlm_config, processor.action_token_ids.tolist())
