@@ -6,6 +6,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 
 from .backbone_attention import UnsupportedBackboneError, probe_backbone
+from .hub_card import hub_id
 
 # For `pipeline("action-prediction", ..., trust_remote_code=True)` without kivla
 CUSTOM_PIPELINES = {
@@ -163,6 +164,13 @@ class KIVLAConfig(PreTrainedConfig):
         loaded = super().from_dict(config_dict, **kwargs)
         (loaded[0] if isinstance(loaded, tuple) else loaded).validate()
         return loaded
+
+    def to_dict(self) -> dict:
+        """As for any config. A VLM's name on the Hub is kept; the folder where it lay on this machine is not."""
+        values = super().to_dict()
+        if isinstance(vlm := values.get("vlm_config"), dict) and hub_id(vlm.get("_name_or_path")) is None:
+            vlm.pop("_name_or_path", None)
+        return values
 
     def save_pretrained(self, save_directory, **kwargs):
         """As for any config; a policy that brings its code along says which pipeline is in it."""

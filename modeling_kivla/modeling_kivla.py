@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +14,7 @@ from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
     GenerationConfig,
+    GenerationMixin,
     LogitsProcessorList,
     PreTrainedConfig,
     PreTrainedModel,
@@ -35,9 +36,11 @@ from .backbone_attention import (
 )
 from .configuration_kivla import KIVLAConfig, KIVLAExpertConfig
 from .flow_matching import euler_times, flow_matching_loss, interpolate, sample_flow_time
+from .hub_card import PushedWithCard
 from .knowledge_insulation import insulate
 from .load_faults import damaged_files_named
 from .pipeline_kivla import ActionPredictionPipeline  # noqa: F401 (belongs to the code that is saved with a policy)
+from .token_ids import check_new_tokens
 
 # Arguments of `forward` that are ours; everything else is the VLM's.
 _EXPERT_INPUTS = ("expert_attention_mask", "actions", "action_mask", "state", "noise", "timestep")
@@ -71,7 +74,7 @@ class KIVLAOutput(ModelOutput):
     velocity: torch.Tensor | None = None
 
 
-class KIVLAPreTrainedModel(PreTrainedModel):
+class KIVLAPreTrainedModel(PushedWithCard, PreTrainedModel):
     config: KIVLAConfig
     config_class = KIVLAConfig
     base_model_prefix = ""
@@ -236,9 +239,11 @@ class KIVLAForActionPrediction(KIVLAPreTrainedModel):
     def get_decoder(self):
         return find_text_decoder(self.vlm)
 
-    def resize_token_embeddings(self, *args, **kwargs) -> nn.Embedding:
+    def resize_token_embeddings(self, new_num_tokens: int | None = None, *args, **kwargs) -> nn.Embedding:
         """Make room for new tokens in the VLM, e.g. `model.resize_token_embeddings(len(processor.tokenizer))`."""
-        return self.vlm.resize_token_embeddings(*args, **kwargs)
+        rows = self.get_input_embeddings().weight.shape[0]
+        check_new_tokens(self.config.vlm_config, range(rows, new_num_tokens or rows))
+        return self.vlm.resize_token_embeddings(new_num_tokens, *args, **kwargs)
 
     def set_attn_implementation(self, attn_implementation: str | dict, **kwargs):
         """As for any model, applied to the VLM; the text decoder's attention goes on being recorded."""
@@ -511,9 +516,13 @@ class KIVLAForActionPrediction(KIVLAPreTrainedModel):
         use_cache: bool = True,
         action_mask: torch.Tensor | None = None,
         robot: Sequence[str | None] | None = None,
+        max_response_tokens: int | None = None,
         **inputs,
     ) -> list:
         """Decode action tokens: the VLM says a chunk code by code, held to what can become a complete one.
+
+        A policy that was taught to say a response first says it, and then the chunk. (For the words, see
+        `generate_response`.)
 
         Args:
             processor: the policy's `KIVLAProcessor`, which knows the action tokens.
@@ -522,6 +531,8 @@ class KIVLAForActionPrediction(KIVLAPreTrainedModel):
             action_mask: (B, H, D) bool, which dimensions an example has.
             robot: for each example the name of its robot, which then says how many dimensions there are; needed by
                 processors of several robots whose masks do not tell (`noise_padding`).
+            max_response_tokens: longest response; 0 acts at once, as after a `given_response`. By default it is up to
+                the processor (`responds_first`).
             **inputs: what `processor(...)` gives without actions.
 
         Returns:
@@ -536,18 +547,19 @@ class KIVLAForActionPrediction(KIVLAPreTrainedModel):
             action_dims = [processor.robot(name).action_dim for name in robot or [None] * batch_size]
         else:
             action_dims = action_mask.any(1).sum(-1).tolist()
-        constraint = processor.action_constraint(length, action_dims)
+        constraint = processor.action_constraint(length, action_dims, max_response_tokens)
         longest = processor.action_tokenizer.max_tokens(self.config.chunk_size, max(action_dims))
         config = GenerationConfig(
             do_sample=do_sample,
             temperature=temperature if do_sample else None,
             top_k=0 if do_sample else None,
-            max_new_tokens=longest + 1,
+            max_new_tokens=constraint.max_response_tokens + longest + 1,
             eos_token_id=processor.end_token_id,
             pad_token_id=processor.tokenizer.pad_token_id,
             use_cache=use_cache,
         )
-        with logits_of(self.vlm, torch.tensor([*processor.action_token_ids, processor.end_token_id])):
+        actions_alone = torch.tensor([*processor.action_token_ids, processor.end_token_id])
+        with nullcontext() if constraint.max_response_tokens else logits_of(self.vlm, actions_alone):
             tokens = self._generate_with(config, LogitsProcessorList([constraint]), inputs)
         return processor.decode_actions(tokens[:, length:], action_dims)
 
@@ -577,7 +589,9 @@ class KIVLAForActionPrediction(KIVLAPreTrainedModel):
         inputs = {name: value for name, value in inputs.items() if name not in _EXPERT_INPUTS}
         self.vlm.generation_config = config
         watch = NaNWatch()
-        tokens = self.vlm.generate(**inputs, logits_processor=LogitsProcessorList([watch, *(logits_processor or [])]))
+        processors = LogitsProcessorList([watch, *(logits_processor or [])])
+        # The library's own: that of Janus leaves out every logits processor, and with it the grammar of the actions.
+        tokens = GenerationMixin.generate(self.vlm, **inputs, logits_processor=processors)
         self.vlm.generation_config = self.generation_config
         watch.check()
         return tokens

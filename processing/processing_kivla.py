@@ -17,6 +17,7 @@ from transformers.dynamic_module_utils import custom_object_save
 
 from .action_constraint import ActionTokenConstraint
 from .action_tokenizers import ActionDecodingFailure, ActionTokenizer, load_action_tokenizer, panics_as_errors
+from .hub_card import PushedWithCard
 from .image_input import pad_to_square
 from .normalization import as_numbers, discretize_state
 from .plain_words import PlainWords
@@ -45,6 +46,8 @@ SETTINGS = (
 _ROBOT_ARGUMENTS = ("statistics", "cameras", "action_dim", "robots")
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 _VLM_PROCESSOR_ARGUMENTS = ("trust_remote_code", "use_fast")
+# Longest response that a policy says before it acts
+MAX_RESPONSE_TOKENS = 64
 # What AutoProcessor and `pipeline` pass on to every processor; none of it concerns this one.
 _LIBRARY_ARGUMENTS = ("_from_auto", "_from_pipeline", "_commit_hash", "code_revision", "dtype")
 
@@ -89,7 +92,7 @@ class _Example:
     is_pad: np.ndarray | None
 
 
-class KIVLAProcessor(ProcessorMixin):
+class KIVLAProcessor(PushedWithCard, ProcessorMixin):
     r"""
     Wraps a VLM's own processor and adds what a robot needs: prompts with state, action chunks, action tokens.
 
@@ -318,7 +321,9 @@ class KIVLAProcessor(ProcessorMixin):
             actions: for each example (H, Da), robot units, H at most `chunk_size`; None for an example without.
             response: for each example the text to be learned after the prompt (a sub-task, an answer), or None; for a
                 conversation the list of its answers.
-            action_is_pad: for each example (H,) bool, True on steps after the end of the episode.
+            action_is_pad: for each example (H,) bool, True on steps after the end of the episode. They are not learned,
+                and what stands there does not matter. One exception: FAST's codes are each about the whole chunk, in
+                which such steps hold the last action.
             robot: for each example the name of its robot, where the processor has several.
             given_response: for each example what the VLM has said already (a sub-task, from `generate_response`): it
                 follows the prompt, and nothing of it is learned. To act in two steps, as π0.5 does.
@@ -390,7 +395,7 @@ class KIVLAProcessor(ProcessorMixin):
             asks_actions=asks_actions,
             prompt=self._prompt(questions[0], state) if asks_actions else questions[0],
             learns=bool(responses) or chunk is not None,
-            suffix=self._suffix(questions[1:], responses, given_response, chunk, len(images)),
+            suffix=self._suffix(questions[1:], responses, given_response, chunk, is_pad, len(images)),
             state=state,
             chunk=chunk,
             is_pad=is_pad,
@@ -473,9 +478,11 @@ class KIVLAProcessor(ProcessorMixin):
         responses: list[str],
         given_response: str | None,
         chunk: np.ndarray | None,
+        is_pad: np.ndarray | None,
         num_images: int,
     ) -> list[_Span]:
-        """What follows the prompt. Of a conversation the answers are learned, and the questions between them not."""
+        """What follows the prompt. Of a conversation the answers are learned, and the questions between them not. The
+        VLM's turn ends when all is said: not after a part of a chunk."""
         frame = self._frame(num_images)
         closing, spans = self._tokenize(frame.closing), []
         if given_response is not None:
@@ -485,12 +492,31 @@ class KIVLAProcessor(ProcessorMixin):
             if i < len(next_questions):
                 spans.append(_Span(closing, True))
                 spans.append(_Span(self._tokenize(frame.between + next_questions[i] + frame.after), False))
+        is_complete = True
         if chunk is not None and self.action_tokenizer is not None:
-            (codes,) = self.action_tokenizer.encode(chunk[None])
-            spans.append(_Span(self.action_token_ids[codes].tolist(), True))
-        if any(span.is_learned for span in spans):
+            action_spans, is_complete = self._action_spans(chunk, is_pad)
+            spans += action_spans
+        if is_complete and any(span.is_learned for span in spans):
             spans.append(_Span(closing, True))
         return spans
+
+    def _action_spans(self, chunk: np.ndarray, is_pad: np.ndarray) -> tuple[list[_Span], bool]:
+        """The tokens of a chunk, and whether they are a whole one.
+
+        Padded steps are not learned. A tokenizer with codes for each step (bins) leaves them out. With FAST every code
+        is about all steps: there the padded ones hold the last action, as openpi and LeRobot train it, unless no step
+        is real.
+        """
+        if is_pad.all():
+            return [], False
+        (codes,) = self.action_tokenizer.encode(chunk[None])
+        ids, steps = self.action_token_ids[codes], self.action_tokenizer.steps_of(codes, chunk.shape[1])
+        if steps is None:
+            return [_Span(ids.tolist(), True)], True
+        is_real = ~is_pad[steps]  # (n,)
+        needed = len(is_real) - int(is_real[::-1].argmax())  # what comes after the last real one is not
+        groups = groupby(zip(ids[:needed].tolist(), is_real[:needed], strict=True), lambda pair: bool(pair[1]))
+        return [_Span([token for token, _ in group], real) for real, group in groups], not is_pad.any()
 
     def _answer(self, frame: PromptFrame, words: str) -> list[int]:
         """As it is tokenized after the prompt: some tokenizers put a space in front of every text."""
@@ -596,7 +622,7 @@ class KIVLAProcessor(ProcessorMixin):
         fill = {"attention_mask": 1, "expert_attention_mask": self.expert_reads_response, "token_type_ids": token_type}
         rows = []
         for i, words in enumerate(responses):
-            ids = self._answer(self._frame(1), words) if words else []
+            ids = self._answer(self._frame(1), self._words.plain(words, "responses")) if words else []
             rows.append(_extend({name: tensor[i][mask[i]].tolist() for name, tensor in per_token.items()}, ids, **fill))
         longest = max(len(row["input_ids"]) for row in rows)
         padding = {"input_ids": self.tokenizer.pad_token_id}
@@ -662,20 +688,34 @@ class KIVLAProcessor(ProcessorMixin):
             results += self.action_tokenizer.decode([codes], self.chunk_size, action_dim)
         return results
 
-    def action_constraint(self, prompt_length: int, action_dims: Sequence[int]) -> ActionTokenConstraint:
+    def action_constraint(
+        self, prompt_length: int, action_dims: Sequence[int], max_response_tokens: int | None = None
+    ) -> ActionTokenConstraint:
         """A logits processor for `generate`: only complete chunks of action tokens, then the end.
 
         Args:
             prompt_length: tokens of each row of `input_ids`, padding included.
             action_dims: for each example the size of an action.
+            max_response_tokens: how much may be said before: by default `MAX_RESPONSE_TOKENS` if the policy was taught
+                to say something (`responds_first`), else nothing.
 
         Raises:
             ValueError: the processor has no action tokenizer.
         """
+        if max_response_tokens is None:
+            max_response_tokens = MAX_RESPONSE_TOKENS if self.responds_first or self.expert_reads_response else 0
         self._need_action_tokenizer()
         num_values = [self.chunk_size * action_dim for action_dim in action_dims]
         grammar = self.action_tokenizer.grammar()
-        return ActionTokenConstraint(self.action_token_ids, self.end_token_id, prompt_length, num_values, grammar)
+        return ActionTokenConstraint(
+            self.action_token_ids, self.end_token_id, prompt_length, num_values, grammar, max_response_tokens
+        )
+
+    def has_response_before_actions(self, labels: torch.Tensor) -> torch.Tensor:
+        """(B, S) labels -> (B,) bool: whether an example teaches words, and then action tokens."""
+        is_action = torch.isin(labels, torch.as_tensor(self.action_token_ids, device=labels.device))
+        first = (labels != -100).int().argmax(1, keepdim=True)
+        return is_action.any(1) & ~is_action.gather(1, first)[:, 0]
 
     @property
     def end_token_id(self) -> int:

@@ -114,7 +114,7 @@ class EvaluationStep:
             has_response = (learned.any(1) & ~is_action.gather(1, first)[:, 0]).tolist()
             prompts = _prompts(inputs, learned, self.processor.tokenizer.pad_token_id)
         by_flow = self.model.config.acts_by == "flow"
-        says = self.processor.expert_reads_response if by_flow else any(has_response)
+        says = self.processor.expert_reads_response or (not by_flow and self.processor.responds_first)
         shape = (len(robots), self.model.config.chunk_size, self.model.config.max_action_dim)
         noise = torch.randn(shape, device=inputs["input_ids"].device) if by_flow else None
         if not says:
@@ -136,7 +136,7 @@ class EvaluationStep:
         mask = observation.pop("action_mask")
         real_dimensions = mask.any(1, keepdim=True).expand_as(mask)
         return self.model.generate_actions(
-            self.processor, **observation, action_mask=real_dimensions, synced_gpus=False
+            self.processor, **observation, action_mask=real_dimensions, max_response_tokens=0, synced_gpus=False
         )
 
     def _true(self, inputs: dict, i: int, robot: str | None) -> tuple[torch.Tensor, torch.Tensor]:

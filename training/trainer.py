@@ -16,6 +16,7 @@ from transformers import EvalPrediction, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput, PredictionOutput, denumpify_detensorize, has_length
 
 from ..modeling_kivla import KIVLAForActionPrediction
+from ..modeling_kivla.token_ids import check_new_tokens
 from ..processing import KIVLAProcessor
 from .argument_rules import check_trainer_arguments
 from .arguments import KIVLATrainingArguments
@@ -33,10 +34,13 @@ from .evaluation_step import LOSS_SUMS, EvaluationStep, metrics_of, summary
 from .evaluation_sums import token_sums
 from .mixture import Mixture
 from .muon import MuonWithAdamW
+from .policy_card import write_trainer_card
 from .resumable_trainer import ResumableTrainer
 from .trained_dtype import check_trained_dtype
 
 logger = logging.getLogger(__name__)
+
+EXAMPLES_BEFORE_WARNING = 256
 
 
 class KIVLATrainer(ResumableTrainer):
@@ -109,9 +113,13 @@ class KIVLATrainer(ResumableTrainer):
         self._sums = torch.zeros(len(LOSS_SUMS))
         # Of the real actions, for each dimension: how many, their sum, the sum of their squares.
         self._moments = torch.zeros(3, processing_class.max_action_dim)
+        # Of the examples so far, for each step of a chunk: how many had a real action there.
+        self._real_steps = torch.zeros(processing_class.chunk_size)
+        self._has_said_steps = False
         self._gradient_norms: dict[str, torch.Tensor] = {}
         self._learned: list[list[int]] = []
         self._ddp_gradients: DDPGradients | None = None
+        self.card_facts: dict = {}  # what its caller knows of the policy, for the card
 
     def _fit(self, model: nn.Module) -> None:
         """Model and processor have the same sizes, and the model has a row for every token."""
@@ -207,13 +215,22 @@ class KIVLATrainer(ResumableTrainer):
         if not batch_samples:
             return None
         flag = torch.tensor(int(self.received_signal > 0))
+        responds = self.processing_class.has_response_before_actions
         counts = [
-            [*_supervised_counts(batch), torch.tensor(int("pixel_values" in batch)), flag] for batch in batch_samples
+            [
+                *_supervised_counts(batch),
+                torch.tensor(int("pixel_values" in batch)),
+                flag,
+                responds(batch["labels"]).sum(),
+            ]
+            for batch in batch_samples
         ]
-        counts = torch.stack([torch.stack([n.to(device) for n in row]) for row in counts])  # (batches, 4)
+        counts = torch.stack([torch.stack([n.to(device) for n in row]) for row in counts])  # (batches, 5)
         counts = self.accelerator.reduce(counts, reduction="sum")
         self._learned = [row[:3] for row in counts.tolist()]
         self.stop_is_agreed = bool(counts[0, 3])
+        if counts[:, 4].any():
+            self.processing_class.responds_first = True  # it acts as it is taught: saved with the policy
         self._check_images([with_images for _, _, with_images in self._learned])
         return counts[:, :2].sum(0)
 
@@ -325,6 +342,8 @@ class KIVLATrainer(ResumableTrainer):
             real = inputs["actions"].float().masked_fill(~mask, 0.0)
             self._moments = self._moments.to(real.device)
             self._moments += torch.stack([values.float().sum((0, 1)) for values in (mask, real, real.square())])
+            self._real_steps = self._real_steps.to(real.device)
+            self._real_steps += mask.any(2).sum(0)
         self._sums = self._sums.to(outputs.loss.device)
         self._sums += torch.stack([sums[name].sum().to(self._sums) for name in LOSS_SUMS])
 
@@ -367,6 +386,8 @@ class KIVLATrainer(ResumableTrainer):
         return super()._get_grad_norm(model, grad_norm)
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
+        if "loss" in logs or "train_loss" in logs:
+            self._say_steps_that_are_not_learned(at_end="train_loss" in logs)
         if "loss" in logs:
             sums = self.accelerator.reduce(self._sums, "sum")
             logs.update(summary(dict(zip(LOSS_SUMS, sums, strict=True))))
@@ -378,6 +399,24 @@ class KIVLATrainer(ResumableTrainer):
             self._sums.zero_()
             self._moments.zero_()
         super().log(logs, *args, **kwargs)
+
+    def _say_steps_that_are_not_learned(self, at_end: bool) -> None:
+        """Data whose chunks are all too short is known by its examples alone, where it is no LeRobot dataset."""
+        if self._has_said_steps:
+            return
+        real = self.accelerator.reduce(self._real_steps, "sum")
+        enough = real[0] >= EXAMPLES_BEFORE_WARNING or (at_end and real[0] > 0)
+        if enough and not real.all():
+            self._has_said_steps = True
+            logger.warning(
+                "None of %d examples had more than %d real actions, but the policy acts in chunks of %d: it would act "
+                "%d steps that it never learned. Build model and processor with a smaller chunk_size, read the data "
+                "with a longer one, or let the policy act fewer steps of every chunk (`replan_every`).",
+                int(real[0]),
+                int(real.count_nonzero()),
+                len(real),
+                len(real) - int(real.count_nonzero()),
+            )
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """The library's. Weights gathered from several devices (`state_dict`) are copies: of tied ones, one is kept."""
@@ -399,6 +438,24 @@ class KIVLATrainer(ResumableTrainer):
                 f"{len(load_result.unexpected_keys)} are unknown ({load_result.unexpected_keys[:3]} ...). Resume with "
                 "the model and the versions of kivla and transformers that wrote it."
             )
+
+    # ----------------------------------------------------------------------------------------------------- card
+    def create_model_card(self, license: str | None = None, model_name: str | None = None, **options) -> None:
+        """The card of the policy, as README.md in `output_dir`; `push_to_hub` writes it, and uploads it.
+
+        What the README's author wrote, here or on the Hub, stays (see `readme`).
+
+        Args:
+            license: identifier of the Hub, e.g. "apache-2.0".
+            model_name: title; the folder's name.
+            **options: `tags`, `language`, `finetuned_from`, `tasks` and `dataset_tags`, as for the library's trainer.
+                (Its `dataset` and `dataset_args` name results; here they go by the evaluated sets.)
+
+        Raises:
+            TypeError: another option.
+        """
+        if self.is_world_process_zero():
+            write_trainer_card(self, license, model_name, options)
 
     # ----------------------------------------------------------------------------------------------- evaluation
     def get_test_dataloader(self, test_dataset: Dataset) -> DataLoader:
@@ -512,3 +569,4 @@ def _check_agreement(model: nn.Module, processor: KIVLAProcessor) -> None:
                 f"Model and processor disagree: {name} is {ours!r} in the model's config, {theirs!r} in the processor. "
                 "Make both with the same value."
             )
+    check_new_tokens(model.config.vlm_config, processor.action_token_ids.tolist())

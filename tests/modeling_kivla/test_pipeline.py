@@ -1,5 +1,6 @@
 """`pipeline("action-prediction")` against the model and processor that it wraps."""
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, TorchAoConfig, pipeline
 
 from kivla import ActionDecodingFailure, ActionPredictionPipeline, KIVLAForActionPrediction, KIVLAProcessor
+from kivla.modeling_kivla.eval_mode import eval_mode
 from tests.tolerance import assert_close_relative
 from tests.training.policies import CHUNK, SIZES, awaken, dataset, make_policy, save_policy
 
@@ -168,7 +170,7 @@ def test_what_every_pipeline_takes(saved, options):
     pipe = pipeline("action-prediction", model=str(folder), **options)
     expected = pipeline("action-prediction", model=str(saved))(observations(), seed=0)
     for result, wanted in zip(pipe(observations(), seed=0), expected, strict=True):
-        np.testing.assert_allclose(result["actions"], wanted["actions"], atol=1e-4)  # of about 1
+        assert_close_relative(result["actions"], wanted["actions"])
     assert "action" not in repr(pipe.dtype) and "KIVLAForActionPrediction" in repr(pipe)
     implementation = options.get("model_kwargs", {}).get("attn_implementation", "sdpa")
     assert pipe.model.get_decoder().config._attn_implementation == f"kivla_{implementation}"
@@ -210,9 +212,7 @@ def test_a_saved_pipeline_is_the_whole_policy(saved, tmp_path):
     pipe.save_pretrained(tmp_path, max_shard_size="100KB")
     assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
     again = pipeline("action-prediction", model=str(tmp_path))
-    np.testing.assert_allclose(
-        again(observations()[0], seed=0)["actions"], pipe(observations()[0], seed=0)["actions"], atol=1e-5
-    )
+    assert_close_relative(again(observations()[0], seed=0)["actions"], pipe(observations()[0], seed=0)["actions"])
 
 
 # ------------------------------------------------------------------------------------- a model that is in training
@@ -220,6 +220,7 @@ def with_dropout(saved) -> KIVLAForActionPrediction:
     model = KIVLAForActionPrediction.from_pretrained(saved)
     for layer in model.get_decoder().layers:
         layer.self_attn.attention_dropout = 0.5
+    model.train()
     model.vlm.model.vision_tower.eval()  # e.g. frozen, on purpose
     return model
 
@@ -238,16 +239,21 @@ def test_it_acts_without_dropout_and_goes_on_training(saved):
     assert [module.training for module in model.modules()] == modes, "left behind by an error"
 
 
-def test_several_threads_act_with_a_model_in_training(saved):
-    model, processor, seen = with_dropout(saved), KIVLAProcessor.from_pretrained(saved), observations()
-    pipes = [pipeline("action-prediction", model=model, processor=processor, seed=0) for _ in range(4)]
-    expected = [pipes[0](observation)["actions"] for observation in seen]
-    model.train()
+def test_threads_that_act_at_once_put_the_mode_back_once(saved):
+    model = with_dropout(saved)
     modes = [module.training for module in model.modules()]
+    start = threading.Barrier(4)
+
+    def act(_):
+        start.wait()
+        seen = set()
+        for _ in range(50):
+            with eval_mode(model):
+                seen |= {module.training for module in model.modules()}
+        return seen
+
     with ThreadPoolExecutor(4) as pool:
-        for results in pool.map(lambda pipe: [pipe(observation)["actions"] for observation in 3 * seen], pipes):
-            for result, wanted in zip(results, 3 * expected, strict=True):
-                np.testing.assert_allclose(result, wanted, atol=1e-4)  # of about 1
+        assert list(pool.map(act, range(4))) == [{False}] * 4, "one call ended another's eval mode"
     assert [module.training for module in model.modules()] == modes
 
 
@@ -316,7 +322,7 @@ def test_a_prefix_does_not_outlive_the_weights(saved, change, passes):
     assert len(passes) == 1, "nothing has changed, and the VLM ran again"
     change(model)
     after = pipe(observations()[0])["actions"]
-    np.testing.assert_allclose(after, pipe(observations()[0], reuse_prefix=False)["actions"], atol=1e-5)
+    assert_close_relative(after, pipe(observations()[0], reuse_prefix=False)["actions"])
     assert np.abs(after - before).max() > 1e-4, "the change does not show: this test says nothing"
 
 

@@ -439,14 +439,15 @@ def test_short_chunks_and_padded_steps():
     processor = shared()
     short = LONG | {"actions": TRAJECTORIES[0][:3], "action_is_pad": [False, False, True]}
     batch = processor(**columns(short, QUESTION))
-    expected = Normalizer(STATISTICS["actions"]).normalize(TRAJECTORIES[0][[0, 1, 2, 2]])
+    held = TRAJECTORIES[0][[0, 1, 1, 1]]
+    expected = Normalizer(STATISTICS["actions"]).normalize(held)
     assert np.array_equal(batch["actions"][0, :, :WIDTH].numpy(), expected)
     assert not batch["actions"][0, :, WIDTH:].any() and not batch["actions"][1].any()
     mask = np.zeros((2, CHUNK, WIDTH + 1), bool)
     mask[0, :2, :WIDTH] = True
     assert np.array_equal(batch["action_mask"].numpy(), mask)
     restored = processor.unnormalize_actions(batch["actions"])
-    assert_close_relative(restored[0], TRAJECTORIES[0][[0, 1, 2, 2]], roundings=16, dtype=torch.float32)
+    assert_close_relative(restored[0], held, roundings=16, dtype=torch.float32)
     assert "actions" not in processor(**columns(QUESTION)) and "action_mask" not in processor(**columns(QUESTION))
 
 

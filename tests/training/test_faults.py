@@ -23,6 +23,7 @@ from transformers import TrainerCallback
 from kivla import KIVLAForActionPrediction, LeRobotDataset
 from kivla.training.checkpoints import CheckpointError, problem_of
 from kivla.training.preemption import Preempted
+from tests.patience import PATIENCE
 from tests.training.policies import CHUNK, DATASET, make_policy, make_trainer
 
 ROOT = Path(__file__).parents[2]
@@ -115,12 +116,12 @@ def test_all_processes_of_a_run_may_get_the_signal(tmp_path):
     command = [sys.executable, "-m", "tests.training.test_faults", str(tmp_path)]
     with open(tmp_path / "log", "w") as log:
         process = subprocess.Popen(command, env=environment, cwd=ROOT, stderr=log, start_new_session=True)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + PATIENCE
     while not any((tmp_path / "run").glob("checkpoint-*")) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
     for _ in range(3):
         os.killpg(process.pid, signal.SIGTERM)
-    assert process.wait(timeout=60) == 143, (tmp_path / "log").read_text()[-3000:]
+    assert process.wait(timeout=PATIENCE) == 143, (tmp_path / "log").read_text()[-3000:]
     assert "start the same command again to go on" in (tmp_path / "log").read_text()
     (name,) = checkpoints_in(tmp_path)
     state = json.loads((tmp_path / "run" / name / "trainer_state.json").read_text())

@@ -100,9 +100,10 @@ def test_accumulating_gradients_changes_nothing(tmp_path):
         )
         trainer.train()
         runs.append(trainer)
-    np.testing.assert_allclose(losses(runs[0]), losses(runs[1]), rtol=1e-4)
+    np.testing.assert_allclose(losses(runs[0]), losses(runs[1]), rtol=1e-4)  # relative to each loss
+    step = runs[0].args.learning_rate  # as far as Adam moves a weight
     for (name, a), (_, b) in zip(runs[0].model.named_parameters(), runs[1].model.named_parameters(), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-3, atol=2e-5, msg=lambda m, name=name: f"{name}: {m}")
+        assert (a - b).abs().max() <= 0.02 * step, name
 
 
 def test_learning_rates_of_the_two_parts(tmp_path):
