@@ -37,7 +37,10 @@ for repo, parts in {
 (out / "saved" / "README.md").write_text("Mine.")
 model.save_pretrained(out / "saved", push_to_hub=True, repo_id="user/saved")
 
-trainer = make_trainer(out, hub_model_id="user/trained", max_steps=1)
+(out / "run").mkdir()
+(out / "run" / "README.md").write_text("From here.\\n")
+trainer = make_trainer(out, hub_model_id="user/trained", max_steps=1, push_to_hub=True)
+assert "Every word counts." in (out / "run" / "README.md").read_text(), "the next checkpoint would overwrite the Hub's"
 trainer.train()
 trainer.evaluate()
 trainer.push_to_hub(license="mit", tags="sawyer")
@@ -118,7 +121,8 @@ def test_a_trainers_push_has_the_real_card_and_keeps_the_authors(pushed):
     (result,) = entry["results"]
     assert result["dataset"]["name"] == "lerobot_v3_metaworld, evaluation"
     assert f"| {result['metrics'][0]['value']:.4f} |" in body
-    assert "Every word counts." in body and 'model="user/trained"' in body and "3 episodes" in body
+    assert body.count("Every word counts.") == body.count("From here.") == body.count(of_model.BEGIN) == 1
+    assert 'model="user/trained"' in body and "3 episodes" in body
     assert str(folder) not in body
 
 
