@@ -16,6 +16,7 @@ from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
     GenerationConfig,
+    GenerationMixin,
     LogitsProcessorList,
     PreTrainedConfig,
     PreTrainedModel,
@@ -39,6 +40,7 @@ from .flow_matching import euler_times, flow_matching_loss, interpolate, sample_
 from .hub_card import PushedWithCard
 from .knowledge_insulation import insulate
 from .pipeline_kivla import ActionPredictionPipeline  # noqa: F401 (belongs to the code that is saved with a policy)
+from .token_ids import check_new_tokens
 
 # Arguments of `forward` that are ours; everything else is the VLM's.
 _EXPERT_INPUTS = ("expert_attention_mask", "actions", "action_mask", "state", "noise", "timestep")
@@ -238,9 +240,11 @@ class KIVLAForActionPrediction(KIVLAPreTrainedModel):
     def get_decoder(self):
         return find_text_decoder(self.vlm)
 
-    def resize_token_embeddings(self, *args, **kwargs) -> nn.Embedding:
+    def resize_token_embeddings(self, new_num_tokens: int | None = None, *args, **kwargs) -> nn.Embedding:
         """Make room for new tokens in the VLM, e.g. `model.resize_token_embeddings(len(processor.tokenizer))`."""
-        return self.vlm.resize_token_embeddings(*args, **kwargs)
+        rows = self.get_input_embeddings().weight.shape[0]
+        check_new_tokens(self.config.vlm_config, range(rows, new_num_tokens or rows))
+        return self.vlm.resize_token_embeddings(new_num_tokens, *args, **kwargs)
 
     def set_attn_implementation(self, attn_implementation: str | dict, **kwargs):
         """As for any model, applied to the VLM; the text decoder's attention goes on being recorded."""
@@ -580,7 +584,9 @@ class KIVLAForActionPrediction(KIVLAPreTrainedModel):
         inputs = {name: value for name, value in inputs.items() if name not in _EXPERT_INPUTS}
         self.vlm.generation_config = config
         watch = NaNWatch()
-        tokens = self.vlm.generate(**inputs, logits_processor=LogitsProcessorList([watch, *(logits_processor or [])]))
+        processors = LogitsProcessorList([watch, *(logits_processor or [])])
+        # The library's own: that of Janus leaves out every logits processor, and with it the grammar of the actions.
+        tokens = GenerationMixin.generate(self.vlm, **inputs, logits_processor=processors)
         self.vlm.generation_config = self.generation_config
         watch.check()
         return tokens

@@ -17,6 +17,7 @@ from transformers import EvalPrediction, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput, PredictionOutput, denumpify_detensorize, has_length
 
 from ..modeling_kivla import KIVLAForActionPrediction
+from ..modeling_kivla.token_ids import check_new_tokens
 from ..processing import KIVLAProcessor
 from .argument_rules import check_trainer_arguments
 from .arguments import KIVLATrainingArguments
@@ -568,3 +569,4 @@ def _check_agreement(model: nn.Module, processor: KIVLAProcessor) -> None:
                 f"Model and processor disagree: {name} is {ours!r} in the model's config, {theirs!r} in the processor. "
                 "Make both with the same value."
             )
+    check_new_tokens(model.config.vlm_config, processor.action_token_ids.tolist())
