@@ -17,6 +17,7 @@ from .card import write_card, write_facts
 from .cli import parse
 from .plots import plot_training_curves
 from .processing.prompt_frame import has_chat
+from .run_folder import write_json
 from .training.build import (
     ADAPT,
     CONTINUE,
@@ -237,8 +238,7 @@ def answers_before(trainer: KIVLATrainer, path: Path) -> dict[str, float]:
     if not path.is_file():
         metrics = trainer.evaluate({"vlm": trainer.eval_dataset["vlm"]}, metric_key_prefix=BEFORE)
         if trainer.is_world_process_zero():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(metrics, indent=2) + "\n")
+            write_json(path, metrics)
         trainer.accelerator.wait_for_everyone()
     return json.loads(path.read_text())
 
