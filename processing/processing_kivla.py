@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from numbers import Integral
 from pathlib import Path
 from string import Formatter
 
@@ -48,6 +49,22 @@ MAX_RESPONSE_TOKENS = 64
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
 # What AutoProcessor and `pipeline` pass on to every processor; none of it concerns this one.
 _LIBRARY_ARGUMENTS = ("_from_auto", "_from_pipeline", "_commit_hash", "code_revision", "dtype")
+
+# Options of the library's processors: the values that ask for what is done anyway, and what to say of others
+_CALL_OPTIONS = {
+    "return_tensors": (("pt",), 'batches are PyTorch tensors ("pt").'),
+    "padding": ((True, "longest"), "batches are padded to their longest sequence (True)."),
+    "truncation": (
+        (False, "do_not_truncate"),
+        "nothing is cut; long ones are refused (`max_length`).",
+    ),
+    "max_length": (
+        (),
+        "it is a setting of the processor: KIVLAProcessor(..., max_length=...).",
+    ),
+    "videos": ((), "give the images of each camera."),
+    "audio": ((), "give images and text."),
+}
 
 # What a VLM's `token_type_ids` say about tokens to be learned. PaliGemma: 0 = bidirectional prompt, 1 = causal answer;
 # everybody else marks image tokens there, and text of any kind is 0.
@@ -165,7 +182,8 @@ class KIVLAProcessor(PushedWithCard, ProcessorMixin):
         responds_first: bool = False,
         prompt_frames: dict[str, dict] | None = None,
     ):
-        super().__init__()
+        self.vlm_processor = vlm_processor
+        super().__init__(chat_template=vlm_processor.chat_template)
         if state_encoding not in ("text", "continuous", "none"):
             raise ValueError(f'state_encoding must be "text", "continuous" or "none", got {state_encoding!r}.')
         if action_token_placement not in ("added", "tail"):
@@ -182,7 +200,6 @@ class KIVLAProcessor(PushedWithCard, ProcessorMixin):
                 f'action_prompt must contain {{text}}, {{state}} exactly if state_encoding is "text", and nothing else '
                 f'in braces; got {action_prompt!r} with state_encoding="{state_encoding}".'
             )
-        self.vlm_processor = vlm_processor
         self.action_tokenizer = action_tokenizer
         self.chunk_size = chunk_size
         self.max_action_dim = max_action_dim
@@ -198,6 +215,7 @@ class KIVLAProcessor(PushedWithCard, ProcessorMixin):
         self.max_length = max_length
         self.clip_actions = clip_actions
         self.responds_first = responds_first
+        _check_settings({name: getattr(self, name) for name in SETTINGS})
 
         if robots is not None and (statistics, cameras, action_dim) != (None, None, None):
             raise ValueError(
@@ -252,6 +270,24 @@ class KIVLAProcessor(PushedWithCard, ProcessorMixin):
         """The VLM's tokenizer, with the action tokens in it."""
         return self.vlm_processor.tokenizer
 
+    @property
+    def image_processor(self):
+        """The VLM's image processor."""
+        return self.vlm_processor.image_processor
+
+    @property
+    def chat_template(self) -> str | None:
+        """The VLM's. Prompts were made of it once: see `prompt_frames`."""
+        return self.vlm_processor.chat_template
+
+    @chat_template.setter
+    def chat_template(self, template: str | None):
+        self.vlm_processor.chat_template = template
+
+    def apply_chat_template(self, *args, **kwargs):
+        """The VLM's own, for conversations: messages as the library has them."""
+        return self.vlm_processor.apply_chat_template(*args, **kwargs)
+
     def robot(self, name: str | None = None) -> Robot:
         """The robot of this name; without a name, the only one.
 
@@ -305,6 +341,7 @@ class KIVLAProcessor(PushedWithCard, ProcessorMixin):
         robot=None,
         given_response=None,
         prompt_kind: str | None = None,
+        **options,
     ) -> BatchFeature:
         """A batch for `model(**batch)` or, without actions and responses, for `sample_actions` and `generate`.
 
@@ -327,6 +364,8 @@ class KIVLAProcessor(PushedWithCard, ProcessorMixin):
                 follows the prompt, and nothing of it is learned. To act in two steps, as π0.5 does.
             prompt_kind: "action" asks for actions, "text" gives the VLM the text as it is, in the VLM's own format. By
                 default "text" for examples that have a response and no actions.
+            **options: what every processor of the library takes, where it asks for what is done anyway:
+                `return_tensors="pt"`, `padding=True`, `truncation=False`. All else is refused.
 
         Returns:
             `input_ids`, `attention_mask`, image tensors and token types as the VLM wants them; `expert_attention_mask`;
@@ -336,7 +375,9 @@ class KIVLAProcessor(PushedWithCard, ProcessorMixin):
         Raises:
             ValueError: wrong number of images or cameras, wrong dimensions, values that are NaN or infinite, a sequence
                 longer than `max_length`; the message says which example, what was given and what to do.
+            TypeError: an option that is not known.
         """
+        _check_options(options)
         if prompt_kind not in ("action", "text", None):
             raise ValueError(f'prompt_kind must be "action", "text" or None, got {prompt_kind!r}.')
         if text is None or isinstance(text, str) or not len(text):
@@ -649,6 +690,7 @@ class KIVLAProcessor(PushedWithCard, ProcessorMixin):
             `dimension`, which that is (or None).
         """
         robot = self.robot(robot)
+        chunk = as_numbers(chunk) if isinstance(chunk, list | tuple) else chunk
         if chunk.shape[-1] < robot.action_dim:
             raise ValueError(
                 f"Chunks of {chunk.shape[-1]} dimensions are too narrow for this robot's {robot.action_dim}: is the "
@@ -860,6 +902,22 @@ _SAVED_TYPES = {
 _ROBOT_TYPES = {"statistics": dict | None, "cameras": list | None, "action_dim": int | None}
 
 
+# Whole numbers among the settings, and the lowest that makes sense
+_LOWEST = {"chunk_size": 1, "max_action_dim": 1, "max_state_dim": 0, "action_token_skip": 0, "max_length": 1}
+
+
+def _check_settings(settings: dict) -> None:
+    for name, lowest in _LOWEST.items():
+        value = settings[name]
+        if name == "max_length" and value is None:
+            continue
+        if not isinstance(value, Integral) or isinstance(value, bool) or not lowest <= value <= 1 << 20:
+            raise ValueError(f"{name} must be a whole number of at least {lowest}, got {value!r}.")
+    for name, kind in _SAVED_TYPES.items():
+        if kind is bool and not isinstance(settings[name], bool):
+            raise ValueError(f"{name} must be True or False, got {settings[name]!r}.")
+
+
 def _check_saved(file: Path, settings: dict) -> None:
     """Settings on disk may be damaged, or a stranger's."""
     has_robots = "robots" in settings
@@ -886,6 +944,19 @@ def _check_types(file: Path, values: dict, types: dict) -> None:
         is_right = isinstance(value, wanted) and (wanted is bool or not isinstance(value, bool))
         if not is_right or (isinstance(value, int) and not 0 <= value <= 1 << 20):
             raise ValueError(f"{file} is damaged: {name} is {str(value)[:200]}.")
+
+
+def _check_options(options: dict) -> None:
+    """Options of other processors: those that ask for what is done anyway, and no others."""
+    for name, value in options.items():
+        if name not in _CALL_OPTIONS:
+            raise TypeError(
+                f"KIVLAProcessor() takes no {name!r}. It makes whole batches from images, text, state, actions and "
+                "response; images are prepared as `processor.vlm_processor` is set."
+            )
+        allowed, advice = _CALL_OPTIONS[name]
+        if value is not None and value not in allowed:
+            raise ValueError(f"{name} = {value!r} is not possible here: {advice}")
 
 
 def _one_line(text: str) -> str:
