@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import ExifTags, Image
 
-from kivla.processing import Normalizer, compute_statistics
+from kivla.processing import Normalizer
 from kivla.processing.image_input import as_rgb, open_image
 from kivla.processing.normalization import as_numbers
 from tests.processing.test_processing_kivla import LONG, TRAJECTORIES, columns, image, make, shared
@@ -61,7 +61,7 @@ def test_rounding_beyond_the_range_is_none():
         (PIXELS.astype(np.int16), "got int16"),
         (PIXELS.astype(complex), "got complex"),
         (np.zeros((4, 0, 3), np.uint8), r"got \(4, 0, 3\)"),
-        (np.zeros((3, 0, 0), np.float32), r"got \(3, 0, 0\)"),
+        (np.zeros((3, 0, 0), np.float32), r"got \(0, 0, 3\)"),
         (np.zeros((2, 4, 4, 3), np.uint8), r"got \(2, 4, 4, 3\)"),
         ([[1, 2], [3]], "an image must be"),
         ({"bytes": b""}, r"got \(\) \(dict\)"),
@@ -162,16 +162,11 @@ def test_what_is_no_state_is_refused(given, message):
 
 @pytest.mark.parametrize("pad", [["False"] * 4, [0.5] * 4, [0, 1, 2, 0], [[0]] * 4])
 def test_what_is_no_mask_of_padding_is_refused(pad):
-    with pytest.raises(ValueError, match="Example 0: .*(action_is_pad|Numbers)"):
+    with pytest.raises(ValueError, match=r"Example 0: .*(action_is_pad|Numbers)"):
         shared()(**columns(LONG | {"action_is_pad": pad}))
 
 
 def test_chunks_in_lists_go_back_to_robot_units():
-    processor = make(
-        statistics={
-            **{"state": compute_statistics(np.eye(2))},
-            "actions": compute_statistics(TRAJECTORIES.reshape(-1, 3)),
-        }
-    )
+    processor = make()
     chunk = Normalizer(processor.statistics["actions"]).normalize(TRAJECTORIES[0])
     np.testing.assert_allclose(processor.unnormalize_actions(chunk.tolist()), TRAJECTORIES[0], rtol=1e-5)
