@@ -5,7 +5,6 @@ run goes on where it was.
 """
 
 import json
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -29,6 +28,7 @@ from . import (
 )
 from .answers import answer_accuracy, ask
 from .rollout import evaluate, replay, video_format, write_media
+from .run_folder import write_json
 from .simulation import make_env, make_questions
 from .simulation.recording import record_demonstrations
 from .simulation.report_media import choose_episodes
@@ -102,11 +102,7 @@ def once(path: Path, make: Callable[[], dict]) -> dict:
     if not path.is_file():
         start = time.monotonic()
         result = make()
-        result = {**result, "minutes": (time.monotonic() - start) / 60}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_suffix(".unfinished")
-        unfinished.write_text(json.dumps(result, indent=2) + "\n")
-        os.replace(unfinished, path)
+        write_json(path, {**result, "minutes": (time.monotonic() - start) / 60})
     return json.loads(path.read_text())
 
 

@@ -24,6 +24,7 @@ from .cli import parse
 from .plots import plot_training_curves
 from .processing import ActionTokenizer, Normalizer, load_action_tokenizer
 from .processing.prompt_frame import has_chat
+from .run_folder import write_json
 from .training.checkpoints import put_aside
 from .training.data_parallel import made_whole
 from .training.lerobot_dataset import joint_statistics
@@ -265,8 +266,7 @@ def answers_before(trainer: KIVLATrainer, path: Path) -> dict[str, float]:
     if not path.is_file():
         metrics = trainer.evaluate({"vlm": trainer.eval_dataset["vlm"]}, metric_key_prefix=BEFORE)
         if trainer.is_world_process_zero():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(metrics, indent=2) + "\n")
+            write_json(path, metrics)
         trainer.accelerator.wait_for_everyone()
     return json.loads(path.read_text())
 

@@ -43,9 +43,11 @@ SETTINGS = (
     "clip_actions",
     "responds_first",
 )
+_ROBOT_ARGUMENTS = ("statistics", "cameras", "action_dim", "robots")
+HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
+_VLM_PROCESSOR_ARGUMENTS = ("trust_remote_code", "use_fast")
 # Longest response that a policy says before it acts
 MAX_RESPONSE_TOKENS = 64
-HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
 # What AutoProcessor and `pipeline` pass on to every processor; none of it concerns this one.
 _LIBRARY_ARGUMENTS = ("_from_auto", "_from_pipeline", "_commit_hash", "code_revision", "dtype")
 
@@ -236,10 +238,10 @@ class KIVLAProcessor(PushedWithCard, ProcessorMixin):
     def from_vlm(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> "KIVLAProcessor":
         """A processor for a policy on this VLM (Hub id or folder).
 
-        Keyword arguments are those of the class, and for the VLM's processor `revision`, `token`, `cache_dir`,
-        `force_download`, `local_files_only` and `trust_remote_code`.
+        Keyword arguments are those of the class, and for the VLM's processor `revision`, `subfolder`, `token`,
+        `cache_dir`, `force_download`, `local_files_only`, `trust_remote_code` and `use_fast`.
         """
-        hub = {name: kwargs.pop(name) for name in (*HUB_ARGUMENTS, "trust_remote_code") if name in kwargs}
+        hub = {name: kwargs.pop(name) for name in (*HUB_ARGUMENTS, *_VLM_PROCESSOR_ARGUMENTS) if name in kwargs}
         return cls(AutoProcessor.from_pretrained(pretrained_model_name_or_path, **hub), **kwargs)
 
     @classmethod
@@ -784,23 +786,29 @@ class KIVLAProcessor(PushedWithCard, ProcessorMixin):
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> "KIVLAProcessor":
         """Load from a folder or the Hub.
 
-        Keyword arguments are `revision`, `token`, `cache_dir`, `force_download`, `local_files_only`,
-        `trust_remote_code` (for the VLM's processor), and those of the class, which take the place of what was saved:
-        `from_pretrained(base, statistics=data.statistics, cameras=data.cameras)` is for a new robot.
+        Keyword arguments are `revision`, `subfolder`, `token`, `cache_dir`, `force_download`, `local_files_only`,
+        `trust_remote_code` and `use_fast` (for the VLM's processor), and those of the class, which take the place of
+        what was saved: `from_pretrained(base, statistics=data.statistics, cameras=data.cameras)` is for a new robot.
 
         Raises:
             FileNotFoundError: the folder holds no KIVLA processor, or half of one.
             ValueError: a file is damaged.
             TypeError: an argument that is none of these.
         """
+        if kwargs.get("_from_pipeline") is not None:
+            # `pipeline()` hands everybody what is meant for the model, which refuses what it does not know.
+            known = {*SETTINGS, *_ROBOT_ARGUMENTS, *HUB_ARGUMENTS, *_VLM_PROCESSOR_ARGUMENTS}
+            kwargs = {name: value for name, value in kwargs.items() if name in known}
         for name in _LIBRARY_ARGUMENTS:
             kwargs.pop(name, None)
-        trust = {"trust_remote_code": kwargs.pop("trust_remote_code", None)}
+        of_vlm = {name: kwargs.pop(name) for name in _VLM_PROCESSOR_ARGUMENTS if name in kwargs}
         hub = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs}
+        subfolder = Path(hub.pop("subfolder", None) or "")
         folder = Path(pretrained_model_name_or_path)
         if not folder.is_dir():
-            patterns = [CONFIG_FILE, f"{VLM_PROCESSOR_FOLDER}/*"]
+            patterns = [str(subfolder / name) for name in (CONFIG_FILE, f"{VLM_PROCESSOR_FOLDER}/*")]
             folder = Path(snapshot_download(str(pretrained_model_name_or_path), allow_patterns=patterns, **hub))
+        folder = folder / subfolder
         file = folder / CONFIG_FILE
         try:
             settings = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
@@ -817,24 +825,24 @@ class KIVLAProcessor(PushedWithCard, ProcessorMixin):
             )
         del settings["processor_class"]
         settings.pop("auto_map", None)
-        robot_names = ("statistics", "cameras", "action_dim", "robots")
         _check_saved(file, settings)
         if settings["action_tokenizer"] is not None:
             settings["action_tokenizer"] = load_action_tokenizer(settings["action_tokenizer"])
         if "robots" in settings:
             settings["robots"] = {name: robot_from_json(values) for name, values in settings["robots"].items()}
         else:
-            settings |= robot_from_json({name: settings[name] for name in robot_names[:3]})
-        unknown = sorted(kwargs.keys() - settings.keys() - {*SETTINGS, *robot_names})
+            settings |= robot_from_json({name: settings[name] for name in _ROBOT_ARGUMENTS[:3]})
+        unknown = sorted(kwargs.keys() - settings.keys() - {*SETTINGS, *_ROBOT_ARGUMENTS})
         if unknown:
-            raise TypeError(f"Unknown arguments {unknown}; known are {[*settings, *HUB_ARGUMENTS, *trust]}.")
+            known = [*settings, *HUB_ARGUMENTS, *_VLM_PROCESSOR_ARGUMENTS]
+            raise TypeError(f"Unknown arguments {unknown}; known are {known}.")
         if "robots" in kwargs or ("statistics" in kwargs and "robots" in settings):  # other robots
-            settings = {name: value for name, value in settings.items() if name not in robot_names}
+            settings = {name: value for name, value in settings.items() if name not in _ROBOT_ARGUMENTS}
         if "statistics" in kwargs:
             settings["action_dim"] = None  # that of the new statistics
         try:
             with panics_as_errors():
-                vlm_processor = AutoProcessor.from_pretrained(folder / VLM_PROCESSOR_FOLDER, **trust)
+                vlm_processor = AutoProcessor.from_pretrained(folder / VLM_PROCESSOR_FOLDER, **of_vlm)
         except OSError:
             raise
         except Exception as error:  # tokenizers raises nothing more special

@@ -130,6 +130,12 @@ class KIVLATrainer(ResumableTrainer):
                 f"model must be a KIVLAForActionPrediction, got {type(policy).__name__}. To make one of a VLM, use "
                 "KIVLAForActionPrediction.from_vlm."
             )
+        if policy._hf_peft_config_loaded:  # it would save the adapter alone, whatever was trained
+            raise ValueError(
+                "This model was loaded from an adapter, which is frozen. To go on with the adapter, give the trainer "
+                "kivla.training.lora.load_lora(folder, is_trainable=True); to train all weights, "
+                "load_lora(folder).merge_and_unload()."
+            )
         _check_agreement(policy, self.processing_class)
         if model.get_input_embeddings().weight.shape[0] < self.processing_class.vocab_size:
             model.resize_token_embeddings(self.processing_class.vocab_size, pad_to_multiple_of=64)
@@ -420,6 +426,8 @@ class KIVLATrainer(ResumableTrainer):
             state_dict = {n: weight for n, weight in state_dict.items() if n not in model.all_tied_weights_keys}
         with own_class(model):
             super()._save(output_dir, state_dict)
+        if isinstance(model, PeftModel) and self.args.should_save:  # which policy the adapter is one of
+            model.config.save_pretrained(output_dir or self.args.output_dir)
 
     def _issue_warnings_after_load(self, load_result) -> None:
         """Resuming with half of the weights is an error, where the library would only log a warning."""
