@@ -4,6 +4,7 @@ Nothing that a user passes is ignored. What is not honoured is refused by name, 
 (`check_arguments`) or the trainer is (`check_trainer_arguments`). `docs/training_arguments.md` is this table.
 """
 
+from enum import Enum
 from functools import reduce
 from typing import Any
 
@@ -146,7 +147,8 @@ def _check(args: Any, rules: dict[str, tuple[tuple, str]], when: str = "") -> No
     for name, (accepted, reason) in rules.items():
         value = reduce(getattr, name.split("."), args)
         if value not in accepted:
-            raise ValueError(f"{name}={value!r} {when}is not possible with KIVLATrainer. {reason}")
+            shown = value.value if isinstance(value, Enum) else value
+            raise ValueError(f"{name}={shown!r} {when}is not possible with KIVLATrainer. {reason}")
 
 
 def check_trainer_arguments(args: Any, given: dict[str, Any]) -> None:
