@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from torch import nn
 from torch.profiler import record_function
 from torch.utils.checkpoint import checkpoint
@@ -16,6 +14,7 @@ from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
     GenerationConfig,
+    GenerationMixin,
     LogitsProcessorList,
     PreTrainedConfig,
     PreTrainedModel,
@@ -26,6 +25,7 @@ from transformers.utils import ModelOutput
 
 from .action_checks import NaNWatch, check_finite
 from .action_expert import ActionExpert, ExpertRMSNorm, Modulation, Prefix
+from .adapter_loading import adapter_in, load_with_adapter
 from .backbone_attention import (
     PrefixRecorder,
     capture_positions,
@@ -38,7 +38,9 @@ from .configuration_kivla import KIVLAConfig, KIVLAExpertConfig
 from .flow_matching import euler_times, flow_matching_loss, interpolate, sample_flow_time
 from .hub_card import PushedWithCard
 from .knowledge_insulation import insulate
+from .load_faults import damaged_files_named
 from .pipeline_kivla import ActionPredictionPipeline  # noqa: F401 (belongs to the code that is saved with a policy)
+from .token_ids import check_new_tokens
 
 # Arguments of `forward` that are ours; everything else is the VLM's.
 _EXPERT_INPUTS = ("expert_attention_mask", "actions", "action_mask", "state", "noise", "timestep")
@@ -78,6 +80,7 @@ class KIVLAPreTrainedModel(PushedWithCard, PreTrainedModel):
     base_model_prefix = ""
     main_input_name = "input_ids"
     input_modalities = ("image", "text")
+    output_modalities = ("text",)
     supports_gradient_checkpointing = True
     _no_split_modules = ("ExpertLayer",)
     _supports_sdpa = True
@@ -102,13 +105,6 @@ class KIVLAPreTrainedModel(PushedWithCard, PreTrainedModel):
                 init.zeros_(module.bias)
 
 
-# What the libraries raise for a config or weights that make no sense, depending on where they notice it
-_DAMAGE = (
-    *(AttributeError, ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError),
-    *(SafetensorError, StrictDataclassError),
-)
-
-
 class KIVLAForActionPrediction(KIVLAPreTrainedModel):
     """A vision-language-action model: a VLM that learns tokens, and an action expert that reads it.
 
@@ -121,6 +117,9 @@ class KIVLAForActionPrediction(KIVLAPreTrainedModel):
     def __init__(self, config: KIVLAConfig, vlm: PreTrainedModel | None = None):
         super().__init__(config)
         self.vlm = AutoModelForImageTextToText.from_config(config.vlm_config) if vlm is None else vlm
+        if vlm is not None:
+            self.name_or_path = vlm.name_or_path  # peft states it as the base of an adapter
+        self.rows_of_base = len(self.vlm.get_input_embeddings().weight)  # what files have; new tokens come after
         config.vlm_config = self.vlm.config
         # The VLM knows what it ties; peft looks for it here, at the root.
         self._tied_weights_keys = {
@@ -167,23 +166,23 @@ class KIVLAForActionPrediction(KIVLAPreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs) -> "KIVLAForActionPrediction":
-        """As for any model.
+        """As for any model; of a folder with an adapter (LoRA), the base that it states with the adapter on it.
 
         Raises:
             OSError: config or weights are missing.
             ValueError: they are damaged, or do not fit each other. Unlike for other models, no weight may be missing.
         """
-        try:
-            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-        except torch.OutOfMemoryError:
-            raise
-        except _DAMAGE as error:
-            if f"{cls.__name__}.__init__()" in str(error):  # an argument that no model takes
-                raise
-            raise ValueError(
-                f"{pretrained_model_name_or_path} cannot be loaded as a policy: its config or weights are damaged, or "
-                f"do not fit each other ({type(error).__name__}: {str(error)[:500]}). Download or save it again."
-            ) from error
+        adapter = adapter_in(pretrained_model_name_or_path, kwargs)
+        if adapter is not None:
+            if adapter != pretrained_model_name_or_path:
+                kwargs.pop("config", None)  # an Auto class read the base's
+            return load_with_adapter(cls, adapter, kwargs)
+        load = super().from_pretrained
+        where = {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs}
+        with damaged_files_named(
+            pretrained_model_name_or_path, lambda: load(pretrained_model_name_or_path, device_map="meta", **where)
+        ):
+            return load(pretrained_model_name_or_path, *args, **kwargs)
 
     @staticmethod
     def _finalize_model_loading(model, load_config, loading_info):
@@ -212,7 +211,9 @@ class KIVLAForActionPrediction(KIVLAPreTrainedModel):
         By default the library would write many VLMs under the names of their first releases, which resuming a `Trainer`
         run then does not find, without an error.
         """
-        return super().save_pretrained(save_directory, save_original_format=save_original_format, **kwargs)
+        super().save_pretrained(save_directory, save_original_format=save_original_format, **kwargs)
+        if self._hf_peft_config_loaded and kwargs.get("is_main_process", True):
+            self.config.save_pretrained(save_directory)  # which policy the adapter is one of
 
     def adjust_generation_fn(self, *args, **kwargs):
         """Called by `from_pretrained` to read `generation_config.json`, which is the VLM's."""
@@ -238,9 +239,11 @@ class KIVLAForActionPrediction(KIVLAPreTrainedModel):
     def get_decoder(self):
         return find_text_decoder(self.vlm)
 
-    def resize_token_embeddings(self, *args, **kwargs) -> nn.Embedding:
+    def resize_token_embeddings(self, new_num_tokens: int | None = None, *args, **kwargs) -> nn.Embedding:
         """Make room for new tokens in the VLM, e.g. `model.resize_token_embeddings(len(processor.tokenizer))`."""
-        return self.vlm.resize_token_embeddings(*args, **kwargs)
+        rows = self.get_input_embeddings().weight.shape[0]
+        check_new_tokens(self.config.vlm_config, range(rows, new_num_tokens or rows))
+        return self.vlm.resize_token_embeddings(new_num_tokens, *args, **kwargs)
 
     def set_attn_implementation(self, attn_implementation: str | dict, **kwargs):
         """As for any model, applied to the VLM; the text decoder's attention goes on being recorded."""
@@ -494,10 +497,16 @@ class KIVLAForActionPrediction(KIVLAPreTrainedModel):
         self._expert_is_compiled = True
 
     def generate(self, *args, **kwargs):
-        """The VLM still talks: its own `generate`. Inputs for the expert are left out."""
+        """The VLM still talks: its own `generate`. Inputs for the expert are left out; an assistant may be a policy."""
+        if isinstance(kwargs.get("assistant_model"), KIVLAForActionPrediction):
+            kwargs["assistant_model"] = kwargs["assistant_model"].vlm
         self.vlm.generation_config = self.generation_config
         kwargs = {name: value for name, value in kwargs.items() if name not in _EXPERT_INPUTS}
         return self.vlm.generate(*args, **kwargs)
+
+    def compute_transition_scores(self, *args, **kwargs) -> torch.Tensor:
+        """How sure the VLM was of what it said: its own method, for what `generate` returns."""
+        return self.vlm.compute_transition_scores(*args, **kwargs)
 
     def generate_actions(
         self,
@@ -580,7 +589,9 @@ class KIVLAForActionPrediction(KIVLAPreTrainedModel):
         inputs = {name: value for name, value in inputs.items() if name not in _EXPERT_INPUTS}
         self.vlm.generation_config = config
         watch = NaNWatch()
-        tokens = self.vlm.generate(**inputs, logits_processor=LogitsProcessorList([watch, *(logits_processor or [])]))
+        processors = LogitsProcessorList([watch, *(logits_processor or [])])
+        # The library's own: that of Janus leaves out every logits processor, and with it the grammar of the actions.
+        tokens = GenerationMixin.generate(self.vlm, **inputs, logits_processor=processors)
         self.vlm.generation_config = self.generation_config
         watch.check()
         return tokens

@@ -2,6 +2,7 @@
 
 import logging
 from collections import defaultdict
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from transformers import EvalPrediction, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput, PredictionOutput, denumpify_detensorize, has_length
 
 from ..modeling_kivla import KIVLAForActionPrediction
+from ..modeling_kivla.token_ids import check_new_tokens
 from ..processing import KIVLAProcessor
 from .argument_rules import check_trainer_arguments
 from .arguments import KIVLATrainingArguments
@@ -28,12 +30,12 @@ from .data_parallel import (
     total_norm,
     whole_weights,
 )
-from .dataset_checks import check_dataset
+from .dataset_checks import check_dataset, warn_of_ranges
 from .evaluation_step import LOSS_SUMS, EvaluationStep, metrics_of, summary
 from .evaluation_sums import token_sums
 from .mixture import Mixture
 from .muon import MuonWithAdamW
-from .policy_card import write_trainer_card
+from .policy_card import with_words_of_hub, write_trainer_card
 from .resumable_trainer import ResumableTrainer
 from .trained_dtype import check_trained_dtype
 
@@ -127,6 +129,12 @@ class KIVLATrainer(ResumableTrainer):
             raise TypeError(
                 f"model must be a KIVLAForActionPrediction, got {type(policy).__name__}. To make one of a VLM, use "
                 "KIVLAForActionPrediction.from_vlm."
+            )
+        if policy._hf_peft_config_loaded:  # it would save the adapter alone, whatever was trained
+            raise ValueError(
+                "This model was loaded from an adapter, which is frozen. To go on with the adapter, give the trainer "
+                "kivla.training.lora.load_lora(folder, is_trainable=True); to train all weights, "
+                "load_lora(folder).merge_and_unload()."
             )
         _check_agreement(policy, self.processing_class)
         if model.get_input_embeddings().weight.shape[0] < self.processing_class.vocab_size:
@@ -263,6 +271,8 @@ class KIVLATrainer(ResumableTrainer):
         sets = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"evaluation": self.eval_dataset}
         for dataset in (self.train_dataset, *sets.values()):
             check_dataset(dataset, self.processing_class)
+        if self.is_world_process_zero():
+            warn_of_ranges(self.train_dataset, self.processing_class)
         args, metric = self.args, self.args.metric_for_best_model
         examples = args.train_batch_size * args.world_size
         if args.dataloader_drop_last and has_length(self.train_dataset) and len(self.train_dataset) < examples:
@@ -418,6 +428,8 @@ class KIVLATrainer(ResumableTrainer):
             state_dict = {n: weight for n, weight in state_dict.items() if n not in model.all_tied_weights_keys}
         with own_class(model):
             super()._save(output_dir, state_dict)
+        if isinstance(model, PeftModel) and self.args.should_save:  # which policy the adapter is one of
+            model.config.save_pretrained(output_dir or self.args.output_dir)
 
     def _issue_warnings_after_load(self, load_result) -> None:
         """Resuming with half of the weights is an error, where the library would only log a warning."""
@@ -431,6 +443,13 @@ class KIVLATrainer(ResumableTrainer):
             )
 
     # ----------------------------------------------------------------------------------------------------- card
+    def init_hf_repo(self, *args, **kwargs) -> None:
+        """As the library's. README.md here, which every push uploads, gets the words of its author on the Hub."""
+        super().init_hf_repo(*args, **kwargs)
+        path = Path(self.args.output_dir) / "README.md"
+        if self.is_world_process_zero() and path.is_file():
+            path.write_text(with_words_of_hub(self, path.read_text(encoding="utf-8")), encoding="utf-8")
+
     def create_model_card(self, license: str | None = None, model_name: str | None = None, **options) -> None:
         """The card of the policy, as README.md in `output_dir`; `push_to_hub` writes it, and uploads it.
 
@@ -560,3 +579,4 @@ def _check_agreement(model: nn.Module, processor: KIVLAProcessor) -> None:
                 f"Model and processor disagree: {name} is {ours!r} in the model's config, {theirs!r} in the processor. "
                 "Make both with the same value."
             )
+    check_new_tokens(model.config.vlm_config, processor.action_token_ids.tolist())
