@@ -6,6 +6,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 
 from .backbone_attention import UnsupportedBackboneError, probe_backbone
+from .checked_config import CheckedConfig
 
 # For `pipeline("action-prediction", ..., trust_remote_code=True)` without kivla
 CUSTOM_PIPELINES = {
@@ -14,7 +15,7 @@ CUSTOM_PIPELINES = {
 
 
 @strict
-class KIVLAExpertConfig(PreTrainedConfig):
+class KIVLAExpertConfig(CheckedConfig):
     r"""
     The action expert, a small transformer with one layer for each backbone layer that it reads.
 
@@ -68,7 +69,7 @@ class KIVLAExpertConfig(PreTrainedConfig):
 
 
 @strict
-class KIVLAConfig(PreTrainedConfig):
+class KIVLAConfig(CheckedConfig):
     r"""
     A vision-language-action model made of any vision-language model and an action expert.
 
@@ -141,6 +142,17 @@ class KIVLAConfig(PreTrainedConfig):
         if self.kv_layers is None:
             self.kv_layers = probe_backbone(self.vlm_config)
         super().__post_init__(**kwargs)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict, **kwargs):
+        expert_config = config_dict.get("expert_config")
+        if isinstance(expert_config, dict):
+            config_dict = {**config_dict, "expert_config": KIVLAExpertConfig.from_dict(expert_config)}
+        return super().from_dict(config_dict, **kwargs)
+
+    def is_complete(self) -> bool:
+        parts = (self.vlm_config, self.expert_config)
+        return self.kv_layers is not None and all(isinstance(part, PreTrainedConfig) for part in parts)
 
     @property
     def expert_layers(self) -> list[dict]:

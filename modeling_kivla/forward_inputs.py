@@ -8,7 +8,6 @@ from functools import lru_cache, wraps
 from types import MethodType
 
 import torch
-import torch.nn.functional as F
 from transformers import PreTrainedModel
 from transformers.utils import TransformersKwargs
 
@@ -109,18 +108,6 @@ def tokens_of(vlm_inputs: dict) -> torch.Tensor:
     if tokens is None:
         raise ValueError("Neither `input_ids` nor `inputs_embeds` was given.")
     return tokens
-
-
-def supervised_tokens(labels: torch.Tensor | None, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Flat indices (n,) into B·S of the positions that predict a supervised token, and those tokens (n,)."""
-    if labels is None:
-        empty = torch.empty(0, dtype=torch.long, device=tokens.device)
-        return empty, empty
-    if labels.shape != tokens.shape[:2]:
-        raise ValueError(f"`labels` must be (batch, sequence) = {tuple(tokens.shape[:2])}, got {tuple(labels.shape)}.")
-    targets = F.pad(labels[:, 1:], (0, 1), value=-100).flatten()  # position j predicts token j + 1
-    rows = (targets != -100).nonzero().squeeze(-1)
-    return rows, targets[rows]
 
 
 def check_actions(config: KIVLAConfig, actions: torch.Tensor, action_mask: torch.Tensor | None, batch_size: int):

@@ -1,15 +1,15 @@
 """KIVLA: any vision-language model as a robot policy, with knowledge insulation."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
 from torch.profiler import record_function
+from torch.utils.checkpoint import checkpoint
 from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
@@ -46,13 +46,13 @@ from .forward_inputs import (
     check_state,
     check_token_ids,
     no_actions,
-    supervised_tokens,
     tokens_of,
     vlm_argument_names,
     with_image_dtype,
 )
 from .frozen_parts import rest
 from .knowledge_insulation import insulate
+from .next_token import next_token_loss, supervised_tokens
 from .pipeline_kivla import ActionPredictionPipeline  # noqa: F401 (belongs to the code that is saved with a policy)
 
 _HUB_ARGUMENTS = (
@@ -264,26 +264,39 @@ class KIVLAForActionPrediction(KIVLAPreTrainedModel):
         return self.vlm.resize_token_embeddings(*args, **kwargs)
 
     def set_attn_implementation(self, attn_implementation: str | dict, **kwargs):
-        """As for any model, applied to the VLM; the text decoder's attention goes on being recorded."""
-        self.vlm.set_attn_implementation(attn_implementation, **kwargs)
+        """As for any model, applied to the VLM; the text decoder's attention goes on being recorded.
+
+        Args:
+            attn_implementation: a name for all of the VLM, or a dict: `{"vlm_config": ...}` as `from_pretrained` takes
+                it, or by parts of the VLM (`{"text_config": ..., "vision_config": ...}`).
+        """
+        wanted = attn_implementation
+        if isinstance(wanted, dict):
+            parts = self.vlm.config.sub_configs.keys()
+            unknown = wanted.keys() - ({"vlm_config"} if "vlm_config" in wanted else {"", *parts})
+            if unknown:
+                raise ValueError(
+                    f"There is no attention to set for {sorted(unknown)} here: the action expert has one of its own. "
+                    f"Give 'vlm_config' alone, or parts of the VLM: {sorted(parts)}."
+                )
+            wanted = wanted.get("vlm_config", wanted)
+        self.vlm.set_attn_implementation(wanted, **kwargs)
         record_attention(self.vlm)
+        self.config._attn_implementation_internal = self.vlm.config._attn_implementation
 
-    def _set_gradient_checkpointing(self, *args, **kwargs):
-        super()._set_gradient_checkpointing(*args, **kwargs)
-        if self.config.backbone_gradient_scale > 0:
-            self._refuse_reentrant_checkpointing()
+    def _set_gradient_checkpointing(self, enable=True, gradient_checkpointing_func=checkpoint, **kwargs):
+        if enable:
+            self._refuse_reentrant(gradient_checkpointing_func)
+        super()._set_gradient_checkpointing(enable, gradient_checkpointing_func, **kwargs)
 
-    def _refuse_reentrant_checkpointing(self) -> None:
-        for module in find_text_decoder(self.vlm).modules():
-            if isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing:
-                # The library binds its options with functools.partial
-                if getattr(module._gradient_checkpointing_func, "keywords", {}).get("use_reentrant"):
-                    raise ValueError(
-                        "Reentrant gradient checkpointing would silently drop the expert's gradient to the backbone, "
-                        f"but backbone_gradient_scale is {self.config.backbone_gradient_scale}. Use "
-                        'gradient_checkpointing_kwargs={"use_reentrant": False}, or insulate the backbone (scale 0).'
-                    )
-                return
+    def _refuse_reentrant(self, checkpointing_func: Callable) -> None:
+        options = getattr(checkpointing_func, "keywords", {})  # the library binds them with functools.partial
+        if options.get("use_reentrant") and self.config.backbone_gradient_scale > 0:
+            raise ValueError(
+                "Reentrant gradient checkpointing would silently drop the expert's gradient to the backbone, but "
+                f"backbone_gradient_scale is {self.config.backbone_gradient_scale}. Use "
+                'gradient_checkpointing_kwargs={"use_reentrant": False}, or insulate the backbone (scale 0).'
+            )
 
     def train(self, mode: bool = True) -> "KIVLAForActionPrediction":
         """As for any model, but what is frozen stays as it is.
@@ -362,8 +375,10 @@ class KIVLAForActionPrediction(KIVLAPreTrainedModel):
             )
         # Under insulation the flow loss needs no backbone graph: without labels the VLM does no backward work at all.
         flow_trains_backbone = learns_actions and self.config.backbone_gradient_scale > 0
-        if flow_trains_backbone:
-            self._refuse_reentrant_checkpointing()
+        if flow_trains_backbone and torch.is_grad_enabled():  # the scale may have been set after checkpointing
+            for module in find_text_decoder(self.vlm).modules():
+                if isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing:
+                    self._refuse_reentrant(module._gradient_checkpointing_func)
         backbone_graph = torch.is_grad_enabled() and (learns_tokens or flow_trains_backbone)
         with torch.set_grad_enabled(backbone_graph), record_function("kivla::backbone"):
             vlm_output, prefix = self._encode(vlm_inputs, rows, expert_attention_mask, read=learns_actions)
@@ -384,7 +399,7 @@ class KIVLAForActionPrediction(KIVLAPreTrainedModel):
                     prefix, actions, action_mask, state, noise, timestep, num_supervised_actions
                 )
             weighted = self.config.flow_loss_weight * flow_loss
-            loss = weighted if loss is None else loss + weighted.to(loss.device)
+            loss = weighted if loss is None else loss.to(weighted.device) + weighted
         also = {name: vlm_output.get(name) for name in ("aux_loss", "hidden_states", "attentions", "router_logits")}
         output = KIVLAOutput(
             loss=loss, token_loss=token_loss, flow_loss=flow_loss, logits=logits, velocity=velocity, **also
@@ -393,8 +408,8 @@ class KIVLAForActionPrediction(KIVLAPreTrainedModel):
 
     def _for_vlm(self, inputs: dict) -> dict:
         """The VLM's arguments as it wants them, what the config asks for among them."""
-        inputs = {name: value for name, value in inputs.items() if value is not None}
         check_names(inputs, self.vlm_argument_names, type(self).forward)
+        inputs = {name: value for name, value in inputs.items() if value is not None}
         asked = ("output_attentions", "output_hidden_states")
         inputs = {name: True for name in asked if getattr(self.config, name)} | inputs
         return with_image_dtype(inputs, self.vlm.dtype)
@@ -678,14 +693,6 @@ def _repeated_layers(model: PreTrainedModel) -> set[str]:
     classes = {type(module).__name__ for module in model.modules()}
     repeated = {type(module).__name__ for module in model.modules() if isinstance(module, GradientCheckpointingLayer)}
     return repeated | (set(model.vlm._no_split_modules or ()) & classes)
-
-
-def next_token_loss(
-    logits: torch.Tensor, targets: torch.Tensor, num_supervised: torch.Tensor | float | None = None
-) -> torch.Tensor:
-    """Cross-entropy in float32 of logits (n, vocabulary) and tokens (n,): sum over `num_supervised`, or mean."""
-    total = F.cross_entropy(logits.float(), targets.to(logits.device), reduction="sum")
-    return total / (max(len(targets), 1) if num_supervised is None else num_supervised)
 
 
 __all__ = ["KIVLAForActionPrediction", "KIVLAOutput", "KIVLAPreTrainedModel"]
