@@ -468,6 +468,10 @@ class KIVLAForActionPrediction(KIVLAPreTrainedModel):
         with capture_positions(rotary) as positions, logits_at(self.vlm, rows):
             output = self.vlm(**vlm_inputs, kivla_recorder=recorder)
         recorder.close()
+        if vlm_inputs.get("output_router_logits") and output.get("aux_loss") is None:
+            raise ValueError(
+                f"'{self.config.vlm_config.model_type}' has no router loss: leave out output_router_logits."
+            )
         position = positions[-1]
         if position.ndim == 3:  # M-RoPE
             if "input_ids" not in vlm_inputs and "position_ids" not in vlm_inputs:
