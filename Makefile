@@ -8,7 +8,7 @@ export TOKENIZERS_PARALLELISM ?= false
 # Progress bars and results, not the library's advice.
 export TRANSFORMERS_VERBOSITY ?= error
 
-.PHONY: demo study test lint bench clean
+.PHONY: demo study test test-slow lint bench clean
 
 # DEMO_MINUTES=30 make demo: more time, better policy. make demo FROM_SCRATCH=1: pretrain the small VLM too.
 DEMO_MINUTES ?= 10
@@ -19,9 +19,17 @@ demo: $(VENV)/.installed
 study: $(VENV)/.installed
 	$(BIN)/kivla study
 
-# A worker for each core, of one thread each: tiny models gain nothing from a second thread.
+# Two lanes: `make test` is fast, `make test-slow` runs what is marked slow. A worker for each core, of one thread each
+# (tiny models gain nothing from a second one): TEST_WORKERS=4 TEST_THREADS=2 make test. One file of tests, or other
+# options of pytest: make test PYTEST_ARGS="tests/processing -x".
+TEST_WORKERS ?= auto
+TEST_THREADS ?= 1
+PYTEST = OMP_NUM_THREADS=$(TEST_THREADS) $(BIN)/python -m pytest -q -n $(TEST_WORKERS) --dist loadfile
 test: $(VENV)/.installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile $(PYTEST_ARGS)
+	$(PYTEST) -m "not slow" $(PYTEST_ARGS)
+
+test-slow: $(VENV)/.installed
+	$(PYTEST) -m slow $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

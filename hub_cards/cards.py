@@ -4,6 +4,8 @@ from pathlib import Path
 
 from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard, ModelCardData
 
+from ..training.policy_card import fine_tuned_card, render
+
 TEMPLATES = Path(__file__).parent
 
 
@@ -21,9 +23,7 @@ def tabletop_vlm_card(report: dict, command: str) -> ModelCard:
         pipeline_tag="image-text-to-text",
         tags=["visual-question-answering", "synthetic"],
     )
-    return ModelCard.from_template(
-        data, template_path=str(TEMPLATES / "tabletop_vlm.md.jinja"), report=report, command=command
-    )
+    return render(ModelCard, TEMPLATES / "tabletop_vlm.md.jinja", data, report=report, command=command)
 
 
 def policy_card(report: dict, command: str) -> ModelCard:
@@ -31,7 +31,7 @@ def policy_card(report: dict, command: str) -> ModelCard:
 
     Args:
         report: what that command writes as `report.json`. Beside the card it leaves the pictures `training.png`,
-            `chunks.png` and `contact_sheet.png`.
+            `chunks.png` and, if there are roll-outs to show, `contact_sheet.png`.
         command: how to make the policy again.
     """
     data = ModelCardData(
@@ -46,59 +46,16 @@ def policy_card(report: dict, command: str) -> ModelCard:
                 task_type="robotics",
                 dataset_type="kivla-tabletop",
                 dataset_name=result["title"],
+                dataset_config=result["title"],  # without it the Hub takes all for results on one dataset
                 metric_type="success_rate",
                 metric_value=result["success"]["rate"],
             )
             for result in report["rollouts"]
         ],
     )
-    return ModelCard.from_template(
-        data, template_path=str(TEMPLATES / "policy.md.jinja"), report=report, command=command
-    )
-
-
-FACTS = (
-    "name", "path", "recipe", "what_it_is", "vlm", "vlm_class", "vlm_parameters", "expert_parameters", "acts_by",
-    "chunk_size", "action_tokens", "state_encoding", "normalization", "max_steps", "batch_size", "minutes", "machine",
-    "robots", "example_text", "vlm_dataset", "trains_vlm_data", "command", "sets", "before", "after",
-)  # fmt: skip
-
-
-def fine_tuned_card(facts: dict, license: str | None = None) -> ModelCard:
-    """The card of a policy from `kivla train`.
-
-    Args:
-        facts: what `kivla train` writes as `training_facts.json`.
-        license: identifier of the Hub, e.g. "apache-2.0".
-
-    Raises:
-        ValueError: facts are missing; the message says which.
-    """
-    if missing := [name for name in FACTS if name not in facts]:
-        raise ValueError(f"The card needs the facts {missing}, which training_facts.json does not have.")
-    results = [
-        EvalResult(
-            task_type="robotics",
-            dataset_type=facts["robots"][0]["dataset"],
-            dataset_name=name,
-            metric_type="mae",
-            metric_name="mean absolute action error, robot units",
-            metric_value=round(row["action_mae"], 6),
-        )
-        for name, row in facts["sets"].items()
-    ]
-    data = ModelCardData(
-        license=license,
-        library_name="kivla",
-        pipeline_tag="robotics",
-        base_model=_hub_ids([facts["vlm"]]),
-        datasets=_hub_ids([robot["dataset"] for robot in facts["robots"]] + [facts["vlm_dataset"]]),
-        tags=["kivla", "lerobot", "vision-language-action", facts["recipe"]],
-        model_name=facts["name"],
-        eval_results=results,
-    )
-    facts = {**facts, "license": license}
-    return ModelCard.from_template(data, template_path=str(TEMPLATES / "fine_tuned.md.jinja"), facts=facts)
+    media = (report["rollouts"][0].get("media") if report["rollouts"] else None) or {}
+    values = {"report": report, "command": command, "contact_sheet": media.get("contact_sheet")}
+    return render(ModelCard, TEMPLATES / "policy.md.jinja", data, **values)
 
 
 def lerobot_dataset_card(facts: dict, license: str | None = None) -> DatasetCard:
@@ -115,12 +72,7 @@ def lerobot_dataset_card(facts: dict, license: str | None = None) -> DatasetCard
         tags=["LeRobot"],
         configs=[{"config_name": "default", "data_files": "data/*/*.parquet"}],
     )
-    return DatasetCard.from_template(data, template_path=str(TEMPLATES / "lerobot_dataset.md.jinja"), facts=facts)
+    return render(DatasetCard, TEMPLATES / "lerobot_dataset.md.jinja", data, facts=facts)
 
 
-def _hub_ids(names: list[str | None]) -> list[str] | None:
-    """Those that are names on the Hub and not folders here; None if there are none."""
-    ids = [
-        name for name in dict.fromkeys(names) if name is not None and not Path(name).exists() and name.count("/") == 1
-    ]
-    return ids or None
+__all__ = ["fine_tuned_card", "lerobot_dataset_card", "policy_card", "tabletop_vlm_card"]

@@ -2,10 +2,12 @@
 
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
+from huggingface_hub import RepoCard
 from transformers import pipeline
 
 from .cli import parse
@@ -13,6 +15,8 @@ from .hub_cards import fine_tuned_card, lerobot_dataset_card
 from .machine import machine
 from .predict import draw, predict_dataset
 from .training import KIVLATrainer, LeRobotDataset
+from .training.policy_card import evaluated_sets, shown, trainer_facts
+from .training.readme import split, write_readme
 
 FACTS = "training_facts.json"
 
@@ -28,7 +32,7 @@ def run(arguments: Sequence[str]) -> None:
     (args,) = parse((CardArguments,), arguments, prog="kivla card", positional="path")
     folder = Path(args.path)
     if (folder / "meta" / "info.json").is_file():
-        lerobot_dataset_card(dataset_facts(folder, args.name), args.license).save(folder / "README.md")
+        write(folder / "README.md", partial(lerobot_dataset_card, dataset_facts(folder, args.name)), args.license)
     elif (folder / FACTS).is_file():
         write_card(folder, args.license, args.name)
     else:
@@ -48,7 +52,7 @@ def dataset_facts(folder: Path, name: str | None = None) -> dict:
     }
     return {
         "name": name or folder.resolve().name,
-        "path": str(folder),
+        "path": shown(folder),
         "version": data.version,
         "episodes": data.num_episodes,
         "frames": len(data),
@@ -73,11 +77,19 @@ def dataset_facts(folder: Path, name: str | None = None) -> dict:
 
 
 def write_card(folder: Path, license: str | None = None, name: str | None = None) -> None:
-    """`README.md` in the policy's folder, from its `training_facts.json`."""
-    facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+    """`README.md` in the policy's folder, from its `training_facts.json`; what its author wrote there stays."""
+    facts = {**json.loads((folder / FACTS).read_text(encoding="utf-8")), "path": shown(folder)}
     if name is not None:
         facts["name"] = name
-    fine_tuned_card(facts, license).save(folder / "README.md")
+    write(folder / "README.md", partial(fine_tuned_card, facts), license)
+
+
+def write(path: Path, card: Callable[[str | None], RepoCard], license: str | None) -> None:
+    """Write a card; without a license, the one that its author wrote into the metadata stays."""
+    if license is None and path.is_file():
+        license = split(path.read_text(encoding="utf-8"))[0].get("license")
+    if write_readme(path, card(license)):
+        print(f"{path}: its author's words stay; the card stands between the two comments.")
 
 
 def write_facts(
@@ -85,7 +97,6 @@ def write_facts(
     trainer: KIVLATrainer,
     sources: Sequence[LeRobotDataset],
     metrics: dict[str, float],
-    sets: dict[str, dict[str, float]],
     arguments: Sequence[str],
     **facts,
 ) -> None:
@@ -94,54 +105,27 @@ def write_facts(
     Args:
         folder: of the saved policy.
         sources: what it was trained on.
-        metrics, sets: of its evaluation.
+        metrics: of its evaluation.
         arguments: of `kivla train`.
         **facts: `recipe`, `what_it_is`, `vlm`, `vlm_dataset`, `trains_vlm_data`, `minutes`.
     """
     pipe = pipeline("action-prediction", model=str(folder))
-    model, processor, args = pipe.model, pipe.processor, trainer.args
     results = predict_dataset(pipe, sources[0], num_frames=8, seed=0)
     draw(folder / "chunks.png", results, sources[0], count=4)
-    tokenizer = processor.action_tokenizer
-    robots = []
-    for data in sources:
-        robot = processor.robot(data.robot)
-        statistics = (robot.statistics or data.statistics)["actions"]
-        robots.append(
-            {
-                "name": data.robot,
-                "dataset": data.name,
-                "episodes": data.num_episodes,
-                "frames": len(data),
-                "fps": data.fps,
-                "cameras": data.cameras,
-                "action_names": data.action_names or [f"action {i}" for i in range(data.action_dim)],
-                "state_names": data.state_names or [f"state {i}" for i in range(data.state_dim)],
-                **{key: statistics[key].tolist() for key in ("q01", "q99", "mean", "std")},
-            }
-        )
-    expert_parameters = sum(parameter.numel() for parameter in model.expert.parameters())
-    batch_size = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-    report = {
-        "name": folder.resolve().name,
-        "path": str(folder),
-        "vlm_class": type(model.vlm).__name__,
-        "vlm_parameters": sum(parameter.numel() for parameter in model.vlm.parameters()),
-        "expert_parameters": expert_parameters,
-        "acts_by": model.config.acts_by,
-        "chunk_size": model.config.chunk_size,
-        "action_tokens": "none" if tokenizer is None else f"{tokenizer.kind}, {tokenizer.vocab_size} codes",
-        "state_encoding": processor.state_encoding,
-        "normalization": processor.normalization,
-        "max_steps": trainer.state.max_steps,
-        "batch_size": batch_size,
-        "machine": machine(),
-        "robots": robots,
+    trainer.card_facts = {
         "example_text": results["texts"][0],
-        "command": shlex.join(["kivla", "train", *arguments]),
-        "sets": sets,
+        "machine": machine(),
+        "command": shlex.join(["kivla", "train", *map(_without_machine, arguments)]),
+        "sets": evaluated_sets(metrics),
         "before": metrics.get("before_vlm_answer_accuracy"),
         "after": metrics.get("eval_vlm_answer_accuracy"),
         **facts,
+        **{name: shown(facts[name]) for name in ("vlm", "vlm_dataset")},
     }
+    report = {**trainer_facts(trainer, sources), **trainer.card_facts}
     (folder / FACTS).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+
+def _without_machine(word: str) -> str:
+    """An argument as strangers may read it: where something lies on this machine is not theirs to know."""
+    return shown(word) if Path(word).is_absolute() else word

@@ -1,8 +1,9 @@
 """The `kivla` command and its sub-commands."""
 
+import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from importlib import import_module
 from itertools import takewhile
 
@@ -75,6 +76,24 @@ def parse(
         for i, (name, _) in enumerate(zip(names, words, strict=False)):
             arguments.insert(2 * i, f"--{name}")
     return parser.parse_args_into_dataclasses(arguments)
+
+
+def command_line(prog: str, *options, always: Sequence[str] = (), without: Sequence[str] = ()) -> str:
+    """The command with these options: those that are not at their default; some `always`, and some not at all.
+
+    Args:
+        options: what `parse` gave.
+    """
+    words = [prog]
+    for part in options:
+        for entry in [entry for entry in fields(part) if entry.name not in without]:
+            value = getattr(part, entry.name)
+            default = entry.default if entry.default_factory is MISSING else entry.default_factory()
+            if value is not None and (value != default or entry.name in always):
+                values = value if isinstance(value, list) else [value]
+                texts = [str(v).lower() if isinstance(v, bool) else str(v) for v in values]
+                words += [f"--{entry.name}", *map(shlex.quote, texts)]
+    return " ".join(words)
 
 
 if __name__ == "__main__":

@@ -8,22 +8,22 @@ report and model card.
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import transformers
 
 from . import LeRobotDataset, pretrain_tiny
 from .answers import format_accuracy
-from .cli import parse
+from .cli import command_line, parse
 from .hub_cards import policy_card
 from .machine import machine
 from .plots import plot_training_curves
 from .predict import draw, predict_dataset
 from .report import write_report
 from .rollout import format_rates
+from .simulation.tasks import TASK_KINDS
 from .tabletop import (
-    ROLLOUTS,
     TABLETOP_VLM,
     TabletopArguments,
     ask_policy,
@@ -32,8 +32,11 @@ from .tabletop import (
     once,
     record,
     roll_out,
+    rollouts_of,
     seconds_per_step,
 )
+from .training.policy_card import shown
+from .training.readme import write_readme
 
 OTHER_STAGES_MINUTES = 3.0  # what everything but fine-tuning takes on two cores
 SLOWDOWN = 1.25  # the average step of a long run takes longer than the quick quarter of a few
@@ -55,6 +58,8 @@ class DemoArguments:
 
 def run(arguments: Sequence[str]) -> None:
     demo, args = parse((DemoArguments, TabletopArguments), arguments, prog="kivla demo")
+    if demo.from_scratch and demo.vlm:
+        raise SystemExit("kivla demo: give either --vlm or --from_scratch true, which makes its own VLM.")
     if demo.minutes < 4:
         raise SystemExit(f"kivla demo: --minutes must be at least 4, got {demo.minutes}.")
     folder = Path(demo.output_dir)
@@ -80,7 +85,7 @@ def run(arguments: Sequence[str]) -> None:
 
     print("\n4. Roll-outs in fresh scenes; then the same scenes with an instruction about another object")
     rollouts = []
-    for name in [name for name, (_, options) in ROLLOUTS.items() if set(options["kinds"]) <= set(args.kinds)]:
+    for name in rollouts_of(args.kinds):
         result = once(
             folder / f"rollout_{name}.json", lambda name=name: roll_out(policy, folder, name, args, demo.num_episodes)
         )
@@ -114,16 +119,18 @@ def run(arguments: Sequence[str]) -> None:
     page = write_report(folder, report)
     plot_training_curves(policy / "training.png", trained["log_history"])
     shutil.copy(folder / "chunks.png", policy)
-    shutil.copy(folder / "touch" / "contact_sheet.png", policy)
-    policy_card({**report, "policy": str(policy)}, command(demo)).save(policy / "README.md")
+    if (sheet := rollouts[0]["media"]["contact_sheet"]) is not None:
+        shutil.copy(folder / sheet, policy)
+    card = policy_card({**report, "policy": shown(policy)}, command(demo, args, trained["max_steps"]))
+    write_readme(policy / "README.md", card)
     print("\n".join(report["summary"]))
     print(f"\nReport: {page}\nPolicy: {policy}")
 
 
-def command(demo: DemoArguments) -> str:
-    """The command line that makes such a policy again."""
-    budget = f"--minutes {demo.minutes:g}" if demo.max_steps is None else f"--max_steps {demo.max_steps}"
-    return f"kivla demo {budget} --seed {demo.seed}"
+def command(demo: DemoArguments, args: TabletopArguments, max_steps: int) -> str:
+    """The command line that makes the same policy again: its steps, not the minutes that they took somewhere."""
+    same = replace(demo, max_steps=max_steps, vlm=shown(demo.vlm))
+    return command_line("kivla demo", same, args, always=["seed"], without=["minutes", "output_dir"])
 
 
 def _vlm(demo: DemoArguments, folder: Path) -> Path:
@@ -134,7 +141,7 @@ def _vlm(demo: DemoArguments, folder: Path) -> Path:
 
 
 def _name(vlm: Path) -> str:
-    return "the small VLM that comes with KIVLA" if vlm == TABLETOP_VLM else str(vlm)
+    return "the small VLM that comes with KIVLA" if vlm == TABLETOP_VLM else shown(vlm)
 
 
 def _plan(demo: DemoArguments, vlm: Path, demonstrations: Path, folder: Path, args: TabletopArguments) -> dict:
@@ -153,13 +160,16 @@ def _draw_chunks(policy: Path, demonstrations: Path, picture: Path, args: Tablet
 
 
 def _summary(rollouts: list[dict], before: dict, after: dict, minutes: float) -> list[str]:
-    (touch,) = [result for result in rollouts if result["name"] == "touch"]
-    success, swapped = touch["success"], touch["swapped"]
-    sentences = [
-        f"Told to touch an object in {success['episodes']} scenes it never saw, the policy touches the right one first "
-        f"in {_percent(success)}.",
-        f"Told about another object of the same scenes, it touches the original target in "
-        f"{_percent(swapped['original'])} and the one it is told about in {_percent(swapped['swapped'])}.",
+    sentences = []
+    for result in [result for result in rollouts if result["name"] in TASK_KINDS]:
+        success, swapped = result["success"], result["swapped"]
+        sentences += [
+            f"{result['title']}: the policy does as it is told in {_percent(success)} of {success['episodes']} scenes "
+            "it never saw.",
+            f"Told about another object of the same scenes, it does what the scene first asked for in "
+            f"{_percent(swapped['original'])} and what it is told in {_percent(swapped['swapped'])}.",
+        ]
+    sentences += [
         f"Questions about fresh pictures: {100 * before['accuracy']['all']['accuracy']:.1f} % right before, "
         f"{100 * after['accuracy']['all']['accuracy']:.1f} % after.",
         f"All in {minutes:.1f} minutes.",

@@ -5,6 +5,7 @@ config, the data are conversations about pictures, and the training is the plain
 """
 
 import json
+import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -16,12 +17,14 @@ from transformers import ProcessorMixin, Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from .answers import answer_accuracy, answer_of, ask, chat_text, format_accuracy
-from .cli import parse
+from .cli import command_line, parse
 from .hub_cards import tabletop_vlm_card
 from .simulation.questions import make_questions
 from .simulation.tasks import DIRECTIONS, EDGES, PUT_RELATIONS, WORDINGS
 from .tiny_vlm import ARCHITECTURES, make_tiny_vlm, train_tokenizer
 from .training.muon import MuonWithAdamW
+from .training.policy_card import shown
+from .training.readme import write_readme
 from .training.vlm_dataset import text_of
 
 EVALUATION_SEED = 1_000_000  # added to the seed: scenes that were not trained on
@@ -69,16 +72,14 @@ def run(arguments: Sequence[str]) -> None:
         "accuracy": table,
     }
     (vlm / "accuracy.json").write_text(json.dumps(report, indent=2) + "\n")
-    tabletop_vlm_card(report, command(args)).save(vlm / "README.md")
+    write_readme(vlm / "README.md", tabletop_vlm_card(report, command(args)))
     print(format_accuracy(table))
     print(f"\nThe VLM is in {vlm}")
 
 
 def command(args: PretrainArguments) -> str:
     """The command line that makes the same VLM again."""
-    defaults = asdict(PretrainArguments(args.output_dir))
-    changed = [f" --{name} {value}" for name, value in asdict(args).items() if value != defaults[name]]
-    return f"kivla pretrain-tiny {args.output_dir}{''.join(changed)}"
+    return command_line(f"kivla pretrain-tiny {shlex.quote(shown(args.output_dir))}", args, without=["output_dir"])
 
 
 def load_questions(folder: Path, args: PretrainArguments) -> datasets.Dataset:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 
 import yaml
@@ -51,26 +52,27 @@ def run(arguments: Sequence[str]) -> None:
     (args,) = parse((RolloutArguments,), arguments, prog="kivla rollout", positional="policy")
     if args.video_format not in ("mp4", "gif"):
         raise SystemExit(f"kivla rollout: --video_format is mp4 or gif, not {args.video_format!r}.")
+    if args.video_format == "mp4" and video_format() == "gif" and args.num_videos > 0:
+        raise SystemExit('kivla rollout: mp4 needs PyAV (pip install "kivla[video]"); --video_format gif does not.')
     names = [args.policy] if args.compare is None else [args.policy, args.compare]
     pipes = [pipeline("action-prediction", model=name) for name in names]
     replan_every = args.replan_every or max(min(pipe.processor.chunk_size for pipe in pipes) // 2, 1)
     env = make_env(args.env, min(args.num_envs, args.num_episodes), **parse_options(args.env_options))
     seeds = range(args.first_seed, args.first_seed + args.num_episodes)
+    policies = [PipelinePolicy(pipe, args.seed, args.num_steps, args.clip_actions) for pipe in pipes]
     reports, results = [], []
-    for name, pipe in zip(names, pipes, strict=True):
-        policy = PipelinePolicy(pipe, args.seed, args.num_steps, args.clip_actions)
-        # Four times as many as are shown, so that there are probably failures and successes among them
-        record = 0 if results else 4 * args.num_videos
-        figures, result = evaluate(policy, env, seeds, replan_every, args.max_steps, args.swapped, record)
+    for name, policy in zip(names, policies, strict=True):
+        figures, result = evaluate(policy, env, seeds, replan_every, args.max_steps, args.swapped)
         reports.append({"policy": name, **figures, "clipped_share": policy.clipped_share})
         results.append(result)
+    shown = choose_episodes(results[0].episodes, args.num_videos)
+    shown = replay(policies[0], env, shown, replan_every, args.max_steps)
     env.close()
     report = {**asdict(args), "replan_every": replan_every, "policies": reports, "comparison": None}
     if args.compare is not None:
         report["comparison"] = asdict(mcnemar_test(*(result.success for result in results)))
     folder = Path(args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    shown = choose_episodes(results[0].episodes, args.num_videos)
     report["media"] = write_media(folder, shown, env.fps, args.video_format)
     (folder / "rollout.json").write_text(json.dumps(report, indent=2) + "\n")
     print(format_report(report))
@@ -84,7 +86,6 @@ def evaluate(
     replan_every: int,
     max_steps: int,
     swapped: bool = True,
-    record: int = 0,
 ) -> tuple[dict, RolloutResult]:
     """Roll-outs and, with `swapped`, the control: the same scenes with an instruction about another object.
 
@@ -94,7 +95,7 @@ def evaluate(
         `{"successes", "episodes", "rate", "low", "high"}` with the bounds of a 95 % Wilson interval; `mean_steps`; and
         the outcomes episode by episode.
     """
-    result = rollout(policy, env, seeds, replan_every, max_steps, record=record, description="True instructions")
+    result = rollout(policy, env, seeds, replan_every, max_steps, description="True instructions")
     figures = {
         "success": success_rate(result.success),
         "swapped": None,
@@ -112,6 +113,25 @@ def evaluate(
             "episodes": [_outcome(episode) for episode in control.episodes],
         }
     return figures, result
+
+
+def replay(policy: Policy, env, episodes: Sequence[Episode], replan_every: int, max_steps: int) -> list[Episode]:
+    """The same episodes once more, now with their frames: any of them can be shown, however rare, and no others are
+    kept in memory.
+
+    A policy does the same again in the same scene, up to rounding. An episode that this tips over into another outcome
+    is left out: what is shown is what was counted.
+    """
+    if not episodes:
+        return []
+    seeds = [episode.seed for episode in episodes]
+    again = rollout(policy, env, seeds, replan_every, max_steps, record=len(seeds), description="To be shown").episodes
+    return [new for old, new in zip(episodes, again, strict=True) if new.success == old.success]
+
+
+def video_format() -> str:
+    """What can be written here: "mp4" with PyAV, otherwise "gif"."""
+    return "mp4" if find_spec("av") else "gif"
 
 
 def success_rate(outcomes: Sequence[bool]) -> dict:

@@ -28,11 +28,12 @@ from . import (
     simulation,
 )
 from .answers import answer_accuracy, ask
-from .rollout import evaluate, write_media
+from .rollout import evaluate, replay, video_format, write_media
 from .simulation import make_env, make_questions
 from .simulation.recording import record_demonstrations
 from .simulation.report_media import choose_episodes
 from .simulation.rollout import PipelinePolicy
+from .simulation.tasks import TASK_KINDS
 from .train import fit_fast_tokenizer, normalized_chunks
 from .training.mixture import Mixture
 from .training.recipes import Stage, get_recipe, set_stage, split_steps
@@ -47,7 +48,7 @@ TABLETOP_VLM = Path(simulation.__file__).parent / "tabletop_vlm"
 
 # Name of a set of roll-outs -> title, and options of the environment.
 ROLLOUTS = {
-    "touch": ("Touch tasks, fresh scenes", {"kinds": ["touch"]}),
+    **{kind: (f"{kind.capitalize()} tasks, fresh scenes", {"kinds": [kind]}) for kind in TASK_KINDS},
     "touch_held_out_pairs": (
         "Touch tasks, target of a colour and shape never demonstrated together",
         {"kinds": ["touch"], "split": "held_out_pairs"},
@@ -56,15 +57,21 @@ ROLLOUTS = {
         "Touch tasks, wording never demonstrated",
         {"kinds": ["touch"], "split": "held_out_wordings"},
     ),
-    "move": ("Move tasks, fresh scenes", {"kinds": ["move"]}),
 }
+
+
+def rollouts_of(kinds: list[str]) -> list[str]:
+    """Which of the `ROLLOUTS` a policy is tried in that was shown these kinds of task; the first kind's come first."""
+    return [name for kind in kinds for name, (_, options) in ROLLOUTS.items() if options["kinds"] == [kind]]
 
 
 @dataclass
 class TabletopArguments:
     """How the policy is taught. The defaults were measured one by one, on two cores."""
 
-    kinds: list[str] = field(default_factory=lambda: ["touch"], metadata={"help": "Tasks to demonstrate."})
+    kinds: list[str] = field(
+        default_factory=lambda: ["touch"], metadata={"help": f"Tasks to demonstrate: {', '.join(TASK_KINDS)}."}
+    )
     num_demonstrations: int = field(default=3000, metadata={"help": "Episodes of the scripted expert."})
     action_noise: float = field(
         default=0.6, metadata={"help": "Disturbance of the expert's motion, so that it shows how to recover."}
@@ -84,6 +91,10 @@ class TabletopArguments:
     question_share: float = field(default=0.35, metadata={"help": "Share of questions among the examples."})
     batch_size: int = field(default=32, metadata={"help": "Examples in a step."})
     learning_rate: float = field(default=1e-3, metadata={"help": "Of Muon and AdamW; falls to 0 as a cosine."})
+
+    def __post_init__(self):
+        if not self.kinds or set(self.kinds) - set(TASK_KINDS) or len(set(self.kinds)) < len(self.kinds):
+            raise ValueError(f"--kinds takes one or more of {', '.join(TASK_KINDS)}, each once; got {self.kinds}.")
 
 
 def once(path: Path, make: Callable[[], dict]) -> dict:
@@ -296,12 +307,13 @@ def roll_out(
     env = make_env("tabletop", min(num_episodes, 100), **options)
     pipe = pipeline("action-prediction", model=str(policy))
     seeds = range(EVALUATION_SEED, EVALUATION_SEED + num_episodes)
-    figures, result = evaluate(
-        PipelinePolicy(pipe), env, seeds, args.replan_every, env.max_steps, swapped=True, record=4 * num_videos
-    )
+    policy = PipelinePolicy(pipe)
+    figures, result = evaluate(policy, env, seeds, args.replan_every, env.max_steps)
+    shown = choose_episodes(result.episodes, num_videos)
+    shown = replay(policy, env, shown, args.replan_every, env.max_steps)
     env.close()
     (folder / name).mkdir(parents=True, exist_ok=True)
-    media = write_media(folder / name, choose_episodes(result.episodes, num_videos), env.fps, "mp4")
+    media = write_media(folder / name, shown, env.fps, video_format())
     media = {
         "contact_sheet": media["contact_sheet"] and f"{name}/{media['contact_sheet']}",
         "videos": [{**video, "file": f"{name}/{video['file']}"} for video in media["videos"]],

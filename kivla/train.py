@@ -28,6 +28,7 @@ from .training.data_parallel import made_whole
 from .training.lerobot_dataset import joint_statistics
 from .training.lora import lora_config
 from .training.mixture import Mixture
+from .training.policy_card import evaluated_sets
 from .training.recipes import BACKBONE, RECIPES, Recipe, Stage, get_recipe, set_stage, split_steps
 from .training.vlm_dataset import VLMDataset
 
@@ -206,7 +207,6 @@ def run(arguments: Sequence[str]) -> None:
                 trainer,
                 load_sources(data_args, model_args.chunk_size, trainer.processing_class),
                 metrics,
-                evaluated_sets(metrics),
                 arguments,
                 recipe=model_args.recipe or ("insulated" if recipe else "as before"),
                 what_it_is=recipe.description if recipe else "it went on as it had been trained",
@@ -217,6 +217,8 @@ def run(arguments: Sequence[str]) -> None:
             )
         write_card(output_dir)
         print_results(metrics, output_dir)
+    if args.push_to_hub:
+        trainer.push_to_hub()
 
 
 def save(trainer: KIVLATrainer, folder: Path) -> None:
@@ -226,7 +228,7 @@ def save(trainer: KIVLATrainer, folder: Path) -> None:
     if isinstance(trainer.model, PeftModel):
         trainer.save_model(str(folder / "adapter"))
         trainer.model = trainer.model_wrapped = trainer.model.merge_and_unload()
-    trainer.save_model()
+    trainer.save_model(_internal_call=True)  # to be pushed with its card, at the end
     trainer.save_state()
     trainer.accelerator.wait_for_everyone()  # the next stage begins with what the first process writes
 
@@ -260,6 +262,7 @@ def split_run(stages: Sequence[Stage | None], args: KIVLATrainingArguments) -> l
             max_steps=count,
             num_train_epochs=args.num_train_epochs * stage.share / total,
             output_dir=folder,
+            push_to_hub=args.push_to_hub and folder == args.output_dir,
         )
         for stage, count, folder in zip(stages, steps, [*folders, args.output_dir], strict=True)
     ]
@@ -458,14 +461,6 @@ def fit_fast_tokenizer(chunks: Sequence[np.ndarray], vocab_size: int, scale: flo
         f"{report['tokens_max']}), root-mean-square error {report['rmse']:.4f} of the normalised range [-1, 1]"
     )
     return tokenizer
-
-
-def evaluated_sets(metrics: dict[str, float]) -> dict[str, dict[str, float]]:
-    """Set of demonstrations -> its errors in robot units."""
-    sets = [name.removeprefix("eval_").removesuffix("_times_better_than_mean") for name in metrics]
-    sets = [name for name in sets if f"eval_{name}_times_better_than_mean" in metrics]
-    columns = ("action_mae", "mean_action_mae", "times_better_than_mean")
-    return {name: {column: metrics[f"eval_{name}_{column}"] for column in columns} for name in sets}
 
 
 def print_results(metrics: dict[str, float], folder: Path) -> None:

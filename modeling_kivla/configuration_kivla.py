@@ -7,6 +7,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from .backbone_attention import UnsupportedBackboneError, probe_backbone
 from .checked_config import CheckedConfig
+from .hub_card import hub_id
 
 # For `pipeline("action-prediction", ..., trust_remote_code=True)` without kivla
 CUSTOM_PIPELINES = {
@@ -159,6 +160,13 @@ class KIVLAConfig(CheckedConfig):
         """The entries of `kv_layers` that an expert layer reads: every k-th one, the last included."""
         stride = self.expert_config.layer_stride
         return self.kv_layers[(len(self.kv_layers) - 1) % stride :: stride]
+
+    def to_dict(self) -> dict:
+        """As for any config. A VLM's name on the Hub is kept; the folder where it lay on this machine is not."""
+        values = super().to_dict()
+        if isinstance(vlm := values.get("vlm_config"), dict) and hub_id(vlm.get("_name_or_path")) is None:
+            vlm.pop("_name_or_path", None)
+        return values
 
     def save_pretrained(self, save_directory, **kwargs):
         """As for any config; a policy that brings its code along says which pipeline is in it."""

@@ -1,7 +1,7 @@
 """KIVLA: any vision-language model as a robot policy, with knowledge insulation."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -13,8 +13,6 @@ from torch.utils.checkpoint import checkpoint
 from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
-    GenerationConfig,
-    LogitsProcessorList,
     PreTrainedConfig,
     PreTrainedModel,
 )
@@ -22,21 +20,18 @@ from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput
 
-from .action_checks import NaNWatch, check_finite
+from .action_checks import check_finite
 from .action_expert import ActionExpert, ExpertRMSNorm, Modulation, Prefix
 from .backbone_attention import (
     PrefixRecorder,
     capture_positions,
     find_text_decoder,
     logits_at,
-    logits_of,
     record_attention,
 )
-from .call_hooks import call_view
 from .configuration_kivla import KIVLAConfig, KIVLAExpertConfig
 from .flow_matching import euler_times, flow_matching_loss, interpolate, sample_flow_time
 from .forward_inputs import (
-    EXPERT_INPUTS,
     WithVLMArguments,
     check_actions,
     check_names,
@@ -51,6 +46,8 @@ from .forward_inputs import (
     with_image_dtype,
 )
 from .frozen_parts import rest
+from .generation_kivla import KIVLAGenerationMixin
+from .hub_card import PushedWithCard
 from .knowledge_insulation import insulate
 from .next_token import next_token_loss, supervised_tokens
 from .pipeline_kivla import ActionPredictionPipeline  # noqa: F401 (belongs to the code that is saved with a policy)
@@ -91,7 +88,7 @@ class KIVLAOutput(ModelOutput):
     router_logits: tuple[torch.Tensor, ...] | None = None
 
 
-class KIVLAPreTrainedModel(PreTrainedModel):
+class KIVLAPreTrainedModel(PushedWithCard, PreTrainedModel):
     config: KIVLAConfig
     # Its losses are means over what they supervise, whatever else the optimiser step has (KIVLATrainer counts itself).
     accepts_loss_kwargs = False
@@ -130,7 +127,7 @@ _DAMAGE = (
 )
 
 
-class KIVLAForActionPrediction(KIVLAPreTrainedModel):
+class KIVLAForActionPrediction(KIVLAGenerationMixin, KIVLAPreTrainedModel):
     """A vision-language-action model: a VLM that learns tokens, and an action expert that reads it.
 
     Args:
@@ -166,7 +163,9 @@ class KIVLAForActionPrediction(KIVLAPreTrainedModel):
             pretrained_model_name_or_path: a Hub id or a folder of any VLM for `AutoModelForImageTextToText`.
             expert_config: the action expert.
             **kwargs: fields of `KIVLAConfig` (`chunk_size`, `max_action_dim`, ...); everything else goes to the VLM's
-                `from_pretrained` (`dtype`, `device_map`, `attn_implementation`, `quantization_config`, ...).
+                `from_pretrained` (`device_map`, `attn_implementation`, `quantization_config`, ...). `dtype` is float32
+                by default, whatever the files are: the policy is to be trained, and most of an optimiser's steps are
+                too small for bfloat16. (`bf16=True` trains in mixed precision.)
 
         Raises:
             UnsupportedBackboneError: before any weights are loaded, if the VLM gives the expert nothing to read.
@@ -176,6 +175,8 @@ class KIVLAForActionPrediction(KIVLAPreTrainedModel):
         hub_kwargs = {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs}
         vlm_config = AutoConfig.from_pretrained(pretrained_model_name_or_path, **hub_kwargs)
         config = KIVLAConfig(vlm_config=vlm_config, expert_config=expert_config, **config_kwargs)
+        if not {"dtype", "torch_dtype"} & kwargs.keys():
+            kwargs["dtype"] = torch.float32
         vlm = AutoModelForImageTextToText.from_pretrained(pretrained_model_name_or_path, config=vlm_config, **kwargs)
         training = vlm.training
         model = cls(config, vlm=vlm).train(training)
@@ -584,108 +585,6 @@ class KIVLAForActionPrediction(KIVLAPreTrainedModel):
         # The calls between kernels weigh as much as the kernels of a small model: they, too, in C++.
         options = {"cpp_wrapper": True} if self.expert.action_in_proj.weight.device.type == "cpu" else None
         self.expert.compile(fullgraph=True, options=options)
-
-    def generate(self, *args, **kwargs):
-        """The VLM still talks: its own `generate`. Inputs for the expert are left out.
-
-        Raises:
-            ValueError: a batch for training, which has the answer in its prompt.
-        """
-        return self._talker(self.generation_config).generate(*args, **self._prompt(kwargs))
-
-    def _talker(self, config: GenerationConfig) -> PreTrainedModel:
-        """The VLM for one call of `generate`, with these defaults."""
-        talker = call_view(self.vlm)
-        talker.generation_config = config
-        return talker
-
-    def _prompt(self, inputs: dict) -> dict:
-        """Arguments of `generate`, out of a batch and options."""
-        for name in ("labels", "actions"):
-            if inputs.get(name) is not None:
-                raise ValueError(
-                    f"This batch is for training: it has `{name}`, so its prompt ends in the answer. To let the VLM "
-                    "talk, make the batch without `response` and `actions`."
-                )
-        inputs = {name: value for name, value in inputs.items() if name not in ("labels", *EXPERT_INPUTS)}
-        return with_image_dtype(inputs, self.vlm.dtype)
-
-    def generate_actions(
-        self,
-        processor,
-        do_sample: bool = False,
-        temperature: float = 1.0,
-        use_cache: bool = True,
-        action_mask: torch.Tensor | None = None,
-        robot: Sequence[str | None] | None = None,
-        **inputs,
-    ) -> list:
-        """Decode action tokens: the VLM says a chunk code by code, held to what can become a complete one.
-
-        Args:
-            processor: the policy's `KIVLAProcessor`, which knows the action tokens.
-            do_sample: sample at `temperature`, with torch's random state; otherwise greedy.
-            use_cache: keep keys and values of what was said (same result, faster).
-            action_mask: (B, H, D) bool, which dimensions an example has.
-            robot: for each example the name of its robot, which then says how many dimensions there are; needed by
-                processors of several robots whose masks do not tell (`noise_padding`).
-            **inputs: what `processor(...)` gives without actions.
-
-        Returns:
-            For each example a normalised chunk, float32 (H, action_dim), or an `ActionDecodingFailure` with the reason.
-            `processor.unnormalize_actions(chunk)` turns it into robot units.
-
-        Raises:
-            NonFiniteActionsError: the VLM computed NaN.
-        """
-        batch_size, length = inputs["input_ids"].shape
-        if robot is not None or action_mask is None or processor.noise_padding:
-            action_dims = [processor.robot(name).action_dim for name in robot or [None] * batch_size]
-        else:
-            action_dims = action_mask.any(1).sum(-1).tolist()
-        constraint = processor.action_constraint(length, action_dims)
-        longest = processor.action_tokenizer.max_tokens(self.config.chunk_size, max(action_dims))
-        config = GenerationConfig(
-            do_sample=do_sample,
-            temperature=temperature if do_sample else None,
-            top_k=0 if do_sample else None,
-            max_new_tokens=longest + 1,
-            eos_token_id=processor.end_token_id,
-            pad_token_id=processor.tokenizer.pad_token_id,
-            use_cache=use_cache,
-        )
-        with logits_of(self.vlm, torch.tensor([*processor.action_token_ids, processor.end_token_id])):
-            tokens = self._generate_with(config, LogitsProcessorList([constraint]), inputs)
-        return processor.decode_actions(tokens[:, length:], action_dims)
-
-    def generate_response(self, processor, max_new_tokens: int = 64, **inputs) -> list[str]:
-        """What the VLM says before it acts, e.g. the sub-task that it sets itself (π0.5); greedy, up to the actions.
-
-        Args:
-            processor: the policy's `KIVLAProcessor`.
-            max_new_tokens: longest response.
-            **inputs: what `processor(...)` gives without actions.
-
-        Returns:
-            For each example the words, to be handed back to the processor as `given_response`.
-        """
-        length = inputs["input_ids"].shape[1]
-        stops = [processor.end_token_id, *processor.action_token_ids.tolist()]
-        config = GenerationConfig(
-            max_new_tokens=max_new_tokens, eos_token_id=stops, pad_token_id=processor.tokenizer.pad_token_id
-        )
-        tokens = self._generate_with(config, None, inputs)[:, length:].tolist()
-        ends = [next((i for i, token in enumerate(row) if token in stops), len(row)) for row in tokens]
-        words = [row[:end] for row, end in zip(tokens, ends, strict=True)]
-        return [text.strip() for text in processor.tokenizer.batch_decode(words, skip_special_tokens=True)]
-
-    def _generate_with(self, config: GenerationConfig, logits_processor, inputs: dict) -> torch.Tensor:
-        """The VLM's `generate` with these settings and none of its own (repetition penalties, sampling, ...)."""
-        watch = NaNWatch()
-        watched = LogitsProcessorList([watch, *(logits_processor or [])])
-        tokens = self._talker(config).generate(**self._prompt(inputs), logits_processor=watched)
-        watch.check()
-        return tokens
 
 
 def _repeated_layers(model: PreTrainedModel) -> set[str]:

@@ -20,8 +20,9 @@ class ActionPredictionPipeline(Pipeline):
     arrays, paths or URLs), `text`, `state` if the policy reads one, and `robot` (a name) if it knows several. A list of
     observations gives a list of results, computed `batch_size` at a time (all at once by default).
 
-    A policy whose expert reads responses (`processor.expert_reads_response`) first says what it is about to do, and
-    then does it: the result has a `response` beside the actions. An observation may bring a `response` of its own.
+    A policy whose expert reads responses (`processor.expert_reads_response`), or that acts by tokens and was taught to
+    say a response first (`processor.responds_first`), says what it is about to do, and then
+    does it: the result has a `response` beside the actions. An observation may bring a `response` of its own.
 
     Options, in the constructor or in a call: `acts_by`, "flow" (the action expert) or "tokens" (decoded action tokens;
     by default what the policy was trained for); `num_steps` (Euler steps); `seed`: with it every observation starts
@@ -57,19 +58,21 @@ class ActionPredictionPipeline(Pipeline):
             raise ValueError(f'acts_by must be "flow" or "tokens", got {acts_by!r}.')
         forward = {"num_steps": num_steps, "seed": seed, "acts_by": acts_by, "reuse_prefix": reuse_prefix}
         given = {name: value for name, value in forward.items() if value is not None}
-        return {}, given, {} if clip_actions is None else {"clip_actions": clip_actions}
+        before = {} if acts_by is None else {"acts_by": acts_by}
+        return before, given, {} if clip_actions is None else {"clip_actions": clip_actions}
 
     def __call__(self, observations: dict | list[dict], batch_size: int | None = None, **options):
-        _, forward, after = self._sanitize_parameters(**options)
-        forward, after = {**self._forward_params, **forward}, {**self._postprocess_params, **after}
+        before, forward, after = self._sanitize_parameters(**options)
+        before, forward = {**self._preprocess_params, **before}, {**self._forward_params, **forward}
+        after = {**self._postprocess_params, **after}
         batch = [observations] if isinstance(observations, dict) else list(observations)
         size = batch_size or self._batch_size or max(len(batch), 1)
         results = []
         for start in range(0, len(batch), size):
-            results += self.run_single(batch[start : start + size], {}, forward, after)
+            results += self.run_single(batch[start : start + size], before, forward, after)
         return results[0] if isinstance(observations, dict) else results
 
-    def preprocess(self, observations: list[dict]):
+    def preprocess(self, observations: list[dict], acts_by: str | None = None):
         for i, observation in enumerate(observations):
             unknown = set(observation) - {*_OBSERVATION, "response"}
             if "text" not in observation or unknown:
@@ -79,7 +82,9 @@ class ActionPredictionPipeline(Pipeline):
                 )
         columns = {key: [observation.get(key) for observation in observations] for key in _OBSERVATION}
         responses = [observation.get("response") for observation in observations]
-        if self.processor.expert_reads_response and None in responses:
+        by_tokens = (acts_by or self.model.config.acts_by) == "tokens"
+        says = self.processor.expert_reads_response or (by_tokens and self.processor.responds_first)
+        if says and None in responses:
             batch = self.processor(**columns).to(self.device)
             said = self.model.generate_response(self.processor, **batch)
             responses = [own if own is not None else words for own, words in zip(responses, said, strict=True)]
@@ -97,7 +102,8 @@ class ActionPredictionPipeline(Pipeline):
     ) -> dict:
         inputs, noise = model_inputs.pop("inputs"), None
         if (acts_by or self.model.config.acts_by) == "tokens":
-            chunks = self.model.generate_actions(self.processor, robot=model_inputs["robots"], **inputs)
+            options = {"robot": model_inputs["robots"], "max_response_tokens": 0}  # what there is to say has been said
+            chunks = self.model.generate_actions(self.processor, **options, **inputs)
             return {"chunks": chunks, **model_inputs}
         if seed is not None:
             config = self.model.config

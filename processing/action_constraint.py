@@ -28,6 +28,9 @@ class CodeGrammar:
 class ActionTokenConstraint(LogitsProcessor):
     """Lets `generate` say action tokens only, and the end exactly when the chunk is complete.
 
+    A policy that was taught to say a response first may say it: words are free until the first action token, and there
+    is no end without a chunk.
+
     With a grammar every sequence is a chunk, whatever the model wants to say: a code is allowed while what it stands
     for still fits. Without one (an action tokenizer that cannot tell) the codes and the end are always allowed, and
     what comes out may fail to decode. Beams and repeated samples of an example are understood.
@@ -38,6 +41,7 @@ class ActionTokenConstraint(LogitsProcessor):
         prompt_length: tokens of `input_ids` that were there before `generate`.
         num_values: for each example of the batch, values of a complete chunk: `chunk_size · action_dim`.
         grammar: of the action tokenizer, or None.
+        max_response_tokens: longest response; then actions begin. 0: they begin at once.
     """
 
     def __init__(
@@ -47,10 +51,12 @@ class ActionTokenConstraint(LogitsProcessor):
         prompt_length: int,
         num_values: Sequence[int],
         grammar: CodeGrammar | None,
+        max_response_tokens: int = 0,
     ):
         self.action_token_ids = torch.as_tensor(action_token_ids)
         self.end_token_id = end_token_id
         self.prompt_length = prompt_length
+        self.max_response_tokens = max_response_tokens
         self.num_values = torch.as_tensor(num_values)
         self.grammar = self._of_token = None
         if grammar is not None:
@@ -62,12 +68,14 @@ class ActionTokenConstraint(LogitsProcessor):
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
         ids = self.action_token_ids.to(scores.device)
+        said = input_ids[:, self.prompt_length :]
+        acts = torch.isin(said, ids).any(1) | (said.shape[1] >= self.max_response_tokens)  # (B,)
         if self.grammar is None:
             allowed = torch.ones(len(scores), len(ids), dtype=torch.bool, device=scores.device)
-            end = allowed[:, 0]
+            end = acts
         else:
-            allowed, end = self._allowed(input_ids[:, self.prompt_length :])
-        constrained = torch.full_like(scores, -torch.inf)
+            allowed, end = self._allowed(said)
+        constrained = scores.masked_fill(acts[:, None], -torch.inf)
         constrained[:, ids] = scores[:, ids].masked_fill(~allowed, -torch.inf)
         constrained[:, self.end_token_id] = scores[:, self.end_token_id].masked_fill(~end, -torch.inf)
         return constrained

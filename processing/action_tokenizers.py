@@ -180,6 +180,10 @@ class ActionTokenizer(ABC):
     def max_tokens(self, chunk_size: int, action_dim: int) -> int:
         """Upper bound on the number of codes of one chunk."""
 
+    def steps_of(self, codes: Sequence[int], action_dim: int) -> np.ndarray | None:
+        """(n,), the step of the chunk that each code is about; None where every code is about all of them (FAST)."""
+        return None
+
     def grammar(self) -> CodeGrammar | None:
         """How codes add up to a chunk, so that decoding can be held to complete ones; None if that cannot be said."""
         return None
@@ -492,6 +496,9 @@ class BinningActionTokenizer(ActionTokenizer):
 
     def max_tokens(self, chunk_size: int, action_dim: int) -> int:
         return chunk_size * action_dim
+
+    def steps_of(self, codes: Sequence[int], action_dim: int) -> np.ndarray:
+        return np.arange(len(codes)) // action_dim
 
     def grammar(self) -> CodeGrammar:
         """One value each."""

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -17,9 +17,11 @@ from transformers.dynamic_module_utils import custom_object_save
 
 from .action_constraint import ActionTokenConstraint
 from .action_tokenizers import ActionDecodingFailure, ActionTokenizer, load_action_tokenizer, panics_as_errors
+from .hub_card import PushedWithCard
 from .image_input import pad_to_square
 from .normalization import as_numbers, discretize_state
-from .prompt_frame import PromptFrame, has_chat, prompt_frame
+from .plain_words import PlainWords
+from .prompt_frame import PromptFrame, PromptFrames, has_chat
 from .robot import Robot, robot_from_json
 
 VLM_PROCESSOR_FOLDER = "vlm_processor"
@@ -39,7 +41,10 @@ SETTINGS = (
     "square_images",
     "max_length",
     "clip_actions",
+    "responds_first",
 )
+# Longest response that a policy says before it acts
+MAX_RESPONSE_TOKENS = 64
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
 # What AutoProcessor and `pipeline` pass on to every processor; none of it concerns this one.
 _LIBRARY_ARGUMENTS = ("_from_auto", "_from_pipeline", "_commit_hash", "code_revision", "dtype")
@@ -85,7 +90,7 @@ class _Example:
     is_pad: np.ndarray | None
 
 
-class KIVLAProcessor(ProcessorMixin):
+class KIVLAProcessor(PushedWithCard, ProcessorMixin):
     r"""
     Wraps a VLM's own processor and adds what a robot needs: prompts with state, action chunks, action tokens.
 
@@ -121,6 +126,15 @@ class KIVLAProcessor(ProcessorMixin):
         clip_actions: whether predicted actions are held within the smallest and largest action of the robot's data,
             dimension by dimension. Needs the statistics `min` and `max` (`clips_actions(robot)` says whether they are
             there; openpi's checkpoints have only quantiles).
+        responds_first: whether the VLM was taught to say a response before its action tokens (language-and-action
+            data). A policy that acts by tokens then says it, and goes on to act; others act at once. `KIVLATrainer`
+            sets it as soon as it sees such data.
+        prompt_frames: what stands around prompt and answer, by number of images (`to_dict()["prompt_frames"]`), as it
+            is saved with every processor. By default the VLM's chat template writes it now, once: a date in it stays
+            that of the training.
+
+    What people write (instructions, questions, responses) reaches the VLM as words: control tokens in it, such as
+    `<eos>` or `<action_3>`, are tokenised as plain text. Placeholders of images are refused.
 
     Raises:
         ValueError: contradictory settings, statistics that do not fit, a chat template that swallows words.
@@ -148,6 +162,8 @@ class KIVLAProcessor(ProcessorMixin):
         square_images: bool = False,
         max_length: int | None = None,
         clip_actions: bool = True,
+        responds_first: bool = False,
+        prompt_frames: dict[str, dict] | None = None,
     ):
         super().__init__()
         if state_encoding not in ("text", "continuous", "none"):
@@ -181,6 +197,7 @@ class KIVLAProcessor(ProcessorMixin):
         self.square_images = square_images
         self.max_length = max_length
         self.clip_actions = clip_actions
+        self.responds_first = responds_first
 
         if robots is not None and (statistics, cameras, action_dim) != (None, None, None):
             raise ValueError(
@@ -207,12 +224,13 @@ class KIVLAProcessor(ProcessorMixin):
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token  # masked everywhere, so any token will do
         self.action_token_ids = self._place_action_tokens()
-        self._newline = self._tokenize("\n")
         # What in a text would be taken for an image
         image_ids = [i for i in vlm_processor.image_token_ids if i is not None]
         self._placeholders = {vlm_processor.image_token, *self.tokenizer.convert_ids_to_tokens(image_ids)}
-        self._frames: dict[int, PromptFrame] = {}
-        self._frame(1)  # a chat template that does not work is better known now
+        most_images = max(len(robot.cameras or ()) for robot in self.robots.values())
+        self._frames = PromptFrames(vlm_processor, most_images, prompt_frames)
+        self._words = PlainWords(self.tokenizer, self._frames.written + action_prompt)
+        self._newline = self._tokenize("\n")
 
     @classmethod
     def from_vlm(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> "KIVLAProcessor":
@@ -301,7 +319,9 @@ class KIVLAProcessor(ProcessorMixin):
             actions: for each example (H, Da), robot units, H at most `chunk_size`; None for an example without.
             response: for each example the text to be learned after the prompt (a sub-task, an answer), or None; for a
                 conversation the list of its answers.
-            action_is_pad: for each example (H,) bool, True on steps after the end of the episode.
+            action_is_pad: for each example (H,) bool, True on steps after the end of the episode. They are not learned,
+                and what stands there does not matter. One exception: FAST's codes are each about the whole chunk, in
+                which such steps hold the last action.
             robot: for each example the name of its robot, where the processor has several.
             given_response: for each example what the VLM has said already (a sub-task, from `generate_response`): it
                 follows the prompt, and nothing of it is learned. To act in two steps, as π0.5 does.
@@ -357,7 +377,7 @@ class KIVLAProcessor(ProcessorMixin):
         if given_response is not None:
             if responses:
                 raise ValueError("there are `response`, to be learned, and `given_response`. Give one of them.")
-            self._check_words("given_response", given_response)
+            given_response = self._plain("given_response", given_response)
         chunk = is_pad = None
         if actions is not None:
             if not asks_actions:
@@ -373,7 +393,7 @@ class KIVLAProcessor(ProcessorMixin):
             asks_actions=asks_actions,
             prompt=self._prompt(questions[0], state) if asks_actions else questions[0],
             learns=bool(responses) or chunk is not None,
-            suffix=self._suffix(questions[1:], responses, given_response, chunk, len(images)),
+            suffix=self._suffix(questions[1:], responses, given_response, chunk, is_pad, len(images)),
             state=state,
             chunk=chunk,
             is_pad=is_pad,
@@ -383,10 +403,9 @@ class KIVLAProcessor(ProcessorMixin):
         """Questions and answers; one question and no answer where nothing is to be answered."""
         questions = list(text) if isinstance(text, list | tuple) else [text]
         responses = list(response) if isinstance(response, list | tuple) else [response] if response is not None else []
-        for question in questions:
-            self._check_words("text", question, may_be_empty=asks_actions)
-        for answer in responses:
-            self._check_words("response", answer)
+        clean = _one_line if asks_actions else str.strip
+        questions = [self._plain("text", question, clean, may_be_empty=asks_actions) for question in questions]
+        responses = [self._plain("response", answer) for answer in responses]
         if len(questions) == 1 and len(responses) <= 1:
             return questions, responses
         if len(questions) != len(responses):
@@ -403,7 +422,8 @@ class KIVLAProcessor(ProcessorMixin):
             )
         return questions, responses
 
-    def _check_words(self, name: str, words, may_be_empty: bool = False):
+    def _plain(self, name: str, words, clean: Callable[[str], str] = str, may_be_empty: bool = False) -> str:
+        """Words that a person gave, checked, without control tokens."""
         if not isinstance(words, str):
             raise ValueError(f"`{name}` must be a string, got {type(words).__name__}.")
         if not may_be_empty and not words.strip():
@@ -414,6 +434,7 @@ class KIVLAProcessor(ProcessorMixin):
                 f"`{name}` contains {placeholders[0]!r}, which stands for an image: {words!r}. Leave it out; the "
                 "processor puts images in front of the text."
             )
+        return self._words.plain(clean(words), name)
 
     def _state(self, values, robot: Robot) -> np.ndarray:
         if values is None:
@@ -435,7 +456,6 @@ class KIVLAProcessor(ProcessorMixin):
             raise ValueError(f"`state`: {error}") from error
 
     def _prompt(self, text: str, state: np.ndarray | None) -> str:
-        text = text.strip().replace("_", " ").replace("\n", " ")
         if self.state_encoding != "text":
             return self.action_prompt.format(text=text)
         bins = " ".join(str(b) for b in discretize_state(state))
@@ -443,12 +463,11 @@ class KIVLAProcessor(ProcessorMixin):
 
     # --------------------------------------------------------------------------------------------- token sequences
     def _tokenize(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return self._words.without_breaks({"input_ids": ids})["input_ids"]
 
     def _frame(self, num_images: int) -> PromptFrame:
-        """Rendered once for every number of images: templates are slow, and words need not go through them."""
-        if num_images not in self._frames:
-            self._frames[num_images] = prompt_frame(self.vlm_processor, num_images)
+        """Words need not go through templates, which are slow."""
         return self._frames[num_images]
 
     def _suffix(
@@ -457,9 +476,11 @@ class KIVLAProcessor(ProcessorMixin):
         responses: list[str],
         given_response: str | None,
         chunk: np.ndarray | None,
+        is_pad: np.ndarray | None,
         num_images: int,
     ) -> list[_Span]:
-        """What follows the prompt. Of a conversation the answers are learned, and the questions between them not."""
+        """What follows the prompt. Of a conversation the answers are learned, and the questions between them not. The
+        VLM's turn ends when all is said: not after a part of a chunk."""
         frame = self._frame(num_images)
         closing, spans = self._tokenize(frame.closing), []
         if given_response is not None:
@@ -468,13 +489,32 @@ class KIVLAProcessor(ProcessorMixin):
             spans.append(_Span(self._answer(frame, response), True, self.expert_reads_response))
             if i < len(next_questions):
                 spans.append(_Span(closing, True))
-                spans.append(_Span(self._tokenize(frame.between + next_questions[i].strip() + frame.after), False))
+                spans.append(_Span(self._tokenize(frame.between + next_questions[i] + frame.after), False))
+        is_complete = True
         if chunk is not None and self.action_tokenizer is not None:
-            (codes,) = self.action_tokenizer.encode(chunk[None])
-            spans.append(_Span(self.action_token_ids[codes].tolist(), True))
-        if any(span.is_learned for span in spans):
+            action_spans, is_complete = self._action_spans(chunk, is_pad)
+            spans += action_spans
+        if is_complete and any(span.is_learned for span in spans):
             spans.append(_Span(closing, True))
         return spans
+
+    def _action_spans(self, chunk: np.ndarray, is_pad: np.ndarray) -> tuple[list[_Span], bool]:
+        """The tokens of a chunk, and whether they are a whole one.
+
+        Padded steps are not learned. A tokenizer with codes for each step (bins) leaves them out. With FAST every code
+        is about all steps: there the padded ones hold the last action, as openpi and LeRobot train it, unless no step
+        is real.
+        """
+        if is_pad.all():
+            return [], False
+        (codes,) = self.action_tokenizer.encode(chunk[None])
+        ids, steps = self.action_token_ids[codes], self.action_tokenizer.steps_of(codes, chunk.shape[1])
+        if steps is None:
+            return [_Span(ids.tolist(), True)], True
+        is_real = ~is_pad[steps]  # (n,)
+        needed = len(is_real) - int(is_real[::-1].argmax())  # what comes after the last real one is not
+        groups = groupby(zip(ids[:needed].tolist(), is_real[:needed], strict=True), lambda pair: bool(pair[1]))
+        return [_Span([token for token, _ in group], real) for real, group in groups], not is_pad.any()
 
     def _answer(self, frame: PromptFrame, words: str) -> list[int]:
         """As it is tokenized after the prompt: some tokenizers put a space in front of every text."""
@@ -512,7 +552,7 @@ class KIVLAProcessor(ProcessorMixin):
         token_type = SUFFIX_TOKEN_TYPE.get(type(self.vlm_processor).__name__, 0)
         rows = []
         for i, (example, tail) in enumerate(zip(examples, tails, strict=True)):
-            row = {name: tensor[i][mask[i]].tolist() for name, tensor in per_token.items()}
+            row = self._words.without_breaks({n: tensor[i][mask[i]].tolist() for n, tensor in per_token.items()})
             if tail is not None:
                 if row["input_ids"][-len(self._newline) :] == self._newline:
                     row = {name: values[: -len(self._newline)] for name, values in row.items()}
@@ -563,6 +603,29 @@ class KIVLAProcessor(ProcessorMixin):
         if self.state_encoding == "continuous":
             tensors["state"] = torch.from_numpy(state)
         return tensors
+
+    def add_responses(self, prompts, responses: Sequence[str | None]) -> dict[str, torch.Tensor]:
+        """What the VLM has said to prompts, after them: as if it had been given as `given_response` at once.
+
+        Args:
+            prompts: what the processor gives for inference.
+            responses: for each example the words (`generate_response`); None or "" for none.
+
+        Returns:
+            The prompts with the words, padded on the left.
+        """
+        input_ids, mask = prompts["input_ids"], prompts["attention_mask"].bool()
+        per_token = {n: t for n, t in prompts.items() if t.shape == input_ids.shape and n != "state"}
+        token_type = SUFFIX_TOKEN_TYPE.get(type(self.vlm_processor).__name__, 0)
+        fill = {"attention_mask": 1, "expert_attention_mask": self.expert_reads_response, "token_type_ids": token_type}
+        rows = []
+        for i, words in enumerate(responses):
+            ids = self._answer(self._frame(1), self._words.plain(words, "responses")) if words else []
+            rows.append(_extend({name: tensor[i][mask[i]].tolist() for name, tensor in per_token.items()}, ids, **fill))
+        longest = max(len(row["input_ids"]) for row in rows)
+        padding = {"input_ids": self.tokenizer.pad_token_id}
+        added = {n: _pad([row[n] for row in rows], longest, padding.get(n, 0), "left") for n in per_token}
+        return {**prompts, **{name: tensor.to(input_ids.device) for name, tensor in added.items()}}
 
     # -------------------------------------------------------------------------------------------------- decoding
     def unnormalize_actions(self, chunk, robot: str | None = None, clip_actions: bool | None = None):
@@ -623,20 +686,34 @@ class KIVLAProcessor(ProcessorMixin):
             results += self.action_tokenizer.decode([codes], self.chunk_size, action_dim)
         return results
 
-    def action_constraint(self, prompt_length: int, action_dims: Sequence[int]) -> ActionTokenConstraint:
+    def action_constraint(
+        self, prompt_length: int, action_dims: Sequence[int], max_response_tokens: int | None = None
+    ) -> ActionTokenConstraint:
         """A logits processor for `generate`: only complete chunks of action tokens, then the end.
 
         Args:
             prompt_length: tokens of each row of `input_ids`, padding included.
             action_dims: for each example the size of an action.
+            max_response_tokens: how much may be said before: by default `MAX_RESPONSE_TOKENS` if the policy was taught
+                to say something (`responds_first`), else nothing.
 
         Raises:
             ValueError: the processor has no action tokenizer.
         """
+        if max_response_tokens is None:
+            max_response_tokens = MAX_RESPONSE_TOKENS if self.responds_first or self.expert_reads_response else 0
         self._need_action_tokenizer()
         num_values = [self.chunk_size * action_dim for action_dim in action_dims]
         grammar = self.action_tokenizer.grammar()
-        return ActionTokenConstraint(self.action_token_ids, self.end_token_id, prompt_length, num_values, grammar)
+        return ActionTokenConstraint(
+            self.action_token_ids, self.end_token_id, prompt_length, num_values, grammar, max_response_tokens
+        )
+
+    def has_response_before_actions(self, labels: torch.Tensor) -> torch.Tensor:
+        """(B, S) labels -> (B,) bool: whether an example teaches words, and then action tokens."""
+        is_action = torch.isin(labels, torch.as_tensor(self.action_token_ids, device=labels.device))
+        first = (labels != -100).int().argmax(1, keepdim=True)
+        return is_action.any(1) & ~is_action.gather(1, first)[:, 0]
 
     @property
     def end_token_id(self) -> int:
@@ -674,7 +751,8 @@ class KIVLAProcessor(ProcessorMixin):
         settings = {name: getattr(self, name) for name in SETTINGS}
         robots = {name: robot.to_dict() for name, robot in self.robots.items()}
         robots = robots.get(None, {"robots": robots})
-        return {"processor_class": type(self).__name__, **settings, "action_tokenizer": tokenizer, **robots}
+        written = {"action_tokenizer": tokenizer, "prompt_frames": self._frames.to_dict(), **robots}
+        return {"processor_class": type(self).__name__, **settings, **written}
 
     def __repr__(self) -> str:
         shown = {name: getattr(self, name) for name in SETTINGS}
@@ -771,10 +849,13 @@ class KIVLAProcessor(ProcessorMixin):
 _SAVED_TYPES = {
     **dict.fromkeys(("chunk_size", "max_action_dim", "max_state_dim", "action_token_skip"), int),
     **dict.fromkeys(("state_encoding", "normalization", "action_token_placement", "action_prompt"), str),
-    **dict.fromkeys(("expert_reads_response", "noise_padding", "square_images", "clip_actions"), bool),
+    **dict.fromkeys(
+        ("expert_reads_response", "noise_padding", "square_images", "clip_actions", "responds_first"), bool
+    ),
     "max_length": int | None,
     "action_tokenizer": dict | None,
     "robots": dict,
+    "prompt_frames": dict,
 }
 _ROBOT_TYPES = {"statistics": dict | None, "cameras": list | None, "action_dim": int | None}
 
@@ -805,6 +886,11 @@ def _check_types(file: Path, values: dict, types: dict) -> None:
         is_right = isinstance(value, wanted) and (wanted is bool or not isinstance(value, bool))
         if not is_right or (isinstance(value, int) and not 0 <= value <= 1 << 20):
             raise ValueError(f"{file} is damaged: {name} is {str(value)[:200]}.")
+
+
+def _one_line(text: str) -> str:
+    """An instruction as openpi and LeRobot put it into a prompt."""
+    return text.strip().replace("_", " ").replace("\n", " ")
 
 
 def _extend(row: dict[str, list], ids: list[int], **fill) -> dict[str, list]:

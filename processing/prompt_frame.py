@@ -1,11 +1,18 @@
 """What stands around a prompt and an answer in the format that a VLM was trained on."""
 
-from dataclasses import dataclass
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 
+from jinja2 import TemplateError
 from transformers import ProcessorMixin
+
+logger = logging.getLogger(__name__)
 
 # Stand for the user's and the assistant's words while a chat template is rendered
 _PROMPT, _ANSWER = "\u2022prompt\u2022", "\u2022answer\u2022"
+# Frames of prompts with up to so many images are rendered at once and saved.
+_MOST_IMAGES = 8
 
 
 @dataclass
@@ -41,8 +48,7 @@ def prompt_frame(vlm_processor: ProcessorMixin, num_images: int) -> PromptFrame:
     content = [*({"type": "image"} for _ in range(num_images)), {"type": "text", "text": _PROMPT}]
     question = {"role": "user", "content": content}
     answer = {"role": "assistant", "content": [{"type": "text", "text": _ANSWER}]}
-    asked = render([question], add_generation_prompt=True, tokenize=False)
-    before, has_prompt, after = asked.partition(_PROMPT)
+    before, has_prompt, after = render([question], add_generation_prompt=True, tokenize=False).partition(_PROMPT)
     turn, has_answer, closing = render([question, answer], tokenize=False).rpartition(_ANSWER)
     if not has_prompt or not has_answer:
         missing = "answer" if has_prompt else "prompt"
@@ -51,9 +57,88 @@ def prompt_frame(vlm_processor: ProcessorMixin, num_images: int) -> PromptFrame:
             'it should write {"type": "text", "text": ...} in the turns of `user` and `assistant`. Set another '
             "`vlm_processor.chat_template`, or None for a plain prompt."
         )
-    lead = turn.removeprefix(asked) if turn.startswith(asked) else ""  # SmolVLM: "Assistant:", then " answer"
+    # SmolVLM: "Assistant:", then " answer". What is in front of the prompt may differ (the time of day).
+    answered = turn.partition(_PROMPT)[2]
+    lead = answered.removeprefix(after) if answered.startswith(after) else ""
     closing = closing.strip() or eos
     again = {"role": "user", "content": [{"type": "text", "text": _PROMPT}]}
     conversation = render([question, answer, again], tokenize=False)
     between = conversation.rpartition(_ANSWER)[2].partition(_PROMPT)[0].removeprefix(closing)
     return PromptFrame(before, after, lead, closing, between)
+
+
+class PromptFrames:
+    """The frames of one processor, by number of images: rendered once, when it is made, and then kept.
+
+    A chat template may write today's date, draw a system prompt, or be changed by a later version of a library. A
+    policy has learned the prompts of its training, so these are saved with it.
+
+    Args:
+        vlm_processor: whose chat template it is.
+        most_images: prompts with up to so many are rendered at once (8 at least).
+        saved: of `to_dict`, in place of what the template would write today.
+
+    Raises:
+        ValueError: a chat template that does not work, or `saved` is damaged.
+    """
+
+    def __init__(self, vlm_processor: ProcessorMixin, most_images: int = 0, saved: Mapping[str, dict] | None = None):
+        self._vlm_processor = vlm_processor
+        self._template = vlm_processor.chat_template
+        if saved is not None:
+            self._fixed = dict(_frame_from(number, values) for number, values in saved.items())
+            if 1 not in self._fixed:
+                raise ValueError(f"prompt_frames lacks the frame of one image; it has those of {sorted(self._fixed)}.")
+        else:
+            if "strftime_now" in str(self._template):
+                logger.warning(
+                    f"The chat template of {type(vlm_processor).__name__} writes the date. The prompts of this policy "
+                    "keep that of today: they are saved with its processor."
+                )
+            self._fixed = {1: prompt_frame(vlm_processor, 1)}  # a template that does not work is better known now
+            for number in range(max(most_images, _MOST_IMAGES) + 1):
+                try:
+                    self._fixed[number] = prompt_frame(vlm_processor, number)
+                except (TemplateError, ValueError):  # raised again where such a prompt is asked for
+                    continue
+        self._others: dict[int, PromptFrame] = {}
+
+    def __getitem__(self, num_images: int) -> PromptFrame:
+        """
+        Raises:
+            ValueError: the chat template was replaced, or it refuses so many images, or there is no saved frame for
+                them, and the template writes something else by now.
+        """
+        if self._vlm_processor.chat_template != self._template:
+            raise ValueError(
+                "The chat template was changed after this processor was made, which keeps the prompts of the old one. "
+                "Set `vlm_processor.chat_template` first, and make a new KIVLAProcessor(vlm_processor, ...)."
+            )
+        if num_images in self._fixed:
+            return self._fixed[num_images]
+        if num_images not in self._others:
+            if prompt_frame(self._vlm_processor, 1) != self._fixed[1]:
+                raise ValueError(
+                    f"this processor has saved its prompts with {sorted(self._fixed)} images, and none with "
+                    f"{num_images}. Its chat template writes another prompt by now than when the processor was made "
+                    "(a date, or another version of a library), so it cannot be written anew. Use fewer images."
+                )
+            self._others[num_images] = prompt_frame(self._vlm_processor, num_images)
+        return self._others[num_images]
+
+    @property
+    def written(self) -> str:
+        """All that the frames write."""
+        return "\n".join(text for frame in self._fixed.values() for text in asdict(frame).values())
+
+    def to_dict(self) -> dict[str, dict]:
+        """Ready for JSON."""
+        return {str(number): asdict(frame) for number, frame in sorted(self._fixed.items())}
+
+
+def _frame_from(number: str, values: dict) -> tuple[int, PromptFrame]:
+    names = [field.name for field in fields(PromptFrame)]
+    is_right = number.isdecimal() and len(number) < 6 and isinstance(values, dict) and sorted(values) == sorted(names)
+    if not is_right or not all(isinstance(text, str) for text in values.values()) or not values["closing"]:
+        raise ValueError(f"prompt_frames of {number[:20]!r} images must be texts for {names}, got {str(values)[:200]}.")
+    return int(number), PromptFrame(**values)

@@ -119,8 +119,12 @@ class Robot:
         return [as_rgb(image) for image in given if image is not None]
 
     def chunk(self, values, is_pad, chunk_size: int) -> tuple[np.ndarray, np.ndarray]:
-        """Actions (steps, action_dim) in robot units -> a normalised chunk (chunk_size, action_dim), the last action
-        repeated, and (chunk_size,) bool, True on steps that are not real."""
+        """Actions (steps, action_dim) in robot units -> a normalised chunk (chunk_size, action_dim), and (chunk_size,)
+        bool, True on steps that are not real.
+
+        Those hold the last real action before them (or the first after), whatever was given there; zeros if no step is
+        real.
+        """
         values = as_numbers(values)
         if values.ndim != 2 or not len(values) or values.shape[1] != self.action_dim:
             raise ValueError(
@@ -136,13 +140,15 @@ class Robot:
         is_pad = np.zeros(steps, dtype=bool) if is_pad is None else np.asarray(is_pad, dtype=bool)
         if is_pad.shape != (steps,):
             raise ValueError(f"`action_is_pad` must be ({steps},) like the actions, got {is_pad.shape}.")
+        is_pad = np.concatenate([is_pad, np.ones(chunk_size - steps, dtype=bool)])
+        if is_pad.all():
+            return np.zeros((chunk_size, self.action_dim), dtype=np.float32), is_pad
+        held = np.maximum.accumulate(np.where(is_pad, -1, np.arange(chunk_size)))  # (chunk_size,) the step to hold
+        held[held < 0] = is_pad.argmin()
         try:
-            chunk = self.actions.normalize(values)
+            return self.actions.normalize(values[held]), is_pad
         except ValueError as error:
             raise ValueError(f"`actions`: {error}") from error
-        missing = chunk_size - steps
-        chunk = np.concatenate([chunk, np.repeat(chunk[-1:], missing, axis=0)])
-        return chunk, np.concatenate([is_pad, np.ones(missing, dtype=bool)])
 
     def to_dict(self) -> dict:
         """What belongs to the robot alone, ready for JSON."""

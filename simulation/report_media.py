@@ -15,10 +15,9 @@ MIN_VIDEO_WIDTH = 240  # pixels; smaller frames are enlarged by a whole factor, 
 
 
 def choose_episodes(episodes: Sequence[Episode], count: int) -> list[Episode]:
-    """At most `count` recorded episodes: as many failures as successes as far as there are, failures first."""
-    recorded = [episode for episode in episodes if episode.frames is not None]
-    failures = [episode for episode in recorded if not episode.success]
-    successes = [episode for episode in recorded if episode.success]
+    """At most `count` episodes: as many failures as successes as far as there are, failures first."""
+    failures = [episode for episode in episodes if not episode.success]
+    successes = [episode for episode in episodes if episode.success]
     num_failures = min(len(failures), max(count // 2, count - len(successes)))
     return failures[:num_failures] + successes[: count - num_failures]
 

@@ -5,9 +5,7 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 from tests.families import FAMILIES, REFUSED, build_model, collate, drop_suffix, make_example
-
-# chunked linear attention sums in another order when the sequence is shifted within its chunks
-TOLERANCE = {"qwen3_5": 1e-4, "qwen3_5_moe": 1e-4}
+from tests.tolerance import assert_close_relative
 
 
 def vlm_inputs(batch):
@@ -36,7 +34,7 @@ def test_an_example_gives_the_same_logits_alone_and_in_a_padded_batch(family, ex
             logits = model(**vlm_inputs(batch)).logits
             for row, expected in enumerate(alone):
                 actual = logits[row, batch["attention_mask"][row].bool()]
-                torch.testing.assert_close(actual, expected, rtol=0, atol=TOLERANCE.get(family.name, 2e-5))
+                assert_close_relative(actual, expected, what=f"logits of example {row}, padded {side}")
 
 
 def test_every_text_weight_learns_from_a_batch(family, examples):

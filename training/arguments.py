@@ -1,20 +1,28 @@
 """Arguments of a KIVLA training run: `TrainingArguments` with what the two losses need."""
 
-from dataclasses import dataclass, field
+import logging
+from dataclasses import dataclass, field, fields
 
 from transformers import TrainingArguments
+
+from .argument_rules import check_arguments
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
 class KIVLATrainingArguments(TrainingArguments):
     r"""
-    As [`~transformers.TrainingArguments`]; `learning_rate` is the backbone's.
+    As [`~transformers.TrainingArguments`]; `learning_rate` is the backbone's. `docs/training_arguments.md` lists every
+    argument that means something else here, or is refused.
 
     Args:
         expert_learning_rate (`float`, *optional*): learning rate of the action expert, which starts from random
             weights and usually wants a larger one; the backbone's if None.
         muon (`bool`, defaults to `False`): Muon for matrices and AdamW for the rest, at one learning rate, in place of
-            `optim`. Small models learn several times faster with it.
+            `optim`. Small models learn several times faster with it. `weight_decay` applies to both, `adam_beta1`,
+            `adam_beta2` and `adam_epsilon` to AdamW.
+        adam_beta2 (`float`, *optional*): 0.999, or 0.99 with `muon`.
         clip_per_part (`bool`, defaults to `True`): clip the gradients of VLM and expert each to `max_grad_norm`. With
             one norm for both (`False`, the library's rule) the expert's gradient would set the size of the VLM's steps,
             and an insulated VLM would not learn as it does without an expert. DeepSpeed always clips by one norm.
@@ -33,6 +41,9 @@ class KIVLATrainingArguments(TrainingArguments):
             of kivla, not streamed.
         ddp_find_unused_parameters (`bool`, defaults to `False`): the trainer deals with parameters that a step does not
             use, and DDP need not search for them.
+
+    Raises:
+        ValueError: an argument that the trainer does not honour, or a value out of range; the message names it.
     """
 
     expert_learning_rate: float | None = field(
@@ -40,6 +51,9 @@ class KIVLATrainingArguments(TrainingArguments):
     )
     muon: bool = field(
         default=False, metadata={"help": "Muon for matrices, AdamW for the rest: small models learn faster."}
+    )
+    adam_beta2: float | None = field(
+        default=None, metadata={"help": "Second beta of AdamW: 0.999; with muon 0.99, if not given."}
     )
     clip_per_part: bool = field(
         default=True, metadata={"help": "Clip the gradients of VLM and expert each by its own norm, not by one."}
@@ -67,12 +81,42 @@ class KIVLATrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self):
+        if self.adam_beta2 is None:
+            self.adam_beta2 = 0.99 if self.muon else 0.999
         super().__post_init__()
+        self.check()
+
+    def check(self) -> None:
+        """Whether the arguments are possible; also for whoever changes them later (a search over hyper-parameters).
+
+        Raises:
+            ValueError: one of them is not; the message names it.
+        """
+        check_arguments(self)
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ValueError(f"ema_decay lies between 0 and 1 (usually 0.99 to 0.9999), got {self.ema_decay}.")
         if self.on_nonfinite not in ("stop", "skip"):
             raise ValueError(f'on_nonfinite is "stop" or "skip", got {self.on_nonfinite!r}.')
-        if self.muon and self.expert_learning_rate is not None:
-            raise ValueError(
-                "Muon's updates have one size for all parts: give either muon or expert_learning_rate, not both."
+        if self.eval_num_steps is not None and (self.eval_num_steps < 1 or self.eval_num_steps % 1):
+            raise ValueError(f"eval_num_steps is a number of Euler steps, at least 1, got {self.eval_num_steps}.")
+        if self.mixed_precision == "fp16" and self.device.type == "cpu":
+            raise ValueError("fp16 needs a GPU: on a CPU the library would go on in float32. Use bf16, or neither.")
+
+    @classmethod
+    def of(cls, args: TrainingArguments | None) -> "KIVLATrainingArguments":
+        """These arguments with what is ours at its default.
+
+        Raises:
+            TypeError: arguments of another trainer.
+        """
+        if args is None:
+            return cls(output_dir="tmp_trainer")  # as the library's Trainer
+        if isinstance(args, cls):
+            return args
+        if type(args) is not TrainingArguments:
+            raise TypeError(
+                f"args is a {type(args).__name__}, which belongs to another trainer. Give KIVLATrainingArguments."
             )
+        logger.warning("args are plain TrainingArguments: what only KIVLATrainingArguments have is at its default.")
+        given = {field.name: getattr(args, field.name) for field in fields(args) if field.init}
+        return cls(**{**given, "remove_unused_columns": False})

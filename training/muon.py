@@ -31,10 +31,11 @@ class Muon(torch.optim.Optimizer):
     Args:
         params: matrices (m, n).
         lr: learning rate.
+        weight_decay: AdamW's: every step takes `lr * weight_decay` of a weight away.
     """
 
-    def __init__(self, params, lr: float):
-        super().__init__(params, {"lr": lr})
+    def __init__(self, params, lr: float, weight_decay: float = 0.0):
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -51,6 +52,8 @@ class Muon(torch.optim.Optimizer):
                 directions = orthogonalize(torch.stack([self._with_momentum(p) for p in parameters]).float())
                 size = 0.2 * max(shape) ** 0.5  # root mean square of AdamW's updates
                 for parameter, direction in zip(parameters, directions, strict=True):
+                    if group["weight_decay"]:
+                        parameter.mul_(1 - group["lr"] * group["weight_decay"])
                     parameter.add_(direction.to(parameter.dtype), alpha=-group["lr"] * size)
         return loss
 
@@ -72,16 +75,27 @@ class MuonWithAdamW(torch.optim.Optimizer):
     Args:
         named_parameters: `model.named_parameters()`. Those that need no gradient are left out.
         lr: learning rate.
-        betas: AdamW's.
+        betas, eps: AdamW's.
+        weight_decay: of both, at the learning rate; vectors (norms, biases) are not decayed.
     """
 
-    def __init__(self, named_parameters, lr: float = 1e-3, betas=(0.9, 0.99)):
+    def __init__(
+        self,
+        named_parameters,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.99),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+    ):
         matrices, others = [], []
         for name, parameter in named_parameters:
             if parameter.requires_grad:
                 (matrices if parameter.ndim == 2 and not _is_embedding(name) else others).append(parameter)
-        self.muon = Muon(matrices, lr)
-        self.adamw = torch.optim.AdamW(others, lr=lr, weight_decay=0.0, betas=betas)
+        self.muon = Muon(matrices, lr, weight_decay)
+        if weight_decay:
+            decayed = [{"params": [p for p in others if p.ndim > 1], "weight_decay": weight_decay}]
+            others = [group for group in (*decayed, {"params": [p for p in others if p.ndim < 2]}) if group["params"]]
+        self.adamw = torch.optim.AdamW(others, lr=lr, weight_decay=0.0, betas=betas, eps=eps)
         super().__init__(self.muon.param_groups + self.adamw.param_groups, {})
         self._share_groups()
 

@@ -40,9 +40,9 @@ class ResumableTrainer(Trainer):
     What a run needs that may be interrupted at any moment, and must not go wrong unseen:
 
     * **Exact resumption.** A run that is killed and started again, however often, ends with the same weights, bit for
-      bit, as one that is not, on the same number of devices. Beside what the library saves, this takes an order of
-      examples and random numbers that depend on seed and position alone (`example_order`), and the losses since the
-      last log entry.
+      bit, as one that is not, on the same kind and number of devices and threads. Beside what the library saves, this
+      takes an order of examples and random numbers that depend on seed and position alone (`example_order`), and the
+      losses since the last log entry.
     * **Whole checkpoints** (`checkpoints`): written aside, hashed, and named at the end; damaged ones are recognised.
     * **Pre-emption** (`preemption`): SIGTERM and SIGUSR1 end the run after the step, with a checkpoint.
     * **An average of the weights** (`ema_decay`): evaluated, and written by `save_model`.

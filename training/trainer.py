@@ -1,21 +1,24 @@
 """KIVLATrainer: the library's Trainer with the combined loss, its metrics, and evaluation in robot units."""
 
+import logging
 from collections import defaultdict
-from itertools import takewhile
 
+import numpy as np
 import torch
 from accelerate.utils import DistributedType
 from peft import PeftModel
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.nn.utils.rnn import pad_sequence
 from torch.profiler import record_function
-from torch.utils.data import DataLoader, SequentialSampler
+from torch.utils.data import DataLoader, Dataset, SequentialSampler
 from tqdm.auto import tqdm
-from transformers.trainer_utils import EvalLoopOutput
+from transformers import EvalPrediction, TrainingArguments
+from transformers.trainer_utils import EvalLoopOutput, PredictionOutput, denumpify_detensorize, has_length
 
 from ..modeling_kivla import KIVLAForActionPrediction
-from ..processing import ActionDecodingFailure, KIVLAProcessor
+from ..processing import KIVLAProcessor
+from .argument_rules import check_trainer_arguments
+from .arguments import KIVLATrainingArguments
 from .collator import KIVLACollator
 from .data_parallel import (
     DDPGradients,
@@ -25,14 +28,18 @@ from .data_parallel import (
     total_norm,
     whole_weights,
 )
-from .evaluation_sums import ACTION_ERROR_SUMS, TOKEN_SUMS, action_error_sums, token_sums
+from .dataset_checks import check_dataset
+from .evaluation_step import LOSS_SUMS, EvaluationStep, metrics_of, summary
+from .evaluation_sums import token_sums
 from .mixture import Mixture
 from .muon import MuonWithAdamW
+from .policy_card import write_trainer_card
 from .resumable_trainer import ResumableTrainer
+from .trained_dtype import check_trained_dtype
 
-_LOSS_SUMS = (*TOKEN_SUMS, "flow_loss", "action_values")
-# Of what the model says: chunks that did not decode, of how many; answers that are right, of how many.
-_SAID_SUMS = ("decoding_failures", "decoded", "right_answers", "answers")
+logger = logging.getLogger(__name__)
+
+EXAMPLES_BEFORE_WARNING = 256
 
 
 class KIVLATrainer(ResumableTrainer):
@@ -47,12 +54,18 @@ class KIVLATrainer(ResumableTrainer):
     units next to that of always predicting the mean action.
 
     Args:
-        processing_class ([`KIVLAProcessor`]): makes the batches, and is saved with every checkpoint. If the model's
-            vocabulary is too small for its action tokens, the model is enlarged.
-        *args, **kwargs: as for [`~transformers.Trainer`]. `data_collator` is a [`KIVLACollator`] by default.
+        model: a [`KIVLAForActionPrediction`], with or without LoRA. If its vocabulary is too small for the processor's
+            action tokens, it is enlarged.
+        args: [`KIVLATrainingArguments`].
+        data_collator: a [`KIVLACollator`] by default.
+        train_dataset, eval_dataset: examples as dicts; chunk size, cameras and action size must be the processor's.
+        processing_class ([`KIVLAProcessor`]): makes the batches, and is saved with every checkpoint.
+        **kwargs: as for [`~transformers.Trainer`]. What differs is listed in `docs/training_arguments.md`.
 
     Raises:
-        ValueError: processor and model disagree on a size; the message says which.
+        ValueError: an argument that is not honoured, or processor, model and data disagree on a size; the message
+            names it, and says what to do.
+        TypeError: a model, processor or arguments of another kind.
     """
 
     _tag_names = ("kivla", "robotics", "vision-language-action", "knowledge-insulation")
@@ -60,25 +73,76 @@ class KIVLATrainer(ResumableTrainer):
     loss_is_scaled_for_ga = True
 
     def __init__(
-        self, model: KIVLAForActionPrediction, *args, processing_class: KIVLAProcessor, data_collator=None, **kwargs
+        self,
+        model: KIVLAForActionPrediction | None = None,
+        args: TrainingArguments | None = None,
+        data_collator=None,
+        train_dataset=None,
+        eval_dataset=None,
+        processing_class: KIVLAProcessor | None = None,
+        **kwargs,
     ):
-        _check_agreement(model, processing_class)
-        rows = model.get_input_embeddings().weight.shape[0]
-        if rows < processing_class.vocab_size:
-            model.resize_token_embeddings(processing_class.vocab_size, pad_to_multiple_of=64)
+        args = KIVLATrainingArguments.of(args)
+        check_trainer_arguments(args, kwargs)
+        if not isinstance(processing_class, KIVLAProcessor):
+            raise TypeError(
+                f"processing_class must be the policy's KIVLAProcessor, got {type(processing_class).__name__}: it "
+                "makes the batches, and is saved with the policy. See KIVLAProcessor.from_vlm."
+            )
+        self.processing_class = processing_class  # `call_model_init` wants it before the library sets it
+        if model is not None:
+            self._fit(model)
         if data_collator is None:
             data_collator = KIVLACollator(processing_class)
-        super().__init__(model, *args, processing_class=processing_class, data_collator=data_collator, **kwargs)
+        super().__init__(
+            model,
+            args,
+            data_collator,
+            train_dataset,
+            eval_dataset,
+            processing_class=processing_class,
+            **kwargs,
+        )
         self.model_accepts_loss_kwargs = True
-        self._check_sharding()
+        self._check_devices()
+        self._check_datasets()
+        check_trained_dtype(self.model, self.accelerator)
         self.add_callback(ShareOutAfterForward(self.accelerator))
         self._action_token_ids = torch.as_tensor(processing_class.action_token_ids)
-        self._sums = torch.zeros(len(_LOSS_SUMS))
+        self._sums = torch.zeros(len(LOSS_SUMS))
         # Of the real actions, for each dimension: how many, their sum, the sum of their squares.
-        self._moments = torch.zeros(3, model.config.max_action_dim)
+        self._moments = torch.zeros(3, processing_class.max_action_dim)
+        # Of the examples so far, for each step of a chunk: how many had a real action there.
+        self._real_steps = torch.zeros(processing_class.chunk_size)
+        self._has_said_steps = False
         self._gradient_norms: dict[str, torch.Tensor] = {}
         self._learned: list[list[int]] = []
         self._ddp_gradients: DDPGradients | None = None
+        self.card_facts: dict = {}  # what its caller knows of the policy, for the card
+
+    def _fit(self, model: nn.Module) -> None:
+        """Model and processor have the same sizes, and the model has a row for every token."""
+        policy = model.get_base_model() if isinstance(model, PeftModel) else model
+        if not isinstance(policy, KIVLAForActionPrediction):
+            raise TypeError(
+                f"model must be a KIVLAForActionPrediction, got {type(policy).__name__}. To make one of a VLM, use "
+                "KIVLAForActionPrediction.from_vlm."
+            )
+        _check_agreement(policy, self.processing_class)
+        if model.get_input_embeddings().weight.shape[0] < self.processing_class.vocab_size:
+            model.resize_token_embeddings(self.processing_class.vocab_size, pad_to_multiple_of=64)
+
+    def call_model_init(self, trial=None) -> nn.Module:
+        model = super().call_model_init(trial)
+        self._fit(model)
+        self._ddp_gradients = None
+        return model
+
+    def _hp_search_setup(self, trial) -> None:
+        """Called when training begins: arguments may have changed since the trainer was made."""
+        super()._hp_search_setup(trial)
+        self.args.check()
+        self._check_devices()
 
     # ------------------------------------------------------------------------------------------------- training
     def create_accelerator_and_postprocess(self) -> None:
@@ -96,11 +160,22 @@ class KIVLATrainer(ResumableTrainer):
         """The library's optimiser, each parameter group split into backbone and expert with its own learning rate;
         or Muon (`args.muon`)."""
         if self.args.muon and self.optimizer is None:
-            self.optimizer = MuonWithAdamW(self._named_parameters(), lr=self.args.learning_rate)
+            self.optimizer = MuonWithAdamW(
+                self._named_parameters(),
+                lr=self.args.learning_rate,
+                betas=(self.args.adam_beta1, self.args.adam_beta2),
+                eps=self.args.adam_epsilon,
+                weight_decay=self.args.weight_decay,
+            )
         is_new = self.optimizer is None
         optimizer = super().create_optimizer(*args, **kwargs)
         if is_new and self.args.expert_learning_rate is not None:
-            expert = {id(p) for name, p in self._named_parameters() if _is_expert(name)}
+            expert = {id(p) for name, p in self._named_parameters() if _is_expert(name) and p.requires_grad}
+            if not expert <= {id(p) for group in optimizer.param_groups for p in group["params"]}:
+                raise ValueError(
+                    f"The optimiser {self.args.optim!s} does not take the expert's weights as a group of their own: "
+                    "leave out expert_learning_rate, or use another optim."
+                )
             groups = []
             for group in optimizer.param_groups:
                 for is_expert in (False, True):
@@ -133,17 +208,32 @@ class KIVLATrainer(ResumableTrainer):
         if not batch_samples:
             return None
         flag = torch.tensor(int(self.received_signal > 0))
+        responds = self.processing_class.has_response_before_actions
         counts = [
-            [*_supervised_counts(batch), torch.tensor(int("pixel_values" in batch)), flag] for batch in batch_samples
+            [
+                *_supervised_counts(batch),
+                torch.tensor(int("pixel_values" in batch)),
+                flag,
+                responds(batch["labels"]).sum(),
+            ]
+            for batch in batch_samples
         ]
-        counts = torch.stack([torch.stack([n.to(device) for n in row]) for row in counts])  # (batches, 4)
+        counts = torch.stack([torch.stack([n.to(device) for n in row]) for row in counts])  # (batches, 5)
         counts = self.accelerator.reduce(counts, reduction="sum")
         self._learned = [row[:3] for row in counts.tolist()]
         self.stop_is_agreed = bool(counts[0, 3])
+        if counts[:, 4].any():
+            self.processing_class.responds_first = True  # it acts as it is taught: saved with the policy
         self._check_images([with_images for _, _, with_images in self._learned])
         return counts[:, :2].sum(0)
 
-    def _check_sharding(self) -> None:
+    def _check_devices(self) -> None:
+        if self.args.n_gpu > 1:
+            raise ValueError(
+                f"This one process sees {self.args.n_gpu} GPUs, and the library would copy the model to all of them "
+                "in every step (DataParallel), which a policy cannot do. Start one process for each: `accelerate "
+                "launch` (ddp.yaml of `kivla launch-files`); or show it one GPU: CUDA_VISIBLE_DEVICES=0."
+            )
         if self.accelerator.distributed_type == DistributedType.FSDP and not self.accelerator.is_fsdp2:
             raise ValueError(
                 "FSDP version 1 puts weights of different layers into one. Set fsdp_version: 2, as fsdp2.yaml of "
@@ -162,6 +252,30 @@ class KIVLATrainer(ResumableTrainer):
         if self.args.muon and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             raise ValueError(
                 "Muon needs whole matrices, which FSDP and DeepSpeed share out: leave out muon, or use DDP."
+            )
+        if self.is_deepspeed_enabled and self.args.clip_per_part and self.args.max_grad_norm > 0:
+            logger.warning(
+                "DeepSpeed clips gradients by one norm for VLM and expert: the expert's gradient has a say in how far "
+                "an insulated VLM moves. With DDP and FSDP2 each has its own norm."
+            )
+
+    def _check_datasets(self) -> None:
+        sets = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"evaluation": self.eval_dataset}
+        for dataset in (self.train_dataset, *sets.values()):
+            check_dataset(dataset, self.processing_class)
+        args, metric = self.args, self.args.metric_for_best_model
+        examples = args.train_batch_size * args.world_size
+        if args.dataloader_drop_last and has_length(self.train_dataset) and len(self.train_dataset) < examples:
+            raise ValueError(
+                f"dataloader_drop_last=True leaves nothing to train on: there are {len(self.train_dataset)} examples, "
+                f"and a batch of all devices has {examples}."
+            )
+        names = list(self.eval_dataset) if isinstance(self.eval_dataset, dict) else []
+        is_known = metric is None or any(metric.removeprefix("eval_").startswith(f"{name}_") for name in names)
+        if names and args.eval_strategy != "no" and not is_known:
+            raise ValueError(
+                f"metric_for_best_model={metric!r} is a metric of no evaluation set: there are "
+                f"{', '.join(map(str, names))}. Name one of them, as in 'eval_{names[0]}_loss'."
             )
 
     def _check_images(self, with_images: list[int]) -> None:
@@ -211,7 +325,7 @@ class KIVLATrainer(ResumableTrainer):
 
     @torch.no_grad()
     def _count(self, outputs, inputs, tokens, actions):
-        sums = dict.fromkeys(_LOSS_SUMS, torch.zeros(()))
+        sums = dict.fromkeys(LOSS_SUMS, torch.zeros(()))
         if outputs.token_loss is not None:
             sums.update(token_sums(outputs.logits, inputs["labels"], self._action_token_ids))
         if outputs.flow_loss is not None and "actions" in inputs:
@@ -221,8 +335,10 @@ class KIVLATrainer(ResumableTrainer):
             real = inputs["actions"].float().masked_fill(~mask, 0.0)
             self._moments = self._moments.to(real.device)
             self._moments += torch.stack([values.float().sum((0, 1)) for values in (mask, real, real.square())])
+            self._real_steps = self._real_steps.to(real.device)
+            self._real_steps += mask.any(2).sum(0)
         self._sums = self._sums.to(outputs.loss.device)
-        self._sums += torch.stack([sums[name].sum().to(self._sums) for name in _LOSS_SUMS])
+        self._sums += torch.stack([sums[name].sum().to(self._sums) for name in LOSS_SUMS])
 
     def sums_since_log(self) -> dict[str, torch.Tensor]:
         return {**super().sums_since_log(), "parts": self._sums, "moments": self._moments}
@@ -263,9 +379,11 @@ class KIVLATrainer(ResumableTrainer):
         return super()._get_grad_norm(model, grad_norm)
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
+        if "loss" in logs or "train_loss" in logs:
+            self._say_steps_that_are_not_learned(at_end="train_loss" in logs)
         if "loss" in logs:
             sums = self.accelerator.reduce(self._sums, "sum")
-            logs.update(self._summary(dict(zip(_LOSS_SUMS, sums, strict=True))))
+            logs.update(summary(dict(zip(LOSS_SUMS, sums, strict=True))))
             logs.update({name: float(norm) for name, norm in self._gradient_norms.items()})
             count, total, squares = self.accelerator.reduce(self._moments, "sum")
             if count.any():  # the variance of noise - actions: noise has 1
@@ -275,20 +393,23 @@ class KIVLATrainer(ResumableTrainer):
             self._moments.zero_()
         super().log(logs, *args, **kwargs)
 
-    @staticmethod
-    def _summary(sums: dict[str, torch.Tensor]) -> dict[str, float]:
-        summary = {}
-        for name, total, count in (
-            ("token_loss", "token_loss", "tokens"),
-            ("flow_loss", "flow_loss", "action_values"),
-            ("token_accuracy", "correct_tokens", "tokens"),
-            ("action_token_accuracy", "correct_action_tokens", "action_tokens"),
-            ("answer_accuracy", "right_answers", "answers"),
-            ("decoding_failures", "decoding_failures", "decoded"),
-        ):
-            if count in sums and sums[count] > 0:
-                summary[name] = float(sums[total] / sums[count])
-        return summary
+    def _say_steps_that_are_not_learned(self, at_end: bool) -> None:
+        """Data whose chunks are all too short is known by its examples alone, where it is no LeRobot dataset."""
+        if self._has_said_steps:
+            return
+        real = self.accelerator.reduce(self._real_steps, "sum")
+        enough = real[0] >= EXAMPLES_BEFORE_WARNING or (at_end and real[0] > 0)
+        if enough and not real.all():
+            self._has_said_steps = True
+            logger.warning(
+                "None of %d examples had more than %d real actions, but the policy acts in chunks of %d: it would act "
+                "%d steps that it never learned. Build model and processor with a smaller chunk_size, read the data "
+                "with a longer one, or let the policy act fewer steps of every chunk (`replan_every`).",
+                int(real[0]),
+                int(real.count_nonzero()),
+                len(real),
+                len(real) - int(real.count_nonzero()),
+            )
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """The library's. Weights gathered from several devices (`state_dict`) are copies: of tied ones, one is kept."""
@@ -309,7 +430,52 @@ class KIVLATrainer(ResumableTrainer):
                 "the model and the versions of kivla and transformers that wrote it."
             )
 
+    # ----------------------------------------------------------------------------------------------------- card
+    def create_model_card(self, license: str | None = None, model_name: str | None = None, **options) -> None:
+        """The card of the policy, as README.md in `output_dir`; `push_to_hub` writes it, and uploads it.
+
+        What the README's author wrote, here or on the Hub, stays (see `readme`).
+
+        Args:
+            license: identifier of the Hub, e.g. "apache-2.0".
+            model_name: title; the folder's name.
+            **options: `tags`, `language`, `finetuned_from`, `tasks` and `dataset_tags`, as for the library's trainer.
+                (Its `dataset` and `dataset_args` name results; here they go by the evaluated sets.)
+
+        Raises:
+            TypeError: another option.
+        """
+        if self.is_world_process_zero():
+            write_trainer_card(self, license, model_name, options)
+
     # ----------------------------------------------------------------------------------------------- evaluation
+    def get_test_dataloader(self, test_dataset: Dataset) -> DataLoader:
+        check_dataset(test_dataset, self.processing_class)
+        return super().get_test_dataloader(test_dataset)
+
+    def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:
+        if not isinstance(eval_dataset, str):
+            check_dataset(eval_dataset, self.processing_class)
+        return super().get_eval_dataloader(eval_dataset)
+
+    def predict(
+        self, test_dataset: Dataset, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
+    ) -> PredictionOutput:
+        """Let the policy act on every example.
+
+        Args:
+            test_dataset: examples as for training; or observations alone.
+            metric_key_prefix: as the library's.
+
+        Returns:
+            `predictions` (N, H, D) and `label_ids` (N, H, D), the demonstrated chunks: float32, in robot units, D that
+            of the widest robot. NaN is what is not there: in `label_ids` padded steps; in both the dimensions that an
+            example's robot does not have, and examples that do not act (VLM data); in `predictions` chunks that do not
+            decode. So `np.nanmean(np.abs(predictions - label_ids))` is `action_mae`. None where no example acts, or
+            none was demonstrated. `metrics` as `evaluate()` has them.
+        """
+        return super().predict(test_dataset, ignore_keys, metric_key_prefix)
+
     @torch.no_grad()
     def evaluation_loop(
         self,
@@ -326,12 +492,21 @@ class KIVLATrainer(ResumableTrainer):
         tokens `decoding_failures`, the share of chunks that do not decode; and over the real values of all other chunks
         `action_mae`, `action_rmse`, `mean_action_mae` and `mean_action_rmse` (what always predicting the mean action of
         the training data would give), `times_better_than_mean` = mean_action_mae / action_mae, and `action_mae_0`, ...
-        for each dimension.
+        for each dimension. A policy that says what it is about to do acts on its own words, as it does when deployed;
+        `action_mae_given_response` is its error after the demonstrated ones. And what `compute_metrics` returns.
         """
+        if ignore_keys:
+            raise ValueError(f"ignore_keys={ignore_keys} is for outputs of the model; chunks are none. Leave it out.")
+        returns_chunks = not (self.args.prediction_loss_only if prediction_loss_only is None else prediction_loss_only)
+        samples = returns_chunks or (self.args.sample_in_eval and not self.args.prediction_loss_only)
+        if samples and self._is_zero3:
+            raise ValueError("With ZeRO-3 devices cannot sample actions each on its own: use `kivla predict`.")
         model = self.accelerator.unwrap_model(self.model)
         was_training = model.training
         model.eval()
+        measure = EvaluationStep(model, self.processing_class, samples, self.args.eval_num_steps, self._is_zero3)
         totals: dict[str, torch.Tensor] = {}
+        chunks: list[tuple[np.ndarray, np.ndarray]] = []
         num_samples = 0
         quiet = self.args.disable_tqdm or not self.is_world_process_zero()
         with torch.random.fork_rng(), whole_weights(model, self.accelerator):
@@ -339,95 +514,31 @@ class KIVLATrainer(ResumableTrainer):
             for batch in tqdm(dataloader, desc=description, disable=quiet, leave=False):
                 batch = self._prepare_inputs(batch)
                 with self.compute_loss_context_manager():
-                    sums = self._evaluation_sums(model, batch)
+                    sums, *both = measure(batch)
                 for name, values in sums.items():
                     gathered = self.accelerator.gather_for_metrics(values).double().sum(0)
                     totals[name] = totals.get(name, 0.0) + gathered
                 num_samples += len(self.accelerator.gather_for_metrics(batch["input_ids"][:, 0]))
+                if returns_chunks:
+                    chunks.append([self.accelerator.gather_for_metrics(values).cpu().numpy() for values in both])
         model.train(was_training)
-        metrics = self._evaluation_metrics(totals, model.config.flow_loss_weight)
+        metrics = metrics_of(totals, model.config.flow_loss_weight)
+        predictions = label_ids = None
+        if returns_chunks and totals["decoded"] > 0:
+            predictions, label_ids = (np.concatenate(part) for part in zip(*chunks, strict=True))
+            label_ids = None if np.isnan(label_ids).all() else label_ids
+        if self.compute_metrics is not None and label_ids is not None:
+            metrics |= denumpify_detensorize(self.compute_metrics(EvalPrediction(predictions, label_ids)))
         return EvalLoopOutput(
-            predictions=None,
-            label_ids=None,
-            metrics={f"{metric_key_prefix}_{name}": value for name, value in metrics.items()},
+            predictions=predictions,
+            label_ids=label_ids,
+            metrics={_with_prefix(name, metric_key_prefix): value for name, value in metrics.items()},
             num_samples=num_samples,
         )
 
-    def _evaluation_sums(self, model: KIVLAForActionPrediction, batch: dict) -> dict[str, torch.Tensor]:
-        """Per-example sums of one batch, every one (B,) or (B, D). Always the same names, so that ranks agree."""
-        processor = self.processing_class
-        labels = batch["labels"]
-        count, device = len(labels), labels.device
-        robots = batch.pop("robot", [None] * count)
-        # ZeRO-3 shares out weights here, too: all devices run the same layers.
-        outputs = model(**batch, with_token_loss=self._is_zero3, with_flow_loss=self._is_zero3)
-        sums = {name: torch.zeros(count, device=device) for name in (*_LOSS_SUMS, *_SAID_SUMS)}
-        sums |= {name: torch.zeros(count, model.config.max_action_dim, device=device) for name in ACTION_ERROR_SUMS}
-        if outputs.token_loss is not None:
-            sums.update(token_sums(outputs.logits, labels, self._action_token_ids))
-        acts = batch["action_mask"].any((1, 2)) if "actions" in batch else labels.new_zeros(count, dtype=torch.bool)
-        if outputs.flow_loss is not None and "actions" in batch:
-            sums["action_values"] = batch["action_mask"].sum((1, 2)).float()
-            sums["flow_loss"] = outputs.flow_loss * sums["action_values"]
-        if not self.args.sample_in_eval:
-            return sums
-        # Everything is decoded for the whole batch, whose images cannot be taken apart; what does not apply is left.
-        prompts = _prompts(batch, processor.tokenizer.pad_token_id)
-        if acts.any():
-            if model.config.acts_by == "flow":
-                observation = {n: v for n, v in batch.items() if n not in ("labels", "actions")}
-                chunks = model.sample_actions(**observation, num_steps=self.args.eval_num_steps).cpu().numpy()
-            else:
-                real_dimensions = batch["action_mask"].any(1, keepdim=True).expand_as(batch["action_mask"])
-                chunks = model.generate_actions(processor, **prompts, action_mask=real_dimensions, synced_gpus=False)
-            for i in acts.nonzero().flatten().tolist():
-                sums["decoded"][i] = 1
-                if isinstance(chunks[i], ActionDecodingFailure):
-                    sums["decoding_failures"][i] = 1
-                    continue
-                for name, errors in self._action_errors(chunks[i], batch, i, robots[i]).items():
-                    sums[name][i, : len(errors)] = errors.to(device)
-        if not acts.all():
-            answers = _first_answers(labels, processor.end_token_id)
-            longest = max(map(len, answers))
-            said = model.generate(
-                **prompts,
-                max_new_tokens=longest,
-                do_sample=False,
-                eos_token_id=processor.end_token_id,
-                pad_token_id=processor.tokenizer.pad_token_id,
-                synced_gpus=False,  # every device has all weights, and its own number of answers
-            )[:, prompts["input_ids"].shape[1] :]
-            for i in (~acts).nonzero().flatten().tolist():
-                own = said[i, : len(answers[i])].tolist()
-                sums["answers"][i], sums["right_answers"][i] = 1, own == answers[i]
-        return sums
 
-    def _action_errors(self, chunk, batch: dict, i: int, robot: str | None) -> dict[str, torch.Tensor]:
-        """(D,) sums over the steps of one example, in the units of its robot."""
-        processor = self.processing_class
-        dim = processor.robot(robot).action_dim
-        sums = action_error_sums(
-            torch.as_tensor(processor.unnormalize_actions(chunk, robot))[None],
-            processor.unnormalize_actions(batch["actions"][i : i + 1].cpu(), robot, clip_actions=False),
-            torch.as_tensor(processor.robot(robot).mean_action, dtype=torch.float32),
-            batch["action_mask"][i : i + 1, :, :dim].cpu(),
-        )
-        return {name: values[0] for name, values in sums.items()}
-
-    def _evaluation_metrics(self, totals: dict[str, torch.Tensor], flow_loss_weight: float) -> dict[str, float]:
-        metrics = self._summary(totals)
-        metrics["loss"] = metrics.get("token_loss", 0.0) + flow_loss_weight * metrics.get("flow_loss", 0.0)
-        count = totals["values"]  # (D,)
-        if count.any():
-            metrics["action_mae"] = float(totals["absolute_error"].sum() / count.sum())
-            metrics["action_rmse"] = float((totals["squared_error"].sum() / count.sum()).sqrt())
-            metrics["mean_action_mae"] = float(totals["baseline_absolute_error"].sum() / count.sum())
-            metrics["mean_action_rmse"] = float((totals["baseline_squared_error"].sum() / count.sum()).sqrt())
-            metrics["times_better_than_mean"] = metrics["mean_action_mae"] / metrics["action_mae"]
-            for i in count.nonzero().flatten().tolist():
-                metrics[f"action_mae_{i}"] = float(totals["absolute_error"][i] / count[i])
-        return metrics
+def _with_prefix(name: str, prefix: str) -> str:
+    return name if name.startswith(f"{prefix}_") else f"{prefix}_{name}"
 
 
 def _is_expert(parameter_name: str) -> bool:
@@ -439,33 +550,6 @@ def _supervised_counts(batch: dict) -> tuple[torch.Tensor, torch.Tensor]:
     tokens = (batch["labels"][:, 1:] != -100).sum()
     actions = batch["action_mask"].sum() if "actions" in batch else torch.tensor(0)
     return tokens, actions
-
-
-def _prompts(batch: dict, pad_token_id: int) -> dict:
-    """A batch for training -> the same prompts without what is learned, padded on the left as `generate` wants them."""
-    labels, mask = batch["labels"], batch["attention_mask"].bool()
-    learned = labels != -100
-    starts = torch.where(learned.any(1), learned.int().argmax(1), mask.shape[1] - mask.flip(1).int().argmax(1))
-    rows = [mask[i] & (torch.arange(mask.shape[1], device=mask.device) < start) for i, start in enumerate(starts)]
-    prompts = {}
-    for name, values in batch.items():
-        if name in ("labels", "actions", "action_mask"):
-            continue
-        if values.shape == labels.shape and name != "state":
-            padding = pad_token_id if name == "input_ids" else 0
-            values = pad_sequence([values[i][row] for i, row in enumerate(rows)], True, padding, padding_side="left")
-        prompts[name] = values
-    return prompts
-
-
-def _first_answers(labels: torch.Tensor, end_token_id: int) -> list[list[int]]:
-    """The first learned tokens of every row, up to and with the end of the VLM's turn."""
-    answers = []
-    for row in labels.tolist():
-        start = next((i for i, token in enumerate(row) if token != -100), len(row))
-        answer = list(takewhile(lambda token: token not in (-100, end_token_id), row[start:]))
-        answers.append([*answer, end_token_id] if answer else [])
-    return answers
 
 
 def _check_agreement(model: nn.Module, processor: KIVLAProcessor) -> None:

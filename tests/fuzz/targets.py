@@ -26,7 +26,7 @@ from kivla.training.lerobot_metadata import STATISTIC_NAMES
 from tests.training.lerobot_v21 import write_v21_twin
 from tests.training.policies import DATASET, make_policy
 
-from .harness import Target
+from .harness import HANG_SECONDS, Target
 from .mutations import mutate_bytes, mutate_json
 
 CAMERA = "observation.images.corner2"
@@ -406,15 +406,15 @@ def served(folder: Path) -> Callable:
             await asyncio.Event().wait()
 
     threading.Thread(target=lambda: asyncio.run(serve()), daemon=True).start()
-    ready.wait(30)
+    assert ready.wait(HANG_SECONDS)
     whole = packb(good_request())
 
     def ask(data: bytes | str) -> None:
         with connect(f"ws://127.0.0.1:{port[0]}", compression=None, proxy=None) as robot:
-            robot.recv(timeout=20)
+            robot.recv(timeout=HANG_SECONDS)
             robot.send(data)
             try:
-                answer = robot.recv(timeout=20)
+                answer = robot.recv(timeout=HANG_SECONDS)
             except ConnectionClosed as error:
                 raise ServerRefusal(str(error)) from error
             if isinstance(answer, str):

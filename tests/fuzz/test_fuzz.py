@@ -5,6 +5,7 @@ import pytest
 
 from tests.fuzz.harness import Result, Target, run
 from tests.fuzz.targets import TARGETS
+from tests.patience import PATIENCE
 
 # Those that build or load a policy, or open a dataset, take seconds
 QUICK = [
@@ -28,12 +29,11 @@ def test_every_input_is_accepted_or_refused_in_a_documented_way(name, tmp_path):
 
 
 def test_the_harness_finds_what_it_looks_for(tmp_path, monkeypatch):
-    monkeypatch.setattr("tests.fuzz.harness.HANG_SECONDS", 2)
     kinds = {
         "exception": lambda: {}["x"],
         "wordless": lambda: (_ for _ in ()).throw(ValueError()),
         "crash": lambda: __import__("os").abort(),
-        "hang": lambda: __import__("time").sleep(60),
+        "hang": lambda: __import__("time").sleep(PATIENCE),
         "fine": lambda: np.zeros(3),
     }
 
@@ -44,7 +44,12 @@ def test_the_harness_finds_what_it_looks_for(tmp_path, monkeypatch):
 
         return lambda folder: feed
 
-    found = {name: run(Target(name, prepare(name)), 5, 0, tmp_path, lambda n: None) for name in kinds}
+    found = {}
+    for name in kinds:
+        with monkeypatch.context() as patch:
+            if name == "hang":
+                patch.setattr("tests.fuzz.harness.HANG_SECONDS", 2)
+            found[name] = run(Target(name, prepare(name)), 5, 0, tmp_path, lambda n: None)
     defects = {name: " ".join(result.defects) for name, result in found.items()}
     assert "KeyError" in defects["exception"] and "without words" in defects["wordless"]
     assert "crash: exit code -6" in defects["crash"] and "hang" in defects["hang"] and not defects["fine"]

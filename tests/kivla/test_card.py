@@ -31,13 +31,14 @@ def test_metadata_is_the_hubs(policy):
     assert f"| {mean:.4g} |" in card.text
 
 
-def test_pictures_exist_and_code_runs(policy):
+def test_pictures_exist_and_code_runs(policy, monkeypatch):
     text = (policy / "README.md").read_text()
     pictures = re.findall(r"!\[[^]]*\]\(([^)]+)\)", text)
     assert pictures == ["training.png", "chunks.png"]
     assert all((policy / picture).stat().st_size > 1000 for picture in pictures)
     (code,) = re.findall(r"```python\n(.*?)```", text, re.S)
     namespace = {}
+    monkeypatch.chdir(policy.parent)
     exec(code.replace(", trust_remote_code=True", ""), namespace)
     assert namespace["actions"].shape == (6, 4)
 
@@ -52,7 +53,7 @@ def test_the_command_writes_it_again(policy, tmp_path, capsys):
         main(["card", str(tmp_path)])
 
 
-def test_a_datasets_card(tmp_path):
+def test_a_datasets_card(tmp_path, monkeypatch):
     shutil.copytree(DATASET, tmp_path / "data")
     main(["card", str(tmp_path / "data"), "--name", "Faucets"])
     card = DatasetCard.load(tmp_path / "data" / "README.md")
@@ -60,4 +61,5 @@ def test_a_datasets_card(tmp_path):
     low = dataset().statistics["actions"]["min"][0]
     assert f"{low:.4g}" in card.text
     (code,) = re.findall(r"```python\n(.*?)```", card.text, re.S)
+    monkeypatch.chdir(tmp_path)
     exec(code, {})

@@ -23,6 +23,7 @@ from kivla.pi_weights import LEROBOT_UNUSED, OUTPUT_LAYER, check, lerobot_name, 
 from tests.kivla import pi_reference as reference
 from tests.kivla.pi_reference import EXPERT, PUBLISHED, TINY, VISION, VLM, Size
 from tests.modeling_kivla import test_pi0_parity
+from tests.tolerance import assert_close_relative
 from tests.vlm_processors import KINDS
 
 CHUNK, STATE_DIM, ACTION_DIM = 6, 3, 4
@@ -156,7 +157,7 @@ def test_sampled_actions_are_those_of_the_formulas(policies, variant, layout, si
     theirs, ours = observation(variant, side)
     expected = reference.sample_actions(reference.random_weights(variant), **theirs)
     model = KIVLAForActionPrediction.from_pretrained(folder)
-    torch.testing.assert_close(model.sample_actions(**ours), expected, rtol=0, atol=1e-5)
+    assert_close_relative(model.sample_actions(**ours), expected, what="actions")
 
 
 def swap(tensor: torch.Tensor, order: list[int], dim: int) -> torch.Tensor:
@@ -206,7 +207,7 @@ def test_transformers_pi0(tmp_path, original_format):
     ours["expert_attention_mask"] = ours["attention_mask"].bool()
     noise = torch.randn(2, test_pi0_parity.CHUNK, test_pi0_parity.ACTION_DIM)
     expected = pi0.sample_actions(**theirs, noise=noise.clone())
-    torch.testing.assert_close(model.sample_actions(**ours, noise=noise), expected, rtol=0, atol=1e-5)
+    assert_close_relative(model.sample_actions(**ours, noise=noise), expected, what="actions")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -436,7 +437,7 @@ def test_statistics_come_along(tmp_path, vlm_processor, variant, layout):
         expected = chunk[:, :ACTION_DIM] * (of["actions"]["std"] + 1e-6) + of["actions"]["mean"]
         normalised = (state - of["state"]["mean"]) / (of["state"]["std"] + 1e-6)
     actions = processor.unnormalize_actions(chunk, clip_actions=False)  # neither openpi nor LeRobot clips
-    np.testing.assert_allclose(actions, expected, rtol=1e-6, atol=1e-6)
+    assert_close_relative(actions, expected, roundings=16, dtype=torch.float32, what="actions")
 
     image = Image.new("RGB", (8, 8))
     batch = processor(images=[[image, None]], text=["pick_up the cup"], state=[state])
@@ -446,7 +447,7 @@ def test_statistics_come_along(tmp_path, vlm_processor, variant, layout):
         assert words.endswith(f"<bos>Task: pick up the cup, State: {' '.join(map(str, bins))};\nAction: ")
     else:
         assert words.endswith("<bos>pick up the cup\n")
-        np.testing.assert_allclose(batch["state"][0], [*normalised, 0, 0], atol=1e-6)
+        assert_close_relative(batch["state"][0], [*normalised, 0, 0], roundings=16, what="state")
     assert batch["action_mask"].all() and batch["action_mask"].shape == (1, CHUNK, TINY.dim), "all dimensions get noise"
 
 
@@ -513,7 +514,7 @@ def test_a_converted_policy_acts_in_a_pipeline(tmp_path, vlm_processor):
     chunk = reference.sample_actions(reference.random_weights("pi05"), pixels, mask[0], tokens, mask[1], noise)[0]
     low, high = np.array(NORM_STATS["actions"]["q01"]), np.array(NORM_STATS["actions"]["q99"])
     expected = (chunk[:, :ACTION_DIM].numpy() + 1) / 2 * (high - low + 1e-6) + low
-    np.testing.assert_allclose(actions, expected, atol=1e-4)
+    assert_close_relative(actions, expected, dtype=torch.float32, what="actions")
 
 
 def test_pi05_that_does_not_see_the_state(tmp_path, vlm_processor):

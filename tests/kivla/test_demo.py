@@ -2,12 +2,18 @@
 
 import json
 import re
+import shlex
 
 import pytest
-from huggingface_hub import ModelCard
+import torch
+from huggingface_hub import ModelCard, metadata_load
+from safetensors.torch import load_file
 
 from kivla.cli import main
 from kivla.demo import DemoArguments, command
+from kivla.simulation.tasks import TASK_KINDS
+from kivla.tabletop import TabletopArguments
+from kivla.tabletop import seconds_per_step as measured
 from kivla.tiny_vlm import make_tiny_vlm, train_tokenizer
 
 
@@ -25,8 +31,14 @@ def demo(tmp_path_factory):
     return folder / "demo", arguments
 
 
+def index_of(policy) -> list[dict]:
+    """The model index of a card, as it stands in the file."""
+    (entry,) = metadata_load(policy / "README.md")["model-index"]
+    return entry["results"]
+
+
 @pytest.mark.slow
-def test_it_leaves_report_policy_and_card(demo, capsys):
+def test_it_leaves_report_policy_and_card(demo, capsys, monkeypatch):
     folder, _ = demo
     report = json.loads((folder / "report.json").read_text())
     assert report["rollouts"][0]["name"] == "touch"
@@ -37,10 +49,13 @@ def test_it_leaves_report_policy_and_card(demo, capsys):
     card = ModelCard.load(folder / "policy" / "README.md")
     assert card.data.pipeline_tag == "robotics"
     assert card.data.eval_results[0].metric_value == report["rollouts"][0]["success"]["rate"]
+    names = [(result["dataset"]["name"], result["dataset"]["config"]) for result in index_of(folder / "policy")]
+    assert names == [(result["title"], result["title"]) for result in report["rollouts"]], "a set lost its name"
     pictures = re.findall(r"!\[[^]]*\]\(([^)]+)\)", card.text)
     assert len(pictures) == 3
     assert all((folder / "policy" / picture).stat().st_size > 1000 for picture in pictures)
     (code,) = re.findall(r"```python\n(.*?)```", card.text, re.S)
+    monkeypatch.chdir(folder.parent / "demo")
     exec(code, {})
     assert "[[" in capsys.readouterr().out, "the code prints a chunk"
 
@@ -62,6 +77,52 @@ def test_too_little_time_is_refused():
         main(["demo", "--minutes", "1"])
 
 
-def test_the_cards_command_has_the_budget():
-    assert command(DemoArguments(minutes=30)) == "kivla demo --minutes 30 --seed 0"
-    assert command(DemoArguments(max_steps=700, seed=2)) == "kivla demo --max_steps 700 --seed 2"
+def test_the_cards_command_has_the_steps_that_were_taken():
+    assert command(DemoArguments(minutes=30), TabletopArguments(), 812) == "kivla demo --max_steps 812 --seed 0"
+    demo = DemoArguments(output_dir="/home/me/demo", vlm="/home/me/my vlm", num_episodes=5, seed=2, from_scratch=True)
+    options = TabletopArguments(kinds=["touch", "move"], freeze_vision=False, learning_rate=3e-4)
+    assert command(demo, options, 700) == (
+        "kivla demo --vlm './my vlm' --from_scratch true --max_steps 700 --num_episodes 5 --seed 2 --kinds touch move "
+        "--freeze_vision false --learning_rate 0.0003"
+    )
+
+
+@pytest.mark.slow
+def test_the_cards_command_makes_the_same_policy(demo, monkeypatch, tmp_path):
+    """A run that was given minutes and planned its steps itself."""
+    folder, arguments = demo
+    planned = [word for word in arguments if word not in ("--max_steps", "2")]
+    planned[planned.index("--output_dir") + 1] = str(tmp_path / "planned")
+    monkeypatch.setattr("kivla.demo.seconds_per_step", lambda *args, num_steps: measured(*args, 2) and 16.0)
+    main([*planned, "--minutes", "4", "--question_share", "0.5", "--seed", "3"])
+    monkeypatch.chdir(folder.parent)  # where the card says that the VLM is
+    text = (tmp_path / "planned" / "policy" / "README.md").read_text()
+    (line,) = re.findall(r"```bash\n(.*?)\n```", text, re.S)
+    assert "--max_steps 3 " in line and str(folder) not in text and str(tmp_path) not in text
+    main([*shlex.split(line)[1:], "--output_dir", str(tmp_path / "again")])
+    first, second = (load_file(tmp_path / name / "policy" / "model.safetensors") for name in ("planned", "again"))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first), "the card's command made another policy"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kinds", [["move"], ["push", "put"]], ids=" ".join)
+def test_any_kinds_of_task_end_in_a_report(demo, tmp_path, kinds):
+    _, arguments = demo
+    arguments = [*arguments, "--kinds", *kinds, "--num_episodes", "1"]
+    arguments[arguments.index("--output_dir") + 1] = str(tmp_path / "demo")
+    main(arguments)
+    report = json.loads((tmp_path / "demo" / "report.json").read_text())
+    assert report["rollouts"][0]["name"] == kinds[0]
+    assert {result["name"] for result in report["rollouts"] if result["name"] in TASK_KINDS} == set(kinds)
+    for kind in kinds:
+        assert any(sentence.startswith(f"{kind.capitalize()} tasks") for sentence in report["summary"])
+    page = (tmp_path / "demo" / "report.html").read_text()
+    assert f"{kinds[0].capitalize()} tasks, fresh scenes" in page
+    card = ModelCard.load(tmp_path / "demo" / "policy" / "README.md")
+    assert len(card.data.eval_results) == len(report["rollouts"])
+
+
+def test_kinds_that_there_are_not_are_refused():
+    with pytest.raises(ValueError, match="--kinds takes one or more of touch, move, push, put, each once; got"):
+        main(["demo", "--kinds", "fly"])

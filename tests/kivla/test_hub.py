@@ -10,6 +10,7 @@ import pytest
 
 from tests.hub_stand_in import hub_stand_in
 from tests.kivla.test_train_recipes import command, sources  # noqa: F401 (a fixture)
+from tests.patience import PATIENCE
 
 ROOT = Path(__file__).parents[2]
 PUSH = """
@@ -37,7 +38,7 @@ def run(script: str, *arguments, endpoint: str, cache: Path) -> None:
     environment |= {"HF_ENDPOINT": endpoint, "HF_HOME": str(cache), "HF_TOKEN": "hf_test", "PYTHONPATH": str(ROOT)}
     environment |= {"HF_HUB_DISABLE_XET": "1"}
     words = [sys.executable, "-c", script, *map(str, arguments)]
-    result = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=300)
+    result = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=PATIENCE)
     assert result.returncode == 0, result.stderr[-3000:]
 
 

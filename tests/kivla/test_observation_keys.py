@@ -109,11 +109,13 @@ def test_what_is_wrong_with_a_plain_one(request_, message):
         ObservationReader("plain")(request_)
 
 
-def test_age():
+def test_age(monkeypatch):
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now)  # a busy machine may let any time pass between two lines
     read = ObservationReader("plain", max_age_ms=1000)
     request = {"images": [IMAGE], "text": "go"}
     assert "timestamp" not in read({**request, "timestamp": time.time()})
-    for late, shown in ((60, r"60\d{3}"), (-60, r"-(60000|59\d{3})")):  # a clock that runs ahead is as bad
+    for late, shown in ((60, "60000"), (-60, "-60000")):  # a clock that runs ahead is as bad
         with pytest.raises(ValueError, match=rf"is {shown} ms old, allowed are 1000"):
             read({**request, "timestamp": time.time() - late})
     for timestamp in (1e3 * time.time(), float("nan"), np.float64("inf"), -np.float32("inf"), 0, 2**63):

@@ -12,6 +12,7 @@ from transformers import pipeline
 
 from kivla.tiny_vlm import save_tiny_vlm
 from tests.kivla.test_serve import frame, kivla_serve, save_policy
+from tests.patience import PATIENCE
 
 ROBOTS, REQUESTS = 8, 125
 
@@ -51,7 +52,7 @@ def test_a_thousand_requests_among_nonsense(openpi_python, tmp_path):
         result = subprocess.run(command, capture_output=True, text=True, env=environment)
         assert result.returncode == 0, result.stderr[-3000:]
         process.terminate()
-        assert process.wait(60) == 0
+        assert process.wait(PATIENCE) == 0
 
     found = json.loads(result.stdout)
     assert found["errors"] == [] and found["wrong"] == 0

@@ -15,6 +15,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from kivla.msgpack_numpy import packb, unpackb
 from kivla.policy_server import PolicyServer
+from tests.patience import PATIENCE
 
 
 class Policy:
@@ -63,7 +64,7 @@ async def is_served(port: int) -> None:
 
 
 async def until(condition) -> None:
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE):
         while not condition():
             await asyncio.sleep(0.001)
 
@@ -135,7 +136,7 @@ def test_health_is_known_while_the_policy_thinks():
     policy = Policy()
 
     def health(port: int, path: str = "/healthz") -> tuple[int, bytes]:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
         connection.request("GET", path)
         response = connection.getresponse()
         return response.status, response.read()
@@ -325,7 +326,7 @@ def test_without_the_key_nobody_is_served(headers):
 
 
 def http_get(port: int, path: str, **headers) -> tuple[int, str]:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
     connection.request("GET", path, headers=headers)
     response = connection.getresponse()
     return response.status, response.read().decode()
@@ -414,7 +415,7 @@ def test_clients_that_do_not_read_keep_nobody_waiting():
 def test_a_server_stops_although_a_client_does_not_read():
     async def everything():
         server = PolicyServer(lambda _: {"actions": np.zeros((1000, 1000))}, read, send_timeout=0.2)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE):
             async with server.listen(port=0) as port:
                 _, writer = await asyncio.open_connection("127.0.0.1", port)
                 message = packb({"n": 1})

@@ -16,6 +16,7 @@ from kivla.report import format_figure, look_up, write_report
 from kivla.rollout import success_rate, write_media
 from kivla.simulation import make_questions
 from kivla.simulation.rollout import Episode
+from tests.patience import PATIENCE
 
 HOSTILE = '<script src="https://example.org/x.js">alert("&amp;")</script><!-- touch it'
 CHROMIUM = shutil.which("chromium")
@@ -261,7 +262,7 @@ def test_a_browser_shows_it_without_a_network(folder, full, page, tmp_path):
         "--dump-dom",
         (tmp_path / "page.html").as_uri(),
     ]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
     assert result.returncode == 0, result.stderr
     shown = Page(result.stdout)
     (root,) = [attributes for tag, attributes in shown.tags if tag == "html"]

@@ -10,7 +10,17 @@ from PIL import Image
 from transformers import pipeline
 
 import tests.simulation.fake_reach  # noqa: F401, registers "fake-reach"
-from kivla.rollout import evaluate, format_report, parse_options, run, success_rate
+from kivla.rollout import (
+    evaluate,
+    format_report,
+    parse_options,
+    replay,
+    run,
+    success_rate,
+    video_format,
+    write_media,
+)
+from kivla.simulation.report_media import choose_episodes
 from kivla.simulation.rollout import PipelinePolicy, rollout
 from kivla.simulation.statistics import mcnemar_test, wilson_interval
 from tests.simulation.fake_reach import FakeReachVectorEnv, ReachPolicy
@@ -96,17 +106,65 @@ def test_what_is_printed_is_what_is_in_the_json(rolled_out):
 
 def test_figures_of_policies_that_are_known():
     env, seeds = FakeReachVectorEnv(8), range(20)
-    reads, read_result = evaluate(ReachPolicy(), env, seeds, replan_every=2, max_steps=20, record=3)
+    reads, result = evaluate(ReachPolicy(), env, seeds, replan_every=2, max_steps=20)
     blind, blind_result = evaluate(ReachPolicy("red"), env, seeds, replan_every=2, max_steps=20)
     assert (reads["success"]["rate"], reads["swapped"]["original"]["rate"]) == (1.0, 0.0)
     assert reads["swapped"]["swapped"]["rate"] == 1.0
     assert blind["success"]["rate"] == blind["swapped"]["original"]["rate"] == 0.5
-    assert [e.frames is not None for e in read_result.episodes] == [True] * 3 + [False] * 17
-    assert mcnemar_test(read_result.success, blind_result.success).p_value == pytest.approx(2 / 2**10)
+    assert all(episode.frames is None for episode in result.episodes), "frames are for those that are shown"
+    assert mcnemar_test(result.success, blind_result.success).p_value == pytest.approx(2 / 2**10)
     assert json.loads(json.dumps(reads)) == reads
 
     report = {"env": "fake", "replan_every": 2, "comparison": None, "policies": [{"policy": "p", **reads}]}
     assert rows(format_report(report)) == [(100, 83.9, 100, 20, 20), (0, 0, 16.1, 0, 20), (100, 83.9, 100, 20, 20)]
+
+
+def test_rare_failures_are_found_and_shown():
+    """The two failures among 60 episodes, wherever they are, and as many successes; and only they are kept."""
+    env, seeds = FakeReachVectorEnv(8), range(60)
+    result = rollout(ReachPolicy(), env, seeds, replan_every=2, max_steps=20)
+    assert result.success.all()
+    for failed in (3, 59):
+        result.episodes[failed].success = False  # as if
+    chosen = choose_episodes(result.episodes, 4)
+    assert [episode.seed for episode in chosen] == [3, 59, 0, 1]
+    shown = replay(ReachPolicy(), env, chosen, replan_every=2, max_steps=20)
+    assert [episode.seed for episode in shown] == [0, 1], "what comes out otherwise is not shown as what it was"
+
+    blind = rollout(ReachPolicy("red"), env, seeds, replan_every=2, max_steps=20)
+    shown = replay(ReachPolicy("red"), env, choose_episodes(blind.episodes, 4), replan_every=2, max_steps=20)
+    assert [episode.success for episode in shown] == [False, False, True, True]
+    for episode in shown:
+        (first,) = [e for e in blind.episodes if e.seed == episode.seed]
+        assert (episode.instruction, episode.steps) == (first.instruction, first.steps)
+        assert len(episode.frames) == episode.steps + 1
+
+
+def rest(observations):
+    """A policy that does nothing."""
+    return np.zeros((len(observations), 4, 2))
+
+
+@pytest.mark.parametrize(("policy", "outcome"), [(ReachPolicy(), True), (rest, False)])
+def test_all_right_all_wrong_and_a_single_episode(policy, outcome, tmp_path):
+    for count in (1, 5):
+        env = FakeReachVectorEnv(4)
+        figures, result = evaluate(policy, env, range(count), replan_every=2, max_steps=20)
+        assert figures["success"]["rate"] == float(outcome)
+        shown = replay(policy, env, choose_episodes(result.episodes, 8), replan_every=2, max_steps=20)
+        media = write_media(tmp_path, shown, env.fps, "gif")
+        assert [video["success"] for video in media["videos"]] == [outcome] * count
+    assert write_media(tmp_path, replay(policy, env, [], 2, 20), env.fps, "gif") == {
+        "contact_sheet": None,
+        "videos": [],
+    }
+
+
+def test_without_pyav_mp4_is_refused_before_anything_runs(tmp_path, monkeypatch):
+    monkeypatch.setattr("kivla.rollout.find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match="mp4 needs PyAV"):
+        run(["nowhere", "--output_dir", str(tmp_path / "out")])
+    assert video_format() == "gif"
 
 
 def test_without_the_control():

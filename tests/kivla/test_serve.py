@@ -19,6 +19,7 @@ from kivla.serve import ServeArguments, make_server, run
 from kivla.tiny_vlm import save_tiny_vlm
 from kivla.training.recipes import RECIPES, get_recipe, set_stage
 from tests.kivla.test_policy_server import ask, connect, refusal
+from tests.patience import PATIENCE
 from tests.training.policies import CHUNK, SIZES, _action_tokenizer, awaken, dataset
 
 
@@ -227,5 +228,5 @@ def test_the_command_serves_and_stops(policy):
         for answer in answers:
             np.testing.assert_array_equal(answer["actions"], expected["actions"], strict=True)
         process.send_signal(signal.SIGTERM)
-        printed, _ = process.communicate(timeout=60)
+        printed, _ = process.communicate(timeout=PATIENCE)
         assert process.returncode == 0 and "Stopping" in printed

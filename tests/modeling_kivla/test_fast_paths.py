@@ -11,6 +11,7 @@ from kivla.modeling_kivla.backbone_attention import logits_of
 from kivla.modeling_kivla.flow_matching import euler_times
 from tests.families import FAMILIES, collate, drop_suffix, make_example, randomize_zero_parameters
 from tests.modeling_kivla.test_modeling import CHUNK, STATE, WIDTH, make_batch, make_model
+from tests.tolerance import assert_close_relative, assert_gradients_close
 
 
 def observation(name="llava", lengths=(4, 7), **extra) -> dict:
@@ -42,7 +43,7 @@ def test_sampling_equals_the_plain_loop(conditioning, state_encoding, lengths):
     if state_encoding == "continuous":
         inputs["state"] = torch.randn(len(lengths), STATE)
     expected = plain_sampling(model, 4, **inputs)
-    torch.testing.assert_close(model.sample_actions(**inputs, num_steps=4), expected, rtol=1e-5, atol=1e-6)
+    assert_close_relative(model.sample_actions(**inputs, num_steps=4), expected, what="actions")
 
 
 def test_a_prefix_serves_several_chunks():
@@ -80,7 +81,7 @@ def test_the_compiled_expert_gives_the_same_actions_and_is_compiled_once():
         inputs = observation(lengths=length)
         actions = model.sample_actions(**inputs, num_steps=3)
         # Fused, sums come in another order
-        torch.testing.assert_close(actions, plain.sample_actions(**inputs, num_steps=3), rtol=1e-4, atol=1e-5)
+        assert_close_relative(actions, plain.sample_actions(**inputs, num_steps=3), what="actions")
         graphs.append(counters["stats"]["unique_graphs"])
     assert graphs[0] == 1, "not one graph"
     assert graphs[-1] == graphs[1] <= 2, f"compiled again for each length: {graphs}"
@@ -96,14 +97,8 @@ def test_training_through_the_compiled_expert_gives_the_same_gradients():
     batch |= {"noise": torch.randn_like(batch["actions"]), "timestep": torch.rand(len(batch["actions"]))}
     for model in (plain, compiled):
         model.train()(**batch).loss.backward()
-    found = dict(compiled.named_parameters())
-    for name, parameter in plain.named_parameters():
-        if parameter.grad is None:
-            assert found[name].grad is None, name
-        else:
-            torch.testing.assert_close(
-                found[name].grad, parameter.grad, rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}"
-            )
+    found, expected = ({n: p.grad for n, p in model.named_parameters()} for model in (compiled, plain))
+    assert_gradients_close(found, expected)
     compiled.zero_grad()
     compiled(**{key: value for key, value in batch.items() if key != "labels"}).loss.backward()
     assert all(parameter.grad is None for parameter in compiled.vlm.parameters())
@@ -119,7 +114,7 @@ def test_logits_of_some_tokens_are_the_vlms_own(name):
     full = model(**batch).logits
     with logits_of(model.vlm, tokens):
         some = model(**batch).logits
-    torch.testing.assert_close(some[..., tokens], full[..., tokens], rtol=1e-5, atol=1e-6)
+    assert_close_relative(some[..., tokens], full[..., tokens], what="logits")
     others = torch.ones(full.shape[-1], dtype=torch.bool).index_fill(0, tokens, False)
     assert (some[..., others] == -torch.inf).all()
     assert torch.equal(model(**batch).logits, full), "not put back"

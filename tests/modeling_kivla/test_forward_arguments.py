@@ -8,8 +8,9 @@ from transformers import AutoModelForImageTextToText, Trainer, TrainingArguments
 
 from kivla.modeling_kivla import KIVLAConfig, KIVLAForActionPrediction
 from tests.families import FAMILIES, drop_suffix, make_example
-from tests.modeling_kivla.test_contract import policy, training_batch
+from tests.modeling_kivla.test_contract import backbone_gradients, policy, training_batch
 from tests.modeling_kivla.test_modeling import CHUNK, EXPERT, WIDTH, make_batch, make_config, make_model
+from tests.tolerance import assert_close_relative, assert_gradients_close
 
 
 def drawn(batch: dict) -> dict:
@@ -38,7 +39,7 @@ def test_embeddings_in_place_of_ids(name):
         expected = model(**batch)
         ids = batch.pop("input_ids")
         found = model(**batch, inputs_embeds=model.get_input_embeddings()(ids))
-    torch.testing.assert_close(found.loss, expected.loss, rtol=1e-5, atol=0.0)
+    assert_close_relative(found.loss, expected.loss)
     with pytest.raises(ValueError, match="Neither `input_ids` nor `inputs_embeds`"):
         model(**batch)
 
@@ -82,7 +83,7 @@ def test_hidden_states_and_attentions_of_a_training_batch(where):
             ours, theirs = getattr(output, name), getattr(expected, name)
             assert len(ours) == len(theirs) > 0, name
             for a, b in zip(ours, theirs, strict=True):
-                torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5 * float(b.abs().max()))
+                assert_close_relative(a, b, what=name)
 
 
 @pytest.mark.parametrize(
@@ -143,15 +144,12 @@ def test_router_losses_are_the_vlms(name):
     batch = {n: v for n, v in training_batch(name).items() if n not in of_policy}
     ours, theirs = (m(**batch, output_router_logits=True) for m in (model, vlm))
     assert theirs.aux_loss > 0
-    torch.testing.assert_close(ours.aux_loss, theirs.aux_loss, rtol=1e-5, atol=0.0)
-    torch.testing.assert_close(ours.loss, theirs.loss, rtol=1e-5, atol=0.0)
+    assert_close_relative(ours.aux_loss, theirs.aux_loss)
+    assert_close_relative(ours.loss, theirs.loss)
     assert ours.loss > ours.token_loss
-    for output in (ours, theirs):
-        output.loss.backward()
-    for (parameter_name, a), (_, b) in zip(model.vlm.named_parameters(), vlm.named_parameters(), strict=True):
-        if b.grad is not None:
-            largest = float(b.grad.abs().max())
-            torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-5 * largest, msg=parameter_name)
+    found = backbone_gradients(model, ours.loss)
+    theirs.loss.backward()
+    assert_gradients_close(found, {n: p.grad for n, p in vlm.named_parameters()}, 4096)
 
 
 # --------------------------------------------------------------------------------------------------- plain Trainer

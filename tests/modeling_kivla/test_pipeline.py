@@ -7,6 +7,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, pipeline
 
 from kivla import ActionDecodingFailure, KIVLAForActionPrediction, KIVLAProcessor
+from tests.tolerance import assert_close_relative
 from tests.training.policies import CHUNK, SIZES, awaken, dataset, make_policy, save_policy
 
 
@@ -28,7 +29,7 @@ def test_robot_units(saved):
     batch = processor(**{key: [value] for key, value in observations()[1].items()})
     noise = torch.randn(1, CHUNK, SIZES["max_action_dim"], generator=torch.Generator().manual_seed(3))
     expected = processor.unnormalize_actions(model.sample_actions(**batch, noise=noise, num_steps=4))
-    np.testing.assert_allclose(result["actions"], expected[0].numpy(), rtol=1e-6)
+    assert_close_relative(result["actions"], expected[0], what="actions")
 
 
 def test_a_batch_gives_what_each_gives_alone(saved):
@@ -37,8 +38,8 @@ def test_a_batch_gives_what_each_gives_alone(saved):
     in_pairs = pipe(observations(), seed=0, batch_size=2)
     for observation, a, b in zip(observations(), together, in_pairs, strict=True):
         alone = pipe(observation, seed=0)["actions"]
-        np.testing.assert_allclose(a["actions"], alone, atol=1e-4)
-        np.testing.assert_allclose(b["actions"], alone, atol=1e-4)
+        assert_close_relative(a["actions"], alone, what="actions")
+        assert_close_relative(b["actions"], alone, what="actions, in pairs")
     assert np.abs(together[0]["actions"] - together[1]["actions"]).max() > 1e-3
 
 
@@ -71,7 +72,7 @@ def test_acting_by_tokens(saved):
     processor, model = KIVLAProcessor.from_pretrained(saved), KIVLAForActionPrediction.from_pretrained(saved).eval()
     for observation, result in zip(observations(), results, strict=True):
         (chunk,) = model.generate_actions(processor, **processor(**{k: [v] for k, v in observation.items()}))
-        np.testing.assert_allclose(result["actions"], processor.unnormalize_actions(chunk), rtol=1e-6)
+        assert_close_relative(result["actions"], processor.unnormalize_actions(chunk), roundings=16, what="actions")
     by_flow = pipe(observations()[0], acts_by="flow", seed=0)["actions"]
     assert np.abs(by_flow - results[0]["actions"]).max() > 1e-3
     with pytest.raises(ValueError, match='acts_by must be "flow" or "tokens", got \'both\''):
@@ -143,4 +144,4 @@ def test_saying_a_sub_task_and_doing_it(saved, tmp_path):
     assert isinstance(own["response"], str) and told["response"] == "open the drawer"
     assert np.abs(own["actions"] - told["actions"]).max() > 1e-4, "the expert does not read the response"
     again = pipe({**observation, "response": own["response"]}, seed=0)
-    np.testing.assert_allclose(again["actions"], own["actions"], atol=1e-5)
+    assert_close_relative(again["actions"], own["actions"], what="actions")

@@ -106,3 +106,41 @@ def test_a_thousand_random_sequences_are_chunks_or_reasons():
         else:
             assert result.shape == (CHUNK, WIDTH) and np.isfinite(result).all(), sequence
     assert not any(isinstance(result, ActionDecodingFailure) for result in results[-80:]), "these are whole"
+
+
+# ------------------------------------------------------------------------------------------------- say, then act
+def test_words_come_first_and_then_a_whole_chunk(tokenizer):
+    """Whatever is said, and for how long: then actions begin, and nothing ends without them."""
+    ids = FIRST + np.arange(tokenizer.vocab_size)[::-1].copy()
+    process = ActionTokenConstraint(ids, END, 2, [H * D] * 40, tokenizer.grammar(), max_response_tokens=7)
+    generator = torch.Generator().manual_seed(0)
+
+    def scores(said):
+        scores = torch.randn(len(said), VOCABULARY, generator=generator)
+        scores[:, END] += 10  # it wants to stop at once
+        scores[::2, ids] += 4  # half of them would rather act
+        return scores
+
+    tokens = speak(process, 40, scores)
+    is_action = np.isin(tokens.numpy(), ids)
+    first = is_action.argmax(1)
+    assert 0 < first.max() <= 7 and first.min() == 0, "some speak, not for too long, and some act at once"
+    for row, start in zip(tokens.tolist(), first, strict=True):
+        end = row.index(END)
+        assert END not in row[:start] and np.isin(row[start:end], ids).all(), "words among the actions"
+    results = tokenizer.decode(codes_of(ids, tokens), H, D)
+    assert not [r for r in results if isinstance(r, ActionDecodingFailure) and r.reason == "value_count"]
+
+
+def test_words_come_first_without_a_grammar(tokenizer):
+    ids = FIRST + np.arange(tokenizer.vocab_size)
+    process = ActionTokenConstraint(ids, END, 2, [H * D], None, max_response_tokens=2)
+    word, action = 5, int(ids[0])
+    for said, words, end in (
+        ([], True, False),
+        ([word], True, False),
+        ([word, word], False, True),
+        ([action], False, True),
+    ):
+        scores = process(torch.tensor([[1, 1, *said]]), torch.zeros(1, VOCABULARY))[0]
+        assert (scores[word] == 0, scores[END] == 0, scores[action] == 0) == (words, end, True), said

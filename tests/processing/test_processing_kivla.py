@@ -5,7 +5,7 @@ import json
 import os
 import subprocess
 import sys
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 import pytest
@@ -23,6 +23,7 @@ from kivla.processing import (
     compute_statistics,
 )
 from kivla.processing.prompt_frame import prompt_frame
+from tests.tolerance import assert_close_relative
 from tests.vlm_processors import KINDS
 
 CHUNK, WIDTH, STATE = 4, 3, 2
@@ -140,14 +141,15 @@ def test_an_example_in_a_batch_gives_what_it_gives_alone(name):
             model(**processor(**columns(example)), noise=noise[i : i + 1], timestep=timestep[i : i + 1])
             for i, example in enumerate(examples)
         ]
-    close = {"rtol": 1e-3, "atol": 1e-4}
-    torch.testing.assert_close(together.velocity, torch.cat([out.velocity for out in alone]), **close)
-    torch.testing.assert_close(together.logits, torch.cat([out.logits for out in alone]), **close)
+    # Chunked linear attention (qwen3_5) sums a shifted sequence in quite another order.
+    close = partial(assert_close_relative, roundings=1024)
+    close(together.velocity, torch.cat([out.velocity for out in alone]), what="velocity")
+    close(together.logits, torch.cat([out.logits for out in alone]), what="logits")
     for i, example in enumerate(examples):
         single = processor(**columns(observation(example)))
         assert real(inputs, "input_ids", i) == single["input_ids"][0].tolist()
         chunk = model.sample_actions(**single, noise=noise[i : i + 1], num_steps=2)
-        torch.testing.assert_close(chunks[i], chunk[0], **close)
+        close(chunks[i], chunk[0], what=f"actions of example {i}")
 
 
 @kinds
@@ -437,14 +439,15 @@ def test_short_chunks_and_padded_steps():
     processor = shared()
     short = LONG | {"actions": TRAJECTORIES[0][:3], "action_is_pad": [False, False, True]}
     batch = processor(**columns(short, QUESTION))
-    expected = Normalizer(STATISTICS["actions"]).normalize(TRAJECTORIES[0][[0, 1, 2, 2]])
+    held = TRAJECTORIES[0][[0, 1, 1, 1]]
+    expected = Normalizer(STATISTICS["actions"]).normalize(held)
     assert np.array_equal(batch["actions"][0, :, :WIDTH].numpy(), expected)
     assert not batch["actions"][0, :, WIDTH:].any() and not batch["actions"][1].any()
     mask = np.zeros((2, CHUNK, WIDTH + 1), bool)
     mask[0, :2, :WIDTH] = True
     assert np.array_equal(batch["action_mask"].numpy(), mask)
     restored = processor.unnormalize_actions(batch["actions"])
-    np.testing.assert_allclose(restored[0], TRAJECTORIES[0][[0, 1, 2, 2]], rtol=1e-5)
+    assert_close_relative(restored[0], held, roundings=16, dtype=torch.float32)
     assert "actions" not in processor(**columns(QUESTION)) and "action_mask" not in processor(**columns(QUESTION))
 
 

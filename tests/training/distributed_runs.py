@@ -33,7 +33,7 @@ from tests.vlm_processors import KINDS
 
 # shared keys; experts and linear attention; layers within layers; convolutions; latent attention; an adapter
 SHARDED_FAMILIES = ("gemma3n", "qwen3_5_moe", "smolvlm", "lfm2_vl", "kimi_k25", "molmo2")
-STEPS, BATCH = 20, 4
+STEPS, BATCH, LEARNING_RATE = 20, 4, 2e-3
 CHUNK, WIDTH, STATE = 3, 2, 2
 SIZES = {"chunk_size": CHUNK, "max_action_dim": WIDTH, "max_state_dim": STATE}
 # What the four examples of a step teach: both parts, the VLM ("say"), the expert ("act"). A rank has two of them.
@@ -94,7 +94,7 @@ def make_trainer(
             "per_device_train_batch_size": size,
             "per_device_eval_batch_size": 2,
             "gradient_accumulation_steps": accumulation,
-            "learning_rate": 2e-3,
+            "learning_rate": LEARNING_RATE,
             "weight_decay": 0.1,
             "adam_epsilon": 1e-4,  # Adam divides by gradients: rounding of the smallest would decide their direction
             "lr_scheduler_type": "constant",

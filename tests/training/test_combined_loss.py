@@ -4,6 +4,7 @@ import numpy as np
 import torch
 
 from kivla import KIVLACollator
+from tests.tolerance import assert_close_relative
 from tests.training.policies import CHUNK, dataset, make_policy
 
 
@@ -64,6 +65,6 @@ def test_the_loss_of_the_three_kinds_is_the_papers(tmp_path):
                 values += 1
     assert values == 4 * (CHUNK + 3), "the second demonstration has three real steps"
     flow_loss = squares / values
-    np.testing.assert_allclose(out.token_loss.item(), token_loss, rtol=1e-6)
-    np.testing.assert_allclose(out.flow_loss.item(), flow_loss, rtol=1e-6)
-    np.testing.assert_allclose(out.loss.item(), token_loss + 0.7 * flow_loss, rtol=1e-6)
+    assert_close_relative(out.token_loss, token_loss, roundings=16, dtype=torch.float32, what="token loss")
+    assert_close_relative(out.flow_loss, flow_loss, roundings=16, dtype=torch.float32, what="flow loss")
+    assert_close_relative(out.loss, token_loss + 0.7 * flow_loss, roundings=16, dtype=torch.float32, what="loss")

@@ -1,7 +1,9 @@
 """Several processes train what one does: DDP, FSDP2 and DeepSpeed, whatever the examples of each rank teach."""
 
+import contextlib
 import importlib.util
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -24,13 +26,15 @@ from kivla import KIVLAConfig, KIVLAForActionPrediction, KIVLAProcessor
 from kivla.cli import main
 from kivla.launch_files import LAUNCH_FILES
 from tests.families import FAMILIES
-from tests.training.distributed_runs import SHARDED_FAMILIES, STEPS, make_trainer, run
+from tests.patience import PATIENCE
+from tests.tolerance import assert_gradients_close
+from tests.training.distributed_runs import LEARNING_RATE, SHARDED_FAMILIES, STEPS, make_trainer, run
 
 ROOT = Path(__file__).parents[2]
-# Losses differ by rounding of sums in another order, weights by what Adam makes of it over 20 steps. Measured: 2e-6
-# and 8e-7, with steps of 2e-3.
+# Losses differ by rounding of sums in another order, relative to their own size; weights by what Adam makes of it over
+# 20 steps, relative to what a step moves them by. Measured: 2e-6 and 4e-4.
 LOSSES = {"rtol": 2e-5, "atol": 0}
-WEIGHTS = {"rtol": 0, "atol": 1e-5}
+WEIGHTS = {"rtol": 0, "atol": 5e-3 * LEARNING_RATE}
 
 FSDP2 = [
     "fsdp2-paligemma-evaluated",
@@ -63,7 +67,7 @@ def launch(config: str, folder: Path, runs: list[str], machines: int = 1, **vari
             subprocess.Popen([*command, *script], env=environment(**variables), cwd=ROOT, stdout=log, stderr=log)
         )
     try:
-        codes = [launcher.wait(timeout=400) for launcher in launchers]
+        codes = [launcher.wait(timeout=PATIENCE) for launcher in launchers]
     finally:
         for launcher in launchers:
             launcher.terminate()
@@ -72,9 +76,12 @@ def launch(config: str, folder: Path, runs: list[str], machines: int = 1, **vari
 
 
 def free_port() -> str:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return str(listener.getsockname()[1])
+    """Not one of those that the system hands out by itself: somebody else might get it before the launchers do."""
+    while True:
+        port = random.SystemRandom().randrange(20_000, 32_000)
+        with socket.socket() as listener, contextlib.suppress(OSError):
+            listener.bind(("127.0.0.1", port))
+            return str(port)
 
 
 @pytest.fixture(scope="module")
@@ -130,9 +137,7 @@ def test_any_vlm_can_be_sharded(trained, family):
         pytest.skip("not in this transformers")
     losses, found, expected = torch.load(trained / "families.pt")[family]
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
-    assert found.keys() == expected.keys(), "parameters with a gradient"
-    for name, gradient in expected.items():
-        torch.testing.assert_close(found[name], gradient, rtol=0, atol=1e-5 * float(gradient.abs().max()) + 1e-7)
+    assert_gradients_close(found, expected)
 
 
 @pytest.mark.slow
@@ -331,7 +336,7 @@ def start_slurm_job(folder: Path, seconds: float, status: int = 0) -> subprocess
 
 def test_slurm_starts_every_machine(tmp_path):
     subprocess.run(["bash", "-n", str(LAUNCH_FILES / "slurm.sh")], check=True)
-    assert start_slurm_job(tmp_path, seconds=0).wait(timeout=60) == 0
+    assert start_slurm_job(tmp_path, seconds=0).wait(timeout=PATIENCE) == 0
     for rank in (0, 1):
         assert (tmp_path / f"accelerate_{rank}").read_text().split() == [
             *("launch", "--config_file", "fsdp2.yaml", "--num_machines", "2", "--num_processes", "8"),
@@ -343,17 +348,17 @@ def test_slurm_starts_every_machine(tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
 def test_slurm_job_stops_with_a_checkpoint_and_goes_back_into_the_queue(tmp_path, number):
-    job = start_slurm_job(tmp_path, seconds=60)
-    deadline = time.monotonic() + 30
+    job = start_slurm_job(tmp_path, seconds=PATIENCE)
+    deadline = time.monotonic() + PATIENCE
     while not all((tmp_path / f"pid_training_{rank}").is_file() for rank in (0, 1)):
         assert time.monotonic() < deadline and job.poll() is None
         time.sleep(0.05)
     job.send_signal(number)
-    assert job.wait(timeout=60) != 0
+    assert job.wait(timeout=PATIENCE) != 0
     assert (tmp_path / "scancel").read_text() == "--signal=USR1 20007\n"
     assert (tmp_path / "scontrol").read_text() == "requeue 20007\n"
 
 
 def test_slurm_job_that_fails_is_not_queued_again(tmp_path):
-    assert start_slurm_job(tmp_path, seconds=0, status=3).wait(timeout=60) == 1
+    assert start_slurm_job(tmp_path, seconds=0, status=3).wait(timeout=PATIENCE) == 1
     assert not (tmp_path / "scontrol").exists()

@@ -10,6 +10,7 @@ from transformers import TrainerCallback
 from kivla import KIVLAForActionPrediction, KIVLATrainingArguments
 from kivla.training.ema import WeightAverage
 from kivla.training.lora import lora_config
+from tests.tolerance import assert_close_relative
 from tests.training.policies import make_policy, make_trainer
 
 
@@ -47,9 +48,7 @@ def expected_average(weights: list[dict], decay: float) -> dict[str, torch.Tenso
 
 def assert_average(found: dict, expected: dict):
     for name, value in found.items():
-        torch.testing.assert_close(
-            value.double(), expected[name], rtol=1e-5, atol=1e-7, msg=lambda m, n=name: f"{n} {m}"
-        )
+        assert_close_relative(value, expected[name], roundings=16, what=name)
 
 
 def test_values_by_hand():

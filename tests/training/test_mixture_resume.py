@@ -20,6 +20,7 @@ from kivla import KIVLACollator, KIVLATrainer, KIVLATrainingArguments, LeRobotDa
 from kivla.simulation import make_questions
 from kivla.training.mixture import Mixture
 from kivla.training.vlm_dataset import VLMDataset
+from tests.patience import PATIENCE
 from tests.training.policies import CHUNK, DATASET, make_policy, several_cpus_resume
 
 ROOT = Path(__file__).parents[2]
@@ -105,11 +106,16 @@ def test_two_processes_share_out_the_same_examples(tmp_path, undisturbed):
     """Also where the number of loader workers changes in between."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
     for stop_after, num_workers in ((2, 2), (4, 2), (STEPS, 0)):
         script = ["-m", "tests.training.test_mixture_resume", str(tmp_path), str(stop_after), str(num_workers)]
         result = subprocess.run(
-            [*launch, *script, str(BATCH // 2)], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300
+            [*launch, *script, str(BATCH // 2)],
+            env=environment,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
         )
         assert result.returncode == 0, result.stderr[-3000:]
     assert [sorted(step) for step in seen(tmp_path)] == [sorted(step) for step in undisturbed]

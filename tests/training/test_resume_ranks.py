@@ -21,6 +21,7 @@ from transformers import TrainerCallback
 from kivla.training.checkpoints import problem_of
 from kivla.training.preemption import Preempted
 from kivla.training.watch import NonFiniteError
+from tests.patience import PATIENCE
 from tests.training.policies import FixedNoiseCollator, dataset, make_policy, make_trainer, several_cpus_resume
 
 pytestmark = several_cpus_resume
@@ -93,7 +94,7 @@ def done(tmp_path_factory):
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
     command = [*launch, "-m", "tests.training.test_resume_ranks", str(folder)]
-    result = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    result = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
     assert result.returncode == 0, result.stderr[-5000:]
     return folder, [json.loads((folder / f"facts_{rank}.json").read_text()) for rank in (0, 1)]
 

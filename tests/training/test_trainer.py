@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from kivla import KIVLACollator, KIVLAForActionPrediction, KIVLAProcessor
+from tests.tolerance import assert_close_relative
 from tests.training.policies import CHUNK, FixedNoiseCollator, dataset, losses, make_policy, make_trainer
 
 SHORT_RUN = {
@@ -99,9 +100,10 @@ def test_accumulating_gradients_changes_nothing(tmp_path):
         )
         trainer.train()
         runs.append(trainer)
-    np.testing.assert_allclose(losses(runs[0]), losses(runs[1]), rtol=1e-4)
+    np.testing.assert_allclose(losses(runs[0]), losses(runs[1]), rtol=1e-4)  # relative to each loss
+    step = runs[0].args.learning_rate  # as far as Adam moves a weight
     for (name, a), (_, b) in zip(runs[0].model.named_parameters(), runs[1].model.named_parameters(), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-3, atol=2e-5, msg=lambda m, name=name: f"{name}: {m}")
+        assert (a - b).abs().max() <= 0.02 * step, name
 
 
 def test_learning_rates_of_the_two_parts(tmp_path):
@@ -136,8 +138,8 @@ def test_mixed_batch_of_the_three_kinds(tmp_path):
     values = [int(b["action_mask"].sum()) for b, _ in singles[:2]]
     token_loss = sum(n * out.token_loss for n, (_, out) in zip(tokens, singles, strict=True)) / sum(tokens)
     flow_loss = sum(n * out.flow_loss for n, (_, out) in zip(values, singles, strict=False)) / sum(values)
-    torch.testing.assert_close(together.token_loss, token_loss, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(together.flow_loss, flow_loss, rtol=1e-5, atol=1e-6)
+    assert_close_relative(together.token_loss, token_loss, what="token loss")
+    assert_close_relative(together.flow_loss, flow_loss, what="flow loss")
     assert not batch["action_mask"][2].any()
 
 

@@ -1,0 +1,212 @@
+"""The card of a trained policy: what its trainer knows, and what `kivla train` adds (data, pictures, command)."""
+
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from huggingface_hub import CardData, EvalResult, ModelCard, ModelCardData
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from peft import PeftModel
+from torch.utils.data import Dataset, Subset
+
+from ..modeling_kivla.hub_card import base_name, hub_id
+from .lerobot_dataset import LeRobotDataset
+from .mixture import Mixture
+from .readme import joined, readme_on_hub, split, with_card
+
+FACTS = (
+    "name", "path", "recipe", "what_it_is", "vlm", "vlm_class", "vlm_parameters", "expert_parameters", "acts_by",
+    "chunk_size", "action_tokens", "state_encoding", "normalization", "max_steps", "batch_size", "minutes", "machine",
+    "robots", "example_text", "vlm_dataset", "trains_vlm_data", "command", "sets", "before", "after",
+)  # fmt: skip
+# Facts that a trainer alone does not know: the card is then silent about them.
+UNKNOWN = dict.fromkeys(
+    ("recipe", "what_it_is", "machine", "vlm_dataset", "trains_vlm_data", "command", "before", "after")
+)
+
+# Options of the library's `create_model_card` -> metadata of the Hub
+_OPTIONS = {
+    **{"tags": "tags", "language": "language"},
+    **{"finetuned_from": "base_model", "tasks": "pipeline_tag", "dataset_tags": "datasets"},
+}
+
+
+def fine_tuned_card(facts: dict, license: str | None = None) -> ModelCard:
+    """The card of a trained policy.
+
+    Args:
+        facts: what `kivla train` writes as `training_facts.json`, or `trainer_facts`.
+        license: identifier of the Hub, e.g. "apache-2.0".
+
+    Raises:
+        ValueError: facts are missing; the message says which.
+    """
+    if missing := [name for name in FACTS if name not in facts]:
+        raise ValueError(f"The card needs the facts {missing}, which training_facts.json does not have.")
+    data = ModelCardData(
+        license=license,
+        library_name="kivla",
+        pipeline_tag="robotics",
+        base_model=_hub_ids([facts["vlm"]]),
+        datasets=_hub_ids([robot["dataset"] for robot in facts["robots"]] + [facts["vlm_dataset"]]),
+        tags=["kivla", "lerobot", "vision-language-action", *([facts["recipe"]] if facts["recipe"] else [])],
+        model_name=facts["name"],
+        eval_results=_results(facts) or None,
+    )
+    return render(
+        ModelCard, Path(__file__).with_name("policy_card.md.jinja"), data, facts={**facts, "license": license}
+    )
+
+
+def render(kind: type, template: Path, data: CardData, **values):
+    """A card from a template, with filters for what names may hold: `cell` in a table, `code` as a Python string."""
+    environment = Environment(
+        loader=FileSystemLoader(template.parent), undefined=StrictUndefined, keep_trailing_newline=True
+    )
+    environment.filters |= {"cell": cell, "code": code}
+    return kind(environment.get_template(template.name).render(card_data=data.to_yaml(), **values))
+
+
+def cell(value) -> str:
+    """One line of text that ends no cell of a table and starts no HTML."""
+    return " ".join(str(value).split()).replace("|", "\\|").replace("<", "&lt;")
+
+
+def code(text: str) -> str:
+    """A string as Python code has it."""
+    return f'"{text}"' if text.isprintable() and not set('"\\') & set(text) else repr(text)
+
+
+def shown(name: str | Path | None) -> str | None:
+    """A dataset or model as strangers may read it: a name on the Hub as it is; of a folder its path from here, and
+    where that leads outside, its name alone."""
+    if name is None or hub_id(str(name)):
+        return name
+    full = Path(name).absolute()
+    return f"./{full.relative_to(Path.cwd()) if full.is_relative_to(Path.cwd()) else full.name}"
+
+
+def trainer_facts(trainer, sources: Sequence[LeRobotDataset] | None = None) -> dict:
+    """What a `KIVLATrainer` knows of its policy, for `fine_tuned_card`.
+
+    Args:
+        sources: the demonstrations; by default those of its training dataset.
+    """
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    model = model.get_base_model() if isinstance(model, PeftModel) else model
+    processor, args, log = trainer.processing_class, trainer.args, trainer.state.log_history
+    tokenizer = processor.action_tokenizer
+    sources = demonstrations(trainer.train_dataset) if sources is None else sources
+    tasks = [task for data in sources for task in data.tasks.values()]
+    metrics = {name: value for entry in log for name, value in entry.items()}  # the last of each
+    folder = Path(args.output_dir)
+    return {
+        **UNKNOWN,
+        "name": folder.resolve().name,
+        "path": str(folder),
+        "vlm": shown(base_name(model)) if base_name(model) else type(model.vlm).__name__,
+        "vlm_class": type(model.vlm).__name__,
+        "vlm_parameters": sum(parameter.numel() for parameter in model.vlm.parameters()),
+        "expert_parameters": sum(parameter.numel() for parameter in model.expert.parameters()),
+        "acts_by": model.config.acts_by,
+        "chunk_size": model.config.chunk_size,
+        "action_tokens": "none" if tokenizer is None else f"{tokenizer.kind}, {tokenizer.vocab_size} codes",
+        "state_encoding": processor.state_encoding,
+        "normalization": processor.normalization,
+        "max_steps": trainer.state.global_step,
+        "batch_size": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
+        "minutes": metrics["train_runtime"] / 60 if "train_runtime" in metrics else None,
+        "robots": _robots(processor, sources),
+        "example_text": tasks[0] if tasks else "what the robot is to do",
+        "sets": evaluated_sets(metrics),
+    }
+
+
+def write_trainer_card(trainer, license: str | None, model_name: str | None, options: dict) -> None:
+    """`KIVLATrainer.create_model_card` on its first process."""
+    if unknown := sorted(options.keys() - _OPTIONS.keys()):
+        raise TypeError(f"The card has no {', '.join(unknown)}; options are {', '.join(_OPTIONS)}.")
+    path = Path(trainer.args.output_dir) / "README.md"
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    facts = {**trainer_facts(trainer), **trainer.card_facts}
+    if trainer.hub_model_id is not None:
+        text = joined(readme_on_hub(trainer.hub_model_id, trainer.args.hub_revision, trainer.args.hub_token), text)
+        facts["path"] = trainer.hub_model_id
+    card = fine_tuned_card(facts | {"name": model_name or facts["name"]}, license or split(text)[0].get("license"))
+    for name, value in options.items():
+        if name == "tags":
+            value = list(dict.fromkeys([*card.data.tags, *([value] if isinstance(value, str) else value)]))
+        card.data[_OPTIONS[name]] = value
+    path.write_text(with_card(text, card), encoding="utf-8")
+
+
+def demonstrations(dataset: Dataset | None) -> list[LeRobotDataset]:
+    """The LeRobot datasets in a training dataset, through mixtures and subsets."""
+    if isinstance(dataset, Mixture):
+        return [data for source in dataset.sources for data in demonstrations(source)]
+    if isinstance(dataset, Subset):
+        return demonstrations(dataset.dataset)
+    return [dataset] if isinstance(dataset, LeRobotDataset) else []
+
+
+def evaluated_sets(metrics: dict[str, float]) -> dict[str, dict[str, float]]:
+    """Set of demonstrations -> its errors in robot units; "evaluation" where there is but one, without a name."""
+    columns = ("action_mae", "mean_action_mae", "times_better_than_mean")
+    found = [re.fullmatch(r"eval_(?:(.+)_)?times_better_than_mean", name) for name in metrics]
+    names = {match[1] or "evaluation": match[0].removesuffix(columns[-1]) for match in found if match}
+    return {name: {column: metrics[prefix + column] for column in columns} for name, prefix in names.items()}
+
+
+def _robots(processor, sources: Sequence[LeRobotDataset]) -> list[dict]:
+    """One entry for each dataset; without any, for each robot that the processor knows."""
+    rows = []
+    for name, data in [(data.robot, data) for data in sources] or [(name, None) for name in processor.robots]:
+        robot = processor.robot(name)
+        statistics = robot.statistics or (data.statistics if data else {})
+        state_dim = data.state_dim if data else len(statistics.get("state", {}).get("mean", ()))
+        of_data = {"dataset": None, "episodes": None, "frames": None, "fps": None}
+        if data:
+            of_data = {"dataset": shown(data.name), "episodes": data.num_episodes, "frames": len(data), "fps": data.fps}
+        rows.append(
+            {
+                "name": name,
+                **of_data,
+                "cameras": robot.cameras or (data.cameras if data else ["image"]),
+                "action_names": (data and data.action_names) or [f"action {i}" for i in range(robot.action_dim)],
+                "state_names": (data and data.state_names) or [f"state {i}" for i in range(state_dim)],
+                **{kind: statistics["actions"][kind].tolist() for kind in _STATISTICS if statistics},
+            }
+        )
+    return rows
+
+
+_STATISTICS = ("q01", "q99", "mean", "std")
+
+
+def _results(facts: dict) -> list[EvalResult]:
+    """Every evaluated set is a dataset of its own in the model index, which takes those of one type, configuration and
+    split together. What is not finite cannot stand there."""
+    by_robot = {f"train_{robot['name']}": robot["dataset"] for robot in facts["robots"]}
+    results = []
+    for name, row in facts["sets"].items():
+        dataset = Path(by_robot.get(name, facts["robots"][0]["dataset"]) or "demonstrations")
+        dataset = str(dataset if hub_id(str(dataset)) else dataset.name)
+        if math.isfinite(row["action_mae"]):
+            results.append(
+                EvalResult(
+                    task_type="robotics",
+                    dataset_type=dataset,
+                    dataset_name=f"{dataset}, {name}",
+                    dataset_split=name,
+                    metric_type="mae",
+                    metric_name="mean absolute action error, robot units",
+                    metric_value=round(row["action_mae"], 6),
+                )
+            )
+    return results
+
+
+def _hub_ids(names: Sequence[str | None]) -> list[str] | None:
+    """Those that are names on the Hub and not folders; None if there are none."""
+    return list(dict.fromkeys(name for name in names if hub_id(name))) or None
