@@ -40,9 +40,10 @@ class CheckedConfig(PreTrainedConfig):
         return result
 
     def __setattr__(self, name, value):
+        is_set_again = name in vars(self) and name in _own(type(self))
         before = vars(self).get(name)
         super().__setattr__(name, value)
-        if name in _own(type(self)) and self.is_complete():
+        if is_set_again and self.is_complete():
             try:
                 self.validate_architecture()
             except ValueError:
