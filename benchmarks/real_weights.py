@@ -27,7 +27,6 @@ from huggingface_hub import snapshot_download
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from benchmarks import twins
 from kivla import BinningActionTokenizer, FASTActionTokenizer, KIVLAForActionPrediction, KIVLAProcessor
 from kivla.answers import chat_text
 from kivla.checkpoint_files import WEIGHTS, Weights
@@ -44,6 +43,9 @@ SOURCES = {
     "smolvlm": ("HuggingFaceTB/SmolVLM2-500M-Video-Instruct", "vlm"),
     "fast": ("physical-intelligence/fast", "fast"),
 }
+# The matrix of words: openpi's files have the first name, LeRobot's both
+HEAD = pi_reference.VLM + "lm_head.weight"
+EMBEDDING = pi_reference.VLM + "model.language_model.embed_tokens.weight"
 NUM_STEPS = 2  # Euler steps of a comparison: the formulas run the whole prefix in each
 CHUNK, ACTION_DIM = 8, 7  # of a new policy on a VLM
 
@@ -124,8 +126,7 @@ def beside_formulas(source: Source, converted: Path) -> str:
     file = Weights(source.folder)
     names = {lerobot_name(name).removeprefix("model."): name for name in file.shapes if kivla_name(name)}
     weights = {openpi: file[name].float().to(source.device) for openpi, name in names.items()}
-    # The formulas call the one matrix by the name that openpi's files have for it; they read words from it.
-    weights[twins.HEAD] = weights.get(twins.EMBEDDING, weights.get(twins.HEAD))
+    weights[HEAD] = weights.get(EMBEDDING, weights.get(HEAD))  # the formulas read words from it, under openpi's name
     with torch.no_grad(), torch.device(source.device):
         expected = pi_reference.sample_actions(weights, **theirs, num_steps=NUM_STEPS).cpu()
     return close(found, expected)
@@ -430,6 +431,8 @@ def main(arguments: list[str] | None = None, locate: Callable | None = None) -> 
     options = parser.parse_args(arguments)
     with TemporaryDirectory() as folder:
         if options.dry_run and locate is None:
+            from benchmarks import twins  # made of the tests' own parts, which need pytest
+
             locate = twins.in_folder(Path(folder))
         done = {name: run_source(name, locate or from_hub, options) for name in options.only}
     revisions = {name: revision for name, (revision, _) in done.items()}

@@ -13,8 +13,7 @@ from tests.kivla import pi_reference
 from tests.processing.test_action_tokenizers import published_fit
 from tests.vlm_processors import KINDS
 
-HEAD = pi_reference.VLM + "lm_head.weight"
-EMBEDDING = pi_reference.VLM + "model.language_model.embed_tokens.weight"
+from .real_weights import EMBEDDING, HEAD, smooth_chunks
 
 
 def in_folder(folder: Path) -> Callable[[str, str], tuple[Path, str]]:
@@ -50,8 +49,6 @@ def smolvlm(folder: Path) -> None:
 
 def fast(folder: Path) -> None:
     """In the published layout, without the code that comes with it."""
-    from .real_weights import smooth_chunks
-
     folder.mkdir()
     published_fit(smooth_chunks(200), folder)
 

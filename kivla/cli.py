@@ -45,7 +45,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def parse(
-    dataclass_types: Sequence[type], arguments: Sequence[str], prog: str, positional: str | Sequence[str] = ()
+    dataclass_types: Sequence[type],
+    arguments: Sequence[str],
+    prog: str,
+    positional: str | Sequence[str] = (),
+    required: Sequence[str] = (),
 ) -> tuple:
     """Command-line options, with defaults from a YAML file if the first argument is one.
 
@@ -53,11 +57,14 @@ def parse(
         dataclass_types: as for `HfArgumentParser`.
         arguments: what follows the command's name.
         positional: the option, or the options in order, that may also be given first and without their names.
+        required: options that must be given although their field has a default.
 
     Raises:
         SystemExit: an unknown option, or an unknown key in the file.
     """
     parser = HfArgumentParser(dataclass_types, prog=prog)
+    for action in parser._actions:  # argparse has no public way to change this
+        action.required = action.required or action.dest in required
     arguments = list(arguments)
     if arguments and arguments[0].endswith((".yaml", ".yml")):
         file = arguments.pop(0)
@@ -67,9 +74,8 @@ def parse(
         if unknown := sorted(set(defaults) - known):
             parser.error(f"{file} has unknown keys: {', '.join(unknown)}. `{prog} --help` lists what there is.")
         parser.set_defaults(**defaults)
-        for action in parser._actions:  # argparse has no public way to say that a default fulfils a requirement
-            if action.dest in defaults:
-                action.required = False
+        for action in parser._actions:  # a default fulfils a requirement
+            action.required = action.required and action.dest not in defaults
     else:
         names = [positional] if isinstance(positional, str) else positional
         words = takewhile(lambda argument: not argument.startswith("-"), list(arguments))

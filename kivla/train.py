@@ -24,12 +24,14 @@ from .cli import parse
 from .plots import plot_training_curves
 from .processing import ActionTokenizer, Normalizer, load_action_tokenizer
 from .processing.prompt_frame import has_chat
+from .training.checkpoints import put_aside
 from .training.data_parallel import made_whole
 from .training.lerobot_dataset import joint_statistics
 from .training.lora import lora_config
 from .training.mixture import Mixture
 from .training.policy_card import evaluated_sets
 from .training.recipes import BACKBONE, RECIPES, Recipe, Stage, get_recipe, set_stage, split_steps
+from .training.run_identity import weights_digest
 from .training.vlm_dataset import VLMDataset
 
 
@@ -177,22 +179,31 @@ class DataArguments:
 
 
 def run(arguments: Sequence[str]) -> None:
-    model_args, data_args, args = parse(
-        (ModelArguments, DataArguments, KIVLATrainingArguments), arguments, prog="kivla train"
-    )
+    kinds = (ModelArguments, DataArguments, KIVLATrainingArguments)
+    model_args, data_args, args = parse(kinds, arguments, prog="kivla train", required=("output_dir",))
     stages, output_dir, start = model_args.stages, Path(args.output_dir), None
+    if args.restart:
+        with args.main_process_first(local=False):
+            if args.process_index == 0:
+                put_aside(output_dir)
+        args = replace(args, restart=False)
     start_time = time.monotonic()
     for number, (stage, stage_args) in enumerate(zip(stages, split_run(stages, args), strict=True), 1):
         folder = Path(stage_args.output_dir)
         is_last = number == len(stages)
+        facts = run_facts(model_args, args, number)
+        trainer = make_trainer(model_args, data_args, stage_args, stage, start, facts)
+        checkpoint = args.resume_from_checkpoint
+        if checkpoint is None:
+            checkpoint = trainer.newest_checkpoint()
+            trainer.claim_folder(output_dir)
         if not is_last and (folder / "trainer_state.json").is_file():  # written last
             start = folder
             continue
         if len(stages) > 1:
             print(f"\nStage {number} of {len(stages)}: trains {' and '.join(stage.trains)}, {stage.config}")
-        trainer = make_trainer(model_args, data_args, stage_args, stage, start)
         before = answers_before(trainer, output_dir / "vlm_before.json")
-        trainer.train(resume_from_checkpoint=args.resume_from_checkpoint or trainer.newest_checkpoint())
+        trainer.train(resume_from_checkpoint=checkpoint)
         trainer.state.log_history.insert(0, {**before, "step": 0})
         save(trainer, folder)
         start = folder
@@ -219,6 +230,17 @@ def run(arguments: Sequence[str]) -> None:
         print_results(metrics, output_dir)
     if args.push_to_hub:
         trainer.push_to_hub()
+
+
+def run_facts(model_args: ModelArguments, args: KIVLATrainingArguments, number: int) -> dict:
+    """What the run is beside what its trainer sees; see `ResumableTrainer`. Later stages go on from earlier ones, so
+    that a run of several cannot be made longer."""
+    recipe = model_args.chosen_recipe
+    facts = {"recipe": model_args.recipe or ("insulated" if recipe else "as before")}
+    if len(model_args.stages) > 1:
+        steps = {"steps": args.max_steps} if args.max_steps > 0 else {"epochs": args.num_train_epochs}
+        facts |= {"stage": f"{number} of {len(model_args.stages)}", "all_stages": steps}
+    return facts
 
 
 def save(trainer: KIVLATrainer, folder: Path) -> None:
@@ -274,12 +296,14 @@ def make_trainer(
     args: KIVLATrainingArguments,
     stage: Stage | None = None,
     start: Path | None = None,
+    facts: dict | None = None,
 ) -> KIVLATrainer:
     """Datasets, model, processor and trainer of a stage.
 
     Args:
         stage: None goes on with a policy as it was trained.
         start: the policy of the stage before, if there was one.
+        facts: see `run_facts`.
 
     Raises:
         ValueError: recipe, data and policy do not fit each other.
@@ -299,6 +323,7 @@ def make_trainer(
                 trust_remote_code=model_args.trust_remote_code,
                 **model_args.config_kwargs(),
             )
+    begins_with = {"name": str(start or model_args.vlm)} | ({"expert": weights_digest(model.expert)} if start else {})
     if stage is not None:
         set_stage(model, stage)
     with_vlm_data = trains_vlm_data(model_args, data_args)
@@ -320,6 +345,7 @@ def make_trainer(
         train_dataset=make_mixture(data_args, args, sources, processor, with_vlm_data),
         eval_dataset=load_evaluation(data_args, sources, processor),
         processing_class=processor,
+        run_facts={**(facts or {}), "start": begins_with},
     )
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 
 import torch
-from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
+from transformers import GenerationConfig, GenerationMixin, LogitsProcessorList, PreTrainedModel
 
 from .action_checks import NaNWatch
 from .backbone_attention import logits_of
@@ -120,6 +120,7 @@ class KIVLAGenerationMixin:
         """The VLM's `generate` with these settings and none of its own (repetition penalties, sampling, ...)."""
         watch = NaNWatch()
         watched = LogitsProcessorList([watch, *(logits_processor or [])])
-        tokens = self._talker(config).generate(**self._prompt(inputs), logits_processor=watched)
+        # The library's own: that of Janus leaves out every logits processor, and with it the grammar of the actions.
+        tokens = GenerationMixin.generate(self._talker(config), **self._prompt(inputs), logits_processor=watched)
         watch.check()
         return tokens

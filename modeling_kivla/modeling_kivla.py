@@ -51,6 +51,7 @@ from .hub_card import PushedWithCard
 from .knowledge_insulation import insulate
 from .next_token import next_token_loss, supervised_tokens
 from .pipeline_kivla import ActionPredictionPipeline  # noqa: F401 (belongs to the code that is saved with a policy)
+from .token_ids import check_new_tokens
 
 _HUB_ARGUMENTS = (
     "cache_dir",
@@ -260,9 +261,11 @@ class KIVLAForActionPrediction(KIVLAGenerationMixin, KIVLAPreTrainedModel):
     def get_decoder(self):
         return find_text_decoder(self.vlm)
 
-    def resize_token_embeddings(self, *args, **kwargs) -> nn.Embedding:
+    def resize_token_embeddings(self, new_num_tokens: int | None = None, *args, **kwargs) -> nn.Embedding:
         """Make room for new tokens in the VLM, e.g. `model.resize_token_embeddings(len(processor.tokenizer))`."""
-        return self.vlm.resize_token_embeddings(*args, **kwargs)
+        rows = self.get_input_embeddings().weight.shape[0]
+        check_new_tokens(self.config.vlm_config, range(rows, new_num_tokens or rows))
+        return self.vlm.resize_token_embeddings(new_num_tokens, *args, **kwargs)
 
     def set_attn_implementation(self, attn_implementation: str | dict, **kwargs):
         """As for any model, applied to the VLM; the text decoder's attention goes on being recorded.

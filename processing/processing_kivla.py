@@ -17,10 +17,10 @@ from transformers.dynamic_module_utils import custom_object_save
 
 from .action_constraint import ActionTokenConstraint
 from .action_tokenizers import ActionDecodingFailure, ActionTokenizer, load_action_tokenizer, panics_as_errors
-from .hub_card import PushedWithCard
 from .image_input import pad_to_square
 from .normalization import as_numbers, discretize_state
 from .plain_words import PlainWords
+from .processor_card import PushedWithCard
 from .prompt_frame import PromptFrame, PromptFrames, has_chat
 from .robot import Robot, robot_from_json
 

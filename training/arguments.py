@@ -39,6 +39,8 @@ class KIVLATrainingArguments(TrainingArguments):
         bucket_by_length (`bool`, defaults to `False`): with several micro-batches in a step, put examples of like
             length into one, for less padding. The step is the same. For datasets with a method `size_of(index)`: those
             of kivla, not streamed.
+        restart (`bool`, defaults to `False`): put aside what an earlier run left in `output_dir`, and start anew. (A
+            folder holds one run: another one is refused there.)
         ddp_find_unused_parameters (`bool`, defaults to `False`): the trainer deals with parameters that a step does not
             use, and DDP need not search for them.
 
@@ -75,6 +77,9 @@ class KIVLATrainingArguments(TrainingArguments):
     )
     bucket_by_length: bool = field(
         default=False, metadata={"help": "Let micro-batches of a step hold examples of like length: less padding."}
+    )
+    restart: bool = field(
+        default=False, metadata={"help": "Put aside what an earlier run left in output_dir, and start anew."}
     )
     ddp_find_unused_parameters: bool | None = field(
         default=False, metadata={"help": "Keep False: the trainer deals with parameters that a step does not use."}

@@ -3,10 +3,14 @@
 A checkpoint is written to `_unfinished/checkpoint-N`, gets a manifest with the size and hash of every file, is brought
 to the disk (fsync) and only then becomes `checkpoint-N`, by one rename. A process may be killed at any moment: what is
 called `checkpoint-N` was complete once, and whether it still is, the manifest tells.
+
+The manifest also says which run wrote the checkpoint (`run_identity`), and `_run_identity.json` whose the folder is: a
+folder holds one run.
 """
 
 import errno
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -18,8 +22,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
+from .run_identity import differences, listed
+
 UNFINISHED = "_unfinished"  # names that begin with _ are not pushed to the Hub
 MANIFEST = "manifest.json"
+RUN_FILE = "_run_identity.json"
+EARLIER_RUN = "_earlier_run"
 PART_SIZE = 64 * 2**20  # files are hashed in parts, side by side: one large file would keep one core busy
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
@@ -30,13 +38,18 @@ class CheckpointError(RuntimeError):
     """A checkpoint could not be written, or the one that was named is damaged."""
 
 
+class OtherRunError(ValueError):
+    """A folder or a checkpoint is of another run than the one that wants to use it."""
+
+
 # ------------------------------------------------------------------------------------------------------------ writing
-def write_manifest(folder: Path) -> None:
-    """`manifest.json`: size and hash of every file in the folder. Files and folders are brought to the disk first."""
+def write_manifest(folder: Path, run: dict | None = None) -> None:
+    """`manifest.json`: size and hash of every file in the folder, and the identity of the run that wrote them. Files
+    and folders are brought to the disk first."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
     entries = {str(path.relative_to(folder)): {"size": path.stat().st_size, "sha256": digest(path)} for path in files}
     manifest = folder / MANIFEST
-    manifest.write_text(json.dumps({"part_size": PART_SIZE, "files": entries}, indent=1) + "\n")
+    manifest.write_text(json.dumps({"part_size": PART_SIZE, "files": entries, "run": run}, indent=1) + "\n")
     for path in (*files, manifest, *(path for path in folder.rglob("*") if path.is_dir()), folder):
         fsync(path)
 
@@ -68,9 +81,9 @@ def fsync(path: Path) -> None:
         os.close(descriptor)
 
 
-def publish(folder: Path, final: Path) -> None:
+def publish(folder: Path, final: Path, run: dict | None = None) -> None:
     """A complete folder of the same disk gets its manifest and its name; what had the name before goes."""
-    write_manifest(folder)
+    write_manifest(folder, run)
     if final.exists():
         replaced = folder.with_name(f"replaced-{final.name}")
         final.rename(replaced)
@@ -165,6 +178,118 @@ def newest_good_checkpoint(folder: Path) -> Path | None:
     return None
 
 
+# ------------------------------------------------------------------------------------------------ one run, one folder
+def run_of(checkpoint: Path) -> dict | None:
+    """The identity of the run that wrote a whole checkpoint; None if it was written before checkpoints knew it."""
+    return json.loads((checkpoint / MANIFEST).read_text()).get("run")
+
+
+def owner_of(folder: Path) -> dict | None:
+    """The identity of the run that an output folder is of; None where nothing says it."""
+    try:
+        return json.loads((folder / RUN_FILE).read_text())
+    except (FileNotFoundError, ValueError):  # none, or cut off
+        return None
+
+
+def check_is_same_run(before: dict | None, run: dict, holder: Path, ways_out: str) -> None:
+    """
+    Args:
+        before: the identity that was found in `holder`, a checkpoint or a folder; None if it has none.
+        ways_out: what to do.
+
+    Raises:
+        OtherRunError: it is that of another run; every difference is listed.
+    """
+    if before is None:
+        raise OtherRunError(
+            f"{holder} does not say which run made it: an earlier version or another program. {ways_out}"
+        )
+    if lines := differences(before, run):
+        raise OtherRunError(f"{holder} is of another run, which differs in:{listed(lines)}\n{ways_out}")
+
+
+def check_folder(folder: Path, run: dict) -> None:
+    """Is a folder this run's, or free?
+
+    Raises:
+        OtherRunError: it holds checkpoints or a model of another run, or of an unknown one.
+    """
+    if not _is_used(folder):
+        return
+    ways_out = (
+        "Give this run an output_dir of its own; or start it anew here with restart (`--restart`), which puts what is "
+        "there aside."
+    )
+    newest = next((path for path in checkpoints(folder) if (path / MANIFEST).is_file()), None)
+    if newest is None or (folder / RUN_FILE).is_file():
+        check_is_same_run(owner_of(folder), run, folder, ways_out)
+    if newest is not None:
+        by_name = f" If it is certain that {newest.name} is of this run, resume from it by its name."
+        before = run_of(newest)
+        check_is_same_run(before, run, newest, ways_out + (by_name if before is None else ""))
+
+
+def claim(folder: Path, run: dict) -> None:
+    """Write down that a folder is this run's. What another one left that came to nothing is put aside.
+
+    Raises:
+        OtherRunError: see `check_folder`.
+    """
+    check_folder(folder, run)
+    if (folder / RUN_FILE).is_file() and not _is_used(folder):
+        before = owner_of(folder)
+        if before is None or differences(before, run):
+            put_aside(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_run_file(folder, run)
+
+
+def write_run_file(folder: Path, run: dict) -> None:
+    """Into a folder: whose it is."""
+    unfinished = folder / f"{RUN_FILE}.unfinished"
+    unfinished.write_text(json.dumps(run, indent=1) + "\n")
+    fsync(unfinished)
+    os.replace(unfinished, folder / RUN_FILE)
+    fsync(folder)
+
+
+def put_aside(folder: Path) -> Path | None:
+    """What a run left in a folder goes to `_earlier_run_1` (2, ...) inside it. Nothing is deleted.
+
+    That is: all files, and the folders that training makes. Other folders stay, and so does everything where no run has
+    been. If it is interrupted, what is left still counts as the earlier run's: its mark goes last.
+
+    Returns:
+        The new folder; None if there was no run.
+    """
+    if not (_is_used(folder) or (folder / RUN_FILE).is_file()):
+        return None
+    names = (folder / f"{EARLIER_RUN}_{number}" for number in itertools.count(1))
+    aside = next(path for path in names if not path.exists())
+    aside.mkdir()
+    ours = [path for path in folder.iterdir() if path.is_file() or _OUR_FOLDERS.fullmatch(path.name)]
+    for path in sorted(ours, key=lambda path: (path.name == RUN_FILE, path.name == "config.json", path.name)):
+        path.rename(aside / path.name)
+    fsync(folder)
+    logger.warning(
+        "What an earlier run left in %s is now in %s; remove it if it is not needed. To go on after an interruption, "
+        "leave out restart.",
+        folder,
+        aside,
+    )
+    return aside
+
+
+_OUR_FOLDERS = re.compile(r"(_damaged-)?checkpoint-\d+|_unfinished|stage_\d+|adapter|vlm_processor|runs")
+
+
+def _is_used(folder: Path) -> bool:
+    """Whether there is something that must not be mixed with, or lost to, another run: a checkpoint or a model."""
+    stages = [path for path in folder.glob("stage_*") if path.is_dir()]
+    return bool(checkpoints(folder)) or (folder / "config.json").is_file() or any(map(_is_used, stages))
+
+
 # --------------------------------------------------------------------------------------------------------------- room
 def check_output_folder(folder: Path, needed: int, wanted: int) -> None:
     """Before the first step: can checkpoints be written?
@@ -219,13 +344,22 @@ def _gigabytes(size: int) -> str:
 
 __all__ = [
     "MANIFEST",
+    "RUN_FILE",
     "UNFINISHED",
     "CheckpointError",
+    "OtherRunError",
+    "check_folder",
+    "check_is_same_run",
     "check_output_folder",
     "checkpoints",
+    "claim",
     "newest_good_checkpoint",
     "not_written",
+    "owner_of",
     "problem_of",
     "publish",
+    "put_aside",
+    "run_of",
+    "write_run_file",
     "written_aside",
 ]

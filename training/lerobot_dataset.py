@@ -4,6 +4,8 @@ Its own small reader: the `lerobot` package cannot be installed beside current t
 """
 
 import glob
+import hashlib
+import json
 import operator
 from collections.abc import Iterator, Sequence
 from functools import cached_property, partial
@@ -213,6 +215,28 @@ class LeRobotDataset(torch.utils.data.Dataset):
         What a policy trained with LeRobot was normalised with. Old datasets have no quantiles, v2.1 has no file.
         """
         return self._metadata.statistics()
+
+    @cached_property
+    def content_digest(self) -> str:
+        """A short digest of the selected episodes: the same wherever the dataset lies, another if it is recorded anew.
+
+        Of actions, states, tasks and times of all frames; and of the files with the pictures, size, beginning and end:
+        video and parquet files say there what they hold.
+        """
+        columns = {name: hashlib.sha256() for name in (*INDEX_COLUMNS, *self._vector_keys())}
+        for _, _, block in self._blocks(list(columns)):
+            for name, digest in columns.items():
+                digest.update(np.ascontiguousarray(block[name]))
+        files = {
+            camera: self._metadata.video_files(camera, self._positions)
+            if self.features[camera]["dtype"] == "video"
+            else self._metadata.data_files()
+            for camera in self.cameras
+        }
+        pictures = {camera: [_digest_of_ends(path) for path in paths] for camera, paths in files.items()}
+        whole = [self.fps, self.episodes, sorted(self.tasks.items()), pictures]
+        whole += [digest.hexdigest() for digest in columns.values()]
+        return hashlib.sha256(json.dumps(whole).encode()).hexdigest()[:16]
 
     def _dimension(self, key: str) -> int:
         if key not in self.features:
@@ -431,6 +455,15 @@ def _local_folder(folder_or_hub_id: str | Path) -> Path:
             f"{str(folder_or_hub_id)!r} is neither a folder here nor a dataset that can be had from the Hugging Face "
             f"Hub. Check the spelling, and for a private dataset log in with `hf auth login`. ({error})"
         ) from error
+
+
+def _digest_of_ends(path: Path, length: int = 1 << 14) -> str:
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        digest = hashlib.sha256(f"{size} ".encode() + stream.read(length))
+        stream.seek(max(size - length, 0))
+        digest.update(stream.read(length))
+    return digest.hexdigest()
 
 
 def _is_camera(feature: dict) -> bool:

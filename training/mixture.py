@@ -23,6 +23,10 @@ class Mixture(torch.utils.data.Dataset):
         num_examples: length, e.g. steps times batch size.
         seed: of the shares' order and of the shuffling.
 
+    Attributes:
+        sources, seed: as above.
+        weights: the shares, (sources,), together 1.
+
     Raises:
         ValueError: no sources, an empty one, or weights that are not one positive number for each.
     """
@@ -38,8 +42,9 @@ class Mixture(torch.utils.data.Dataset):
         self.sources = list(sources)
         self._in_order = [isinstance(source, VLMDataset) and source.is_stream for source in sources]
         self.seed = seed
+        self.weights = shares / shares.sum()
         rng = np.random.default_rng(seed)
-        self._source = rng.choice(len(sources), size=num_examples, p=shares / shares.sum())  # (num_examples,)
+        self._source = rng.choice(len(sources), size=num_examples, p=self.weights)  # (num_examples,)
         self._turn = np.zeros(num_examples, dtype=np.int64)  # how many examples of the same source come before
         for i in range(len(sources)):
             mine = self._source == i

@@ -131,7 +131,7 @@ def write_trainer_card(trainer, license: str | None, model_name: str | None, opt
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     facts = {**trainer_facts(trainer), **trainer.card_facts}
     if trainer.hub_model_id is not None:
-        text = joined(readme_on_hub(trainer.hub_model_id, trainer.args.hub_revision, trainer.args.hub_token), text)
+        text = with_words_of_hub(trainer, text)
         facts["path"] = trainer.hub_model_id
     card = fine_tuned_card(facts | {"name": model_name or facts["name"]}, license or split(text)[0].get("license"))
     for name, value in options.items():
@@ -139,6 +139,12 @@ def write_trainer_card(trainer, license: str | None, model_name: str | None, opt
             value = list(dict.fromkeys([*card.data.tags, *([value] if isinstance(value, str) else value)]))
         card.data[_OPTIONS[name]] = value
     path.write_text(with_card(text, card), encoding="utf-8")
+
+
+def with_words_of_hub(trainer, text: str) -> str:
+    """A README of this machine, and what its author wrote on the Hub."""
+    on_hub = readme_on_hub(trainer.hub_model_id, trainer.args.hub_revision, trainer.args.hub_token)
+    return joined(on_hub, text) if on_hub else text
 
 
 def demonstrations(dataset: Dataset | None) -> list[LeRobotDataset]:

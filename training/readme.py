@@ -53,7 +53,11 @@ def joined(text: str, other: str) -> str:
     metadata, body = split(text)
     more, other_body = split(other)
     own = {name: value for name, value in more.items() if value != metadata_of_card(other_body).get(name)}
-    missing = [words for words in own_words(other) if words and words not in body]
+    missing = []
+    for words in own_words(other):
+        for known in filter(None, own_words(text)):
+            words = words.replace(known, "").strip()
+        missing += [words] if words and words not in body else []
     body = "\n\n".join([body.strip(), *missing]) + "\n"
     return f"---\n{yaml_dump({**own, **metadata}, sort_keys=False)}---\n\n{body}"
 

@@ -5,6 +5,7 @@ import json
 import logging
 import math
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -15,24 +16,36 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import rotate_checkpoints
 
 from .checkpoints import (
+    MANIFEST,
     UNFINISHED,
     CheckpointError,
+    OtherRunError,
+    check_folder,
+    check_is_same_run,
     check_output_folder,
+    checkpoints,
+    claim,
     newest_good_checkpoint,
     not_written,
     problem_of,
     publish,
+    put_aside,
+    run_of,
+    write_run_file,
     written_aside,
 )
 from .ema import EMA_FILE, WeightAverage
 from .example_order import ExampleOrder, NumberedCollator, NumberedExamples, SeedEveryStep, obey_parent_alone
 from .preemption import StopSignals
+from .run_identity import run_identity, start_of
 from .step_buckets import StepBuckets
 from .watch import LossWatch, NonFiniteError, name_examples
 
 logger = logging.getLogger(__name__)
 
 MAX_SKIPPED_IN_A_ROW = 10
+# Learning-rate schedules that do not ask how long the run is
+_ENDLESS = ("constant", "constant_with_warmup", "inverse_sqrt", "reduce_lr_on_plateau")
 
 
 class ResumableTrainer(Trainer):
@@ -43,17 +56,25 @@ class ResumableTrainer(Trainer):
       bit, as one that is not, on the same kind and number of devices and threads. Beside what the library saves, this
       takes an order of examples and random numbers that depend on seed and position alone (`example_order`), and the
       losses since the last log entry.
+    * **One run, one folder** (`run_identity`): a checkpoint knows what made it, and another run neither goes on from it
+      nor writes beside it.
     * **Whole checkpoints** (`checkpoints`): written aside, hashed, and named at the end; damaged ones are recognised.
     * **Pre-emption** (`preemption`): SIGTERM and SIGUSR1 end the run after the step, with a checkpoint.
     * **An average of the weights** (`ema_decay`): evaluated, and written by `save_model`.
     * **Non-finite** losses and gradients reach neither weights, optimiser nor average (`on_nonfinite`).
+
+    Args:
+        run_facts: what the run is beside its model, processor, data and arguments, which are looked at anyway. A dict,
+            ready for JSON, that must be the same when the run goes on: `"recipe"`, say, and `"start": {"name": ...}` of
+            the VLM or policy that it begins with, shown where its weights differ. `"stage"` ("1 of 2") is for runs of
+            several stages whose last one writes into the folder above the others' (`claim_folder`).
 
     Raises:
         ValueError: `ema_decay` with FSDP version 1 or DeepSpeed, `on_nonfinite="skip"` with DeepSpeed, or
             `save_on_each_node`.
     """
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args, run_facts: dict | None = None, **kwargs):
         super().__init__(*args, **kwargs)
         if self.args.save_on_each_node:
             raise ValueError("Checkpoints need one output_dir that all nodes share: leave out save_on_each_node.")
@@ -67,6 +88,10 @@ class ResumableTrainer(Trainer):
         self._signals = StopSignals()
         self.stop_is_agreed = False  # on several devices, by what they tell each other before every step
         self._order: ExampleOrder | None = None
+        self._facts = run_facts or {}
+        self._start = start_of(self.model)
+        self._run: dict | None = None  # what this run is, known on the first device while it trains
+        self._restarts = self.args.restart
         self._resumed_from: Path | None = None
         self._verified: Path | None = None
         self._aside: Path | None = None  # where a checkpoint is being written
@@ -84,11 +109,31 @@ class ResumableTrainer(Trainer):
 
     # --------------------------------------------------------------------------------------------------------- resume
     def newest_checkpoint(self) -> str | None:
-        """The newest checkpoint in `output_dir` that is whole; None if there is none. To be called on all devices."""
-        found = newest_good_checkpoint(Path(self.args.output_dir)) if self.is_world_process_zero() else None
-        (found,) = broadcast_object_list([found])
-        self._verified = found
-        return None if found is None else str(found)
+        """The newest checkpoint in `output_dir` that is whole; None if there is none. To be called on all devices.
+
+        Raises:
+            OtherRunError: the folder holds another run.
+        """
+
+        def find() -> Path | None:
+            folder, run = Path(self.args.output_dir), self._identity()
+            self._restart_once()
+            check_folder(folder, run)
+            found = newest_good_checkpoint(folder)
+            if found is not None:
+                check_is_same_run(run_of(found), run, found, "Give this run an output_dir of its own, or use restart.")
+            return found
+
+        self._verified = self._found_out(find)
+        return None if self._verified is None else str(self._verified)
+
+    def claim_folder(self, folder: str | Path) -> None:
+        """Write down that a folder beside `output_dir` is this run's. To be called on all devices.
+
+        Raises:
+            OtherRunError: it holds another run.
+        """
+        self._found_out(lambda: claim(Path(folder), self._identity()))
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
         """
@@ -97,29 +142,81 @@ class ResumableTrainer(Trainer):
 
         Raises:
             ValueError: there is none.
+            OtherRunError: the checkpoint, or what is in `output_dir`, is of another run, or has more steps than this
+                one is to have; or a checkpoint in `output_dir` is of this one, and `resume_from_checkpoint` was not
+                given.
             CheckpointError: the one that was named is damaged; or a checkpoint could not be written.
             NonFiniteError: see `on_nonfinite`.
             Preempted: the run was asked to stop, and has written a checkpoint.
             OSError: `output_dir` cannot be written to, or its disk is full.
         """
+        if resume_from_checkpoint and self._restarts:
+            raise ValueError("Give either restart or resume_from_checkpoint, not both.")
         if resume_from_checkpoint is True:
             resume_from_checkpoint = self.newest_checkpoint()
             if resume_from_checkpoint is None:
                 raise ValueError(f"There is no checkpoint to resume from in {self.args.output_dir}.")
         self._resumed_from = Path(resume_from_checkpoint) if resume_from_checkpoint else None
-        if self._resumed_from not in (None, self._verified):
-            problem = problem_of(self._resumed_from) if self.is_world_process_zero() else None
-            (problem,) = broadcast_object_list([problem])
-            if problem is not None:
-                raise CheckpointError(f"{self._resumed_from} cannot be resumed from: {problem}.")
+        self._run = self._found_out(self._check_run)
         self._newest = self._resumed_from
         try:
             with self._signals:
                 return super().train(resume_from_checkpoint or None, *args, **kwargs)
+        except OtherRunError:
+            raise
         except Exception as error:
             if self._newest is not None:
                 error.add_note(f"Everything up to {self._newest} is kept: the same command goes on from there.")
             raise
+
+    def _identity(self) -> dict:
+        return run_identity(
+            self._facts, self._start, self._unwrapped(), self.processing_class, self.train_dataset, self.args
+        )
+
+    def _unwrapped(self):
+        return self.accelerator.unwrap_model(self.model)
+
+    def _found_out(self, find: Callable):
+        """What the first device finds, on all devices; or its error."""
+        found = None
+        if self.is_world_process_zero():
+            try:
+                found = find()
+            except (ValueError, CheckpointError) as error:
+                found = error
+        (found,) = broadcast_object_list([found])
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    def _restart_once(self) -> None:
+        if self._restarts:
+            self._restarts = False
+            put_aside(Path(self.args.output_dir))
+
+    def _check_run(self) -> dict:
+        """This run's identity, after a look at what it goes on from and at what is in its folder."""
+        folder, checkpoint, run = Path(self.args.output_dir), self._resumed_from, self._identity()
+        if checkpoint is None:
+            self._restart_once()
+        elif checkpoint != self._verified:
+            if problem := problem_of(checkpoint):
+                raise CheckpointError(f"{checkpoint} cannot be resumed from: {problem}.")
+            before = run_of(checkpoint)
+            if before is None:  # named by a person, who may know
+                logger.warning(
+                    "%s does not say which run made it: whether it is of this one was not checked.", checkpoint
+                )
+                return run
+            check_is_same_run(before, run, checkpoint, "Start anew in an output_dir of its own.")
+        check_folder(folder, run)
+        if checkpoint is None and (whole := [c for c in checkpoints(folder) if (c / MANIFEST).is_file()]):
+            raise OtherRunError(
+                f"{folder} holds {whole[0].name} of this very run. Go on from there with resume_from_checkpoint=True; "
+                "or start anew with restart, which puts it aside, or in another output_dir."
+            )
+        return run
 
     def sums_since_log(self) -> dict[str, torch.Tensor]:
         """What this device has summed up since the last log entry; the tensors themselves."""
@@ -156,6 +253,8 @@ class ResumableTrainer(Trainer):
         self._check_room()
         self._loss_before, self.skipped_steps, self._skipped_in_a_row = 0.0, 0, 0
         checkpoint = self._resumed_from
+        if checkpoint is not None:
+            self._check_steps(checkpoint)
         if checkpoint is not None and self._progress_file(checkpoint).is_file():
             self._load_progress(json.loads(self._progress_file(checkpoint).read_text()))
         self.average = None
@@ -165,6 +264,30 @@ class ResumableTrainer(Trainer):
                 self.average.load(checkpoint)
         elif checkpoint is not None and (checkpoint / EMA_FILE).is_file():
             raise ValueError(f"{checkpoint} has an average of the weights: resume with the same ema_decay.")
+
+    def _check_steps(self, checkpoint: Path) -> None:
+        """Says how the run goes on, with as many steps as it was to have or with another number."""
+        before = json.loads((checkpoint / "trainer_state.json").read_text())
+        done, planned, steps = before["global_step"], before["max_steps"], self.state.max_steps
+        if done > steps:
+            raise OtherRunError(
+                f"{checkpoint} has {done} steps, but this run is to have {steps}: they cannot be taken back. Give at "
+                f"least {done}, resume from an earlier checkpoint by its name, or start anew in another output_dir."
+            )
+        if not self.is_world_process_zero():
+            return
+        message = f"Going on from {checkpoint.name}, with {steps - done} of {steps} steps to go."
+        if done == steps:
+            message = f"This run is done: {checkpoint.name} has all of its {steps} steps. Nothing is trained."
+        if planned != steps:
+            message += f" It was to have {planned} steps."
+            schedule = self.args.lr_scheduler_type.value
+            if schedule not in _ENDLESS:
+                message += (
+                    f" The learning rate ({schedule}) follows the schedule of {steps} steps from here, and the result "
+                    f"is not that of a run which had {steps} from its beginning."
+                )
+        logger.warning("%s", message)
 
     def _get_dataloader(self, dataset: Dataset, *args, sampler_fn=None, is_training: bool = False, **kwargs):
         """Training examples come numbered; streams, which have no positions, stay as they are."""
@@ -222,7 +345,7 @@ class ResumableTrainer(Trainer):
             self.accelerator.wait_for_everyone()  # all have written their part
             if self.is_world_process_zero():
                 self.state.save_to_json(str(aside / final.name / "trainer_state.json"))
-                publish(aside / final.name, final)
+                publish(aside / final.name, final, self._run)
                 aside.rmdir()
         except Exception as error:
             self._aside = None
@@ -267,6 +390,8 @@ class ResumableTrainer(Trainer):
             return super()._save(output_dir, state_dict)
         with written_aside(Path(output_dir or self.args.output_dir), self.args.should_save) as aside:
             super()._save(str(aside), state_dict)
+            if self.is_world_process_zero():
+                write_run_file(aside, self._run or self._identity())
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """As the library's; with `ema_decay` the averaged weights. (Checkpoints have both.)"""

@@ -2,6 +2,7 @@
 
 import logging
 from collections import defaultdict
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from transformers import EvalPrediction, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput, PredictionOutput, denumpify_detensorize, has_length
 
 from ..modeling_kivla import KIVLAForActionPrediction
+from ..modeling_kivla.token_ids import check_new_tokens
 from ..processing import KIVLAProcessor
 from .argument_rules import check_trainer_arguments
 from .arguments import KIVLATrainingArguments
@@ -33,7 +35,7 @@ from .evaluation_step import LOSS_SUMS, EvaluationStep, metrics_of, summary
 from .evaluation_sums import token_sums
 from .mixture import Mixture
 from .muon import MuonWithAdamW
-from .policy_card import write_trainer_card
+from .policy_card import with_words_of_hub, write_trainer_card
 from .resumable_trainer import ResumableTrainer
 from .trained_dtype import check_trained_dtype
 
@@ -431,6 +433,13 @@ class KIVLATrainer(ResumableTrainer):
             )
 
     # ----------------------------------------------------------------------------------------------------- card
+    def init_hf_repo(self, *args, **kwargs) -> None:
+        """As the library's. README.md here, which every push uploads, gets the words of its author on the Hub."""
+        super().init_hf_repo(*args, **kwargs)
+        path = Path(self.args.output_dir) / "README.md"
+        if self.is_world_process_zero() and path.is_file():
+            path.write_text(with_words_of_hub(self, path.read_text(encoding="utf-8")), encoding="utf-8")
+
     def create_model_card(self, license: str | None = None, model_name: str | None = None, **options) -> None:
         """The card of the policy, as README.md in `output_dir`; `push_to_hub` writes it, and uploads it.
 
@@ -560,3 +569,4 @@ def _check_agreement(model: nn.Module, processor: KIVLAProcessor) -> None:
                 f"Model and processor disagree: {name} is {ours!r} in the model's config, {theirs!r} in the processor. "
                 "Make both with the same value."
             )
+    check_new_tokens(model.config.vlm_config, processor.action_token_ids.tolist())

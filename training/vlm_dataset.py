@@ -65,7 +65,7 @@ class VLMDataset(torch.utils.data.Dataset):
             the image).
 
     Attributes:
-        rows, layout, turns: as above.
+        rows, layout, turns, prompt, box_format: as above.
         columns: part of the layout → its column.
 
     Raises:
@@ -99,8 +99,8 @@ class VLMDataset(torch.utils.data.Dataset):
         self.rows = rows
         self.layout, self.columns = find_layout(rows.column_names, layout, columns)
         self.turns = turns
-        self._prompt = prompt
-        self._box_format = box_format
+        self.prompt = prompt
+        self.box_format = box_format
         self._category_names = self._find_category_names() if self.layout == "boxes" else None
         self._ends = self._count_turns() if turns == "split" and self.layout == "messages" else None
 
@@ -196,8 +196,8 @@ class VLMDataset(torch.utils.data.Dataset):
             return self._turns_of(messages, images, number)
         image = only_image(images, number)
         if self.layout == "caption":
-            return [(self._prompt, read_caption(part["caption"], number))]
-        return [read_boxes(part["objects"], image, number, self._category_names, self._box_format)]
+            return [(self.prompt, read_caption(part["caption"], number))]
+        return [read_boxes(part["objects"], image, number, self._category_names, self.box_format)]
 
     def _turns_of(self, messages: list, images: list, number: int) -> list[tuple[str, str]]:
         system, pairs, num_placeholders = read_conversation(messages, number)

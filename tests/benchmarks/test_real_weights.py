@@ -19,6 +19,7 @@ def table(capsys, *arguments: str, locate=None) -> tuple[list[list[str]], str, i
     return [[row[0].removeprefix("| "), *row[1:4]] for row in rows[1:]], printed, failed
 
 
+@pytest.mark.slow
 def test_every_check_runs_on_twins_and_nothing_more_is_claimed(capsys, tmp_path):
     rows, printed, failed = table(capsys, "--output", str(tmp_path / "table.md"))
     assert failed == 0, printed

@@ -57,6 +57,84 @@ def test_the_code_of_the_shipped_vlms_card_runs(capsys):
     assert f"{100 * report['accuracy']['all']['accuracy']:.1f} %" in card.text
 
 
+ROBOT = {
+    "name": None,
+    "dataset": "./pushes",
+    "episodes": 3,
+    "frames": 182,
+    "fps": 10,
+    "cameras": ["top"],
+    "action_names": ["x"],
+    "state_names": ["x"],
+    **{kind: [0.5] for kind in ("q01", "q99", "mean", "std")},
+}
+ROW = {"action_mae": 0.25, "mean_action_mae": 0.5, "times_better_than_mean": 2.0}
+FACTS = {
+    **{"name": "pusher", "path": "./pusher", "recipe": "insulated", "what_it_is": "insulated", "vlm": "./vlm"},
+    **{"vlm_class": "Vlm", "vlm_parameters": 10, "expert_parameters": 3, "acts_by": "flow", "chunk_size": 6},
+    **{"action_tokens": "none", "state_encoding": "text", "normalization": "quantile", "max_steps": 5, "batch_size": 2},
+    **{"minutes": 1.0, "machine": None, "robots": [ROBOT], "example_text": "push it", "vlm_dataset": None},
+    **{"trains_vlm_data": False, "command": "kivla train", "sets": {"train": ROW}, "before": None, "after": None},
+}
+
+
+def results(card: ModelCard) -> list[dict]:
+    """As the Hub reads them: from the YAML, checked by huggingface_hub."""
+    again = ModelCard(str(card))
+    assert again.data.eval_results, "huggingface_hub does not understand the model index"
+    (entry,) = again.data.to_dict()["model-index"]
+    return entry["results"]
+
+
+def test_every_evaluated_set_is_a_dataset_of_its_own():
+    robots = [{**ROBOT, "name": "a", "dataset": "me/first"}, {**ROBOT, "name": "b", "dataset": "./second"}]
+    sets = {"train_a": ROW, "train_b": {**ROW, "action_mae": 0.125}, "held_out": {**ROW, "action_mae": 1.0}}
+    found = results(fine_tuned_card({**FACTS, "robots": robots, "sets": sets}))
+    expected = [("me/first, train_a", "me/first", 0.25), ("second, train_b", "second", 0.125)]
+    expected.append(("me/first, held_out", "me/first", 1.0))
+    assert [(r["dataset"]["name"], r["dataset"]["type"], r["metrics"][0]["value"]) for r in found] == expected
+
+
+def test_metadata_are_the_hubs():
+    facts = {**FACTS, "vlm": "google/paligemma2-3b-pt-224", "vlm_dataset": "./questions"}
+    facts["robots"] = [ROBOT, {**ROBOT, "dataset": "lerobot/pusht"}]
+    data = fine_tuned_card(facts, "mit").data
+    assert (data.license, data.base_model, data.datasets) == ("mit", ["google/paligemma2-3b-pt-224"], ["lerobot/pusht"])
+    data = fine_tuned_card(FACTS).data
+    assert (data.license, data.base_model, data.datasets) == (None, None, None)
+
+
+def test_what_is_not_finite_is_no_result():
+    card = fine_tuned_card({**FACTS, "sets": {"train": {**ROW, "action_mae": float("nan")}, "held_out": ROW}})
+    (result,) = results(card)
+    assert result["dataset"]["split"] == "held_out" and "| train | nan |" in card.text
+    card = fine_tuned_card({**FACTS, "sets": {"train": {**ROW, "action_mae": float("inf")}}})
+    assert "model-index" not in card.data.to_dict()
+
+
+def test_names_with_special_characters():
+    name, words = 'a | "b" <c> \\ `d`\nnext: line', 'push "it" \\ to the\nleft'
+    robot = {**ROBOT, "action_names": [name], "state_names": [name], "cameras": [name], "name": words}
+    card = fine_tuned_card(
+        {**FACTS, "name": "my: 'policy' #1", "path": words, "example_text": words, "robots": [robot]}
+    )
+    assert ModelCard(str(card)).data.model_name == "my: 'policy' #1"
+    (code,) = re.findall(r"```python\n(.*?)```", card.text, re.S)
+    given = {}
+    exec(code.partition("from transformers import pipeline")[0], given)
+    exec("observation" + code.partition("observation")[2].partition("actions =")[0], given)
+    assert given["observation"]["text"] == given["observation"]["robot"] == words
+    (row,) = [line for line in card.text.splitlines() if line.startswith("| a ")]
+    assert row.replace("\\|", "").count("|") == 6, "the name has cut the table's row"
+
+
+def test_what_a_trainer_does_not_know_is_left_out():
+    facts = {**FACTS, "recipe": None, "what_it_is": None, "command": None, "sets": {}, "minutes": None}
+    text = fine_tuned_card({**facts, "robots": [{**ROBOT, "dataset": None, "episodes": None}]}).text
+    assert not re.search(r"None|training\.png|chunks\.png|## Evaluation|## Training", text)
+    assert "## Limits" in text and "\n\n\n\n" not in text
+
+
 def test_the_fine_tuned_card_says_which_facts_are_missing():
     with pytest.raises(ValueError, match=r"needs the facts \['name', 'path', 'recipe'"):
         fine_tuned_card({"vlm": "x"})

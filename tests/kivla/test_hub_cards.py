@@ -37,7 +37,10 @@ for repo, parts in {
 (out / "saved" / "README.md").write_text("Mine.")
 model.save_pretrained(out / "saved", push_to_hub=True, repo_id="user/saved")
 
-trainer = make_trainer(out, hub_model_id="user/trained", max_steps=1)
+(out / "run").mkdir()
+(out / "run" / "README.md").write_text("From here.\\n")
+trainer = make_trainer(out, hub_model_id="user/trained", max_steps=1, push_to_hub=True)
+assert "Every word counts." in (out / "run" / "README.md").read_text(), "the next checkpoint would overwrite the Hub's"
 trainer.train()
 trainer.evaluate()
 trainer.push_to_hub(license="mit", tags="sawyer")
@@ -74,6 +77,7 @@ def test_both_folders_agree_on_their_lines():
     assert of_model._LIBRARYS == of_processor._LIBRARYS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("repo", ["user/model", "user/model-first", "user/processor-first", "user/saved"])
 def test_a_model_pushed_alone_or_with_its_processor(pushed, repo):
     hub, folder = pushed
@@ -86,24 +90,28 @@ def test_a_model_pushed_alone_or_with_its_processor(pushed, repo):
         assert str(folder).encode() not in content, f"{name} tells where this machine keeps the VLM"
 
 
+@pytest.mark.slow
 def test_a_processor_pushed_alone(pushed):
     metadata, body = card(pushed[0], "user/processor")
     assert metadata == {"library_name": "kivla", "tags": ["kivla", "robotics"]}
     assert 'KIVLAProcessor.from_pretrained("user/processor")' in body and "More Information Needed" not in body
 
 
+@pytest.mark.slow
 def test_an_authors_card_on_the_hub_stays(pushed):
     metadata, body = card(pushed[0], "user/authors")
     assert body.strip() == AUTHORS.partition("---\n\n")[2].strip()
     assert (metadata["license"], metadata["pipeline_tag"]) == ("mit", "robotics") and "mine" in metadata["tags"]
 
 
+@pytest.mark.slow
 def test_saving_with_a_push_leaves_the_readme_here_alone(pushed):
     hub, folder = pushed
     assert (folder / "saved" / "README.md").read_text() == "Mine."
     assert "model.safetensors" in hub.repos["user/saved"]["main"]
 
 
+@pytest.mark.slow
 def test_a_trainers_push_has_the_real_card_and_keeps_the_authors(pushed):
     hub, folder = pushed
     metadata, body = card(hub, "user/trained")
@@ -113,7 +121,8 @@ def test_a_trainers_push_has_the_real_card_and_keeps_the_authors(pushed):
     (result,) = entry["results"]
     assert result["dataset"]["name"] == "lerobot_v3_metaworld, evaluation"
     assert f"| {result['metrics'][0]['value']:.4f} |" in body
-    assert "Every word counts." in body and 'model="user/trained"' in body and "3 episodes" in body
+    assert body.count("Every word counts.") == body.count("From here.") == body.count(of_model.BEGIN) == 1
+    assert 'model="user/trained"' in body and "3 episodes" in body
     assert str(folder) not in body
 
 

@@ -52,7 +52,7 @@ def test_interface(env):
     assert reward.shape == terminated.shape == truncated.shape == info["success"].shape == (4,)
     assert not (terminated | truncated | info["success"] | info["swapped_success"]).any(), "done after one step"
     assert set(info["instruction"] + info["swapped_instruction"]) == {OPEN, CLOSE}
-    np.testing.assert_allclose(observation["state"][:, :3], [metaworld_env.HAND_START] * 4, atol=0.05)
+    np.testing.assert_allclose(observation["state"][:, :3], [metaworld_env.HAND_START] * 4, atol=0.05)  # metres
 
 
 def test_same_seed_same_pixels_alone_and_among_others(env):
@@ -109,7 +109,7 @@ def test_scene_motion_and_success_are_metaworlds_own(task):
         action = env.expert_actions()[0]
         observation, _, terminated, truncated, info = env.step(action[None])
         expected, _, _, _, expected_info = original.step(action)
-        np.testing.assert_allclose(observation["state"][0], expected[:4], atol=1e-6)
+        np.testing.assert_allclose(observation["state"][0], expected[:4], atol=1e-6)  # metres
         np.testing.assert_allclose(env._handle(0, task), expected[4:7], atol=1e-6)
         assert info["success"][0] == bool(expected_info["success"])
         done = (terminated | truncated)[0]

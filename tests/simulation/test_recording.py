@@ -43,7 +43,7 @@ def test_noise_disturbs_what_is_executed_and_not_what_is_recorded():
         moved, told = np.diff(disturbed.states[:, :2], axis=0), STEP * disturbed.actions[:-1, :2]
         assert np.abs(moved - told).max() > 0.02, "what happened is not what the expert did"
         moved, told = np.diff(undisturbed.states[:, :2], axis=0), STEP * undisturbed.actions[:-1, :2]
-        np.testing.assert_allclose(moved, told, atol=1e-6)
+        np.testing.assert_allclose(moved, told, atol=1e-6)  # of a table that is 1 wide
         np.testing.assert_array_equal(disturbed.states[1:, 2] > 0, disturbed.actions[:-1, 2] > 0)
         np.testing.assert_array_equal(disturbed.actions[0], undisturbed.actions[0])
 

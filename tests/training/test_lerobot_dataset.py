@@ -17,6 +17,7 @@ from transformers import Trainer, TrainingArguments
 from kivla.training import lerobot_dataset
 from kivla.training.lerobot_dataset import LeRobotDataset
 from kivla.training.lerobot_metadata import feature_names
+from tests.tolerance import assert_close_relative
 from tests.training.lerobot_v21 import decode, encode, write_v21_twin
 
 FIXTURE = Path(__file__).parents[1] / "data" / "lerobot_v3_metaworld"  # written by lerobot itself
@@ -366,7 +367,7 @@ def test_statistics_are_those_of_all_selected_frames(episodes, several_files):
         assert data.statistics[name].keys() == expected.keys()
         for statistic, value in expected.items():
             assert data.statistics[name][statistic].dtype == np.float64
-            np.testing.assert_allclose(data.statistics[name][statistic], value, rtol=1e-12, atol=1e-15)
+            assert_close_relative(data.statistics[name][statistic], value, what=f"{name} {statistic}")
 
 
 def test_lerobots_own_statistics_stay_reachable(v21):
@@ -376,7 +377,8 @@ def test_lerobots_own_statistics_stay_reachable(v21):
         for statistic, value in data.meta_statistics[name].items():
             np.testing.assert_array_equal(value, np.float64(stored[key][statistic]), strict=True)
         # They agree with ours where averages over episodes cannot go wrong, and only there.
-        np.testing.assert_allclose(data.meta_statistics[name]["mean"], data.statistics[name]["mean"], atol=1e-6)
+        means = (statistics[name]["mean"] for statistics in (data.meta_statistics, data.statistics))
+        assert_close_relative(*means, dtype=torch.float32, what=name)  # what LeRobot computes in
         assert np.abs(data.meta_statistics[name]["q99"] - data.statistics[name]["q99"]).max() > 0.01
     assert LeRobotDataset(v21).meta_statistics is None
 

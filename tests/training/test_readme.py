@@ -99,6 +99,7 @@ def test_words_of_two_versions_are_joined():
     assert (before, after) == ("From the Hub.", "From here.") and text.count(BEGIN) == 1
     metadata, _ = split(text)
     assert metadata["license"] == "mit" and metadata["language"] == "en"
+    assert with_card(joined(hub, text), card()) == text, "joined twice, the words stand there twice"
     assert split(with_card(joined("", here), card()))[1] == split(here)[1], "nothing on the Hub: what is here"
 
 

@@ -1,0 +1,29 @@
+"""Which token ids a VLM can learn anew."""
+
+from collections.abc import Iterable
+
+from transformers import PreTrainedConfig
+
+
+def check_new_tokens(vlm_config: PreTrainedConfig, token_ids: Iterable[int]) -> None:
+    """New tokens must not have ids that the VLM takes for something else than text.
+
+    Gemma 3n looks up every id from its image and audio towers' `vocab_offset` on in tables of these towers.
+
+    Raises:
+        ValueError: it does so with one of these ids; the message says what to do.
+    """
+    offsets = {name: getattr(getattr(vlm_config, name), "vocab_offset", None) for name in vlm_config.sub_configs}
+    name, first = min(
+        ((n, i) for n, i in offsets.items() if i is not None), key=lambda pair: pair[1], default=("", None)
+    )
+    taken = [] if first is None else [token for token in token_ids if token >= first]
+    if taken:
+        raise ValueError(
+            f"A new token would get the id {min(taken)}, but '{vlm_config.model_type}' takes every id from {first} on "
+            f"for other things than text ({name}). Write the action tokens over existing ids: KIVLAProcessor(..., "
+            'action_token_placement="tail"), on the command line --action_token_placement tail.'
+        )
+
+
+__all__ = ["check_new_tokens"]
