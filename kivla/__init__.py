@@ -1,6 +1,6 @@
 """KIVLA turns any Hugging Face vision-language model into a robot policy, with knowledge insulation."""
 
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .modeling_kivla import (
@@ -22,6 +22,7 @@ from .training import KIVLACollator, KIVLATrainer, KIVLATrainingArguments, LeRob
 
 # With `import kivla`, the library's Auto classes and `pipeline("action-prediction")` know our models.
 AutoConfig.register("kivla", KIVLAConfig)
+AutoModel.register(KIVLAConfig, KIVLAForActionPrediction)
 AutoModelForImageTextToText.register(KIVLAConfig, KIVLAForActionPrediction)
 AutoProcessor.register(KIVLAConfig, KIVLAProcessor)
 PIPELINE_REGISTRY.register_pipeline(

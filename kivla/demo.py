@@ -22,6 +22,7 @@ from .plots import plot_training_curves
 from .predict import draw, predict_dataset
 from .report import write_report
 from .rollout import format_rates
+from .run_folder import claim_folder
 from .simulation.tasks import TASK_KINDS
 from .tabletop import (
     TABLETOP_VLM,
@@ -63,6 +64,8 @@ def run(arguments: Sequence[str]) -> None:
     if demo.minutes < 4:
         raise SystemExit(f"kivla demo: --minutes must be at least 4, got {demo.minutes}.")
     folder = Path(demo.output_dir)
+    arguments = {name: value for name, value in {**asdict(demo), **asdict(args)}.items() if name != "output_dir"}
+    claim_folder(folder, arguments, ("*.json", "demonstrations", "policy", "pretraining"))
     print(f"Everything goes to {folder}. What is there already is not done again; delete it to start anew.\n")
     vlm = _vlm(demo, folder)
 

@@ -19,6 +19,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from .answers import answer_accuracy, answer_of, ask, chat_text, format_accuracy
 from .cli import command_line, parse
 from .hub_cards import tabletop_vlm_card
+from .run_folder import claim_folder
 from .simulation.questions import make_questions
 from .simulation.tasks import DIRECTIONS, EDGES, PUT_RELATIONS, WORDINGS
 from .tiny_vlm import ARCHITECTURES, make_tiny_vlm, train_tokenizer
@@ -51,6 +52,8 @@ def run(arguments: Sequence[str]) -> None:
     (args,) = parse((PretrainArguments,), arguments, prog="kivla pretrain-tiny", positional="output_dir")
     folder = Path(args.output_dir)
     start = time.time()
+    arguments = {n: v for n, v in asdict(args).items() if n not in ("output_dir", "save_steps", "num_eval_scenes")}
+    claim_folder(folder, arguments, ("checkpoint-*", "questions_*", "vlm"))
     questions = load_questions(folder / f"questions_{args.num_scenes}_{args.seed}", args)
     checkpoint = get_last_checkpoint(folder)
     processor, trainer = make_trainer(args, questions, checkpoint)

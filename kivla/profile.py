@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from torch.profiler import ProfilerActivity, profile, schedule
 from torch.profiler import supported_activities as activities_here
@@ -39,12 +40,16 @@ def run(arguments: Sequence[str]) -> None:
     )
     warmup, steps = options.warmup_steps_before, options.profile_steps
     args = replace(args, max_steps=warmup + steps + 1, save_strategy="no", eval_strategy="no", report_to="none")
-    trainer = make_trainer(model_args, data_args, args, model_args.stages[-1])
+    trace = Path(args.output_dir) / "trace.json"
+    scratch = TemporaryDirectory()  # the folder may hold the run that is profiled
+    args = replace(args, output_dir=scratch.name)
+    trainer, _ = make_trainer(model_args, data_args, args, model_args.stages[-1])
     activities = [ProfilerActivity.CPU, *(activities_here() & {ProfilerActivity.CUDA})]
     with profile(activities=activities, schedule=schedule(wait=0, warmup=warmup, active=steps, repeat=1)) as profiler:
         trainer.add_callback(_NextStep(profiler))
         trainer.train()
-    trace = Path(args.output_dir) / "trace.json"
+    scratch.cleanup()
+    trace.parent.mkdir(parents=True, exist_ok=True)
     profiler.export_chrome_trace(str(trace))
     print(f"\n{format_table(milliseconds(profiler, steps))}\n")
     about = machine()

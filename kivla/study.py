@@ -1,6 +1,6 @@
 """`kivla study`: recipes against each other, with the same budget, the same data and several seeds.
 
-One row for each run is appended to `runs.jsonl` as it finishes, and the table is made from that file alone. The same
+One row for each run is added to `runs.jsonl` as it finishes, and the table is made from that file alone. The same
 command goes on where it was interrupted.
 """
 
@@ -11,6 +11,7 @@ from pathlib import Path
 
 from .cli import parse
 from .rollout import success_rate
+from .run_folder import claim_folder, write_whole
 from .simulation.statistics import wilson_interval
 from .tabletop import TABLETOP_VLM, TabletopArguments, ask_policy, ask_vlm, fine_tune, once, record, roll_out
 from .training.recipes import get_recipe
@@ -37,6 +38,10 @@ def run(arguments: Sequence[str]) -> None:
     for recipe in study.recipes:
         get_recipe(recipe)  # a misspelt one is better known now
     folder = Path(study.output_dir)
+    arguments = {**asdict(study), **asdict(args)}
+    for name in ("output_dir", "recipes", "recipe", "seeds", "target_success"):  # of these there may be more each time
+        del arguments[name]
+    claim_folder(folder, arguments, ("runs.jsonl", "demonstrations", "questions_before.json"))
     demonstrations = folder / "demonstrations"
     record(demonstrations, args)
     file = folder / "runs.jsonl"
@@ -47,8 +52,8 @@ def run(arguments: Sequence[str]) -> None:
             continue
         print(f"\nRun {number} of {len(todo)}: {recipe}, seed {seed}")
         row = one_run(study, replace(args, recipe=recipe), demonstrations, folder / f"{recipe}_{seed}", seed)
-        with file.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps({"recipe": recipe, "seed": seed, **row}) + "\n")
+        rows = [*read_rows(file), {"recipe": recipe, "seed": seed, **row}]
+        write_whole(file, "".join(f"{json.dumps(row)}\n" for row in rows))
     table = format_table(read_rows(file), study.target_success)
     (folder / "table.md").write_text(table + "\n")
     print(f"\n{table}\n\nRows: {file}; table: {folder / 'table.md'}")
@@ -94,11 +99,17 @@ def one_run(study: StudyArguments, args: TabletopArguments, demonstrations: Path
 
 
 def read_rows(file: Path) -> list[dict]:
-    """Finished runs; a last line that an interrupt cut off is left out."""
-    if not file.is_file():
-        return []
-    lines = file.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1]]
+    """Finished runs. A line that an interruption cut off is passed over, and said: that run is done again."""
+    lines = file.read_text(encoding="utf-8").split("\n") if file.is_file() else []
+    rows = []
+    for number, line in enumerate(lines, 1):
+        if not line:
+            continue
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            print(f"{file}, line {number}, was cut off by an interruption: the run is done again.")
+    return rows
 
 
 def steps_to(curve: list[dict], target: float) -> int | None:

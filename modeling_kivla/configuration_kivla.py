@@ -161,6 +161,22 @@ class KIVLAConfig(CheckedConfig):
         stride = self.expert_config.layer_stride
         return self.kv_layers[(len(self.kv_layers) - 1) % stride :: stride]
 
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict, dict]:
+        """As for any config, but a folder without one is named: there is no policy without a VLM."""
+        config, rest = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        if not config:
+            folder = "/".join(filter(None, (str(pretrained_model_name_or_path), kwargs.get("subfolder"))))
+            raise OSError(f"{folder} has no config.json, so it holds no policy.")
+        return config, rest
+
+    @classmethod
+    def from_dict(cls, config_dict: dict, **kwargs):
+        """As for any config; fields that are given beside it are checked as in the constructor."""
+        loaded = super().from_dict(config_dict, **kwargs)
+        (loaded[0] if isinstance(loaded, tuple) else loaded).validate()
+        return loaded
+
     def to_dict(self) -> dict:
         """As for any config. A VLM's name on the Hub is kept; the folder where it lay on this machine is not."""
         values = super().to_dict()

@@ -16,12 +16,18 @@ class KIVLAGenerationMixin:
     """`generate` and its kin, for a model with a `vlm`. Every call keeps its settings to itself."""
 
     def generate(self, *args, **kwargs):
-        """The VLM still talks: its own `generate`. Inputs for the expert are left out.
+        """The VLM still talks: its own `generate`. Inputs for the expert are left out; an assistant may be a policy.
 
         Raises:
             ValueError: a batch for training, which has the answer in its prompt.
         """
+        if isinstance(kwargs.get("assistant_model"), KIVLAGenerationMixin):
+            kwargs["assistant_model"] = kwargs["assistant_model"].vlm
         return self._talker(self.generation_config).generate(*args, **self._prompt(kwargs))
+
+    def compute_transition_scores(self, *args, **kwargs) -> torch.Tensor:
+        """How sure the VLM was of what it said: its own method, for what `generate` returns."""
+        return self.vlm.compute_transition_scores(*args, **kwargs)
 
     def _talker(self, config: GenerationConfig) -> PreTrainedModel:
         """The VLM for one call of `generate`, with these defaults."""

@@ -5,8 +5,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from torch import nn
 from torch.profiler import record_function
 from torch.utils.checkpoint import checkpoint
@@ -22,6 +20,7 @@ from transformers.utils import ModelOutput
 
 from .action_checks import check_finite
 from .action_expert import ActionExpert, ExpertRMSNorm, Modulation, Prefix
+from .adapter_loading import adapter_in, load_with_adapter
 from .backbone_attention import (
     PrefixRecorder,
     capture_positions,
@@ -49,6 +48,7 @@ from .frozen_parts import rest
 from .generation_kivla import KIVLAGenerationMixin
 from .hub_card import PushedWithCard
 from .knowledge_insulation import insulate
+from .load_faults import damaged_files_named
 from .next_token import next_token_loss, supervised_tokens
 from .pipeline_kivla import ActionPredictionPipeline  # noqa: F401 (belongs to the code that is saved with a policy)
 from .token_ids import check_new_tokens
@@ -97,6 +97,7 @@ class KIVLAPreTrainedModel(PushedWithCard, PreTrainedModel):
     base_model_prefix = ""
     main_input_name = "input_ids"
     input_modalities = ("image", "text")
+    output_modalities = ("text",)
     supports_gradient_checkpointing = True
     _no_split_modules = ("ExpertLayer",)
     _supports_sdpa = True
@@ -121,13 +122,6 @@ class KIVLAPreTrainedModel(PushedWithCard, PreTrainedModel):
                 init.zeros_(module.bias)
 
 
-# What the libraries raise for a config or weights that make no sense, depending on where they notice it
-_DAMAGE = (
-    *(AttributeError, ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError),
-    *(SafetensorError, StrictDataclassError),
-)
-
-
 class KIVLAForActionPrediction(KIVLAGenerationMixin, KIVLAPreTrainedModel):
     """A vision-language-action model: a VLM that learns tokens, and an action expert that reads it.
 
@@ -140,6 +134,9 @@ class KIVLAForActionPrediction(KIVLAGenerationMixin, KIVLAPreTrainedModel):
     def __init__(self, config: KIVLAConfig, vlm: PreTrainedModel | None = None):
         super().__init__(config)
         self.vlm = AutoModelForImageTextToText.from_config(config.vlm_config) if vlm is None else vlm
+        if vlm is not None:
+            self.name_or_path = vlm.name_or_path  # peft states it as the base of an adapter
+        self.rows_of_base = len(self.vlm.get_input_embeddings().weight)  # what files have; new tokens come after
         config.vlm_config = self.vlm.config
         self.vlm_argument_names = vlm_argument_names(self.vlm)
         # The VLM knows what it ties; peft looks for it here, at the root.
@@ -186,23 +183,23 @@ class KIVLAForActionPrediction(KIVLAGenerationMixin, KIVLAPreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs) -> "KIVLAForActionPrediction":
-        """As for any model.
+        """As for any model; of a folder with an adapter (LoRA), the base that it states with the adapter on it.
 
         Raises:
             OSError: config or weights are missing.
             ValueError: they are damaged, or do not fit each other. Unlike for other models, no weight may be missing.
         """
-        try:
-            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-        except torch.OutOfMemoryError:
-            raise
-        except _DAMAGE as error:
-            if f"{cls.__name__}.__init__()" in str(error):  # an argument that no model takes
-                raise
-            raise ValueError(
-                f"{pretrained_model_name_or_path} cannot be loaded as a policy: its config or weights are damaged, or "
-                f"do not fit each other ({type(error).__name__}: {str(error)[:500]}). Download or save it again."
-            ) from error
+        adapter = adapter_in(pretrained_model_name_or_path, kwargs)
+        if adapter is not None:
+            if adapter != pretrained_model_name_or_path:
+                kwargs.pop("config", None)  # an Auto class read the base's
+            return load_with_adapter(cls, adapter, kwargs)
+        load = super().from_pretrained
+        where = {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs}
+        with damaged_files_named(
+            pretrained_model_name_or_path, lambda: load(pretrained_model_name_or_path, device_map="meta", **where)
+        ):
+            return load(pretrained_model_name_or_path, *args, **kwargs)
 
     @staticmethod
     def _finalize_model_loading(model, load_config, loading_info):
@@ -231,7 +228,9 @@ class KIVLAForActionPrediction(KIVLAGenerationMixin, KIVLAPreTrainedModel):
         By default the library would write many VLMs under the names of their first releases, which resuming a `Trainer`
         run then does not find, without an error.
         """
-        return super().save_pretrained(save_directory, save_original_format=save_original_format, **kwargs)
+        super().save_pretrained(save_directory, save_original_format=save_original_format, **kwargs)
+        if self._hf_peft_config_loaded and kwargs.get("is_main_process", True):
+            self.config.save_pretrained(save_directory)  # which policy the adapter is one of
 
     def adjust_generation_fn(self, *args, **kwargs):
         """Called by `from_pretrained` to read `generation_config.json`, which is the VLM's."""

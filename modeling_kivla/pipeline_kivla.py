@@ -4,6 +4,9 @@ import numpy as np
 import torch
 from transformers import Pipeline
 
+from .eval_mode import eval_mode
+from .weights_state import weights_state
+
 _OBSERVATION = ("images", "text", "state", "robot")
 
 
@@ -29,7 +32,10 @@ class ActionPredictionPipeline(Pipeline):
     from the same noise, so its actions do not depend on what else is in the batch (tokens are decoded greedily);
     `clip_actions`, whether actions are held within the range of the robot's data (the processor's setting by default);
     and `reuse_prefix`: keep what the expert reads of a call's observations, so that the VLM does not run if the next
-    call has the same images and prompt (another chunk of the same observation, or a continuous state that moved on).
+    call has the same images and prompt (another chunk of the same observation, or a continuous state that moved on)
+    and the model is as it was (same weights, same adapters, same mode).
+
+    A model that is in training acts as in eval mode, without dropout, and is in training again when the call is over.
 
     Where they are, a result has `clipped`: `values`, how many of the chunk's lay outside; `of`, how many it has; their
     `share`; `largest`, how far out the worst was, in widths of its dimension's range; and `dimension`, which that is
@@ -44,7 +50,28 @@ class ActionPredictionPipeline(Pipeline):
     _load_image_processor = False
     _load_feature_extractor = False
     _pipeline_calls_generate = False
-    _last_read: tuple[dict[str, torch.Tensor], object] = ({}, None)  # the VLM's inputs and `Prefix` of the last call
+    # The VLM's inputs, the state of its weights, and the `Prefix` of the last call
+    _last_read: tuple[dict[str, torch.Tensor], tuple, object] = ({}, (), None)
+
+    def __init__(self, model, *args, processor=None, **kwargs):
+        if model.config.model_type != "kivla":
+            raise ValueError(
+                f'pipeline("action-prediction") needs a policy, but this is a {type(model).__name__}. '
+                "KIVLAForActionPrediction.from_vlm makes one of a VLM, KIVLATrainer teaches it."
+            )
+        if processor is None:
+            raise ValueError("Give the policy's `processor` beside the model: KIVLAProcessor.from_pretrained(...).")
+        parts = ("tokenizer", "feature_extractor", "image_processor", "video_processor", "num_workers")
+        if unused := [name for name in parts if kwargs.get(name) is not None]:
+            raise ValueError(f"{', '.join(unused)}: not used here. The policy's `processor` does all of it.")
+        kwargs.pop("local_files_only", None)  # obeyed by now
+        super().__init__(model, *args, processor=processor, **kwargs)
+
+    def save_pretrained(self, save_directory, **kwargs) -> None:
+        """Save the policy: model and processor. `**kwargs` are those of the model's `save_pretrained`."""
+        hub = {name: kwargs[name] for name in ("push_to_hub", "repo_id", "token", "private") if name in kwargs}
+        self.model.save_pretrained(save_directory, **kwargs)
+        self.processor.save_pretrained(save_directory, **hub)
 
     def _sanitize_parameters(
         self,
@@ -68,8 +95,9 @@ class ActionPredictionPipeline(Pipeline):
         batch = [observations] if isinstance(observations, dict) else list(observations)
         size = batch_size or self._batch_size or max(len(batch), 1)
         results = []
-        for start in range(0, len(batch), size):
-            results += self.run_single(batch[start : start + size], before, forward, after)
+        with eval_mode(self.model):
+            for start in range(0, len(batch), size):
+                results += self.run_single(batch[start : start + size], before, forward, after)
         return results[0] if isinstance(observations, dict) else results
 
     def preprocess(self, observations: list[dict], acts_by: str | None = None):
@@ -118,10 +146,11 @@ class ActionPredictionPipeline(Pipeline):
     def _with_prefix(self, inputs: dict[str, torch.Tensor]) -> dict:
         """Inputs of `sample_actions` with what the VLM made of them: the last ones' if they are the same."""
         of_expert = {name: inputs.pop(name) for name in ("action_mask", "state") if name in inputs}
-        last, prefix = self._last_read
-        if last.keys() != inputs.keys() or not all(torch.equal(last[name], inputs[name]) for name in inputs):
+        last, state, prefix = self._last_read
+        is_same = last.keys() == inputs.keys() and all(torch.equal(last[name], inputs[name]) for name in inputs)
+        if not is_same or state != weights_state(self.model):
             prefix = self.model.encode_prefix(**inputs)
-            self._last_read = inputs, prefix
+            self._last_read = inputs, weights_state(self.model), prefix
         return {**of_expert, "prefix": prefix}
 
     def postprocess(self, model_outputs, clip_actions: bool | None = None) -> list[dict]:

@@ -4,6 +4,7 @@ Nothing that a user passes is ignored. What is not honoured is refused by name, 
 (`check_arguments`) or the trainer is (`check_trainer_arguments`). `docs/training_arguments.md` is this table.
 """
 
+from enum import Enum
 from functools import reduce
 from typing import Any
 
@@ -81,6 +82,10 @@ REFUSED_WITH_MUON: dict[str, tuple[tuple, str]] = {
 
 # TrainingArguments that mean something else, or have another default.
 DIFFERENT: dict[str, str] = {
+    "output_dir": "A folder holds one run: another is refused there, and every difference named. `restart=True` puts "
+    "what is there aside. `kivla train` needs it.",
+    "resume_from_checkpoint": "Only from a checkpoint of the same run (data, weights it began with, processor, config, "
+    "hyper-parameters); it may have more steps. `train()` without it does not begin beside checkpoints of its own.",
     "adam_beta2": "With `muon` the default is 0.99 (of its AdamW part); otherwise 0.999, the library's.",
     "weight_decay": "With `muon` it also applies to the matrices that Muon updates, at their learning rate.",
     "learning_rate": "The VLM's. `expert_learning_rate`, where given, is the action expert's.",
@@ -142,7 +147,8 @@ def _check(args: Any, rules: dict[str, tuple[tuple, str]], when: str = "") -> No
     for name, (accepted, reason) in rules.items():
         value = reduce(getattr, name.split("."), args)
         if value not in accepted:
-            raise ValueError(f"{name}={value!r} {when}is not possible with KIVLATrainer. {reason}")
+            shown = value.value if isinstance(value, Enum) else value
+            raise ValueError(f"{name}={shown!r} {when}is not possible with KIVLATrainer. {reason}")
 
 
 def check_trainer_arguments(args: Any, given: dict[str, Any]) -> None:

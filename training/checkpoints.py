@@ -263,7 +263,7 @@ def put_aside(folder: Path) -> Path | None:
     Returns:
         The new folder; None if there was no run.
     """
-    if not (_is_used(folder) or (folder / RUN_FILE).is_file()):
+    if not (_is_used(folder) or (folder / RUN_FILE).is_file() or _has_stages(folder)):
         return None
     names = (folder / f"{EARLIER_RUN}_{number}" for number in itertools.count(1))
     aside = next(path for path in names if not path.exists())
@@ -286,8 +286,12 @@ _OUR_FOLDERS = re.compile(r"(_damaged-)?checkpoint-\d+|_unfinished|stage_\d+|ada
 
 def _is_used(folder: Path) -> bool:
     """Whether there is something that must not be mixed with, or lost to, another run: a checkpoint or a model."""
-    stages = [path for path in folder.glob("stage_*") if path.is_dir()]
-    return bool(checkpoints(folder)) or (folder / "config.json").is_file() or any(map(_is_used, stages))
+    is_marked = (folder / RUN_FILE).is_file()
+    return bool(checkpoints(folder)) or (folder / "config.json").is_file() or (is_marked and _has_stages(folder))
+
+
+def _has_stages(folder: Path) -> bool:
+    return any(_is_used(path) for path in folder.glob("stage_*") if path.is_dir())
 
 
 # --------------------------------------------------------------------------------------------------------------- room

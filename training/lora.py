@@ -1,9 +1,10 @@
 """LoRA on the backbone, with a full expert, through `peft`."""
 
-from peft import LoraConfig
+from peft import LoraConfig, PeftModel
 from torch import nn
 
 from ..modeling_kivla import KIVLAForActionPrediction
+from ..modeling_kivla.adapter_loading import load_base, new_rows
 from ..processing import KIVLAProcessor
 
 
@@ -11,8 +12,8 @@ def lora_config(model: KIVLAForActionPrediction, processor: KIVLAProcessor, rank
     """What `peft.get_peft_model(model, ...)` needs to fine-tune a policy with little memory.
 
     Low-rank updates on every linear layer of the backbone's text decoder, found by what they are and not by their
-    names; the action expert in full (it starts from random weights); of embedding and output layer the rows of the
-    action tokens alone.
+    names; the action expert in full (it starts from random weights); of embedding and output layer the rows of
+    new tokens and action tokens alone.
     Vision tower and projector stay as they are. Insulation holds: the flow loss gives no gradient to a LoRA weight.
 
     Args:
@@ -31,19 +32,44 @@ def lora_config(model: KIVLAForActionPrediction, processor: KIVLAProcessor, rank
         )
     name_of = {module: name for name, module in model.named_modules()}
     decoder = name_of[model.get_decoder()]
-    # Rows of the output layer, too, where it is not the embedding itself (then peft ties their updates).
-    layers = [embedding, *([] if model.config.tie_word_embeddings else [model.get_output_embeddings()])]
-    tokens = processor.action_token_ids.tolist()
+    # Beside the action tokens, the rows of all that the files of the base do not have. Of the output layer, too, where
+    # it is not the embedding itself (then peft ties their updates).
+    actions = processor.action_token_ids.tolist()
+    tokens = {name_of[layer]: sorted({*actions, *rows}) for layer, rows in new_rows(model).items()}
     return LoraConfig(
         r=rank,
         target_modules=[
-            name for module, name in name_of.items() if isinstance(module, nn.Linear) and name.startswith(f"{decoder}.")
+            name
+            for module, name in name_of.items()
+            if name.startswith(f"{decoder}.") and _is_linear(module, type(model.get_decoder()).__module__)
         ],
         # Every module by its own name: a backbone may have a `shared_expert`, and peft looks at how names end.
         modules_to_save=_leaves_of_lists(model.expert, "expert"),
-        trainable_token_indices={name_of[layer]: tokens for layer in layers} if tokens else None,
+        trainable_token_indices=tokens if any(tokens.values()) else None,
         **{"lora_alpha": 2 * rank, **options},
     )
+
+
+def load_lora(adapter: str, is_trainable: bool = False, **kwargs) -> PeftModel:
+    """An adapter on the base that it states, as `peft.get_peft_model` made it; `is_trainable` to go on with it.
+
+    Args:
+        adapter: a `checkpoint-N` or `adapter/` of a LoRA run.
+        **kwargs: of `KIVLAForActionPrediction.from_pretrained` (`dtype`, `device_map`, `quantization_config`, ...).
+
+    Raises:
+        ValueError: the adapter does not say what its base is.
+    """
+    base, _ = load_base(KIVLAForActionPrediction, adapter, kwargs)
+    return PeftModel.from_pretrained(base, adapter, is_trainable=is_trainable)
+
+
+def _is_linear(module: nn.Module, family: str) -> bool:
+    """Whether a module is a product with a matrix, plain or quantised, and no class of the family's own.
+
+    The router of Llama 4 is an `nn.Linear` that gives two results.
+    """
+    return isinstance(module, nn.Linear) and type(module).__module__ != family
 
 
 def _leaves_of_lists(module: nn.Module, prefix: str) -> list[str]:
@@ -55,4 +81,4 @@ def _leaves_of_lists(module: nn.Module, prefix: str) -> list[str]:
     return names
 
 
-__all__ = ["lora_config"]
+__all__ = ["load_lora", "lora_config"]

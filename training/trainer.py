@@ -30,7 +30,7 @@ from .data_parallel import (
     total_norm,
     whole_weights,
 )
-from .dataset_checks import check_dataset
+from .dataset_checks import check_dataset, warn_of_ranges
 from .evaluation_step import LOSS_SUMS, EvaluationStep, metrics_of, summary
 from .evaluation_sums import token_sums
 from .mixture import Mixture
@@ -129,6 +129,12 @@ class KIVLATrainer(ResumableTrainer):
             raise TypeError(
                 f"model must be a KIVLAForActionPrediction, got {type(policy).__name__}. To make one of a VLM, use "
                 "KIVLAForActionPrediction.from_vlm."
+            )
+        if policy._hf_peft_config_loaded:  # it would save the adapter alone, whatever was trained
+            raise ValueError(
+                "This model was loaded from an adapter, which is frozen. To go on with the adapter, give the trainer "
+                "kivla.training.lora.load_lora(folder, is_trainable=True); to train all weights, "
+                "load_lora(folder).merge_and_unload()."
             )
         _check_agreement(policy, self.processing_class)
         if model.get_input_embeddings().weight.shape[0] < self.processing_class.vocab_size:
@@ -265,6 +271,8 @@ class KIVLATrainer(ResumableTrainer):
         sets = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"evaluation": self.eval_dataset}
         for dataset in (self.train_dataset, *sets.values()):
             check_dataset(dataset, self.processing_class)
+        if self.is_world_process_zero():
+            warn_of_ranges(self.train_dataset, self.processing_class)
         args, metric = self.args, self.args.metric_for_best_model
         examples = args.train_batch_size * args.world_size
         if args.dataloader_drop_last and has_length(self.train_dataset) and len(self.train_dataset) < examples:
@@ -420,6 +428,8 @@ class KIVLATrainer(ResumableTrainer):
             state_dict = {n: weight for n, weight in state_dict.items() if n not in model.all_tied_weights_keys}
         with own_class(model):
             super()._save(output_dir, state_dict)
+        if isinstance(model, PeftModel) and self.args.should_save:  # which policy the adapter is one of
+            model.config.save_pretrained(output_dir or self.args.output_dir)
 
     def _issue_warnings_after_load(self, load_result) -> None:
         """Resuming with half of the weights is an error, where the library would only log a warning."""

@@ -60,6 +60,14 @@ def test_a_row_that_an_interrupt_cut_off_is_left_out(tmp_path):
     assert read_rows(file) == [{"recipe": "joint"}]
 
 
+def test_a_row_after_one_that_was_cut_off_does_not_stop_later_starts(tmp_path, capsys):
+    """What earlier versions left: they wrote the next row onto the cut one."""
+    file = tmp_path / "runs.jsonl"
+    file.write_text('{"recipe": "a"}\n{"recipe": "joi{"recipe": "joint"}\n{"recipe": "b"}\n')
+    assert read_rows(file) == [{"recipe": "a"}, {"recipe": "b"}]
+    assert "line 2, was cut off by an interruption: the run is done again" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_two_recipes_with_two_seeds_from_end_to_end(tmp_path):
     vlm, study = tmp_path / "vlm", tmp_path / "study"

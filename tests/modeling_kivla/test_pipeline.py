@@ -1,12 +1,18 @@
 """`pipeline("action-prediction")` against the model and processor that it wraps."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig
+from peft.tuners.tuners_utils import BaseTunerLayer
 from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor, pipeline
+from transformers import AutoModelForImageTextToText, AutoProcessor, TorchAoConfig, pipeline
 
-from kivla import ActionDecodingFailure, KIVLAForActionPrediction, KIVLAProcessor
+from kivla import ActionDecodingFailure, ActionPredictionPipeline, KIVLAForActionPrediction, KIVLAProcessor
+from kivla.modeling_kivla.eval_mode import eval_mode
 from tests.tolerance import assert_close_relative
 from tests.training.policies import CHUNK, SIZES, awaken, dataset, make_policy, save_policy
 
@@ -145,3 +151,190 @@ def test_saying_a_sub_task_and_doing_it(saved, tmp_path):
     assert np.abs(own["actions"] - told["actions"]).max() > 1e-4, "the expert does not read the response"
     again = pipe({**observation, "response": own["response"]}, seed=0)
     assert_close_relative(again["actions"], own["actions"], what="actions")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"device_map": "cpu"}, {"device_map": "auto"}, {"device": "cpu"}, {"use_fast": True}, {"dtype": "float32"}),
+        *({"torch_dtype": torch.float32}, {"batch_size": 2}, {"revision": "main"}, {"local_files_only": True}),
+        {"model_kwargs": {"attn_implementation": "eager"}},
+        {"model_kwargs": {"dtype": torch.float32, "device_map": {"": "cpu"}}},
+        {"model_kwargs": {"subfolder": "policy"}},
+    ],
+    ids=str,
+)
+def test_what_every_pipeline_takes(saved, options):
+    """In particular nothing that is meant for the model is refused by the processor."""
+    folder = saved.parent if "subfolder" in str(options) else saved
+    pipe = pipeline("action-prediction", model=str(folder), **options)
+    expected = pipeline("action-prediction", model=str(saved))(observations(), seed=0)
+    for result, wanted in zip(pipe(observations(), seed=0), expected, strict=True):
+        assert_close_relative(result["actions"], wanted["actions"])
+    assert "action" not in repr(pipe.dtype) and "KIVLAForActionPrediction" in repr(pipe)
+    implementation = options.get("model_kwargs", {}).get("attn_implementation", "sdpa")
+    assert pipe.model.get_decoder().config._attn_implementation == f"kivla_{implementation}"
+
+
+def test_a_lower_precision(saved):
+    for options in ({"dtype": torch.bfloat16}, {"dtype": "bfloat16"}, {"model_kwargs": {"dtype": "bfloat16"}}):
+        pipe = pipeline("action-prediction", model=str(saved), **options)
+        assert pipe.model.dtype == torch.bfloat16 and np.isfinite(pipe(observations()[0])["actions"]).all()
+
+
+def test_a_quantised_policy(saved):
+    torchao = pytest.importorskip("torchao.quantization")
+    quantised = {"quantization_config": TorchAoConfig(torchao.Int8WeightOnlyConfig())}
+    pipe = pipeline("action-prediction", model=str(saved), model_kwargs=quantised)
+    q_proj = pipe.model.get_decoder().layers[0].self_attn.q_proj
+    assert type(q_proj.weight.data).__name__ == "Int8Tensor"
+    exact = pipeline("action-prediction", model=str(saved))(observations()[0], seed=0)["actions"]
+    error = np.abs(pipe(observations()[0], seed=0)["actions"] - exact).max()
+    assert 0 < error < 0.2 * np.abs(exact).max(), error
+
+
+def test_arguments_that_nothing_would_obey_are_refused(saved):
+    model, processor = KIVLAForActionPrediction.from_pretrained(saved), KIVLAProcessor.from_pretrained(saved)
+    with pytest.raises(ValueError, match="num_workers: not used here"):
+        pipeline("action-prediction", model=model, processor=processor, num_workers=2)
+    with pytest.raises(ValueError, match="tokenizer: not used here"):
+        ActionPredictionPipeline(model, processor=processor, tokenizer=processor.tokenizer)
+    with pytest.raises(ValueError, match="Give the policy's `processor`"):
+        ActionPredictionPipeline(model)
+    with pytest.raises(ValueError, match="needs a policy, but this is a PaliGemma"):
+        ActionPredictionPipeline(model.vlm, processor=processor)
+    with pytest.raises(ValueError, match="clip_action"):
+        pipeline("action-prediction", model=str(saved), model_kwargs={"clip_action": True})
+
+
+def test_a_saved_pipeline_is_the_whole_policy(saved, tmp_path):
+    pipe = pipeline("action-prediction", model=str(saved))
+    pipe.save_pretrained(tmp_path, max_shard_size="100KB")
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
+    again = pipeline("action-prediction", model=str(tmp_path))
+    assert_close_relative(again(observations()[0], seed=0)["actions"], pipe(observations()[0], seed=0)["actions"])
+
+
+# ------------------------------------------------------------------------------------- a model that is in training
+def with_dropout(saved) -> KIVLAForActionPrediction:
+    model = KIVLAForActionPrediction.from_pretrained(saved)
+    for layer in model.get_decoder().layers:
+        layer.self_attn.attention_dropout = 0.5
+    model.train()
+    model.vlm.model.vision_tower.eval()  # e.g. frozen, on purpose
+    return model
+
+
+def test_it_acts_without_dropout_and_goes_on_training(saved):
+    model, processor = with_dropout(saved), KIVLAProcessor.from_pretrained(saved)
+    pipe = pipeline("action-prediction", model=model, processor=processor, seed=0)
+    expected = pipe(observations()[0])["actions"]
+    model.train()
+    model.vlm.model.vision_tower.eval()
+    modes = [module.training for module in model.modules()]
+    np.testing.assert_array_equal(pipe(observations()[0])["actions"], expected)
+    assert [module.training for module in model.modules()] == modes and any(modes) and not all(modes)
+    with pytest.raises(ValueError, match="has the keys"):
+        pipe({"texts": "x"})
+    assert [module.training for module in model.modules()] == modes, "left behind by an error"
+
+
+def test_threads_that_act_at_once_put_the_mode_back_once(saved):
+    model = with_dropout(saved)
+    modes = [module.training for module in model.modules()]
+    start = threading.Barrier(4)
+
+    def act(_):
+        start.wait()
+        seen = set()
+        for _ in range(50):
+            with eval_mode(model):
+                seen |= {module.training for module in model.modules()}
+        return seen
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(act, range(4))) == [{False}] * 4, "one call ended another's eval mode"
+    assert [module.training for module in model.modules()] == modes
+
+
+# --------------------------------------------------------------------------------------- a prefix that no longer holds
+def change_in_place(model):
+    with torch.no_grad():
+        model.get_decoder().layers[0].mlp.down_proj.weight.mul_(2)
+
+
+def load_a_state(model):
+    model.load_state_dict({name: value * 1.5 for name, value in model.state_dict().items()})
+
+
+def replace_a_weight(model):
+    layer = model.get_decoder().layers[0].mlp.down_proj
+    layer.weight = torch.nn.Parameter(2 * layer.weight.detach())
+
+
+def new_memory(model):
+    layer = model.get_decoder().layers[0].mlp.down_proj
+    layer.weight.data = 2 * layer.weight.data
+
+
+def an_unseen_optimizer(model):
+    """As those with 8 bits do, it writes where torch does not look."""
+
+    class Raw(torch.optim.SGD):
+        def step(self):
+            model.get_decoder().layers[0].mlp.down_proj.weight.data.mul_(2)
+
+    Raw(model.parameters(), lr=1.0).step()
+
+
+def another_precision(model):
+    model.to(torch.bfloat16).to(torch.float32)
+
+
+def another_adapter(model):
+    model.set_adapter("second")
+
+
+def no_adapter(model):
+    model.disable_adapters()
+
+
+def scaled_adapter(model):
+    for module in model.modules():
+        if isinstance(module, BaseTunerLayer):
+            module.scaling["first"] *= 3
+
+
+CHANGES = (change_in_place, load_a_state, replace_a_weight, new_memory, an_unseen_optimizer, another_precision)
+ADAPTERS = (another_adapter, no_adapter, scaled_adapter)
+
+
+@pytest.mark.parametrize("change", [*CHANGES, *ADAPTERS], ids=lambda change: change.__name__)
+def test_a_prefix_does_not_outlive_the_weights(saved, change, passes):
+    model, processor = KIVLAForActionPrediction.from_pretrained(saved), KIVLAProcessor.from_pretrained(saved)
+    if change in ADAPTERS:
+        for name in ("second", "first"):
+            model.add_adapter(LoraConfig(target_modules=["q_proj", "down_proj"], init_lora_weights=False), name)
+        model.set_adapter("first")
+    pipe = pipeline("action-prediction", model=model, processor=processor, seed=0, reuse_prefix=True)
+    before = pipe(observations()[0])["actions"]
+    np.testing.assert_array_equal(pipe(observations()[0])["actions"], before)
+    assert len(passes) == 1, "nothing has changed, and the VLM ran again"
+    change(model)
+    after = pipe(observations()[0])["actions"]
+    assert_close_relative(after, pipe(observations()[0], reuse_prefix=False)["actions"])
+    assert np.abs(after - before).max() > 1e-4, "the change does not show: this test says nothing"
+
+
+def test_a_quantised_prefix_is_kept_and_dropped(saved, passes):
+    torchao = pytest.importorskip("torchao.quantization")
+    quantised = {"quantization_config": TorchAoConfig(torchao.Int8WeightOnlyConfig())}
+    pipe = pipeline("action-prediction", model=str(saved), model_kwargs=quantised, seed=0, reuse_prefix=True)
+    before = pipe(observations()[0])["actions"]
+    pipe(observations()[0])
+    assert len(passes) == 1
+    weight = pipe.model.get_decoder().layers[0].self_attn.v_proj.weight
+    with torch.no_grad():
+        weight.qdata.mul_(-1)
+    assert np.abs(pipe(observations()[0])["actions"] - before).max() > 1e-4
+    assert len(passes) == 2

@@ -124,6 +124,20 @@ def test_the_expert_reads_the_response_exactly_if_told_to(name):
         assert_close_relative(velocity, velocities[1][..., :WIDTH], what="velocity")
 
 
+@kinds
+@pytest.mark.parametrize("reads", [False, True])
+def test_adding_what_was_said_is_giving_it_at_once(name, reads):
+    """`add_responses` makes the prompts of `given_response`, without the images being read again."""
+    processor = make(name, expert_reads_response=reads)
+    observations = [observation(LONG), observation(SHORT), observation(SHORT)]
+    asked = {key: [given[key] for given in observations] for key in observations[0]}
+    said = ["move to the cup", None, "grasp a green pen and go on"]
+    given, added = processor(**asked, given_response=said), processor.add_responses(processor(**asked), said)
+    assert given.keys() == added.keys()
+    for key in given:
+        assert torch.equal(given[key], added[key]), key
+
+
 def test_learned_and_given_response_contradict():
     with pytest.raises(ValueError, match="`response`, to be learned, and `given_response`"):
         make()(**columns(SHORT), given_response=["go"])

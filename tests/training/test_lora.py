@@ -1,16 +1,26 @@
 """LoRA for three kinds of backbones: insulated, saved, loaded on a fresh base, merged."""
 
 import copy
+import json
+import shutil
+import types
 
+import numpy as np
 import pytest
 import torch
-from peft import PeftModel, get_peft_model
-from transformers import TorchAoConfig
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForImageTextToText, TorchAoConfig, pipeline
 
-from kivla import KIVLAForActionPrediction
-from kivla.training.lora import lora_config
+from kivla import KIVLAForActionPrediction, KIVLAProcessor
+from kivla.training.lora import load_lora, lora_config
+from tests.families import FAMILIES as ALL_FAMILIES
+from tests.modeling_kivla.test_contract import policy as family_policy
+from tests.modeling_kivla.test_contract import training_batch
 from tests.processing.test_processing_kivla import CHUNK, LONG, SHORT, WIDTH, columns, make, observation, policy
 from tests.tolerance import assert_close_relative
+from tests.training.policies import dataset, make_policy, make_trainer, save_policy
+
+load = KIVLAForActionPrediction.from_pretrained
 
 FAMILIES = ("paligemma", "qwen2_5_vl", "smolvlm")  # bidirectional prompt; M-RoPE; chat template
 DRAWS = {"noise": torch.randn(2, CHUNK, WIDTH + 1, generator=torch.Generator().manual_seed(0))}
@@ -133,3 +143,138 @@ def test_a_quantised_backbone_learns_through_lora(tmp_path):
     with torch.no_grad():
         expected = model.eval()(**batch, **DRAWS).velocity
         assert_close_relative(loaded(**batch, **DRAWS).velocity, expected, what="velocity")
+
+
+# ------------------------------------------------------------------------- an adapter's folder, and the base it states
+def train_lora(folder, model, processor, **options):
+    peft_model = get_peft_model(model, lora_config(model, processor, rank=4, **options))
+    trainer = make_trainer(folder, peft_model, processor, max_steps=3, learning_rate=5e-3, save_strategy="steps")
+    trainer.args.save_steps = trainer.state.save_steps = 3
+    trainer.train()
+    trainer.save_model(str(folder / "run" / "adapter"))
+    return trainer, peft_model.eval()
+
+
+@pytest.fixture(scope="module", params=["on a VLM", "on a policy"])
+def trained(request, tmp_path_factory):
+    """The folder of a LoRA run, and what its policy computes."""
+    folder = tmp_path_factory.mktemp("lora")
+    if request.param == "on a VLM":
+        model, processor = make_policy(folder / "vlm")
+        model.resize_token_embeddings(processor.vocab_size, pad_to_multiple_of=64)  # rows that no token has
+    else:
+        model, processor = load(save_policy(folder)), KIVLAProcessor.from_pretrained(folder / "policy")
+    trainer, model = train_lora(folder, model, processor)
+    batch = trainer.data_collator([dataset()[5], dataset()[60]])
+    noise = torch.randn(batch["actions"].shape, generator=torch.Generator().manual_seed(0))
+    batch |= {"noise": noise, "timestep": torch.tensor([0.3, 0.8])}
+    with torch.no_grad():
+        return folder / "run", batch, model(**batch)
+
+
+@pytest.mark.parametrize("name", ["checkpoint-3", "adapter"])
+@pytest.mark.parametrize("route", ["from_pretrained", "AutoModel", "load_lora", "saved again"])
+def test_an_adapter_folder_is_the_trained_policy(trained, name, route, tmp_path):
+    """Base, updates, expert and new rows are those that were trained."""
+    folder, batch, expected = trained
+    loaders = {
+        "from_pretrained": load,
+        "AutoModel": AutoModelForImageTextToText.from_pretrained,
+        "load_lora": load_lora,
+        "saved again": load,
+    }
+    model = loaders[route](folder / name).eval()
+    if route == "saved again":
+        model.save_pretrained(tmp_path)
+        assert not (tmp_path / "model.safetensors").exists()
+        model = load(tmp_path)
+    with torch.no_grad():
+        found = model(**batch)
+    for what in ("logits", "velocity"):
+        assert_close_relative(found[what], expected[what], what=what)
+
+
+def test_a_pipeline_of_an_adapter_folder(trained):
+    folder, _, _ = trained
+    observation = {key: dataset()[5][key] for key in ("images", "text", "state")}
+    found = pipeline("action-prediction", model=str(folder / "adapter"), seed=0)(observation)["actions"]
+    processor = KIVLAProcessor.from_pretrained(folder / "adapter")
+    wanted = pipeline("action-prediction", model=load_lora(folder / "adapter").eval(), processor=processor, seed=0)
+    assert_close_relative(found, wanted(observation)["actions"])
+
+
+def test_training_goes_on_with_an_adapter(trained, tmp_path):
+    folder, _, _ = trained
+    processor = KIVLAProcessor.from_pretrained(folder / "adapter")
+    model = load_lora(folder / "adapter", is_trainable=True)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    trainer = make_trainer(tmp_path, model, processor, max_steps=1)
+    trainer.train()
+    moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    assert any("lora_B" in name for name in moved) and any("modules_to_save" in name for name in moved)
+    assert not any("base_layer" in name or "original_module" in name for name in moved)
+    frozen = load(folder / "adapter")
+    with pytest.raises(ValueError, match="loaded from an adapter, which is frozen"):
+        make_trainer(tmp_path / "other", frozen, processor)
+
+
+def test_an_adapter_that_says_too_little_is_refused(trained, tmp_path):
+    folder = tmp_path / "adapter"
+    shutil.copytree(trained[0] / "adapter", folder)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": ""}))
+    with pytest.raises(ValueError, match="names no base"):
+        load(folder)
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    (folder / "config.json").unlink()
+    if config["base_model_name_or_path"].endswith("vlm"):
+        with pytest.raises(ValueError, match=r"no config\.json that says which policy was made of it"):
+            load(folder)
+    else:
+        assert isinstance(load(folder), KIVLAForActionPrediction), "a policy as base says it all"
+
+
+def test_an_adapter_without_the_expert_is_refused(tmp_path):
+    """On a VLM, the rest would be drawn at random; on a policy it is there."""
+    model, processor = make_policy(tmp_path / "vlm")
+    model.resize_token_embeddings(processor.vocab_size)
+    own = LoraConfig(target_modules=["q_proj"], exclude_modules=".*expert.*")
+    get_peft_model(model, own).save_pretrained(tmp_path / "adapter")
+    model.config.save_pretrained(tmp_path / "adapter")
+    with pytest.raises(ValueError, match=r"rows 1412 to \d+ of .*embed_tokens, expert\."):
+        load(tmp_path / "adapter")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ALL_FAMILIES)
+def test_every_family_learns_through_lora(name):
+    """Insulated; every update gets a gradient; merged it is the same within rounding."""
+    batch = training_batch(name)
+    learned = batch["labels"] != -100
+    batch["input_ids"][learned] = torch.arange(int(learned.sum())) % 16 + 100
+    batch["labels"] = batch["input_ids"].masked_fill(~learned, -100)
+    model = family_policy(name)
+    model(**batch).token_loss.backward()  # some layers of new models are multiplied by zero
+    idle = [n.removesuffix(".weight") for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    model.zero_grad()
+    rows = model.get_input_embeddings().num_embeddings
+    model.resize_token_embeddings(rows + 16)
+    tokens = types.SimpleNamespace(vocab_size=rows, action_token_ids=np.arange(100, 116))
+    model = get_peft_model(model, lora_config(model, tokens, rank=4))
+    with torch.no_grad():
+        for parameter_name, parameter in model.named_parameters():
+            if "lora_B" in parameter_name or "trainable_tokens" in parameter_name:
+                parameter.add_(torch.randn_like(parameter) * 0.05)
+    model(**batch).flow_loss.backward()
+    own = {n: p for n, p in model.named_parameters() if p.requires_grad and "expert" not in n.split(".")}
+    assert not [n for n, p in own.items() if p.grad is not None], "the flow loss reaches the VLM's updates"
+    model.zero_grad()
+    model(**batch).token_loss.backward()
+    updates = {n: p for n, p in own.items() if "lora_B" in n and not any(f".{layer}.lora_B" in n for layer in idle)}
+    silent = [n for n, p in updates.items() if p.grad is None or not p.grad.any()]
+    assert updates and not silent, f"without a gradient: {silent[:3]}"
+    model.eval()
+    with torch.no_grad():
+        before, after = model(**batch), model.merge_and_unload()(**batch)
+    for what in ("logits", "velocity"):
+        assert_close_relative(after[what], before[what], what=what)

@@ -1,0 +1,44 @@
+"""Folders that a command fills step by step, and goes on filling when started again: with the same arguments only."""
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+ARGUMENTS = "arguments.json"
+
+
+def claim_folder(folder: Path, arguments: dict, marks: Iterable[str]) -> None:
+    """Write down with which arguments a folder is filled; what is there must have been made with the same ones.
+
+    Args:
+        arguments: all that the results depend on, by option.
+        marks: patterns of files of which one is there if the command has been at work in the folder.
+
+    Raises:
+        SystemExit: it was filled with other arguments (each is named), or nothing says with which.
+    """
+    file, now = folder / ARGUMENTS, json.loads(json.dumps(arguments))
+    what_to_do = "Give another --output_dir; or remove the folder to start anew."
+    if file.is_file():
+        before = json.loads(file.read_text(encoding="utf-8"))
+        names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+        if names:
+            lines = "".join(f"\n  --{name}: was {before.get(name)}, is {now.get(name)}" for name in names)
+            raise SystemExit(f"{folder} holds the results of other arguments:{lines}\n{what_to_do}")
+    elif found := next((path for mark in marks for path in folder.glob(mark)), None):
+        raise SystemExit(f"{found} is there, and nothing says with which arguments it was made. {what_to_do}")
+    write_json(file, now)
+
+
+def write_json(path: Path, content) -> None:
+    """A JSON file that is whole or not there, whenever the process is killed."""
+    write_whole(path, json.dumps(content, indent=2) + "\n")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """A text file in one move: the old one, if any, stays until the new one is complete."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    unfinished.write_text(text, encoding="utf-8")
+    os.replace(unfinished, path)

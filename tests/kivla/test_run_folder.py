@@ -1,0 +1,91 @@
+"""Folders that demo, study and pretrain-tiny fill: with one set of arguments, and with files that are whole."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from kivla.cli import main
+from kivla.run_folder import claim_folder, write_json
+from kivla.tabletop import once
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_the_same_arguments_go_on_and_others_are_named(tmp_path):
+    claim_folder(tmp_path, {"max_steps": 3, "kinds": ["touch"], "vlm": None}, ("plan.json",))
+    claim_folder(tmp_path, {"max_steps": 3, "kinds": ["touch"], "vlm": None}, ("plan.json",))
+    before = files(tmp_path)
+    with pytest.raises(SystemExit) as error:
+        claim_folder(tmp_path, {"max_steps": 100, "kinds": ["touch", "move"], "vlm": None}, ("plan.json",))
+    message = str(error.value)
+    assert "\n  --max_steps: was 3, is 100\n  --kinds: was ['touch'], is ['touch', 'move']\n" in message
+    assert "vlm" not in message
+    assert "Give another --output_dir; or remove the folder to start anew." in message
+    assert files(tmp_path) == before
+
+
+def test_results_of_unknown_arguments_are_refused_and_a_stranger_file_is_not(tmp_path):
+    (tmp_path / "log.txt").touch()
+    claim_folder(tmp_path / "a", {"seed": 0}, ("plan.json",))
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "log.txt").touch()
+    claim_folder(tmp_path / "b", {"seed": 0}, ("plan.json",))
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "plan.json").write_text("{}")
+    with pytest.raises(SystemExit, match=r"plan\.json is there, and nothing says with which arguments it was made"):
+        claim_folder(tmp_path / "c", {"seed": 0}, ("plan.json",))
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "found"),
+    [
+        (["demo", "--max_steps", "3"], ["--max_steps", "4"], "--max_steps: was 3, is 4"),
+        (["demo", "--max_steps", "3"], ["--learning_rate", "0.5"], "--learning_rate: was 0.001, is 0.5"),
+        (["study", "--max_steps", "3"], ["--num_episodes", "7"], "--num_episodes: was 200, is 7"),
+        (["pretrain-tiny", "--max_steps", "3"], ["--hidden_size", "64"], "--hidden_size: was 128, is 64"),
+    ],
+)
+def test_a_command_does_not_give_the_results_of_other_arguments(tmp_path, monkeypatch, command, option, found):
+    class Began(Exception):
+        pass
+
+    def began(*args, **kwargs):
+        raise Began
+
+    for place in ("demo.ask_vlm", "study.record", "pretrain_tiny.load_questions"):
+        monkeypatch.setattr(f"kivla.{place}", began)
+    name, *rest = command
+    given = [name, "--output_dir", str(tmp_path / "out"), *rest]
+    for _ in range(2):
+        with pytest.raises(Began):
+            main(given)
+    with pytest.raises(SystemExit) as error:
+        main([*given, *option])
+    assert found in str(error.value)
+
+
+def test_a_study_may_get_more_recipes_and_seeds(tmp_path, monkeypatch):
+    monkeypatch.setattr("kivla.study.record", lambda *args: None)
+    for options in ([], ["--seeds", "5", "--recipes", "joint", "--target_success", "0.9"]):
+        with pytest.raises(FileNotFoundError):  # the demonstrations that were not recorded
+            main(["study", "--output_dir", str(tmp_path), *options])
+
+
+def test_json_files_are_whole_whenever_the_process_is_killed(tmp_path, monkeypatch):
+    file = tmp_path / "a.json"
+    write_json(file, {"n": 1})
+
+    def killed(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write_json(file, {"n": 2})
+    with pytest.raises(KeyboardInterrupt):
+        once(tmp_path / "b.json", lambda: {"n": 3})
+    assert json.loads(file.read_text()) == {"n": 1}
+    assert not (tmp_path / "b.json").exists()
