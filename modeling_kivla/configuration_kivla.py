@@ -144,13 +144,6 @@ class KIVLAConfig(CheckedConfig):
             self.kv_layers = probe_backbone(self.vlm_config)
         super().__post_init__(**kwargs)
 
-    @classmethod
-    def from_dict(cls, config_dict: dict, **kwargs):
-        expert_config = config_dict.get("expert_config")
-        if isinstance(expert_config, dict):
-            config_dict = {**config_dict, "expert_config": KIVLAExpertConfig.from_dict(expert_config)}
-        return super().from_dict(config_dict, **kwargs)
-
     def is_complete(self) -> bool:
         parts = (self.vlm_config, self.expert_config)
         return self.kv_layers is not None and all(isinstance(part, PreTrainedConfig) for part in parts)
@@ -173,6 +166,9 @@ class KIVLAConfig(CheckedConfig):
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs):
         """As for any config; fields that are given beside it are checked as in the constructor."""
+        expert_config = config_dict.get("expert_config")
+        if isinstance(expert_config, dict):
+            config_dict = {**config_dict, "expert_config": KIVLAExpertConfig.from_dict(expert_config)}
         loaded = super().from_dict(config_dict, **kwargs)
         (loaded[0] if isinstance(loaded, tuple) else loaded).validate()
         return loaded
