@@ -166,6 +166,7 @@ class KIVLAConfig(CheckedConfig):
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs):
         """As for any config; fields that are given beside it are checked as in the constructor."""
+        _refuse_endless(config_dict)
         expert_config = config_dict.get("expert_config")
         if isinstance(expert_config, dict):
             config_dict = {**config_dict, "expert_config": KIVLAExpertConfig.from_dict(expert_config)}
