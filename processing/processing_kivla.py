@@ -788,7 +788,8 @@ class KIVLAProcessor(PushedWithCard, ProcessorMixin):
 
         Keyword arguments are `revision`, `subfolder`, `token`, `cache_dir`, `force_download`, `local_files_only`,
         `trust_remote_code` and `use_fast` (for the VLM's processor), and those of the class, which take the place of
-        what was saved: `from_pretrained(base, statistics=data.statistics, cameras=data.cameras)` is for a new robot.
+        what was saved: `from_pretrained(base, statistics=data.statistics, cameras=data.cameras)` is for a new robot,
+        and `vlm_processor=` for a base that was converted without one.
 
         Raises:
             FileNotFoundError: the folder holds no KIVLA processor, or half of one.
@@ -803,43 +804,24 @@ class KIVLAProcessor(PushedWithCard, ProcessorMixin):
             kwargs.pop(name, None)
         of_vlm = {name: kwargs.pop(name) for name in _VLM_PROCESSOR_ARGUMENTS if name in kwargs}
         hub = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs}
-        subfolder = Path(hub.pop("subfolder", None) or "")
-        folder = Path(pretrained_model_name_or_path)
-        if not folder.is_dir():
-            patterns = [str(subfolder / name) for name in (CONFIG_FILE, f"{VLM_PROCESSOR_FOLDER}/*")]
-            folder = Path(snapshot_download(str(pretrained_model_name_or_path), allow_patterns=patterns, **hub))
-        folder = folder / subfolder
-        file = folder / CONFIG_FILE
-        try:
-            settings = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{file} is not valid JSON: {error}") from error
-        if not isinstance(settings, dict):
-            raise ValueError(f"{file} must hold a map, not a {type(settings).__name__}.")
-        if settings.get("processor_class") != cls.__name__ or not (folder / VLM_PROCESSOR_FOLDER).is_dir():
+        vlm_processor = kwargs.pop("vlm_processor", None)
+        folder = _local_folder(pretrained_model_name_or_path, **hub)
+        settings = cls.saved_settings(folder)
+        if vlm_processor is None and not (folder / VLM_PROCESSOR_FOLDER).is_dir():
             raise FileNotFoundError(
-                f"{folder} holds no complete KIVLA processor: expected are {CONFIG_FILE} of a {cls.__name__} (found: "
-                f"{settings.get('processor_class')}) and {VLM_PROCESSOR_FOLDER}/ (found: "
-                f"{(folder / VLM_PROCESSOR_FOLDER).is_dir()}). To make one for a VLM, use KIVLAProcessor.from_vlm; if "
-                "saving was interrupted, save again."
+                f"{folder} holds no complete KIVLA processor: {VLM_PROCESSOR_FOLDER}/ is missing. Pass the VLM's "
+                "(vlm_processor=AutoProcessor.from_pretrained(...)); if saving was interrupted, save again."
             )
-        del settings["processor_class"]
-        settings.pop("auto_map", None)
-        _check_saved(file, settings)
-        if settings["action_tokenizer"] is not None:
-            settings["action_tokenizer"] = load_action_tokenizer(settings["action_tokenizer"])
-        if "robots" in settings:
-            settings["robots"] = {name: robot_from_json(values) for name, values in settings["robots"].items()}
-        else:
-            settings |= robot_from_json({name: settings[name] for name in _ROBOT_ARGUMENTS[:3]})
         unknown = sorted(kwargs.keys() - settings.keys() - {*SETTINGS, *_ROBOT_ARGUMENTS})
         if unknown:
-            known = [*settings, *HUB_ARGUMENTS, *_VLM_PROCESSOR_ARGUMENTS]
+            known = [*settings, *HUB_ARGUMENTS, *_VLM_PROCESSOR_ARGUMENTS, "vlm_processor"]
             raise TypeError(f"Unknown arguments {unknown}; known are {known}.")
         if "robots" in kwargs or ("statistics" in kwargs and "robots" in settings):  # other robots
             settings = {name: value for name, value in settings.items() if name not in _ROBOT_ARGUMENTS}
         if "statistics" in kwargs:
             settings["action_dim"] = None  # that of the new statistics
+        if vlm_processor is not None:
+            return cls(vlm_processor, **{**settings, **kwargs})
         try:
             with panics_as_errors():
                 vlm_processor = AutoProcessor.from_pretrained(folder / VLM_PROCESSOR_FOLDER, **of_vlm)
@@ -851,6 +833,49 @@ class KIVLAProcessor(PushedWithCard, ProcessorMixin):
                 "is damaged, download or save it again."
             ) from error
         return cls(vlm_processor, **{**settings, **kwargs})
+
+    @classmethod
+    def saved_settings(cls, pretrained_model_name_or_path: str | os.PathLike, **hub) -> dict:
+        """The arguments that a saved processor was made with, without the VLM's processor; from a folder or the Hub.
+
+        A base model without data of its own (`kivla convert`) has them too: its conventions, and no statistics.
+
+        Raises:
+            FileNotFoundError: there are none.
+            ValueError: the file is damaged.
+        """
+        folder = _local_folder(pretrained_model_name_or_path, **hub)
+        file = folder / CONFIG_FILE
+        try:
+            settings = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{file} is not valid JSON: {error}") from error
+        if not isinstance(settings, dict):
+            raise ValueError(f"{file} must hold a map, not a {type(settings).__name__}.")
+        if settings.get("processor_class") != cls.__name__:
+            raise FileNotFoundError(
+                f"{folder} holds no complete KIVLA processor: expected is {CONFIG_FILE} of a {cls.__name__} (found: "
+                f"{settings.get('processor_class')}). To make one for a VLM, use KIVLAProcessor.from_vlm; if saving "
+                "was interrupted, save again."
+            )
+        del settings["processor_class"]
+        settings.pop("auto_map", None)
+        _check_saved(file, settings)
+        if settings["action_tokenizer"] is not None:
+            settings["action_tokenizer"] = load_action_tokenizer(settings["action_tokenizer"])
+        if "robots" in settings:
+            settings["robots"] = {name: robot_from_json(values) for name, values in settings["robots"].items()}
+        else:
+            settings |= robot_from_json({name: settings[name] for name in _ROBOT_TYPES})
+        return settings
+
+
+def _local_folder(path: str | os.PathLike, subfolder: str | None = None, **hub) -> Path:
+    folder, subfolder = Path(path), Path(subfolder or "")
+    if not folder.is_dir():
+        patterns = [str(subfolder / name) for name in (CONFIG_FILE, f"{VLM_PROCESSOR_FOLDER}/*")]
+        folder = Path(snapshot_download(str(path), allow_patterns=patterns, **hub))
+    return folder / subfolder
 
 
 # What each setting is in a saved processor; one that is absent has its default

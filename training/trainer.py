@@ -30,7 +30,7 @@ from .data_parallel import (
     total_norm,
     whole_weights,
 )
-from .dataset_checks import check_dataset
+from .dataset_checks import check_dataset, warn_of_ranges
 from .evaluation_step import LOSS_SUMS, EvaluationStep, metrics_of, summary
 from .evaluation_sums import token_sums
 from .mixture import Mixture
@@ -271,6 +271,8 @@ class KIVLATrainer(ResumableTrainer):
         sets = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"evaluation": self.eval_dataset}
         for dataset in (self.train_dataset, *sets.values()):
             check_dataset(dataset, self.processing_class)
+        if self.is_world_process_zero():
+            warn_of_ranges(self.train_dataset, self.processing_class)
         args, metric = self.args, self.args.metric_for_best_model
         examples = args.train_batch_size * args.world_size
         if args.dataloader_drop_last and has_length(self.train_dataset) and len(self.train_dataset) < examples:
