@@ -7,8 +7,9 @@ from tempfile import TemporaryDirectory
 
 from kivla.modeling_kivla import KIVLAForActionPrediction
 from kivla.processing import KIVLAProcessor
-from kivla.tabletop import TABLETOP_VLM, TabletopArguments, new_policy, record
+from kivla.tabletop import TABLETOP_VLM, TabletopArguments, options, record
 from kivla.training import LeRobotDataset
+from kivla.training.build import start_policy
 
 
 @contextmanager
@@ -18,4 +19,5 @@ def demonstrated(args: TabletopArguments) -> Iterator[tuple[LeRobotDataset, KIVL
         demonstrations = Path(folder) / "demonstrations"
         record(demonstrations, args)
         data = LeRobotDataset(demonstrations, args.chunk_size)
-        yield data, *new_policy(TABLETOP_VLM, data, args)
+        built = start_policy(TABLETOP_VLM, [data], options(data, args))
+        yield data, built.model, built.processor

@@ -22,8 +22,10 @@ from .checkpoint_files import WEIGHTS, CheckpointError, Entry, Weights, locate, 
 from .cli import parse
 from .pi_config import empty_model, expected_weights, is_published_size, lerobot_variant, make_config
 from .pi_processors import (
+    UnfinishedProcessor,
     crop_statistics,
     export_notes,
+    finished_processor,
     lerobot_action_dim,
     lerobot_cameras,
     make_processor,
@@ -52,7 +54,7 @@ class ConvertArguments:
     to: str = field(default="kivla", metadata={"choices": ["kivla", "lerobot"], "help": "Layout to write."})
     vlm_processor: str | None = field(
         default=None,
-        metadata={"help": "PaliGemma's processor, a folder or Hub id. Without it only the model is written."},
+        metadata={"help": "PaliGemma's processor, a folder or Hub id. Without it the policy cannot act yet."},
     )
     norm_stats: str | None = field(
         default=None, metadata={"help": "openpi's norm_stats.json, if not a single one in SOURCE/assets."}
@@ -172,15 +174,14 @@ def to_kivla(weights: Weights, folder: Path, output: Path, args: ConvertArgument
     processor = _processor(vlm_processor, config, given, folder, args, report)  # what can fail comes before the weights
     _write(output, weights, report, args.dtype)
     _save_config(model, config, output, report)
-    if processor is not None:
-        processor.save_pretrained(output)
+    processor.save_pretrained(output)
     return report
 
 
 def to_lerobot(weights: Weights, folder: Path, output: Path, args: ConvertArguments) -> Report:
     config = KIVLAConfig.from_pretrained(folder)
     variant = lerobot_variant(config)
-    processor = KIVLAProcessor.from_pretrained(folder) if (folder / "vlm_processor").is_dir() else None
+    processor = finished_processor(folder)
     if processor is not None and len(processor.robots) > 1:
         raise CheckpointError(f"LeRobot's policies are of one robot, this one has {sorted(processor.robots)}.")
     planned = plan(weights.shapes, weights.same, keep_untied=True)
@@ -229,15 +230,16 @@ def _save_config(model: KIVLAForActionPrediction, config: KIVLAConfig, output: P
 
 def _processor(
     vlm_processor, config: KIVLAConfig, given: dict, folder: Path, args: ConvertArguments, report: Report
-) -> KIVLAProcessor | None:
+) -> KIVLAProcessor | UnfinishedProcessor:
     notes = report.notes
     statistics, mode = read_statistics(folder, report.variant, args.norm_stats)
-    if vlm_processor is None:
-        notes.append("no processor was written: say where PaliGemma's is with --vlm_processor")
-        return None
+    adapt = "`kivla train --policy ... --adapt` takes it to a robot's data"
     if statistics is None and mode != "none":
-        notes.append("no processor was written: the checkpoint has no normalisation statistics (--norm_stats)")
-        return None
+        notes.append(
+            f"a base model: the checkpoint has no normalisation statistics (--norm_stats), and cannot act; {adapt}"
+        )
+    if vlm_processor is None:
+        notes.append("the VLM's processor is not in it: say where PaliGemma's is with --vlm_processor, now or then")
     statistics = crop_statistics(statistics or {}, {"state": args.state_dim, "actions": args.action_dim}, notes)
     notes += step_notes(folder)
     if config.state_encoding == "text" and report.layout == "LeRobot":

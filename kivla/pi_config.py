@@ -101,6 +101,8 @@ def make_config(
         max_action_dim=sizes.action_dim,
         max_state_dim=sizes.state_dim or given.get("max_state_dim", sizes.action_dim),
         state_encoding="continuous" if not is_pi05 else "text" if reads_state else "none",
+        # How the weights were trained: π0 by flow through the whole model, π0.5 with knowledge insulation
+        backbone_gradient_scale=0.0 if is_pi05 else 1.0,
         **{ours: given[theirs] for theirs, ours in _SETTINGS.items() if theirs in given},
     )
 

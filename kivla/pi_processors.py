@@ -7,6 +7,7 @@ processor.
   range itself and by `std + 1e-8`: a relative difference of about 1e-6 / spread. Statistics are taken as they are.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,8 @@ from . import KIVLAConfig, KIVLAProcessor
 from .checkpoint_files import CheckpointError, read_json, write_json
 from .pi_config import lerobot_settings
 from .processing.normalization import statistics_from_json
+from .processing.processing_kivla import CONFIG_FILE, VLM_PROCESSOR_FOLDER
+from .processing.robot import Robot
 
 PREPROCESSOR, POSTPROCESSOR = "policy_preprocessor", "policy_postprocessor"
 PROMPT_WITHOUT_STATE = "{text}\n"
@@ -41,36 +44,60 @@ Statistics = dict[str, dict[str, np.ndarray]]
 
 
 # ------------------------------------------------------------------------------------------------------- reading
+def conventions(config: KIVLAConfig, mode: str) -> dict:
+    """How these policies turn observations into inputs, as arguments of `KIVLAProcessor`."""
+    prompt = {} if config.state_encoding == "text" else {"action_prompt": PROMPT_WITHOUT_STATE}
+    return {
+        **{name: getattr(config, name) for name in ("chunk_size", "max_action_dim", "max_state_dim", "state_encoding")},
+        "normalization": mode,
+        "noise_padding": True,
+        "square_images": True,
+        **prompt,
+    }
+
+
+@dataclass
+class UnfinishedProcessor:
+    """What is known of the processor of a base model without statistics of a robot, or without the VLM's processor.
+
+    `kivla train --adapt` makes it whole, and so does `KIVLAProcessor.from_pretrained(folder, statistics=...,
+    vlm_processor=...)`.
+    """
+
+    settings: dict
+    vlm_processor: ProcessorMixin | None
+
+    def save_pretrained(self, folder: Path) -> None:
+        write_json(folder / CONFIG_FILE, {"processor_class": KIVLAProcessor.__name__, **self.settings})
+        if self.vlm_processor is not None:
+            self.vlm_processor.save_pretrained(folder / VLM_PROCESSOR_FOLDER)
+
+
 def make_processor(
-    vlm_processor: ProcessorMixin,
+    vlm_processor: ProcessorMixin | None,
     config: KIVLAConfig,
     statistics: Statistics | None,
     mode: str,
     cameras: list[str] | None,
     action_dim: int | None,
-) -> KIVLAProcessor:
+) -> KIVLAProcessor | UnfinishedProcessor:
     """The processor of a converted policy.
 
     Raises:
         CheckpointError: statistics that do not fit the policy or the mode.
     """
+    settings = conventions(config, mode)
+    robot = {"statistics": statistics, "cameras": cameras, "action_dim": action_dim}
+    has_statistics = statistics is not None or mode == "none"
     try:
-        return KIVLAProcessor(
-            vlm_processor,
-            statistics=statistics,
-            chunk_size=config.chunk_size,
-            max_action_dim=config.max_action_dim,
-            max_state_dim=config.max_state_dim,
-            state_encoding=config.state_encoding,
-            normalization=mode,
-            cameras=cameras,
-            action_dim=action_dim,
-            action_prompt=None if config.state_encoding == "text" else PROMPT_WITHOUT_STATE,
-            noise_padding=True,
-            square_images=True,
-        )
+        if vlm_processor is not None and has_statistics:
+            return KIVLAProcessor(vlm_processor, **settings, **robot)
+        if has_statistics:
+            shared = {"normalization": mode, "max_action_dim": config.max_action_dim}
+            robot = Robot(**robot, reads_state=config.state_encoding != "none", **shared).to_dict()
     except ValueError as error:
         raise CheckpointError(f"No processor can be made of the checkpoint's statistics: {error}") from error
+    return UnfinishedProcessor({**settings, "action_tokenizer": None, **robot}, vlm_processor)
 
 
 def read_statistics(folder: Path, variant: str, norm_stats: str | None = None) -> tuple[Statistics | None, str]:
@@ -177,6 +204,15 @@ def _checked(statistics: dict[str, dict], file: Path) -> Statistics:
         return {name: statistics_from_json(values) for name, values in statistics.items()}
     except ValueError as error:
         raise CheckpointError(f"The statistics of {file} are damaged: {error}") from error
+
+
+def finished_processor(folder: Path) -> KIVLAProcessor | None:
+    """Of a KIVLA policy; None if it has no statistics, or not the VLM's processor."""
+    if not (folder / VLM_PROCESSOR_FOLDER).is_dir():
+        return None
+    settings = KIVLAProcessor.saved_settings(folder)
+    is_base = "robots" not in settings and settings["statistics"] is None and settings.get("normalization") != "none"
+    return None if is_base else KIVLAProcessor.from_pretrained(folder)
 
 
 # ------------------------------------------------------------------------------------------------------- writing

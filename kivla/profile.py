@@ -43,7 +43,7 @@ def run(arguments: Sequence[str]) -> None:
     trace = Path(args.output_dir) / "trace.json"
     scratch = TemporaryDirectory()  # the folder may hold the run that is profiled
     args = replace(args, output_dir=scratch.name)
-    trainer = make_trainer(model_args, data_args, args, model_args.stages[-1])
+    trainer, _ = make_trainer(model_args, data_args, args, model_args.stages[-1])
     activities = [ProfilerActivity.CPU, *(activities_here() & {ProfilerActivity.CUDA})]
     with profile(activities=activities, schedule=schedule(wait=0, warmup=warmup, active=steps, repeat=1)) as profiler:
         trainer.add_callback(_NextStep(profiler))

@@ -17,4 +17,4 @@ def run(arguments: Sequence[str]) -> None:
 
 
 def acts_by(recipe: Recipe) -> str:
-    return "flow" if recipe.stages[-1].config["flow_loss_weight"] > 0 else "tokens"
+    return "flow" if recipe.stages[-1].flow_loss_weight > 0 else "tokens"

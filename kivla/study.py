@@ -35,6 +35,8 @@ class StudyArguments:
 
 def run(arguments: Sequence[str]) -> None:
     study, args = parse((StudyArguments, TabletopArguments), arguments, prog="kivla study")
+    if args.recipe != TabletopArguments.recipe:
+        raise SystemExit(f"kivla study: --recipe {args.recipe} cannot apply: name what is compared with --recipes.")
     for recipe in study.recipes:
         get_recipe(recipe)  # a misspelt one is better known now
     folder = Path(study.output_dir)

@@ -17,7 +17,6 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor,
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from . import (
-    BinningActionTokenizer,
     KIVLAConfig,
     KIVLAForActionPrediction,
     KIVLAProcessor,
@@ -34,8 +33,9 @@ from .simulation.recording import record_demonstrations
 from .simulation.report_media import choose_episodes
 from .simulation.rollout import PipelinePolicy
 from .simulation.tasks import TASK_KINDS
-from .train import fit_fast_tokenizer, normalized_chunks
+from .training.build import next_stage, start_policy
 from .training.mixture import Mixture
+from .training.policy_options import PolicyOptions
 from .training.recipes import Stage, get_recipe, set_stage, split_steps
 from .training.vlm_dataset import VLMDataset
 
@@ -78,7 +78,12 @@ class TabletopArguments:
     )
     chunk_size: int = field(default=8, metadata={"help": "Actions in a chunk (H)."})
     replan_every: int = field(default=4, metadata={"help": "Actions that are executed before the policy looks again."})
-    state_encoding: str = field(default="none", metadata={"help": "text, continuous or none (it sees its gripper)."})
+    state_encoding: str | None = field(
+        default=None,
+        metadata={
+            "help": "text, continuous or none; none (it sees its gripper), or continuous if the recipe has it so."
+        },
+    )
     recipe: str = field(default="insulated", metadata={"help": "What trains what; `kivla recipes` lists them."})
     num_flow_samples: int = field(default=4, metadata={"help": "Noise draws for each backbone pass."})
     expert_hidden_size: int = field(default=64, metadata={"help": "Width of the action expert."})
@@ -114,7 +119,9 @@ def record(folder: Path, args: TabletopArguments) -> dict:
     if not folder.is_dir():
         env = make_env("tabletop", min(args.num_demonstrations, 100), kinds=args.kinds)
         noise = [args.action_noise, args.action_noise, 0.0]  # the gripper is not disturbed
-        record_demonstrations(env, folder, args.num_demonstrations, image_format="image", action_noise=noise)
+        # Disturbed, it fails in most scenes of the harder tasks; only what succeeded is recorded.
+        options = {"image_format": "image", "action_noise": noise, "max_failures": 20 * args.num_demonstrations}
+        record_demonstrations(env, folder, args.num_demonstrations, **options)
         env.close()
     data = LeRobotDataset(folder, 1)
     return {"episodes": data.num_episodes, "frames": len(data)}
@@ -155,9 +162,12 @@ def make_trainer(
     data = LeRobotDataset(demonstrations, args.chunk_size)
     torch.manual_seed(seed)
     if AutoConfig.from_pretrained(start).model_type == KIVLAConfig.model_type:
-        model, processor = KIVLAForActionPrediction.from_pretrained(start), KIVLAProcessor.from_pretrained(start)
+        built = next_stage(start, options(data, args))
     else:
-        model, processor = new_policy(start, data, args)
+        built = start_policy(start, [data], options(data, args))
+    for note in built.notes:
+        print(note)
+    model, processor = built.model, built.processor
     set_stage(model, stage)
     if args.freeze_vision:
         model.vlm.get_encoder("image").requires_grad_(False)
@@ -190,44 +200,22 @@ def make_trainer(
     )
 
 
-def new_policy(
-    vlm: str | Path, data: LeRobotDataset, args: TabletopArguments
-) -> tuple[KIVLAForActionPrediction, KIVLAProcessor]:
-    """A policy on `vlm` as the recipe wants it, with an expert that knows nothing."""
+def options(data: LeRobotDataset, args: TabletopArguments) -> PolicyOptions:
+    """What a new policy is told, for the builder that `kivla train` has, too."""
     recipe = get_recipe(args.recipe)
-    sizes = {
-        "chunk_size": args.chunk_size,
-        "max_action_dim": data.action_dim,
-        "max_state_dim": data.state_dim,
-        "state_encoding": "continuous" if recipe.state_encoding == "continuous" else args.state_encoding,
-    }
-    tokenizers = {
-        "fast": lambda: fit_fast_tokenizer(
-            normalized_chunks(data, data.statistics, "quantile"), args.action_vocab_size, args.action_scale
-        ),
-        "bins": BinningActionTokenizer,
-        "none": lambda: None,
-    }
-    processor = KIVLAProcessor.from_vlm(
-        vlm,
-        action_tokenizer=tokenizers[recipe.action_tokenizer](),
-        statistics=data.statistics,
-        cameras=data.cameras,
-        **sizes,
-    )
-    model = KIVLAForActionPrediction.from_vlm(
-        vlm,
-        dtype="float32",
+    fitted = {"action_vocab_size": args.action_vocab_size, "action_scale": args.action_scale}
+    return PolicyOptions(
+        recipe=args.recipe,
+        chunk_size=args.chunk_size,
+        max_action_dim=data.action_dim,
+        max_state_dim=data.state_dim,
+        state_encoding=args.state_encoding or ("continuous" if recipe.state_encoding == "continuous" else "none"),
         num_flow_samples=args.num_flow_samples,
-        expert_config={
-            "hidden_size": args.expert_hidden_size,
-            "intermediate_size": args.expert_intermediate_size,
-            "initializer_range": args.expert_hidden_size**-0.5,
-        },
-        **sizes,
+        expert_hidden_size=args.expert_hidden_size,
+        expert_intermediate_size=args.expert_intermediate_size,
+        expert_initializer_range=args.expert_hidden_size**-0.5,
+        **(fitted if recipe.action_tokenizer == "fast" else {}),
     )
-    model.resize_token_embeddings(processor.vocab_size)
-    return model, processor
 
 
 def seconds_per_step(vlm: str, demonstrations: Path, scratch: Path, args: TabletopArguments, num_steps: int) -> float:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 STATISTICS = ("mean", "std", "min", "max", "q01", "q99")
 
@@ -223,19 +224,28 @@ def _check_finite(values: np.ndarray, what: str) -> None:
 
 
 def as_numbers(values) -> np.ndarray:
-    """As float64.
+    """As float64: lists, arrays, and tensors of any device and type.
 
     Raises:
-        ValueError: not numbers, or rows of unequal length.
+        ValueError: not numbers (text is none), or rows of unequal length.
     """
     try:
-        return np.asarray(values, dtype=np.float64)
+        array = np.asarray(_to_numpy(values))
+        if array.dtype.kind not in "fiubO":
+            raise ValueError(f"got {array.dtype}")
+        return array.astype(np.float64)
     except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"Numbers were expected: {error}") from error
 
 
+def _to_numpy(values):
+    if torch.is_tensor(values):
+        return values.detach().cpu().double().numpy()
+    return [_to_numpy(value) for value in values] if isinstance(values, list | tuple) else values
+
+
 def _like(values, constants: np.ndarray):
-    """Constants as an array or as a tensor of the device and type of `values` (torch is not imported for it)."""
+    """Constants as an array, or as a tensor of the device and type of `values`."""
     return constants if isinstance(values, np.ndarray) else values.new_tensor(constants)
 
 

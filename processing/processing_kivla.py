@@ -16,13 +16,17 @@ from transformers import AutoProcessor, BatchFeature, ProcessorMixin
 from transformers.dynamic_module_utils import custom_object_save
 
 from .action_constraint import ActionTokenConstraint
+from .action_token_ids import place_action_tokens
 from .action_tokenizers import ActionDecodingFailure, ActionTokenizer, load_action_tokenizer, panics_as_errors
-from .hub_card import PushedWithCard
+from .call_options import check_options
 from .image_input import pad_to_square
 from .normalization import as_numbers, discretize_state
 from .plain_words import PlainWords
+from .processor_card import PushedWithCard
 from .prompt_frame import PromptFrame, PromptFrames, has_chat
 from .robot import Robot, robot_from_json
+from .saved_settings import ROBOT_TYPES, check_saved, check_settings
+from .token_rows import Span, extend, pad_rows
 
 VLM_PROCESSOR_FOLDER = "vlm_processor"
 CONFIG_FILE = "processor_config.json"
@@ -57,15 +61,6 @@ SUFFIX_TOKEN_TYPE = {"PaliGemmaProcessor": 1}
 
 
 @dataclass
-class _Span:
-    """Tokens after the prompt: whether they are learned (the mask M^ℓ), and whether the expert reads them."""
-
-    ids: list[int]
-    is_learned: bool
-    expert_reads: bool = False
-
-
-@dataclass
 class _Example:
     """One example, checked and normalised.
 
@@ -86,7 +81,7 @@ class _Example:
     asks_actions: bool
     prompt: str
     learns: bool
-    suffix: list[_Span]
+    suffix: list[Span]
     state: np.ndarray | None
     chunk: np.ndarray | None
     is_pad: np.ndarray | None
@@ -167,7 +162,8 @@ class KIVLAProcessor(PushedWithCard, ProcessorMixin):
         responds_first: bool = False,
         prompt_frames: dict[str, dict] | None = None,
     ):
-        super().__init__()
+        self.vlm_processor = vlm_processor
+        super().__init__(chat_template=vlm_processor.chat_template)
         if state_encoding not in ("text", "continuous", "none"):
             raise ValueError(f'state_encoding must be "text", "continuous" or "none", got {state_encoding!r}.')
         if action_token_placement not in ("added", "tail"):
@@ -184,7 +180,6 @@ class KIVLAProcessor(PushedWithCard, ProcessorMixin):
                 f'action_prompt must contain {{text}}, {{state}} exactly if state_encoding is "text", and nothing else '
                 f'in braces; got {action_prompt!r} with state_encoding="{state_encoding}".'
             )
-        self.vlm_processor = vlm_processor
         self.action_tokenizer = action_tokenizer
         self.chunk_size = chunk_size
         self.max_action_dim = max_action_dim
@@ -200,6 +195,7 @@ class KIVLAProcessor(PushedWithCard, ProcessorMixin):
         self.max_length = max_length
         self.clip_actions = clip_actions
         self.responds_first = responds_first
+        check_settings({name: getattr(self, name) for name in SETTINGS})
 
         if robots is not None and (statistics, cameras, action_dim) != (None, None, None):
             raise ValueError(
@@ -225,7 +221,10 @@ class KIVLAProcessor(PushedWithCard, ProcessorMixin):
             )
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token  # masked everywhere, so any token will do
-        self.action_token_ids = self._place_action_tokens()
+        num_codes = 0 if action_tokenizer is None else action_tokenizer.vocab_size
+        self.action_token_ids = place_action_tokens(
+            self.tokenizer, num_codes, action_token_placement, action_token_skip
+        )
         # What in a text would be taken for an image
         image_ids = [i for i in vlm_processor.image_token_ids if i is not None]
         self._placeholders = {vlm_processor.image_token, *self.tokenizer.convert_ids_to_tokens(image_ids)}
@@ -253,6 +252,24 @@ class KIVLAProcessor(PushedWithCard, ProcessorMixin):
     def tokenizer(self):
         """The VLM's tokenizer, with the action tokens in it."""
         return self.vlm_processor.tokenizer
+
+    @property
+    def image_processor(self):
+        """The VLM's image processor."""
+        return self.vlm_processor.image_processor
+
+    @property
+    def chat_template(self) -> str | None:
+        """The VLM's. Prompts were made of it once: see `prompt_frames`."""
+        return self.vlm_processor.chat_template
+
+    @chat_template.setter
+    def chat_template(self, template: str | None):
+        self.vlm_processor.chat_template = template
+
+    def apply_chat_template(self, *args, **kwargs):
+        """The VLM's own, for conversations: messages as the library has them."""
+        return self.vlm_processor.apply_chat_template(*args, **kwargs)
 
     def robot(self, name: str | None = None) -> Robot:
         """The robot of this name; without a name, the only one.
@@ -307,6 +324,7 @@ class KIVLAProcessor(PushedWithCard, ProcessorMixin):
         robot=None,
         given_response=None,
         prompt_kind: str | None = None,
+        **options,
     ) -> BatchFeature:
         """A batch for `model(**batch)` or, without actions and responses, for `sample_actions` and `generate`.
 
@@ -329,6 +347,8 @@ class KIVLAProcessor(PushedWithCard, ProcessorMixin):
                 follows the prompt, and nothing of it is learned. To act in two steps, as π0.5 does.
             prompt_kind: "action" asks for actions, "text" gives the VLM the text as it is, in the VLM's own format. By
                 default "text" for examples that have a response and no actions.
+            **options: what every processor of the library takes, where it asks for what is done anyway:
+                `return_tensors="pt"`, `padding=True`, `truncation=False`. All else is refused.
 
         Returns:
             `input_ids`, `attention_mask`, image tensors and token types as the VLM wants them; `expert_attention_mask`;
@@ -338,7 +358,9 @@ class KIVLAProcessor(PushedWithCard, ProcessorMixin):
         Raises:
             ValueError: wrong number of images or cameras, wrong dimensions, values that are NaN or infinite, a sequence
                 longer than `max_length`; the message says which example, what was given and what to do.
+            TypeError: an option that is not known.
         """
+        check_options(options)
         if prompt_kind not in ("action", "text", None):
             raise ValueError(f'prompt_kind must be "action", "text" or None, got {prompt_kind!r}.')
         if text is None or isinstance(text, str) or not len(text):
@@ -480,27 +502,27 @@ class KIVLAProcessor(PushedWithCard, ProcessorMixin):
         chunk: np.ndarray | None,
         is_pad: np.ndarray | None,
         num_images: int,
-    ) -> list[_Span]:
+    ) -> list[Span]:
         """What follows the prompt. Of a conversation the answers are learned, and the questions between them not. The
         VLM's turn ends when all is said: not after a part of a chunk."""
         frame = self._frame(num_images)
         closing, spans = self._tokenize(frame.closing), []
         if given_response is not None:
-            spans.append(_Span(self._answer(frame, given_response), False, self.expert_reads_response))
+            spans.append(Span(self._answer(frame, given_response), False, self.expert_reads_response))
         for i, response in enumerate(responses):
-            spans.append(_Span(self._answer(frame, response), True, self.expert_reads_response))
+            spans.append(Span(self._answer(frame, response), True, self.expert_reads_response))
             if i < len(next_questions):
-                spans.append(_Span(closing, True))
-                spans.append(_Span(self._tokenize(frame.between + next_questions[i] + frame.after), False))
+                spans.append(Span(closing, True))
+                spans.append(Span(self._tokenize(frame.between + next_questions[i] + frame.after), False))
         is_complete = True
         if chunk is not None and self.action_tokenizer is not None:
             action_spans, is_complete = self._action_spans(chunk, is_pad)
             spans += action_spans
         if is_complete and any(span.is_learned for span in spans):
-            spans.append(_Span(closing, True))
+            spans.append(Span(closing, True))
         return spans
 
-    def _action_spans(self, chunk: np.ndarray, is_pad: np.ndarray) -> tuple[list[_Span], bool]:
+    def _action_spans(self, chunk: np.ndarray, is_pad: np.ndarray) -> tuple[list[Span], bool]:
         """The tokens of a chunk, and whether they are a whole one.
 
         Padded steps are not learned. A tokenizer with codes for each step (bins) leaves them out. With FAST every code
@@ -512,11 +534,11 @@ class KIVLAProcessor(PushedWithCard, ProcessorMixin):
         (codes,) = self.action_tokenizer.encode(chunk[None])
         ids, steps = self.action_token_ids[codes], self.action_tokenizer.steps_of(codes, chunk.shape[1])
         if steps is None:
-            return [_Span(ids.tolist(), True)], True
+            return [Span(ids.tolist(), True)], True
         is_real = ~is_pad[steps]  # (n,)
         needed = len(is_real) - int(is_real[::-1].argmax())  # what comes after the last real one is not
         groups = groupby(zip(ids[:needed].tolist(), is_real[:needed], strict=True), lambda pair: bool(pair[1]))
-        return [_Span([token for token, _ in group], real) for real, group in groups], not is_pad.any()
+        return [Span([token for token, _ in group], real) for real, group in groups], not is_pad.any()
 
     def _answer(self, frame: PromptFrame, words: str) -> list[int]:
         """As it is tokenized after the prompt: some tokenizers put a space in front of every text."""
@@ -558,12 +580,12 @@ class KIVLAProcessor(PushedWithCard, ProcessorMixin):
             if tail is not None:
                 if row["input_ids"][-len(self._newline) :] == self._newline:
                     row = {name: values[: -len(self._newline)] for name, values in row.items()}
-                row = _extend(row, tail, attention_mask=1)
+                row = extend(row, tail, attention_mask=1)
             prefix_length = len(row["input_ids"])
             row["expert_attention_mask"] = [True] * prefix_length
             for span in example.suffix:
                 reads = span.expert_reads
-                row = _extend(row, span.ids, attention_mask=1, expert_attention_mask=reads, token_type_ids=token_type)
+                row = extend(row, span.ids, attention_mask=1, expert_attention_mask=reads, token_type_ids=token_type)
             if learns:
                 row["labels"] = [-100] * prefix_length
                 for span in example.suffix:
@@ -579,7 +601,7 @@ class KIVLAProcessor(PushedWithCard, ProcessorMixin):
         padding = {"input_ids": self.tokenizer.pad_token_id, "labels": -100}
         batch = {n: t for n, t in encoded.items() if n not in per_token} if has_images else {}
         for name in rows[0]:
-            batch[name] = _pad([row[name] for row in rows], longest, padding.get(name, 0), side)
+            batch[name] = pad_rows([row[name] for row in rows], longest, padding.get(name, 0), side)
         return batch
 
     def _robot_tensors(self, examples: list[_Example], learns: bool) -> dict[str, torch.Tensor]:
@@ -623,10 +645,10 @@ class KIVLAProcessor(PushedWithCard, ProcessorMixin):
         rows = []
         for i, words in enumerate(responses):
             ids = self._answer(self._frame(1), self._words.plain(words, "responses")) if words else []
-            rows.append(_extend({name: tensor[i][mask[i]].tolist() for name, tensor in per_token.items()}, ids, **fill))
+            rows.append(extend({name: tensor[i][mask[i]].tolist() for name, tensor in per_token.items()}, ids, **fill))
         longest = max(len(row["input_ids"]) for row in rows)
         padding = {"input_ids": self.tokenizer.pad_token_id}
-        added = {n: _pad([row[n] for row in rows], longest, padding.get(n, 0), "left") for n in per_token}
+        added = {n: pad_rows([row[n] for row in rows], longest, padding.get(n, 0), "left") for n in per_token}
         return {**prompts, **{name: tensor.to(input_ids.device) for name, tensor in added.items()}}
 
     # -------------------------------------------------------------------------------------------------- decoding
@@ -651,6 +673,7 @@ class KIVLAProcessor(PushedWithCard, ProcessorMixin):
             `dimension`, which that is (or None).
         """
         robot = self.robot(robot)
+        chunk = as_numbers(chunk) if isinstance(chunk, list | tuple) else chunk
         if chunk.shape[-1] < robot.action_dim:
             raise ValueError(
                 f"Chunks of {chunk.shape[-1]} dimensions are too narrow for this robot's {robot.action_dim}: is the "
@@ -726,26 +749,6 @@ class KIVLAProcessor(PushedWithCard, ProcessorMixin):
         if self.action_tokenizer is None:
             raise ValueError("This processor has no action tokenizer: its VLM was not taught action tokens.")
 
-    def _place_action_tokens(self) -> np.ndarray:
-        """Token id of every code, (vocab_size of the action tokenizer,)."""
-        if self.action_tokenizer is None:
-            return np.empty(0, dtype=np.int64)
-        codes = np.arange(self.action_tokenizer.vocab_size)
-        if self.action_token_placement == "added":
-            names = [f"<action_{code}>" for code in codes]
-            self.tokenizer.add_tokens(names)
-            return np.array(self.tokenizer.convert_tokens_to_ids(names), dtype=np.int64)
-        ids = self.tokenizer.vocab_size - 1 - self.action_token_skip - codes
-        taken = sorted(set(ids.tolist()) & set(self.tokenizer.all_special_ids))
-        if ids[-1] < 0 or taken:
-            reason = f"would overwrite the special tokens {taken}" if taken else "does not fit"
-            raise ValueError(
-                f'action_token_placement="tail" with {len(codes)} codes and action_token_skip = '
-                f"{self.action_token_skip} {reason} in a vocabulary of {self.tokenizer.vocab_size}. Use another skip, "
-                'a smaller action tokenizer, or action_token_placement="added".'
-            )
-        return ids
-
     # --------------------------------------------------------------------------------------------------- on disk
     def to_dict(self) -> dict:
         """Everything but the VLM's processor, ready for JSON."""
@@ -788,7 +791,8 @@ class KIVLAProcessor(PushedWithCard, ProcessorMixin):
 
         Keyword arguments are `revision`, `subfolder`, `token`, `cache_dir`, `force_download`, `local_files_only`,
         `trust_remote_code` and `use_fast` (for the VLM's processor), and those of the class, which take the place of
-        what was saved: `from_pretrained(base, statistics=data.statistics, cameras=data.cameras)` is for a new robot.
+        what was saved: `from_pretrained(base, statistics=data.statistics, cameras=data.cameras)` is for a new robot,
+        and `vlm_processor=` for a base that was converted without one.
 
         Raises:
             FileNotFoundError: the folder holds no KIVLA processor, or half of one.
@@ -803,43 +807,24 @@ class KIVLAProcessor(PushedWithCard, ProcessorMixin):
             kwargs.pop(name, None)
         of_vlm = {name: kwargs.pop(name) for name in _VLM_PROCESSOR_ARGUMENTS if name in kwargs}
         hub = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs}
-        subfolder = Path(hub.pop("subfolder", None) or "")
-        folder = Path(pretrained_model_name_or_path)
-        if not folder.is_dir():
-            patterns = [str(subfolder / name) for name in (CONFIG_FILE, f"{VLM_PROCESSOR_FOLDER}/*")]
-            folder = Path(snapshot_download(str(pretrained_model_name_or_path), allow_patterns=patterns, **hub))
-        folder = folder / subfolder
-        file = folder / CONFIG_FILE
-        try:
-            settings = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{file} is not valid JSON: {error}") from error
-        if not isinstance(settings, dict):
-            raise ValueError(f"{file} must hold a map, not a {type(settings).__name__}.")
-        if settings.get("processor_class") != cls.__name__ or not (folder / VLM_PROCESSOR_FOLDER).is_dir():
+        vlm_processor = kwargs.pop("vlm_processor", None)
+        folder = _local_folder(pretrained_model_name_or_path, **hub)
+        settings = cls.saved_settings(folder)
+        if vlm_processor is None and not (folder / VLM_PROCESSOR_FOLDER).is_dir():
             raise FileNotFoundError(
-                f"{folder} holds no complete KIVLA processor: expected are {CONFIG_FILE} of a {cls.__name__} (found: "
-                f"{settings.get('processor_class')}) and {VLM_PROCESSOR_FOLDER}/ (found: "
-                f"{(folder / VLM_PROCESSOR_FOLDER).is_dir()}). To make one for a VLM, use KIVLAProcessor.from_vlm; if "
-                "saving was interrupted, save again."
+                f"{folder} holds no complete KIVLA processor: {VLM_PROCESSOR_FOLDER}/ is missing. Pass the VLM's "
+                "(vlm_processor=AutoProcessor.from_pretrained(...)); if saving was interrupted, save again."
             )
-        del settings["processor_class"]
-        settings.pop("auto_map", None)
-        _check_saved(file, settings)
-        if settings["action_tokenizer"] is not None:
-            settings["action_tokenizer"] = load_action_tokenizer(settings["action_tokenizer"])
-        if "robots" in settings:
-            settings["robots"] = {name: robot_from_json(values) for name, values in settings["robots"].items()}
-        else:
-            settings |= robot_from_json({name: settings[name] for name in _ROBOT_ARGUMENTS[:3]})
         unknown = sorted(kwargs.keys() - settings.keys() - {*SETTINGS, *_ROBOT_ARGUMENTS})
         if unknown:
-            known = [*settings, *HUB_ARGUMENTS, *_VLM_PROCESSOR_ARGUMENTS]
+            known = [*settings, *HUB_ARGUMENTS, *_VLM_PROCESSOR_ARGUMENTS, "vlm_processor"]
             raise TypeError(f"Unknown arguments {unknown}; known are {known}.")
         if "robots" in kwargs or ("statistics" in kwargs and "robots" in settings):  # other robots
             settings = {name: value for name, value in settings.items() if name not in _ROBOT_ARGUMENTS}
         if "statistics" in kwargs:
             settings["action_dim"] = None  # that of the new statistics
+        if vlm_processor is not None:
+            return cls(vlm_processor, **{**settings, **kwargs})
         try:
             with panics_as_errors():
                 vlm_processor = AutoProcessor.from_pretrained(folder / VLM_PROCESSOR_FOLDER, **of_vlm)
@@ -852,63 +837,50 @@ class KIVLAProcessor(PushedWithCard, ProcessorMixin):
             ) from error
         return cls(vlm_processor, **{**settings, **kwargs})
 
+    @classmethod
+    def saved_settings(cls, pretrained_model_name_or_path: str | os.PathLike, **hub) -> dict:
+        """The arguments that a saved processor was made with, without the VLM's processor; from a folder or the Hub.
 
-# What each setting is in a saved processor; one that is absent has its default
-_SAVED_TYPES = {
-    **dict.fromkeys(("chunk_size", "max_action_dim", "max_state_dim", "action_token_skip"), int),
-    **dict.fromkeys(("state_encoding", "normalization", "action_token_placement", "action_prompt"), str),
-    **dict.fromkeys(
-        ("expert_reads_response", "noise_padding", "square_images", "clip_actions", "responds_first"), bool
-    ),
-    "max_length": int | None,
-    "action_tokenizer": dict | None,
-    "robots": dict,
-    "prompt_frames": dict,
-}
-_ROBOT_TYPES = {"statistics": dict | None, "cameras": list | None, "action_dim": int | None}
+        A base model without data of its own (`kivla convert`) has them too: its conventions, and no statistics.
+
+        Raises:
+            FileNotFoundError: there are none.
+            ValueError: the file is damaged.
+        """
+        folder = _local_folder(pretrained_model_name_or_path, **hub)
+        file = folder / CONFIG_FILE
+        try:
+            settings = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{file} is not valid JSON: {error}") from error
+        if not isinstance(settings, dict):
+            raise ValueError(f"{file} must hold a map, not a {type(settings).__name__}.")
+        if settings.get("processor_class") != cls.__name__:
+            raise FileNotFoundError(
+                f"{folder} holds no complete KIVLA processor: expected is {CONFIG_FILE} of a {cls.__name__} (found: "
+                f"{settings.get('processor_class')}). To make one for a VLM, use KIVLAProcessor.from_vlm; if saving "
+                "was interrupted, save again."
+            )
+        del settings["processor_class"]
+        settings.pop("auto_map", None)
+        check_saved(file, settings)
+        if settings["action_tokenizer"] is not None:
+            settings["action_tokenizer"] = load_action_tokenizer(settings["action_tokenizer"])
+        if "robots" in settings:
+            settings["robots"] = {name: robot_from_json(values) for name, values in settings["robots"].items()}
+        else:
+            settings |= robot_from_json({name: settings[name] for name in ROBOT_TYPES})
+        return settings
 
 
-def _check_saved(file: Path, settings: dict) -> None:
-    """Settings on disk may be damaged, or a stranger's."""
-    has_robots = "robots" in settings
-    needed = {"action_tokenizer", *(() if has_robots else _ROBOT_TYPES)}
-    unknown, missing = settings.keys() - _SAVED_TYPES.keys() - _ROBOT_TYPES.keys(), needed - settings.keys()
-    if unknown or missing:
-        raise ValueError(
-            f"{file} is damaged: unknown settings {str(sorted(unknown))[:200]}, missing {sorted(missing)}."
-        )
-    _check_types(file, settings, _SAVED_TYPES)
-    for robot in settings["robots"].values() if has_robots else [settings]:
-        if not isinstance(robot, dict) or _ROBOT_TYPES.keys() - robot.keys():
-            raise ValueError(f"{file} is damaged: a robot is {str(robot)[:200]}.")
-        _check_types(file, robot, _ROBOT_TYPES)
-        if not all(isinstance(values, dict) for values in (robot["statistics"] or {}).values()):
-            raise ValueError(f"{file} is damaged: statistics must be maps, got {str(robot['statistics'])[:200]}.")
-        if not all(isinstance(camera, str) for camera in robot["cameras"] or []):
-            raise ValueError(f"{file} is damaged: cameras must be names, got {str(robot['cameras'])[:200]}.")
-
-
-def _check_types(file: Path, values: dict, types: dict) -> None:
-    for name in types.keys() & values.keys():
-        value, wanted = values[name], types[name]
-        is_right = isinstance(value, wanted) and (wanted is bool or not isinstance(value, bool))
-        if not is_right or (isinstance(value, int) and not 0 <= value <= 1 << 20):
-            raise ValueError(f"{file} is damaged: {name} is {str(value)[:200]}.")
+def _local_folder(path: str | os.PathLike, subfolder: str | None = None, **hub) -> Path:
+    folder, subfolder = Path(path), Path(subfolder or "")
+    if not folder.is_dir():
+        patterns = [str(subfolder / name) for name in (CONFIG_FILE, f"{VLM_PROCESSOR_FOLDER}/*")]
+        folder = Path(snapshot_download(str(path), allow_patterns=patterns, **hub))
+    return folder / subfolder
 
 
 def _one_line(text: str) -> str:
     """An instruction as openpi and LeRobot put it into a prompt."""
     return text.strip().replace("_", " ").replace("\n", " ")
-
-
-def _extend(row: dict[str, list], ids: list[int], **fill) -> dict[str, list]:
-    """Append tokens to the per-token lists of one example; lists without an entry in `fill` get zeros."""
-    return {
-        name: values + (ids if name == "input_ids" else [fill.get(name, 0)] * len(ids)) for name, values in row.items()
-    }
-
-
-def _pad(rows: list[list], length: int, value, side: str) -> torch.Tensor:
-    padding = [[value] * (length - len(row)) for row in rows]
-    padded = [row + pad if side == "right" else pad + row for row, pad in zip(rows, padding, strict=True)]
-    return torch.tensor(padded, dtype=torch.bool if isinstance(rows[0][0], bool) else torch.long)

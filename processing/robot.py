@@ -137,9 +137,13 @@ class Robot:
                 f"{steps} action steps do not fit into chunk_size = {chunk_size}. Read the data with chunk_size="
                 f"{chunk_size}, or build processor and model with a longer one."
             )
-        is_pad = np.zeros(steps, dtype=bool) if is_pad is None else np.asarray(is_pad, dtype=bool)
-        if is_pad.shape != (steps,):
-            raise ValueError(f"`action_is_pad` must be ({steps},) like the actions, got {is_pad.shape}.")
+        is_pad = np.zeros(steps) if is_pad is None else as_numbers(is_pad)
+        if is_pad.shape != (steps,) or not np.isin(is_pad, (0, 1)).all():
+            raise ValueError(
+                f"`action_is_pad` must be ({steps},) like the actions, of True and False; got {is_pad.shape} of "
+                f"{np.unique(is_pad)[:5].tolist()}."
+            )
+        is_pad = is_pad.astype(bool)
         is_pad = np.concatenate([is_pad, np.ones(chunk_size - steps, dtype=bool)])
         if is_pad.all():
             return np.zeros((chunk_size, self.action_dim), dtype=np.float32), is_pad

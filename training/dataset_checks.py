@@ -5,6 +5,7 @@ import logging
 from torch.utils.data import ConcatDataset, Subset
 
 from ..processing import KIVLAProcessor
+from .data_ranges import range_problems
 from .lerobot_dataset import LeRobotDataset
 from .mixture import Mixture
 
@@ -62,4 +63,11 @@ def check_dataset(dataset, processor: KIVLAProcessor) -> None:
         )
 
 
-__all__ = ["check_dataset", "robot_datasets"]
+def warn_of_ranges(dataset, processor: KIVLAProcessor) -> None:
+    """Say where many values of the robots' data lie far outside what the processor was normalised for."""
+    for data in robot_datasets(dataset):
+        for problem in range_problems(processor.robot(data.robot), data):
+            logger.warning("%s", problem.text)
+
+
+__all__ = ["check_dataset", "robot_datasets", "warn_of_ranges"]

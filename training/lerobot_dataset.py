@@ -9,7 +9,7 @@ import json
 import operator
 from collections.abc import Iterator, Sequence
 from functools import cached_property, partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import datasets
@@ -162,6 +162,11 @@ class LeRobotDataset(torch.utils.data.Dataset):
         selected = np.searchsorted(self._item_ends, items, side="right")
         pairs = zip(items.tolist(), selected.tolist(), strict=True)
         return np.stack([self._chunk(*self._rows(item, episode)) for item, episode in pairs])
+
+    def vectors(self, name: str) -> Iterator[np.ndarray]:
+        """All "actions" or "state" of the selected episodes, in blocks (frames, D) float32; no image is decoded."""
+        key = {"actions": ACTION_KEY, "state": STATE_KEY}[name]
+        return (column[key] for _, _, column in self._blocks([key]))
 
     def _rows(self, item: int, selected: int) -> tuple[pa.Table, int]:
         """The table's rows of an item's chunk, and how many steps its episode has left."""
@@ -434,14 +439,20 @@ def joint_statistics(datasets: Sequence[LeRobotDataset]) -> dict[str, dict[str, 
                     f"{first.name} and {other.name} cannot be the same robot: {what} is {getattr(first, what)} in one "
                     f"and {getattr(other, what)} in the other. Give each robot a name of its own."
                 )
-    keys = {"actions": (ACTION_KEY, first.action_dim)}
+    dims = {"actions": first.action_dim}
     if first.state_dim:
-        keys["state"] = (STATE_KEY, first.state_dim)
+        dims["state"] = first.state_dim
 
-    def read(key: str) -> Iterator[np.ndarray]:
-        return (column[key] for data in datasets for _, _, column in data._blocks([key]))
+    def read(name: str) -> Iterator[np.ndarray]:
+        return chain.from_iterable(data.vectors(name) for data in datasets)
 
-    return {name: column_statistics(partial(read, key), dim) for name, (key, dim) in keys.items()}
+    return {name: column_statistics(partial(read, name), dim) for name, dim in dims.items()}
+
+
+def camera_names(folder_or_hub_id: str | Path) -> list[str]:
+    """Feature names of a dataset's cameras, from its metadata alone."""
+    features = LeRobotMetadata.load(_local_folder(folder_or_hub_id)).info["features"]
+    return [key for key, feature in features.items() if _is_camera(feature)]
 
 
 def _local_folder(folder_or_hub_id: str | Path) -> Path:

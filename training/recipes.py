@@ -4,7 +4,8 @@ The systems are those of Driess et al. 2025 (arXiv 2505.23705), section 6, and o
 run on one model class, one processor and one trainer, so that the difference between two runs is the recipe.
 """
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -19,21 +20,54 @@ class Stage:
 
     Attributes:
         trains: the parts whose parameters are trained; the others are frozen.
-        config: fields of `KIVLAConfig` that it sets: `flow_loss_weight` (0: the expert rests, and the policy acts by
-            tokens) and `backbone_gradient_scale`.
+        flow_loss_weight: of `KIVLAConfig`; 0: the expert rests, and the policy acts by tokens.
+        backbone_gradient_scale: of `KIVLAConfig`.
         share: its share of the optimiser steps.
+
+    Raises:
+        ValueError: a value out of its range, a stage that trains nothing, an expert that no loss reaches, or a frozen
+            backbone that the flow loss is meant to train.
     """
 
     trains: tuple[str, ...]
-    config: dict
+    flow_loss_weight: float = 1.0
+    backbone_gradient_scale: float = 0.0
     share: float = 1.0
 
+    def __post_init__(self):
+        weight, scale = self.flow_loss_weight, self.backbone_gradient_scale
+        if unknown := set(self.trains) - {BACKBONE, EXPERT}:
+            raise ValueError(f"A stage trains {BACKBONE} and {EXPERT}, or one of them; got {sorted(unknown)}.")
+        if not 0.0 <= weight < math.inf:
+            raise ValueError(f"flow_loss_weight must be a number that is not negative, got {weight}.")
+        if not 0.0 <= scale <= 1.0:
+            raise ValueError(
+                "backbone_gradient_scale must be between 0 (knowledge insulation) and 1 (joint training), got "
+                f"{scale}. To weigh the two losses, use flow_loss_weight."
+            )
+        if not 0.0 < self.share < math.inf:
+            raise ValueError(f"A stage's share of the steps must be positive, got {self.share}.")
+        if not self.trains:
+            raise ValueError("A stage that trains [] has nothing to train.")
+        if EXPERT in self.trains and weight == 0:
+            raise ValueError(
+                f"A stage that trains {list(self.trains)} with flow_loss_weight = 0 has nothing to train the expert "
+                "with: it learns from the flow loss alone. A policy that acts by tokens is recipe pi0-fast."
+            )
+        if BACKBONE not in self.trains and scale > 0:
+            raise ValueError(f"The backbone is frozen, so backbone_gradient_scale must be 0, got {scale}.")
 
-TOKENS_ONLY = Stage((BACKBONE,), {"flow_loss_weight": 0.0, "backbone_gradient_scale": 0.0})
-INSULATED = Stage((BACKBONE, EXPERT), {"flow_loss_weight": 1.0, "backbone_gradient_scale": 0.0})
-JOINT = Stage((BACKBONE, EXPERT), {"flow_loss_weight": 1.0, "backbone_gradient_scale": 1.0})
-PARTIAL = Stage((BACKBONE, EXPERT), {"flow_loss_weight": 1.0, "backbone_gradient_scale": 0.1})
-EXPERT_ONLY = Stage((EXPERT,), {"flow_loss_weight": 1.0, "backbone_gradient_scale": 0.0})
+    @property
+    def config(self) -> dict[str, float]:
+        """Fields of `KIVLAConfig` that it sets."""
+        return {"flow_loss_weight": self.flow_loss_weight, "backbone_gradient_scale": self.backbone_gradient_scale}
+
+
+TOKENS_ONLY = Stage((BACKBONE,), flow_loss_weight=0.0)
+INSULATED = Stage((BACKBONE, EXPERT))
+JOINT = Stage((BACKBONE, EXPERT), backbone_gradient_scale=1.0)
+PARTIAL = Stage((BACKBONE, EXPERT), backbone_gradient_scale=0.1)
+EXPERT_ONLY = Stage((EXPERT,))
 
 
 @dataclass(frozen=True)
@@ -51,7 +85,7 @@ class Recipe:
     action_tokenizer: str = "fast"
     state_encoding: str = "text"
     vlm_data: bool = True
-    stages: tuple[Stage, ...] = field(default=(INSULATED,))
+    stages: tuple[Stage, ...] = (INSULATED,)
 
 
 RECIPES = {
@@ -74,8 +108,8 @@ RECIPES = {
     "pi0.5": Recipe(
         "first FAST tokens and text, then flow as well, into the VLM, too (pi0.5)",
         stages=(
-            Stage(TOKENS_ONLY.trains, TOKENS_ONLY.config, share=7),
-            Stage(JOINT.trains, JOINT.config, share=2),
+            replace(TOKENS_ONLY, share=7),
+            replace(JOINT, share=2),
         ),
     ),
     "joint": Recipe("as insulated, but the flow loss trains the VLM, too (joint training)", stages=(JOINT,)),
@@ -103,21 +137,7 @@ def get_recipe(name: str) -> Recipe:
 
 
 def set_stage(model: KIVLAForActionPrediction, stage: Stage) -> None:
-    """Prepare a model for a stage: the fields of its config, and which parameters are trained.
-
-    Raises:
-        ValueError: a stage that trains nothing, an expert that no loss reaches, or a frozen backbone that the flow loss
-            is meant to train.
-    """
-    weight, scale = stage.config["flow_loss_weight"], stage.config["backbone_gradient_scale"]
-    if not stage.trains or (stage.trains == (EXPERT,) and weight == 0):
-        raise ValueError(
-            f"A stage that trains {list(stage.trains)} with flow_loss_weight = {weight} has nothing to train: the "
-            "expert learns from the flow loss alone, the backbone from tokens and, with backbone_gradient_scale > 0, "
-            "from the flow loss."
-        )
-    if BACKBONE not in stage.trains and scale > 0:
-        raise ValueError(f"The backbone is frozen, so backbone_gradient_scale must be 0, got {scale}.")
+    """Prepare a model for a stage: the fields of its config, and which parameters are trained."""
     for name, value in stage.config.items():
         setattr(model.config, name, value)
     _set_trained(model.vlm, BACKBONE in stage.trains)

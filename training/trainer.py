@@ -30,7 +30,7 @@ from .data_parallel import (
     total_norm,
     whole_weights,
 )
-from .dataset_checks import check_dataset
+from .dataset_checks import check_dataset, warn_of_ranges
 from .evaluation_step import LOSS_SUMS, EvaluationStep, metrics_of, summary
 from .evaluation_sums import token_sums
 from .mixture import Mixture
@@ -271,6 +271,8 @@ class KIVLATrainer(ResumableTrainer):
         sets = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"evaluation": self.eval_dataset}
         for dataset in (self.train_dataset, *sets.values()):
             check_dataset(dataset, self.processing_class)
+        if self.is_world_process_zero():
+            warn_of_ranges(self.train_dataset, self.processing_class)
         args, metric = self.args, self.args.metric_for_best_model
         examples = args.train_batch_size * args.world_size
         if args.dataloader_drop_last and has_length(self.train_dataset) and len(self.train_dataset) < examples:
@@ -393,7 +395,7 @@ class KIVLATrainer(ResumableTrainer):
             sums = self.accelerator.reduce(self._sums, "sum")
             logs.update(summary(dict(zip(LOSS_SUMS, sums, strict=True))))
             logs.update({name: float(norm) for name, norm in self._gradient_norms.items()})
-            count, total, squares = self.accelerator.reduce(self._moments, "sum")
+            count, total, squares = self.accelerator.reduce(self._moments.to(self.args.device), "sum")
             if count.any():  # the variance of noise - actions: noise has 1
                 variance = (squares - total.square() / count.clamp(min=1)).sum() / count.sum()
                 logs["mean_velocity_flow_loss"] = 1.0 + float(variance)
@@ -405,7 +407,7 @@ class KIVLATrainer(ResumableTrainer):
         """Data whose chunks are all too short is known by its examples alone, where it is no LeRobot dataset."""
         if self._has_said_steps:
             return
-        real = self.accelerator.reduce(self._real_steps, "sum")
+        real = self.accelerator.reduce(self._real_steps.to(self.args.device), "sum")
         enough = real[0] >= EXAMPLES_BEFORE_WARNING or (at_end and real[0] > 0)
         if enough and not real.all():
             self._has_said_steps = True

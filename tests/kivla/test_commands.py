@@ -129,6 +129,19 @@ def test_help_and_unknown_commands(capsys):
         main(["fly"])
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["predict", "p", "--dataset", "d", "--text", "go"], "--text cannot apply: --dataset has its own"),
+        (["predict", "p", "--images", "a.png", "--episodes", "1"], "--episodes cannot apply: there is no --dataset"),
+        (["study", "--recipe", "joint"], "--recipe joint cannot apply: name what is compared with --recipes"),
+    ],
+)
+def test_options_that_cannot_apply_are_named(words, message):
+    with pytest.raises(SystemExit, match=message):
+        main(words)
+
+
 def test_unknown_key_in_yaml(tmp_path, capsys):
     (tmp_path / "config.yaml").write_text("datset: x\n")
     with pytest.raises(SystemExit):

@@ -714,3 +714,71 @@ def test_square_images_keep_their_proportions(size):
     assert torch.equal(padded, make()(images=[[square]], **prompt)["pixel_values"])
     if size[0] != size[1]:
         assert not torch.equal(padded, make()(images=[[image]], **prompt)["pixel_values"])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What people pass to the library's processors
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_options_that_ask_for_what_is_done_anyway():
+    processor, expected = shared(), shared()(**columns(LONG, SHORT))
+    options = {"return_tensors": "pt", "padding": True, "truncation": False, "max_length": None, "videos": None}
+    for some in (options, {"return_tensors": None, "padding": "longest"}):
+        batch = processor(**columns(LONG, SHORT), **some)
+        assert all(torch.equal(batch[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"return_tensors": "np"}, ValueError, "return_tensors = 'np' is not possible here: batches are PyTorch"),
+        ({"padding": "max_length"}, ValueError, "padding = 'max_length' is not possible here"),
+        ({"padding": False}, ValueError, "padding = False"),
+        ({"truncation": True}, ValueError, "nothing is cut"),
+        ({"max_length": 20}, ValueError, "it is a setting of the processor"),
+        ({"videos": [[0]]}, ValueError, "give the images of each camera"),
+        ({"images_kwargs": {"do_resize": False}}, TypeError, "takes no 'images_kwargs'"),
+        ({"add_special_tokens": False}, TypeError, "takes no 'add_special_tokens'"),
+        ({"actoins": None}, TypeError, "takes no 'actoins'"),
+    ],
+)
+def test_other_options_are_refused_by_name(options, error, message):
+    with pytest.raises(error, match=message):
+        shared()(**columns(LONG), **options)
+
+
+@kinds
+def test_parts_and_helpers_of_the_vlms_processor(name):
+    processor, theirs = shared(name), vlm_processor(name)
+    ids = processor(**columns(observation(LONG)))["input_ids"]
+    assert processor.batch_decode(ids) == processor.tokenizer.batch_decode(ids)
+    assert processor.decode(ids[0], skip_special_tokens=True) == processor.tokenizer.decode(ids[0], True)
+    assert processor.image_processor is processor.vlm_processor.image_processor
+    assert processor.chat_template == theirs.chat_template
+    if theirs.chat_template:
+        messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is it?"}]}]
+        options = {"add_generation_prompt": True, "tokenize": False}
+        assert processor.apply_chat_template(messages, **options) == theirs.apply_chat_template(messages, **options)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        *(
+            (name, value)
+            for name in ("chunk_size", "max_action_dim", "max_length")
+            for value in (0, -1, 1.5, "4", True)
+        ),
+        ("max_state_dim", -1),
+        ("action_token_skip", -1),
+        ("chunk_size", None),
+        ("chunk_size", 10**9),
+        ("noise_padding", 1),
+        ("responds_first", "yes"),
+        ("clip_actions", None),
+    ],
+)
+def test_settings_out_of_range_are_refused_by_name(setting, value):
+    with pytest.raises(ValueError, match=f"{setting} must be"):
+        make(**{setting: value})

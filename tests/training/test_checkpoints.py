@@ -231,12 +231,13 @@ def test_resuming_from_a_damaged_checkpoint_by_name_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match=r"checkpoint-1 cannot be resumed from: the content of optimizer\.pt"):
         make_trainer(tmp_path, **SETTINGS).train(resume_from_checkpoint=str(checkpoint))
     with pytest.raises(ValueError, match="no checkpoint to resume from"):
-        make_trainer(tmp_path, **SETTINGS).train(resume_from_checkpoint=True)
+        train(tmp_path, resume=True)
 
 
 def test_weights_alone_are_nothing_to_resume_from(tmp_path, caplog):
     train(tmp_path, stop_after=1, save_only_model=True, ema_decay=None)
-    assert make_trainer(tmp_path, **SETTINGS).newest_checkpoint() is None
+    with pytest.raises(ValueError, match="no checkpoint to resume from"):
+        train(tmp_path, resume=True, ema_decay=None)
     assert "weights only (save_only_model)" in caplog.text
 
 

@@ -5,7 +5,7 @@ import torch
 
 from kivla import BinningActionTokenizer, KIVLACollator, KIVLAForActionPrediction, KIVLAProcessor
 from kivla.tiny_vlm import save_tiny_vlm
-from kivla.training.recipes import EXPERT_ONLY, RECIPES, TOKENS_ONLY, Stage, get_recipe, set_stage, split_steps
+from kivla.training.recipes import RECIPES, TOKENS_ONLY, Stage, get_recipe, set_stage, split_steps
 from tests.tolerance import assert_gradients_close
 from tests.training.policies import SIZES, _action_tokenizer, dataset
 
@@ -53,7 +53,7 @@ def test_which_loss_trains_which_parameters(vlm, name, number):
     set_stage(model, stage)
     out = model(**batch)
     learns_tokens = RECIPES[name].action_tokenizer != "none"
-    learns_flow = stage.config["flow_loss_weight"] > 0
+    learns_flow = stage.flow_loss_weight > 0
     assert (out.token_loss is not None) == learns_tokens and (out.flow_loss is not None) == learns_flow
 
     by_tokens, by_flow = reached(model, out.token_loss), reached(model, out.flow_loss)
@@ -64,7 +64,7 @@ def test_which_loss_trains_which_parameters(vlm, name, number):
             assert by_flow[parameter] == learns_flow, f"flow loss and {parameter}"
     # Under joint training the flow loss reaches all that keys and values depend on, which is not the last layer's MLP.
     backbone = [name for name, is_reached in by_flow.items() if is_reached and not name.startswith("expert.")]
-    assert bool(backbone) == (stage.config["backbone_gradient_scale"] > 0), backbone[:3]
+    assert bool(backbone) == (stage.backbone_gradient_scale > 0), backbone[:3]
     if backbone:
         assert {"k_proj", "v_proj"} <= {parameter.split(".")[-2] for parameter in backbone}
 
@@ -82,7 +82,7 @@ def test_partial_insulation_is_a_part_of_the_joint_gradient(vlm):
         model.zero_grad()
         model(**batch, **draws).flow_loss.backward()
         gradients[name] = {n: p.grad for n, p in model.vlm.named_parameters()}
-    scale = RECIPES["insulated-partial"].stages[0].config["backbone_gradient_scale"]
+    scale = RECIPES["insulated-partial"].stages[0].backbone_gradient_scale
     expected = {name: None if whole is None else scale * whole for name, whole in gradients["joint"].items()}
     assert_gradients_close(gradients["insulated-partial"], expected)
 
@@ -97,17 +97,24 @@ def test_steps_are_shared_out():
 
 
 @pytest.mark.parametrize(
-    ("stage", "message"),
+    ("settings", "message"),
     [
-        (Stage((), EXPERT_ONLY.config), r"trains \[\] .* has nothing to train"),
-        (Stage(("expert",), TOKENS_ONLY.config), "flow_loss_weight = 0.0 has nothing to train"),
-        (Stage(("expert",), {**EXPERT_ONLY.config, "backbone_gradient_scale": 0.5}), "backbone is frozen"),
+        ({"trains": ()}, r"trains \[\] has nothing to train"),
+        ({"trains": ("expret",)}, r"got \['expret'\]"),
+        ({"trains": ("expert",), "flow_loss_weight": 0.0}, "nothing to train the expert with"),
+        ({"trains": ("backbone", "expert"), "flow_loss_weight": 0.0}, "nothing to train the expert with"),
+        ({"trains": ("expert",), "backbone_gradient_scale": 0.5}, "backbone is frozen"),
+        ({"trains": ("backbone", "expert"), "backbone_gradient_scale": 2.0}, "between 0 .* and 1 .* got 2.0"),
+        ({"trains": ("backbone", "expert"), "backbone_gradient_scale": -1.0}, "between 0 .* and 1 .* got -1.0"),
+        ({"trains": ("backbone", "expert"), "backbone_gradient_scale": float("nan")}, "between 0 .* and 1 .* got nan"),
+        ({"trains": ("backbone", "expert"), "flow_loss_weight": -1.0}, "flow_loss_weight must .* got -1.0"),
+        ({"trains": ("backbone", "expert"), "flow_loss_weight": float("inf")}, "flow_loss_weight must .* got inf"),
+        ({"trains": ("backbone", "expert"), "share": 0.0}, "share of the steps must be positive"),
     ],
 )
-def test_stages_that_make_no_sense(vlm, stage, message):
-    model, _ = make(vlm, "insulated")
+def test_stages_that_make_no_sense_cannot_be_made(settings, message):
     with pytest.raises(ValueError, match=message):
-        set_stage(model, stage)
+        Stage(**settings)
 
 
 def test_unknown_recipe():

@@ -1,0 +1,266 @@
+"""The one builder of policies: what starts, continues and is adapted, what stays, and what is refused by name."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from kivla import BinningActionTokenizer, KIVLAForActionPrediction, KIVLAProcessor, LeRobotDataset
+from kivla.simulation import LeRobotWriter
+from kivla.tiny_vlm import save_tiny_vlm
+from kivla.training.build import Base, adapt_policy, continue_policy, start_policy
+from kivla.training.policy_options import PolicyOptions
+from kivla.training.recipes import RECIPES
+
+CHUNK = 4
+SIZES = {"chunk_size": CHUNK, "max_action_dim": 5, "max_state_dim": 5}
+SMALL = {**SIZES, "expert_hidden_size": 32, "expert_intermediate_size": 48, "action_vocab_size": 200}
+
+
+def demonstrations(folder, scale=1.0, dim=3, cameras=("front",), seed=0, state=True, chunk_size=CHUNK):
+    """A small dataset of random actions within ±scale."""
+    names = [f"joint_{i}" for i in range(dim)]
+    sizes = dict.fromkeys(cameras, (8, 8))
+    rng = np.random.default_rng(seed)
+    with LeRobotWriter(folder, 10, sizes, names, names, robot_type="arm", image_format="image") as writer:
+        for _ in range(2):
+            pictures = {camera: np.zeros((30, 8, 8, 3), np.uint8) for camera in cameras}
+            actions = rng.uniform(-scale, scale, (30, dim)).astype(np.float32)
+            writer.add_episode(pictures, actions, actions, task="go")
+    if not state:
+        info = json.loads((folder / "meta" / "info.json").read_text())
+        del info["features"]["observation.state"]
+        (folder / "meta" / "info.json").write_text(json.dumps(info))
+    return LeRobotDataset(folder, chunk_size)
+
+
+@pytest.fixture(scope="module")
+def vlm(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("vlm")
+    save_tiny_vlm(folder, image_size=32, patch_size=16, hidden_size=32, num_layers=2)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return demonstrations(tmp_path_factory.mktemp("data") / "own")
+
+
+@pytest.fixture(scope="module")
+def larger(tmp_path_factory):
+    """Another robot: ten times the range."""
+    return demonstrations(tmp_path_factory.mktemp("data") / "larger", scale=10.0)
+
+
+def save(folder, built, **changes):
+    built.model.save_pretrained(folder)
+    built.processor.save_pretrained(folder)
+    if changes:
+        KIVLAProcessor.from_pretrained(folder, **changes).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def policy(vlm, data, tmp_path_factory):
+    return save(tmp_path_factory.mktemp("policy"), start_policy(vlm, [data], PolicyOptions(**SMALL)))
+
+
+def weights_are_those_of(model, folder) -> bool:
+    saved = KIVLAForActionPrediction.from_pretrained(folder).state_dict()
+    return all(torch.equal(model.state_dict()[name], tensor) for name, tensor in saved.items())
+
+
+# --------------------------------------------------------------------------------------------------------------- start
+def test_a_start_is_what_the_options_say(vlm, data):
+    options = PolicyOptions(
+        **SMALL,
+        recipe="joint",
+        num_flow_samples=3,
+        num_inference_steps=7,
+        normalization="mean_std",
+        expert_time_conditioning="concat",
+        expert_reads_response=True,
+        max_length=99,
+        attn_implementation="eager",
+    )
+    built = start_policy(vlm, [data], options)
+    config, processor = built.model.config, built.processor
+    assert (config.num_flow_samples, config.num_inference_steps, config.chunk_size) == (3, 7, CHUNK)
+    assert (config.expert_config.hidden_size, config.expert_config.time_conditioning) == (32, "concat")
+    assert (processor.normalization, processor.expert_reads_response, processor.max_length) == ("mean_std", True, 99)
+    assert processor.action_tokenizer.vocab_size == 200 and processor.cameras == data.cameras
+    assert built.model.get_input_embeddings().num_embeddings >= processor.vocab_size
+    assert built.facts["meaning"] == "start"
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"recipe": "pi0-fast", "flow_loss_weight": 2.0}, "--flow_loss_weight cannot apply: recipe pi0-fast trains no"),
+        ({"recipe": "pi0-fast", "backbone_gradient_scale": 0.5}, "--backbone_gradient_scale cannot apply"),
+        ({"action_tokenizer": "bins", "action_vocab_size": 64}, "--action_vocab_size cannot apply: only a FAST"),
+        ({"recipe": "pi0", "action_scale": 3.0}, "--action_scale cannot apply: only a FAST"),
+        ({"recipe": "frozen", "action_tokenizer": "fast"}, "--action_tokenizer cannot apply: recipe frozen leaves"),
+        ({"action_token_skip": 1152}, "--action_token_skip cannot apply: it is for --action_token_placement tail"),
+        ({"action_tokenizer": "none", "action_token_placement": "tail"}, "no action tokens to place"),
+    ],
+)
+def test_options_that_others_make_meaningless_are_named(vlm, data, options, named):
+    with pytest.raises(ValueError, match=named):
+        start_policy(vlm, [data], PolicyOptions(**SIZES, **options))
+
+
+def test_options_on_top_of_a_recipe_go_where_the_expert_is_trained():
+    options = PolicyOptions(recipe="pi0.5", flow_loss_weight=10.0, backbone_gradient_scale=0.25)
+    first, second = options.stages_of(RECIPES["pi0.5"])
+    assert (first.flow_loss_weight, first.backbone_gradient_scale) == (0.0, 0.0)
+    assert (second.flow_loss_weight, second.backbone_gradient_scale) == (10.0, 0.25)
+    with pytest.raises(ValueError, match=r"between 0 .* and 1 .* got 2.0"):
+        PolicyOptions(backbone_gradient_scale=2.0).stages_of(RECIPES["joint"])
+
+
+# ------------------------------------------------------------------------------------------------------------ continue
+def test_a_policy_continues_as_it_is(policy, data):
+    built = continue_policy(Base(policy), [data], PolicyOptions(**SMALL))
+    assert built.processor.to_dict() == KIVLAProcessor.from_pretrained(policy).to_dict()
+    assert weights_are_those_of(built.model, policy)
+    assert built.facts["meaning"] == "continue"
+
+
+def test_what_may_change_at_any_time_is_honoured(policy, data):
+    options = PolicyOptions(num_flow_samples=8, num_inference_steps=3, max_length=77, attn_implementation="eager")
+    built = continue_policy(Base(policy), [data], options)
+    config = built.model.config
+    assert (config.num_flow_samples, config.num_inference_steps, built.processor.max_length) == (8, 3, 77)
+    assert "eager" in str(built.model.vlm.config._attn_implementation)
+    (stage,) = PolicyOptions(flow_loss_weight=5.0, backbone_gradient_scale=1.0).stages_of(Base(policy).own_recipe)
+    assert (stage.flow_loss_weight, stage.backbone_gradient_scale) == (5.0, 1.0)
+
+
+def test_every_option_that_cannot_apply_is_named(policy, data):
+    given = {
+        "chunk_size": 3,
+        "max_action_dim": 9,
+        "max_state_dim": 9,
+        "state_encoding": "none",
+        "expert_hidden_size": 64,
+        "expert_intermediate_size": 96,
+        "expert_num_attention_heads": 8,
+        "expert_layer_stride": 2,
+        "expert_time_conditioning": "concat",
+        "expert_initializer_range": 0.1,
+        "normalization": "mean_std",
+        "expert_reads_response": True,
+        "action_tokenizer": "bins",
+        "action_vocab_size": 64,
+        "action_scale": 3.0,
+        "action_token_placement": "tail",
+        "action_token_skip": 1152,
+    }
+    with pytest.raises(ValueError, match="cannot go on as it is") as error:
+        continue_policy(Base(policy), [data], PolicyOptions(**given))
+    message = str(error.value)
+    assert all(f"--{name} {value}: the policy has" in message for name, value in given.items()), message
+    assert "--adapt" in message and "--vlm" in message, "both ways out"
+
+
+@pytest.mark.parametrize(
+    ("changes", "difference"),
+    [
+        ({"scale": 10.0}, "% of the actions of .* lie far outside .* dimension . runs from -9.* to 9"),
+        ({"scale": 0.01}, "the actions of .* move over at most 1.* % of the range"),
+        ({"cameras": ("wrist",)}, r"gives the cameras \['observation.images.wrist'\], the policy sees"),
+        ({"dim": 4}, "has 4-dimensional actions, the policy 3"),
+        ({"state": False}, "has a state of 0 dimensions, the policy reads 3"),
+    ],
+)
+def test_data_of_another_robot_is_refused(policy, tmp_path, changes, difference):
+    with pytest.raises(ValueError, match=difference):
+        continue_policy(Base(policy), [demonstrations(tmp_path / "other", **changes)], PolicyOptions())
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        ("pi0", "--recipe pi0 has state_encoding='continuous', and .* 'text'"),
+        ("insulated-bins", "--recipe insulated-bins learns the action tokens 'bins', the policy has 'fast'"),
+        ("frozen", "--recipe frozen learns the action tokens 'none', the policy has 'fast'"),
+    ],
+)
+def test_a_recipe_that_is_not_what_would_be_trained_is_refused(policy, data, recipe, message):
+    with pytest.raises(ValueError, match=message):
+        continue_policy(Base(policy), [data], PolicyOptions(recipe=recipe))
+
+
+# --------------------------------------------------------------------------------------------------------------- adapt
+def test_an_adapted_policy_is_the_data_s_in_numbers_and_the_base_s_in_conventions(vlm, data, larger, tmp_path):
+    built = start_policy(vlm, [data], PolicyOptions(**SMALL))
+    prompt = "Do {text} at {state}: "
+    base = save(tmp_path / "base", built, noise_padding=True, square_images=True, action_prompt=prompt)
+    adapted = adapt_policy(Base(base), [larger], PolicyOptions(chunk_size=6))
+    processor = adapted.processor
+    for name, values in larger.statistics["actions"].items():
+        np.testing.assert_array_equal(processor.statistics["actions"][name], values)
+    chunk = larger.action_chunks(60)
+    assert np.abs(processor.robot().actions.normalize(chunk)).max() < 1.2, "the data fills the normalised range"
+    np.testing.assert_allclose(
+        processor.unnormalize_actions(processor.robot().actions.normalize(chunk)),
+        chunk,
+        atol=1e-5 * np.abs(chunk).max(),
+    )
+    kept = (processor.noise_padding, processor.square_images, processor.action_prompt, processor.normalization)
+    assert kept == (True, True, prompt, "quantile")
+    assert processor.chunk_size == adapted.model.config.chunk_size == 6
+    assert processor.action_tokenizer.to_dict() == built.processor.action_tokenizer.to_dict(), "kept unless asked"
+    assert weights_are_those_of(adapted.model, base)
+    assert adapted.facts["meaning"] == "adapt" and any("statistics" in line for line in adapted.facts["changed"])
+
+
+def test_the_action_tokenizer_is_fitted_anew_where_asked(policy, larger):
+    options = PolicyOptions(action_tokenizer="fast", action_vocab_size=150, action_scale=4.0)
+    processor = adapt_policy(Base(policy), [larger], options).processor
+    assert (processor.action_tokenizer.vocab_size, processor.action_tokenizer.scale) == (150, 4.0)
+    bins = adapt_policy(Base(policy), [larger], PolicyOptions(recipe="insulated-bins"))
+    assert isinstance(bins.processor.action_tokenizer, BinningActionTokenizer)
+    assert bins.model.get_input_embeddings().num_embeddings >= bins.processor.vocab_size
+    assert adapt_policy(Base(policy), [larger], PolicyOptions(recipe="frozen")).processor.action_tokenizer is None
+
+
+def test_several_robots_from_one(policy, data, larger):
+    for source, name in ((data, "small"), (larger, "large")):
+        source.robot = name
+    try:
+        processor = adapt_policy(Base(policy), [data, larger], PolicyOptions()).processor
+    finally:
+        data.robot = larger.robot = None
+    assert set(processor.robots) == {"small", "large"}
+    assert processor.robot("large").statistics["actions"]["max"].max() > 5
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "message"),
+    [
+        ({"dim": 6}, {}, "6-dimensional actions, and the action expert .* max_action_dim = 5"),
+        ({"state": False}, {}, "has no observation.state, and .* reads one"),
+        ({}, {"max_action_dim": 9}, "--max_action_dim cannot apply: .* has 5, .* start from a VLM"),
+        ({}, {"state_encoding": "none"}, "--state_encoding cannot apply: .* has text"),
+        ({}, {"expert_hidden_size": 64}, "--expert_hidden_size cannot apply: .* has 32"),
+        ({}, {"action_vocab_size": 64}, "--action_vocab_size cannot apply: .* keeps its action tokenizer"),
+        ({}, {"action_token_placement": "tail"}, "--action_token_placement cannot apply: .* learned action tokens"),
+        ({}, {"recipe": "pi0"}, "state_encoding='continuous'"),
+    ],
+)
+def test_what_a_base_cannot_be_given_is_named(policy, tmp_path, changes, options, message):
+    with pytest.raises(ValueError, match=message):
+        adapt_policy(Base(policy), [demonstrations(tmp_path / "other", **changes)], PolicyOptions(**options))
+
+
+def test_bases_that_are_none(vlm, policy, tmp_path):
+    with pytest.raises(ValueError, match=r"is no KIVLA policy: .* 'paligemma'.* --vlm"):
+        Base(vlm)
+    KIVLAForActionPrediction.from_pretrained(policy).save_pretrained(tmp_path / "bare")
+    with pytest.raises(ValueError, match=r"has a model and no processor_config.json.* convert it again"):
+        Base(tmp_path / "bare")
+    with pytest.raises(ValueError, match=r"--vlm_processor cannot apply: .* has the VLM's processor already"):
+        Base(policy, vlm_processor=str(vlm))

@@ -1,0 +1,514 @@
+"""The one builder of policies for training: the interpreter of a recipe. Three meanings:
+
+* *start* (`start_policy`): a new policy on a VLM, as the recipe and the options say.
+* *continue* (`continue_policy`): a policy goes on, on data of the same robot. Nothing of it changes but how it is
+  trained, and everything must agree with the data.
+* *adapt* (`adapt_policy`): a base policy goes on to another robot or other data. Statistics and cameras become those of
+  the data; weights and conventions (prompt, padding, square images, token placement) stay the base's. A converted π0 or
+  π0.5 (`kivla convert`), with or without statistics, is such a base.
+
+What is given and cannot apply is refused by name.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from huggingface_hub import snapshot_download
+from transformers import AutoProcessor, PreTrainedConfig
+
+from ..modeling_kivla import KIVLAConfig, KIVLAForActionPrediction
+from ..processing import (
+    ActionTokenizer,
+    BinningActionTokenizer,
+    FASTActionTokenizer,
+    KIVLAProcessor,
+    Normalizer,
+    load_action_tokenizer,
+)
+from ..processing.processing_kivla import CONFIG_FILE, SETTINGS, VLM_PROCESSOR_FOLDER
+from .data_ranges import range_problems
+from .lerobot_dataset import LeRobotDataset, joint_statistics
+from .policy_options import DEFAULT_RECIPE, EXPERT_OPTIONS, MODEL_SETTINGS, PolicyOptions, refuse
+from .recipes import BACKBONE, EXPERT, Recipe, Stage, get_recipe
+
+START, CONTINUE, ADAPT = "start", "continue", "adapt"
+
+# Options that belong to weights or prompt of a policy: no data can change them.
+_FIXED = ("max_action_dim", "max_state_dim", "state_encoding", *EXPERT_OPTIONS)
+# Options that a base can be given anew.
+_ADAPTABLE = (
+    "chunk_size",
+    "normalization",
+    "expert_reads_response",
+    "action_tokenizer",
+    "action_vocab_size",
+    "action_scale",
+    "action_token_placement",
+    "action_token_skip",
+)
+
+
+@dataclass
+class Built:
+    """A policy to train; the model has a row of its embedding for every token of the processor.
+
+    Attributes:
+        notes: sentences for people: what was done, kept and assumed.
+        facts: for the card: `meaning`, `base`, `kept` and `changed` (sentences).
+    """
+
+    model: KIVLAForActionPrediction
+    processor: KIVLAProcessor
+    notes: list[str] = field(default_factory=list)
+    facts: dict = field(default_factory=dict)
+
+    def __post_init__(self):
+        if self.model.get_input_embeddings().num_embeddings < self.processor.vocab_size:
+            self.model.resize_token_embeddings(self.processor.vocab_size, pad_to_multiple_of=64)
+
+
+class Base:
+    """A saved policy to go on from.
+
+    Args:
+        path: a folder or a Hub id.
+        vlm_processor: of a base that was converted without one: a folder or a Hub id.
+        trust_remote_code: for the VLM's processor.
+
+    Attributes:
+        config: the model's.
+        settings: arguments of its processor, `KIVLAProcessor.saved_settings`.
+
+    Raises:
+        ValueError: it is no KIVLA policy, or it does not say how observations become inputs.
+    """
+
+    def __init__(self, path: str | Path, vlm_processor: str | None = None, trust_remote_code: bool = False):
+        self.path = str(path)
+        self.folder = Path(path) if Path(path).is_dir() else Path(snapshot_download(self.path))
+        kind = PreTrainedConfig.get_config_dict(self.folder)[0].get("model_type")
+        if kind != KIVLAConfig.model_type:
+            raise ValueError(
+                f"{path} is no KIVLA policy: its config.json has model_type = {kind!r}. A VLM to start from is --vlm; "
+                "π0 and π0.5 of openpi, LeRobot or transformers become KIVLA policies by `kivla convert`."
+            )
+        self.config = KIVLAConfig.from_pretrained(self.folder)
+        if not (self.folder / CONFIG_FILE).is_file():
+            raise ValueError(
+                f"{path} has a model and no {CONFIG_FILE}, so that its prompt, padding and normalisation are not "
+                "known. If it was converted, convert it again: `kivla convert` writes them. Otherwise save its "
+                "processor into the same folder (processor.save_pretrained)."
+            )
+        defaults = KIVLAProcessor.__init__.__kwdefaults__
+        self.settings = {name: defaults[name] for name in SETTINGS} | KIVLAProcessor.saved_settings(self.folder)
+        has_vlm_processor = (self.folder / VLM_PROCESSOR_FOLDER).is_dir()
+        if has_vlm_processor and vlm_processor is not None:
+            refuse({"vlm_processor": f"{path} has the VLM's processor already"})
+        if not has_vlm_processor and vlm_processor is None:
+            raise ValueError(
+                f"{path} was converted without the VLM's processor: say where it is, for π0 and π0.5 with "
+                "--vlm_processor google/paligemma-3b-pt-224."
+            )
+        self._vlm_processor = vlm_processor
+        self._trust = {"trust_remote_code": trust_remote_code}
+
+    @property
+    def has_statistics(self) -> bool:
+        robots = self.settings.get("robots", {None: self.settings})
+        return self.settings["normalization"] == "none" or all(robot["statistics"] for robot in robots.values())
+
+    @property
+    def tokenizer(self) -> ActionTokenizer | None:
+        return self.settings["action_tokenizer"]
+
+    @property
+    def tokenizer_kind(self) -> str:
+        return "none" if self.tokenizer is None else self.tokenizer.kind
+
+    def cameras_among(self, names: Sequence[str], robot: str | None) -> list[str] | None:
+        """The cameras of a robot, if all of them are among these names of a dataset's; None otherwise."""
+        robots = self.settings.get("robots", {None: self.settings})
+        wanted = robots[robot]["cameras"] if robot in robots else None
+        return wanted if wanted and {_last(name) for name in wanted} <= {_last(name) for name in names} else None
+
+    @cached_property
+    def own_recipe(self) -> Recipe:
+        """How it goes on as it was trained."""
+        weight, scale = self.config.flow_loss_weight, self.config.backbone_gradient_scale
+        learns_tokens = self.tokenizer is not None
+        if weight > 0 and scale == 0 and not learns_tokens:
+            parts = (EXPERT,)
+        else:
+            parts = (BACKBONE, EXPERT) if weight > 0 else (BACKBONE,)
+        return Recipe(
+            "it went on as it had been trained",
+            action_tokenizer=self.tokenizer_kind,
+            state_encoding=self.config.state_encoding,
+            vlm_data=BACKBONE in parts,
+            stages=(Stage(parts, weight, scale),),
+        )
+
+    def recipe(self, name: str | None, meaning: str) -> tuple[str | None, Recipe]:
+        """The recipe that it goes on with and its name, None for its own.
+
+        Without a name its own; but a base whose own teaches the VLM nothing (a converted π0.5) is adapted with
+        insulation and action tokens.
+
+        Raises:
+            ValueError: a recipe for another state encoding.
+        """
+        if name is None and (meaning == CONTINUE or self.own_recipe.vlm_data):
+            return None, self.own_recipe
+        is_continuous = self.config.state_encoding == "continuous"
+        if name is None:
+            name = "insulated-continuous-state" if is_continuous else DEFAULT_RECIPE
+        recipe = get_recipe(name)
+        if (recipe.state_encoding == "continuous") != is_continuous:
+            raise ValueError(
+                f"--recipe {name} has state_encoding={recipe.state_encoding!r}, and {self.path} "
+                f"{self.config.state_encoding!r}: which of the two cannot change, it is in the weights. Choose another "
+                "recipe (`kivla recipes`), or start from a VLM with --vlm."
+            )
+        return name, recipe
+
+    def value(self, option: str):
+        """What it has for an option of `PolicyOptions`."""
+        if option == "action_tokenizer":
+            return self.tokenizer_kind
+        if option == "action_vocab_size":
+            return getattr(self.tokenizer, "vocab_size", None)
+        if option == "action_scale":
+            return getattr(self.tokenizer, "scale", None)
+        if option in EXPERT_OPTIONS:
+            return getattr(self.config.expert_config, option.removeprefix("expert_"))
+        return self.settings[option]
+
+    def processor(self, **changes) -> KIVLAProcessor:
+        if self._vlm_processor is not None:
+            changes["vlm_processor"] = AutoProcessor.from_pretrained(self._vlm_processor, **self._trust)
+        return KIVLAProcessor.from_pretrained(self.folder, **self._trust, **changes)
+
+    def model(self, processor: KIVLAProcessor, options: PolicyOptions, notes: list[str]) -> KIVLAForActionPrediction:
+        """With the processor's chunk size, and settings that any policy can be given."""
+        config = KIVLAConfig.from_pretrained(self.folder)
+        config.chunk_size = processor.chunk_size
+        for name, value in options.given(*MODEL_SETTINGS).items():
+            setattr(config, name, value)
+        token = processor.vlm_processor.image_token_id
+        if self._vlm_processor is not None and config.vlm_config.image_token_id != token:
+            notes.append(f"image token {config.vlm_config.image_token_id} -> {token}, that of {self._vlm_processor}")
+            config.vlm_config.image_token_id = token
+        return KIVLAForActionPrediction.from_pretrained(self.folder, config=config, **options.loading)
+
+
+# --------------------------------------------------------------------------------------------------------------- start
+def start_policy(vlm: str | Path, sources: Sequence[LeRobotDataset], options: PolicyOptions) -> Built:
+    """A new policy on a VLM; the action expert starts from random weights.
+
+    Args:
+        vlm: a folder or a Hub id.
+        sources: what it will be trained on, read with `chunk_size`.
+
+    Raises:
+        ValueError: options that cannot apply, or that contradict each other or the data.
+    """
+    recipe = get_recipe(options.recipe or DEFAULT_RECIPE)
+    kind = options.action_tokenizer or recipe.action_tokenizer
+    options.refuse_what_cannot_apply(recipe, kind, options.action_token_placement or "added")
+    robots, notes = robots_of(sources), []
+    config = options.config_kwargs()
+    shared = ("chunk_size", "max_action_dim", "max_state_dim", "state_encoding")
+    processor = KIVLAProcessor.from_vlm(
+        vlm,
+        trust_remote_code=options.trust_remote_code,
+        action_tokenizer=new_tokenizer(kind, options, sources, robots, options.normalization or "quantile", notes),
+        **{name: config[name] for name in shared if name in config},
+        **options.given(
+            "normalization", "action_token_placement", "action_token_skip", "expert_reads_response", "max_length"
+        ),
+        **_robot_arguments(robots),
+    )
+    model = KIVLAForActionPrediction.from_vlm(vlm, **config, **options.loading)
+    return Built(model, processor, notes, {"meaning": START, "base": str(vlm), "kept": [], "changed": []})
+
+
+# ------------------------------------------------------------------------------------------------------------ continue
+def continue_policy(base: Base, sources: Sequence[LeRobotDataset], options: PolicyOptions) -> Built:
+    """A policy goes on, as it is, on data of the same robot.
+
+    Raises:
+        ValueError: listing every option and every property of the data that does not agree with the policy, with both
+            ways out.
+    """
+    _, recipe = base.recipe(options.recipe, CONTINUE)
+    if not base.has_statistics:
+        raise ValueError(
+            f"{base.path} is a base model without statistics of any robot: --adapt takes it to your data's."
+        )
+    processor = base.processor(**options.given("max_length"))
+    differences = [
+        f"--{option} {given}: the policy has {base.value(option)}"
+        for option, given in options.given(*_FIXED, *_ADAPTABLE).items()
+        if given != base.value(option)
+    ]
+    if recipe.action_tokenizer != base.tokenizer_kind:
+        differences.append(
+            f"--recipe {options.recipe} learns the action tokens {recipe.action_tokenizer!r}, the policy has "
+            f"{base.tokenizer_kind!r}"
+        )
+    notes = [f"{base.path} goes on as it is: statistics, cameras and action tokens stay its own"]
+    for data in sources:
+        if found := _differences(processor, data):
+            differences += found
+            continue
+        problems = range_problems(processor.robot(data.robot), data)  # smaller ones are said by KIVLATrainer
+        differences += [problem.text for problem in problems if problem.is_other]
+    if differences:
+        raise ValueError(
+            f"{base.path} cannot go on as it is:\n"
+            + "\n".join(f"  - {difference}" for difference in differences)
+            + "\nTo go on, give data of the same robot, and leave these options out. To take the policy to this data, "
+            "with new statistics and cameras, add --adapt (docs/adapting.md). For a new policy start from a VLM: --vlm."
+        )
+    options.refuse_what_cannot_apply(recipe, base.tokenizer_kind, base.value("action_token_placement"))
+    if recipe is base.own_recipe and not recipe.vlm_data:
+        notes.append("its VLM learns nothing: it has no action tokens, and the flow loss is insulated from it")
+    for data in sources:
+        robot = processor.robot(data.robot)
+        if robot.cameras is None:
+            robot.cameras = data.cameras
+            notes.append(f"the policy named no cameras; it takes {data.cameras}, in this order")
+    model = base.model(processor, options, notes)
+    facts = {"meaning": CONTINUE, "base": base.path, "kept": ["statistics, cameras, action tokens"], "changed": []}
+    return Built(model, processor, notes, facts)
+
+
+def _differences(processor: KIVLAProcessor, data: LeRobotDataset) -> list[str]:
+    """Between a policy and data that it is to go on with."""
+    try:
+        robot = processor.robot(data.robot)
+    except ValueError as error:
+        return [f"{data.name}: {error}"]
+    differences = []
+    if robot.cameras is not None and [_last(name) for name in data.cameras] != [_last(name) for name in robot.cameras]:
+        differences.append(f"{data.name} gives the cameras {data.cameras}, the policy sees {robot.cameras}")
+    if data.action_dim != robot.action_dim:
+        differences.append(f"{data.name} has {data.action_dim}-dimensional actions, the policy {robot.action_dim}")
+    dim = robot.state.dim if robot.state is not None else None
+    if dim is not None and data.state_dim != dim:
+        differences.append(f"{data.name} has a state of {data.state_dim} dimensions, the policy reads {dim}")
+    return differences
+
+
+def _last(camera: str) -> str:
+    return camera.rpartition(".")[2]
+
+
+# --------------------------------------------------------------------------------------------------------------- adapt
+def adapt_policy(base: Base, sources: Sequence[LeRobotDataset], options: PolicyOptions) -> Built:
+    """A base policy goes on to another robot or other data.
+
+    New: statistics, cameras, size of an action; where asked for chunk size, normalisation and action tokenizer (a
+    recipe that needs another kind has it fitted). Kept: weights, prompt, padding, square images, placement of action
+    tokens, and an action tokenizer that the base has.
+
+    Raises:
+        ValueError: data or options that the base cannot be given; the message names each.
+    """
+    name, recipe = base.recipe(options.recipe, ADAPT)
+    refuse(
+        {
+            option: f"{base.path} has {base.value(option)}, which its weights and its prompt were trained with. To "
+            "change it, start from a VLM (--vlm)"
+            for option, given in options.given(*_FIXED).items()
+            if given != base.value(option)
+        }
+    )
+    kind = options.action_tokenizer or (recipe.action_tokenizer if name is not None else base.tokenizer_kind)
+    keeps_tokenizer = options.action_tokenizer is None and kind == base.tokenizer_kind and base.tokenizer is not None
+    if keeps_tokenizer:
+        refuse(
+            {
+                option: f"{base.path} keeps its action tokenizer, which has {base.value(option)}. To fit another one "
+                "add --action_tokenizer fast"
+                for option, given in options.given("action_vocab_size", "action_scale").items()
+                if given != base.value(option)
+            }
+        )
+    if base.tokenizer is not None:
+        refuse(
+            {
+                option: f"{base.path} has learned action tokens where they are, at {base.value(option)!r}"
+                for option, given in options.given("action_token_placement", "action_token_skip").items()
+                if given != base.value(option)
+            }
+        )
+    placement = options.action_token_placement or base.settings["action_token_placement"]
+    options.refuse_what_cannot_apply(recipe, kind, placement)
+    _check_room(base, sources)
+
+    robots, notes = robots_of(sources), []
+    normalization = options.normalization or base.settings["normalization"]
+    if keeps_tokenizer:
+        tokenizer = base.tokenizer
+        chunks = normalized_chunks(sources, robots, normalization)
+        notes.append(f"{_roundtrip(tokenizer, chunks)}. It is the base's; --action_tokenizer fast fits another one")
+    else:
+        tokenizer = new_tokenizer(kind, options, sources, robots, normalization, notes)
+    processor = base.processor(
+        action_tokenizer=tokenizer,
+        **options.given(
+            "chunk_size",
+            "normalization",
+            "expert_reads_response",
+            "action_token_placement",
+            "action_token_skip",
+            "max_length",
+        ),
+        **_robot_arguments(robots),
+    )
+    changed = ["statistics: those of the data"]
+    before = [robot["cameras"] for robot in base.settings.get("robots", {None: base.settings}).values()]
+    changed += [f"cameras: {data.cameras}, in this order (base: {_or(before)})" for data in sources]
+    changed += [
+        f"{option}: {value} (base: {base.value(option)})"
+        for option, value in options.given("chunk_size", "normalization", "expert_reads_response").items()
+        if value != base.value(option)
+    ]
+    if tokenizer is not base.tokenizer:
+        codes = "" if tokenizer is None else f", {tokenizer.vocab_size} codes"
+        changed.append(f"action tokens: {kind}{codes} (base: {base.tokenizer_kind})")
+    kept = [
+        f"prompt {processor.action_prompt!r}",
+        f"unused action dimensions {'hold noise' if processor.noise_padding else 'are zero'}",
+        f"images {'become squares' if processor.square_images else 'as the VLM has them'}",
+        f"state_encoding {processor.state_encoding}",
+    ]
+    if keeps_tokenizer:
+        kept.append(f"action tokens {kind}, {processor.action_token_placement}")
+    notes += [f"{base.path} is adapted. New: {'; '.join(changed)}. Kept: {'; '.join(kept)}."]
+    if name is not None and options.recipe is None:
+        notes.append(f"recipe {name}: the base teaches its VLM no action tokens of its own (another one: --recipe)")
+    model = base.model(processor, options, notes)
+    return Built(model, processor, notes, {"meaning": ADAPT, "base": base.path, "kept": kept, "changed": changed})
+
+
+def _or(cameras: list[list[str] | None]) -> str:
+    return "; ".join("not known" if names is None else str(names) for names in cameras)
+
+
+def _check_room(base: Base, sources: Sequence[LeRobotDataset]) -> None:
+    config = base.config
+    for data in sources:
+        if data.action_dim > config.max_action_dim:
+            raise ValueError(
+                f"{data.name} has {data.action_dim}-dimensional actions, and the action expert of {base.path} has room "
+                f"for max_action_dim = {config.max_action_dim}: they do not fit. Start from a VLM (--vlm) with "
+                f"--max_action_dim {data.action_dim}."
+            )
+        if config.state_encoding == "none":
+            continue
+        if not data.state_dim:
+            raise ValueError(
+                f"{data.name} has no observation.state, and {base.path} reads one. Start from a VLM (--vlm) with "
+                "--state_encoding none; a π0.5 can also be converted without it (--no_state_in_prompt)."
+            )
+        if config.state_encoding == "continuous" and data.state_dim > config.max_state_dim:
+            raise ValueError(
+                f"{data.name} has a state of {data.state_dim} dimensions, and the action expert of {base.path} has "
+                f"room for max_state_dim = {config.max_state_dim}: it does not fit. Start from a VLM (--vlm) with "
+                f"--max_state_dim {data.state_dim}."
+            )
+
+
+# ---------------------------------------------------------------------------------------------------------- next stage
+def next_stage(folder: str | Path, options: PolicyOptions) -> Built:
+    """The policy that the stage before has left, for the same data."""
+    model = KIVLAForActionPrediction.from_pretrained(folder, **options.loading)
+    return Built(model, KIVLAProcessor.from_pretrained(folder, trust_remote_code=options.trust_remote_code))
+
+
+# ------------------------------------------------------------------------------------------------------ what both need
+def robots_of(sources: Sequence[LeRobotDataset]) -> dict[str | None, dict]:
+    """Robot -> its `statistics` and `cameras`; datasets of the same robot are taken together.
+
+    Raises:
+        ValueError: datasets of one robot with different cameras or sizes.
+    """
+    by_robot: dict[str | None, list[LeRobotDataset]] = {}
+    for data in sources:
+        by_robot.setdefault(data.robot, []).append(data)
+    robots = {}
+    for name, group in by_robot.items():
+        if any(data.cameras != group[0].cameras for data in group):
+            raise ValueError(
+                f"The datasets of robot {name!r} have different cameras: {[data.cameras for data in group]}. Choose "
+                "common ones with --cameras, or give the robots different names."
+            )
+        robots[name] = {"statistics": joint_statistics(group), "cameras": group[0].cameras}
+    return robots
+
+
+def _robot_arguments(robots: dict[str | None, dict]) -> dict:
+    return robots.get(None, {"robots": robots})
+
+
+def new_tokenizer(
+    kind: str,
+    options: PolicyOptions,
+    sources: Sequence[LeRobotDataset],
+    robots: dict[str | None, dict],
+    normalization: str,
+    notes: list[str],
+) -> ActionTokenizer | None:
+    """An action tokenizer: "none", "bins", "fast" (fitted on the data), or the place of a FAST that is there."""
+    if kind == "none":
+        return None
+    if kind == "bins":
+        return BinningActionTokenizer()
+    if kind != "fast":
+        return load_action_tokenizer(kind)
+    chunks = normalized_chunks(sources, robots, normalization)
+    given = {"vocab_size": options.action_vocab_size, "scale": options.action_scale}
+    tokenizer = FASTActionTokenizer.fit(chunks, **{name: value for name, value in given.items() if value is not None})
+    notes.append(f"FAST is fitted: {_roundtrip(tokenizer, chunks)}")
+    return tokenizer
+
+
+def normalized_chunks(
+    sources: Sequence[LeRobotDataset], robots: dict[str | None, dict], normalization: str, max_chunks: int = 50_000
+) -> list[np.ndarray]:
+    """Action chunks of the datasets as the policy sees them, each (H, Da); at most `max_chunks` of each dataset."""
+    chunks = []
+    for data in sources:
+        normalizer = Normalizer(robots[data.robot]["statistics"]["actions"], normalization)
+        chunks += [normalizer.normalize(chunk) for chunk in data.action_chunks(max_chunks)]
+    return chunks
+
+
+def _roundtrip(tokenizer: ActionTokenizer, chunks: Sequence[np.ndarray]) -> str:
+    """What action tokens cost and lose on these chunks."""
+    report = tokenizer.roundtrip_error(chunks)
+    return (
+        f"{len(chunks)} chunks take {report['tokens_mean']:.1f} action tokens each (at most {report['tokens_max']}), "
+        f"root-mean-square error {report['rmse']:.4f} of the normalised range [-1, 1]"
+    )
+
+
+__all__ = [
+    "ADAPT",
+    "CONTINUE",
+    "START",
+    "Base",
+    "Built",
+    "adapt_policy",
+    "continue_policy",
+    "new_tokenizer",
+    "next_stage",
+    "normalized_chunks",
+    "robots_of",
+    "start_policy",
+]

@@ -1,0 +1,164 @@
+"""What a policy can be told when it is made, or goes on: the options of `kivla train`, and which of them apply when."""
+
+from dataclasses import dataclass, field, replace
+
+from ..modeling_kivla import KIVLAExpertConfig
+from .recipes import BACKBONE, RECIPES, Recipe, Stage, get_recipe
+
+DEFAULT_RECIPE = "insulated"
+NUM_FLOW_SAMPLES = 4  # of a new policy: the backbone's pass costs most
+# Settings that any policy can be given at any time
+MODEL_SETTINGS = ("num_flow_samples", "num_inference_steps")
+_EXPERT_FIELDS = (
+    "hidden_size",
+    "intermediate_size",
+    "num_attention_heads",
+    "layer_stride",
+    "time_conditioning",
+    "initializer_range",
+)
+EXPERT_OPTIONS = tuple(f"expert_{name}" for name in _EXPERT_FIELDS)
+
+
+@dataclass
+class PolicyOptions:
+    """None means: not told. Then the recipe, the policy that goes on, or the default decides (in this order).
+
+    See `KIVLAConfig`, `KIVLAExpertConfig` and `KIVLAProcessor`, which have the defaults.
+    """
+
+    recipe: str | None = field(
+        default=None,
+        metadata={"help": f"What trains what: {', '.join(RECIPES)}. insulated; with --policy, as it was trained."},
+    )
+    chunk_size: int | None = field(default=None, metadata={"help": "Actions in a chunk (H); 50."})
+    max_action_dim: int | None = field(
+        default=None, metadata={"help": "Width of a chunk; shorter actions are padded; 32."}
+    )
+    max_state_dim: int | None = field(default=None, metadata={"help": "Width of a continuous state; 32."})
+    state_encoding: str | None = field(
+        default=None, metadata={"help": "text (in the prompt), continuous or none; the recipe's."}
+    )
+    backbone_gradient_scale: float | None = field(
+        default=None, metadata={"help": "0 = insulation, 1 = joint training, between = partly; the recipe's."}
+    )
+    flow_loss_weight: float | None = field(
+        default=None, metadata={"help": "loss = token_loss + this * flow_loss, where the expert is trained; 1."}
+    )
+    expert_reads_response: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Let the expert read the response (sub-task) that comes before the actions; no.",
+            "nargs": "?",
+            "const": True,
+        },
+    )
+    num_flow_samples: int | None = field(default=None, metadata={"help": "Noise draws for each backbone pass; 4."})
+    num_inference_steps: int | None = field(default=None, metadata={"help": "Euler steps; 10."})
+    expert_hidden_size: int | None = field(default=None, metadata={"help": "Width of the action expert; 1024."})
+    expert_intermediate_size: int | None = field(default=None, metadata={"help": "Width of its MLP; 4096."})
+    expert_num_attention_heads: int | None = field(default=None, metadata={"help": "Query heads; the backbone's."})
+    expert_layer_stride: int | None = field(default=None, metadata={"help": "Read every k-th backbone layer; 1."})
+    expert_time_conditioning: str | None = field(
+        default=None, metadata={"help": "adarms (pi0.5) or concat (pi0); adarms."}
+    )
+    expert_initializer_range: float | None = field(
+        default=None,
+        metadata={"help": "Standard deviation of its weights; 0.02. 1/sqrt(width) suits a small one."},
+    )
+    normalization: str | None = field(default=None, metadata={"help": "quantile, mean_std or none; quantile."})
+    action_tokenizer: str | None = field(
+        default=None, metadata={"help": "fast (fitted on the data), bins, none, a FAST folder or Hub id; the recipe's."}
+    )
+    action_vocab_size: int | None = field(default=None, metadata={"help": "Codes of a fitted FAST tokenizer; 1024."})
+    action_scale: float | None = field(default=None, metadata={"help": "Resolution of a fitted FAST tokenizer; 10."})
+    action_token_placement: str | None = field(
+        default=None, metadata={"help": "added (new tokens) or tail (openpi); added."}
+    )
+    action_token_skip: int | None = field(
+        default=None, metadata={"help": "For tail: 128 (openpi) or 1152 (spares <loc>); 128."}
+    )
+    max_length: int | None = field(default=None, metadata={"help": "Longest allowed sequence; longer is an error."})
+    dtype: str = field(
+        default="float32", metadata={"help": "Type of the weights. Keep float32 and add --bf16 for mixed precision."}
+    )
+    attn_implementation: str | None = field(default=None, metadata={"help": "sdpa, flash_attention_2, ..."})
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with the VLM."})
+
+    def given(self, *names: str) -> dict:
+        """Those of these options that were told."""
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+    @property
+    def loading(self) -> dict:
+        """How weights are read."""
+        return {"dtype": self.dtype, **self.given("attn_implementation"), "trust_remote_code": self.trust_remote_code}
+
+    def config_kwargs(self) -> dict:
+        """Fields of the `KIVLAConfig` of a new policy."""
+        expert = {name.removeprefix("expert_"): value for name, value in self.given(*EXPERT_OPTIONS).items()}
+        config = KIVLAExpertConfig(**expert)
+        return {
+            **self.given("chunk_size", "max_action_dim", "max_state_dim"),
+            "state_encoding": self.state_encoding or get_recipe(self.recipe or DEFAULT_RECIPE).state_encoding,
+            "num_flow_samples": NUM_FLOW_SAMPLES,
+            **self.given(*MODEL_SETTINGS),
+            "expert_config": {name: getattr(config, name) for name in _EXPERT_FIELDS},
+        }
+
+    def stages_of(self, recipe: Recipe) -> tuple[Stage, ...]:
+        """The recipe's stages, with the options given on top, where the expert is trained.
+
+        Raises:
+            ValueError: an option out of its range.
+        """
+        given = self.given("backbone_gradient_scale", "flow_loss_weight")
+        return tuple(replace(stage, **given) if stage.flow_loss_weight > 0 else stage for stage in recipe.stages)
+
+    def refuse_what_cannot_apply(self, recipe: Recipe, tokenizer: str, placement: str) -> None:
+        """
+        Args:
+            tokenizer, placement: what the policy will have: an `action_tokenizer` and an `action_token_placement`.
+
+        Raises:
+            ValueError: naming every option that another one makes meaningless.
+        """
+        name = self.recipe or "the policy's own"
+        problems = {
+            f"recipe {name} trains no expert, so there is no flow loss": (
+                self.given("backbone_gradient_scale", "flow_loss_weight")
+                if all(stage.flow_loss_weight == 0 for stage in recipe.stages)
+                else {}
+            ),
+            f"recipe {name} leaves the VLM as it is, so it can learn no action tokens": (
+                self.given("action_tokenizer")
+                if tokenizer != "none" and not any(BACKBONE in stage.trains for stage in recipe.stages)
+                else {}
+            ),
+            f"only a FAST tokenizer that is fitted on the data has them, and the action tokenizer is {tokenizer}": (
+                self.given("action_vocab_size", "action_scale") if tokenizer != "fast" else {}
+            ),
+            "there are no action tokens to place": (
+                self.given("action_token_placement", "action_token_skip") if tokenizer == "none" else {}
+            ),
+            f'it is for --action_token_placement tail, and the placement is "{placement}"': (
+                self.given("action_token_skip") if tokenizer != "none" and placement != "tail" else {}
+            ),
+        }
+        refuse({option: reason for reason, options in problems.items() for option in options})
+
+
+def refuse(reasons: dict[str, str]) -> None:
+    """
+    Args:
+        reasons: option -> why it cannot apply.
+
+    Raises:
+        ValueError: there are any.
+    """
+    if reasons:
+        lines = [f"--{option} cannot apply: {reason}. Leave it out." for option, reason in reasons.items()]
+        raise ValueError("\n".join(lines))
+
+
+__all__ = ["DEFAULT_RECIPE", "EXPERT_OPTIONS", "MODEL_SETTINGS", "PolicyOptions", "refuse"]
