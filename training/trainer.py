@@ -395,7 +395,7 @@ class KIVLATrainer(ResumableTrainer):
             sums = self.accelerator.reduce(self._sums, "sum")
             logs.update(summary(dict(zip(LOSS_SUMS, sums, strict=True))))
             logs.update({name: float(norm) for name, norm in self._gradient_norms.items()})
-            count, total, squares = self.accelerator.reduce(self._moments, "sum")
+            count, total, squares = self.accelerator.reduce(self._moments.to(self.args.device), "sum")
             if count.any():  # the variance of noise - actions: noise has 1
                 variance = (squares - total.square() / count.clamp(min=1)).sum() / count.sum()
                 logs["mean_velocity_flow_loss"] = 1.0 + float(variance)
@@ -407,7 +407,7 @@ class KIVLATrainer(ResumableTrainer):
         """Data whose chunks are all too short is known by its examples alone, where it is no LeRobot dataset."""
         if self._has_said_steps:
             return
-        real = self.accelerator.reduce(self._real_steps, "sum")
+        real = self.accelerator.reduce(self._real_steps.to(self.args.device), "sum")
         enough = real[0] >= EXAMPLES_BEFORE_WARNING or (at_end and real[0] > 0)
         if enough and not real.all():
             self._has_said_steps = True

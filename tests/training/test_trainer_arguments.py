@@ -96,7 +96,6 @@ AS_THE_LIBRARYS = {
     "optim": "adafactor",
     "optim_args": "clip_threshold=0.9",
     "optim_target_modules": None,
-    "output_dir": None,
     "per_device_eval_batch_size": 5,
     "per_device_train_batch_size": 3,
     "project": "robots",
@@ -116,7 +115,7 @@ AS_THE_LIBRARYS = {
 ELSEWHERE = {
     *("ddp_backend", "ddp_timeout", "deepspeed", "fsdp", "fsdp_config", "tf32"),
     *("hub_always_push", "hub_model_id", "hub_private_repo", "hub_revision", "hub_strategy", "hub_token"),
-    *("push_to_hub", "trackio_bucket_id", "trackio_space_id", "trackio_static_space_id"),
+    *("output_dir", "push_to_hub", "trackio_bucket_id", "trackio_space_id", "trackio_static_space_id"),
     *("torch_compile", "torch_compile_backend", "torch_compile_mode"),  # minutes of compiling
 }
 TOGETHER = {
@@ -201,8 +200,6 @@ def policy(tmp_path_factory):
 def test_a_run_takes_the_argument(tmp_path, name):
     value = AS_THE_LIBRARYS[name]
     given = {"max_steps": 2, "eval_num_steps": 1, **TOGETHER.get(name, {}), name: value}
-    if name == "output_dir":
-        given[name] = str(tmp_path / "run")
     trainer = make_trainer(tmp_path, **given)
     trainer.eval_dataset = torch.utils.data.Subset(dataset(), range(4))
     deterministic = torch.are_deterministic_algorithms_enabled()
