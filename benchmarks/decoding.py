@@ -7,7 +7,7 @@ from unittest.mock import patch
 import numpy as np
 import torch
 
-from kivla.modeling_kivla import modeling_kivla
+from kivla.modeling_kivla import generation_kivla
 from kivla.tabletop import TabletopArguments
 
 from .demo import demonstrated
@@ -43,7 +43,7 @@ def measure(quick: bool) -> Measurement:
     )
 
     def with_all_logits():
-        with patch.object(modeling_kivla, "logits_of", lambda *_: nullcontext()):
+        with patch.object(generation_kivla, "logits_of", lambda *_: nullcontext()):
             return large.generate_actions(processor, **inputs)
 
     cached, uncached, single = "with a cache, as one batch", "without a cache", "one by one"

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from kivla.modeling_kivla.backbone_attention import logits_at
-from kivla.modeling_kivla.modeling_kivla import next_token_loss
+from kivla.modeling_kivla.next_token import next_token_loss
 
 from .policies import SMALL, TINY, gradient, policy, token_batch, train
 from .report import Comparison, Measurement

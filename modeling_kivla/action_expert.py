@@ -34,14 +34,6 @@ class Prefix:
     next_position: torch.Tensor
     inv_freq: dict[str, torch.Tensor]
 
-    def with_room(self, length: int, like: torch.Tensor) -> "Prefix":
-        """A copy whose keys and values end in `length` free places, so that no step of sampling copies the rest.
-
-        Device and dtype are those of `like`.
-        """
-        key_values = [tuple(F.pad(x.to(like), (0, 0, 0, length)) for x in layer) for layer in self.key_values]
-        return replace(self, key_values=key_values)
-
 
 @dataclass
 class Geometry:
@@ -170,7 +162,7 @@ class ExpertAttention(nn.Module):
 def join(prefix: torch.Tensor, own: torch.Tensor, prefix_length: int) -> torch.Tensor:
     """Keys or values of the prefix (B, Hkv, P, D) and of the suffix (N·B, Hkv, T, D) -> (N·B, Hkv, P + T, D).
 
-    A prefix that has room for the suffix (`Prefix.with_room`) is written into.
+    A prefix that has room for the suffix (`ActionExpert.with_room`) is written into.
     """
     if prefix.shape[2] > prefix_length:
         prefix[:, :, prefix_length:] = own
@@ -180,6 +172,15 @@ def join(prefix: torch.Tensor, own: torch.Tensor, prefix_length: int) -> torch.T
         return torch.cat([prefix, own], dim=2)
     own = own.unflatten(0, (-1, len(prefix)))  # (N, B, ...), draw 0 of every example first
     return torch.cat([prefix.expand(len(own), *prefix.shape), own], dim=3).flatten(0, 1)
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where a module with weights computes. What accelerate keeps elsewhere and fetches says so in its hook."""
+    hook = getattr(module, "_hf_hook", None)
+    for one in getattr(hook, "hooks", [hook]):  # several come as one that lists them
+        if one is not None and one.execution_device is not None:
+            return torch.device(one.execution_device)
+    return module.weight.device
 
 
 class ExpertMLP(nn.Module):
@@ -240,6 +241,22 @@ class ActionExpert(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.action_in_proj.weight.dtype
 
+    @property
+    def device(self) -> torch.device:
+        """Where actions go in."""
+        return device_of(self.action_in_proj)
+
+    def with_room(self, prefix: Prefix, length: int) -> Prefix:
+        """A copy whose keys and values end in `length` free places, so that no step of sampling copies the rest.
+
+        Each is where its layer runs, in the expert's dtype.
+        """
+        key_values = [
+            tuple(F.pad(x.to(device_of(layer.self_attn.q_proj), self.dtype), (0, 0, 0, length)) for x in key_value)
+            for layer, key_value in zip(self.layers, prefix.key_values, strict=True)
+        ]
+        return replace(prefix, key_values=key_values)
+
     def time_condition(self, timestep: torch.Tensor, ahead: bool = True) -> TimeCondition:
         """Everything in the network that depends on the flow time (M,) alone.
 
@@ -270,24 +287,36 @@ class ActionExpert(nn.Module):
         """
         has_state = self.state_proj is not None
         length = chunk_size + has_state
-        device = prefix.next_position.device
-        position = prefix.next_position.repeat(num_draws)[:, None] + torch.arange(length, device=device)  # (M, T)
-        angles = {name: position[:, :, None, None].float() * f.float() for name, f in prefix.inv_freq.items()}
-        tables = {name: (a.cos(), a.sin()) for name, a in angles.items()}  # (M, T, 1, R)
         prefix_length = prefix.key_values[0][0].shape[2]
-        mask = None
-        if prefix.mask is not None or has_state:
-            own = torch.ones(length, length, dtype=torch.bool, device=device)
-            if has_state:
-                own[0, 1:] = False
-            seen = torch.ones(1, prefix_length, dtype=torch.bool, device=device)
-            if prefix.mask is not None:
-                seen = prefix.mask.repeat(num_draws, 1)
-            visible = torch.cat([seen[:, None].expand(-1, length, -1), own.expand(len(seen), -1, -1)], dim=-1)
-            # To be added to the scores: attention would turn truth values into this in every layer of every step.
-            mask = torch.zeros(visible.shape, dtype=self.dtype, device=device).masked_fill(~visible, float("-inf"))
-            mask = mask[:, None]
-        return [Geometry(layer.self_attn.rotary(tables), mask, prefix_length) for layer in self.layers]
+        by_device = {}
+        for device in {device_of(layer.self_attn.q_proj) for layer in self.layers}:  # nearly always one
+            start = prefix.next_position.to(device).repeat(num_draws)
+            position = start[:, None] + torch.arange(length, device=device)  # (M, T)
+            angles = {
+                name: position[:, :, None, None].float() * f.to(device).float() for name, f in prefix.inv_freq.items()
+            }
+            tables = {name: (a.cos(), a.sin()) for name, a in angles.items()}  # (M, T, 1, R)
+            by_device[device] = tables, self._mask(prefix, prefix_length, length, num_draws, device)
+        geometry = []
+        for layer in self.layers:
+            tables, mask = by_device[device_of(layer.self_attn.q_proj)]
+            geometry.append(Geometry(layer.self_attn.rotary(tables), mask, prefix_length))
+        return geometry
+
+    def _mask(self, prefix: Prefix, prefix_length: int, length: int, num_draws: int, device) -> torch.Tensor | None:
+        has_state = self.state_proj is not None
+        if prefix.mask is None and not has_state:
+            return None
+        own = torch.ones(length, length, dtype=torch.bool, device=device)
+        if has_state:
+            own[0, 1:] = False
+        seen = torch.ones(1, prefix_length, dtype=torch.bool, device=device)
+        if prefix.mask is not None:
+            seen = prefix.mask.to(device).repeat(num_draws, 1)
+        visible = torch.cat([seen[:, None].expand(-1, length, -1), own.expand(len(seen), -1, -1)], dim=-1)
+        # To be added to the scores: attention would turn truth values into this in every layer of every step.
+        mask = torch.zeros(visible.shape, dtype=self.dtype, device=device).masked_fill(~visible, float("-inf"))
+        return mask[:, None]
 
     def forward(
         self,
@@ -303,9 +332,9 @@ class ActionExpert(nn.Module):
             joined = torch.cat([x, time.embedding[:, None].expand_as(x).to(x.dtype)], dim=-1)
             x = self.action_time_mlp_out(F.silu(self.action_time_mlp_in(joined)))
         if self.state_proj is not None:
-            x = torch.cat([self.state_proj(state.to(self.dtype))[:, None], x], dim=1)
+            x = torch.cat([self.state_proj(state.to(x.device, self.dtype))[:, None].to(x.device), x], dim=1)
         x = x.to(self.dtype)  # under autocast the projections give bf16; the residual stream stays as its weights are
         for i, (layer, (key, value)) in enumerate(zip(self.layers, prefix.key_values, strict=True)):
             x = layer(x, key, value, time.modulations[2 * i], time.modulations[2 * i + 1], geometry[i])
         x, _ = self.norm(x, time.modulations[-1])
-        return self.action_out_proj(x[:, -noisy_actions.shape[1] :]).float()
+        return self.action_out_proj(x[:, -noisy_actions.shape[1] :]).to(noisy_actions.device, torch.float32)

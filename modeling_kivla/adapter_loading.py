@@ -24,7 +24,7 @@ _OF_BASE = ("vlm_config", "kv_layers")
 def adapter_in(path: str, kwargs: dict) -> str | None:
     """The folder or Hub id of the adapter that `from_pretrained(path, **kwargs)` is about; None if it is about none."""
     named = (kwargs.get("adapter_kwargs") or {}).get("_adapter_model_path")
-    if named is not None or not is_peft_available():
+    if named is not None or path is None or not is_peft_available():
         return named
     folder = Path(path, kwargs.get("subfolder") or "")
     has_weights = any(folder.glob("*model*.index.json")) or (folder / "model.safetensors").is_file()

@@ -2,8 +2,9 @@
 
 Every Hugging Face decoder computes attention through one replaceable function. We register a function that hands the
 keys and values to a `PrefixRecorder` and then does what the ordinary function does. The recorder travels as a keyword
-of the VLM's forward, so there are no globals, no hooks on projections and no use of the generation cache (which is
-truncated on sliding-window layers, missing on KV-shared ones, and switched off by gradient checkpointing).
+of the VLM's forward, so calls in other threads never meet it; there are no hooks on projections and no use of the
+generation cache (which is truncated on sliding-window layers, missing on KV-shared ones, and switched off by gradient
+checkpointing).
 
 What differs between families (which layers have keys and values, how many heads, which size, which rotary embedding)
 is measured once on a copy of the decoder that has no real weights (`probe_backbone`) and kept in the config.
@@ -27,6 +28,8 @@ from transformers import (
 )
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from .call_hooks import call_hook
 
 RECORDING_PREFIX = "kivla_"
 _WRAPPED_IMPLEMENTATIONS = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
@@ -308,14 +311,11 @@ def capture_positions(rotary: nn.Module) -> Iterator[list[torch.Tensor]]:
     """
     captured: list[torch.Tensor] = []
 
-    def hook(_, args, kwargs):
+    def note(args: tuple, kwargs: dict) -> None:
         captured.append(kwargs["position_ids"] if "position_ids" in kwargs else args[1])
 
-    handle = rotary.register_forward_pre_hook(hook, with_kwargs=True)
-    try:
+    with call_hook(rotary, before=note):
         yield captured
-    finally:
-        handle.remove()
 
 
 @contextmanager
@@ -332,15 +332,12 @@ def logits_at(vlm: PreTrainedModel, rows: torch.Tensor | None) -> Iterator[None]
         yield
         return
 
-    def select(_, args):
+    def select(args: tuple, _) -> tuple:
         hidden = args[0].flatten(0, 1)  # (B·S, width)
-        return hidden[rows.to(hidden.device)][None]
+        return (hidden[rows.to(hidden.device)][None],)
 
-    handle = vlm.get_output_embeddings().register_forward_pre_hook(select)
-    try:
+    with call_hook(vlm.get_output_embeddings(), before=select):
         yield
-    finally:
-        handle.remove()
 
 
 @contextmanager
@@ -357,14 +354,17 @@ def logits_of(vlm: PreTrainedModel, tokens: torch.Tensor) -> Iterator[None]:
     tokens = tokens.to(layer.weight.device)
     weight = layer.weight[tokens]
     bias = None if layer.bias is None else layer.bias[tokens]
+    waiting: list[torch.Tensor] = []
 
-    def forward(hidden: torch.Tensor) -> torch.Tensor:
-        logits = hidden.new_full((*hidden.shape[:-1], layer.out_features), float("-inf"))
+    def hold_back(args: tuple, _) -> tuple:
+        waiting.append(args[0])  # (B, S, width)
+        return (args[0][:, :0],)
+
+    def compute(output: torch.Tensor) -> torch.Tensor:
+        hidden = waiting.pop()
+        logits = output.new_full((*hidden.shape[:-1], layer.out_features), float("-inf"))
         logits[..., tokens] = F.linear(hidden, weight, bias)
         return logits
 
-    layer.forward = forward
-    try:
+    with call_hook(layer, before=hold_back, after=compute):
         yield
-    finally:
-        del layer.forward

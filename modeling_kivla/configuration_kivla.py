@@ -6,6 +6,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 
 from .backbone_attention import UnsupportedBackboneError, probe_backbone
+from .checked_config import CheckedConfig
 from .hub_card import hub_id
 
 # For `pipeline("action-prediction", ..., trust_remote_code=True)` without kivla
@@ -15,7 +16,7 @@ CUSTOM_PIPELINES = {
 
 
 @strict
-class KIVLAExpertConfig(PreTrainedConfig):
+class KIVLAExpertConfig(CheckedConfig):
     r"""
     The action expert, a small transformer with one layer for each backbone layer that it reads.
 
@@ -69,7 +70,7 @@ class KIVLAExpertConfig(PreTrainedConfig):
 
 
 @strict
-class KIVLAConfig(PreTrainedConfig):
+class KIVLAConfig(CheckedConfig):
     r"""
     A vision-language-action model made of any vision-language model and an action expert.
 
@@ -143,6 +144,10 @@ class KIVLAConfig(PreTrainedConfig):
             self.kv_layers = probe_backbone(self.vlm_config)
         super().__post_init__(**kwargs)
 
+    def is_complete(self) -> bool:
+        parts = (self.vlm_config, self.expert_config)
+        return self.kv_layers is not None and all(isinstance(part, PreTrainedConfig) for part in parts)
+
     @property
     def expert_layers(self) -> list[dict]:
         """The entries of `kv_layers` that an expert layer reads: every k-th one, the last included."""
@@ -161,6 +166,10 @@ class KIVLAConfig(PreTrainedConfig):
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs):
         """As for any config; fields that are given beside it are checked as in the constructor."""
+        _refuse_endless(config_dict)
+        expert_config = config_dict.get("expert_config")
+        if isinstance(expert_config, dict):
+            config_dict = {**config_dict, "expert_config": KIVLAExpertConfig.from_dict(expert_config)}
         loaded = super().from_dict(config_dict, **kwargs)
         (loaded[0] if isinstance(loaded, tuple) else loaded).validate()
         return loaded

@@ -1,21 +1,16 @@
 """KIVLA: any vision-language model as a robot policy, with knowledge insulation."""
 
 import dataclasses
-from collections.abc import Sequence
-from contextlib import ExitStack, nullcontext
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.profiler import record_function
 from torch.utils.checkpoint import checkpoint
 from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
-    GenerationConfig,
-    GenerationMixin,
-    LogitsProcessorList,
     PreTrainedConfig,
     PreTrainedModel,
 )
@@ -23,7 +18,7 @@ from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput
 
-from .action_checks import NaNWatch, check_finite
+from .action_checks import check_finite
 from .action_expert import ActionExpert, ExpertRMSNorm, Modulation, Prefix
 from .adapter_loading import adapter_in, load_with_adapter
 from .backbone_attention import (
@@ -31,19 +26,33 @@ from .backbone_attention import (
     capture_positions,
     find_text_decoder,
     logits_at,
-    logits_of,
     record_attention,
 )
 from .configuration_kivla import KIVLAConfig, KIVLAExpertConfig
 from .flow_matching import euler_times, flow_matching_loss, interpolate, sample_flow_time
+from .forward_inputs import (
+    WithVLMArguments,
+    check_actions,
+    check_names,
+    check_num_steps,
+    check_one_pass,
+    check_prefix,
+    check_state,
+    check_token_ids,
+    no_actions,
+    tokens_of,
+    vlm_argument_names,
+    with_image_dtype,
+)
+from .frozen_parts import rest
+from .generation_kivla import KIVLAGenerationMixin
 from .hub_card import PushedWithCard
 from .knowledge_insulation import insulate
 from .load_faults import damaged_files_named
+from .next_token import next_token_loss, supervised_tokens
 from .pipeline_kivla import ActionPredictionPipeline  # noqa: F401 (belongs to the code that is saved with a policy)
 from .token_ids import check_new_tokens
 
-# Arguments of `forward` that are ours; everything else is the VLM's.
-_EXPERT_INPUTS = ("expert_attention_mask", "actions", "action_mask", "state", "noise", "timestep")
 _HUB_ARGUMENTS = (
     "cache_dir",
     "force_download",
@@ -59,12 +68,14 @@ _HUB_ARGUMENTS = (
 class KIVLAOutput(ModelOutput):
     """
     Args:
-        loss: `token_loss + flow_loss_weight · flow_loss`, of those that are present.
+        loss: `token_loss + flow_loss_weight · flow_loss`, of those that are present; with `output_router_logits` also
+            the load balancing loss of the VLM's mixture of experts, weighted as the VLM does.
         token_loss: mean cross-entropy over supervised next tokens; None if no token is supervised.
         flow_loss: mean squared velocity error over real action values; None if there are none.
         logits: (n, vocabulary), the logits that predict the n supervised tokens, in batch order; the full
             (B, S, vocabulary) is never made. None if no token is supervised.
         velocity: (N·B, H, D), float32, the predicted velocity; None without `actions`.
+        aux_loss, hidden_states, attentions, router_logits: the VLM's, where they are asked for.
     """
 
     loss: torch.Tensor | None = None
@@ -72,10 +83,16 @@ class KIVLAOutput(ModelOutput):
     flow_loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
     velocity: torch.Tensor | None = None
+    aux_loss: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+    router_logits: tuple[torch.Tensor, ...] | None = None
 
 
 class KIVLAPreTrainedModel(PushedWithCard, PreTrainedModel):
     config: KIVLAConfig
+    # Its losses are means over what they supervise, whatever else the optimiser step has (KIVLATrainer counts itself).
+    accepts_loss_kwargs = False
     config_class = KIVLAConfig
     base_model_prefix = ""
     main_input_name = "input_ids"
@@ -105,7 +122,7 @@ class KIVLAPreTrainedModel(PushedWithCard, PreTrainedModel):
                 init.zeros_(module.bias)
 
 
-class KIVLAForActionPrediction(KIVLAPreTrainedModel):
+class KIVLAForActionPrediction(KIVLAGenerationMixin, KIVLAPreTrainedModel):
     """A vision-language-action model: a VLM that learns tokens, and an action expert that reads it.
 
     Args:
@@ -121,6 +138,7 @@ class KIVLAForActionPrediction(KIVLAPreTrainedModel):
             self.name_or_path = vlm.name_or_path  # peft states it as the base of an adapter
         self.rows_of_base = len(self.vlm.get_input_embeddings().weight)  # what files have; new tokens come after
         config.vlm_config = self.vlm.config
+        self.vlm_argument_names = vlm_argument_names(self.vlm)
         # The VLM knows what it ties; peft looks for it here, at the root.
         self._tied_weights_keys = {
             f"vlm.{to}": f"vlm.{source}" for to, source in self.vlm.all_tied_weights_keys.items()
@@ -131,7 +149,6 @@ class KIVLAForActionPrediction(KIVLAPreTrainedModel):
         self.generation_config = self.vlm.generation_config
         self.post_init()
         self._no_split_modules = _repeated_layers(self)
-        self._expert_is_compiled = False
 
     # ------------------------------------------------------------------------------------------ construction
     @classmethod
@@ -236,6 +253,10 @@ class KIVLAForActionPrediction(KIVLAPreTrainedModel):
     def set_output_embeddings(self, value):
         self.vlm.set_output_embeddings(value)
 
+    @property
+    def vocab_size(self) -> int:
+        return self.config.get_text_config().vocab_size
+
     def get_decoder(self):
         return find_text_decoder(self.vlm)
 
@@ -246,23 +267,58 @@ class KIVLAForActionPrediction(KIVLAPreTrainedModel):
         return self.vlm.resize_token_embeddings(new_num_tokens, *args, **kwargs)
 
     def set_attn_implementation(self, attn_implementation: str | dict, **kwargs):
-        """As for any model, applied to the VLM; the text decoder's attention goes on being recorded."""
-        self.vlm.set_attn_implementation(attn_implementation, **kwargs)
+        """As for any model, applied to the VLM; the text decoder's attention goes on being recorded.
+
+        Args:
+            attn_implementation: a name for all of the VLM, or a dict: `{"vlm_config": ...}` as `from_pretrained` takes
+                it, or by parts of the VLM (`{"text_config": ..., "vision_config": ...}`).
+        """
+        wanted = attn_implementation
+        if isinstance(wanted, dict):
+            parts = self.vlm.config.sub_configs.keys()
+            unknown = wanted.keys() - ({"vlm_config"} if "vlm_config" in wanted else {"", *parts})
+            if unknown:
+                raise ValueError(
+                    f"There is no attention to set for {sorted(unknown)} here: the action expert has one of its own. "
+                    f"Give 'vlm_config' alone, or parts of the VLM: {sorted(parts)}."
+                )
+            wanted = wanted.get("vlm_config", wanted)
+        self.vlm.set_attn_implementation(wanted, **kwargs)
         record_attention(self.vlm)
+        self.config._attn_implementation_internal = self.vlm.config._attn_implementation
 
     def _set_gradient_checkpointing(self, enable=True, gradient_checkpointing_func=checkpoint, **kwargs):
-        options = getattr(gradient_checkpointing_func, "keywords", {})  # the library binds them with functools.partial
-        if enable and options.get("use_reentrant") and self.config.backbone_gradient_scale > 0:
+        if enable:
+            self._refuse_reentrant(gradient_checkpointing_func)
+        super()._set_gradient_checkpointing(enable, gradient_checkpointing_func, **kwargs)
+
+    def _refuse_reentrant(self, checkpointing_func: Callable) -> None:
+        options = getattr(checkpointing_func, "keywords", {})  # the library binds them with functools.partial
+        if options.get("use_reentrant") and self.config.backbone_gradient_scale > 0:
             raise ValueError(
                 "Reentrant gradient checkpointing would silently drop the expert's gradient to the backbone, but "
                 f"backbone_gradient_scale is {self.config.backbone_gradient_scale}. Use "
                 'gradient_checkpointing_kwargs={"use_reentrant": False}, or insulate the backbone (scale 0).'
             )
-        super()._set_gradient_checkpointing(enable, gradient_checkpointing_func, **kwargs)
+
+    def train(self, mode: bool = True) -> "KIVLAForActionPrediction":
+        """As for any model, but what is frozen stays as it is.
+
+        A part none of whose parameters is trained keeps the statistics of its norms and applies no dropout: the whole
+        VLM, the expert, or of a VLM that is trained in part what holds nothing else (a vision tower, the layers below).
+        """
+        super().train(mode)
+        if mode:
+            rest(self.vlm)
+            rest(self.expert)
+        return self
 
     # ------------------------------------------------------------------------------------------------ forward
+    @WithVLMArguments
     def forward(
         self,
+        input_ids: torch.Tensor | None = None,
+        *,
         labels: torch.Tensor | None = None,
         expert_attention_mask: torch.Tensor | None = None,
         actions: torch.Tensor | None = None,
@@ -274,11 +330,13 @@ class KIVLAForActionPrediction(KIVLAPreTrainedModel):
         num_supervised_actions: torch.Tensor | float | None = None,
         with_token_loss: bool = False,
         with_flow_loss: bool = False,
+        return_dict: bool | None = None,
         **vlm_inputs,
-    ) -> KIVLAOutput | ModelOutput:
+    ) -> KIVLAOutput | ModelOutput | tuple:
         """Token loss and flow loss of a batch. Without `labels` and `actions` this is the VLM's own forward.
 
         Args:
+            input_ids: (B, S), or `inputs_embeds` (B, S, width) in its place.
             labels: (B, S), the token at each position where it is to be learned, -100 elsewhere (M^ℓ of the paper).
             expert_attention_mask: (B, S) bool, prefix positions that the expert may read: not padding, not the action
                 tokens. Needed with `actions`.
@@ -292,52 +350,78 @@ class KIVLAForActionPrediction(KIVLAPreTrainedModel):
             with_token_loss, with_flow_loss: go through that loss even with nothing to learn there. It is 0 then, with
                 gradients of zero. Devices that share out the weights must run the same layers: as soon as one has
                 something to learn, all take part.
-            **vlm_inputs: what the VLM takes (`input_ids`, `attention_mask`, `pixel_values`, `token_type_ids`, ...).
+            return_dict: False for a tuple; by default as the config says.
+            **vlm_inputs: what the VLM takes (`attention_mask`, `pixel_values`, `token_type_ids`, ...).
 
         Raises:
+            TypeError: an argument that neither the VLM nor we know.
             ValueError: shapes that do not fit the config, missing inputs, nothing to learn.
         """
+        return_dict = self.config.return_dict if return_dict is None else return_dict
+        vlm_inputs = self._for_vlm({"input_ids": input_ids, **vlm_inputs})
         if labels is None and actions is None and not with_token_loss and not with_flow_loss:
-            return self.vlm(**vlm_inputs)
-        input_ids = vlm_inputs["input_ids"]
-        rows, targets = _supervised_tokens(labels, input_ids)
+            return self.vlm(**vlm_inputs, return_dict=return_dict)
+        tokens = tokens_of(vlm_inputs)
+        rows, targets = supervised_tokens(labels, tokens)
         if actions is None and with_flow_loss:
-            actions, action_mask, state = self._no_actions(input_ids)
+            actions, action_mask, state = no_actions(self.config, len(tokens), tokens.device)
+        some_actions = actions is not None
         if actions is not None:
-            action_mask = self._check_actions(actions, action_mask, len(input_ids))
+            some_actions = with_flow_loss or action_mask is None or bool(action_mask.any())
+            action_mask = check_actions(self.config, actions, action_mask, len(tokens))
         learns_tokens = with_token_loss or len(rows) > 0
-        has_actions = actions is not None and (with_flow_loss or bool(action_mask.any()))
-        learns_actions = self.config.flow_loss_weight > 0 and has_actions
+        learns_actions = self.config.flow_loss_weight > 0 and some_actions
         if not learns_tokens and not learns_actions:
             raise ValueError(
                 "This batch has nothing to learn: every label is -100, and no action value is real or flow_loss_weight "
                 "is 0. Check that the examples have a response or actions, and the processor an action tokenizer."
             )
         # Under insulation the flow loss needs no backbone graph: without labels the VLM does no backward work at all.
-        backbone_learns = learns_tokens or (learns_actions and self.config.backbone_gradient_scale > 0)
-        backbone_graph = torch.is_grad_enabled() and backbone_learns
+        flow_trains_backbone = learns_actions and self.config.backbone_gradient_scale > 0
+        if flow_trains_backbone and torch.is_grad_enabled():  # the scale may have been set after checkpointing
+            for module in find_text_decoder(self.vlm).modules():
+                if isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing:
+                    self._refuse_reentrant(module._gradient_checkpointing_func)
+        backbone_graph = torch.is_grad_enabled() and (learns_tokens or flow_trains_backbone)
         with torch.set_grad_enabled(backbone_graph), record_function("kivla::backbone"):
-            logits, prefix = self._encode(vlm_inputs, rows, expert_attention_mask, read=learns_actions)
-        logits = logits if learns_tokens else None
+            vlm_output, prefix = self._encode(vlm_inputs, rows, expert_attention_mask, read=learns_actions)
 
-        token_loss = flow_loss = velocity = loss = None
+        logits = token_loss = flow_loss = velocity = loss = None
         if learns_tokens:
+            logits = vlm_output.logits[0]  # (n, vocabulary)
             token_loss = next_token_loss(logits, targets, num_supervised_tokens)
             loss = token_loss
+            if vlm_output.get("aux_loss") is not None:
+                # A mean over this batch; in a larger step it weighs what its tokens weigh.
+                share = 1.0 if num_supervised_tokens is None else len(rows) / num_supervised_tokens
+                coefficient = self.config.get_text_config().router_aux_loss_coef
+                loss = loss + share * coefficient * vlm_output.aux_loss.to(loss.device)
         if learns_actions:
             with record_function("kivla::expert"):
                 velocity, flow_loss = self._flow(
                     prefix, actions, action_mask, state, noise, timestep, num_supervised_actions
                 )
             weighted = self.config.flow_loss_weight * flow_loss
-            loss = weighted if loss is None else loss + weighted.to(loss.device)
-        return KIVLAOutput(loss=loss, token_loss=token_loss, flow_loss=flow_loss, logits=logits, velocity=velocity)
+            loss = weighted if loss is None else loss.to(weighted.device) + weighted
+        also = {name: vlm_output.get(name) for name in ("aux_loss", "hidden_states", "attentions", "router_logits")}
+        output = KIVLAOutput(
+            loss=loss, token_loss=token_loss, flow_loss=flow_loss, logits=logits, velocity=velocity, **also
+        )
+        return output if return_dict else output.to_tuple()
+
+    def _for_vlm(self, inputs: dict) -> dict:
+        """The VLM's arguments as it wants them, what the config asks for among them."""
+        check_names(inputs, self.vlm_argument_names, type(self).forward)
+        inputs = {name: value for name, value in inputs.items() if value is not None}
+        asked = ("output_attentions", "output_hidden_states")
+        inputs = {name: True for name in asked if getattr(self.config, name)} | inputs
+        return with_image_dtype(inputs, self.vlm.dtype)
 
     def _flow(self, prefix, actions, action_mask, state, noise, timestep, num_supervised):
-        """Velocity and flow loss of N noise draws for one backbone pass."""
-        config, n = self.config, self.config.num_flow_samples
-        actions = actions.float().repeat(n, 1, 1)  # (N·B, H, D)
-        action_mask = action_mask.repeat(n, 1, 1)
+        """Velocity and flow loss of N noise draws for one backbone pass, on the expert's device."""
+        config, n, device = self.config, self.config.num_flow_samples, self.expert.device
+        actions = actions.to(device, torch.float32).repeat(n, 1, 1)  # (N·B, H, D)
+        action_mask = action_mask.to(device).repeat(n, 1, 1)
         if timestep is None:
             timestep = sample_flow_time(
                 len(actions),
@@ -345,7 +429,7 @@ class KIVLAForActionPrediction(KIVLAPreTrainedModel):
                 config.time_sampling_beta,
                 config.time_sampling_scale,
                 config.time_sampling_offset,
-                actions.device,
+                device,
             )
         if noise is None:
             noise = torch.randn_like(actions)
@@ -354,14 +438,14 @@ class KIVLAForActionPrediction(KIVLAPreTrainedModel):
                 f"`noise` and `timestep` must be {tuple(actions.shape)} and {tuple(actions.shape[:1])} ("
                 f"num_flow_samples = {n} draws for each example), got {tuple(noise.shape)} and {tuple(timestep.shape)}."
             )
-        noise = noise.float() * action_mask.any(1, keepdim=True)
-        noisy = interpolate(actions, noise, timestep.float())
+        noise, timestep = noise.to(device, torch.float32), timestep.to(device, torch.float32)
+        noise = noise * action_mask.any(1, keepdim=True)
         velocity = self.expert(
-            noisy,
-            self.expert.time_condition(timestep.float(), ahead=False),
+            interpolate(actions, noise, timestep),
+            self.expert.time_condition(timestep, ahead=False),
             prefix,
             self.expert.geometry(prefix, config.chunk_size, n),
-            self._check_state(state, len(actions) // n, n),
+            check_state(config, state, len(actions) // n, n),
         )
         if num_supervised is not None:
             num_supervised = num_supervised * n
@@ -369,12 +453,16 @@ class KIVLAForActionPrediction(KIVLAPreTrainedModel):
 
     def _encode(
         self, vlm_inputs: dict, rows: torch.Tensor, expert_attention_mask: torch.Tensor | None, read: bool
-    ) -> tuple[torch.Tensor, Prefix | None]:
-        """Run the VLM once: logits (n, vocabulary) at flat positions `rows`, and what the expert reads (if `read`)."""
+    ) -> tuple[ModelOutput, Prefix | None]:
+        """Run the VLM once: its output, with logits (1, n, vocabulary) at flat positions `rows`; and what the expert
+        reads, if it does (`read`).
+        """
+        check_one_pass(vlm_inputs)
         vlm_inputs = {**vlm_inputs, "use_cache": False}
-        self._check_tokens(vlm_inputs["input_ids"])
+        if "input_ids" in vlm_inputs:
+            check_token_ids(self.config, vlm_inputs["input_ids"], self.get_input_embeddings().weight.shape[0])
         if read:
-            self._check_prefix(vlm_inputs, expert_attention_mask)
+            check_prefix(self.config, vlm_inputs, tokens_of(vlm_inputs).shape[:2], expert_attention_mask)
         layers = self.config.expert_layers
         decoder = find_text_decoder(self.vlm)
         inv_freq = {layer["inv_freq"]: decoder.get_buffer(layer["inv_freq"]) for layer in layers if layer["rope"]}
@@ -383,14 +471,22 @@ class KIVLAForActionPrediction(KIVLAPreTrainedModel):
         with capture_positions(rotary) as positions, logits_at(self.vlm, rows):
             output = self.vlm(**vlm_inputs, kivla_recorder=recorder)
         recorder.close()
-        logits = output.logits[0]
-        if not read:
-            return logits, None
-
-        visible = expert_attention_mask.bool()  # (B, S)
+        if vlm_inputs.get("output_router_logits") and output.get("aux_loss") is None:
+            raise ValueError(
+                f"'{self.config.vlm_config.model_type}' has no router loss: leave out output_router_logits."
+            )
         position = positions[-1]
-        if position.ndim == 3:  # M-RoPE: the largest of the axes
-            position = position.amax(0)
+        if position.ndim == 3:  # M-RoPE
+            if "input_ids" not in vlm_inputs and "position_ids" not in vlm_inputs:
+                raise ValueError(
+                    f"'{self.config.vlm_config.model_type}' finds the images' positions in `input_ids`, and without "
+                    "them takes those of an earlier call. Give `input_ids`, or `position_ids` beside `inputs_embeds`."
+                )
+            position = position.amax(0)  # the largest of the axes
+        if not read:
+            return output, None
+
+        visible = expert_attention_mask.to(position.device, torch.bool)  # (B, S)
         next_position = position.expand_as(visible).masked_fill(~visible, -1).amax(1) + 1  # (B,)
         # Columns that no example reads (action tokens, padding) are cut off, so that often no mask is left at all.
         columns = visible.any(0).nonzero()
@@ -400,7 +496,7 @@ class KIVLAForActionPrediction(KIVLAPreTrainedModel):
         key_values = [
             tuple(insulate(x[:, :, columns], scale) for x in recorder.key_values[layer["layer"]]) for layer in layers
         ]
-        return logits, Prefix(key_values, None if visible.all() else visible, next_position, inv_freq)
+        return output, Prefix(key_values, None if visible.all() else visible, next_position, inv_freq)
 
     # -------------------------------------------------------------------------------------------------- acting
     @torch.no_grad()
@@ -410,10 +506,13 @@ class KIVLAForActionPrediction(KIVLAPreTrainedModel):
         Args:
             expert_attention_mask, **vlm_inputs: as in `forward`; by default the expert reads all but padding.
         """
-        input_ids = vlm_inputs["input_ids"]
+        vlm_inputs = self._for_vlm(vlm_inputs)
+        if "labels" in vlm_inputs:
+            raise ValueError("`labels` are for `forward`: acting learns nothing. Leave them out.")
+        tokens = tokens_of(vlm_inputs)
         if expert_attention_mask is None:
-            expert_attention_mask = vlm_inputs.get("attention_mask", torch.ones_like(input_ids))
-        no_rows = torch.empty(0, dtype=torch.long, device=input_ids.device)
+            expert_attention_mask = vlm_inputs.get("attention_mask", tokens.new_ones(tokens.shape[:2]))
+        no_rows, _ = supervised_tokens(None, tokens)
         return self._encode(vlm_inputs, no_rows, expert_attention_mask, read=True)[1]
 
     @torch.no_grad()
@@ -450,35 +549,29 @@ class KIVLAForActionPrediction(KIVLAPreTrainedModel):
                 "This policy was trained with flow_loss_weight = 0: its action expert knows nothing. Let it act by "
                 'tokens: model.generate_actions(...), or acts_by="tokens" in a pipeline.'
             )
-        num_steps = config.num_inference_steps if num_steps is None else num_steps
-        if num_steps < 1:
-            raise ValueError(f"num_steps must be at least 1, got {num_steps}.")
+        num_steps = check_num_steps(config.num_inference_steps if num_steps is None else num_steps)
         if prefix is not None and inputs:
             raise ValueError(f"Give a `prefix` or what it is made of, not both: got {', '.join(inputs)} beside it.")
-        batch_size = len(inputs["input_ids"] if prefix is None else prefix.next_position)
-        device = self.expert.action_in_proj.weight.device
+        batch_size = len(tokens_of(inputs) if prefix is None else prefix.next_position)
+        device = self.expert.device
         shape = (batch_size, config.chunk_size, config.max_action_dim)
         if noise is None:
-            noise = torch.randn(shape, generator=generator, device=device)
+            noise = torch.randn(shape, generator=generator, device=device if generator is None else generator.device)
         if noise.shape != shape:
             raise ValueError(
                 f"`noise` must be (batch, chunk_size, max_action_dim) = {shape}, got {tuple(noise.shape)}."
             )
-        real = torch.ones(shape, dtype=torch.bool, device=device) if action_mask is None else action_mask
-        real = real.any(1, keepdim=True)  # (B, 1, D)
-        state = self._check_state(state, batch_size)
+        real = torch.ones(shape, dtype=torch.bool) if action_mask is None else action_mask
+        real = real.to(device).any(1, keepdim=True)  # (B, 1, D)
+        state = check_state(config, state, batch_size)
 
         prefix = self.encode_prefix(**inputs) if prefix is None else prefix
         geometry = self.expert.geometry(prefix, config.chunk_size)
         conditions = self.expert.time_condition(euler_times(num_steps, device)).rows()
-        prefix = prefix.with_room(config.chunk_size + (state is not None), like=self.expert.action_in_proj.weight)
-        x = noise.float() * real
-        with ExitStack() as steps:
-            for number, condition in enumerate(conditions):
-                if number == 1 and self._expert_is_compiled:
-                    # Steps differ in their values only, so what is checked before the first one holds for all.
-                    steps.enter_context(torch.compiler.set_stance(skip_guard_eval_unsafe=True))
-                x = x - self.expert(x, condition, prefix, geometry, state) * (real / num_steps)
+        prefix = self.expert.with_room(prefix, config.chunk_size + (state is not None))
+        x = noise.to(device, torch.float32) * real
+        for condition in conditions:
+            x = x - self.expert(x, condition, prefix, geometry, state) * (real / num_steps)
         check_finite(x)
         return x
 
@@ -494,172 +587,6 @@ class KIVLAForActionPrediction(KIVLAPreTrainedModel):
         # The calls between kernels weigh as much as the kernels of a small model: they, too, in C++.
         options = {"cpp_wrapper": True} if self.expert.action_in_proj.weight.device.type == "cpu" else None
         self.expert.compile(fullgraph=True, options=options)
-        self._expert_is_compiled = True
-
-    def generate(self, *args, **kwargs):
-        """The VLM still talks: its own `generate`. Inputs for the expert are left out; an assistant may be a policy."""
-        if isinstance(kwargs.get("assistant_model"), KIVLAForActionPrediction):
-            kwargs["assistant_model"] = kwargs["assistant_model"].vlm
-        self.vlm.generation_config = self.generation_config
-        kwargs = {name: value for name, value in kwargs.items() if name not in _EXPERT_INPUTS}
-        return self.vlm.generate(*args, **kwargs)
-
-    def compute_transition_scores(self, *args, **kwargs) -> torch.Tensor:
-        """How sure the VLM was of what it said: its own method, for what `generate` returns."""
-        return self.vlm.compute_transition_scores(*args, **kwargs)
-
-    def generate_actions(
-        self,
-        processor,
-        do_sample: bool = False,
-        temperature: float = 1.0,
-        use_cache: bool = True,
-        action_mask: torch.Tensor | None = None,
-        robot: Sequence[str | None] | None = None,
-        max_response_tokens: int | None = None,
-        **inputs,
-    ) -> list:
-        """Decode action tokens: the VLM says a chunk code by code, held to what can become a complete one.
-
-        A policy that was taught to say a response first says it, and then the chunk. (For the words, see
-        `generate_response`.)
-
-        Args:
-            processor: the policy's `KIVLAProcessor`, which knows the action tokens.
-            do_sample: sample at `temperature`, with torch's random state; otherwise greedy.
-            use_cache: keep keys and values of what was said (same result, faster).
-            action_mask: (B, H, D) bool, which dimensions an example has.
-            robot: for each example the name of its robot, which then says how many dimensions there are; needed by
-                processors of several robots whose masks do not tell (`noise_padding`).
-            max_response_tokens: longest response; 0 acts at once, as after a `given_response`. By default it is up to
-                the processor (`responds_first`).
-            **inputs: what `processor(...)` gives without actions.
-
-        Returns:
-            For each example a normalised chunk, float32 (H, action_dim), or an `ActionDecodingFailure` with the reason.
-            `processor.unnormalize_actions(chunk)` turns it into robot units.
-
-        Raises:
-            NonFiniteActionsError: the VLM computed NaN.
-        """
-        batch_size, length = inputs["input_ids"].shape
-        if robot is not None or action_mask is None or processor.noise_padding:
-            action_dims = [processor.robot(name).action_dim for name in robot or [None] * batch_size]
-        else:
-            action_dims = action_mask.any(1).sum(-1).tolist()
-        constraint = processor.action_constraint(length, action_dims, max_response_tokens)
-        longest = processor.action_tokenizer.max_tokens(self.config.chunk_size, max(action_dims))
-        config = GenerationConfig(
-            do_sample=do_sample,
-            temperature=temperature if do_sample else None,
-            top_k=0 if do_sample else None,
-            max_new_tokens=constraint.max_response_tokens + longest + 1,
-            eos_token_id=processor.end_token_id,
-            pad_token_id=processor.tokenizer.pad_token_id,
-            use_cache=use_cache,
-        )
-        actions_alone = torch.tensor([*processor.action_token_ids, processor.end_token_id])
-        with nullcontext() if constraint.max_response_tokens else logits_of(self.vlm, actions_alone):
-            tokens = self._generate_with(config, LogitsProcessorList([constraint]), inputs)
-        return processor.decode_actions(tokens[:, length:], action_dims)
-
-    def generate_response(self, processor, max_new_tokens: int = 64, **inputs) -> list[str]:
-        """What the VLM says before it acts, e.g. the sub-task that it sets itself (π0.5); greedy, up to the actions.
-
-        Args:
-            processor: the policy's `KIVLAProcessor`.
-            max_new_tokens: longest response.
-            **inputs: what `processor(...)` gives without actions.
-
-        Returns:
-            For each example the words, to be handed back to the processor as `given_response`.
-        """
-        length = inputs["input_ids"].shape[1]
-        stops = [processor.end_token_id, *processor.action_token_ids.tolist()]
-        config = GenerationConfig(
-            max_new_tokens=max_new_tokens, eos_token_id=stops, pad_token_id=processor.tokenizer.pad_token_id
-        )
-        tokens = self._generate_with(config, None, inputs)[:, length:].tolist()
-        ends = [next((i for i, token in enumerate(row) if token in stops), len(row)) for row in tokens]
-        words = [row[:end] for row, end in zip(tokens, ends, strict=True)]
-        return [text.strip() for text in processor.tokenizer.batch_decode(words, skip_special_tokens=True)]
-
-    def _generate_with(self, config: GenerationConfig, logits_processor, inputs: dict) -> torch.Tensor:
-        """The VLM's `generate` with these settings and none of its own (repetition penalties, sampling, ...)."""
-        inputs = {name: value for name, value in inputs.items() if name not in _EXPERT_INPUTS}
-        self.vlm.generation_config = config
-        watch = NaNWatch()
-        processors = LogitsProcessorList([watch, *(logits_processor or [])])
-        # The library's own: that of Janus leaves out every logits processor, and with it the grammar of the actions.
-        tokens = GenerationMixin.generate(self.vlm, **inputs, logits_processor=processors)
-        self.vlm.generation_config = self.generation_config
-        watch.check()
-        return tokens
-
-    # -------------------------------------------------------------------------------------------------- checks
-    def _check_actions(self, actions: torch.Tensor, action_mask: torch.Tensor | None, batch_size: int) -> torch.Tensor:
-        shape = (batch_size, self.config.chunk_size, self.config.max_action_dim)
-        if actions.shape != shape:
-            raise ValueError(
-                f"`actions` must be (batch, chunk_size, max_action_dim) = {shape}, got {tuple(actions.shape)}. "
-                "KIVLAProcessor pads chunks to the model's sizes; was it made with the same ones?"
-            )
-        if action_mask is None:
-            return torch.ones_like(actions, dtype=torch.bool)
-        if action_mask.shape != shape:
-            raise ValueError(f"`action_mask` must have the shape of `actions` {shape}, got {tuple(action_mask.shape)}.")
-        return action_mask.bool()
-
-    def _no_actions(self, input_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """Actions, mask and state of a batch without any, for an expert that must run all the same."""
-        config, batch_size = self.config, len(input_ids)
-        shape = (batch_size, config.chunk_size, config.max_action_dim)
-        actions = torch.zeros(shape, device=input_ids.device)
-        has_state = config.state_encoding == "continuous"
-        state = actions.new_zeros(batch_size, config.max_state_dim) if has_state else None
-        return actions, torch.zeros_like(actions, dtype=torch.bool), state
-
-    def _check_state(self, state: torch.Tensor | None, batch_size: int, n: int = 1) -> torch.Tensor | None:
-        if self.config.state_encoding != "continuous":
-            if state is not None:
-                raise ValueError(
-                    f'`state` was given, but this model has state_encoding="{self.config.state_encoding}": the expert '
-                    "has no state token. Leave `state` out, or build the model with the processor's state_encoding."
-                )
-            return None
-        shape = (batch_size, self.config.max_state_dim)
-        if state is None or state.shape != shape:
-            given = "none" if state is None else tuple(state.shape)
-            raise ValueError(f'state_encoding="continuous" needs `state` of shape {shape}, got {given}.')
-        return state.repeat(n, 1)
-
-    def _check_tokens(self, input_ids: torch.Tensor):
-        size = self.get_input_embeddings().weight.shape[0]
-        # Some VLMs give their image placeholder an id beyond the embedding, and never look it up.
-        unknown = (input_ids >= size) & (input_ids != getattr(self.config.vlm_config, "image_token_id", None))
-        if unknown.any():
-            raise ValueError(
-                f"Token id {int(input_ids[unknown][0])} is unknown: the VLM's embedding has {size} rows. Action "
-                "tokens are new: call model.resize_token_embeddings(processor.vocab_size) (KIVLATrainer does)."
-            )
-
-    def _check_prefix(self, vlm_inputs: dict, expert_attention_mask: torch.Tensor | None):
-        input_ids = vlm_inputs["input_ids"]
-        if expert_attention_mask is None or expert_attention_mask.shape != input_ids.shape:
-            given = "none" if expert_attention_mask is None else tuple(expert_attention_mask.shape)
-            raise ValueError(
-                f"`expert_attention_mask` must be (batch, sequence) = {tuple(input_ids.shape)}, got {given}: True "
-                "where the expert may read, False on padding and action tokens. KIVLAProcessor makes it."
-            )
-        if not expert_attention_mask.any(1).all():
-            raise ValueError("`expert_attention_mask` hides the whole prompt of an example from the expert.")
-        text_config = self.config.get_text_config()
-        if getattr(text_config, "use_bidirectional_attention", None) is True and "token_type_ids" not in vlm_inputs:
-            raise ValueError(
-                f"'{self.config.vlm_config.model_type}' attends in both directions over its prompt and needs "
-                "`token_type_ids` (0 on image and prompt, 1 on the tokens to learn): without them the answer would "
-                "leak into the prompt. KIVLAProcessor makes them."
-            )
 
 
 def _repeated_layers(model: PreTrainedModel) -> set[str]:
@@ -671,23 +598,6 @@ def _repeated_layers(model: PreTrainedModel) -> set[str]:
     classes = {type(module).__name__ for module in model.modules()}
     repeated = {type(module).__name__ for module in model.modules() if isinstance(module, GradientCheckpointingLayer)}
     return repeated | (set(model.vlm._no_split_modules or ()) & classes)
-
-
-def _supervised_tokens(labels: torch.Tensor | None, input_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Flat indices (n,) into B·S of the positions that predict a supervised token, and those tokens (n,)."""
-    if labels is None:
-        return input_ids.new_empty(0), input_ids.new_empty(0)
-    targets = F.pad(labels[:, 1:], (0, 1), value=-100).flatten()  # position j predicts token j + 1
-    rows = (targets != -100).nonzero().squeeze(-1)
-    return rows, targets[rows]
-
-
-def next_token_loss(
-    logits: torch.Tensor, targets: torch.Tensor, num_supervised: torch.Tensor | float | None = None
-) -> torch.Tensor:
-    """Cross-entropy in float32 of logits (n, vocabulary) and tokens (n,): sum over `num_supervised`, or mean."""
-    total = F.cross_entropy(logits.float(), targets.to(logits.device), reduction="sum")
-    return total / (max(len(targets), 1) if num_supervised is None else num_supervised)
 
 
 __all__ = ["KIVLAForActionPrediction", "KIVLAOutput", "KIVLAPreTrainedModel"]

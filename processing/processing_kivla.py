@@ -19,10 +19,10 @@ from .action_constraint import ActionTokenConstraint
 from .action_token_ids import place_action_tokens
 from .action_tokenizers import ActionDecodingFailure, ActionTokenizer, load_action_tokenizer, panics_as_errors
 from .call_options import check_options
-from .hub_card import PushedWithCard
 from .image_input import pad_to_square
 from .normalization import as_numbers, discretize_state
 from .plain_words import PlainWords
+from .processor_card import PushedWithCard
 from .prompt_frame import PromptFrame, PromptFrames, has_chat
 from .robot import Robot, robot_from_json
 from .saved_settings import ROBOT_TYPES, check_saved, check_settings

@@ -6,7 +6,9 @@ import pytest
 
 @pytest.fixture(scope="session", autouse=True)
 def datasets_cache(tmp_path_factory):
-    """Tests must not write into the user's cache."""
+    """Tests, and the processes that they start, must not write into the user's cache, nor read what is left there."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets_cache"))
+        folder = tmp_path_factory.mktemp("datasets_cache")
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", folder)
+        patch.setenv("HF_DATASETS_CACHE", str(folder))
         yield

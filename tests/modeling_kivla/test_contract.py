@@ -1,17 +1,30 @@
 """The contract of the model, held for every VLM family with gradient checkpointing on and off."""
 
 import copy
-from functools import cache
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, partial
 
 import pytest
 import torch
 from transformers import AutoModelForImageTextToText
 
 from kivla.modeling_kivla import KIVLAConfig, KIVLAForActionPrediction
-from tests.families import FAMILIES, build_model, collate, drop_suffix, make_example, randomize_zero_parameters
+from tests.families import (
+    FAMILIES,
+    TEXT_IDS,
+    VOCAB_SIZE,
+    build_model,
+    collate,
+    drop_suffix,
+    make_example,
+    randomize_zero_parameters,
+)
 from tests.tolerance import assert_close_relative, assert_gradients_close
 
 CHUNK, WIDTH = 5, 3
+SPECIAL_IDS = list(range(TEXT_IDS.stop, VOCAB_SIZE))
 families = pytest.mark.parametrize("name", FAMILIES)
 checkpointing = pytest.mark.parametrize("checkpointed", [False, True], ids=["plain", "checkpointed"])
 
@@ -209,3 +222,64 @@ def test_from_vlm_keeps_the_pretrained_weights(name, tmp_path):
     reference = AutoModelForImageTextToText.from_pretrained(tmp_path)
     for (n, a), (_, b) in zip(model.vlm.named_parameters(), reference.named_parameters(), strict=True):
         assert torch.equal(a, b), n
+
+
+def calls_of_every_kind(model: KIVLAForActionPrediction, name: str) -> list[Callable[[], torch.Tensor]]:
+    """Calls on one model, with prompts, pictures and batches of different sizes."""
+    family, calls = FAMILIES[name], []
+    for i in range(2):
+        examples = [make_example(family, 1 + (i + j) % 2, 3 + 2 * i + j, seed=10 * i + j) for j in range(1 + i)]
+        prompt = collate(family, [drop_suffix(example) for example in examples], "left")
+        noise = torch.randn(len(examples), CHUNK, WIDTH, generator=torch.Generator().manual_seed(i))
+        words = {n: v for n, v in prompt.items() if n != "expert_attention_mask"}
+        batch = training_batch(name, lengths=(3 + i, 5))
+        calls += [
+            partial(model.sample_actions, **prompt, noise=noise, num_steps=2),
+            # Gemma 3n cannot read the ids above that it may say
+            partial(model.generate, **prompt, max_new_tokens=3, do_sample=False, suppress_tokens=SPECIAL_IDS),
+            lambda words=words: model(**words).logits.detach(),
+            lambda batch=batch: model(**batch).velocity.detach(),
+            lambda batch=batch: model(**batch).logits.detach(),
+        ]
+    return calls
+
+
+def assert_threads_give_what_one_gives(calls: list[Callable], repeats: int = 2) -> None:
+    """Four threads at once, switched as often as Python can, against one call after the other."""
+    expected = [call() for call in calls]
+    order = [i for _ in range(repeats) for i in torch.randperm(len(calls)).tolist()]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(4) as threads:
+            found = list(threads.map(lambda i: calls[i](), order))
+    finally:
+        sys.setswitchinterval(interval)
+    for i, result in zip(order, found, strict=True):
+        if torch.is_tensor(result) and result.is_floating_point():
+            assert_close_relative(result, expected[i], 1024, what=f"call {i}")
+        else:
+            assert str(result) == str(expected[i]), f"call {i}: {result} instead of {expected[i]}"
+
+
+@families
+def test_threads_do_not_disturb_each_other(name):
+    assert_threads_give_what_one_gives(calls_of_every_kind(policy(name), name))
+
+
+@families
+def test_pictures_as_processors_make_them_reach_a_model_of_another_type(name):
+    """Processors give float32; the weights are bfloat16."""
+    batch = training_batch(name)
+    prompt = drop_suffix(make_example(FAMILIES[name]))
+    assert batch["pixel_values"].dtype == torch.float32
+    with torch.no_grad():
+        expected = policy(name)(**batch)
+        model = policy(name).to(torch.bfloat16)
+        found = model(**batch)
+        words = {n: v for n, v in prompt.items() if n != "expert_attention_mask"}
+        assert model(**words).logits.dtype == torch.bfloat16
+    assert_close_relative(found.token_loss, expected.token_loss, 16, dtype=torch.bfloat16, what="token loss")
+    assert_close_relative(found.flow_loss, expected.flow_loss, 16, dtype=torch.bfloat16, what="flow loss")
+    assert model.sample_actions(**prompt, num_steps=1).isfinite().all()
+    assert model.generate(**prompt, max_new_tokens=1).shape[1] == prompt["input_ids"].shape[1] + 1

@@ -82,3 +82,10 @@ def test_a_policy_acts_the_same_without_kivla(tmp_path):
     # What was loaded as remote code and saved again is whole, too
     again = without_kivla(tmp_path / "found_again", tmp_path / "frames.npy", tmp_path / "second")
     assert_close_relative(again["pipeline"], expected, what="saved again")
+
+
+def test_the_two_folders_share_no_file_name():
+    """Their files are saved into one folder with a policy: one would take the place of the other."""
+    root = Path(__file__).parents[2]
+    names = [{path.name for path in (root / folder).glob("*.py")} for folder in ("modeling_kivla", "processing")]
+    assert set.intersection(*names) == {"__init__.py"}

@@ -1,13 +1,14 @@
 """What happens when something outside of the run goes wrong: what is lost, what is said, and that the run can go on.
 
 Lost are at most the steps since the last checkpoint; the tests resume from it and compare with an undisturbed run.
-Run as a script it trains until it is told to stop: python -m tests.training.test_faults FOLDER
+Run as a script it trains until it is told to stop: python -m tests.training.test_faults FOLDER [killed]
 """
 
 import errno
 import json
 import multiprocessing
 import os
+import re
 import resource
 import shutil
 import signal
@@ -203,27 +204,29 @@ def test_a_video_is_damaged_while_training(tmp_path):
     assert last in note
 
 
+def kill_a_loader_worker() -> None:
+    os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+
+
+@pytest.mark.slow
 def test_a_loader_worker_is_killed(tmp_path, undisturbed):
-    """The main process is interrupted wherever it is: in a step, between two, or while it writes a checkpoint."""
-
-    def kill():
-        os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
-
-    trainer = trainer_with(tmp_path, 3, kill, dataloader_num_workers=2, max_steps=60)
-    with pytest.raises((RuntimeError, ConnectionError, EOFError)) as error:
-        trainer.train()
+    """In a process of its own: the error comes wherever that is (in a step, between two, while it writes a checkpoint),
+    and may come twice."""
+    command = [sys.executable, "-m", "tests.training.test_faults", str(tmp_path), "killed"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    result = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
+    assert result.returncode == 1, result.stderr[-3000:]
     # One that dies while it hands over a batch is a broken connection.
-    cause = error.value.__cause__ if isinstance(error.value, CheckpointError) else error.value
-    assert isinstance(cause, (ConnectionError, EOFError)) or str(cause).startswith("DataLoader worker (pid"), cause
-    # Two checkpoints, if it was before the older one was removed
-    *_, last = sorted(checkpoints_in(tmp_path), key=lambda name: int(name.partition("-")[2]))
-    noted = [name for name in checkpoints_in(tmp_path) if any(f"{name} is kept" in n for n in error.value.__notes__)]
-    assert noted and "the same command goes on from there" in error.value.__notes__[-1]
-    if int(last.partition("-")[2]) <= SETTINGS["max_steps"]:
+    assert re.search(r"DataLoader worker \(pid|Connection\w*Error|EOFError", result.stderr), result.stderr[-3000:]
+    names = checkpoints_in(tmp_path)  # two, if it was before the older one was removed
+    kept = re.findall(r"Everything up to .*(checkpoint-\d+) is kept: the same command goes on", result.stderr)
+    assert kept and set(kept) <= set(names), result.stderr[-3000:]
+    if max(int(name.partition("-")[2]) for name in names) <= SETTINGS["max_steps"]:
         assert_resumes(tmp_path, undisturbed, dataloader_num_workers=2)
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    settings = {**SETTINGS, "max_steps": 10_000, "dataloader_num_workers": 2}
-    make_trainer(sys.argv[1], **settings).train()
+    trainer = make_trainer(sys.argv[1], **{**SETTINGS, "max_steps": 10_000, "dataloader_num_workers": 2})
+    if sys.argv[2:] == ["killed"]:
+        trainer.add_callback(AtStep(3, kill_a_loader_worker))
+    trainer.train()

@@ -1,0 +1,132 @@
+"""What the VLM of a policy says: words, a response before it acts, and actions as tokens."""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+
+import torch
+from transformers import GenerationConfig, GenerationMixin, LogitsProcessorList, PreTrainedModel
+
+from .action_checks import NaNWatch
+from .backbone_attention import logits_of
+from .call_hooks import call_view
+from .forward_inputs import EXPERT_INPUTS, with_image_dtype
+
+
+class KIVLAGenerationMixin:
+    """`generate` and its kin, for a model with a `vlm`. Every call keeps its settings to itself."""
+
+    def generate(self, *args, **kwargs):
+        """The VLM still talks: its own `generate`. Inputs for the expert are left out; an assistant may be a policy.
+
+        Raises:
+            ValueError: a batch for training, which has the answer in its prompt.
+        """
+        if isinstance(kwargs.get("assistant_model"), KIVLAGenerationMixin):
+            kwargs["assistant_model"] = kwargs["assistant_model"].vlm
+        return self._talker(self.generation_config).generate(*args, **self._prompt(kwargs))
+
+    def compute_transition_scores(self, *args, **kwargs) -> torch.Tensor:
+        """How sure the VLM was of what it said: its own method, for what `generate` returns."""
+        return self.vlm.compute_transition_scores(*args, **kwargs)
+
+    def _talker(self, config: GenerationConfig) -> PreTrainedModel:
+        """The VLM for one call of `generate`, with these defaults."""
+        talker = call_view(self.vlm)
+        talker.generation_config = config
+        return talker
+
+    def _prompt(self, inputs: dict) -> dict:
+        """Arguments of `generate`, out of a batch and options."""
+        for name in ("labels", "actions"):
+            if inputs.get(name) is not None:
+                raise ValueError(
+                    f"This batch is for training: it has `{name}`, so its prompt ends in the answer. To let the VLM "
+                    "talk, make the batch without `response` and `actions`."
+                )
+        inputs = {name: value for name, value in inputs.items() if name not in ("labels", *EXPERT_INPUTS)}
+        return with_image_dtype(inputs, self.vlm.dtype)
+
+    def generate_actions(
+        self,
+        processor,
+        do_sample: bool = False,
+        temperature: float = 1.0,
+        use_cache: bool = True,
+        action_mask: torch.Tensor | None = None,
+        robot: Sequence[str | None] | None = None,
+        max_response_tokens: int | None = None,
+        **inputs,
+    ) -> list:
+        """Decode action tokens: the VLM says a chunk code by code, held to what can become a complete one.
+
+        A policy that was taught to say a response first says it, and then the chunk. (For the words, see
+        `generate_response`.)
+
+        Args:
+            processor: the policy's `KIVLAProcessor`, which knows the action tokens.
+            do_sample: sample at `temperature`, with torch's random state; otherwise greedy.
+            use_cache: keep keys and values of what was said (same result, faster).
+            action_mask: (B, H, D) bool, which dimensions an example has.
+            robot: for each example the name of its robot, which then says how many dimensions there are; needed by
+                processors of several robots whose masks do not tell (`noise_padding`).
+            max_response_tokens: longest response; 0 acts at once, as after a `given_response`. By default it is up to
+                the processor (`responds_first`).
+            **inputs: what `processor(...)` gives without actions.
+
+        Returns:
+            For each example a normalised chunk, float32 (H, action_dim), or an `ActionDecodingFailure` with the reason.
+            `processor.unnormalize_actions(chunk)` turns it into robot units.
+
+        Raises:
+            NonFiniteActionsError: the VLM computed NaN.
+        """
+        batch_size, length = inputs["input_ids"].shape
+        if robot is not None or action_mask is None or processor.noise_padding:
+            action_dims = [processor.robot(name).action_dim for name in robot or [None] * batch_size]
+        else:
+            action_dims = action_mask.any(1).sum(-1).tolist()
+        constraint = processor.action_constraint(length, action_dims, max_response_tokens)
+        longest = processor.action_tokenizer.max_tokens(self.config.chunk_size, max(action_dims))
+        config = GenerationConfig(
+            do_sample=do_sample,
+            temperature=temperature if do_sample else None,
+            top_k=0 if do_sample else None,
+            max_new_tokens=constraint.max_response_tokens + longest + 1,
+            eos_token_id=processor.end_token_id,
+            pad_token_id=processor.tokenizer.pad_token_id,
+            use_cache=use_cache,
+        )
+        actions_alone = torch.tensor([*processor.action_token_ids, processor.end_token_id])
+        with nullcontext() if constraint.max_response_tokens else logits_of(self.vlm, actions_alone):
+            tokens = self._generate_with(config, LogitsProcessorList([constraint]), inputs)
+        return processor.decode_actions(tokens[:, length:], action_dims)
+
+    def generate_response(self, processor, max_new_tokens: int = 64, **inputs) -> list[str]:
+        """What the VLM says before it acts, e.g. the sub-task that it sets itself (π0.5); greedy, up to the actions.
+
+        Args:
+            processor: the policy's `KIVLAProcessor`.
+            max_new_tokens: longest response.
+            **inputs: what `processor(...)` gives without actions.
+
+        Returns:
+            For each example the words, to be handed back to the processor as `given_response`.
+        """
+        length = inputs["input_ids"].shape[1]
+        stops = [processor.end_token_id, *processor.action_token_ids.tolist()]
+        config = GenerationConfig(
+            max_new_tokens=max_new_tokens, eos_token_id=stops, pad_token_id=processor.tokenizer.pad_token_id
+        )
+        tokens = self._generate_with(config, None, inputs)[:, length:].tolist()
+        ends = [next((i for i, token in enumerate(row) if token in stops), len(row)) for row in tokens]
+        words = [row[:end] for row, end in zip(tokens, ends, strict=True)]
+        return [text.strip() for text in processor.tokenizer.batch_decode(words, skip_special_tokens=True)]
+
+    def _generate_with(self, config: GenerationConfig, logits_processor, inputs: dict) -> torch.Tensor:
+        """The VLM's `generate` with these settings and none of its own (repetition penalties, sampling, ...)."""
+        watch = NaNWatch()
+        watched = LogitsProcessorList([watch, *(logits_processor or [])])
+        # The library's own: that of Janus leaves out every logits processor, and with it the grammar of the actions.
+        tokens = GenerationMixin.generate(self._talker(config), **self._prompt(inputs), logits_processor=watched)
+        watch.check()
+        return tokens

@@ -1,0 +1,15 @@
+"""The library's tests have marks of their own, which pytest must know."""
+
+_MARKS = (
+    "accelerate_tests",
+    "flash_attn_3_test",
+    "flash_attn_4_test",
+    "flash_attn_test",
+    "generate",
+    "torch_compile_test",
+)
+
+
+def pytest_configure(config):
+    for mark in _MARKS:
+        config.addinivalue_line("markers", f"{mark}: of transformers' own tests")
