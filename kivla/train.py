@@ -388,7 +388,7 @@ def make_mixture(
         weights = [*(weights / weights.sum() * (1 - share)), share]
         sources = [*sources, load_vlm_data(data_args, processor, data_args.vlm_split or VLM_SPLIT)]
     examples = args.max_steps * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-    return Mixture(sources, weights, examples, args.seed)
+    return Mixture(sources, weights, examples, args.seed if args.data_seed is None else args.data_seed)
 
 
 def _spread(data: Dataset, count: int) -> Subset:

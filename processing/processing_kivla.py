@@ -228,10 +228,18 @@ class KIVLAProcessor(PushedWithCard, ProcessorMixin):
         # What in a text would be taken for an image
         image_ids = [i for i in vlm_processor.image_token_ids if i is not None]
         self._placeholders = {vlm_processor.image_token, *self.tokenizer.convert_ids_to_tokens(image_ids)}
-        most_images = max(len(robot.cameras or ()) for robot in self.robots.values())
-        self._frames = PromptFrames(vlm_processor, most_images, prompt_frames)
-        self._words = PlainWords(self.tokenizer, self._frames.written + action_prompt)
+        self.set_prompts(prompt_frames)
         self._newline = self._tokenize("\n")
+
+    def set_prompts(self, prompt_frames: dict[str, dict] | None = None) -> None:
+        """Take the prompts of another processor of the same VLM, e.g. of a run that goes on on another day.
+
+        Args:
+            prompt_frames: its `to_dict()["prompt_frames"]`; None takes what the chat template writes today.
+        """
+        most_images = max(len(robot.cameras or ()) for robot in self.robots.values())
+        self._frames = PromptFrames(self.vlm_processor, most_images, prompt_frames)
+        self._words = PlainWords(self.tokenizer, self._frames.written + self.action_prompt)
 
     @classmethod
     def from_vlm(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> "KIVLAProcessor":

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import rotate_checkpoints
 
+from ..processing import KIVLAProcessor
 from .checkpoints import (
     MANIFEST,
     UNFINISHED,
@@ -159,6 +160,8 @@ class ResumableTrainer(Trainer):
         self._resumed_from = Path(resume_from_checkpoint) if resume_from_checkpoint else None
         self._run = self._found_out(self._check_run)
         self._newest = self._resumed_from
+        if self._resumed_from is not None:  # a chat template may write the date: what goes on keeps its prompts
+            self.processing_class.set_prompts(KIVLAProcessor.saved_settings(self._resumed_from).get("prompt_frames"))
         try:
             with self._signals:
                 return super().train(resume_from_checkpoint or None, *args, **kwargs)

@@ -199,6 +199,7 @@ def _(data: ConcatDataset) -> dict:
 
 def _describe_processor(processor: KIVLAProcessor) -> dict:
     described = json.loads(json.dumps(processor.to_dict(), default=_as_json))
+    described.pop("prompt_frames")  # of the chat template, on the day of the start: what goes on keeps them
     if described["action_tokenizer"] is not None:
         content = {name: v for name, v in described["action_tokenizer"].items() if isinstance(v, dict)}
         described["action_tokenizer"] = {

@@ -217,21 +217,21 @@ def test_sharding_needs_images_on_all_devices_or_none(tmp_path, monkeypatch):
 
 def test_what_cannot_be_sharded_is_refused(tmp_path, monkeypatch):
     trainer = make_trainer(tmp_path, "paligemma", muon=True)
-    trainer._check_sharding()
+    trainer._check_devices()
     trainer.is_fsdp_enabled = True
     with pytest.raises(ValueError, match="Muon needs whole matrices"):
-        trainer._check_sharding()
+        trainer._check_devices()
     lora = LoraConfig(target_modules=["q_proj"])
     trainer.model = get_peft_model(trainer.model, lora)
     with pytest.raises(ValueError, match="FSDP cannot share out the weights that LoRA wraps"):
-        trainer._check_sharding()
+        trainer._check_devices()
     monkeypatch.setattr(type(trainer), "_is_zero3", True)
     with pytest.raises(ValueError, match="Give sample_in_eval=False"):
-        trainer._check_sharding()
+        trainer._check_devices()
     monkeypatch.setattr(type(trainer.accelerator), "distributed_type", DistributedType.FSDP)
     monkeypatch.setattr(type(trainer.accelerator), "is_fsdp2", False)
     with pytest.raises(ValueError, match="Set fsdp_version: 2"):
-        trainer._check_sharding()
+        trainer._check_devices()
 
 
 # ------------------------------------------------------------------------------------------------------ launch files

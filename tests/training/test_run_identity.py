@@ -66,6 +66,23 @@ def test_the_same_run_goes_on_and_says_so(used, caplog):
     assert trainer.state.global_step == 2
 
 
+def test_a_run_goes_on_with_the_prompts_that_it_began_with(used):
+    """A chat template may write the date: another day is no other run, and no other prompt."""
+    shutil.rmtree(used / "run" / "checkpoint-2")
+    (used / "run" / "config.json").unlink()
+    saved = used / "run" / "checkpoint-1" / "processor_config.json"
+    began_with = json.loads(saved.read_text())["prompt_frames"]
+
+    def other_day(model, processor):
+        frames = {number: {**frame, "before": "26 Nov. " + frame["before"]} for number, frame in began_with.items()}
+        processor.set_prompts(frames)
+
+    trainer = again(used, other_day)
+    assert trainer.processing_class.to_dict()["prompt_frames"] != began_with
+    trainer.train(resume_from_checkpoint=True)
+    assert trainer.processing_class.to_dict()["prompt_frames"] == began_with
+
+
 def test_a_finished_run_is_done(used, caplog):
     before = files(used / "run" / "checkpoint-2")
     trainer = again(used)
