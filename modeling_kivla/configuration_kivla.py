@@ -178,7 +178,7 @@ class KIVLAConfig(CheckedConfig):
         """As for any config. A VLM's name on the Hub is kept; the folder where it lay on this machine is not."""
         values = super().to_dict()
         if isinstance(vlm := values.get("vlm_config"), dict) and hub_id(vlm.get("_name_or_path")) is None:
-            vlm.pop("_name_or_path", None)
+            vlm["_name_or_path"] = ""
         return values
 
     def save_pretrained(self, save_directory, **kwargs):

@@ -269,6 +269,9 @@ class KIVLAForActionPrediction(KIVLAGenerationMixin, KIVLAPreTrainedModel):
     def set_attn_implementation(self, attn_implementation: str | dict, **kwargs):
         """As for any model, applied to the VLM; the text decoder's attention goes on being recorded.
 
+        Its config then says so (`kivla_eager`), which is why it refuses `output_attentions = True`. Set that in the
+        policy's own config, or give it to `forward`.
+
         Args:
             attn_implementation: a name for all of the VLM, or a dict: `{"vlm_config": ...}` as `from_pretrained` takes
                 it, or by parts of the VLM (`{"text_config": ..., "vision_config": ...}`).

@@ -86,6 +86,15 @@ def test_hidden_states_and_attentions_of_a_training_batch(where):
                 assert_close_relative(a, b, what=name)
 
 
+def test_attentions_are_refused_where_they_would_not_come():
+    model = make_model()
+    with pytest.raises(ValueError, match=r"set to sdpa\. Please set it to 'eager'"):
+        model.config.output_attentions = True
+    model.set_attn_implementation("eager")
+    with pytest.raises(ValueError, match="set to kivla_eager"):  # of the VLM's decoder: the policy's config takes it
+        model.config.get_text_config().output_attentions = True
+
+
 @pytest.mark.parametrize(
     ("given", "error", "message"),
     [

@@ -13,15 +13,11 @@ import torch
 
 from kivla.modeling_kivla import KIVLAConfig, KIVLAForActionPrediction
 from tests.families import FAMILIES, VOCAB_SIZE, collate, drop_suffix, make_example
-from tests.library.exemptions import FAILS, NOT_RUN
-from tests.library.sources import NoPackageIndexError, library_module
+from tests.library.exemptions import exempt
+from tests.library.sources import library_module
 
 pytestmark = pytest.mark.slow
-
-try:
-    common = library_module("test_modeling_common")
-except NoPackageIndexError as error:
-    pytest.skip(f"transformers' tests cannot be had: {error}", allow_module_level=True)
+common = library_module("test_modeling_common")
 
 # Bidirectional prompt; sliding windows; M-RoPE; chat template; plain Llama; mixture of experts.
 NAMES = ("paligemma", "gemma3", "qwen2_5_vl", "smolvlm", "llava", "qwen3_vl_moe")
@@ -80,13 +76,7 @@ def _tests_of(name: str, kind: str) -> type[unittest.TestCase]:
                 inputs["labels"] = inputs["input_ids"].clone()
             return inputs
 
-    for test in unittest.TestLoader().getTestCaseNames(PolicyTest):
-        if any(test.startswith(prefix) for prefix in NOT_RUN):
-            setattr(PolicyTest, test, None)  # no test any more
-        elif any(key in FAILS for key in (test, f"{kind}:{test}", f"{name}:{test}", f"{name}:{kind}:{test}")):
-            check = getattr(PolicyTest, test)
-            # A wrapper of its own: classes share the library's functions. What passes is a failure.
-            setattr(PolicyTest, test, unittest.expectedFailure(lambda self, check=check: check(self)))
+    exempt(PolicyTest, kind, name, f"{name}:{kind}")
     PolicyTest.__name__ = PolicyTest.__qualname__ = f"Test_{name}_{kind}"
     return PolicyTest
 
