@@ -153,7 +153,7 @@ def peak_bytes() -> int:
 
 
 def _status(name: str) -> int:
-    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines())
     return int(fields[name].split()[0]) * 1024
 
 

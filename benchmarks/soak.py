@@ -66,7 +66,7 @@ class Memory:
     megabytes: list[float] = field(default_factory=list)
 
     def add(self, pid: int, start: float, answered: int) -> None:
-        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+        pages = int(Path(f"/proc/{pid}/statm").read_text(encoding="utf-8").split()[1])
         self.seconds.append(time.perf_counter() - start)
         self.answered.append(answered)
         self.megabytes.append(pages * os.sysconf("SC_PAGE_SIZE") / 1e6)
@@ -152,7 +152,7 @@ def serving(policy: Path, log: Path, options) -> Iterator[tuple[int, subprocess.
     }
     words = [str(word) for name, value in settings.items() for word in (f"--{name}", value)]
     environment = {"KIVLA_API_KEY": API_KEY, "OMP_NUM_THREADS": str(options.threads), "HF_HUB_OFFLINE": "1"}
-    with log.open("w") as errors:
+    with log.open("w", encoding="utf-8") as errors:
         process = subprocess.Popen(
             [sys.executable, "-m", "kivla.cli", "serve", str(policy), *words],
             stdout=subprocess.PIPE,
@@ -164,7 +164,7 @@ def serving(policy: Path, log: Path, options) -> Iterator[tuple[int, subprocess.
             line = process.stdout.readline()
             found = re.fullmatch(r"Serving .* on ws://127\.0\.0\.1:(\d+)\n", line)
             if found is None:
-                raise RuntimeError(f"kivla serve did not start: {log.read_text()[-2000:]}")
+                raise RuntimeError(f"kivla serve did not start: {log.read_text(encoding='utf-8')[-2000:]}")
             yield int(found[1]), process
         finally:
             process.kill()

@@ -24,4 +24,4 @@ def machine() -> dict:
 
 def _cpu_lines() -> list[str]:
     file = Path("/proc/cpuinfo")  # Linux alone has it
-    return file.read_text().splitlines() if file.is_file() else []
+    return file.read_text(encoding="utf-8").splitlines() if file.is_file() else []

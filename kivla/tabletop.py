@@ -108,7 +108,7 @@ def once(path: Path, make: Callable[[], dict]) -> dict:
         start = time.monotonic()
         result = make()
         write_json(path, {**result, "minutes": (time.monotonic() - start) / 60})
-    return json.loads(path.read_text())
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def record(folder: Path, args: TabletopArguments) -> dict:

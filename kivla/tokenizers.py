@@ -43,7 +43,7 @@ def run(arguments: Sequence[str]) -> None:
     file = Path(args.output)
     file.parent.mkdir(parents=True, exist_ok=True)
     report = {**asdict(args), "num_fitted": len(chunks), "num_measured": len(actions), "rows": rows}
-    file.write_text(json.dumps(report, indent=2) + "\n")
+    file.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     print(f"{len(actions)} chunks of held-out episodes, {args.chunk_size} x {held_out.action_dim} values each\n")
     print(f"{format_table(rows)}\n\n{file}")
 

@@ -240,7 +240,7 @@ def answers_before(trainer: KIVLATrainer, path: Path) -> dict[str, float]:
         if trainer.is_world_process_zero():
             write_json(path, metrics)
         trainer.accelerator.wait_for_everyone()
-    return json.loads(path.read_text())
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def split_run(stages: Sequence[Stage], args: KIVLATrainingArguments) -> list[KIVLATrainingArguments]:

@@ -41,7 +41,7 @@ def load_base(cls: type[PreTrainedModel], adapter: str, kwargs: dict) -> tuple[P
         ValueError: the adapter does not say enough to make it.
     """
     file = find_adapter_config_file(str(adapter), **_where(kwargs))
-    base = json.loads(Path(file).read_text())["base_model_name_or_path"]
+    base = json.loads(Path(file).read_text(encoding="utf-8"))["base_model_name_or_path"]
     if not base:
         raise ValueError(
             f"{adapter} is an adapter, but its adapter_config.json names no base (base_model_name_or_path). Load the "
