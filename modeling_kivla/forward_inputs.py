@@ -15,9 +15,11 @@ from .configuration_kivla import KIVLAConfig
 
 # Arguments of `forward` that are ours; everything else is the VLM's.
 EXPERT_INPUTS = ("expert_attention_mask", "actions", "action_mask", "state", "noise", "timestep")
+# The cache, and its names before transformers 5.24, which the VLM then takes too.
+_CACHE = ("cache", "past_key_values", "cache_params")
 # Of the VLM's: what a pass that computes the losses, or a prefix, sets itself or cannot do; and what to do instead.
 _SET_BY_US = {
-    "past_key_values": "the whole sequence is read in one pass; leave it out",
+    **dict.fromkeys(_CACHE, "the whole sequence is read in one pass; leave it out"),
     "use_cache": "nothing is decoded here, so no cache is kept; leave it out",
     "logits_to_keep": "logits are computed where a token is supervised; leave it out",
     "num_items_in_batch": "the two losses have a count each: give num_supervised_tokens and num_supervised_actions",
@@ -72,8 +74,9 @@ def check_names(given: Iterable[str], of_vlm: frozenset[str], forward: Callable)
     Raises:
         TypeError: a name that neither the VLM nor we know, which the VLM would take and drop.
     """
+    old_names = _CACHE if "cache" in of_vlm else ()
     for name in given:
-        if name not in of_vlm:
+        if name not in of_vlm and name not in old_names:
             near = difflib.get_close_matches(name, {*of_vlm, *inspect.signature(forward).parameters}, n=1)
             hint = f" Did you mean `{near[0]}`?" if near else ""
             raise TypeError(f"`{name}` is an argument of neither the policy nor its VLM.{hint}")

@@ -115,6 +115,15 @@ def test_what_would_be_ignored_is_refused_by_name(given, error, message):
         model(**{**batch, **given})
 
 
+def test_a_cache_is_refused_by_the_name_that_the_library_gives_it():
+    """`past_key_values` until transformers 5.23; `cache`, and the old names too, since."""
+    model, batch = make_model(), make_batch()
+    names = {"cache", "past_key_values"} if "cache" in model.vlm_argument_names else {"past_key_values"}
+    for name in names:
+        with pytest.raises(ValueError, match=f"`{name}` cannot be given where the policy learns"):
+            model(**batch, **{name: []})
+
+
 def test_acting_refuses_what_is_for_learning():
     model, example = make_model(), make_example(FAMILIES["llava"])
     with pytest.raises(ValueError, match="`labels` are for `forward`"):
