@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from kivla.modeling_kivla import hub_card as of_model
-from kivla.processing import hub_card as of_processor
+from kivla.processing import processor_card as of_processor
 from tests.hub_stand_in import hub_stand_in
 from tests.kivla.test_hub import run
 from tests.kivla.test_train_recipes import sources  # noqa: F401 (a fixture)
