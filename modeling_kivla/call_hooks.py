@@ -35,6 +35,8 @@ def call_hook(module: nn.Module, before: _Before = _nothing, after: _After = _no
 
     They live outside the module, so copies of it, saving and parallel wrappers know nothing of them.
     """
+    if module in _WANTED.get(_NOTHING):
+        raise RuntimeError(f"This call has hooks on this {type(module).__name__} already.")
     _install(module)
     token = _WANTED.set({**_WANTED.get(_NOTHING), module: (before, after)})
     try:

@@ -38,7 +38,9 @@ class KIVLAGenerationMixin:
     def _prompt(self, inputs: dict) -> dict:
         """Arguments of `generate`, out of a batch and options."""
         for name in ("labels", "actions"):
-            if inputs.get(name) is not None:
+            # PaliGemma's processor always gives labels: of a mere prompt all are -100
+            is_learned = inputs.get(name) is not None and (name == "actions" or bool((inputs[name] != -100).any()))
+            if is_learned:
                 raise ValueError(
                     f"This batch is for training: it has `{name}`, so its prompt ends in the answer. To let the VLM "
                     "talk, make the batch without `response` and `actions`."

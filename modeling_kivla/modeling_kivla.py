@@ -17,6 +17,7 @@ from transformers import (
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput
+from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
 from .action_checks import check_finite
 from .action_expert import ActionExpert, ExpertRMSNorm, Modulation, Prefix
@@ -145,6 +146,9 @@ class KIVLAForActionPrediction(KIVLAGenerationMixin, KIVLAPreTrainedModel):
         }
         config.tie_word_embeddings = self.vlm.get_output_embeddings().weight is self.vlm.get_input_embeddings().weight
         record_attention(self.vlm)
+        # The library puts hooks for hidden states on layers when they are first asked for. A view for one call of
+        # `generate` would put them there again each time, and every state would come twice.
+        maybe_install_capturing_hooks(self.vlm)
         self.expert = ActionExpert(config)
         self.generation_config = self.vlm.generation_config
         self.post_init()

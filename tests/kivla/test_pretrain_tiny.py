@@ -1,6 +1,7 @@
 """`kivla pretrain-tiny`: what is learned from, and that the command leaves a VLM, also after an interrupt."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -52,6 +53,7 @@ def test_the_command_leaves_a_vlm_with_its_accuracy(pretrained):
 
 def test_an_interrupted_run_ends_like_an_undisturbed_one(pretrained, tmp_path):
     (tmp_path / "checkpoint-2").symlink_to(pretrained / "checkpoint-2")  # all that was left
+    shutil.copy(pretrained / "arguments.json", tmp_path)
     main(["pretrain-tiny", str(tmp_path), *SMALL, "--max_steps", "4"])
     expected = load_file(pretrained / "vlm" / "model.safetensors")
     found = load_file(tmp_path / "vlm" / "model.safetensors")

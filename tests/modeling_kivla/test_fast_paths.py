@@ -109,7 +109,8 @@ def test_training_through_the_compiled_expert_gives_the_same_gradients():
 def test_logits_of_some_tokens_are_the_vlms_own(name):
     model = make_model(name)
     randomize_zero_parameters(model)
-    batch = {key: value for key, value in make_batch(name).items() if key not in ("actions", "expert_attention_mask")}
+    ours = ("actions", "expert_attention_mask", "labels")
+    batch = {key: value for key, value in make_batch(name).items() if key not in ours}
     tokens = torch.tensor([3, 11, 20])
     full = model(**batch).logits
     with logits_of(model.vlm, tokens):

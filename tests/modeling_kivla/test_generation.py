@@ -43,3 +43,22 @@ def test_as_the_untouched_vlm(name, way):
         arguments = (wanted.sequences, wanted.scores, wanted.get("beam_indices"))
         expected = vlm.compute_transition_scores(*arguments, normalize_logits=True)
         assert torch.equal(model.compute_transition_scores(*arguments, normalize_logits=True), expected)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_again_and_again(name):
+    """The library puts hooks on layers the first time that hidden states are asked for: once, and not in every call."""
+    model = _shared_policy(name)
+    prompt = collate(FAMILIES[name], [drop_suffix(make_example(FAMILIES[name]))], "left")
+    del prompt["expert_attention_mask"]
+    options = {"max_new_tokens": 2, "do_sample": False, "return_dict_in_generate": True, "output_hidden_states": True}
+
+    def said():
+        with torch.no_grad():
+            return model.generate(**prompt, **options)
+
+    first, hooks = said(), sum(len(module._forward_hooks) for module in model.modules())
+    second = said()
+    assert sum(len(module._forward_hooks) for module in model.modules()) == hooks
+    assert torch.equal(second.sequences, first.sequences)
+    assert len(second.hidden_states[0]) == len(first.hidden_states[0])

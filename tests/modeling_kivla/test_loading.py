@@ -30,7 +30,7 @@ def same_weights(a, b) -> bool:
         ({"device_map": "auto", "max_memory": "lots"}, TypeError, "indices"),
         ({"key_mapping": 3}, AttributeError, "items"),
         ({"num_inference_steps": "three"}, StrictDataclassError, "expected int"),
-        ({"num_inference_steps": 0}, StrictDataclassError, "num_inference_steps must be at least 1, got 0"),
+        ({"num_inference_steps": 0}, ValueError, "num_inference_steps must be at least 1, got 0"),
         ({"learning_rate": 1.0}, TypeError, "unexpected keyword argument 'learning_rate'"),
         ({"subfolder": "other"}, OSError, "other has no config.json"),
         ({"variant": "fp16"}, OSError, "model.fp16.safetensors"),
