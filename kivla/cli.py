@@ -1,5 +1,6 @@
 """The `kivla` command and its sub-commands."""
 
+import difflib
 import shlex
 import sys
 from collections.abc import Sequence
@@ -81,7 +82,13 @@ def parse(
         words = takewhile(lambda argument: not argument.startswith("-"), list(arguments))
         for i, (name, _) in enumerate(zip(names, words, strict=False)):
             arguments.insert(2 * i, f"--{name}")
-    return parser.parse_args_into_dataclasses(arguments)
+    *parsed, rest = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
+    if rest:
+        options = [option for action in parser._actions for option in action.option_strings]
+        near = difflib.get_close_matches(rest[0], options, n=1)
+        hint = f"Did you mean {near[0]}?" if near else f"`{prog} --help` lists what there is."
+        parser.error(f"there is no option {' '.join(rest)}. {hint}")
+    return tuple(parsed)
 
 
 def command_line(prog: str, *options, always: Sequence[str] = (), without: Sequence[str] = ()) -> str:

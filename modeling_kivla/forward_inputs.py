@@ -66,18 +66,21 @@ class WithVLMArguments:
         return forward
 
 
-def check_names(given: Iterable[str], of_vlm: frozenset[str], forward: Callable) -> None:
+def check_names(given: Iterable[str], of_vlm: frozenset[str], *methods: Callable) -> None:
     """
     Args:
-        forward: the policy's, for a hint.
+        methods: the policy's, for a hint.
 
     Raises:
         TypeError: a name that neither the VLM nor we know, which the VLM would take and drop.
     """
     old_names = _CACHE if "cache" in of_vlm else ()
+    ours = {name for method in methods for name in inspect.signature(method).parameters}
     for name in given:
         if name not in of_vlm and name not in old_names:
-            near = difflib.get_close_matches(name, {*of_vlm, *inspect.signature(forward).parameters}, n=1)
+            if name in ours:
+                raise TypeError(f"`{name}` is for training, or for another method of the policy: leave it out here.")
+            near = difflib.get_close_matches(name, {*of_vlm, *ours}, n=1)
             hint = f" Did you mean `{near[0]}`?" if near else ""
             raise TypeError(f"`{name}` is an argument of neither the policy nor its VLM.{hint}")
 

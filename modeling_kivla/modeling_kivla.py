@@ -1,6 +1,7 @@
 """KIVLA: any vision-language model as a robot policy, with knowledge insulation."""
 
 import dataclasses
+import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -144,7 +145,9 @@ class KIVLAForActionPrediction(KIVLAGenerationMixin, KIVLAPreTrainedModel):
         self._tied_weights_keys = {
             f"vlm.{to}": f"vlm.{source}" for to, source in self.vlm.all_tied_weights_keys.items()
         }
-        config.tie_word_embeddings = self.vlm.get_output_embeddings().weight is self.vlm.get_input_embeddings().weight
+        name_of = {module: name for name, module in self.vlm.named_modules()}
+        # What is tied, not what is one tensor by now: a model that is being loaded ties its weights at the end.
+        config.tie_word_embeddings = f"{name_of[self.get_output_embeddings()]}.weight" in self.vlm.all_tied_weights_keys
         record_attention(self.vlm)
         # The library puts hooks for hidden states on layers when they are first asked for. A view for one call of
         # `generate` would put them there again each time, and every state would come twice.
@@ -174,6 +177,9 @@ class KIVLAForActionPrediction(KIVLAGenerationMixin, KIVLAPreTrainedModel):
         """
         own = {f.name for f in dataclasses.fields(KIVLAConfig)} - {f.name for f in dataclasses.fields(PreTrainedConfig)}
         config_kwargs = {name: kwargs.pop(name) for name in list(kwargs) if name in own}
+        for name in kwargs:
+            if near := difflib.get_close_matches(name, own, n=1, cutoff=0.8):
+                raise TypeError(f"KIVLAConfig has no field `{name}`. Did you mean `{near[0]}`?")
         hub_kwargs = {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs}
         vlm_config = AutoConfig.from_pretrained(pretrained_model_name_or_path, **hub_kwargs)
         config = KIVLAConfig(vlm_config=vlm_config, expert_config=expert_config, **config_kwargs)
@@ -418,7 +424,7 @@ class KIVLAForActionPrediction(KIVLAGenerationMixin, KIVLAPreTrainedModel):
 
     def _for_vlm(self, inputs: dict) -> dict:
         """The VLM's arguments as it wants them, what the config asks for among them."""
-        check_names(inputs, self.vlm_argument_names, type(self).forward)
+        check_names(inputs, self.vlm_argument_names, type(self).forward, type(self).sample_actions)
         inputs = {name: value for name, value in inputs.items() if value is not None}
         asked = ("output_attentions", "output_hidden_states")
         inputs = {name: True for name in asked if getattr(self.config, name)} | inputs

@@ -89,6 +89,11 @@ class Base:
     def __init__(self, path: str | Path, vlm_processor: str | None = None, trust_remote_code: bool = False):
         self.path = str(path)
         self.folder = Path(path) if Path(path).is_dir() else Path(snapshot_download(self.path))
+        if (self.folder / "adapter_config.json").is_file():
+            raise ValueError(
+                f"{path} holds the updates of LoRA alone. `kivla train` goes on from a whole policy: the one that it "
+                "leaves in --output_dir has them merged. (In Python: kivla.training.lora.load_lora.)"
+            )
         kind = PreTrainedConfig.get_config_dict(self.folder)[0].get("model_type")
         if kind != KIVLAConfig.model_type:
             raise ValueError(

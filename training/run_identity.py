@@ -70,8 +70,11 @@ DOES_NOT_MATTER = (
     *("ddp_broadcast_buffers", "ddp_static_graph", "ddp_backend", "ddp_timeout", "fsdp", "fsdp_config", "deepspeed"),
 )
 STAGE, START, MODEL = ("facts", "stage"), "start", "model"
-# In configs: where a model came from, and what the library changes when a run begins
-_PASSED_OVER = ("_name_or_path", "transformers_version", "architectures", "auto_map", "use_cache", "torch_dtype")
+# In configs: where a model came from, and what the library changes when a run begins or its model is saved (weights are
+# looked at with their types)
+_PASSED_OVER = (
+    *("_name_or_path", "transformers_version", "architectures", "auto_map", "use_cache", "torch_dtype", "dtype"),
+)
 _TOKEN_IDS = ("pad_token_id", "bos_token_id", "eos_token_id")
 _ADAPTER = ("peft_type", "r", "lora_alpha", "lora_dropout", "use_dora", "use_rslora", "bias")
 _SAMPLES = {"values": 512, "rows": 64}  # of a tensor or a dataset, evenly spread

@@ -1,5 +1,7 @@
 """KIVLATrainer: the library's Trainer with the combined loss, its metrics, and evaluation in robot units."""
 
+import difflib
+import inspect
 import logging
 from collections import defaultdict
 from pathlib import Path
@@ -13,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import record_function
 from torch.utils.data import DataLoader, Dataset, SequentialSampler
 from tqdm.auto import tqdm
-from transformers import EvalPrediction, TrainingArguments
+from transformers import EvalPrediction, Trainer, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput, PredictionOutput, denumpify_detensorize, has_length
 
 from ..modeling_kivla import KIVLAForActionPrediction
@@ -85,6 +87,11 @@ class KIVLATrainer(ResumableTrainer):
         **kwargs,
     ):
         args = KIVLATrainingArguments.of(args)
+        known = {*inspect.signature(Trainer.__init__).parameters, "run_facts"}
+        if unknown := sorted(kwargs.keys() - known):
+            near = difflib.get_close_matches(unknown[0], known, n=1)
+            hint = f" Did you mean `{near[0]}`?" if near else " The policy's processor is `processing_class`."
+            raise TypeError(f"KIVLATrainer has no argument `{unknown[0]}`.{hint}")
         check_trainer_arguments(args, kwargs)
         if not isinstance(processing_class, KIVLAProcessor):
             raise TypeError(

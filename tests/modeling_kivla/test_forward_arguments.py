@@ -310,3 +310,23 @@ def test_reentrant_checkpointing_never_drops_a_gradient(through_set):
         with pytest.raises(ValueError, match="would silently drop the expert's gradient"):
             model.gradient_checkpointing_enable(**options)
         assert not model.is_gradient_checkpointing
+
+
+def test_what_is_for_training_is_refused_where_it_acts(tmp_path):
+    model = make_model()
+    batch = make_batch()
+    with pytest.raises(TypeError, match="`actions` is for training"):
+        model.sample_actions(**{name: value for name, value in batch.items() if name != "labels"})
+    prompt = {name: value for name, value in batch.items() if name not in ("labels", "actions")}
+    with pytest.raises(TypeError, match="Did you mean `num_steps`"):
+        model.sample_actions(**prompt, num_step=3)
+    model.vlm.save_pretrained(tmp_path)
+    with pytest.raises(TypeError, match="Did you mean `flow_loss_weight`"):
+        KIVLAForActionPrediction.from_vlm(tmp_path, flow_los_weight=2.0)
+
+
+def test_ties_are_saved_and_loaded(tmp_path):
+    model = make_model("paligemma")
+    model.save_pretrained(tmp_path)
+    assert model.config.tie_word_embeddings
+    assert KIVLAForActionPrediction.from_pretrained(tmp_path).config.tie_word_embeddings

@@ -83,6 +83,17 @@ def test_a_run_goes_on_with_the_prompts_that_it_began_with(used):
     assert trainer.processing_class.to_dict()["prompt_frames"] == began_with
 
 
+def test_one_process_makes_its_run_longer(tmp_path):
+    """As in a notebook; saving writes the type of the weights into the model's config."""
+    trainer = make_trainer(tmp_path, **SETTINGS)
+    trainer.train()
+    with pytest.raises(OtherRunError, match="Go on from there with resume_from_checkpoint=True"):
+        trainer.train()
+    trainer.args.max_steps = 3
+    trainer.train(resume_from_checkpoint=True)
+    assert trainer.state.global_step == 3
+
+
 def test_a_finished_run_is_done(used, caplog):
     before = files(used / "run" / "checkpoint-2")
     trainer = again(used)
