@@ -23,14 +23,20 @@ class PolicyTester:
         return KIVLAConfig(vlm_config=FAMILIES[self.name].config(), expert_config={"hidden_size": 32}, chunk_size=5)
 
 
+class PolicyConfigTester(common.ConfigTester):
+    def check_config_can_be_init_without_params(self):
+        """There is no policy without a VLM."""
+        with pytest.raises(ValueError, match="needs `vlm_config`"):
+            self.config_class()
+
+
 @pytest.mark.parametrize("name", ["paligemma", "gemma3", "qwen2_5_vl", "smolvlm", "llava", "qwen3_vl_moe"])
 def test_policy(name):
     case = TestCase()
     case.model_tester = PolicyTester(name)
     values = json.loads(case.model_tester.get_config().to_json_string(use_diff=False))
     values = {key: values[key] for key in ("vlm_config", "expert_config", "chunk_size", "kv_layers")}
-    tester = common.ConfigTester(case, config_class=KIVLAConfig, has_text_modality=False, **values)
-    tester.run_common_tests(can_init_without_params=False)  # there is no policy without a VLM
+    PolicyConfigTester(case, config_class=KIVLAConfig, has_text_modality=False, **values).run_common_tests()
 
 
 def test_expert():
