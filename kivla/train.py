@@ -154,6 +154,9 @@ def run(arguments: Sequence[str]) -> None:
     kinds = (ModelArguments, DataArguments, KIVLATrainingArguments)
     model_args, data_args, args = parse(kinds, arguments, prog="kivla train", required=("output_dir",))
     stages, output_dir, start = model_args.stages, Path(args.output_dir), None
+    if args.resume_from_checkpoint is not None and len(stages) > 1:
+        reason = f"a run of {len(stages)} stages finds where it was by itself, by the same command"
+        refuse({"resume_from_checkpoint": reason})
     if args.restart:
         with args.main_process_first(local=False):
             if args.process_index == 0:

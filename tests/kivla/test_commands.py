@@ -150,6 +150,9 @@ def test_unknown_key_in_yaml(tmp_path, capsys):
 
 
 def test_vlm_or_policy(tmp_path):
+    two_stages = ["--vlm", "x", "--dataset", "y", "--output_dir", "z", "--recipe", "pi0.5", "--max_steps", "9"]
+    with pytest.raises(ValueError, match="--resume_from_checkpoint cannot apply: a run of 2 stages"):
+        main(["train", *two_stages, "--resume_from_checkpoint", "z/checkpoint-1"])
     with pytest.raises(ValueError, match=r"either --vlm .* or --policy"):
         main(["train", "--dataset", str(DATASET), "--output_dir", str(tmp_path)])
 
@@ -168,3 +171,9 @@ def test_profile_says_where_a_step_goes(vlm, tmp_path, capsys):
     assert parts == pytest.approx(times["all"], abs=0.03)
     assert json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
     assert not list(tmp_path.glob("checkpoint-*")), "profiling leaves no policy behind"
+
+
+def test_a_misspelt_option_is_named(capsys):
+    with pytest.raises(SystemExit):
+        main(["evaluate", "policy", "--dataset", "data", "--episodez", "1"])
+    assert "there is no option --episodez 1. Did you mean --episodes?" in capsys.readouterr().err
