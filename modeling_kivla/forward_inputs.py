@@ -75,9 +75,9 @@ def check_names(given: Iterable[str], of_vlm: frozenset[str], *methods: Callable
         TypeError: a name that neither the VLM nor we know, which the VLM would take and drop.
     """
     old_names = _CACHE if "cache" in of_vlm else ()
-    ours = {name for method in methods for name in inspect.signature(method).parameters}
     for name in given:
         if name not in of_vlm and name not in old_names:
+            ours = {name for method in methods for name in inspect.signature(method).parameters}
             if name in ours:
                 raise TypeError(f"`{name}` is for training, or for another method of the policy: leave it out here.")
             near = difflib.get_close_matches(name, {*of_vlm, *ours}, n=1)
