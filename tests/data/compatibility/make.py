@@ -2,8 +2,8 @@
 
 `saved.tar.xz` holds `policy/`, trained for two steps by `kivla train`, with the code that came along, and `adapter/`, a
 LoRA adapter on it. `expected.npz` holds two observations and the actions that both answered. `public_names.json` is the
-list of `tests/public_names.py`. They were made once, by `python -m tests.data.compatibility.make`, before a large move of the code, and stay as they are: made anew,
-they would prove nothing.
+list of `tests/public_names.py`. `python -m tests.data.compatibility.make` made them once, before a large move of the
+code, and they stay as they are: made anew, they would prove nothing.
 """
 
 import contextlib
