@@ -19,7 +19,7 @@ from kivla.processing.processing_kivla import SETTINGS
 
 PACKAGES = (
     "kivla",
-    *(f"kivla.{name}" for name in ("hub_cards", "modeling_kivla", "processing", "simulation", "training")),
+    *(f"kivla.{name}" for name in ("acting", "hub_cards", "modeling_kivla", "processing", "simulation", "training")),
 )
 # Of these the constructor alone, or the fields alone: the rest is the library's, or between a trainer and its parts
 CONSTRUCTOR_ALONE = ("KIVLATrainer",)

@@ -95,9 +95,14 @@ def names():
     return json.loads(json.dumps(public_names()))
 
 
+# (package, name) -> where it is now; `from kivla import name` is as it was
+MOVED = {("kivla.modeling_kivla", "ChunkExecutor"): "kivla.acting"}
+
+
 @pytest.mark.parametrize("package", NAMED["exports"])
 def test_no_exported_name_is_lost(names, package):
     lost = set(NAMED["exports"][package]).difference(names["exports"].get(package, ()))
+    lost = {name for name in lost if name not in names["exports"].get(MOVED.get((package, name)), ())}
     assert not lost, f"{package} no longer exports {sorted(lost)}"
 
 

@@ -43,7 +43,7 @@ NEW_POLICY = {"max_action_dim": 4, "expert_hidden_size": 16, "expert_intermediat
 
 def tiny_vlm(folder: Path) -> None:
     """A LLaVA with chat template, of 16 channels and with a word for each byte."""
-    from kivla.tiny_vlm import BASIC_TOKENS, CHAT_TOKENS, _byte_level_tokenizer, make_tiny_vlm
+    from kivla.demo.tiny_vlm import BASIC_TOKENS, CHAT_TOKENS, _byte_level_tokenizer, make_tiny_vlm
 
     tokenizer = _byte_level_tokenizer([], 0, (*BASIC_TOKENS, *CHAT_TOKENS))
     model, processor = make_tiny_vlm("llava", tokenizer, 16, 8, hidden_size=16, num_layers=2, num_vision_layers=1)
