@@ -20,6 +20,8 @@ from .processing import (
 )
 from .training import KIVLACollator, KIVLATrainer, KIVLATrainingArguments, LeRobotDataset
 
+__version__ = "0.1.0"
+
 # With `import kivla`, the library's Auto classes and `pipeline("action-prediction")` know our models.
 AutoConfig.register("kivla", KIVLAConfig)
 AutoModel.register(KIVLAConfig, KIVLAForActionPrediction)
