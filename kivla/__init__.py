@@ -18,6 +18,8 @@ from .training.data.collator import KIVLACollator
 from .training.data.lerobot.dataset import LeRobotDataset
 from .training.trainer import KIVLATrainer
 
+__version__ = "0.1.0"
+
 # With `import kivla`, the library's Auto classes and `pipeline("action-prediction")` know our models.
 AutoConfig.register("kivla", KIVLAConfig)
 AutoModel.register(KIVLAConfig, KIVLAForActionPrediction)

@@ -1,7 +1,7 @@
-"""`kivla convert`: π0 and π0.5 of openpi, LeRobot and transformers into a KIVLA policy, and back to LeRobot.
+"""Convert π0 and π0.5 of openpi, LeRobot and transformers into a KIVLA policy, and back to LeRobot.
 
 No number is changed, none is guessed, and the report says of every key what became of it. The result is a single
-`model.safetensors` (LeRobot reads no other), however many shards there were; see `checkpoint_files` for memory, and
+`model.safetensors` (LeRobot reads no other), however many shards there were; see `weight_files` for memory, and
 `pi_processors` for what differs between the three in normalisation.
 """
 

@@ -3,7 +3,7 @@
 import re
 import shlex
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from importlib import import_module
 from pathlib import Path
@@ -127,8 +127,6 @@ def all_options() -> set[str]:
     kinds: list[tuple] = []
     with commands_stop_after_parsing(kinds):
         for name in COMMANDS:
-            try:
+            with suppress(Parsed):
                 import_module(f"kivla.commands.{name.replace('-', '_')}").run([])
-            except Parsed:
-                pass
     return {field.name for group in kinds for kind in group for field in fields(kind)}
