@@ -28,7 +28,7 @@ from ..processing import (
     Normalizer,
     load_action_tokenizer,
 )
-from ..processing.processing_kivla import CONFIG_FILE, SETTINGS, VLM_PROCESSOR_FOLDER
+from ..processing.saved_processor import CONFIG_FILE, SETTINGS, VLM_PROCESSOR_FOLDER
 from .data.data_ranges import range_problems
 from .data.lerobot.dataset import LeRobotDataset, joint_statistics
 from .policy_options import DEFAULT_RECIPE, EXPERT_OPTIONS, MODEL_SETTINGS, PolicyOptions, refuse
