@@ -232,12 +232,24 @@ class ActionTokenizer(ABC):
         Returns:
             `tokens_mean` and `tokens_max` per chunk, `rmse` and `max_error` over all values, and `clipped`, the number
             of values or coefficients that had to be clipped.
+
+        Raises:
+            ValueError: the codes do not decode, or are more than `max_tokens` says.
         """
         chunks = as_chunks(chunks)
         clipped_before = self.num_clipped
         sequences = self.encode(chunks)
-        pairs = zip(chunks, sequences, strict=True)
-        errors = np.concatenate([(self.decode([codes], *chunk.shape)[0] - chunk).ravel() for chunk, codes in pairs])
+        errors = []
+        for i, (chunk, codes) in enumerate(zip(chunks, sequences, strict=True)):
+            if len(codes) > (most := self.max_tokens(*chunk.shape)):
+                raise ValueError(
+                    f"{type(self).__name__} has {len(codes)} codes for chunk {i}, more than max_tokens, {most}."
+                )
+            (decoded,) = self.decode([codes], *chunk.shape)
+            if isinstance(decoded, ActionDecodingFailure):
+                raise ValueError(f"{type(self).__name__} cannot decode its own codes of chunk {i}: {decoded}")
+            errors.append((decoded - chunk).ravel())
+        errors = np.concatenate(errors)
         lengths = [len(codes) for codes in sequences]
         return {
             "tokens_mean": float(np.mean(lengths)),

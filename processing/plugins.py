@@ -1,8 +1,10 @@
 """Classes that come from other packages: found by where they are, or by the name that their package gives them."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
+
+from .saved_settings import shortened
 
 
 def is_class_path(name: str) -> bool:
@@ -38,6 +40,33 @@ def installed(group: str) -> dict[str, EntryPoint]:
     return {entry.name: entry for entry in entry_points(group=group)}
 
 
+def find_class(name: str, known: Mapping[str, type | str], group: str, what: str) -> type:
+    """A class by its place, or by its name.
+
+    Args:
+        name: `pkg.module:Class`, a name in `known`, or one that an installed package gives it.
+        known: name → the class or its place.
+        group: of entry points.
+        what: what it is, for the message.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if is_class_path(name):
+        return load_class(name)
+    if name in known:
+        found = known[name]
+        return load_class(found) if isinstance(found, str) else found
+    named = installed(group)
+    if name in named:
+        return named[name].load()
+    raise ValueError(
+        f"Unknown {what} {shortened(name)!r}, expected one of {sorted({*known, *named})}. If it is of another package, "
+        f"install that; without an entry point in {group!r} its class must be imported first, or given as "
+        "pkg.module:Class."
+    )
+
+
 def check_has(found, names: Iterable[str], what: str, advice: str) -> None:
     """
     Args:
@@ -57,4 +86,4 @@ def check_has(found, names: Iterable[str], what: str, advice: str) -> None:
         )
 
 
-__all__ = ["check_has", "installed", "is_class_path", "load_class"]
+__all__ = ["check_has", "find_class", "installed", "is_class_path", "load_class"]

@@ -6,7 +6,7 @@ from typing import Any
 from .action_tokenizers import ACTION_TOKENIZERS, ActionTokenizer, check_action_tokenizer
 from .binning_tokenizer import BinningActionTokenizer
 from .fast_tokenizer import FASTActionTokenizer
-from .plugins import installed, is_class_path, load_class
+from .plugins import find_class, installed, is_class_path
 from .saved_files import local_folder, read_json
 from .saved_settings import shortened
 
@@ -23,26 +23,19 @@ def action_tokenizer_class(name: str) -> type[ActionTokenizer]:
         ValueError: there is none.
         TypeError: it cannot be used as an action tokenizer; the message names what it lacks.
     """
-    named = installed(ENTRY_POINTS)
-    if is_class_path(name):
-        found = load_class(name)
-    elif name in ACTION_TOKENIZERS:
-        found = ACTION_TOKENIZERS[name]
-    elif name in named:
-        found = named[name].load()
-    else:
-        raise ValueError(
-            f"Unknown action tokenizer {shortened(name)!r}, expected one of {sorted({*ACTION_TOKENIZERS, *named})}. If "
-            f"it is of another package, install that. A class that its package does not name among the entry points "
-            f"{ENTRY_POINTS!r} must be imported first."
-        )
+    found = find_class(name, ACTION_TOKENIZERS, ENTRY_POINTS, "action tokenizer")
     check_action_tokenizer(found)
-    if name in named and found.kind != name:
+    if found.kind != name and not is_class_path(name):
         raise ValueError(
-            f"{named[name].value} is named {name!r} among the entry points {ENTRY_POINTS!r}, but its kind is "
-            f"{found.kind!r}, which is saved with policies. Give both the same name."
+            f"{found.__module__}.{found.__qualname__} is named {name!r} in the entry points {ENTRY_POINTS!r}, but its "
+            f"kind, which is saved with policies, is {found.kind!r}. Give both the same name."
         )
     return found
+
+
+def is_action_tokenizer_class(name: str) -> bool:
+    """Whether `action_tokenizer_class` is to find it; otherwise it is a folder or a Hub id."""
+    return is_class_path(name) or name in ACTION_TOKENIZERS or name in installed(ENTRY_POINTS)
 
 
 def load_action_tokenizer(source: dict[str, Any] | str | os.PathLike, **hub_kwargs) -> ActionTokenizer:
@@ -68,4 +61,10 @@ def _class_of(saved: dict[str, Any]) -> type[ActionTokenizer]:
     return action_tokenizer_class(kind)
 
 
-__all__ = ["BinningActionTokenizer", "FASTActionTokenizer", "action_tokenizer_class", "load_action_tokenizer"]
+__all__ = [
+    "BinningActionTokenizer",
+    "FASTActionTokenizer",
+    "action_tokenizer_class",
+    "is_action_tokenizer_class",
+    "load_action_tokenizer",
+]
