@@ -97,7 +97,6 @@ def make_stand_ins(folder: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         main(small([*train, "--output_dir", "policy"]))
-    shutil.copytree(folder / "policy", folder / "other_policy")
 
 
 def make_python_small(patch: pytest.MonkeyPatch) -> None:
