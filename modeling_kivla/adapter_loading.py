@@ -22,7 +22,7 @@ _OF_BASE = ("vlm_config", "kv_layers")
 
 
 def adapter_in(path: str, kwargs: dict) -> str | None:
-    """The folder or Hub id of the adapter that `from_pretrained(path, **kwargs)` is about; None if it is about none."""
+    """The folder or Hub id of the adapter that `from_pretrained(path, **kwargs)` is to load; None if there is none."""
     named = (kwargs.get("adapter_kwargs") or {}).get("_adapter_model_path")
     if named is not None or path is None or not is_peft_available():
         return named
@@ -32,7 +32,7 @@ def adapter_in(path: str, kwargs: dict) -> str | None:
 
 
 def load_base(cls: type[PreTrainedModel], adapter: str, kwargs: dict) -> tuple[PreTrainedModel, bool]:
-    """The policy that an adapter was trained on, as large as it was then; whether its action expert is random.
+    """Load the policy that an adapter was trained on, as large as it was then; and say if its action expert is random.
 
     Args:
         kwargs: of `from_pretrained`.
@@ -74,7 +74,7 @@ def load_base(cls: type[PreTrainedModel], adapter: str, kwargs: dict) -> tuple[P
 
 
 def load_with_adapter(cls: type[PreTrainedModel], adapter: str, kwargs: dict):
-    """A policy with an adapter on it, as the library loads them (`PeftAdapterMixin`), in eval mode.
+    """Load a policy with an adapter on it, as the library does (`PeftAdapterMixin`), in eval mode.
 
     Raises:
         ValueError: what the base lacks (the action expert of a VLM, rows for new tokens) is not in the adapter either.
@@ -103,7 +103,7 @@ def load_with_adapter(cls: type[PreTrainedModel], adapter: str, kwargs: dict):
 
 @contextmanager
 def _without_report() -> Iterator[None]:
-    """The library reports the rows of an output layer that is the embedding itself as missing; they are saved once."""
+    """Silence the library's report of missing weights: it counts the rows of an output layer that is the embedding."""
     logger = logging.getLogger("transformers.integrations.peft")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -114,14 +114,14 @@ def _without_report() -> Iterator[None]:
 
 
 def _missing(model: nn.Module, names: set[str]) -> list[str]:
-    """Without those that are the same parameter under another name."""
+    """Those of the names whose parameter was not loaded under another name either."""
     parameters = list(model.named_parameters(remove_duplicate=False))
     loaded = {parameter for name, parameter in parameters if name not in names}
     return sorted(names - {name for name, parameter in parameters if parameter in loaded})
 
 
 def new_rows(model: PreTrainedModel) -> dict[nn.Module, list[int]]:
-    """Of the embedding, and of the output layer if it is another, the rows that the files of the base do not have."""
+    """The rows of the embedding, and of an output layer of its own, that the files of the base do not have."""
     embedding, output = model.get_input_embeddings(), model.get_output_embeddings()
     layers = [embedding] if output.weight is embedding.weight else [embedding, output]
     return {layer: list(range(model.rows_of_base, len(layer.weight))) for layer in layers}

@@ -1,4 +1,4 @@
-"""What the VLM of a policy says: words, a response before it acts, and actions as tokens."""
+"""Generate with the VLM of a policy: words, a response before it acts, and actions as tokens."""
 
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -16,24 +16,24 @@ class KIVLAGenerationMixin:
     """`generate` and its kin, for a model with a `vlm`. Every call keeps its settings to itself."""
 
     def generate(self, *args, **kwargs):
-        """The VLM still talks: its own `generate`. Inputs for the expert are left out; an assistant may be a policy.
+        """Let the VLM talk: its own `generate`, without the inputs of the expert. An assistant may be a policy.
 
         Raises:
             ValueError: a batch for training, which has the answer in its prompt.
         """
         if isinstance(kwargs.get("assistant_model"), KIVLAGenerationMixin):
             kwargs["assistant_model"] = kwargs["assistant_model"].vlm
-        return self._talker(self.generation_config).generate(*args, **self._prompt(kwargs))
+        return self._view_with(self.generation_config).generate(*args, **self._prompt(kwargs))
 
     def compute_transition_scores(self, *args, **kwargs) -> torch.Tensor:
         """How sure the VLM was of what it said: its own method, for what `generate` returns."""
         return self.vlm.compute_transition_scores(*args, **kwargs)
 
-    def _talker(self, config: GenerationConfig) -> PreTrainedModel:
-        """The VLM for one call of `generate`, with these defaults."""
-        talker = call_view(self.vlm)
-        talker.generation_config = config
-        return talker
+    def _view_with(self, config: GenerationConfig) -> PreTrainedModel:
+        """A view of the VLM for one call of `generate`, with these defaults."""
+        view = call_view(self.vlm)
+        view.generation_config = config
+        return view
 
     def _prompt(self, inputs: dict) -> dict:
         """Arguments of `generate`, out of a batch and options."""
@@ -129,6 +129,6 @@ class KIVLAGenerationMixin:
         watch = NaNWatch()
         watched = LogitsProcessorList([watch, *(logits_processor or [])])
         # The library's own: that of Janus leaves out every logits processor, and with it the grammar of the actions.
-        tokens = GenerationMixin.generate(self._talker(config), **self._prompt(inputs), logits_processor=watched)
+        tokens = GenerationMixin.generate(self._view_with(config), **self._prompt(inputs), logits_processor=watched)
         watch.check()
         return tokens
