@@ -150,6 +150,7 @@ class ExpertAttention(nn.Module):
     def forward(
         self, x: torch.Tensor, prefix_key: torch.Tensor, prefix_value: torch.Tensor, layout: SuffixLayout
     ) -> torch.Tensor:
+        # Queries and keys are made and rotated together: one call for both.
         batch, length, _ = x.shape
         heads = self.num_heads, self.num_key_value_heads
         query_key = torch.cat([self.q_proj(x), self.k_proj(x)], dim=-1)
@@ -158,6 +159,7 @@ class ExpertAttention(nn.Module):
         value = self.v_proj(x).view(batch, length, -1, self.value_dim).transpose(1, 2)  # (M, Hkv, T, Dv)
         if layout.rotary is not None:
             query_key = apply_rope(query_key, *layout.rotary, self.rope, self.rope_start)
+        # One softmax over the backbone's keys and the expert's own.
         query, key = query_key.transpose(1, 2).split(heads, dim=1)
         attended = F.scaled_dot_product_attention(
             query,
@@ -309,6 +311,7 @@ class ActionExpert(nn.Module):
         has_state = self.state_proj is not None
         length = chunk_size + has_state
         prefix_length = prefix.key_values[0][0].shape[2]
+        # Angles of all rotary embeddings, and the mask, once for every device that has layers.
         by_device = {}
         for device in {device_of(layer.self_attn.q_proj) for layer in self.layers}:  # nearly always one
             start = prefix.next_position.to(device).repeat(num_draws)
@@ -318,6 +321,7 @@ class ActionExpert(nn.Module):
             }
             tables = {name: (a.cos(), a.sin()) for name, a in angles.items()}  # (M, T, 1, R)
             by_device[device] = tables, self._mask(prefix, prefix_length, length, num_draws, device)
+        # Each layer takes those of its own embedding.
         layout = []
         for layer in self.layers:
             tables, mask = by_device[device_of(layer.self_attn.q_proj)]
@@ -348,6 +352,7 @@ class ActionExpert(nn.Module):
         state: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """The velocity (M, H, D), float32, of `noisy_actions` (M, H, D); `state` is (M, max_state_dim)."""
+        # Tokens: one for each action, with the flow time mixed in ("concat"), and one for the state in front of them.
         x = self.action_in_proj(noisy_actions.to(self.dtype))  # (M, H, W)
         if self.config.time_conditioning == "concat":
             joined = torch.cat([x, time.embedding[:, None].expand_as(x).to(x.dtype)], dim=-1)
@@ -355,6 +360,7 @@ class ActionExpert(nn.Module):
         if self.state_proj is not None:
             x = torch.cat([self.state_proj(state.to(x.device, self.dtype))[:, None].to(x.device), x], dim=1)
         x = x.to(self.dtype)  # under autocast the projections give bf16; the residual stream stays as its weights are
+        # Every layer reads its own keys and values of the backbone.
         for i, (layer, (key, value)) in enumerate(zip(self.layers, prefix.key_values, strict=True)):
             made_ahead = None if time.modulations is None else time.modulations[2 * i : 2 * i + 2]
             x = layer(x, key, value, time.condition, made_ahead, layout[i])

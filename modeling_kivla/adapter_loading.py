@@ -40,6 +40,7 @@ def load_base(cls: type[PreTrainedModel], adapter: str, kwargs: dict) -> tuple[P
     Raises:
         ValueError: the adapter does not say enough to make it.
     """
+    # Which base, and is it a VLM or a policy?
     file = find_adapter_config_file(str(adapter), **_where(kwargs))
     base = json.loads(Path(file).read_text(encoding="utf-8"))["base_model_name_or_path"]
     if not base:
@@ -50,6 +51,7 @@ def load_base(cls: type[PreTrainedModel], adapter: str, kwargs: dict) -> tuple[P
     of_base = {name: value for name, value in kwargs.items() if name not in _OF_ADAPTER}
     base_config = AutoConfig.from_pretrained(base, **{name: kwargs[name] for name in _OF_BOTH if name in kwargs})
     is_policy = base_config.model_type == KIVLAConfig.model_type
+    # The policy's own config, which `save_model` writes beside the adapter: a VLM does not say what was made of it.
     config = kwargs.get("config")
     if config is None and cached_file(
         adapter, CONFIG_NAME, _raise_exceptions_for_missing_entries=False, **_where(kwargs)
@@ -63,6 +65,7 @@ def load_base(cls: type[PreTrainedModel], adapter: str, kwargs: dict) -> tuple[P
         )
     if config is None:
         return cls.from_pretrained(base, **of_base), False
+    # The base with this config's settings, and with rows for the tokens that training added.
     fields = {f.name for f in dataclasses.fields(KIVLAConfig)} - {f.name for f in dataclasses.fields(PreTrainedConfig)}
     fields = {name: getattr(config, name) for name in fields.difference(_OF_BASE)}
     fields["expert_config"] = fields["expert_config"].to_dict()
@@ -84,6 +87,7 @@ def load_with_adapter(cls: type[PreTrainedModel], adapter: str, kwargs: dict):
     model, expert_is_random = load_base(cls, adapter, kwargs)
     name_of = {module: name for name, module in model.named_modules()}
     tokens = {name_of[layer]: rows for layer, rows in new_rows(model).items()}
+    # The library loads what there is. What is then still random is looked for in three places.
     with _without_report():
         info = model.load_adapter(adapter, name, adapter_kwargs=_where(kwargs))
     lacking = [

@@ -82,13 +82,16 @@ class KIVLAGenerationMixin:
         Raises:
             NonFiniteActionsError: the VLM computed NaN.
         """
+        # How many dimensions each example's robot has: how long a complete chunk is, and when it ends, depends on it.
         batch_size, length = inputs["input_ids"].shape
         if robot is not None or action_mask is None or processor.noise_padding:
             action_dims = [processor.robot(name).action_dim for name in robot or [None] * batch_size]
         else:
             action_dims = action_mask.any(1).sum(-1).tolist()
+        # The constraint lets through only what a complete chunk may go on with, after the response if there is one.
         constraint = processor.action_constraint(length, action_dims, max_response_tokens)
         longest = processor.action_tokenizer.max_tokens(self.config.chunk_size, max(action_dims))
+        # Settings of its own: a VLM's defaults (penalties, top_p) are for words.
         config = GenerationConfig(
             do_sample=do_sample,
             temperature=temperature if do_sample else None,
@@ -98,6 +101,7 @@ class KIVLAGenerationMixin:
             pad_token_id=processor.tokenizer.pad_token_id,
             use_cache=use_cache,
         )
+        # Where nothing but actions can be said, the logits of all other words need not be computed.
         actions_alone = torch.tensor([*processor.action_token_ids, processor.end_token_id])
         with nullcontext() if constraint.max_response_tokens else logits_of(self.vlm, actions_alone):
             tokens = self._generate_with(config, LogitsProcessorList([constraint]), inputs)

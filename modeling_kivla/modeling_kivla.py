@@ -172,11 +172,13 @@ class KIVLAForActionPrediction(KIVLAGenerationMixin, KIVLAPreTrainedModel):
         Raises:
             UnsupportedBackboneError: before any weights are loaded, if the VLM gives the expert nothing to read.
         """
+        # Which arguments are the policy's, and which the VLM's? A misspelt one of ours would vanish among the VLM's.
         own = {f.name for f in dataclasses.fields(KIVLAConfig)} - {f.name for f in dataclasses.fields(PreTrainedConfig)}
         config_kwargs = {name: kwargs.pop(name) for name in list(kwargs) if name in own}
         for name in kwargs:
             if near := difflib.get_close_matches(name, own, n=1, cutoff=0.8):
                 raise TypeError(f"KIVLAConfig has no field `{name}`. Did you mean `{near[0]}`?")
+        # The config first: a VLM that gives the expert nothing to read is refused before its weights are loaded.
         hub_kwargs = {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs}
         vlm_config = AutoConfig.from_pretrained(pretrained_model_name_or_path, **hub_kwargs)
         config = KIVLAConfig(vlm_config=vlm_config, expert_config=expert_config, **config_kwargs)
