@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import rotate_checkpoints
 
-from ..processing import KIVLAProcessor
+from .arguments import ResumableTrainingArguments
 from .checkpoints import (
     MANIFEST,
     UNFINISHED,
@@ -64,19 +64,26 @@ class ResumableTrainer(Trainer):
     * **An average of the weights** (`ema_decay`): evaluated, and written by `save_model`.
     * **Non-finite** losses and gradients reach neither weights, optimiser nor average (`on_nonfinite`).
 
+    For any model of the library, and for any dataset with a length. [`KIVLATrainer`] adds what a policy needs.
+
     Args:
+        args: [`ResumableTrainingArguments`].
         run_facts: what the run is beside its model, processor, data and arguments, which are looked at anyway. A dict,
             ready for JSON, that must be the same when the run goes on: `"recipe"`, say, and `"start": {"name": ...}` of
             the VLM or policy that it begins with, shown where its weights differ. `"stage"` ("1 of 2") is for runs of
             several stages whose last one writes into the folder above the others' (`claim_folder`).
+        **kwargs: as for [`~transformers.Trainer`].
 
     Raises:
+        TypeError: other arguments than `ResumableTrainingArguments`.
         ValueError: `ema_decay` with FSDP version 1 or DeepSpeed, `on_nonfinite="skip"` with DeepSpeed, or
             `save_on_each_node`.
     """
 
     def __init__(self, *args, run_facts: dict | None = None, **kwargs):
         super().__init__(*args, **kwargs)
+        if not isinstance(self.args, ResumableTrainingArguments):
+            raise TypeError(f"args must be ResumableTrainingArguments, got {type(self.args).__name__}.")
         if self.args.save_on_each_node:
             raise ValueError("Checkpoints need one output_dir that all nodes share: leave out save_on_each_node.")
         is_fsdp1 = self.is_fsdp_enabled and not self.accelerator.is_fsdp2
@@ -87,7 +94,6 @@ class ResumableTrainer(Trainer):
         self.average: WeightAverage | None = None
         self.skipped_steps = 0
         self._signals = StopSignals()
-        self.stop_is_agreed = False  # on several devices, by what they tell each other before every step
         self._order: ExampleOrder | None = None
         self._facts = run_facts or {}
         self._start = start_of(self.model)
@@ -160,8 +166,8 @@ class ResumableTrainer(Trainer):
         self._resumed_from = Path(resume_from_checkpoint) if resume_from_checkpoint else None
         self._run = self._found_out(self._check_run)
         self._newest = self._resumed_from
-        if self._resumed_from is not None:  # a chat template may write the date: what goes on keeps its prompts
-            self.processing_class.set_prompts(KIVLAProcessor.saved_settings(self._resumed_from).get("prompt_frames"))
+        if self._resumed_from is not None:
+            self.resume_processing(self._resumed_from)
         try:
             with self._signals:
                 return super().train(resume_from_checkpoint or None, *args, **kwargs)
@@ -171,6 +177,9 @@ class ResumableTrainer(Trainer):
             if self._newest is not None:
                 error.add_note(f"Everything up to {self._newest} is kept: the same command goes on from there.")
             raise
+
+    def resume_processing(self, checkpoint: Path) -> None:
+        """Give `processing_class` what a run that goes on keeps of it; here that is nothing. For subclasses."""
 
     def _identity(self) -> dict:
         return run_identity(
@@ -505,11 +514,9 @@ class ResumableTrainer(Trainer):
         return self._signals.received or 0
 
     def _signal_to_obey(self) -> int:
-        """0 if none; the same on all devices."""
+        """The signal on which all devices stop after this step; 0 if none has received one."""
         if self.args.world_size == 1:
             return self.received_signal
-        if not self.stop_is_agreed:
-            return 0
         return int(self.accelerator.reduce(torch.tensor(self.received_signal, device=self.args.device), "max"))
 
 

@@ -118,6 +118,7 @@ class KIVLATrainer(ResumableTrainer):
         self._real_steps = torch.zeros(processing_class.chunk_size)
         self._has_said_steps = False
         self._gradient_norms: dict[str, torch.Tensor] = {}
+        self._stop_is_asked = False  # by a signal that any device has received: the counts of a step say so
         self._learned: list[list[int]] = []
         self._ddp_gradients: DDPGradients | None = None
         self.card_facts: dict = {}  # what its caller knows of the policy, for the card
@@ -229,11 +230,19 @@ class KIVLATrainer(ResumableTrainer):
         counts = torch.stack([torch.stack([n.to(device) for n in row]) for row in counts])  # (batches, 5)
         counts = self.accelerator.reduce(counts, reduction="sum")
         self._learned = [row[:3] for row in counts.tolist()]
-        self.stop_is_agreed = bool(counts[0, 3])
+        self._stop_is_asked = bool(counts[0, 3])
         if counts[:, 4].any():
             self.processing_class.responds_first = True  # it acts as it is taught: saved with the policy
         self._check_images([with_images for _, _, with_images in self._learned])
         return counts[:, :2].sum(0)
+
+    def _signal_to_obey(self) -> int:
+        """As the parent's, which asks all devices in every step: here only where one has said so with its counts."""
+        return super()._signal_to_obey() if self._stop_is_asked or self.args.world_size == 1 else 0
+
+    def resume_processing(self, checkpoint: Path) -> None:
+        """A chat template may write the date: a run that goes on keeps the prompts that it began with."""
+        self.processing_class.set_prompts(KIVLAProcessor.saved_settings(checkpoint).get("prompt_frames"))
 
     def _check_devices(self) -> None:
         if self.args.n_gpu > 1:
