@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 from huggingface_hub import snapshot_download
+from peft import PeftModel, get_peft_model
 from transformers import AutoProcessor, PreTrainedConfig
 
 from ..modeling_kivla import KIVLAConfig, KIVLAForActionPrediction
@@ -31,8 +32,10 @@ from ..processing import (
 from ..processing.processing_kivla import CONFIG_FILE, SETTINGS, VLM_PROCESSOR_FOLDER
 from .data.data_ranges import range_problems
 from .data.lerobot.dataset import LeRobotDataset, joint_statistics
+from .lora import lora_config
 from .policy_options import DEFAULT_RECIPE, EXPERT_OPTIONS, MODEL_SETTINGS, PolicyOptions, refuse
-from .recipes import BACKBONE, EXPERT, Recipe, Stage, get_recipe
+from .recipes import BACKBONE, EXPERT, Recipe, Stage, get_recipe, set_stage
+from .run_identity import weights_digest
 
 START, CONTINUE, ADAPT = "start", "continue", "adapt"
 
@@ -58,12 +61,15 @@ class Built:
     Attributes:
         notes: sentences for people: what was done, kept and assumed.
         facts: for the card: `meaning`, `base`, `kept` and `changed` (sentences).
+        begins_with: what the run that trains it begins with, for the run's identity: `name`, and of a policy that goes
+            on a digest of its `expert`.
     """
 
-    model: KIVLAForActionPrediction
+    model: KIVLAForActionPrediction | PeftModel
     processor: KIVLAProcessor
     notes: list[str] = field(default_factory=list)
     facts: dict = field(default_factory=dict)
+    begins_with: dict = field(default_factory=dict)
 
     def __post_init__(self):
         if self.model.get_input_embeddings().num_embeddings < self.processor.vocab_size:
@@ -207,6 +213,48 @@ class Base:
             notes.append(f"image token {config.vlm_config.image_token_id} -> {token}, that of {self._vlm_processor}")
             config.vlm_config.image_token_id = token
         return KIVLAForActionPrediction.from_pretrained(self.folder, config=config, **options.loading)
+
+
+# --------------------------------------------------------------------------------------------------------- any of them
+def build_for_stage(
+    stage: Stage,
+    sources: Sequence[LeRobotDataset],
+    options: PolicyOptions,
+    *,
+    vlm: str | Path | None = None,
+    base: Base | None = None,
+    adapt: bool = False,
+    before: str | Path | None = None,
+    lora_rank: int | None = None,
+) -> Built:
+    """Make the policy that a stage of a recipe trains, ready for `KIVLATrainer`: what the stage freezes is frozen.
+
+    Args:
+        sources: the demonstrations, read with the policy's `chunk_size`.
+        vlm: start a new policy on it: a folder or a Hub id.
+        base: or go on from this policy; with `adapt`, take it to the data.
+        before: or go on from what the stage before has left in this folder.
+        lora_rank: train low-rank updates of the VLM's text decoder, and the expert in full.
+
+    Raises:
+        ValueError: recipe, data, options and policy do not fit each other.
+    """
+    if lora_rank is not None and BACKBONE not in stage.trains:
+        name = options.recipe or "of the policy"
+        raise ValueError(f"Recipe {name} freezes the VLM: leave out --lora_rank.")
+    if before is not None:
+        built = next_stage(before, options)
+    elif base is None:
+        built = start_policy(vlm, sources, options)
+    else:
+        built = (adapt_policy if adapt else continue_policy)(base, sources, options)
+    built.begins_with = {"name": str(before or vlm or base.path)}
+    if before is not None or base is not None:
+        built.begins_with["expert"] = weights_digest(built.model.expert)
+    set_stage(built.model, stage)
+    if lora_rank is not None:
+        built.model = get_peft_model(built.model, lora_config(built.model, built.processor, lora_rank))
+    return built
 
 
 # --------------------------------------------------------------------------------------------------------------- start
@@ -510,6 +558,7 @@ __all__ = [
     "Base",
     "Built",
     "adapt_policy",
+    "build_for_stage",
     "continue_policy",
     "new_tokenizer",
     "next_stage",

@@ -13,7 +13,7 @@ from accelerate.utils import broadcast_object_list
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler
 from transformers import Trainer, TrainerCallback
-from transformers.trainer_utils import rotate_checkpoints
+from transformers.trainer_utils import PredictionOutput, rotate_checkpoints
 
 from .arguments import ResumableTrainingArguments
 from .checkpoints import (
@@ -434,6 +434,11 @@ class ResumableTrainer(Trainer):
         """As the library's; with `ema_decay` of the averaged weights."""
         with self._deployed_weights():
             return super().evaluate(*args, **kwargs)
+
+    def predict(self, *args, **kwargs) -> PredictionOutput:
+        """As the library's; with `ema_decay` by the averaged weights."""
+        with self._deployed_weights():
+            return super().predict(*args, **kwargs)
 
     def take_average(self) -> None:
         """After training: the averaged weights become the model's."""

@@ -27,8 +27,9 @@ from .data.collator import KIVLACollator
 from .data.dataset_checks import check_dataset, warn_of_ranges
 from .data.mixture import Mixture
 from .data_parallel import DDPGradients, ReshardAfterForward, keep_inputs_exact, own_class, total_norm, whole_weights
+from .evaluation.demonstrations import WithDemonstrations
 from .evaluation.evaluation_step import LOSS_SUMS, EvaluationStep, metrics_of, summary
-from .evaluation.evaluation_sums import token_sums
+from .evaluation.token_sums import token_sums
 from .muon import MuonWithAdamW
 from .policy_card import with_words_of_hub, write_trainer_card
 from .resumable_trainer import ResumableTrainer
@@ -256,7 +257,7 @@ class KIVLATrainer(ResumableTrainer):
                 "FSDP version 1 puts weights of different layers into one. Set fsdp_version: 2, as fsdp2.yaml of "
                 "`kivla launch-files` does."
             )
-        if self._is_zero3 and self.args.sample_in_eval:
+        if self.is_zero3 and self.args.sample_in_eval:
             raise ValueError(
                 "With ZeRO-3 devices cannot sample actions each on its own. Give sample_in_eval=False, and measure the "
                 "policy afterwards (`kivla evaluate`); or use FSDP2, which gathers the weights for it."
@@ -309,10 +310,11 @@ class KIVLATrainer(ResumableTrainer):
     @property
     def _is_sharded(self) -> bool:
         """Whether no device has all weights, so that all must run the same layers."""
-        return self.is_fsdp_enabled or self._is_zero3
+        return self.is_fsdp_enabled or self.is_zero3
 
     @property
-    def _is_zero3(self) -> bool:
+    def is_zero3(self) -> bool:
+        """Whether DeepSpeed shares out the weights (ZeRO-3), so that devices cannot act each on its own."""
         return self.is_deepspeed_enabled and self.accelerator.state.deepspeed_plugin.zero_stage == 3
 
     def get_batch_samples(self, *args, **kwargs):
@@ -477,6 +479,15 @@ class KIVLATrainer(ResumableTrainer):
             write_trainer_card(self, license, model_name, options)
 
     # ----------------------------------------------------------------------------------------------- evaluation
+    def _get_dataloader(self, dataset: Dataset, *args, is_training: bool = False, **kwargs):
+        """Batches to evaluate on have what was demonstrated, in robot units."""
+        loader = super()._get_dataloader(dataset, *args, is_training=is_training, **kwargs)
+        if not is_training:
+            base: DataLoader = loader.base_dataloader
+            width = max(robot.action_dim for robot in self.processing_class.robots.values())
+            base.collate_fn = WithDemonstrations(base.collate_fn, self.processing_class.chunk_size, width)
+        return loader
+
     def get_test_dataloader(self, test_dataset: Dataset) -> DataLoader:
         check_dataset(test_dataset, self.processing_class)
         return super().get_test_dataloader(test_dataset)
@@ -527,12 +538,12 @@ class KIVLATrainer(ResumableTrainer):
             raise ValueError(f"ignore_keys={ignore_keys} is for outputs of the model; chunks are none. Leave it out.")
         returns_chunks = not (self.args.prediction_loss_only if prediction_loss_only is None else prediction_loss_only)
         samples = returns_chunks or (self.args.sample_in_eval and not self.args.prediction_loss_only)
-        if samples and self._is_zero3:
+        if samples and self.is_zero3:
             raise ValueError("With ZeRO-3 devices cannot sample actions each on its own: use `kivla predict`.")
         model = self.accelerator.unwrap_model(self.model)
         was_training = model.training
         model.eval()
-        measure = EvaluationStep(model, self.processing_class, samples, self.args.eval_num_steps, self._is_zero3)
+        measure = EvaluationStep(model, self.processing_class, samples, self.args.eval_num_steps, self.is_zero3)
         totals: dict[str, torch.Tensor] = {}
         chunks: list[tuple[np.ndarray, np.ndarray]] = []
         num_samples = 0

@@ -27,13 +27,13 @@ from ..simulation.rollout_evaluation import evaluate, replay, video_format, writ
 from ..simulation.tabletop.answers import answer_accuracy
 from ..simulation.tabletop.tasks import TASK_KINDS
 from ..training.arguments import KIVLATrainingArguments
-from ..training.build import next_stage, start_policy
+from ..training.build import build_for_stage
 from ..training.data.lerobot.dataset import LeRobotDataset
 from ..training.data.mixture import Mixture
 from ..training.data.vlm.dataset import VLMDataset
 from ..training.evaluation.vlm_answers import ask
 from ..training.policy_options import PolicyOptions
-from ..training.recipes import Stage, get_recipe, set_stage, split_steps
+from ..training.recipes import Stage, get_recipe, split_steps
 from ..training.run_folder import write_json
 from ..training.trainer import KIVLATrainer
 
@@ -159,14 +159,11 @@ def make_trainer(
     """
     data = LeRobotDataset(demonstrations, args.chunk_size)
     torch.manual_seed(seed)
-    if AutoConfig.from_pretrained(start).model_type == KIVLAConfig.model_type:
-        built = next_stage(start, options(data, args))
-    else:
-        built = start_policy(start, [data], options(data, args))
+    is_policy = AutoConfig.from_pretrained(start).model_type == KIVLAConfig.model_type
+    built = build_for_stage(stage, [data], options(data, args), **{"before" if is_policy else "vlm": start})
     for note in built.notes:
         print(note)
     model, processor = built.model, built.processor
-    set_stage(model, stage)
     if args.freeze_vision:
         model.vlm.get_encoder("image").requires_grad_(False)
     examples = data
