@@ -239,9 +239,6 @@ def build_for_stage(
     Raises:
         ValueError: recipe, data, options and policy do not fit each other.
     """
-    if lora_rank is not None and BACKBONE not in stage.trains:
-        name = options.recipe or "of the policy"
-        raise ValueError(f"Recipe {name} freezes the VLM: leave out --lora_rank.")
     if before is not None:
         built = next_stage(before, options)
     elif base is None:

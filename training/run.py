@@ -32,7 +32,7 @@ from .evaluation.plots import plot_training_curves
 from .evaluation.predictions import draw
 from .policy_card import demonstrations
 from .policy_options import refuse
-from .recipes import EXPERT, Stage, split_steps
+from .recipes import BACKBONE, EXPERT, Stage, split_steps
 from .run_folder import write_json
 from .run_options import VLM_SHARE, VLM_SPLIT, DataArguments, ModelArguments
 from .trainer import KIVLATrainer
@@ -60,10 +60,8 @@ def train(
         ValueError: options, data and policy do not fit each other; the message names them.
         OtherRunError: `output_dir` holds another run.
     """
+    check_options(model_args, data_args, args)
     stages, output_dir, start = model_args.stages, Path(args.output_dir), None
-    if args.resume_from_checkpoint is not None and len(stages) > 1:
-        reason = f"a run of {len(stages)} stages finds where it was by itself, by the same command"
-        refuse({"resume_from_checkpoint": reason})
     # The whole folder is put aside once, not that of every stage.
     if args.restart:
         with args.main_process_first(local=False):
@@ -120,6 +118,27 @@ def train(
     if args.push_to_hub:
         trainer.push_to_hub()
     return trainer, metrics
+
+
+def check_options(model_args: ModelArguments, data_args: DataArguments, args: KIVLATrainingArguments) -> None:
+    """Check whether the options of a run go together, before any data or weights are read.
+
+    Raises:
+        ValueError: they do not; each is named.
+    """
+    (recipe_name, recipe), stages = model_args.chosen_recipe, model_args.stages
+    with_vlm_data = data_args.vlm_dataset is not None and recipe.vlm_data
+    if data_args.vlm_share is not None and not with_vlm_data:
+        refuse({"vlm_share": f"recipe {recipe_name} trains on no VLM data"})
+    if args.expert_learning_rate is not None and not any(EXPERT in stage.trains for stage in stages):
+        refuse({"expert_learning_rate": f"recipe {recipe_name} trains no expert"})
+    if model_args.lora_rank is not None and any(BACKBONE not in stage.trains for stage in stages):
+        raise ValueError(f"Recipe {recipe_name} freezes the VLM: leave out --lora_rank.")
+    if args.resume_from_checkpoint is not None and len(stages) > 1:
+        reason = f"a run of {len(stages)} stages finds where it was by itself, by the same command"
+        refuse({"resume_from_checkpoint": reason})
+    if args.max_steps < 1 and (with_vlm_data or len(data_args.dataset) > 1):
+        raise ValueError("Several sources of examples are mixed for a number of steps: give --max_steps.")
 
 
 def run_facts(model_args: ModelArguments, args: KIVLATrainingArguments, number: int) -> dict:
@@ -193,15 +212,11 @@ def make_trainer(
         facts: see `run_facts`.
 
     Raises:
-        ValueError: recipe, data, options and policy do not fit each other.
+        ValueError: data, options and policy do not fit each other (beside what `check_options` says).
     """
     sources = load_sources(model_args, data_args)
     recipe_name, recipe = model_args.chosen_recipe
     with_vlm_data = data_args.vlm_dataset is not None and recipe.vlm_data
-    if data_args.vlm_share is not None and not with_vlm_data:
-        refuse({"vlm_share": f"recipe {recipe_name} trains on no VLM data"})
-    if args.expert_learning_rate is not None and not any(EXPERT in stage.trains for stage in model_args.stages):
-        refuse({"expert_learning_rate": f"recipe {recipe_name} trains no expert"})
     set_seed(args.seed)  # a new expert's weights
     with unsharded_init(args):
         start = {"before": before} if before is not None else {"vlm": model_args.vlm, "base": model_args.base}
@@ -284,8 +299,6 @@ def make_mixture(
     """What to train on: the dataset itself if there is one, otherwise a mixture as long as the run."""
     if len(sources) == 1 and not with_vlm_data:
         return sources[0]
-    if args.max_steps < 1:
-        raise ValueError("Several sources of examples are mixed for a number of steps: give --max_steps.")
     weights = np.array(data_args.dataset_weights or [len(data) for data in sources], dtype=np.float64)
     if with_vlm_data:
         share = VLM_SHARE if data_args.vlm_share is None else data_args.vlm_share
