@@ -120,7 +120,7 @@ class KIVLATrainingArguments(ResumableTrainingArguments):
         super().__post_init__()
 
     def check(self) -> None:
-        """Whether the arguments are possible; also for whoever changes them later (a search over hyper-parameters).
+        """Check whether the arguments are possible; also for whoever changes them later (a hyper-parameter search).
 
         Raises:
             ValueError: one of them is not; the message names it.
@@ -134,7 +134,7 @@ class KIVLATrainingArguments(ResumableTrainingArguments):
 
     @classmethod
     def of(cls, args: TrainingArguments | None) -> "KIVLATrainingArguments":
-        """These arguments with what is ours at its default.
+        """Return these arguments as `KIVLATrainingArguments`; what plain ones do not have is at its default.
 
         Raises:
             TypeError: arguments of another trainer.

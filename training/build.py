@@ -140,14 +140,14 @@ class Base:
         return "none" if self.tokenizer is None else self.tokenizer.kind
 
     def cameras_among(self, names: Sequence[str], robot: str | None) -> list[str] | None:
-        """The cameras of a robot, if all of them are among these names of a dataset's; None otherwise."""
+        """Return the cameras of a robot if a dataset that has these names has all of them; None otherwise."""
         robots = self.settings.get("robots", {None: self.settings})
         wanted = robots[robot]["cameras"] if robot in robots else None
         return wanted if wanted and {_last(name) for name in wanted} <= {_last(name) for name in names} else None
 
     @cached_property
     def own_recipe(self) -> Recipe:
-        """How it goes on as it was trained."""
+        """The recipe by which it goes on as it was trained."""
         weight, scale = self.config.flow_loss_weight, self.config.backbone_gradient_scale
         learns_tokens = self.tokenizer is not None
         if weight > 0 and scale == 0 and not learns_tokens:
@@ -163,7 +163,7 @@ class Base:
         )
 
     def recipe(self, name: str | None, meaning: str) -> tuple[str | None, Recipe]:
-        """The recipe that it goes on with and its name, None for its own.
+        """Return the recipe that it goes on with and its name; None for its own.
 
         Without a name its own; but a base whose own teaches the VLM nothing (a converted π0.5) is adapted with
         insulation and action tokens.
@@ -186,7 +186,7 @@ class Base:
         return name, recipe
 
     def value(self, option: str):
-        """What it has for an option of `PolicyOptions`."""
+        """Return what it has for an option of `PolicyOptions`."""
         if option == "action_tokenizer":
             return self.tokenizer_kind
         if option == "action_vocab_size":
@@ -203,7 +203,7 @@ class Base:
         return KIVLAProcessor.from_pretrained(self.folder, **self._trust, **changes)
 
     def model(self, processor: KIVLAProcessor, options: PolicyOptions, notes: list[str]) -> KIVLAForActionPrediction:
-        """With the processor's chunk size, and settings that any policy can be given."""
+        """Load its model with the processor's chunk size, and with settings that any policy can be given."""
         config = KIVLAConfig.from_pretrained(self.folder)
         config.chunk_size = processor.chunk_size
         for name, value in options.given(*MODEL_SETTINGS).items():
@@ -256,7 +256,7 @@ def build_for_stage(
 
 # --------------------------------------------------------------------------------------------------------------- start
 def start_policy(vlm: str | Path, sources: Sequence[LeRobotDataset], options: PolicyOptions) -> Built:
-    """A new policy on a VLM; the action expert starts from random weights.
+    """Make a new policy on a VLM; the action expert starts from random weights.
 
     Args:
         vlm: a folder or a Hub id.
@@ -287,7 +287,7 @@ def start_policy(vlm: str | Path, sources: Sequence[LeRobotDataset], options: Po
 
 # ------------------------------------------------------------------------------------------------------------ continue
 def continue_policy(base: Base, sources: Sequence[LeRobotDataset], options: PolicyOptions) -> Built:
-    """A policy goes on, as it is, on data of the same robot.
+    """Load a policy to go on with, as it is, on data of the same robot.
 
     Raises:
         ValueError: listing every option and every property of the data that does not agree with the policy, with both
@@ -337,7 +337,7 @@ def continue_policy(base: Base, sources: Sequence[LeRobotDataset], options: Poli
 
 
 def _differences(processor: KIVLAProcessor, data: LeRobotDataset) -> list[str]:
-    """Between a policy and data that it is to go on with."""
+    """List in what a policy and data that it is to go on with differ."""
     try:
         robot = processor.robot(data.robot)
     except ValueError as error:
@@ -359,7 +359,7 @@ def _last(camera: str) -> str:
 
 # --------------------------------------------------------------------------------------------------------------- adapt
 def adapt_policy(base: Base, sources: Sequence[LeRobotDataset], options: PolicyOptions) -> Built:
-    """A base policy goes on to another robot or other data.
+    """Load a base policy and take it to another robot or other data.
 
     New: statistics, cameras, size of an action; where asked for chunk size, normalisation and action tokenizer (a
     recipe that needs another kind has it fitted). Kept: weights, prompt, padding, square images, placement of action
@@ -476,14 +476,14 @@ def _check_room(base: Base, sources: Sequence[LeRobotDataset]) -> None:
 
 # ---------------------------------------------------------------------------------------------------------- next stage
 def next_stage(folder: str | Path, options: PolicyOptions) -> Built:
-    """The policy that the stage before has left, for the same data."""
+    """Load the policy that the stage before has left, for the same data."""
     model = KIVLAForActionPrediction.from_pretrained(folder, **options.loading)
     return Built(model, KIVLAProcessor.from_pretrained(folder, trust_remote_code=options.trust_remote_code))
 
 
 # ------------------------------------------------------------------------------------------------------ what both need
 def robots_of(sources: Sequence[LeRobotDataset]) -> dict[str | None, dict]:
-    """Robot -> its `statistics` and `cameras`; datasets of the same robot are taken together.
+    """Collect the `statistics` and `cameras` of every robot; datasets of the same robot are taken together.
 
     Raises:
         ValueError: datasets of one robot with different cameras or sizes.
@@ -514,7 +514,7 @@ def new_tokenizer(
     normalization: str,
     notes: list[str],
 ) -> ActionTokenizer | None:
-    """An action tokenizer: "none", "bins", "fast" (fitted on the data), or the place of a FAST that is there."""
+    """Make an action tokenizer: "none", "bins", "fast" (fitted on the data), or the place of one that is saved."""
     if kind == "none":
         return None
     if kind == "bins":
@@ -540,7 +540,7 @@ def normalized_chunks(
 
 
 def _roundtrip(tokenizer: ActionTokenizer, chunks: Sequence[np.ndarray]) -> str:
-    """What action tokens cost and lose on these chunks."""
+    """Say what action tokens cost and lose on these chunks."""
     report = tokenizer.roundtrip_error(chunks)
     return (
         f"{len(chunks)} chunks take {report['tokens_mean']:.1f} action tokens each (at most {report['tokens_max']}), "

@@ -72,7 +72,8 @@ EXPERT_ONLY = Stage((EXPERT,))
 
 @dataclass(frozen=True)
 class Recipe:
-    """
+    """Who is trained by which loss, in which order.
+
     Attributes:
         description: a line for people.
         action_tokenizer: what the backbone learns: "fast", "bins" or "none".
@@ -127,7 +128,8 @@ RECIPES = {
 
 
 def get_recipe(name: str) -> Recipe:
-    """
+    """Find a recipe by its name.
+
     Raises:
         ValueError: there is no such recipe.
     """
@@ -150,7 +152,7 @@ def _set_trained(module: nn.Module, is_trained: bool) -> None:
 
 
 def split_steps(stages: tuple[Stage, ...], max_steps: int) -> list[int]:
-    """Optimiser steps of every stage, by their shares; together `max_steps`.
+    """Share out the optimiser steps among the stages; together they are `max_steps`.
 
     Raises:
         ValueError: fewer steps than stages.

@@ -51,7 +51,9 @@ _ENDLESS = ("constant", "constant_with_warmup", "inverse_sqrt", "reduce_lr_on_pl
 
 class ResumableTrainer(Trainer):
     r"""
-    What a run needs that may be interrupted at any moment, and must not go wrong unseen:
+    The library's Trainer for runs that may be interrupted at any moment, and must not go wrong unseen.
+
+    Beside what the library does it has:
 
     * **Exact resumption.** A run that is killed and started again, however often, ends with the same weights, bit for
       bit, as one that is not, on the same kind and number of devices and threads. Beside what the library saves, this
@@ -116,7 +118,7 @@ class ResumableTrainer(Trainer):
 
     # --------------------------------------------------------------------------------------------------------- resume
     def newest_checkpoint(self) -> str | None:
-        """The newest checkpoint in `output_dir` that is whole; None if there is none. To be called on all devices.
+        """Find the newest checkpoint in `output_dir` that is whole; None if there is none. To be called on all devices.
 
         Raises:
             OtherRunError: the folder holds another run.
@@ -143,7 +145,8 @@ class ResumableTrainer(Trainer):
         self._found_out(lambda: claim(Path(folder), self._identity()))
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
-        """
+        """Train, from the beginning or from a checkpoint.
+
         Args:
             resume_from_checkpoint: a checkpoint's folder, or True for the newest whole one in `output_dir`.
 
@@ -190,7 +193,7 @@ class ResumableTrainer(Trainer):
         return self.accelerator.unwrap_model(self.model)
 
     def _found_out(self, find: Callable):
-        """What the first device finds, on all devices; or its error."""
+        """Let the first device look, and give all devices what it finds, or its error."""
         found = None
         if self.is_world_process_zero():
             try:
@@ -208,7 +211,7 @@ class ResumableTrainer(Trainer):
             put_aside(Path(self.args.output_dir))
 
     def _check_run(self) -> dict:
-        """This run's identity, after a look at what it goes on from and at what is in its folder."""
+        """Look at what the run goes on from and at what is in its folder, and return the run's identity."""
         folder, checkpoint, run = Path(self.args.output_dir), self._resumed_from, self._identity()
         if checkpoint is None:
             self._restart_once()
@@ -231,7 +234,7 @@ class ResumableTrainer(Trainer):
         return run
 
     def sums_since_log(self) -> dict[str, torch.Tensor]:
-        """What this device has summed up since the last log entry; the tensors themselves."""
+        """Return what this device has summed up since the last log entry; the tensors themselves."""
         return {"loss": self._tr_loss}
 
     def _progress(self) -> dict:
@@ -261,7 +264,7 @@ class ResumableTrainer(Trainer):
         return folder / f"progress_{self.args.process_index}.json"
 
     def _begin(self) -> None:
-        """Before the first step; model, optimiser and scheduler are those of the checkpoint by now."""
+        """Prepare the first step; model, optimiser and scheduler are those of the checkpoint by now."""
         self._check_room()
         self._loss_before, self.skipped_steps, self._skipped_in_a_row = 0.0, 0, 0
         checkpoint = self._resumed_from
@@ -278,7 +281,7 @@ class ResumableTrainer(Trainer):
             raise ValueError(f"{checkpoint} has an average of the weights: resume with the same ema_decay.")
 
     def _check_steps(self, checkpoint: Path) -> None:
-        """Says how the run goes on, with as many steps as it was to have or with another number."""
+        """Say how the run goes on, with as many steps as it was to have or with another number."""
         before = json.loads((checkpoint / "trainer_state.json").read_text())
         done, planned, steps = before["global_step"], before["max_steps"], self.state.max_steps
         if done > steps:
@@ -302,7 +305,7 @@ class ResumableTrainer(Trainer):
         logger.warning("%s", message)
 
     def _get_dataloader(self, dataset: Dataset, *args, sampler_fn=None, is_training: bool = False, **kwargs):
-        """Training examples come numbered; streams, which have no positions, stay as they are."""
+        """Number the training examples; streams, which have no positions, stay as they are."""
         if not is_training or isinstance(dataset, IterableDataset):
             return super()._get_dataloader(dataset, *args, sampler_fn=sampler_fn, is_training=is_training, **kwargs)
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
@@ -391,7 +394,7 @@ class ResumableTrainer(Trainer):
         return str(best) if best == final or best.is_dir() else before
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Only once the checkpoint has its name."""
+        """Do nothing: `_save_checkpoint` pushes once the checkpoint has its name."""
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
@@ -411,7 +414,7 @@ class ResumableTrainer(Trainer):
             super().save_model(output_dir, _internal_call)
 
     def _check_room(self) -> None:
-        """Weights, two numbers of an optimiser for each trained one, and the average: what a checkpoint takes."""
+        """Check the disk's room: weights, two numbers of an optimiser for each trained one, and the average."""
         model = self.accelerator.unwrap_model(self.model)
         weights = sum(p.numel() * p.element_size() for p in model.parameters())
         trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
@@ -441,7 +444,7 @@ class ResumableTrainer(Trainer):
             return super().predict(*args, **kwargs)
 
     def take_average(self) -> None:
-        """After training: the averaged weights become the model's."""
+        """Make the averaged weights the model's, after training."""
         if self.average is not None:
             self.average.take()
             self.average = None
@@ -458,7 +461,7 @@ class ResumableTrainer(Trainer):
         return loss
 
     def _get_grad_norm(self, model, grad_norm=None):
-        """All devices see the same norm, and NaN anywhere is NaN in it: here the step is taken or not."""
+        """Decide whether the step is taken: all devices see the same norm, and NaN anywhere is NaN in it."""
         grad_norm = super()._get_grad_norm(model, grad_norm)
         if isinstance(grad_norm, DTensor):
             grad_norm = grad_norm.full_tensor()

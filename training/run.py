@@ -142,8 +142,10 @@ def check_options(model_args: ModelArguments, data_args: DataArguments, args: KI
 
 
 def run_facts(model_args: ModelArguments, args: KIVLATrainingArguments, number: int) -> dict:
-    """What the run is beside what its trainer sees; see `ResumableTrainer`. Later stages go on from earlier ones, so
-    that a run of several cannot be made longer."""
+    """Return what the run is beside what its trainer sees; see `ResumableTrainer`.
+
+    Later stages go on from earlier ones, so that a run of several cannot be made longer.
+    """
     facts = {"recipe": model_args.chosen_recipe[0], "meaning": model_args.meaning}
     if len(model_args.stages) > 1:
         steps = {"steps": args.max_steps} if args.max_steps > 0 else {"epochs": args.num_train_epochs}
@@ -152,8 +154,10 @@ def run_facts(model_args: ModelArguments, args: KIVLATrainingArguments, number: 
 
 
 def save(trainer: KIVLATrainer, folder: Path) -> None:
-    """The policy, whole, for whatever comes next; with LoRA also the updates alone, in `adapter/`. With `--ema_decay`
-    both are the averaged weights."""
+    """Save the policy, whole, for whatever comes next; with LoRA also the updates alone, in `adapter/`.
+
+    With `--ema_decay` both are the averaged weights.
+    """
     trainer.take_average()
     if isinstance(trainer.model, PeftModel):
         trainer.save_model(str(folder / "adapter"))
@@ -167,7 +171,7 @@ BEFORE = "before"
 
 
 def answers_before(trainer: KIVLATrainer, path: Path) -> dict[str, float]:
-    """How well the VLM answers before any training, as metrics `before_vlm_...`; measured once."""
+    """Measure once how well the VLM answers before any training, as metrics `before_vlm_...`."""
     if "vlm" not in trainer.eval_dataset:
         return {}
     if not path.is_file():
@@ -179,7 +183,7 @@ def answers_before(trainer: KIVLATrainer, path: Path) -> dict[str, float]:
 
 
 def split_run(stages: Sequence[Stage], args: KIVLATrainingArguments) -> list[KIVLATrainingArguments]:
-    """The arguments of every stage: its share of steps or epochs, and its folder; the last one writes the policy."""
+    """Make the arguments of every stage: its share of steps or epochs, and its folder; the last writes the policy."""
     if len(stages) == 1:
         return [args]
     total = sum(stage.share for stage in stages)
@@ -205,7 +209,7 @@ def make_trainer(
     before: Path | None = None,
     facts: dict | None = None,
 ) -> tuple[KIVLATrainer, dict]:
-    """Datasets, model, processor and trainer of a stage; and what the policy is made from, for its card.
+    """Make the trainer of a stage, with datasets, model and processor; and say what the policy is made from.
 
     Args:
         before: the policy of the stage before, if there was one.
@@ -247,8 +251,10 @@ def make_trainer(
 
 
 def load_sources(model_args: ModelArguments, data_args: DataArguments) -> list[LeRobotDataset]:
-    """The demonstrations to train on; for a policy that goes on with its chunk size, and its cameras if they are all
-    there."""
+    """Read the demonstrations to train on.
+
+    For a policy that goes on they have its chunk size, and its cameras if they are all there.
+    """
     size = {} if model_args.base is None else {"chunk_size": model_args.base.config.chunk_size}
     size |= model_args.given("chunk_size")
     sources = []
@@ -268,7 +274,7 @@ def load_sources(model_args: ModelArguments, data_args: DataArguments) -> list[L
 def load_evaluation(
     data_args: DataArguments, sources: list[LeRobotDataset], processor: KIVLAProcessor
 ) -> dict[str, Subset]:
-    """Some of the training frames (of each robot), held-out episodes and VLM data if there are any."""
+    """Choose what to evaluate on: some training frames (of each robot), held-out episodes and VLM data if any."""
     names = [f"train_{data.robot}" if len(sources) > 1 else "train" for data in sources]
     evaluation = {name: _spread(data, data_args.max_eval_frames) for name, data in zip(names, sources, strict=True)}
     if data_args.eval_episodes:
@@ -284,6 +290,7 @@ def load_evaluation(
 
 
 def load_vlm_data(data_args: DataArguments, processor: KIVLAProcessor, split: str) -> VLMDataset:
+    """Read VLM data; a VLM that has no chat format learns one question at a time."""
     turns = "together" if has_chat(processor.vlm_processor) or data_args.vlm_streaming else "split"
     rows = {"num_rows": data_args.vlm_num_rows, "config": data_args.vlm_config}
     return VLMDataset.load(data_args.vlm_dataset, split, streaming=data_args.vlm_streaming, turns=turns, **rows)
@@ -296,7 +303,7 @@ def make_mixture(
     processor: KIVLAProcessor,
     with_vlm_data: bool,
 ) -> Dataset:
-    """What to train on: the dataset itself if there is one, otherwise a mixture as long as the run."""
+    """Make what to train on: the dataset itself if there is one, otherwise a mixture as long as the run."""
     if len(sources) == 1 and not with_vlm_data:
         return sources[0]
     weights = np.array(data_args.dataset_weights or [len(data) for data in sources], dtype=np.float64)

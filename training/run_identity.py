@@ -90,7 +90,7 @@ def run_identity(
     data: Dataset,
     args: TrainingArguments,
 ) -> dict:
-    """The identity of a run, ready for JSON.
+    """Collect the identity of a run, ready for JSON.
 
     Args:
         facts: what the caller says; `facts["start"]` is joined with `start`.
@@ -113,7 +113,7 @@ def run_identity(
 
 
 def start_of(model: PreTrainedModel | PeftModel) -> dict:
-    """The weights that a run begins with, and which of them are trained; to be called before the first step.
+    """Describe the weights that a run begins with, and which of them are trained; before the first step.
 
     Of every tensor of a policy's backbone some values are taken. Left out is what begins at random and comes back with
     a checkpoint: the expert, low-rank updates, and tensors with a row for each token, as some tokens may be new. Of
@@ -141,7 +141,7 @@ def start_of(model: PreTrainedModel | PeftModel) -> dict:
 
 
 def weights_digest(weights: nn.Module | list[tuple[str, torch.Tensor]]) -> str:
-    """A short digest of some values of every tensor: other weights have another one, and it takes no time."""
+    """Make a short digest of some values of every tensor: other weights have another one, and it takes no time."""
     named = list(weights.named_parameters()) if isinstance(weights, nn.Module) else weights
     digest = hashlib.sha256()
     for name, weight in named:
@@ -156,8 +156,11 @@ def weights_digest(weights: nn.Module | list[tuple[str, torch.Tensor]]) -> str:
 
 @singledispatch
 def describe(data) -> dict:
-    """What a dataset is, by its content. Register a function for datasets of your own (`describe.register(MyDataset)`):
-    of those that are not known here, class and length count."""
+    """Say what a dataset is, by its content.
+
+    Register a function for datasets of your own (`describe.register(MyDataset)`): of those that are not known here,
+    class and length count.
+    """
     length = {"examples": len(data)} if hasattr(type(data), "__len__") else {}
     return {"class": type(data).__qualname__, **length}
 
@@ -206,7 +209,7 @@ def _(data: ConcatDataset) -> dict:
 
 @singledispatch
 def describe_processing(processing_class) -> dict:
-    """What makes the batches; of classes that are not known here, their name."""
+    """Say what makes the batches; of classes that are not known here, their name counts."""
     return {"class": type(processing_class).__qualname__}
 
 
@@ -237,7 +240,7 @@ def _vocabulary_digest(tokenizer: PreTrainedTokenizerBase) -> str:
 
 # ----------------------------------------------------------------------------------------------------------- comparing
 def differences(before: dict, now: dict) -> list[str]:
-    """One line for each difference between two identities, for people; empty where they are one run.
+    """List the differences between two identities, a line for each; empty where they are one run.
 
     Numbers are the same within 1e-6 of the largest of their list: statistics are computed anew on every start. A name
     (where data or weights lie) is no difference by itself. What only one of two versions of a library knows is none. A
@@ -265,7 +268,7 @@ def differences(before: dict, now: dict) -> list[str]:
 
 
 def listed(lines: list[str]) -> str:
-    """Differences below each other, not too many of them."""
+    """Write differences below each other, not too many of them."""
     more = [f"... and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
     return "".join(f"\n  {line}" for line in [*lines[:_SHOWN], *more])
 
@@ -274,7 +277,7 @@ _ABSENT = "(nothing)"
 
 
 def _leaves(value, skipped: set[str], path: str = "") -> Iterator[tuple[str, object]]:
-    """Dotted name and value of all that is no map, nor a list of maps."""
+    """Go through dotted name and value of all that is no map, nor a list of maps."""
     if path in skipped:
         return
     if isinstance(value, dict):
@@ -327,7 +330,7 @@ def _spread(length: int) -> list[int]:
 
 
 def _without(value, names: tuple[str, ...]):
-    """Maps, however deep, without these entries."""
+    """Leave out these entries of maps, however deep."""
     if isinstance(value, dict):
         return {name: _without(item, names) for name, item in value.items() if name not in names}
     return [_without(item, names) for item in value] if isinstance(value, list) else value

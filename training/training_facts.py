@@ -98,5 +98,5 @@ def write_facts(
 
 
 def _without_machine(word: str) -> str:
-    """An argument as strangers may read it: where something lies on this machine is not theirs to know."""
+    """Write an argument as strangers may read it: where something lies on this machine is not theirs to know."""
     return shown(word) if Path(word).is_absolute() else word

@@ -132,7 +132,7 @@ def run(arguments: Sequence[str]) -> None:
 
 
 def command(demo: DemoArguments, args: TabletopArguments, max_steps: int) -> str:
-    """The command line that makes the same policy again: its steps, not the minutes that they took somewhere."""
+    """Write the command that makes the same policy again: its steps, not the minutes that they took somewhere."""
     same = replace(demo, max_steps=max_steps, vlm=shown(demo.vlm))
     return command_line("kivla demo", same, args, always=["seed"], without=["minutes", "output_dir"])
 

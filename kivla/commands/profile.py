@@ -74,6 +74,7 @@ def milliseconds(profiler: profile, steps: int) -> dict[str, float]:
 
 
 def format_table(totals: dict[str, float]) -> str:
+    """Write the milliseconds and shares of a step as a table."""
     whole = totals["kivla::data"] + totals["kivla::step"] + totals["optimizer"]
     rows = [(title, totals[name]) for name, title in RANGES.items()]
     rows += [("  backward", totals["backward"]), ("optimizer", totals["optimizer"]), ("all", whole)]

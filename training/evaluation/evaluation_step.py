@@ -22,7 +22,7 @@ _NOT_FOR_MODEL = ("robot", "demonstrated")
 
 
 class EvaluationStep:
-    """Measures batches of the collator's.
+    """Measures a policy on one batch after the other.
 
     Args:
         model: the policy, in evaluation mode.
@@ -138,7 +138,7 @@ class EvaluationStep:
         )
 
     def _in_robot_units(self, chunks: list, robots: list[str | None], chosen: list[int]) -> torch.Tensor:
-        """Some of the normalised chunks in the units of their robots, (B, H, D); NaN is all that is not there."""
+        """Turn some of the normalised chunks into their robots' units, (B, H, D); NaN is all that is not there."""
         actions = torch.full((len(chunks), self.model.config.chunk_size, self.width), torch.nan)
         for i in chosen:
             if not isinstance(chunks[i], ActionDecodingFailure):
@@ -147,7 +147,7 @@ class EvaluationStep:
         return actions
 
     def _mean_actions(self, robots: list[str | None], chosen: list[int]) -> torch.Tensor:
-        """(B, 1, D), robot units: the mean action of the robots of some of the examples."""
+        """Return the mean action of some of the examples' robots, (B, 1, D), robot units."""
         means = torch.zeros(len(robots), 1, self.width)
         for i in chosen:
             mean = torch.as_tensor(self.processor.robot(robots[i]).mean_action)

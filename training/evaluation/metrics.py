@@ -309,7 +309,7 @@ METRICS = {
 
 
 def load_metric(name: str, **options) -> evaluate.Metric:
-    """A metric by its name; no network is used.
+    """Make a metric by its name; no network is used.
 
     Args:
         name: one of `METRICS`.

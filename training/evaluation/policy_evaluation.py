@@ -15,7 +15,7 @@ from .vlm_answers import ask
 
 
 def predict(pipe, data: LeRobotDataset, num_frames: int, batch_size: int, **options) -> dict:
-    """Predictions at evenly spread frames, without those that did not decode.
+    """Predict at evenly spread frames, and leave out what did not decode.
 
     Returns:
         `predicted`, `demonstrated` and `mean_action` (always the mean action of the policy's training data), (n, H, D)
@@ -38,7 +38,7 @@ def predict(pipe, data: LeRobotDataset, num_frames: int, batch_size: int, **opti
 
 
 def measure_chunks(chunks: dict, data: LeRobotDataset) -> dict:
-    """Figures of what `predict` returns, as they go into `evaluate.json`.
+    """Compute the figures of what `predict` returns, as they go into `evaluate.json`.
 
     Returns:
         `num_chunks`, `decoding_failures`, `action_error` and `mean_action_error` (of always the mean action) as
@@ -73,7 +73,7 @@ def _ratio(error: float, mean_error: float) -> float | None:
 
 
 def measure_answers(pipe, folder: str, batch_size: int) -> dict:
-    """The policy's greedy answers to the questions of a dataset on disk.
+    """Ask the policy the questions of a dataset on disk, and count its greedy answers.
 
     Returns:
         `num_questions`, and `exact_match` and `short_answer_accuracy` as `AnswerMatch` has them.
@@ -113,7 +113,7 @@ def _question(example: dict) -> dict:
 
 
 def draw(path: Path, chunks: dict, report: dict, fps: float, count: int) -> None:
-    """The page of plots."""
+    """Draw the page of plots."""
     last = (~chunks["is_pad"]).sum(1) - 1
     rows = np.arange(len(last))
     ends = chunks["demonstrated"][rows, last]
@@ -132,7 +132,7 @@ def draw(path: Path, chunks: dict, report: dict, fps: float, count: int) -> None
 
 
 def format_report(report: dict) -> str:
-    """The figures as a table, in robot units."""
+    """Write the figures as a table, in robot units."""
     error, mean_error = report["action_error"], report["mean_action_error"]
     total = {"name": "all", "mae": error["mae"], "mean_action_mae": mean_error["mae"]}
     total["ratio"] = _ratio(total["mae"], total["mean_action_mae"])
