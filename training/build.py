@@ -24,14 +24,15 @@ from ..modeling_kivla import KIVLAConfig, KIVLAForActionPrediction
 from ..processing import (
     ActionTokenizer,
     BinningActionTokenizer,
-    FASTActionTokenizer,
     KIVLAProcessor,
     Normalizer,
+    action_tokenizer_class,
     load_action_tokenizer,
 )
-from ..processing.processing_kivla import CONFIG_FILE, SETTINGS, VLM_PROCESSOR_FOLDER
+from ..processing.saved_processor import CONFIG_FILE, SETTINGS, VLM_PROCESSOR_FOLDER
+from ..processing.tokenizer_registry import is_action_tokenizer_class
 from .data.data_ranges import range_problems
-from .data.lerobot.dataset import LeRobotDataset, joint_statistics
+from .data.robot_dataset import RobotDataset, joint_statistics
 from .lora import lora_config
 from .policy_options import DEFAULT_RECIPE, EXPERT_OPTIONS, MODEL_SETTINGS, PolicyOptions, refuse
 from .recipes import BACKBONE, EXPERT, Recipe, Stage, get_recipe, set_stage
@@ -137,7 +138,9 @@ class Base:
 
     @property
     def tokenizer_kind(self) -> str:
-        return "none" if self.tokenizer is None else self.tokenizer.kind
+        """As the option and the recipes have it: bins have the kind "binning"."""
+        kind = "none" if self.tokenizer is None else self.tokenizer.kind
+        return "bins" if kind == BinningActionTokenizer.kind else kind
 
     def cameras_among(self, names: Sequence[str], robot: str | None) -> list[str] | None:
         """Return the cameras of a robot if a dataset that has these names has all of them; None otherwise."""
@@ -218,7 +221,7 @@ class Base:
 # --------------------------------------------------------------------------------------------------------- any of them
 def build_for_stage(
     stage: Stage,
-    sources: Sequence[LeRobotDataset],
+    sources: Sequence[RobotDataset],
     options: PolicyOptions,
     *,
     vlm: str | Path | None = None,
@@ -255,7 +258,7 @@ def build_for_stage(
 
 
 # --------------------------------------------------------------------------------------------------------------- start
-def start_policy(vlm: str | Path, sources: Sequence[LeRobotDataset], options: PolicyOptions) -> Built:
+def start_policy(vlm: str | Path, sources: Sequence[RobotDataset], options: PolicyOptions) -> Built:
     """Make a new policy on a VLM; the action expert starts from random weights.
 
     Args:
@@ -286,7 +289,7 @@ def start_policy(vlm: str | Path, sources: Sequence[LeRobotDataset], options: Po
 
 
 # ------------------------------------------------------------------------------------------------------------ continue
-def continue_policy(base: Base, sources: Sequence[LeRobotDataset], options: PolicyOptions) -> Built:
+def continue_policy(base: Base, sources: Sequence[RobotDataset], options: PolicyOptions) -> Built:
     """Load a policy to go on with, as it is, on data of the same robot.
 
     Raises:
@@ -336,7 +339,7 @@ def continue_policy(base: Base, sources: Sequence[LeRobotDataset], options: Poli
     return Built(model, processor, notes, facts)
 
 
-def _differences(processor: KIVLAProcessor, data: LeRobotDataset) -> list[str]:
+def _differences(processor: KIVLAProcessor, data: RobotDataset) -> list[str]:
     """List in what a policy and data that it is to go on with differ."""
     try:
         robot = processor.robot(data.robot)
@@ -358,7 +361,7 @@ def _last(camera: str) -> str:
 
 
 # --------------------------------------------------------------------------------------------------------------- adapt
-def adapt_policy(base: Base, sources: Sequence[LeRobotDataset], options: PolicyOptions) -> Built:
+def adapt_policy(base: Base, sources: Sequence[RobotDataset], options: PolicyOptions) -> Built:
     """Load a base policy and take it to another robot or other data.
 
     New: statistics, cameras, size of an action; where asked for chunk size, normalisation and action tokenizer (a
@@ -450,7 +453,7 @@ def _or(cameras: list[list[str] | None]) -> str:
     return "; ".join("not known" if names is None else str(names) for names in cameras)
 
 
-def _check_room(base: Base, sources: Sequence[LeRobotDataset]) -> None:
+def _check_room(base: Base, sources: Sequence[RobotDataset]) -> None:
     config = base.config
     for data in sources:
         if data.action_dim > config.max_action_dim:
@@ -482,13 +485,13 @@ def next_stage(folder: str | Path, options: PolicyOptions) -> Built:
 
 
 # ------------------------------------------------------------------------------------------------------ what both need
-def robots_of(sources: Sequence[LeRobotDataset]) -> dict[str | None, dict]:
+def robots_of(sources: Sequence[RobotDataset]) -> dict[str | None, dict]:
     """Collect the `statistics` and `cameras` of every robot; datasets of the same robot are taken together.
 
     Raises:
         ValueError: datasets of one robot with different cameras or sizes.
     """
-    by_robot: dict[str | None, list[LeRobotDataset]] = {}
+    by_robot: dict[str | None, list[RobotDataset]] = {}
     for data in sources:
         by_robot.setdefault(data.robot, []).append(data)
     robots = {}
@@ -509,7 +512,7 @@ def _robot_arguments(robots: dict[str | None, dict]) -> dict:
 def new_tokenizer(
     kind: str,
     options: PolicyOptions,
-    sources: Sequence[LeRobotDataset],
+    sources: Sequence[RobotDataset],
     robots: dict[str | None, dict],
     normalization: str,
     notes: list[str],
@@ -519,17 +522,20 @@ def new_tokenizer(
         return None
     if kind == "bins":
         return BinningActionTokenizer()
-    if kind != "fast":
+    if not is_action_tokenizer_class(kind):
         return load_action_tokenizer(kind)
     chunks = normalized_chunks(sources, robots, normalization)
     given = {"vocab_size": options.action_vocab_size, "scale": options.action_scale}
-    tokenizer = FASTActionTokenizer.fit(chunks, **{name: value for name, value in given.items() if value is not None})
-    notes.append(f"FAST is fitted: {_roundtrip(tokenizer, chunks)}")
+    given = {name: value for name, value in given.items() if value is not None}
+    tokenizer = action_tokenizer_class(kind).fit(chunks, **given)
+    notes.append(
+        f"{'FAST' if kind == 'fast' else f'the action tokenizer {kind}'} is fitted: {_roundtrip(tokenizer, chunks)}"
+    )
     return tokenizer
 
 
 def normalized_chunks(
-    sources: Sequence[LeRobotDataset], robots: dict[str | None, dict], normalization: str, max_chunks: int = 50_000
+    sources: Sequence[RobotDataset], robots: dict[str | None, dict], normalization: str, max_chunks: int = 50_000
 ) -> list[np.ndarray]:
     """Action chunks of the datasets as the policy sees them, each (H, Da); at most `max_chunks` of each dataset."""
     chunks = []

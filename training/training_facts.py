@@ -14,7 +14,7 @@ from ..hub_cards import fine_tuned_card
 from ..hub_cards.environment_info import environment_info
 from ..hub_cards.hub_names import shown
 from ..hub_cards.readme import split, write_readme
-from .data.lerobot.dataset import LeRobotDataset
+from .data.robot_dataset import RobotDataset
 from .data_parallel import unsharded_init
 from .evaluation.predictions import predict_dataset
 from .policy_card import evaluated_sets, trainer_facts
@@ -39,7 +39,7 @@ def write(path: Path, card: Callable[[str | None], RepoCard], license: str | Non
         print(f"{path}: its author's words stay; the card stands between the two comments.")
 
 
-def chunks_to_show(trainer: KIVLATrainer, data: LeRobotDataset, folder: Path, num_frames: int = 8) -> dict | None:
+def chunks_to_show(trainer: KIVLATrainer, data: RobotDataset, folder: Path, num_frames: int = 8) -> dict | None:
     """Let the trainer's policy act at some frames, spread evenly; to be called on all devices.
 
     Args:
@@ -68,7 +68,7 @@ def chunks_to_show(trainer: KIVLATrainer, data: LeRobotDataset, folder: Path, nu
 def write_facts(
     folder: Path,
     trainer: KIVLATrainer,
-    sources: Sequence[LeRobotDataset],
+    sources: Sequence[RobotDataset],
     metrics: dict[str, float],
     arguments: Sequence[str] | None,
     **facts,

@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 from tqdm.auto import tqdm
 
-from ..data.lerobot.dataset import LeRobotDataset
+from ..data.robot_dataset import RobotDataset
 from .action_error import error_of_chunks
 from .plots import plot_chunks
 
 
-def predict_dataset(pipe, data: LeRobotDataset, num_frames: int, batch_size: int = 16, **options) -> dict:
+def predict_dataset(pipe, data: RobotDataset, num_frames: int, batch_size: int = 16, **options) -> dict:
     """Predict at evenly spread frames and compare with what was demonstrated.
 
     Returns:
@@ -58,7 +58,7 @@ def predict_dataset(pipe, data: LeRobotDataset, num_frames: int, batch_size: int
     }
 
 
-def draw(path: Path, results: dict, data: LeRobotDataset, count: int) -> None:
+def draw(path: Path, results: dict, data: RobotDataset, count: int) -> None:
     """Draw some of the predicted chunks against the demonstrated ones."""
     chosen = spread_out(len(results["frames"]), count)
     plot_chunks(
