@@ -33,14 +33,14 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take in the weights as they are now: called after every optimiser step."""
+        """Take the weights after an optimiser step into the average."""
         weights = [_local(parameter).float() for parameter in self._parameters.values()]
         get_ema_multi_avg_fn(self.decay)(list(self.weights.values()), weights, None)
 
     @contextmanager
     @torch.no_grad()
     def in_place(self) -> Iterator[None]:
-        """Lend the model the average as its weights. Takes as much memory again as the trained weights."""
+        """Put the average in the place of the model's weights for a while. Takes their memory once more."""
         kept = {name: _local(parameter).clone() for name, parameter in self._parameters.items()}
         self.take()
         try:
@@ -51,7 +51,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def take(self) -> None:
-        """Make the average the model's weights, for good."""
+        """Make the average the model's weights for good."""
         for name, parameter in self._parameters.items():
             _local(parameter).copy_(self.weights[name])
 
@@ -70,7 +70,7 @@ class WeightAverage:
             save_file(whole, folder / EMA_FILE)
 
     def load(self, folder: Path) -> None:
-        """Read the average of a checkpoint.
+        """Read the average that `save` has written.
 
         Raises:
             ValueError: the checkpoint has no average, or that of other parameters.
