@@ -17,6 +17,8 @@ CONSTRAINTS = dict(line.split("==") for line in (ROOT / "constraints.txt").read_
 def test_there_is_one_version():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert citation["version"] == kivla.__version__
+    plugin = tomllib.loads((ROOT / "lerobot_policy_kivla" / "pyproject.toml").read_text(encoding="utf-8"))
+    assert plugin["project"]["version"] == kivla.__version__
     assert f"## {kivla.__version__}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
 

@@ -5,14 +5,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from peft import PeftModel
-from torch.utils.data import Dataset, Subset
 
 from ..hub_cards.hub_names import shown
 from ..hub_cards.readme import joined, readme_on_hub, split, with_card
 from ..hub_cards.trained_policy import fine_tuned_card
 from ..modeling_kivla.hub_card import base_name
-from .data.lerobot.dataset import LeRobotDataset
-from .data.mixture import Mixture
+from .data.dataset_checks import robot_datasets
+from .data.robot_dataset import RobotDataset
 
 # Facts that a trainer alone does not know: the card is then silent about them.
 UNKNOWN = dict.fromkeys(
@@ -26,8 +25,8 @@ _OPTIONS = {
 }
 
 
-def trainer_facts(trainer, sources: Sequence[LeRobotDataset] | None = None) -> dict:
-    """What a `KIVLATrainer` knows of its policy, for `fine_tuned_card`.
+def trainer_facts(trainer, sources: Sequence[RobotDataset] | None = None) -> dict:
+    """Collect what a `KIVLATrainer` knows of its policy, for `fine_tuned_card`.
 
     Args:
         sources: the demonstrations; by default those of its training dataset.
@@ -36,7 +35,7 @@ def trainer_facts(trainer, sources: Sequence[LeRobotDataset] | None = None) -> d
     model = model.get_base_model() if isinstance(model, PeftModel) else model
     processor, args, log = trainer.processing_class, trainer.args, trainer.state.log_history
     tokenizer = processor.action_tokenizer
-    sources = demonstrations(trainer.train_dataset) if sources is None else sources
+    sources = robot_datasets(trainer.train_dataset) if sources is None else sources
     tasks = [task for data in sources for task in data.tasks.values()]
     metrics = {name: value for entry in log for name, value in entry.items()}  # the last of each
     folder = Path(args.output_dir)
@@ -63,7 +62,7 @@ def trainer_facts(trainer, sources: Sequence[LeRobotDataset] | None = None) -> d
 
 
 def write_trainer_card(trainer, license: str | None, model_name: str | None, options: dict) -> None:
-    """`KIVLATrainer.create_model_card` on its first process."""
+    """Write the card of a trainer's policy: `KIVLATrainer.create_model_card` on its first process."""
     if unknown := sorted(options.keys() - _OPTIONS.keys()):
         raise TypeError(f"The card has no {', '.join(unknown)}; options are {', '.join(_OPTIONS)}.")
     path = Path(trainer.args.output_dir) / "README.md"
@@ -81,30 +80,21 @@ def write_trainer_card(trainer, license: str | None, model_name: str | None, opt
 
 
 def with_words_of_hub(trainer, text: str) -> str:
-    """A README of this machine, and what its author wrote on the Hub."""
+    """Join a README of this machine with what its author wrote on the Hub."""
     on_hub = readme_on_hub(trainer.hub_model_id, trainer.args.hub_revision, trainer.args.hub_token)
     return joined(on_hub, text) if on_hub else text
 
 
-def demonstrations(dataset: Dataset | None) -> list[LeRobotDataset]:
-    """The LeRobot datasets in a training dataset, through mixtures and subsets."""
-    if isinstance(dataset, Mixture):
-        return [data for source in dataset.sources for data in demonstrations(source)]
-    if isinstance(dataset, Subset):
-        return demonstrations(dataset.dataset)
-    return [dataset] if isinstance(dataset, LeRobotDataset) else []
-
-
 def evaluated_sets(metrics: dict[str, float]) -> dict[str, dict[str, float]]:
-    """Set of demonstrations -> its errors in robot units; "evaluation" where there is but one, without a name."""
+    """Pick the errors of each set of demonstrations, in robot units; a set without a name is "evaluation"."""
     columns = ("action_mae", "mean_action_mae", "times_better_than_mean")
     found = [re.fullmatch(r"eval_(?:(.+)_)?times_better_than_mean", name) for name in metrics]
     names = {match[1] or "evaluation": match[0].removesuffix(columns[-1]) for match in found if match}
     return {name: {column: metrics[prefix + column] for column in columns} for name, prefix in names.items()}
 
 
-def _robots(processor, sources: Sequence[LeRobotDataset]) -> list[dict]:
-    """One entry for each dataset; without any, for each robot that the processor knows."""
+def _robots(processor, sources: Sequence[RobotDataset]) -> list[dict]:
+    """Describe each dataset; without any, each robot that the processor knows."""
     rows = []
     for name, data in [(data.robot, data) for data in sources] or [(name, None) for name in processor.robots]:
         robot = processor.robot(name)

@@ -29,7 +29,10 @@ class PolicyOptions:
 
     recipe: str | None = field(
         default=None,
-        metadata={"help": f"What trains what: {', '.join(RECIPES)}. insulated; with --policy, as it was trained."},
+        metadata={
+            "help": f"What trains what: {', '.join(RECIPES)}, or a YAML file of your own. insulated; with --policy, as "
+            "it was trained."
+        },
     )
     chunk_size: int | None = field(default=None, metadata={"help": "Actions in a chunk (H); 50."})
     max_action_dim: int | None = field(
@@ -68,7 +71,11 @@ class PolicyOptions:
     )
     normalization: str | None = field(default=None, metadata={"help": "quantile, mean_std or none; quantile."})
     action_tokenizer: str | None = field(
-        default=None, metadata={"help": "fast (fitted on the data), bins, none, a FAST folder or Hub id; the recipe's."}
+        default=None,
+        metadata={
+            "help": "fast (fitted on the data), bins, none, a saved one's folder or Hub id, or pkg.module:Class; the "
+            "recipe's."
+        },
     )
     action_vocab_size: int | None = field(default=None, metadata={"help": "Codes of a fitted FAST tokenizer; 1024."})
     action_scale: float | None = field(default=None, metadata={"help": "Resolution of a fitted FAST tokenizer; 10."})
@@ -86,16 +93,16 @@ class PolicyOptions:
     trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with the VLM."})
 
     def given(self, *names: str) -> dict:
-        """Those of these options that were told."""
+        """Return those of these options that were told."""
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
     @property
     def loading(self) -> dict:
-        """How weights are read."""
+        """Options of `from_pretrained`: how weights are read."""
         return {"dtype": self.dtype, **self.given("attn_implementation"), "trust_remote_code": self.trust_remote_code}
 
     def config_kwargs(self) -> dict:
-        """Fields of the `KIVLAConfig` of a new policy."""
+        """Return the fields of the `KIVLAConfig` of a new policy."""
         expert = {name.removeprefix("expert_"): value for name, value in self.given(*EXPERT_OPTIONS).items()}
         config = KIVLAExpertConfig(**expert)
         return {
@@ -107,7 +114,7 @@ class PolicyOptions:
         }
 
     def stages_of(self, recipe: Recipe) -> tuple[Stage, ...]:
-        """The recipe's stages, with the options given on top, where the expert is trained.
+        """Return the recipe's stages, with the options given on top where the expert is trained.
 
         Raises:
             ValueError: an option out of its range.
@@ -116,7 +123,8 @@ class PolicyOptions:
         return tuple(replace(stage, **given) if stage.flow_loss_weight > 0 else stage for stage in recipe.stages)
 
     def refuse_what_cannot_apply(self, recipe: Recipe, tokenizer: str, placement: str) -> None:
-        """
+        """Refuse options that another one makes meaningless.
+
         Args:
             tokenizer, placement: what the policy will have: an `action_tokenizer` and an `action_token_placement`.
 
@@ -149,7 +157,8 @@ class PolicyOptions:
 
 
 def refuse(reasons: dict[str, str]) -> None:
-    """
+    """Refuse options that cannot apply, all of them at once.
+
     Args:
         reasons: option -> why it cannot apply.
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from transformers import pipeline
 
-from ..command_line import parse
-from ..simulation.environments import ENVIRONMENTS, make_env, parse_options
+from ..command_line import Refused, parse
+from ..simulation.environments import ENV_HELP, make_env, parse_options
 from ..simulation.report_media import choose_episodes
 from ..simulation.rollout import PipelinePolicy
 from ..simulation.rollout_evaluation import evaluate, format_report, replay, video_format, write_media
@@ -18,7 +18,7 @@ from ..training.evaluation.confidence import mcnemar_test
 @dataclass
 class RolloutArguments:
     policy: str = field(metadata={"help": "Trained KIVLA policy: a Hub id or a folder."})
-    env: str = field(default="tabletop", metadata={"help": f"Environment: {', '.join(ENVIRONMENTS)}."})
+    env: str = field(default="tabletop", metadata={"help": ENV_HELP})
     env_options: list[str] = field(
         default_factory=list, metadata={"help": "Options of the environment as NAME=VALUE, values as in YAML."}
     )
@@ -50,9 +50,9 @@ class RolloutArguments:
 def run(arguments: Sequence[str]) -> None:
     (args,) = parse((RolloutArguments,), arguments, prog="kivla rollout", positional="policy")
     if args.video_format not in ("mp4", "gif"):
-        raise SystemExit(f"kivla rollout: --video_format is mp4 or gif, not {args.video_format!r}.")
+        raise Refused(f"kivla rollout: --video_format is mp4 or gif, not {args.video_format!r}.")
     if args.video_format == "mp4" and video_format() == "gif" and args.num_videos > 0:
-        raise SystemExit('kivla rollout: mp4 needs PyAV (pip install "kivla[video]"); --video_format gif does not.')
+        raise Refused('kivla rollout: mp4 needs PyAV (pip install "kivla[video]"); --video_format gif does not.')
     names = [args.policy] if args.compare is None else [args.policy, args.compare]
     pipes = [pipeline("action-prediction", model=name) for name in names]
     replan_every = args.replan_every or max(min(pipe.processor.chunk_size for pipe in pipes) // 2, 1)
