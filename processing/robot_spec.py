@@ -119,6 +119,28 @@ class RobotSpec:
             )
         return [as_rgb(image) for image in given if image is not None]
 
+    def observed_state(self, values, max_dim: int | None) -> np.ndarray:
+        """Check and normalise a state, (Ds,).
+
+        Args:
+            max_dim: room for it in the model; None where the state becomes text.
+
+        Raises:
+            ValueError: no vector, too long, or of another size than the statistics.
+        """
+        values = as_numbers(values)
+        if values.ndim != 1:
+            raise ValueError(f"`state` must be one vector (Ds,), got shape {values.shape}.")
+        if max_dim is not None and len(values) > max_dim:
+            raise ValueError(
+                f"`state` has {len(values)} values, but max_state_dim is {max_dim}. Build processor and model with "
+                f"max_state_dim of at least {len(values)}."
+            )
+        try:
+            return self.state.normalize(values)
+        except ValueError as error:
+            raise ValueError(f"`state`: {error}") from error
+
     def chunk(self, values, is_pad, chunk_size: int) -> tuple[np.ndarray, np.ndarray]:
         """Actions (steps, action_dim) in robot units -> a normalised chunk (chunk_size, action_dim), and (chunk_size,)
         bool, True on steps that are not real.
@@ -164,7 +186,7 @@ class RobotSpec:
 
 
 def make_robots(robots: dict[str, dict] | None, single: dict, **shared) -> dict[str | None, RobotSpec]:
-    """The robots of a processor by name; a single one has the name None.
+    """Make the robots of a processor, by name; a single one has the name None.
 
     Args:
         robots: name -> `statistics`, and perhaps `cameras` and `action_dim`; or None.
