@@ -243,9 +243,10 @@ class KIVLAProcessor(PushedWithCard, SavedProcessor, ProcessorMixin):
         """Make a batch for `model(**batch)` or, without actions and responses, for `sample_actions` and `generate`.
 
         Args:
-            images: for each example a list of images in the order of `cameras`, or a dict by camera name. An image is
-                a PIL image, a path or URL, or an array or tensor with three channels, last or first (uint8, or floats
-                in [0, 1]). None in the place of an image: this camera is missing, and its tokens are left out.
+            images: for each example a list of images in the order of `cameras`, or a dict by camera name (the last part
+                of `observation.images.wrist` will do). An image is a PIL image, a path or URL, or an array or tensor
+                with three channels, last or first (uint8, or floats in [0, 1]). None in the place of an image: this
+                camera is missing, and its tokens are left out.
                 Greyscale or RGBA arrays are refused (repeat or drop channels); such PIL images and files are converted.
             text: for each example the instruction or question; for a conversation of several turns the list of its
                 questions. May be "" where actions are asked for.

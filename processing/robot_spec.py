@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image
 
+from .camera_names import match_cameras
 from .image_input import as_rgb
 from .normalization import Normalizer, as_numbers, clip_to_range, statistics_from_json, statistics_to_json
 
@@ -90,7 +91,7 @@ class RobotSpec:
         """The images that are there, as RGB, in the order of the cameras.
 
         Args:
-            given: a list, a dict by camera name, or None.
+            given: a list, a dict by camera name (in full, or its last part), or None.
             is_observation: whether every camera must have its place (VLM data has any number of images).
         """
         if isinstance(given, dict):
@@ -99,12 +100,13 @@ class RobotSpec:
                     f"`images` is a dict (of {sorted(given)}), but this processor has no camera names, hence no order. "
                     "Pass a list, or make the processor with cameras=[...]."
                 )
-            if set(given) != set(self.cameras):
+            names = match_cameras(list(given), self.cameras)
+            if len(given) != len(self.cameras) or len(names) != len(self.cameras):
                 raise ValueError(
                     f"images are given for the cameras {sorted(given)}, but this processor has {self.cameras}. Pass "
                     "every camera by its name; use None for one that is missing."
                 )
-            given = [given[name] for name in self.cameras]
+            given = [given[names[camera]] for camera in self.cameras]
         if given is None:
             given = []
         if not isinstance(given, list | tuple):

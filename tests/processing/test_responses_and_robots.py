@@ -300,3 +300,28 @@ def test_robots_that_are_not_known_are_refused(call, message):
 
 def test_fast_fits_chunks_of_several_robots():
     assert FAST.fit([LONG["actions"] - 5, CART["actions"] - 100], vocab_size=512).vocab_size == 512
+
+
+# -------------------------------------------------------------------------------------------------------------- cameras
+def test_cameras_are_known_by_the_last_part_of_their_names():
+    """A dataset says `observation.images.wrist`, a robot `wrist`."""
+    processor = make(cameras=["observation.images.base", "observation.images.wrist"])
+    base, wrist = LONG["images"]
+    expected = processor(**columns(LONG))
+    for names in (("base", "wrist"), ("observation.images.base", "wrist"), ("cam.base", "cam.wrist")):
+        given = dict(zip(names, (base, wrist), strict=True))
+        found = processor(**columns(LONG | {"images": dict(reversed(given.items()))}))
+        assert torch.equal(found["pixel_values"], expected["pixel_values"]), names
+    for names in (("base", "top"), ("left.wrist", "right.wrist"), ("base", "wrist", "top")):
+        with pytest.raises(ValueError, match="images are given for the cameras"):
+            processor(**columns(LONG | {"images": dict.fromkeys(names, base)}))
+
+
+def test_cameras_with_the_same_last_part_need_their_whole_names():
+    processor = make(cameras=["left.image", "right.image"])
+    left, right = LONG["images"]
+    expected = processor(**columns(LONG))
+    found = processor(**columns(LONG | {"images": {"right.image": right, "left.image": left}}))
+    assert torch.equal(found["pixel_values"], expected["pixel_values"])
+    with pytest.raises(ValueError, match="images are given for the cameras"):
+        processor(**columns(LONG | {"images": {"image": left, "other.image": right}}))
