@@ -30,14 +30,14 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self) -> None:
-        """After an optimiser step."""
+        """Take the weights after an optimiser step into the average."""
         weights = [_local(parameter).float() for parameter in self._parameters.values()]
         get_ema_multi_avg_fn(self.decay)(list(self._average.values()), weights, None)
 
     @contextmanager
     @torch.no_grad()
     def in_place(self) -> Iterator[None]:
-        """The model has the average as its weights. Takes as much memory again as the trained weights."""
+        """Put the average in the place of the model's weights for a while. Takes their memory once more."""
         kept = {name: _local(parameter).clone() for name, parameter in self._parameters.items()}
         self.take()
         try:
@@ -48,12 +48,12 @@ class WeightAverage:
 
     @torch.no_grad()
     def take(self) -> None:
-        """The average becomes the model's weights for good."""
+        """Make the average the model's weights for good."""
         for name, parameter in self._parameters.items():
             _local(parameter).copy_(self._average[name])
 
     def save(self, folder: Path, is_writer: bool) -> None:
-        """`ema.safetensors`, with whole tensors under their parameters' names. To be called on all devices."""
+        """Write `ema.safetensors`, with whole tensors under their parameters' names. To be called on all devices."""
         whole = {}
         for name, parameter in self._parameters.items():
             average = self._average[name]
@@ -67,7 +67,8 @@ class WeightAverage:
             save_file(whole, folder / EMA_FILE)
 
     def load(self, folder: Path) -> None:
-        """
+        """Read the average that `save` has written.
+
         Raises:
             ValueError: the checkpoint has no average, or that of other parameters.
         """

@@ -222,7 +222,7 @@ def _set_trained(module: nn.Module, is_trained: bool) -> None:
 
 
 def split_steps(stages: tuple[Stage, ...], max_steps: int) -> list[int]:
-    """Optimiser steps of every stage, by their shares; together `max_steps`.
+    """Share out the optimiser steps among the stages; together they are `max_steps`.
 
     Raises:
         ValueError: fewer steps than stages.

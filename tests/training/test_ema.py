@@ -5,13 +5,14 @@ import torch
 from peft import get_peft_model
 from safetensors.torch import load_file
 from torch import nn
+from torch.utils.data import Subset
 from transformers import TrainerCallback
 
 from kivla import KIVLAForActionPrediction, KIVLATrainingArguments
 from kivla.training.ema import WeightAverage
 from kivla.training.lora import lora_config
 from tests.tolerance import assert_close_relative
-from tests.training.policies import make_policy, make_trainer
+from tests.training.policies import dataset, make_policy, make_trainer
 
 
 class Recorder(TrainerCallback):
@@ -98,6 +99,8 @@ def test_evaluation_is_of_the_average(trained, tmp_path):
     folder, trainer, _ = trained
     trainer.args.sample_in_eval = False
     metrics = trainer.evaluate()
+    few = Subset(dataset(), [0, 1])
+    assert trainer.predict(few).metrics["test_loss"] == trainer.evaluate(few)["eval_loss"]
     trainer.save_model(str(tmp_path / "saved"))
     model = KIVLAForActionPrediction.from_pretrained(tmp_path / "saved")
     saved = make_trainer(tmp_path, model, trainer.processing_class, sample_in_eval=False)
