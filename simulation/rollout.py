@@ -11,13 +11,12 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from ..modeling_kivla import actions_of
+from ..processing.camera_names import match_cameras
 from .environments import Environment, check_first
 
 # A list of observations {"images": {camera: uint8 (height, width, 3)}, "text": str, "state": float32 (Ds,)}
 # -> action chunks (n, H, Da) in robot units
 Policy = Callable[[list[dict]], np.ndarray]
-
-CAMERA_PREFIX = "observation.images."  # LeRobot's names of image features
 
 
 class PipelinePolicy:
@@ -56,14 +55,14 @@ class PipelinePolicy:
 
         The policy knows cameras by the names of its dataset's features, `observation.images.NAME`.
         """
-        images = {name.removeprefix(CAMERA_PREFIX): image for name, image in images.items()}
-        cameras = [name.removeprefix(CAMERA_PREFIX) for name in self.pipe.processor.cameras or images]
-        if missing := [name for name in cameras if name not in images]:
+        cameras = self.pipe.processor.cameras or list(images)
+        names = match_cameras(list(images), cameras)
+        if missing := [camera for camera in cameras if camera not in names]:
             raise ValueError(
                 f"The policy looks through the cameras {cameras}, but the environment has no {missing}; it has "
                 f"{list(images)}. Was the policy trained for this environment?"
             )
-        return [images[name] for name in cameras]
+        return [images[names[camera]] for camera in cameras]
 
 
 @dataclass
