@@ -100,7 +100,8 @@ class ActionTokenizer(ABC):
         if "kind" not in vars(cls):
             return  # a variant of another class, or a base of several
         known = ACTION_TOKENIZERS.get(cls.kind, cls)
-        if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):  # or it is defined once more
+        # The same name is the same class, defined once more: a notebook's cell, or a script that is also imported
+        if known.__qualname__ != cls.__qualname__:
             raise TypeError(
                 f"{cls.__module__}.{cls.__qualname__} has kind = {cls.kind!r}, which is that of {known.__module__}."
                 f"{known.__qualname__}. Policies are saved with it: give each class a kind of its own."
