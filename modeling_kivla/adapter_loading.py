@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
@@ -73,7 +74,7 @@ def load_base(cls: type[PreTrainedModel], adapter: str, kwargs: dict) -> tuple[P
     return model, not is_policy
 
 
-def load_with_adapter(cls: type[PreTrainedModel], adapter: str, kwargs: dict):
+def load_with_adapter(cls: type[PreTrainedModel], adapter: str, kwargs: dict) -> Any:
     """A policy with an adapter on it, as the library loads them (`PeftAdapterMixin`), in eval mode.
 
     Raises:

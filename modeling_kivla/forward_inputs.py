@@ -165,8 +165,9 @@ def check_token_ids(config: KIVLAConfig, input_ids: torch.Tensor, num_embeddings
         )
 
 
-def check_prefix(config: KIVLAConfig, vlm_inputs: dict, shape: tuple[int, int], mask: torch.Tensor | None) -> None:
-    """
+def check_prefix(config: KIVLAConfig, vlm_inputs: dict, shape: torch.Size, mask: torch.Tensor | None) -> torch.Tensor:
+    """The mask, which hides no prompt.
+
     Args:
         shape: (batch, sequence).
         mask: the `expert_attention_mask`.
@@ -186,6 +187,7 @@ def check_prefix(config: KIVLAConfig, vlm_inputs: dict, shape: tuple[int, int], 
             "`token_type_ids` (0 on image and prompt, 1 on the tokens to learn): without them the answer would "
             "leak into the prompt. KIVLAProcessor makes them."
         )
+    return mask
 
 
 def check_num_steps(num_steps: int) -> int:

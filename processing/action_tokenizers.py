@@ -139,7 +139,7 @@ class ActionTokenizer(ABC):
             if isinstance(sequence, Integral):
                 raise TypeError("decode() takes a list of sequences; put a single sequence into a list: [tokens].")
             codes = list(sequence) if isinstance(sequence, list | tuple) else sequence.tolist()
-            foreign = [code for code in codes if not (isinstance(code, Integral) and 0 <= code < self._num_codes)]
+            foreign = [code for code in codes if not (isinstance(code, Integral) and 0 <= int(code) < self._num_codes)]
             if foreign:
                 results.append(ActionDecodingFailure("foreign_code", f"codes 0..{self._num_codes - 1}", foreign[0]))
             else:
@@ -642,7 +642,7 @@ def _is_number(value) -> bool:
 
 
 def _is_count(value, limit: int) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool) and 0 <= value <= limit
+    return isinstance(value, Integral) and not isinstance(value, bool) and 0 <= int(value) <= limit
 
 
 @contextmanager

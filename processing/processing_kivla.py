@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from string import Formatter
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from .action_tokenizers import ActionDecodingFailure, ActionTokenizer, load_acti
 from .call_options import check_options
 from .chat_format import PromptFrame, PromptFrames, has_chat
 from .image_input import pad_to_square
-from .normalization import as_numbers, discretize_state
+from .normalization import Normalizer, as_numbers, discretize_state
 from .plain_words import PlainWords
 from .processor_card import PushedWithCard
 from .robot_spec import RobotSpec, robot_from_json
@@ -227,7 +228,7 @@ class KIVLAProcessor(PushedWithCard, ProcessorMixin):
         )
         # What in a text would be taken for an image
         image_ids = [i for i in vlm_processor.image_token_ids if i is not None]
-        self._placeholders = {vlm_processor.image_token, *self.tokenizer.convert_ids_to_tokens(image_ids)}
+        self._placeholders = {cast(Any, vlm_processor).image_token, *self.tokenizer.convert_ids_to_tokens(image_ids)}
         self.set_prompts(prompt_frames)
         self._newline = self._tokenize("\n")
 
@@ -267,7 +268,7 @@ class KIVLAProcessor(PushedWithCard, ProcessorMixin):
         return self.vlm_processor.image_processor
 
     @property
-    def chat_template(self) -> str | None:
+    def chat_template(self) -> str | dict[str, str] | None:
         """The VLM's. Prompts were made of it once: see `prompt_frames`."""
         return self.vlm_processor.chat_template
 
@@ -302,12 +303,12 @@ class KIVLAProcessor(PushedWithCard, ProcessorMixin):
         return self.robot().statistics
 
     @property
-    def cameras(self) -> list[str] | None:
+    def cameras(self) -> Sequence[str] | None:
         return self.robot().cameras
 
     @property
     def action_dim(self) -> int:
-        return self.robot().action_dim
+        return cast(int, self.robot().action_dim)
 
     @property
     def vocab_size(self) -> int:
@@ -388,7 +389,7 @@ class KIVLAProcessor(PushedWithCard, ProcessorMixin):
         examples = []
         for i, row in enumerate(zip(*columns.values(), strict=True)):
             try:
-                examples.append(self._example(*row, prompt_kind))
+                examples.append(self._example(*row, prompt_kind=prompt_kind))
             except ValueError as error:
                 raise ValueError(f"Example {i}: {error}") from error
         learns = any(example.learns for example in examples)
@@ -483,14 +484,14 @@ class KIVLAProcessor(PushedWithCard, ProcessorMixin):
                 f"model with max_state_dim of at least {len(values)}."
             )
         try:
-            return robot.state.normalize(values)
+            return cast(Normalizer, robot.state).normalize(values)
         except ValueError as error:
             raise ValueError(f"`state`: {error}") from error
 
     def _prompt(self, text: str, state: np.ndarray | None) -> str:
         if self.state_encoding != "text":
             return self.action_prompt.format(text=text)
-        bins = " ".join(str(b) for b in discretize_state(state))
+        bins = " ".join(str(b) for b in discretize_state(cast(np.ndarray, state)))
         return self.action_prompt.format(text=text, state=bins)
 
     # --------------------------------------------------------------------------------------------- token sequences
@@ -524,7 +525,7 @@ class KIVLAProcessor(PushedWithCard, ProcessorMixin):
                 spans.append(Span(self._tokenize(frame.between + next_questions[i] + frame.after), False))
         is_complete = True
         if chunk is not None and self.action_tokenizer is not None:
-            action_spans, is_complete = self._action_spans(chunk, is_pad)
+            action_spans, is_complete = self._action_spans(chunk, cast(np.ndarray, is_pad))
             spans += action_spans
         if is_complete and any(span.is_learned for span in spans):
             spans.append(Span(closing, True))
@@ -539,8 +540,9 @@ class KIVLAProcessor(PushedWithCard, ProcessorMixin):
         """
         if is_pad.all():
             return [], False
-        (codes,) = self.action_tokenizer.encode(chunk[None])
-        ids, steps = self.action_token_ids[codes], self.action_tokenizer.steps_of(codes, chunk.shape[1])
+        tokenizer = self._need_action_tokenizer()
+        (codes,) = tokenizer.encode(chunk[None])
+        ids, steps = self.action_token_ids[codes], tokenizer.steps_of(codes, chunk.shape[1])
         if steps is None:
             return [Span(ids.tolist(), True)], True
         is_real = ~is_pad[steps]  # (n,)
@@ -622,7 +624,7 @@ class KIVLAProcessor(PushedWithCard, ProcessorMixin):
         state = np.zeros((len(examples), self.max_state_dim), dtype=np.float32)
         for i, example in enumerate(examples):
             filled = self.max_action_dim if self.noise_padding else example.robot.action_dim
-            if example.chunk is not None:
+            if example.chunk is not None and example.is_pad is not None:
                 actions[i, :, : example.robot.action_dim] = example.chunk
                 real[i, :, :filled] = ~example.is_pad[:, None]
             elif not learns:  # the dimensions that the sampler has to fill
@@ -680,15 +682,15 @@ class KIVLAProcessor(PushedWithCard, ProcessorMixin):
             there are; `share`; `largest`, how far out the worst was, in widths of its dimension's recorded range; and
             `dimension`, which that is (or None).
         """
-        robot = self.robot(robot)
+        spec = self.robot(robot)
         chunk = as_numbers(chunk) if isinstance(chunk, list | tuple) else chunk
-        if chunk.shape[-1] < robot.action_dim:
+        if chunk.shape[-1] < spec.action_dim:
             raise ValueError(
-                f"Chunks of {chunk.shape[-1]} dimensions are too narrow for this robot's {robot.action_dim}: is the "
+                f"Chunks of {chunk.shape[-1]} dimensions are too narrow for this robot's {spec.action_dim}: is the "
                 "model of another robot?"
             )
         clip = self.clip_actions if clip_actions is None else clip_actions
-        return robot.unnormalize(chunk[..., : robot.action_dim], clip)
+        return spec.unnormalize(chunk[..., : spec.action_dim], clip)
 
     def clips_actions(self, robot: str | None = None) -> bool:
         """Whether this robot's actions are held within the range of its data: see `clip_actions`."""
@@ -708,7 +710,7 @@ class KIVLAProcessor(PushedWithCard, ProcessorMixin):
         Raises:
             ValueError: the processor has no action tokenizer.
         """
-        self._need_action_tokenizer()
+        tokenizer = self._need_action_tokenizer()
         code_of = {token: code for code, token in enumerate(self.action_token_ids.tolist())}
         dims = [self.action_dim] * len(sequences) if action_dims is None else action_dims
         results = []
@@ -716,7 +718,7 @@ class KIVLAProcessor(PushedWithCard, ProcessorMixin):
             row = [code_of.get(token) for token in torch.as_tensor(sequence).tolist()]
             runs = [list(run) for is_action, run in groupby(row, lambda code: code is not None) if is_action]
             codes = max(runs, key=len, default=[])
-            results += self.action_tokenizer.decode([codes], self.chunk_size, action_dim)
+            results += tokenizer.decode([codes], self.chunk_size, action_dim)
         return results
 
     def action_constraint(
@@ -735,9 +737,8 @@ class KIVLAProcessor(PushedWithCard, ProcessorMixin):
         """
         if max_response_tokens is None:
             max_response_tokens = MAX_RESPONSE_TOKENS if self.responds_first or self.expert_reads_response else 0
-        self._need_action_tokenizer()
+        grammar = self._need_action_tokenizer().grammar()
         num_values = [self.chunk_size * action_dim for action_dim in action_dims]
-        grammar = self.action_tokenizer.grammar()
         return ActionTokenConstraint(
             self.action_token_ids, self.end_token_id, prompt_length, num_values, grammar, max_response_tokens
         )
@@ -753,9 +754,10 @@ class KIVLAProcessor(PushedWithCard, ProcessorMixin):
         """The first token of what ends the VLM's turn."""
         return self._tokenize(self._frame(1).closing)[0]
 
-    def _need_action_tokenizer(self):
+    def _need_action_tokenizer(self) -> ActionTokenizer:
         if self.action_tokenizer is None:
             raise ValueError("This processor has no action tokenizer: its VLM was not taught action tokens.")
+        return self.action_tokenizer
 
     # --------------------------------------------------------------------------------------------------- on disk
     def to_dict(self) -> dict:
@@ -882,11 +884,11 @@ class KIVLAProcessor(PushedWithCard, ProcessorMixin):
 
 
 def _local_folder(path: str | os.PathLike, subfolder: str | None = None, **hub) -> Path:
-    folder, subfolder = Path(path), Path(subfolder or "")
+    folder, inside = Path(path), Path(subfolder or "")
     if not folder.is_dir():
-        patterns = [str(subfolder / name) for name in (CONFIG_FILE, f"{VLM_PROCESSOR_FOLDER}/*")]
+        patterns = [str(inside / name) for name in (CONFIG_FILE, f"{VLM_PROCESSOR_FOLDER}/*")]
         folder = Path(snapshot_download(str(path), allow_patterns=patterns, **hub))
-    return folder / subfolder
+    return folder / inside
 
 
 def _one_line(text: str) -> str:
