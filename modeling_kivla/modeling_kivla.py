@@ -13,7 +13,6 @@ from torch.utils.checkpoint import checkpoint
 from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
-    GenerationMixin,
     PreTrainedConfig,
     PreTrainedModel,
 )
@@ -242,7 +241,7 @@ class KIVLAForActionPrediction(KIVLAGenerationMixin, KIVLAPreTrainedModel):
 
     def adjust_generation_fn(self, *args, **kwargs):
         """Called by `from_pretrained` to read `generation_config.json`, which is the VLM's."""
-        cast(GenerationMixin, self.vlm).adjust_generation_fn(*args, **kwargs)
+        cast(Any, self.vlm).adjust_generation_fn(*args, **kwargs)
         self.generation_config = self.vlm.generation_config
 
     @classmethod
