@@ -328,7 +328,9 @@ class KIVLAProcessor(PushedWithCard, SavedProcessor, ProcessorMixin):
         state = self._state(state, robot) if asks_actions and self.state_encoding != "none" else None
         spans, is_complete = [], True
         if chunk is not None and self.action_tokenizer is not None:
-            spans, is_complete = action_spans(self.action_tokenizer, self.action_token_ids, chunk, is_pad)
+            spans, is_complete = action_spans(
+                self.action_tokenizer, self.action_token_ids, chunk, cast(np.ndarray, is_pad)
+            )
         suffix = self.sequences.suffix(
             questions[1:],
             responses,
