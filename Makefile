@@ -8,7 +8,7 @@ export TOKENIZERS_PARALLELISM ?= false
 # Progress bars and results, not the library's advice.
 export TRANSFORMERS_VERBOSITY ?= error
 
-.PHONY: demo study test test-slow lint bench clean
+.PHONY: demo study test test-slow test-quantization lint types bench clean
 
 # DEMO_MINUTES=30 make demo: more time, better policy. make demo FROM_SCRATCH=1: pretrain the small VLM too.
 DEMO_MINUTES ?= 10
@@ -26,10 +26,20 @@ TEST_WORKERS ?= auto
 TEST_THREADS ?= 1
 PYTEST = OMP_NUM_THREADS=$(TEST_THREADS) $(BIN)/python -m pytest -q -n $(TEST_WORKERS) --dist loadfile
 test: $(VENV)/.installed
-	$(PYTEST) -m "not slow" $(PYTEST_ARGS)
+	$(PYTEST) -m "not slow and not quantization" $(PYTEST_ARGS)
 
 test-slow: $(VENV)/.installed
-	$(PYTEST) -m slow $(PYTEST_ARGS)
+	$(PYTEST) -m "slow and not quantization" $(PYTEST_ARGS)
+
+# torchao lies beside the other packages, for these tests alone: transformers imports it wherever it is installed, and
+# every command would begin with its warnings.
+QUANTIZATION := $(abspath $(VENV))/quantization
+test-quantization: $(VENV)/.installed $(QUANTIZATION)
+	PYTHONPATH=$(QUANTIZATION) OMP_NUM_THREADS=$(TEST_THREADS) $(BIN)/python -m pytest -q -m quantization $(PYTEST_ARGS)
+
+$(QUANTIZATION): constraints.txt
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps -c constraints.txt --upgrade --target $@ torchao
+	touch $@
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

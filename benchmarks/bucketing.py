@@ -2,14 +2,14 @@
 
 import torch
 
+from kivla.demo.stages import TabletopArguments
 from kivla.modeling_kivla import KIVLAForActionPrediction
 from kivla.simulation import make_questions
-from kivla.tabletop import TabletopArguments
-from kivla.training import KIVLACollator
-from kivla.training.example_order import ExampleOrder
-from kivla.training.mixture import Mixture
-from kivla.training.step_buckets import StepBuckets
-from kivla.training.vlm_dataset import VLMDataset
+from kivla.training.data.collator import KIVLACollator
+from kivla.training.data.example_order import ExampleOrder
+from kivla.training.data.length_buckets import StepBuckets
+from kivla.training.data.mixture import Mixture
+from kivla.training.data.vlm.dataset import VLMDataset
 
 from .demo import demonstrated
 from .policies import gradient

@@ -7,8 +7,8 @@ from unittest.mock import patch
 import numpy as np
 import torch
 
+from kivla.demo.stages import TabletopArguments
 from kivla.modeling_kivla import generation_kivla
-from kivla.tabletop import TabletopArguments
 
 from .demo import demonstrated
 from .policies import millions

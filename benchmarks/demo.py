@@ -5,11 +5,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from kivla.demo.stages import TABLETOP_VLM, TabletopArguments, options, record
 from kivla.modeling_kivla import KIVLAForActionPrediction
 from kivla.processing import KIVLAProcessor
-from kivla.tabletop import TABLETOP_VLM, TabletopArguments, options, record
-from kivla.training import LeRobotDataset
 from kivla.training.build import start_policy
+from kivla.training.data.lerobot.dataset import LeRobotDataset
 
 
 @contextmanager

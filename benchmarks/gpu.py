@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from kivla.machine import machine
+from kivla.hub_cards.environment_info import environment_info
 from kivla.modeling_kivla import KIVLAForActionPrediction
 from kivla.modeling_kivla.flow_matching import euler_times
 
@@ -128,14 +128,14 @@ def _count(module: torch.nn.Module) -> int:
 def graphed(model: KIVLAForActionPrediction, prefix, noise: torch.Tensor, num_steps: int) -> Callable[[], object]:
     """The denoising loop as one CUDA graph, on this prefix' memory."""
     expert = model.expert
-    geometry = expert.geometry(prefix, model.config.chunk_size)
+    layout = expert.suffix_layout(prefix, model.config.chunk_size)
     conditions = expert.time_condition(euler_times(num_steps, noise.device)).rows()
     room = prefix.with_room(model.config.chunk_size, like=expert.action_in_proj.weight)
 
     def loop():
         x = noise
         for condition in conditions:
-            x = x - expert(x, condition, room, geometry) / num_steps
+            x = x - expert(x, condition, room, layout) / num_steps
         return x
 
     stream = torch.cuda.Stream()
@@ -229,7 +229,7 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error("there is no GPU here: --tiny runs toy sizes on the CPU")
     size = TINY if options.tiny else PI05
     device = Device("cpu", torch.float32, 2) if options.tiny else Device("cuda", torch.bfloat16, 20)
-    result = {"machine": machine(), "checks": check(device)}
+    result = {"machine": environment_info(), "checks": check(device)}
     print("\n".join(["Checked against float32 on the CPU:", *result["checks"]]))
     with tqdm(total=4, desc="benchmarks") as progress:
         result["rates"] = rates(device, options.tiny)

@@ -26,10 +26,12 @@ import torch
 from safetensors.torch import load_file
 from tqdm import tqdm
 
-from kivla import cli, record, train  # noqa: F401  imported once, before the processes are forked
-from kivla.machine import machine
+from kivla import command_line as cli
+from kivla.commands import record
+from kivla.demo.tiny_vlm import save_tiny_vlm
+from kivla.hub_cards.environment_info import environment_info
 from kivla.simulation import make_questions
-from kivla.tiny_vlm import save_tiny_vlm
+from kivla.training import run as train  # noqa: F401  imported once, before the processes are forked
 from kivla.training.checkpoints import MANIFEST, UNFINISHED, checkpoints, problem_of
 
 REPORT = Path(__file__).with_suffix(".md")
@@ -93,7 +95,7 @@ def measure(folder: Path, kills: int, steps: int, seed: int) -> dict:
             bar.set_postfix_str(f"step {done[-1].step_after} of {steps}")
     run_forked(lambda: cli.main(command(folder, killed, steps)), folder / "killed.log")
     return {
-        "machine": machine(),
+        "machine": environment_info(),
         "steps": steps,
         "undisturbed_seconds": seconds,
         "kills": [asdict(kill) for kill in done],

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from kivla.tabletop import TabletopArguments
-from kivla.training import KIVLACollator
+from kivla.demo.stages import TabletopArguments
+from kivla.training.data.collator import KIVLACollator
 from kivla.training.muon import MuonWithAdamW
 
 from .demo import demonstrated

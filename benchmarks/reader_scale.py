@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from kivla.machine import machine
+from kivla.hub_cards.environment_info import environment_info
 
 REPORT = Path(__file__).with_suffix(".md")
 LENGTH, FPS, DIM = 3, 10, 4
@@ -115,7 +115,7 @@ def measure(root: Path) -> dict[str, float]:
     """Open the dataset at `root`, and read of it at random."""
     import datasets
 
-    from kivla.training.lerobot_dataset import LeRobotDataset
+    from kivla.training.data.lerobot.dataset import LeRobotDataset
 
     datasets.config.HF_DATASETS_CACHE = root.parent / "cache"
     datasets.disable_progress_bars()
@@ -158,7 +158,7 @@ def _status(name: str) -> int:
 
 
 def as_markdown(rows: list[dict]) -> str:
-    about = machine()
+    about = environment_info()
     lines = [
         "# A reader for a million episodes",
         "",

@@ -28,11 +28,11 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from kivla import BinningActionTokenizer, FASTActionTokenizer, KIVLAForActionPrediction, KIVLAProcessor
-from kivla.answers import chat_text
-from kivla.checkpoint_files import WEIGHTS, Weights
-from kivla.convert import ConvertArguments, convert
-from kivla.machine import machine
-from kivla.pi_weights import kivla_name, lerobot_name
+from kivla.conversion.convert import ConvertArguments, convert
+from kivla.conversion.pi_weights import kivla_name, lerobot_name
+from kivla.conversion.weight_files import WEIGHTS, Weights
+from kivla.hub_cards.environment_info import environment_info
+from kivla.training.evaluation.vlm_answers import chat_text
 from tests.kivla import pi_reference
 
 # Name -> where it is published, and what kind of thing it is
@@ -437,7 +437,7 @@ def main(arguments: list[str] | None = None, locate: Callable | None = None) -> 
         done = {name: run_source(name, locate or from_hub, options) for name in options.only}
     revisions = {name: revision for name, (revision, _) in done.items()}
     rows = [row for _, found in done.values() for row in found]
-    table = as_table(machine(), revisions, rows, options.dry_run)
+    table = as_table(environment_info(), revisions, rows, options.dry_run)
     print(table)
     if options.output is not None:
         options.output.write_text(table + "\n", encoding="utf-8")

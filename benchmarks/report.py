@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from kivla.machine import machine
+from kivla.hub_cards.environment_info import environment_info
 
 
 @dataclass
@@ -83,7 +83,7 @@ class Measurement:
 
 
 def as_markdown(measurements: list[Measurement]) -> str:
-    about = machine()
+    about = environment_info()
     head = (
         f"{about['cpu']}, {about['cores']} cores, threads used: {about['threads']}; Python {about['python']}, "
         f"torch {about['torch']}, transformers {about['transformers']}."
@@ -93,7 +93,7 @@ def as_markdown(measurements: list[Measurement]) -> str:
 
 def as_json(measurements: list[Measurement]) -> dict:
     return {
-        "machine": machine(),
+        "machine": environment_info(),
         "measurements": [{**vars(m), "comparisons": [row.as_dict() for row in m.comparisons]} for m in measurements],
     }
 

@@ -18,7 +18,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
-from kivla.machine import machine
+from kivla.hub_cards.environment_info import environment_info
 
 from . import policies
 from .noise_draws import train
@@ -122,11 +122,13 @@ def main(arguments: list[str] | None = None) -> None:
     measured = curves(options.quick)
     plot(measured, options.output)
     rows = [{**vars(curve), "exponent": curve.exponent} for curve in measured]
-    options.output.with_suffix(".json").write_text(json.dumps({"machine": machine(), "curves": rows}, indent=2) + "\n")
+    options.output.with_suffix(".json").write_text(
+        json.dumps({"machine": environment_info(), "curves": rows}, indent=2) + "\n"
+    )
     print(f"{as_table(measured)}\n\nPicture: {options.output}")
     if options.write:
         plot(measured, PAGE.with_suffix(".png"))
-        about = machine()
+        about = environment_info()
         PAGE.write_text(
             "# How the cost grows\n\nWritten by `python -m benchmarks.scaling --write`, whose docstring says what is "
             f"done. {about['cpu']}, {about['threads']} CPU threads, torch {about['torch']}.\n\n{as_table(measured)}\n\n"

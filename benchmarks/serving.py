@@ -12,11 +12,11 @@ from transformers import pipeline
 from websockets.sync.client import connect
 
 from kivla import KIVLAConfig, KIVLAForActionPrediction, KIVLAProcessor
-from kivla.msgpack_numpy import packb, unpackb
-from kivla.observation_keys import ObservationReader
-from kivla.policy_server import PolicyServer
-from kivla.serve import ServedPolicy
-from kivla.tiny_vlm import byte_tokenizer, make_tiny_vlm
+from kivla.demo.tiny_vlm import byte_tokenizer, make_tiny_vlm
+from kivla.serving.msgpack_numpy import packb, unpackb
+from kivla.serving.observation_presets import ObservationReader
+from kivla.serving.policy_server import PolicyServer
+from kivla.serving.served_policy import ServedPolicy
 
 from .policies import ACTION_DIM, CAMERAS, SMALL, STATE_DIM, TINY, Size, millions
 from .report import Comparison, Measurement

@@ -28,7 +28,7 @@ from tqdm import tqdm
 from transformers import pipeline
 from websockets.asyncio.client import ClientConnection
 
-from kivla.machine import machine
+from kivla.hub_cards.environment_info import environment_info
 
 from .policies import TINY
 from .serving import make_observation, make_pipeline
@@ -101,7 +101,7 @@ def main(arguments: list[str] | None = None) -> int:
             process.send_signal(signal.SIGTERM)
             report["exit_code"] = process.wait(60)
         report["server_log"] = summary_of_log(log.read_text())
-    report = {"machine": machine(), "options": {**vars(options), "output": str(options.output)}, **report}
+    report = {"machine": environment_info(), "options": {**vars(options), "output": str(options.output)}, **report}
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(report, indent=1) + "\n")
     page = as_markdown(report)

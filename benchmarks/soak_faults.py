@@ -11,7 +11,7 @@ import numpy as np
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from kivla.msgpack_numpy import packb, unpackb
+from kivla.serving.msgpack_numpy import packb, unpackb
 
 API_KEY = "soak"
 _KEY = {"Authorization": f"Api-Key {API_KEY}"}

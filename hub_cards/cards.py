@@ -4,7 +4,8 @@ from pathlib import Path
 
 from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard, ModelCardData
 
-from ..training.policy_card import fine_tuned_card, render
+from .rendering import render
+from .trained_policy import fine_tuned_card
 
 TEMPLATES = Path(__file__).parent
 

@@ -3,22 +3,22 @@
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
 from transformers.pipelines import PIPELINE_REGISTRY
 
+from .acting import ChunkExecutor
 from .modeling_kivla import (
     ActionPredictionPipeline,
-    ChunkExecutor,
     KIVLAConfig,
     KIVLAExpertConfig,
     KIVLAForActionPrediction,
     KIVLAOutput,
     UnsupportedBackboneError,
 )
-from .processing import (
-    ActionDecodingFailure,
-    BinningActionTokenizer,
-    FASTActionTokenizer,
-    KIVLAProcessor,
-)
-from .training import KIVLACollator, KIVLATrainer, KIVLATrainingArguments, LeRobotDataset
+from .processing import ActionDecodingFailure, BinningActionTokenizer, FASTActionTokenizer, KIVLAProcessor
+from .training.arguments import KIVLATrainingArguments
+from .training.data.collator import KIVLACollator
+from .training.data.lerobot.dataset import LeRobotDataset
+from .training.trainer import KIVLATrainer
+
+__version__ = "0.1.0"
 
 # With `import kivla`, the library's Auto classes and `pipeline("action-prediction")` know our models.
 AutoConfig.register("kivla", KIVLAConfig)

@@ -1,15 +1,8 @@
-"""The `kivla` command and its sub-commands."""
+"""The `kivla` command: finds the sub-command and runs it."""
 
-import difflib
-import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import MISSING, fields
 from importlib import import_module
-from itertools import takewhile
-
-import yaml
-from transformers import HfArgumentParser
 
 COMMANDS = {
     "train": "fine-tune a VLM into a robot policy on a LeRobot dataset",
@@ -42,71 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command, *rest = arguments
     if command not in COMMANDS:
         sys.exit(f"kivla: there is no command '{command}'. Commands: {', '.join(COMMANDS)}.")
-    import_module(f"kivla.{command.replace('-', '_')}").run(rest)
-
-
-def parse(
-    dataclass_types: Sequence[type],
-    arguments: Sequence[str],
-    prog: str,
-    positional: str | Sequence[str] = (),
-    required: Sequence[str] = (),
-) -> tuple:
-    """Command-line options, with defaults from a YAML file if the first argument is one.
-
-    Args:
-        dataclass_types: as for `HfArgumentParser`.
-        arguments: what follows the command's name.
-        positional: the option, or the options in order, that may also be given first and without their names.
-        required: options that must be given although their field has a default.
-
-    Raises:
-        SystemExit: an unknown option, or an unknown key in the file.
-    """
-    parser = HfArgumentParser(dataclass_types, prog=prog)
-    for action in parser._actions:  # argparse has no public way to change this
-        action.required = action.required or action.dest in required
-    arguments = list(arguments)
-    if arguments and arguments[0].endswith((".yaml", ".yml")):
-        file = arguments.pop(0)
-        with open(file, encoding="utf-8") as stream:
-            defaults = yaml.safe_load(stream) or {}
-        known = {field.name for kind in dataclass_types for field in fields(kind)}
-        if unknown := sorted(set(defaults) - known):
-            parser.error(f"{file} has unknown keys: {', '.join(unknown)}. `{prog} --help` lists what there is.")
-        parser.set_defaults(**defaults)
-        for action in parser._actions:  # a default fulfils a requirement
-            action.required = action.required and action.dest not in defaults
-    else:
-        names = [positional] if isinstance(positional, str) else positional
-        words = takewhile(lambda argument: not argument.startswith("-"), list(arguments))
-        for i, (name, _) in enumerate(zip(names, words, strict=False)):
-            arguments.insert(2 * i, f"--{name}")
-    *parsed, rest = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
-    if rest:
-        options = [option for action in parser._actions for option in action.option_strings]
-        near = difflib.get_close_matches(rest[0], options, n=1)
-        hint = f"Did you mean {near[0]}?" if near else f"`{prog} --help` lists what there is."
-        parser.error(f"there is no option {' '.join(rest)}. {hint}")
-    return tuple(parsed)
-
-
-def command_line(prog: str, *options, always: Sequence[str] = (), without: Sequence[str] = ()) -> str:
-    """The command with these options: those that are not at their default; some `always`, and some not at all.
-
-    Args:
-        options: what `parse` gave.
-    """
-    words = [prog]
-    for part in options:
-        for entry in [entry for entry in fields(part) if entry.name not in without]:
-            value = getattr(part, entry.name)
-            default = entry.default if entry.default_factory is MISSING else entry.default_factory()
-            if value is not None and (value != default or entry.name in always):
-                values = value if isinstance(value, list) else [value]
-                texts = [str(v).lower() if isinstance(v, bool) else str(v) for v in values]
-                words += [f"--{entry.name}", *map(shlex.quote, texts)]
-    return " ".join(words)
+    import_module(f"kivla.commands.{command.replace('-', '_')}").run(rest)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,12 @@
 from .action_checks import NonFiniteActionsError, UndecodableActionsError, actions_of
-from .backbone_attention import UnsupportedBackboneError, probe_backbone
-from .chunk_execution import ChunkExecutor
+from .backbone_attention import UnsupportedBackboneError
+from .backbone_probe import probe_backbone
 from .configuration_kivla import KIVLAConfig, KIVLAExpertConfig
 from .modeling_kivla import KIVLAForActionPrediction, KIVLAOutput
 from .pipeline_kivla import ActionPredictionPipeline
 
 __all__ = [
     "ActionPredictionPipeline",
-    "ChunkExecutor",
     "KIVLAConfig",
     "KIVLAExpertConfig",
     "KIVLAForActionPrediction",

@@ -36,7 +36,7 @@ class Prefix:
 
 
 @dataclass
-class Geometry:
+class SuffixLayout:
     """Where the suffix tokens are and what they may see, for one layer: constant over denoising steps.
 
     Attributes:
@@ -138,7 +138,7 @@ class ExpertAttention(nn.Module):
         return (cos, sin) if self.rope_order is None else (cos[..., self.rope_order], sin[..., self.rope_order])
 
     def forward(
-        self, x: torch.Tensor, prefix_key: torch.Tensor, prefix_value: torch.Tensor, geometry: Geometry
+        self, x: torch.Tensor, prefix_key: torch.Tensor, prefix_value: torch.Tensor, layout: SuffixLayout
     ) -> torch.Tensor:
         batch, length, _ = x.shape
         heads = self.num_heads, self.num_key_value_heads
@@ -146,14 +146,14 @@ class ExpertAttention(nn.Module):
         # Heads come after tokens in memory, here and so in what attention returns: `o_proj` needs no copy of it.
         query_key = query_key.view(batch, length, -1, self.key_dim)  # (M, T, Hq + Hkv, Dk)
         value = self.v_proj(x).view(batch, length, -1, self.value_dim).transpose(1, 2)  # (M, Hkv, T, Dv)
-        if geometry.rotary is not None:
-            query_key = apply_rope(query_key, *geometry.rotary, self.rope, self.rope_start)
+        if layout.rotary is not None:
+            query_key = apply_rope(query_key, *layout.rotary, self.rope, self.rope_start)
         query, key = query_key.transpose(1, 2).split(heads, dim=1)
         attended = F.scaled_dot_product_attention(
             query,
-            join(prefix_key, key, geometry.prefix_length),  # (M, Hkv, P + T, Dk)
-            join(prefix_value, value, geometry.prefix_length),
-            attn_mask=geometry.mask,
+            join(prefix_key, key, layout.prefix_length),  # (M, Hkv, P + T, Dk)
+            join(prefix_value, value, layout.prefix_length),
+            attn_mask=layout.mask,
             enable_gqa=self.num_heads != self.num_key_value_heads,
         )
         return self.o_proj(attended.transpose(1, 2).reshape(batch, length, -1))
@@ -210,10 +210,10 @@ class ExpertLayer(GradientCheckpointingLayer):
         prefix_value: torch.Tensor,
         attention_modulation: tuple[torch.Tensor, ...] | None,
         mlp_modulation: tuple[torch.Tensor, ...] | None,
-        geometry: Geometry,
+        layout: SuffixLayout,
     ) -> torch.Tensor:
         normed, gate = self.input_layernorm(x, attention_modulation)
-        x = gated_residual(x, self.self_attn(normed, prefix_key, prefix_value, geometry), gate)
+        x = gated_residual(x, self.self_attn(normed, prefix_key, prefix_value, layout), gate)
         normed, gate = self.post_attention_layernorm(x, mlp_modulation)
         return gated_residual(x, self.mlp(normed), gate)
 
@@ -279,7 +279,7 @@ class ActionExpert(nn.Module):
         norms.append(self.norm)
         return TimeCondition(embedding, [norm.modulation(condition) if ahead else condition for norm in norms])
 
-    def geometry(self, prefix: Prefix, chunk_size: int, num_draws: int = 1) -> list[Geometry]:
+    def suffix_layout(self, prefix: Prefix, chunk_size: int, num_draws: int = 1) -> list[SuffixLayout]:
         """Positions and masks of the suffix: [state token, if any ; action tokens], right after the visible prefix.
 
         Positions count on from the last *visible* position, as if action tokens in the backbone's suffix were not
@@ -297,11 +297,11 @@ class ActionExpert(nn.Module):
             }
             tables = {name: (a.cos(), a.sin()) for name, a in angles.items()}  # (M, T, 1, R)
             by_device[device] = tables, self._mask(prefix, prefix_length, length, num_draws, device)
-        geometry = []
+        layout = []
         for layer in self.layers:
             tables, mask = by_device[device_of(layer.self_attn.q_proj)]
-            geometry.append(Geometry(layer.self_attn.rotary(tables), mask, prefix_length))
-        return geometry
+            layout.append(SuffixLayout(layer.self_attn.rotary(tables), mask, prefix_length))
+        return layout
 
     def _mask(self, prefix: Prefix, prefix_length: int, length: int, num_draws: int, device) -> torch.Tensor | None:
         has_state = self.state_proj is not None
@@ -323,7 +323,7 @@ class ActionExpert(nn.Module):
         noisy_actions: torch.Tensor,
         time: TimeCondition,
         prefix: Prefix,
-        geometry: list[Geometry],
+        layout: list[SuffixLayout],
         state: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """The velocity (M, H, D), float32, of `noisy_actions` (M, H, D); `state` is (M, max_state_dim)."""
@@ -335,6 +335,6 @@ class ActionExpert(nn.Module):
             x = torch.cat([self.state_proj(state.to(x.device, self.dtype))[:, None].to(x.device), x], dim=1)
         x = x.to(self.dtype)  # under autocast the projections give bf16; the residual stream stays as its weights are
         for i, (layer, (key, value)) in enumerate(zip(self.layers, prefix.key_values, strict=True)):
-            x = layer(x, key, value, time.modulations[2 * i], time.modulations[2 * i + 1], geometry[i])
+            x = layer(x, key, value, time.modulations[2 * i], time.modulations[2 * i + 1], layout[i])
         x, _ = self.norm(x, time.modulations[-1])
         return self.action_out_proj(x[:, -noisy_actions.shape[1] :]).to(noisy_actions.device, torch.float32)

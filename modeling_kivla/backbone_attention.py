@@ -10,11 +10,9 @@ What differs between families (which layers have keys and values, how many heads
 is measured once on a copy of the decoder that has no real weights (`probe_backbone`) and kept in the config.
 """
 
-import copy
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -22,8 +20,6 @@ from torch import nn
 from transformers import (
     AttentionInterface,
     AttentionMaskInterface,
-    AutoModelForImageTextToText,
-    PreTrainedConfig,
     PreTrainedModel,
 )
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
@@ -33,7 +29,6 @@ from .call_hooks import call_hook
 
 RECORDING_PREFIX = "kivla_"
 _WRAPPED_IMPLEMENTATIONS = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
-_MAX_SMALL = 1 << 28  # a mixture of 256 experts in 61 layers has less than half of it
 
 
 class UnsupportedBackboneError(ValueError):
@@ -121,165 +116,6 @@ def record_attention(vlm: PreTrainedModel) -> None:
     decoder.set_attn_implementation(RECORDING_PREFIX + implementation)
     # Masks are built from the VLM's own view of the text config, which some families copy.
     vlm.config.get_text_config()._attn_implementation_internal = RECORDING_PREFIX + implementation
-
-
-# ------------------------------------------------------------------------------------------------------- probing
-def probe_backbone(vlm_config: PreTrainedConfig) -> list[dict]:
-    """Measure what an expert can read from a VLM, from its config alone and without allocating its weights.
-
-    The VLM is built on the meta device, and its text decoder gets parameters that are views of a few numbers. One
-    token is then run at positions 0 and 1. With one token, attention can only return that token, so all that
-    differs between the two rows is the rotary embedding of the keys: its style (pairs taken from two halves or
-    interleaved, a part of the head only, or none) and its frequencies are read off exactly.
-
-    Returns:
-        For each attention layer: `layer` (its `layer_idx`), `num_attention_heads`, `num_key_value_heads`, `key_dim`,
-        `value_dim`, `rope` ("half", "interleaved" or None: no rotary embedding), `rope_start` (first rotary value of
-        a head), `inv_freq` (dotted name of the buffer with the frequencies inside the text decoder) and `rope_order`
-        (which frequency turns which pair; None if simply in order).
-
-    Raises:
-        UnsupportedBackboneError: cross-attention or encoder-decoder models, models without rotary embedding, or
-            whose attention is not replaceable.
-    """
-    name = vlm_config.model_type
-    if type(vlm_config) not in AutoModelForImageTextToText._model_mapping:
-        raise UnsupportedBackboneError(
-            f"'{name}' is not a vision-language model: {type(vlm_config).__name__} is not known to "
-            "AutoModelForImageTextToText. Give a model that reads images and text, such as PaliGemma or Qwen-VL."
-        )
-    if vlm_config.is_encoder_decoder or vlm_config.get_text_config().is_encoder_decoder:
-        raise UnsupportedBackboneError(
-            f"'{name}' is an encoder-decoder: its decoder reads the image by cross-attention, so no layer holds keys "
-            "and values of the whole prompt. Choose a decoder-only VLM."
-        )
-    vlm = build_without_weights(vlm_config)
-    decoder = find_text_decoder(vlm)
-    fill_with_small_views(decoder)
-
-    num_layers = vlm_config.get_text_config().num_hidden_layers
-    recorder = PrefixRecorder(list(range(num_layers)))
-    ran = set()
-    hooks = [module.register_forward_hook(lambda m, *_: ran.add(m)) for module in _decoder_layers(decoder)]
-    with torch.no_grad():
-        decoder(
-            input_ids=torch.ones(2, 1, dtype=torch.long),
-            position_ids=torch.arange(2)[:, None],
-            use_cache=False,
-            kivla_recorder=recorder,
-        )
-    for hook in hooks:
-        hook.remove()
-    if skipped := [type(m).__name__ for m in _decoder_layers(decoder) if m not in ran]:
-        raise UnsupportedBackboneError(
-            f"'{name}' reads the image by cross-attention ({skipped[0]} does not run without an image): image tokens "
-            "have no keys and values of their own in the prompt. Choose a VLM that puts image tokens in its sequence."
-        )
-    if not recorder.key_values:
-        raise UnsupportedBackboneError(
-            f"'{name}' recorded no keys and values: its attention does not go through transformers' "
-            "AttentionInterface. Choose a VLM whose class supports `attn_implementation`."
-        )
-    frequencies = {n: b for n, b in decoder.named_buffers() if "inv_freq" in n}
-    kv_layers = []
-    for layer, (key, value) in sorted(recorder.key_values.items()):
-        kv_layers.append(
-            {
-                "layer": layer,
-                "num_attention_heads": recorder.num_attention_heads[layer],
-                "num_key_value_heads": key.shape[1],
-                "key_dim": key.shape[-1],
-                "value_dim": value.shape[-1],
-                **_recognise_rope(name, layer, key[:, :, 0].double(), frequencies),
-            }
-        )
-    if all(layer["rope"] is None for layer in kv_layers):
-        raise UnsupportedBackboneError(
-            f"'{name}' has no rotary position embedding in its decoder, so the expert's action tokens could not be "
-            "placed after the prompt. Choose a VLM with a rotary decoder."
-        )
-    return kv_layers
-
-
-def build_without_weights(vlm_config: PreTrainedConfig) -> PreTrainedModel:
-    """The VLM on the meta device, in eval mode, its text attention recorded; `fill_with_small_views` makes it run."""
-    vlm_config = copy.deepcopy(vlm_config)
-    vlm_config.get_text_config()._experts_implementation = "eager"  # grouped products refuse expanded weights
-    with torch.device("meta"):
-        vlm = AutoModelForImageTextToText.from_config(vlm_config, dtype=torch.float32)
-    record_attention(vlm)
-    return vlm.eval()
-
-
-def fill_with_small_views(model: PreTrainedModel) -> None:
-    """Give a meta-device model parameters on the CPU that take no memory: a few random numbers, expanded to shape.
-
-    A weight matrix becomes a random column repeated over the inputs, so a linear layer is a sum and a scaling: even a
-    72B model runs in seconds.
-
-    Raises:
-        ValueError: even those few would be more than the largest VLMs have: a damaged config.
-    """
-    small = sum(p.shape[: max(p.ndim - 1, 1)].numel() for p in model.parameters())
-    small += sum(buffer.numel() for buffer in model.buffers())
-    if small > _MAX_SMALL:
-        raise ValueError(
-            f"The layers of this '{model.config.model_type}' are {small:,} values wide, all together; no VLM has more "
-            f"than {_MAX_SMALL:,}. The config is damaged."
-        )
-    generator = torch.Generator().manual_seed(0)
-    for module in model.modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            shape = list(parameter.shape)
-            if isinstance(module, nn.Embedding):
-                shape[0] = 1
-            elif parameter.ndim > 1:
-                shape[-1] = 1
-            small = torch.rand(shape, generator=generator) + 0.5
-            filled = nn.Parameter(small.expand(parameter.shape), requires_grad=False)
-            filled._is_hf_initialized = True  # the library's initialisers leave it alone
-            module._parameters[name] = filled
-        for name, buffer in module.named_buffers(recurse=False):
-            module._buffers[name] = torch.zeros_like(buffer, device="cpu")
-        if type(module) is nn.Linear:
-            module.forward = partial(_rank_one_linear, module)
-    model.initialize_weights()  # recomputes the buffers (rotary frequencies, embedding scales)
-
-
-def _rank_one_linear(module: nn.Linear, x: torch.Tensor) -> torch.Tensor:
-    y = x.sum(-1, keepdim=True) * module.weight[:, 0]
-    return y if module.bias is None else y + module.bias
-
-
-def _recognise_rope(name: str, layer: int, key: torch.Tensor, frequencies: dict[str, torch.Tensor]) -> dict:
-    """Which rotary embedding turns the key at position 0 into the key at position 1; `key` is (2, H, D)."""
-    if torch.equal(key[0], key[1]):
-        return {"rope": None, "rope_start": 0, "rope_order": None, "inv_freq": None}
-    for buffer, inv_freq in frequencies.items():
-        inv_freq, free = inv_freq.double(), key.shape[-1] - 2 * inv_freq.shape[-1]
-        for start in sorted({0, free}) if free >= 0 else ():
-            for style in ("half", "interleaved"):
-                # Some M-RoPE families use the frequencies in another order than the buffer holds them.
-                measured = _rotation_angles(key, len(inv_freq), style, start)
-                sorted_like = (measured[:, None] - inv_freq).abs().argmin(1)
-                for order in (torch.arange(len(inv_freq)), sorted_like):
-                    angles = inv_freq[order]
-                    rotated = apply_rope(key[0], angles.cos(), angles.sin(), style, start)
-                    if torch.allclose(rotated, key[1], rtol=1e-4, atol=1e-4 * key.abs().max()):
-                        order = None if order.equal(torch.arange(len(order))) else order.tolist()
-                        return {"rope": style, "rope_start": start, "rope_order": order, "inv_freq": buffer}
-    raise UnsupportedBackboneError(
-        f"'{name}', layer {layer}: its rotary position embedding is none that the expert can follow "
-        f"(tried pairs from two halves and interleaved pairs with the frequencies {sorted(frequencies)})."
-    )
-
-
-def _rotation_angles(key: torch.Tensor, num_pairs: int, style: str, start: int) -> torch.Tensor:
-    """The angle (num_pairs,) by which each pair of values turns between the two keys (2, H, D)."""
-    rotary = key[..., start : start + 2 * num_pairs]
-    pairs = rotary.unflatten(-1, (2, -1) if style == "half" else (-1, 2))
-    a, b = pairs.unbind(-2 if style == "half" else -1)  # each (2, H, num_pairs)
-    return torch.atan2((a[0] * b[1] - b[0] * a[1]).sum(0), (a[0] * a[1] + b[0] * b[1]).sum(0))
 
 
 # -------------------------------------------------------------------------------------------------------- rotary

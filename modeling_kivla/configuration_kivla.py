@@ -5,7 +5,8 @@ from typing import Literal
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 
-from .backbone_attention import UnsupportedBackboneError, probe_backbone
+from .backbone_attention import UnsupportedBackboneError
+from .backbone_probe import probe_backbone
 from .checked_config import CheckedConfig
 from .hub_card import hub_id
 

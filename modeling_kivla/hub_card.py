@@ -7,7 +7,7 @@ from huggingface_hub import ModelCard
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id, yaml_dump
 
-# A fuller card is written between these lines; all outside of them is its author's (`training/readme.py`).
+# A fuller card is written between these lines; all outside of them is its author's (`hub_cards/readme.py`).
 BEGIN, END = "<!-- KIVLA writes what follows; words before and after it stay. -->", "<!-- Until here. -->"
 MINIMAL = "<!-- A minimal card: it gives way to a fuller one. -->"
 TAGS = ("kivla", "robotics", "vision-language-action")

@@ -23,13 +23,7 @@ from transformers.utils.output_capturing import maybe_install_capturing_hooks
 from .action_checks import check_finite
 from .action_expert import ActionExpert, ExpertRMSNorm, Modulation, Prefix
 from .adapter_loading import adapter_in, load_with_adapter
-from .backbone_attention import (
-    PrefixRecorder,
-    capture_positions,
-    find_text_decoder,
-    logits_at,
-    record_attention,
-)
+from .backbone_attention import PrefixRecorder, capture_positions, find_text_decoder, logits_at, record_attention
 from .configuration_kivla import KIVLAConfig, KIVLAExpertConfig
 from .flow_matching import euler_times, flow_matching_loss, interpolate, sample_flow_time
 from .forward_inputs import (
@@ -457,7 +451,7 @@ class KIVLAForActionPrediction(KIVLAGenerationMixin, KIVLAPreTrainedModel):
             interpolate(actions, noise, timestep),
             self.expert.time_condition(timestep, ahead=False),
             prefix,
-            self.expert.geometry(prefix, config.chunk_size, n),
+            self.expert.suffix_layout(prefix, config.chunk_size, n),
             check_state(config, state, len(actions) // n, n),
         )
         if num_supervised is not None:
@@ -579,12 +573,12 @@ class KIVLAForActionPrediction(KIVLAGenerationMixin, KIVLAPreTrainedModel):
         state = check_state(config, state, batch_size)
 
         prefix = self.encode_prefix(**inputs) if prefix is None else prefix
-        geometry = self.expert.geometry(prefix, config.chunk_size)
+        layout = self.expert.suffix_layout(prefix, config.chunk_size)
         conditions = self.expert.time_condition(euler_times(num_steps, device)).rows()
         prefix = self.expert.with_room(prefix, config.chunk_size + (state is not None))
         x = noise.to(device, torch.float32) * real
         for condition in conditions:
-            x = x - self.expert(x, condition, prefix, geometry, state) * (real / num_steps)
+            x = x - self.expert(x, condition, prefix, layout, state) * (real / num_steps)
         check_finite(x)
         return x
 

@@ -19,12 +19,12 @@ from .action_constraint import ActionTokenConstraint
 from .action_token_ids import place_action_tokens
 from .action_tokenizers import ActionDecodingFailure, ActionTokenizer, load_action_tokenizer, panics_as_errors
 from .call_options import check_options
+from .chat_format import PromptFrame, PromptFrames, has_chat
 from .image_input import pad_to_square
 from .normalization import as_numbers, discretize_state
 from .plain_words import PlainWords
 from .processor_card import PushedWithCard
-from .prompt_frame import PromptFrame, PromptFrames, has_chat
-from .robot import Robot, robot_from_json
+from .robot_spec import RobotSpec, robot_from_json
 from .saved_settings import ROBOT_TYPES, check_saved, check_settings
 from .token_rows import Span, extend, pad_rows
 
@@ -76,7 +76,7 @@ class _Example:
         is_pad: (chunk_size,) bool, True on steps that are not real.
     """
 
-    robot: Robot
+    robot: RobotSpec
     images: list[Image.Image]
     asks_actions: bool
     prompt: str
@@ -205,7 +205,7 @@ class KIVLAProcessor(PushedWithCard, ProcessorMixin):
             raise ValueError("`robots` is empty: name at least one, with its statistics.")
         single = {"statistics": statistics, "cameras": cameras, "action_dim": action_dim}
         self.robots = {
-            name: Robot(
+            name: RobotSpec(
                 values.get("statistics"),
                 values.get("cameras"),
                 values.get("action_dim"),
@@ -279,7 +279,7 @@ class KIVLAProcessor(PushedWithCard, ProcessorMixin):
         """The VLM's own, for conversations: messages as the library has them."""
         return self.vlm_processor.apply_chat_template(*args, **kwargs)
 
-    def robot(self, name: str | None = None) -> Robot:
+    def robot(self, name: str | None = None) -> RobotSpec:
         """The robot of this name; without a name, the only one.
 
         Raises:
@@ -468,7 +468,7 @@ class KIVLAProcessor(PushedWithCard, ProcessorMixin):
             )
         return self._words.plain(clean(words), name)
 
-    def _state(self, values, robot: Robot) -> np.ndarray:
+    def _state(self, values, robot: RobotSpec) -> np.ndarray:
         if values is None:
             raise ValueError(
                 f'there is no `state`, but this processor was made with state_encoding="{self.state_encoding}". Pass '

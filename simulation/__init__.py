@@ -2,17 +2,17 @@
 
 import gymnasium
 
+from ..training.data.lerobot.writer import LeRobotWriter
 from .environments import make_env
-from .lerobot_writer import LeRobotWriter
-from .questions import QUESTION_KINDS, Question, generate_questions, make_questions, place_distance
 from .recording import record_demonstrations
-from .tabletop import TabletopEnv, TabletopVectorEnv
-from .tasks import SPLITS, TASK_KINDS
+from .tabletop.env import TabletopEnv, TabletopVectorEnv
+from .tabletop.questions import QUESTION_KINDS, Question, generate_questions, make_questions, place_distance
+from .tabletop.tasks import SPLITS, TASK_KINDS
 
 gymnasium.register(
     id="KIVLA/Tabletop-v0",
-    entry_point="kivla.simulation.tabletop:TabletopEnv",
-    vector_entry_point="kivla.simulation.tabletop:TabletopVectorEnv",
+    entry_point="kivla.simulation.tabletop.env:TabletopEnv",
+    vector_entry_point="kivla.simulation.tabletop.env:TabletopVectorEnv",
 )
 
 __all__ = [

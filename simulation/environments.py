@@ -1,11 +1,14 @@
 """Environments by name. What each must offer is written at `make_env`."""
 
+from collections.abc import Sequence
 from importlib import import_module
+
+import yaml
 
 # Imported when asked for: an environment may need packages of an extra.
 ENVIRONMENTS = {
     "metaworld": "kivla.simulation.metaworld_env:MetaWorldVectorEnv",
-    "tabletop": "kivla.simulation.tabletop:TabletopVectorEnv",
+    "tabletop": "kivla.simulation.tabletop.env:TabletopVectorEnv",
 }
 
 
@@ -35,3 +38,15 @@ def make_env(name: str, num_envs: int, **options):
         raise ValueError(f"There is no environment {name!r}. Environments: {', '.join(sorted(ENVIRONMENTS))}.")
     module, _, attribute = ENVIRONMENTS[name].partition(":")
     return getattr(import_module(module), attribute)(num_envs, **options)
+
+
+def parse_options(options: Sequence[str]) -> dict:
+    """`["size=48", "tasks=[touch, push]"]` -> `{"size": 48, "tasks": ["touch", "push"]}`.
+
+    Raises:
+        ValueError: an option without "=".
+    """
+    pairs = [option.partition("=") for option in options]
+    if wrong := [name for name, equals, _ in pairs if not equals]:
+        raise ValueError(f"Options of an environment are written NAME=VALUE, got {wrong[0]!r}.")
+    return {name: yaml.safe_load(value) for name, _, value in pairs}

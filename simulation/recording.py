@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from tqdm.auto import tqdm
 
-from .lerobot_writer import LeRobotWriter
+from ..training.data.lerobot.writer import LeRobotWriter
 
 NOISE_STEPS = 3  # a disturbance of single steps would average out
 

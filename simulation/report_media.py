@@ -44,7 +44,10 @@ def write_video(path: str | os.PathLike, episode: Episode, fps: int) -> None:
         first, *rest = (Image.fromarray(frame) for frame in frames)
         first.save(path, save_all=True, append_images=rest, duration=round(1000 / fps), loop=0)
     else:
-        from .lerobot_video import VideoCodec, VideoFile  # only here: GIFs and contact sheets need no PyAV
+        from ..training.data.lerobot.video_writer import (  # only here: GIFs and contact sheets need no PyAV
+            VideoCodec,
+            VideoFile,
+        )
 
         # yuv420p is what browsers play
         codec = VideoCodec("libx264", "yuv420p", {"crf": "18"}, "h264", "yuv420p")

@@ -21,8 +21,8 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoConfig, PreTrainedTokenizerFast, ProcessorMixin
 from transformers.models.smolvlm import processing_smolvlm
 
+from kivla.demo.tiny_vlm import byte_tokenizer
 from kivla.modeling_kivla import KIVLAConfig, KIVLAForActionPrediction
-from kivla.tiny_vlm import byte_tokenizer
 from tests.families import (
     AUDIO_ID,
     END_ID,

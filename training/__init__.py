@@ -1,6 +1,6 @@
 from .arguments import KIVLATrainingArguments
-from .collator import KIVLACollator
-from .lerobot_dataset import LeRobotDataset
+from .data.collator import KIVLACollator
+from .data.lerobot.dataset import LeRobotDataset
 from .trainer import KIVLATrainer
 
 __all__ = ["KIVLACollator", "KIVLATrainer", "KIVLATrainingArguments", "LeRobotDataset"]

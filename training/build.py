@@ -29,8 +29,8 @@ from ..processing import (
     load_action_tokenizer,
 )
 from ..processing.processing_kivla import CONFIG_FILE, SETTINGS, VLM_PROCESSOR_FOLDER
-from .data_ranges import range_problems
-from .lerobot_dataset import LeRobotDataset, joint_statistics
+from .data.data_ranges import range_problems
+from .data.lerobot.dataset import LeRobotDataset, joint_statistics
 from .policy_options import DEFAULT_RECIPE, EXPERT_OPTIONS, MODEL_SETTINGS, PolicyOptions, refuse
 from .recipes import BACKBONE, EXPERT, Recipe, Stage, get_recipe
 

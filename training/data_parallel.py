@@ -90,7 +90,7 @@ def keep_inputs_exact(accelerator: Accelerator) -> None:
         )
 
 
-def share_out_after_forward(model: nn.Module, accelerator: Accelerator) -> None:
+def reshard_after_forward(model: nn.Module, accelerator: Accelerator) -> None:
     """Which layers give up their gathered weights between forward and backward, under FSDP2.
 
     As the launch file says, but for the last to run. And where the VLM learns from the flow loss (joint training), its
@@ -105,15 +105,15 @@ def share_out_after_forward(model: nn.Module, accelerator: Accelerator) -> None:
         unit.set_reshard_after_forward(wanted and unit not in keep, recurse=False)
 
 
-class ShareOutAfterForward(TrainerCallback):
-    """`share_out_after_forward` when the model has been sharded."""
+class ReshardAfterForward(TrainerCallback):
+    """`reshard_after_forward` when the model has been sharded."""
 
     def __init__(self, accelerator: Accelerator):
         self.accelerator = accelerator
 
     def on_train_begin(self, args, state, control, model, **kwargs):
         if self.accelerator.is_fsdp2:
-            share_out_after_forward(model, self.accelerator)
+            reshard_after_forward(model, self.accelerator)
 
 
 def _units(model: nn.Module) -> list[FSDPModule]:
@@ -140,11 +140,11 @@ def whole_weights(model: nn.Module, accelerator: Accelerator) -> Iterator[None]:
     finally:
         for unit in units:
             unit.reshard()
-        share_out_after_forward(model, accelerator)
+        reshard_after_forward(model, accelerator)
 
 
 @contextmanager
-def made_whole(args: TrainingArguments) -> Iterator[None]:
+def unsharded_init(args: TrainingArguments) -> Iterator[None]:
     """For making a model under DeepSpeed: with ZeRO-3 the library would share out the VLM's weights while it is made.
 
     An expert cannot be measured and made for such a VLM. DeepSpeed shares out the whole policy when training begins.
@@ -179,10 +179,10 @@ def total_norm(gradients: list[torch.Tensor]) -> torch.Tensor:
 
 __all__ = [
     "DDPGradients",
-    "ShareOutAfterForward",
+    "ReshardAfterForward",
     "keep_inputs_exact",
-    "made_whole",
     "own_class",
     "total_norm",
+    "unsharded_init",
     "whole_weights",
 ]

@@ -1,25 +1,19 @@
 """The card of a trained policy: what its trainer knows, and what `kivla train` adds (data, pictures, command)."""
 
-import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from huggingface_hub import CardData, EvalResult, ModelCard, ModelCardData
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from peft import PeftModel
 from torch.utils.data import Dataset, Subset
 
-from ..modeling_kivla.hub_card import base_name, hub_id
-from .lerobot_dataset import LeRobotDataset
-from .mixture import Mixture
-from .readme import joined, readme_on_hub, split, with_card
+from ..hub_cards.hub_names import shown
+from ..hub_cards.readme import joined, readme_on_hub, split, with_card
+from ..hub_cards.trained_policy import fine_tuned_card
+from ..modeling_kivla.hub_card import base_name
+from .data.lerobot.dataset import LeRobotDataset
+from .data.mixture import Mixture
 
-FACTS = (
-    "name", "path", "recipe", "what_it_is", "vlm", "vlm_class", "vlm_parameters", "expert_parameters", "acts_by",
-    "chunk_size", "action_tokens", "state_encoding", "normalization", "max_steps", "batch_size", "minutes", "machine",
-    "robots", "example_text", "vlm_dataset", "trains_vlm_data", "command", "sets", "before", "after",
-)  # fmt: skip
 # Facts that a trainer alone does not know: the card is then silent about them.
 UNKNOWN = dict.fromkeys(
     ("recipe", "what_it_is", "machine", "vlm_dataset", "trains_vlm_data", "command", "before", "after")
@@ -30,61 +24,6 @@ _OPTIONS = {
     **{"tags": "tags", "language": "language"},
     **{"finetuned_from": "base_model", "tasks": "pipeline_tag", "dataset_tags": "datasets"},
 }
-
-
-def fine_tuned_card(facts: dict, license: str | None = None) -> ModelCard:
-    """The card of a trained policy.
-
-    Args:
-        facts: what `kivla train` writes as `training_facts.json`, or `trainer_facts`.
-        license: identifier of the Hub, e.g. "apache-2.0".
-
-    Raises:
-        ValueError: facts are missing; the message says which.
-    """
-    if missing := [name for name in FACTS if name not in facts]:
-        raise ValueError(f"The card needs the facts {missing}, which training_facts.json does not have.")
-    data = ModelCardData(
-        license=license,
-        library_name="kivla",
-        pipeline_tag="robotics",
-        base_model=_hub_ids([facts["vlm"]]),
-        datasets=_hub_ids([robot["dataset"] for robot in facts["robots"]] + [facts["vlm_dataset"]]),
-        tags=["kivla", "lerobot", "vision-language-action", *([facts["recipe"]] if facts["recipe"] else [])],
-        model_name=facts["name"],
-        eval_results=_results(facts) or None,
-    )
-    return render(
-        ModelCard, Path(__file__).with_name("policy_card.md.jinja"), data, facts={**facts, "license": license}
-    )
-
-
-def render(kind: type, template: Path, data: CardData, **values):
-    """A card from a template, with filters for what names may hold: `cell` in a table, `code` as a Python string."""
-    environment = Environment(
-        loader=FileSystemLoader(template.parent), undefined=StrictUndefined, keep_trailing_newline=True
-    )
-    environment.filters |= {"cell": cell, "code": code}
-    return kind(environment.get_template(template.name).render(card_data=data.to_yaml(), **values))
-
-
-def cell(value) -> str:
-    """One line of text that ends no cell of a table and starts no HTML."""
-    return " ".join(str(value).split()).replace("|", "\\|").replace("<", "&lt;")
-
-
-def code(text: str) -> str:
-    """A string as Python code has it."""
-    return f'"{text}"' if text.isprintable() and not set('"\\') & set(text) else repr(text)
-
-
-def shown(name: str | Path | None) -> str | None:
-    """A dataset or model as strangers may read it: a name on the Hub as it is; of a folder its path from here, and
-    where that leads outside, its name alone."""
-    if name is None or hub_id(str(name)):
-        return name
-    full = Path(name).absolute()
-    return f"./{full.relative_to(Path.cwd()) if full.is_relative_to(Path.cwd()) else full.name}"
 
 
 def trainer_facts(trainer, sources: Sequence[LeRobotDataset] | None = None) -> dict:
@@ -188,31 +127,3 @@ def _robots(processor, sources: Sequence[LeRobotDataset]) -> list[dict]:
 
 
 _STATISTICS = ("q01", "q99", "mean", "std")
-
-
-def _results(facts: dict) -> list[EvalResult]:
-    """Every evaluated set is a dataset of its own in the model index, which takes those of one type, configuration and
-    split together. What is not finite cannot stand there."""
-    by_robot = {f"train_{robot['name']}": robot["dataset"] for robot in facts["robots"]}
-    results = []
-    for name, row in facts["sets"].items():
-        dataset = Path(by_robot.get(name, facts["robots"][0]["dataset"]) or "demonstrations")
-        dataset = str(dataset if hub_id(str(dataset)) else dataset.name)
-        if math.isfinite(row["action_mae"]):
-            results.append(
-                EvalResult(
-                    task_type="robotics",
-                    dataset_type=dataset,
-                    dataset_name=f"{dataset}, {name}",
-                    dataset_split=name,
-                    metric_type="mae",
-                    metric_name="mean absolute action error, robot units",
-                    metric_value=round(row["action_mae"], 6),
-                )
-            )
-    return results
-
-
-def _hub_ids(names: Sequence[str | None]) -> list[str] | None:
-    """Those that are names on the Hub and not folders; None if there are none."""
-    return list(dict.fromkeys(name for name in names if hub_id(name))) or None

@@ -35,12 +35,12 @@ from .checkpoints import (
     write_run_file,
     written_aside,
 )
+from .data.example_order import ExampleOrder, NumberedCollator, NumberedExamples, SeedEveryStep, leave_signals_to_parent
+from .data.length_buckets import StepBuckets
 from .ema import EMA_FILE, WeightAverage
-from .example_order import ExampleOrder, NumberedCollator, NumberedExamples, SeedEveryStep, obey_parent_alone
+from .loss_watch import LossWatch, NonFiniteError, name_examples
 from .preemption import StopSignals
 from .run_identity import run_identity, start_of
-from .step_buckets import StepBuckets
-from .watch import LossWatch, NonFiniteError, name_examples
 
 logger = logging.getLogger(__name__)
 
@@ -312,7 +312,7 @@ class ResumableTrainer(Trainer):
         loader = super()._get_dataloader(numbered, *args, sampler_fn=order, is_training=True, **kwargs)
         base: DataLoader = loader.base_dataloader
         base.collate_fn = NumberedCollator(base.collate_fn)
-        base.worker_init_fn = obey_parent_alone
+        base.worker_init_fn = leave_signals_to_parent
         base.generator = torch.Generator().manual_seed(seed)  # otherwise it draws from the model's random numbers
         return loader
 

@@ -32,10 +32,10 @@ from torch.utils.data import ConcatDataset, Dataset, Subset
 from ..modeling_kivla import KIVLAForActionPrediction
 from ..processing import KIVLAProcessor
 from .arguments import KIVLATrainingArguments
-from .lerobot_dataset import LeRobotDataset
-from .mixture import Mixture
-from .streaming import StreamedRows
-from .vlm_dataset import VLMDataset
+from .data.lerobot.dataset import LeRobotDataset
+from .data.mixture import Mixture
+from .data.vlm.dataset import VLMDataset
+from .data.vlm.streaming import StreamedRows
 
 # The training arguments that a run's result depends on. (What splits a step's examples among devices and micro-batches
 # is not among them, but their product is.)

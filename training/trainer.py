@@ -23,19 +23,12 @@ from ..modeling_kivla.token_ids import check_new_tokens
 from ..processing import KIVLAProcessor
 from .argument_rules import check_trainer_arguments
 from .arguments import KIVLATrainingArguments
-from .collator import KIVLACollator
-from .data_parallel import (
-    DDPGradients,
-    ShareOutAfterForward,
-    keep_inputs_exact,
-    own_class,
-    total_norm,
-    whole_weights,
-)
-from .dataset_checks import check_dataset, warn_of_ranges
-from .evaluation_step import LOSS_SUMS, EvaluationStep, metrics_of, summary
-from .evaluation_sums import token_sums
-from .mixture import Mixture
+from .data.collator import KIVLACollator
+from .data.dataset_checks import check_dataset, warn_of_ranges
+from .data.mixture import Mixture
+from .data_parallel import DDPGradients, ReshardAfterForward, keep_inputs_exact, own_class, total_norm, whole_weights
+from .evaluation.evaluation_step import LOSS_SUMS, EvaluationStep, metrics_of, summary
+from .evaluation.evaluation_sums import token_sums
 from .muon import MuonWithAdamW
 from .policy_card import with_words_of_hub, write_trainer_card
 from .resumable_trainer import ResumableTrainer
@@ -116,7 +109,7 @@ class KIVLATrainer(ResumableTrainer):
         self._check_devices()
         self._check_datasets()
         check_trained_dtype(self.model, self.accelerator)
-        self.add_callback(ShareOutAfterForward(self.accelerator))
+        self.add_callback(ReshardAfterForward(self.accelerator))
         self._action_token_ids = torch.as_tensor(processing_class.action_token_ids)
         self._sums = torch.zeros(len(LOSS_SUMS))
         # Of the real actions, for each dimension: how many, their sum, the sum of their squares.

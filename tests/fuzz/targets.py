@@ -16,13 +16,13 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from kivla import BinningActionTokenizer, FASTActionTokenizer, KIVLAForActionPrediction, KIVLAProcessor, LeRobotDataset
-from kivla.checkpoint_files import Weights
-from kivla.msgpack_numpy import packb, unpackb
-from kivla.observation_keys import ObservationReader
-from kivla.policy_server import PolicyServer
+from kivla.conversion.weight_files import Weights
 from kivla.processing import Normalizer, load_action_tokenizer, statistics_from_json
 from kivla.processing.image_input import as_rgb, open_image
-from kivla.training.lerobot_metadata import STATISTIC_NAMES
+from kivla.serving.msgpack_numpy import packb, unpackb
+from kivla.serving.observation_presets import ObservationReader
+from kivla.serving.policy_server import PolicyServer
+from kivla.training.data.lerobot.metadata import STATISTIC_NAMES
 from tests.training.lerobot_v21 import write_v21_twin
 from tests.training.policies import DATASET, make_policy
 

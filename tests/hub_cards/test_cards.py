@@ -6,12 +6,13 @@ import re
 import pytest
 from huggingface_hub import ModelCard
 
-from kivla.answers import answer_accuracy, answer_of
+from kivla.demo.pretraining import PretrainArguments, command
+from kivla.demo.stages import TABLETOP_VLM
 from kivla.hub_cards import fine_tuned_card, policy_card, tabletop_vlm_card
-from kivla.pretrain_tiny import PretrainArguments, command
-from kivla.rollout import success_rate
 from kivla.simulation import make_questions
-from kivla.tabletop import TABLETOP_VLM
+from kivla.simulation.rollout_evaluation import success_rate
+from kivla.simulation.tabletop.answers import answer_accuracy
+from kivla.training.evaluation.vlm_answers import answer_of
 
 
 @pytest.fixture(scope="module")

@@ -12,10 +12,10 @@ import torch
 from transformers import pipeline
 
 from kivla import KIVLAForActionPrediction, KIVLAProcessor
-from kivla.observation_keys import ObservationReader
-from kivla.policy_server import PolicyServer
-from kivla.serve import ServedPolicy
-from kivla.tiny_vlm import save_tiny_vlm
+from kivla.demo.tiny_vlm import save_tiny_vlm
+from kivla.serving.observation_presets import ObservationReader
+from kivla.serving.policy_server import PolicyServer
+from kivla.serving.served_policy import ServedPolicy
 from tests.kivla.test_policy_server import ask, connect
 from tests.kivla.test_serve import frame, save_policy
 from tests.modeling_kivla.test_remote_code import without_kivla

@@ -1,8 +1,9 @@
 import pytest
 
-from kivla.answers import answer_accuracy, answer_of, ask, format_accuracy
+from kivla.demo.tiny_vlm import make_tiny_vlm, train_tokenizer
 from kivla.simulation import make_questions
-from kivla.tiny_vlm import make_tiny_vlm, train_tokenizer
+from kivla.simulation.tabletop.answers import answer_accuracy, format_accuracy
+from kivla.training.evaluation.vlm_answers import answer_of, ask
 
 
 @pytest.fixture(scope="module")

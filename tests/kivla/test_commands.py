@@ -9,7 +9,7 @@ from PIL import Image
 
 from kivla import KIVLAForActionPrediction, KIVLAProcessor
 from kivla.cli import COMMANDS, main
-from kivla.tiny_vlm import save_tiny_vlm
+from kivla.demo.tiny_vlm import save_tiny_vlm
 from tests.training.policies import DATASET
 
 TINY = {
@@ -98,7 +98,7 @@ def test_inspect_a_vlm(vlm, tmp_path, capsys):
 
 
 def test_inspect_a_policy_shows_its_mask(policy, tmp_path, capsys):
-    from kivla.inspect import attention_mask, example_batch
+    from kivla.commands.inspect import attention_mask, example_batch
 
     main(["inspect", str(policy), "--output", str(tmp_path / "mask.png")])
     assert "128 codes" in capsys.readouterr().out

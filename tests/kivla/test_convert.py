@@ -15,11 +15,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoProcessor, pipeline
 
 from kivla import KIVLAForActionPrediction, KIVLAProcessor
-from kivla.checkpoint_files import WEIGHTS, CheckpointError, Entry, Weights, write_weights
 from kivla.cli import main
-from kivla.convert import REPORT, ConvertArguments, convert
-from kivla.pi_config import IMAGE_TOKEN, empty_model, expected_weights, make_config
-from kivla.pi_weights import LEROBOT_UNUSED, OUTPUT_LAYER, check, lerobot_name, plan, read_sizes
+from kivla.conversion.convert import REPORT, ConvertArguments, convert
+from kivla.conversion.pi_config import IMAGE_TOKEN, empty_model, expected_weights, make_config
+from kivla.conversion.pi_weights import LEROBOT_UNUSED, OUTPUT_LAYER, check, lerobot_name, plan, read_sizes
+from kivla.conversion.weight_files import WEIGHTS, CheckpointError, Entry, Weights, write_weights
 from tests.kivla import pi_reference as reference
 from tests.kivla.pi_reference import EXPERT, PUBLISHED, TINY, VISION, VLM, Size
 from tests.modeling_kivla import test_pi0_parity
@@ -743,7 +743,7 @@ def test_an_interrupted_conversion_leaves_nothing(tmp_path, policies, monkeypatc
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("kivla.convert.write_json", interrupted)
+    monkeypatch.setattr("kivla.conversion.convert.write_json", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(policies("pi05")[0].parent / "source", tmp_path / "out" / "kivla")
     assert not list((tmp_path / "out").iterdir())

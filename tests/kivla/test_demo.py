@@ -10,11 +10,11 @@ from huggingface_hub import ModelCard, metadata_load
 from safetensors.torch import load_file
 
 from kivla.cli import main
-from kivla.demo import DemoArguments, command
-from kivla.simulation.tasks import TASK_KINDS
-from kivla.tabletop import TabletopArguments
-from kivla.tabletop import seconds_per_step as measured
-from kivla.tiny_vlm import make_tiny_vlm, train_tokenizer
+from kivla.commands.demo import DemoArguments, command
+from kivla.demo.stages import TabletopArguments
+from kivla.demo.stages import seconds_per_step as measured
+from kivla.demo.tiny_vlm import make_tiny_vlm, train_tokenizer
+from kivla.simulation.tabletop.tasks import TASK_KINDS
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +93,7 @@ def test_the_cards_command_makes_the_same_policy(demo, monkeypatch, tmp_path):
     folder, arguments = demo
     planned = [word for word in arguments if word not in ("--max_steps", "2")]
     planned[planned.index("--output_dir") + 1] = str(tmp_path / "planned")
-    monkeypatch.setattr("kivla.demo.seconds_per_step", lambda *args, num_steps: measured(*args, 2) and 16.0)
+    monkeypatch.setattr("kivla.commands.demo.seconds_per_step", lambda *args, num_steps: measured(*args, 2) and 16.0)
     main([*planned, "--minutes", "4", "--question_share", "0.5", "--seed", "3"])
     monkeypatch.chdir(folder.parent)  # where the card says that the VLM is
     text = (tmp_path / "planned" / "policy" / "README.md").read_text()

@@ -10,8 +10,8 @@ from PIL import Image
 from transformers import pipeline
 
 from kivla.cli import main
-from kivla.evaluate import draw, format_report, measure_answers, measure_chunks, predict
-from kivla.predict import predict_dataset
+from kivla.training.evaluation.policy_evaluation import draw, format_report, measure_answers, measure_chunks, predict
+from kivla.training.evaluation.predictions import predict_dataset
 from tests.training.policies import DATASET, dataset, make_policy
 
 
@@ -114,7 +114,7 @@ def test_acting_by_tokens_is_handed_to_the_policy(policy, tmp_path, monkeypatch)
         seen.append(options)
         return predict_dataset(pipe, data, num_frames, batch_size, seed=0)
 
-    monkeypatch.setattr("kivla.evaluate.predict_dataset", spy)
+    monkeypatch.setattr("kivla.training.evaluation.policy_evaluation.predict_dataset", spy)
     command = ["evaluate", policy, "--dataset", str(DATASET), "--num_frames", "2", "--output_dir", str(tmp_path)]
     main([*command, "--acts_by", "tokens"])
     main(command)
@@ -181,7 +181,7 @@ def test_answers_are_counted(pipe, questions, monkeypatch):
         asked.extend(rows[0:2]["messages"] + rows[2:4]["messages"])
         return ["yes", "maybe", "2."]
 
-    monkeypatch.setattr("kivla.evaluate.ask", answer)
+    monkeypatch.setattr("kivla.training.evaluation.policy_evaluation.ask", answer)
     match = measure_answers(pipe, str(questions), batch_size=2)
     assert match["exact_match"] == pytest.approx(1 / 3)
     assert match["short_answer_accuracy"] == pytest.approx(2 / 3), "2. is two"

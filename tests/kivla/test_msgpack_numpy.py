@@ -6,7 +6,7 @@ import msgpack
 import numpy as np
 import pytest
 
-from kivla.msgpack_numpy import packb, unpackb
+from kivla.serving.msgpack_numpy import packb, unpackb
 
 
 def test_arrays_there_and_back():

@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 
-from kivla.observation_keys import ObservationReader, camera_keys
+from kivla.serving.observation_presets import ObservationReader, camera_keys
 
 IMAGE, OTHER = np.zeros((4, 4, 3), np.uint8), np.ones((4, 4, 3), np.uint8)
 LIBERO = {

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from transformers import pipeline
 
-from kivla.tiny_vlm import save_tiny_vlm
+from kivla.demo.tiny_vlm import save_tiny_vlm
 from tests.kivla.test_serve import frame, kivla_serve, save_policy
 from tests.patience import PATIENCE
 

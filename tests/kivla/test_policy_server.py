@@ -13,8 +13,8 @@ from websockets.asyncio.client import ClientConnection
 from websockets.asyncio.client import connect as websocket
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from kivla.msgpack_numpy import packb, unpackb
-from kivla.policy_server import PolicyServer
+from kivla.serving.msgpack_numpy import packb, unpackb
+from kivla.serving.policy_server import PolicyServer
 from tests.patience import PATIENCE
 
 

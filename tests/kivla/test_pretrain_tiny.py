@@ -8,11 +8,12 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from kivla.answers import answer_accuracy, ask
 from kivla.cli import main
-from kivla.pretrain_tiny import ConversationCollator
+from kivla.demo.pretraining import ConversationCollator
+from kivla.demo.tiny_vlm import make_tiny_vlm, train_tokenizer
 from kivla.simulation import make_questions
-from kivla.tiny_vlm import make_tiny_vlm, train_tokenizer
+from kivla.simulation.tabletop.answers import answer_accuracy
+from kivla.training.evaluation.vlm_answers import ask
 
 SIZES = ["--hidden_size", "32", "--num_layers", "1", "--num_vision_layers", "1"]
 SMALL = [*SIZES, "--num_scenes", "40", "--batch_size", "8", "--save_steps", "2", "--num_eval_scenes", "5"]

@@ -6,7 +6,7 @@ import pytest
 
 from kivla import LeRobotDataset
 from kivla.cli import main
-from kivla.tiny_vlm import save_tiny_vlm
+from kivla.demo.tiny_vlm import save_tiny_vlm
 
 
 @pytest.fixture(scope="module")

@@ -10,12 +10,12 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from kivla.answers import answer_accuracy
-from kivla.plots import plot_chunks
-from kivla.report import format_figure, look_up, write_report
-from kivla.rollout import success_rate, write_media
+from kivla.demo.report import format_figure, look_up, write_report
 from kivla.simulation import make_questions
 from kivla.simulation.rollout import Episode
+from kivla.simulation.rollout_evaluation import success_rate, write_media
+from kivla.simulation.tabletop.answers import answer_accuracy
+from kivla.training.evaluation.plots import plot_chunks
 from tests.patience import PATIENCE
 
 HOSTILE = '<script src="https://example.org/x.js">alert("&amp;")</script><!-- touch it'

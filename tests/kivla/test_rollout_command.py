@@ -10,19 +10,12 @@ from PIL import Image
 from transformers import pipeline
 
 import tests.simulation.fake_reach  # noqa: F401, registers "fake-reach"
-from kivla.rollout import (
-    evaluate,
-    format_report,
-    parse_options,
-    replay,
-    run,
-    success_rate,
-    video_format,
-    write_media,
-)
+from kivla.commands.rollout import run
+from kivla.simulation.environments import parse_options
 from kivla.simulation.report_media import choose_episodes
 from kivla.simulation.rollout import PipelinePolicy, rollout
-from kivla.simulation.statistics import mcnemar_test, wilson_interval
+from kivla.simulation.rollout_evaluation import evaluate, format_report, replay, success_rate, video_format, write_media
+from kivla.training.evaluation.confidence import mcnemar_test, wilson_interval
 from tests.simulation.fake_reach import FakeReachVectorEnv, ReachPolicy
 from tests.training.policies import dataset, make_policy
 
@@ -161,7 +154,7 @@ def test_all_right_all_wrong_and_a_single_episode(policy, outcome, tmp_path):
 
 
 def test_without_pyav_mp4_is_refused_before_anything_runs(tmp_path, monkeypatch):
-    monkeypatch.setattr("kivla.rollout.find_spec", lambda name: None)
+    monkeypatch.setattr("kivla.simulation.rollout_evaluation.find_spec", lambda name: None)
     with pytest.raises(SystemExit, match="mp4 needs PyAV"):
         run(["nowhere", "--output_dir", str(tmp_path / "out")])
     assert video_format() == "gif"

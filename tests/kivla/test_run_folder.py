@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from kivla.cli import main
-from kivla.run_folder import claim_folder, write_json
-from kivla.tabletop import once
+from kivla.demo.stages import once
+from kivla.training.run_folder import claim_folder, write_json
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -69,7 +69,7 @@ def test_a_command_does_not_give_the_results_of_other_arguments(tmp_path, monkey
 
 
 def test_a_study_may_get_more_recipes_and_seeds(tmp_path, monkeypatch):
-    monkeypatch.setattr("kivla.study.record", lambda *args: None)
+    monkeypatch.setattr("kivla.commands.study.record", lambda *args: None)
     for options in ([], ["--seeds", "5", "--recipes", "joint", "--target_success", "0.9"]):
         with pytest.raises(FileNotFoundError):  # the demonstrations that were not recorded
             main(["study", "--output_dir", str(tmp_path), *options])

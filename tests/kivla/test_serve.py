@@ -14,9 +14,10 @@ import torch
 from transformers import pipeline
 
 from kivla import BinningActionTokenizer, KIVLAForActionPrediction, KIVLAProcessor
-from kivla.msgpack_numpy import packb, unpackb
-from kivla.serve import ServeArguments, make_server, run
-from kivla.tiny_vlm import save_tiny_vlm
+from kivla.commands.serve import run
+from kivla.demo.tiny_vlm import save_tiny_vlm
+from kivla.serving.msgpack_numpy import packb, unpackb
+from kivla.serving.served_policy import ServeArguments, make_server
 from kivla.training.recipes import RECIPES, get_recipe, set_stage
 from tests.kivla.test_policy_server import ask, connect, refusal
 from tests.patience import PATIENCE

@@ -5,9 +5,9 @@ import json
 import pytest
 
 from kivla.cli import main
-from kivla.rollout import success_rate
-from kivla.study import format_table, read_rows, steps_to
-from kivla.tiny_vlm import make_tiny_vlm, train_tokenizer
+from kivla.demo.tiny_vlm import make_tiny_vlm, train_tokenizer
+from kivla.simulation.rollout_evaluation import success_rate
+from kivla.study.runs import format_table, read_rows, steps_to
 
 TINY = {
     "num_demonstrations": 20,

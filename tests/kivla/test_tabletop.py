@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 from kivla import KIVLAForActionPrediction
-from kivla.tabletop import ROLLOUTS, TabletopArguments, ask_policy, fine_tune, once, record, roll_out
-from kivla.tiny_vlm import make_tiny_vlm, train_tokenizer
+from kivla.demo.stages import ROLLOUTS, TabletopArguments, ask_policy, fine_tune, once, record, roll_out
+from kivla.demo.tiny_vlm import make_tiny_vlm, train_tokenizer
 
 TINY = TabletopArguments(
     num_demonstrations=10, expert_hidden_size=32, expert_intermediate_size=48, num_flow_samples=1, batch_size=4

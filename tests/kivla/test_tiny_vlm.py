@@ -4,7 +4,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from kivla import KIVLAForActionPrediction
-from kivla.tiny_vlm import ARCHITECTURES, byte_tokenizer, make_tiny_vlm, sincos_positions, train_tokenizer
+from kivla.demo.tiny_vlm import ARCHITECTURES, byte_tokenizer, make_tiny_vlm, sincos_positions, train_tokenizer
 from tests.tolerance import assert_close_relative
 
 TEXTS = ["Where is the red star?", "column 2 row 5"] * 20

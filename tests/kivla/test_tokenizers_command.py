@@ -21,7 +21,7 @@ def metrics_cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def tokenizers():
-    return import_module("kivla.tokenizers")
+    return import_module("kivla.training.evaluation.tokenizer_error")
 
 
 @pytest.fixture

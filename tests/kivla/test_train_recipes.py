@@ -11,8 +11,8 @@ from transformers import pipeline
 
 from kivla import KIVLAForActionPrediction, KIVLAProcessor
 from kivla.cli import main
+from kivla.demo.tiny_vlm import save_tiny_vlm
 from kivla.simulation import make_questions
-from kivla.tiny_vlm import save_tiny_vlm
 from kivla.training.recipes import RECIPES
 from tests.kivla.test_commands import TINY
 from tests.training.policies import DATASET, dataset

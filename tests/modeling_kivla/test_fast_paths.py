@@ -25,10 +25,10 @@ def observation(name="llava", lengths=(4, 7), **extra) -> dict:
 def plain_sampling(model: KIVLAForActionPrediction, num_steps: int, noise: torch.Tensor, state=None, **inputs):
     """Euler steps as the formula says, every one through the path that training takes: keys joined anew each time."""
     prefix = model.encode_prefix(**inputs)
-    geometry = model.expert.geometry(prefix, model.config.chunk_size)
+    layout = model.expert.suffix_layout(prefix, model.config.chunk_size)
     x = noise
     for t in euler_times(num_steps, x.device):
-        velocity = model.expert(x, model.expert.time_condition(t.expand(len(x))), prefix, geometry, state)
+        velocity = model.expert(x, model.expert.time_condition(t.expand(len(x))), prefix, layout, state)
         x = x - velocity / num_steps
     return x
 

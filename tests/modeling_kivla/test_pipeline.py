@@ -182,6 +182,7 @@ def test_a_lower_precision(saved):
         assert pipe.model.dtype == torch.bfloat16 and np.isfinite(pipe(observations()[0])["actions"]).all()
 
 
+@pytest.mark.quantization
 def test_a_quantised_policy(saved):
     torchao = pytest.importorskip("torchao.quantization")
     quantised = {"quantization_config": TorchAoConfig(torchao.Int8WeightOnlyConfig())}
@@ -326,6 +327,7 @@ def test_a_prefix_does_not_outlive_the_weights(saved, change, passes):
     assert np.abs(after - before).max() > 1e-4, "the change does not show: this test says nothing"
 
 
+@pytest.mark.quantization
 def test_a_quantised_prefix_is_kept_and_dropped(saved, passes):
     torchao = pytest.importorskip("torchao.quantization")
     quantised = {"quantization_config": TorchAoConfig(torchao.Int8WeightOnlyConfig())}

@@ -62,7 +62,7 @@ def without_kivla(folder, frames, out):
 
 
 def test_a_policy_acts_the_same_without_kivla(tmp_path):
-    from kivla.tiny_vlm import save_tiny_vlm
+    from kivla.demo.tiny_vlm import save_tiny_vlm
 
     save_tiny_vlm(tmp_path / "vlm", image_size=32, patch_size=16, hidden_size=32, num_layers=2)
     options = {**TINY, "vlm": tmp_path / "vlm", "dataset": DATASET, "output_dir": tmp_path / "policy", "max_steps": 2}

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from kivla import ActionPredictionPipeline, BinningActionTokenizer, ChunkExecutor, KIVLAProcessor, KIVLATrainer
-from kivla.training import KIVLATrainingArguments
+from kivla.training.arguments import KIVLATrainingArguments
 from tests.processing.test_processing_kivla import CHUNK, TRAJECTORIES, WIDTH, columns, image, make, policy
 from tests.tolerance import assert_close_relative
 from tests.training.policies import dataset, make_policy

@@ -12,12 +12,7 @@ from tokenizers import ByteLevelBPETokenizer
 from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerFast
 
-from kivla.processing import (
-    ActionDecodingFailure,
-    BinningActionTokenizer,
-    FASTActionTokenizer,
-    load_action_tokenizer,
-)
+from kivla.processing import ActionDecodingFailure, BinningActionTokenizer, FASTActionTokenizer, load_action_tokenizer
 from tests.tolerance import assert_close_relative
 
 H, D = 12, 3

@@ -10,8 +10,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from transformers import PreTrainedTokenizer, PreTrainedTokenizerFast
 
 from kivla.processing import BinningActionTokenizer, KIVLAProcessor
+from kivla.processing.chat_format import has_chat
 from kivla.processing.plain_words import PlainWords, control_tokens
-from kivla.processing.prompt_frame import has_chat
 from tests.processing.test_processing_kivla import (
     LONG,
     NORMALIZED,

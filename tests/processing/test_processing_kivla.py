@@ -22,7 +22,7 @@ from kivla.processing import (
     Normalizer,
     compute_statistics,
 )
-from kivla.processing.prompt_frame import prompt_frame
+from kivla.processing.chat_format import prompt_frame
 from tests.tolerance import assert_close_relative
 from tests.vlm_processors import KINDS
 

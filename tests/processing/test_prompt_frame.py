@@ -11,7 +11,7 @@ import torch
 from transformers.utils import chat_template_utils
 
 from kivla.processing import KIVLAProcessor
-from kivla.processing.prompt_frame import PromptFrames, prompt_frame
+from kivla.processing.chat_format import PromptFrames, prompt_frame
 from tests.processing.test_processing_kivla import (
     LONG,
     QUESTION,

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from kivla.processing import KIVLAProcessor, compute_statistics
-from kivla.processing.prompt_frame import has_chat, prompt_frame
+from kivla.processing.chat_format import has_chat, prompt_frame
 from tests.processing.test_processing_kivla import (
     CHUNK,
     FAST,

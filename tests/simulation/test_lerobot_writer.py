@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from kivla.simulation import lerobot_writer
-from kivla.simulation.lerobot_writer import LeRobotWriter
-from kivla.training.lerobot_dataset import LeRobotDataset
+from kivla.training.data.lerobot import writer as lerobot_writer
+from kivla.training.data.lerobot.dataset import LeRobotDataset
+from kivla.training.data.lerobot.writer import LeRobotWriter
 from tests.tolerance import assert_close_relative
 
 FIXTURE = Path(__file__).parents[1] / "data" / "lerobot_v3_metaworld"  # written by lerobot itself

@@ -10,7 +10,7 @@ import mujoco  # noqa: E402
 from kivla.simulation import make_env  # noqa: E402
 from kivla.simulation.recording import record_demonstrations  # noqa: E402
 from kivla.simulation.rollout import rollout, swapped_instructions  # noqa: E402
-from kivla.training.lerobot_dataset import LeRobotDataset  # noqa: E402
+from kivla.training.data.lerobot.dataset import LeRobotDataset  # noqa: E402
 
 OPEN, CLOSE = (task.instruction for task in metaworld_env.TASKS)
 SEEDS = [3, 4, 5, 6]

@@ -7,8 +7,9 @@ from itertools import chain
 import numpy as np
 import pytest
 
-from kivla.simulation import QUESTION_KINDS, generate_questions, make_questions, place_distance, questions
-from kivla.simulation.scenes import COLOR_NAMES, HELD_OUT_PAIRS, SHAPE_NAMES, Scene
+from kivla.simulation import QUESTION_KINDS, generate_questions, make_questions, place_distance
+from kivla.simulation.tabletop import questions
+from kivla.simulation.tabletop.scenes import COLOR_NAMES, HELD_OUT_PAIRS, SHAPE_NAMES, Scene
 
 TOLERANCE = 0.03
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from kivla.simulation.recording import demonstrate, record_demonstrations
-from kivla.simulation.tabletop import STEP, TabletopVectorEnv
-from kivla.training.lerobot_dataset import LeRobotDataset
+from kivla.simulation.tabletop.env import STEP, TabletopVectorEnv
+from kivla.training.data.lerobot.dataset import LeRobotDataset
 from tests.simulation.fake_environment import INSTRUCTIONS, FakeVectorEnv
 
 

@@ -5,7 +5,7 @@ from math import comb, sqrt
 import numpy as np
 import pytest
 
-from kivla.simulation.statistics import mcnemar_test, wilson_interval
+from kivla.training.evaluation.confidence import mcnemar_test, wilson_interval
 
 
 def wilson_by_hand(k: int, n: int, z: float) -> tuple[float, float]:

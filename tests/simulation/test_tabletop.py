@@ -7,8 +7,8 @@ from gymnasium.utils.env_checker import check_env
 from scipy.stats import binomtest, chisquare
 
 from kivla.simulation import SPLITS, TASK_KINDS, TabletopVectorEnv
-from kivla.simulation.rendering import BACKGROUND, render
-from kivla.simulation.scenes import (
+from kivla.simulation.tabletop.rendering import BACKGROUND, render
+from kivla.simulation.tabletop.scenes import (
     COLORS,
     HELD_OUT_PAIRS,
     SEEN_PAIRS,
@@ -19,7 +19,7 @@ from kivla.simulation.scenes import (
     place_of,
     sample_scene,
 )
-from kivla.simulation.tasks import parse_instruction, possible_tasks
+from kivla.simulation.tabletop.tasks import parse_instruction, possible_tasks
 
 
 def run(env, policy, max_steps=60):

@@ -5,9 +5,10 @@ import json
 import pytest
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from kivla.answers import answer_accuracy, ask
+from kivla.demo.stages import TABLETOP_VLM
 from kivla.simulation import make_questions
-from kivla.tabletop import TABLETOP_VLM
+from kivla.simulation.tabletop.answers import answer_accuracy
+from kivla.training.evaluation.vlm_answers import ask
 
 
 def test_it_is_small():

@@ -17,8 +17,8 @@ from kivla import (
     KIVLATrainingArguments,
     LeRobotDataset,
 )
+from kivla.demo.tiny_vlm import save_tiny_vlm
 from kivla.processing import Normalizer
-from kivla.tiny_vlm import save_tiny_vlm
 
 DATASET = Path(__file__).parents[1] / "data" / "lerobot_v3_metaworld"
 CHUNK = 6

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from kivla import BinningActionTokenizer, KIVLAForActionPrediction, KIVLAProcessor, LeRobotDataset
+from kivla.demo.tiny_vlm import save_tiny_vlm
 from kivla.simulation import LeRobotWriter
-from kivla.tiny_vlm import save_tiny_vlm
 from kivla.training.build import Base, adapt_policy, continue_policy, start_policy
 from kivla.training.policy_options import PolicyOptions
 from kivla.training.recipes import RECIPES

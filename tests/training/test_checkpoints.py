@@ -22,7 +22,7 @@ from kivla.training.checkpoints import (
     publish,
     written_aside,
 )
-from kivla.training.mixture import Mixture
+from kivla.training.data.mixture import Mixture
 from tests.training.policies import dataset, make_policy, make_trainer
 
 EPOCH, STEPS = 5, 12

@@ -6,7 +6,7 @@ import torch
 from torch.utils.data import ConcatDataset, IterableDataset, Subset
 
 from kivla import KIVLACollator, KIVLATrainer, KIVLATrainingArguments, LeRobotDataset
-from kivla.training.mixture import Mixture
+from kivla.training.data.mixture import Mixture
 from tests.training.policies import CHUNK, DATASET, dataset, make_policy
 
 OTHER = CHUNK - 2

@@ -24,7 +24,7 @@ from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 
 from kivla import KIVLAConfig, KIVLAForActionPrediction, KIVLAProcessor
 from kivla.cli import main
-from kivla.launch_files import LAUNCH_FILES
+from kivla.commands.launch_files import LAUNCH_FILES
 from tests.families import FAMILIES
 from tests.patience import PATIENCE
 from tests.tolerance import assert_gradients_close

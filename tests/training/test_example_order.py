@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from kivla.training.example_order import fold_seed, shuffled
+from kivla.training.data.example_order import fold_seed, shuffled
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 255, 256, 257, 5000])

@@ -5,8 +5,8 @@ import pickle
 import numpy as np
 import pytest
 
-from kivla.training import LeRobotDataset
-from kivla.training.frame_cache import FrameCache
+from kivla.training.data.lerobot.dataset import LeRobotDataset
+from kivla.training.data.lerobot.frame_cache import FrameCache
 from tests.training.policies import DATASET
 
 

@@ -4,8 +4,8 @@ import datasets
 import numpy as np
 import pytest
 
-from kivla.training import frame_table
-from kivla.training.frame_table import blocks, episode_runs
+from kivla.training.data.lerobot import frame_table
+from kivla.training.data.lerobot.frame_table import blocks, episode_runs
 
 LENGTHS = np.array([3, 1, 5, 4, 2])
 STARTS = np.cumsum(LENGTHS) - LENGTHS

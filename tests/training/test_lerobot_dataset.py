@@ -14,9 +14,9 @@ from huggingface_hub.errors import RepositoryNotFoundError
 from PIL import Image
 from transformers import Trainer, TrainingArguments
 
-from kivla.training import lerobot_dataset
-from kivla.training.lerobot_dataset import LeRobotDataset
-from kivla.training.lerobot_metadata import feature_names
+from kivla.training.data.lerobot import dataset as lerobot_dataset
+from kivla.training.data.lerobot.dataset import LeRobotDataset
+from kivla.training.data.lerobot.metadata import feature_names
 from tests.tolerance import assert_close_relative
 from tests.training.lerobot_v21 import decode, encode, write_v21_twin
 

@@ -104,6 +104,7 @@ def test_a_model_without_room_for_action_tokens_is_refused():
         lora_config(model, processor)
 
 
+@pytest.mark.quantization
 def test_a_quantised_backbone_learns_through_lora(tmp_path):
     """QLoRA: int8 weights, float updates; insulated, and the same when the updates are loaded on a fresh base."""
     torchao = pytest.importorskip("torchao.quantization")

@@ -10,7 +10,7 @@ from scipy.spatial.distance import cdist
 from torch.nn.functional import cross_entropy
 
 from kivla import FASTActionTokenizer
-from kivla.training.metrics import (
+from kivla.training.evaluation.metrics import (
     METRICS,
     ActionError,
     AnswerMatch,

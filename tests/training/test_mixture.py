@@ -4,9 +4,9 @@ from collections import Counter
 import datasets
 import pytest
 
-from kivla.training.mixture import Mixture
-from kivla.training.streaming import StreamedRows
-from kivla.training.vlm_dataset import VLMDataset
+from kivla.training.data.mixture import Mixture
+from kivla.training.data.vlm.dataset import VLMDataset
+from kivla.training.data.vlm.streaming import StreamedRows
 
 ROBOT, QUESTIONS = [f"robot {i}" for i in range(7)], [f"question {i}" for i in range(5)]
 

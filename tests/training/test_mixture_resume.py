@@ -18,8 +18,8 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from kivla import KIVLACollator, KIVLATrainer, KIVLATrainingArguments, LeRobotDataset
 from kivla.simulation import make_questions
-from kivla.training.mixture import Mixture
-from kivla.training.vlm_dataset import VLMDataset
+from kivla.training.data.mixture import Mixture
+from kivla.training.data.vlm.dataset import VLMDataset
 from tests.patience import PATIENCE
 from tests.training.policies import CHUNK, DATASET, make_policy, several_cpus_resume
 

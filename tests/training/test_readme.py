@@ -3,7 +3,7 @@
 import pytest
 from huggingface_hub import ModelCard, metadata_load
 
-from kivla.training.readme import BEGIN, END, joined, own_words, split, with_card, write_readme
+from kivla.hub_cards.readme import BEGIN, END, joined, own_words, split, with_card, write_readme
 
 CARD = "---\nlibrary_name: kivla\ntags:\n- kivla\n- insulated\n---\n\n# A policy\n\nIt acts.\n"
 

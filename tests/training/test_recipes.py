@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kivla import BinningActionTokenizer, KIVLACollator, KIVLAForActionPrediction, KIVLAProcessor
-from kivla.tiny_vlm import save_tiny_vlm
+from kivla.demo.tiny_vlm import save_tiny_vlm
 from kivla.training.recipes import RECIPES, TOKENS_ONLY, Stage, get_recipe, set_stage, split_steps
 from tests.tolerance import assert_gradients_close
 from tests.training.policies import SIZES, _action_tokenizer, dataset

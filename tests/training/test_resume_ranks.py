@@ -19,8 +19,8 @@ from torch.utils.data import Subset
 from transformers import TrainerCallback
 
 from kivla.training.checkpoints import problem_of
+from kivla.training.loss_watch import NonFiniteError
 from kivla.training.preemption import Preempted
-from kivla.training.watch import NonFiniteError
 from tests.patience import PATIENCE
 from tests.training.policies import FixedNoiseCollator, dataset, make_policy, make_trainer, several_cpus_resume
 

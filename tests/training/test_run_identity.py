@@ -14,7 +14,8 @@ from torch.utils.data import ConcatDataset, Subset
 from kivla import BinningActionTokenizer, KIVLATrainingArguments, LeRobotDataset
 from kivla.simulation import LeRobotWriter, make_questions
 from kivla.training.checkpoints import OtherRunError, check_folder, claim, owner_of, put_aside, run_of
-from kivla.training.mixture import Mixture
+from kivla.training.data.mixture import Mixture
+from kivla.training.data.vlm.dataset import VLMDataset
 from kivla.training.run_identity import (
     DOES_NOT_MATTER,
     MATTERS,
@@ -24,7 +25,6 @@ from kivla.training.run_identity import (
     start_of,
     weights_digest,
 )
-from kivla.training.vlm_dataset import VLMDataset
 from tests.training.policies import CHUNK, DATASET, dataset, make_policy, make_trainer
 
 SETTINGS = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1, "per_device_train_batch_size": 2}

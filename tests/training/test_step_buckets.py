@@ -6,10 +6,10 @@ import torch
 
 from kivla import KIVLATrainer, KIVLATrainingArguments, LeRobotDataset
 from kivla.simulation import make_questions
-from kivla.training.example_order import ExampleOrder
-from kivla.training.mixture import Mixture
-from kivla.training.step_buckets import StepBuckets
-from kivla.training.vlm_dataset import StreamedRows, VLMDataset
+from kivla.training.data.example_order import ExampleOrder
+from kivla.training.data.length_buckets import StepBuckets
+from kivla.training.data.mixture import Mixture
+from kivla.training.data.vlm.dataset import StreamedRows, VLMDataset
 from tests.tolerance import assert_close_relative
 from tests.training.policies import CHUNK, DATASET, make_policy
 

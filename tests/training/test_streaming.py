@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from kivla.training.streaming import StreamedRows
+from kivla.training.data.vlm.streaming import StreamedRows
 
 NUM_ROWS = 7
 FEATURES = datasets.Features({"image": datasets.Image(), "caption": datasets.Value("string")})

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from kivla.training.lerobot_dataset import LeRobotDataset
+from kivla.training.data.lerobot.dataset import LeRobotDataset
 from tests.training.policies import DATASET
 
 
@@ -74,7 +74,7 @@ def test_metadata_of_wrong_types_and_sizes(change, copy):
 
 def test_a_small_table_that_unpacks_to_a_large_one(copy, monkeypatch):
     """A dictionary of one long text: 100 kB on disk, 100 MB in memory."""
-    monkeypatch.setattr("kivla.training.lerobot_metadata._MAX_TABLE_BYTES", 50_000_000)
+    monkeypatch.setattr("kivla.training.data.lerobot.metadata._MAX_TABLE_BYTES", 50_000_000)
     file = copy / "meta" / "tasks.parquet"
     pq.write_table(pa.table({"task_index": np.arange(10_000), "task": ["x" * 10_000] * 10_000}), file)
     assert file.stat().st_size < 200_000

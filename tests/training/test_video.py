@@ -7,8 +7,8 @@ import av
 import numpy as np
 import pytest
 
-from kivla.training import video
-from kivla.training.video import VideoReader, VideoReadError, VideoReaders, check_video_file
+from kivla.training.data.lerobot import video
+from kivla.training.data.lerobot.video import VideoReader, VideoReadError, VideoReaders, check_video_file
 from tests.training.lerobot_v21 import decode
 
 FIXTURE = Path(__file__).parents[1] / "data" / "lerobot_v3_metaworld"

@@ -8,7 +8,7 @@ from datasets import ClassLabel, Dataset, Features, List, Value
 from PIL import Image
 
 from kivla.simulation import make_questions
-from kivla.training.vlm_dataset import StreamedRows, VLMDataset
+from kivla.training.data.vlm.dataset import StreamedRows, VLMDataset
 
 PICTURE = datasets.Image()
 # As a dataset gives them: pictures of another PIL class are not equal

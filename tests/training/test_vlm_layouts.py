@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kivla.training.vlm_layouts import (
+from kivla.training.data.vlm.layouts import (
     check_placeholders,
     find_layout,
     read_answer,

@@ -13,9 +13,9 @@ from transformers import TrainerCallback
 from kivla import KIVLATrainingArguments
 from kivla.modeling_kivla.flow_matching import sample_flow_time
 from kivla.simulation import make_questions
-from kivla.training.mixture import Mixture
-from kivla.training.vlm_dataset import VLMDataset
-from kivla.training.watch import NonFiniteError, dead_expert_of, name_examples, spike_of
+from kivla.training.data.mixture import Mixture
+from kivla.training.data.vlm.dataset import VLMDataset
+from kivla.training.loss_watch import NonFiniteError, dead_expert_of, name_examples, spike_of
 from tests.training.policies import FixedNoiseCollator, dataset, make_policy, make_trainer
 
 POISONED = 7
@@ -205,7 +205,7 @@ def test_the_loss_of_the_mean_velocity_is_logged(tmp_path):
 
 @pytest.mark.parametrize(("rate", "warns"), [(0.0, True), (5e-3, False)])
 def test_a_dead_expert_is_told_from_a_live_one(tmp_path, caplog, monkeypatch, rate, warns):
-    monkeypatch.setattr("kivla.training.watch.DEAD_EXPERT_STEPS", 20)
+    monkeypatch.setattr("kivla.training.loss_watch.DEAD_EXPERT_STEPS", 20)
     settings = {"max_steps": 32, "per_device_train_batch_size": 4, "lr_scheduler_type": "constant"}
     model, processor = make_policy(tmp_path / "vlm")
     trainer = make_trainer(tmp_path, model, processor, expert_learning_rate=rate, **settings)

@@ -1,0 +1,185 @@
+"""`kivla demo`: the closed loop on a small machine, from a VLM that sees to a policy that does as it is told.
+
+VLM -> its answers -> demonstrations as a LeRobot dataset -> fine-tuning with knowledge insulation, questions among the
+demonstrations -> roll-outs, each scene also with an instruction about another object -> the same questions again ->
+report and model card.
+"""
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import transformers
+
+from ..command_line import command_line, parse
+from ..demo.pretraining import PretrainArguments, pretrain
+from ..demo.report import write_report
+from ..demo.stages import (
+    TABLETOP_VLM,
+    TabletopArguments,
+    ask_policy,
+    ask_vlm,
+    fine_tune,
+    once,
+    record,
+    roll_out,
+    rollouts_of,
+    seconds_per_step,
+)
+from ..hub_cards import policy_card
+from ..hub_cards.environment_info import environment_info
+from ..hub_cards.hub_names import shown
+from ..hub_cards.readme import write_readme
+from ..simulation.rollout_evaluation import format_rates
+from ..simulation.tabletop.answers import format_accuracy
+from ..simulation.tabletop.tasks import TASK_KINDS
+from ..training.data.lerobot.dataset import LeRobotDataset
+from ..training.evaluation.plots import plot_training_curves
+from ..training.evaluation.predictions import draw, predict_dataset
+from ..training.run_folder import claim_folder
+
+OTHER_STAGES_MINUTES = 3.0  # what everything but fine-tuning takes on two cores
+SLOWDOWN = 1.25  # the average step of a long run takes longer than the quick quarter of a few
+
+
+@dataclass
+class DemoArguments:
+    output_dir: str = field(default="outputs/demo", metadata={"help": "Where everything goes; run again to resume."})
+    minutes: float = field(default=10.0, metadata={"help": "Time for everything; 4 or more."})
+    vlm: str | None = field(default=None, metadata={"help": "VLM to start from; the one that comes with KIVLA."})
+    from_scratch: bool = field(default=False, metadata={"help": "Pretrain that VLM too, which takes an hour."})
+    max_steps: int | None = field(
+        default=None, metadata={"help": "Optimiser steps, instead of as many as fit into the minutes."}
+    )
+    num_episodes: int = field(default=200, metadata={"help": "Roll-outs of each kind."})
+    num_question_scenes: int = field(default=500, metadata={"help": "Pictures to ask about, six questions each."})
+    seed: int = field(default=0, metadata={"help": "Seed of weights, data order and noise."})
+
+
+def run(arguments: Sequence[str]) -> None:
+    demo, args = parse((DemoArguments, TabletopArguments), arguments, prog="kivla demo")
+    if demo.from_scratch and demo.vlm:
+        raise SystemExit("kivla demo: give either --vlm or --from_scratch true, which makes its own VLM.")
+    if demo.minutes < 4:
+        raise SystemExit(f"kivla demo: --minutes must be at least 4, got {demo.minutes}.")
+    folder = Path(demo.output_dir)
+    arguments = {name: value for name, value in {**asdict(demo), **asdict(args)}.items() if name != "output_dir"}
+    claim_folder(folder, arguments, ("*.json", "demonstrations", "policy", "pretraining"))
+    print(f"Everything goes to {folder}. What is there already is not done again; delete it to start anew.\n")
+    vlm = _vlm(demo, folder)
+
+    print("1. What the VLM sees, before it has met a robot")
+    before = once(folder / "questions_before.json", lambda: ask_vlm(vlm, demo.num_question_scenes))
+    print(format_accuracy(before["accuracy"]), "\n")
+
+    print("2. Demonstrations of the scripted expert, as a LeRobot v3.0 dataset")
+    demonstrations = folder / "demonstrations"
+    recorded = once(folder / "demonstrations.json", lambda: record(demonstrations, args))
+    print(f"   {recorded['episodes']} episodes, {recorded['frames']} frames: {demonstrations}\n")
+
+    print("3. Fine-tuning with knowledge insulation: the VLM learns action tokens, the expert learns the flow")
+    policy = folder / "policy"
+    plan = once(folder / "plan.json", lambda: _plan(demo, vlm, demonstrations, folder, args))
+    trained = once(
+        folder / "training.json",
+        lambda: fine_tune(vlm, demonstrations, policy, args, plan["max_steps"], demo.seed),
+    )
+
+    print("\n4. Roll-outs in fresh scenes; then the same scenes with an instruction about another object")
+    rollouts = []
+    for name in rollouts_of(args.kinds):
+        result = once(
+            folder / f"rollout_{name}.json", lambda name=name: roll_out(policy, folder, name, args, demo.num_episodes)
+        )
+        rollouts.append(result)
+        print(f"   {result['title']}\n{format_rates(result)}\n")
+
+    print("5. The same questions again")
+    after = once(folder / "questions_after.json", lambda: ask_policy(policy, demo.num_question_scenes))
+    print(format_accuracy(after["accuracy"]), "\n")
+
+    minutes = {
+        "questions before": before["minutes"],
+        "demonstrations": recorded["minutes"],
+        "fine-tuning": plan["minutes"] + trained["minutes"],
+        "roll-outs": sum(result["minutes"] for result in rollouts),
+        "questions after": after["minutes"],
+    }
+    _draw_chunks(policy, demonstrations, folder / "chunks.png", args)
+    report = {
+        "title": "KIVLA on the tabletop",
+        "summary": _summary(rollouts, before, after, sum(minutes.values())),
+        "machine": environment_info(),
+        "minutes": minutes,
+        "settings": {**asdict(args), "vlm": _name(vlm), "steps": trained["max_steps"], "seed": demo.seed},
+        "questions": {"before": before["accuracy"], "after": after["accuracy"]},
+        "log_history": trained["log_history"],
+        "rollouts": rollouts,
+        "chunks": "chunks.png",
+    }
+    (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+    page = write_report(folder, report)
+    plot_training_curves(policy / "training.png", trained["log_history"])
+    shutil.copy(folder / "chunks.png", policy)
+    if (sheet := rollouts[0]["media"]["contact_sheet"]) is not None:
+        shutil.copy(folder / sheet, policy)
+    card = policy_card({**report, "policy": shown(policy)}, command(demo, args, trained["max_steps"]))
+    write_readme(policy / "README.md", card)
+    print("\n".join(report["summary"]))
+    print(f"\nReport: {page}\nPolicy: {policy}")
+
+
+def command(demo: DemoArguments, args: TabletopArguments, max_steps: int) -> str:
+    """The command line that makes the same policy again: its steps, not the minutes that they took somewhere."""
+    same = replace(demo, max_steps=max_steps, vlm=shown(demo.vlm))
+    return command_line("kivla demo", same, args, always=["seed"], without=["minutes", "output_dir"])
+
+
+def _vlm(demo: DemoArguments, folder: Path) -> Path:
+    if demo.from_scratch:
+        pretrain(PretrainArguments(str(folder / "pretraining"), seed=demo.seed))
+        return folder / "pretraining" / "vlm"
+    return Path(demo.vlm) if demo.vlm else TABLETOP_VLM
+
+
+def _name(vlm: Path) -> str:
+    return "the small VLM that comes with KIVLA" if vlm == TABLETOP_VLM else shown(vlm)
+
+
+def _plan(demo: DemoArguments, vlm: Path, demonstrations: Path, folder: Path, args: TabletopArguments) -> dict:
+    if demo.max_steps is not None:
+        return {"max_steps": demo.max_steps}
+    seconds = seconds_per_step(vlm, demonstrations, folder / "scratch", args, num_steps=25)
+    steps = int((demo.minutes - OTHER_STAGES_MINUTES) * 60 / (SLOWDOWN * seconds))
+    print(f"   {seconds:.2f} s a step on this machine: {steps} steps")
+    return {"seconds_per_step": seconds, "max_steps": steps}
+
+
+def _draw_chunks(policy: Path, demonstrations: Path, picture: Path, args: TabletopArguments) -> None:
+    pipe = transformers.pipeline("action-prediction", model=str(policy))
+    data = LeRobotDataset(demonstrations, args.chunk_size, cameras=pipe.processor.cameras)
+    draw(picture, predict_dataset(pipe, data, num_frames=8), data, count=4)
+
+
+def _summary(rollouts: list[dict], before: dict, after: dict, minutes: float) -> list[str]:
+    sentences = []
+    for result in [result for result in rollouts if result["name"] in TASK_KINDS]:
+        success, swapped = result["success"], result["swapped"]
+        sentences += [
+            f"{result['title']}: the policy does as it is told in {_percent(success)} of {success['episodes']} scenes "
+            "it never saw.",
+            f"Told about another object of the same scenes, it does what the scene first asked for in "
+            f"{_percent(swapped['original'])} and what it is told in {_percent(swapped['swapped'])}.",
+        ]
+    sentences += [
+        f"Questions about fresh pictures: {100 * before['accuracy']['all']['accuracy']:.1f} % right before, "
+        f"{100 * after['accuracy']['all']['accuracy']:.1f} % after.",
+        f"All in {minutes:.1f} minutes.",
+    ]
+    return sentences
+
+
+def _percent(rate: dict) -> str:
+    return f"{100 * rate['rate']:.1f} % ({100 * rate['low']:.1f} - {100 * rate['high']:.1f} %)"

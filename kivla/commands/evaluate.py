@@ -1,0 +1,54 @@
+"""`kivla evaluate`: what a policy predicts against what was demonstrated, in figures and on one page of plots."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from transformers import pipeline
+
+from ..command_line import parse
+from ..training.data.lerobot.dataset import LeRobotDataset
+from ..training.evaluation.policy_evaluation import draw, format_report, measure_answers, measure_chunks, predict
+from ..training.evaluation.tokenizer_error import measure
+
+
+@dataclass
+class EvaluateArguments:
+    policy: str = field(metadata={"help": "Trained KIVLA policy: a Hub id or a folder."})
+    dataset: str = field(metadata={"help": "LeRobot dataset to measure on."})
+    episodes: list[int] | None = field(default=None, metadata={"help": "Episodes of it, best held-out ones; all."})
+    num_frames: int = field(default=256, metadata={"help": "Frames to predict at, spread evenly."})
+    robot: str | None = field(default=None, metadata={"help": "Whose data it is, of a policy of several robots."})
+    num_steps: int | None = field(default=None, metadata={"help": "Euler steps; the policy's default."})
+    seed: int = field(default=0, metadata={"help": "Seed of the noise."})
+    batch_size: int = field(default=16, metadata={"help": "Observations at once."})
+    acts_by: str | None = field(default=None, metadata={"help": "flow or tokens; the policy's own way."})
+    vlm_dataset: str | None = field(
+        default=None,
+        metadata={"help": "Questions to ask as well: a folder of a `datasets` dataset with images and messages."},
+    )
+    num_plots: int = field(default=4, metadata={"help": "Chunks to draw, spread evenly."})
+    output_dir: str = field(default="outputs/evaluate", metadata={"help": "Where figures and plots go."})
+
+
+def run(arguments: Sequence[str]) -> None:
+    (args,) = parse((EvaluateArguments,), arguments, prog="kivla evaluate", positional="policy")
+    pipe = pipeline("action-prediction", model=args.policy)
+    robot = pipe.processor.robot(args.robot)
+    data = LeRobotDataset(args.dataset, pipe.processor.chunk_size, args.episodes, robot.cameras, args.robot)
+    options = {"seed": args.seed, "num_steps": args.num_steps}
+    if args.acts_by is not None:
+        options["acts_by"] = args.acts_by
+    chunks = predict(pipe, data, args.num_frames, args.batch_size, **options)
+    acts_by = args.acts_by or pipe.model.config.acts_by
+    report = {**asdict(args), "acts_by": acts_by, **measure_chunks(chunks, data), "tokenizer": None, "answers": None}
+    if pipe.processor.action_tokenizer is not None:
+        report["tokenizer"] = measure(pipe.processor.action_tokenizer, chunks["demonstrated"], robot.actions)
+    if args.vlm_dataset is not None:
+        report["answers"] = measure_answers(pipe, args.vlm_dataset, args.batch_size)
+    folder = Path(args.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "evaluate.json").write_text(json.dumps(report, indent=2) + "\n")
+    draw(folder / "evaluate.png", chunks, report, data.fps, args.num_plots)
+    print(f"{format_report(report)}\n\n{folder / 'evaluate.json'}\n{folder / 'evaluate.png'}")

@@ -1,0 +1,174 @@
+"""`kivla inspect`: what the action expert reads of a VLM or policy, in words and as a picture of the attention mask."""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import AutoConfig, AutoProcessor
+
+from ..command_line import parse
+from ..modeling_kivla import KIVLAConfig, KIVLAForActionPrediction
+from ..modeling_kivla.backbone_attention import PrefixRecorder
+from ..modeling_kivla.backbone_probe import build_without_weights, fill_with_tiny_weights
+from ..processing import BinningActionTokenizer, KIVLAProcessor
+from ..training.evaluation.plots import plot_attention_mask
+
+
+@dataclass
+class InspectArguments:
+    """Works from the config alone: no weights are read."""
+
+    model: str = field(metadata={"help": "A VLM or a KIVLA policy: a Hub id or a folder."})
+    num_images: int = field(default=1, metadata={"help": "Images in the example."})
+    text: str = field(default="pick up the cup", metadata={"help": "Instruction in the example."})
+    layer_stride: int = field(default=1, metadata={"help": "For a VLM: read every k-th layer."})
+    chunk_size: int = field(default=50, metadata={"help": "For a VLM: actions in a chunk."})
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with the model."})
+    output: str = field(default="outputs/inspect.png", metadata={"help": "Where the picture of the mask goes."})
+
+
+def run(arguments: Sequence[str]) -> None:
+    (args,) = parse((InspectArguments,), arguments, prog="kivla inspect", positional="model")
+    config = AutoConfig.from_pretrained(args.model, trust_remote_code=args.trust_remote_code)
+    if isinstance(config, KIVLAConfig):
+        processor = KIVLAProcessor.from_pretrained(args.model)
+    else:
+        expert = {"layer_stride": args.layer_stride}
+        config = KIVLAConfig(vlm_config=config, expert_config=expert, chunk_size=args.chunk_size, state_encoding="none")
+        processor = example_processor(args.model, config, args.trust_remote_code)
+    print(describe(config))
+    batch = example_batch(processor, args.num_images, args.text)
+    mask, groups = attention_mask(config, batch)
+    print("\n" + describe_tokens(processor, batch, groups))
+    path = Path(args.output)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    plot_attention_mask(path, mask, groups)
+    print(f"\nAttention mask, layer {config.expert_layers[0]['layer']}: {path}")
+
+
+def describe(config: KIVLAConfig) -> str:
+    """Backbone and expert in words: layers that are read, heads, rotary embedding, parameters."""
+    with torch.device("meta"):
+        model = KIVLAForActionPrediction(copy.deepcopy(config))
+    vlm, expert = (sum(p.numel() for p in part.parameters()) for part in (model.vlm, model.expert))
+    text = config.get_text_config()
+    scale = config.backbone_gradient_scale
+    lines = [
+        f"backbone   {config.vlm_config.model_type} ({type(model.vlm).__name__}), {vlm / 1e6:,.1f}M parameters, "
+        f"vocabulary {text.vocab_size:,}",
+        f"expert     {expert / 1e6:,.1f}M parameters, width {config.expert_config.hidden_size}, time by "
+        f"{config.expert_config.time_conditioning}, state: {config.state_encoding}",
+        f"actions    chunks of {config.chunk_size} steps, up to {config.max_action_dim} dimensions",
+        f"gradient   {scale:g} of the flow loss's gradient reaches the backbone"
+        + (" (knowledge insulation)" if scale == 0 else ""),
+        f"reads      {len(config.expert_layers)} of {text.num_hidden_layers} layers"
+        + (f"; {len(config.kv_layers)} have keys and values" if len(config.kv_layers) < text.num_hidden_layers else ""),
+        "",
+        "layers          heads  key/value heads  key size  value size  rotary embedding",
+    ]
+    shown = ("num_attention_heads", "num_key_value_heads", "key_dim", "value_dim", "rope", "rope_start", "inv_freq")
+    runs: list[tuple[tuple, list[int]]] = []
+    for layer in config.expert_layers:
+        kind = tuple(layer[name] for name in shown)
+        if not runs or runs[-1][0] != kind:
+            runs.append((kind, []))
+        runs[-1][1].append(layer["layer"])
+    for (heads, kv_heads, key_dim, value_dim, rope, start, buffer), layers in runs:
+        span = str(layers[0]) if len(layers) == 1 else f"{layers[0]} - {layers[-1]}"
+        if len(layers) > 1 and layers != list(range(layers[0], layers[-1] + 1)):
+            span += f" ({len(layers)})"
+        where = "none" if rope is None else f"{rope}, from value {start}, {buffer}"
+        lines.append(f"{span:<15}{heads:>6}{kv_heads:>17}{key_dim:>10}{value_dim:>12}  {where}")
+    return "\n".join(lines)
+
+
+def example_processor(name: str, config: KIVLAConfig, trust_remote_code: bool) -> KIVLAProcessor:
+    """A processor for a VLM that has none yet: two-dimensional actions in 16 bins, enough to see where tokens go."""
+    return KIVLAProcessor(
+        AutoProcessor.from_pretrained(name, trust_remote_code=trust_remote_code),
+        action_tokenizer=BinningActionTokenizer(num_bins=16),
+        chunk_size=config.chunk_size,
+        max_action_dim=config.max_action_dim,
+        max_state_dim=config.max_state_dim,
+        state_encoding="none",
+        normalization="none",
+        action_dim=2,
+    )
+
+
+def example_batch(processor: KIVLAProcessor, num_images: int, text: str) -> dict:
+    """One made-up training example."""
+    num_images = len(processor.cameras) if processor.cameras else num_images
+    image = Image.new("RGB", (224, 224), "grey")
+    state = None
+    if processor.state_encoding != "none":
+        statistics = processor.statistics["state"] if processor.statistics else {"mean": np.zeros(1)}
+        state = [statistics["mean"]]
+    actions = np.zeros((min(8, processor.chunk_size), processor.action_dim))
+    if processor.statistics:
+        actions += processor.statistics["actions"]["mean"]
+    return processor(images=[[image] * num_images], text=[text], state=state, actions=[actions])
+
+
+def attention_mask(config: KIVLAConfig, batch: dict) -> tuple[np.ndarray, list[tuple[str, int]]]:
+    """Who sees whom in training, as it really is: the backbone's own mask is recorded, not drawn from memory.
+
+    Returns:
+        (T, T) with T = sequence + suffix of the expert; 0 = hidden, 1 = seen, 2 = seen with the gradient stopped; and
+        the names and lengths of the groups of tokens.
+    """
+    layer = config.expert_layers[0]["layer"]
+    vocabulary = int(batch["input_ids"].max()) + 1
+    config = copy.deepcopy(config)
+    text = config.vlm_config.get_text_config()
+    text.vocab_size = max(text.vocab_size, vocabulary)
+    vlm = build_without_weights(config.vlm_config)
+    fill_with_tiny_weights(vlm)
+    recorder = PrefixRecorder([layer])
+    ours = ("labels", "expert_attention_mask", "actions", "action_mask", "state")
+    with torch.no_grad():
+        vlm(**{n: v for n, v in batch.items() if n not in ours}, use_cache=False, kivla_recorder=recorder)
+    length = batch["input_ids"].shape[1]
+    backbone = recorder.masks[layer]
+    if backbone is None:
+        backbone = torch.ones(length, length)
+        backbone = backbone.tril() if recorder.is_causal[layer] else backbone
+    else:
+        backbone = backbone[0, 0]
+        backbone = backbone if backbone.dtype == torch.bool else backbone == 0
+
+    state = int(config.state_encoding == "continuous")
+    suffix = state + config.chunk_size
+    mask = np.zeros((length + suffix, length + suffix), dtype=int)
+    mask[:length, :length] = backbone.int().numpy()
+    visible = batch["expert_attention_mask"][0].numpy()
+    mask[length:, :length] = visible * (2 if config.backbone_gradient_scale == 0 else 1)
+    mask[length:, length:] = 1
+    if state:
+        mask[length, length + 1 :] = 0
+    is_learned = batch["labels"][0] != -100 if "labels" in batch else torch.zeros(length, dtype=torch.bool)
+    is_image = batch["input_ids"][0] == config.vlm_config.image_token_id
+    names = ["learned" if a else "image" if b else "text" for a, b in zip(is_learned, is_image, strict=True)]
+    names += ["state"] * state + ["noisy actions"] * config.chunk_size
+    return mask, [(name, len(list(run))) for name, run in groupby(names)]
+
+
+def describe_tokens(processor: KIVLAProcessor, batch: dict, groups: list[tuple[str, int]]) -> str:
+    ids = batch["input_ids"][0].tolist()
+    learned = dict(groups).get("learned", 0)
+    prompt, suffix = ids[: len(ids) - learned], ids[len(ids) - learned :]
+    shown = processor.decode(prompt)
+    lines = [f"prompt     {len(prompt)} tokens: ...{shown[-160:]!r}"]
+    if learned:
+        lines.append(
+            f"learned    {learned} tokens: {processor.decode(suffix[:4])!r} ... {processor.decode(suffix[-2:])!r}"
+        )
+    if len(processor.action_token_ids):
+        ids = processor.action_token_ids
+        lines.append(f"actions    {len(ids)} codes, ids {ids[0]} ... {ids[-1]} ({processor.action_token_placement})")
+    return "\n".join(lines)

@@ -1,0 +1,64 @@
+"""`kivla predict`: action chunks of a trained policy, on a dataset or on images."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from transformers import pipeline
+
+from ..command_line import parse
+from ..training.data.lerobot.dataset import LeRobotDataset
+from ..training.evaluation.predictions import draw, predict_dataset
+
+
+@dataclass
+class PredictArguments:
+    """Give --dataset, or --images with --text (and --state if the policy reads one)."""
+
+    policy: str = field(metadata={"help": "Trained KIVLA policy: a Hub id or a folder."})
+    dataset: str | None = field(default=None, metadata={"help": "LeRobot dataset to predict on."})
+    episodes: list[int] | None = field(default=None, metadata={"help": "Episodes of it; all."})
+    num_frames: int = field(default=64, metadata={"help": "Frames to predict at, spread evenly."})
+    num_plots: int = field(default=4, metadata={"help": "Chunks to draw, spread evenly."})
+    images: list[str] | None = field(default=None, metadata={"help": "Image files, in the order of the cameras."})
+    text: str | None = field(default=None, metadata={"help": "Instruction."})
+    state: list[float] | None = field(default=None, metadata={"help": "The robot's state."})
+    robot: str | None = field(default=None, metadata={"help": "Whose data it is, of a policy of several robots."})
+    num_steps: int | None = field(default=None, metadata={"help": "Euler steps; the policy's default."})
+    seed: int = field(default=0, metadata={"help": "Seed of the noise."})
+    batch_size: int = field(default=16, metadata={"help": "Observations at once."})
+    output_dir: str = field(default="outputs/predict", metadata={"help": "Where picture and JSON go."})
+
+
+def run(arguments: Sequence[str]) -> None:
+    (args,) = parse((PredictArguments,), arguments, prog="kivla predict", positional="policy")
+    if (args.dataset is None) == (args.images is None):
+        raise SystemExit("kivla predict: give either --dataset, or --images and --text.")
+    others = ("text", "state") if args.dataset is not None else ("episodes",)
+    for name in [name for name in others if getattr(args, name) is not None]:
+        reason = "there is no --dataset" if args.dataset is None else "--dataset has its own"
+        raise SystemExit(f"kivla predict: --{name} cannot apply: {reason}.")
+    pipe = pipeline("action-prediction", model=args.policy)
+    options = {"seed": args.seed, "num_steps": args.num_steps}
+    if args.images is not None:
+        observation = {"images": args.images, "text": args.text or "", "state": args.state, "robot": args.robot}
+        result = pipe(observation, **options)
+        np.set_printoptions(precision=4, suppress=True)
+        print(result["actions"])
+        return
+    processor = pipe.processor
+    cameras = processor.robot(args.robot).cameras
+    data = LeRobotDataset(args.dataset, processor.chunk_size, args.episodes, cameras, args.robot)
+    results = predict_dataset(pipe, data, args.num_frames, args.batch_size, **options)
+    folder = Path(args.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    report = {name: value for name, value in results.items() if isinstance(value, float)}
+    (folder / "predict.json").write_text(json.dumps(report, indent=2) + "\n")
+    draw(folder / "chunks.png", results, data, args.num_plots)
+    print(
+        f"{len(results['predicted'])} chunks: mean absolute error {report['action_mae']:.4f} in robot units; always "
+        f"the mean action: {report['mean_action_mae']:.4f} ({report['times_better_than_mean']:.2f} times better)\n"
+        f"{folder / 'chunks.png'}"
+    )

@@ -1,0 +1,78 @@
+"""`kivla rollout`: a policy acts in a simulator; success with intervals, and whether the instruction matters."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from transformers import pipeline
+
+from ..command_line import parse
+from ..simulation.environments import ENVIRONMENTS, make_env, parse_options
+from ..simulation.report_media import choose_episodes
+from ..simulation.rollout import PipelinePolicy
+from ..simulation.rollout_evaluation import evaluate, format_report, replay, video_format, write_media
+from ..training.evaluation.confidence import mcnemar_test
+
+
+@dataclass
+class RolloutArguments:
+    policy: str = field(metadata={"help": "Trained KIVLA policy: a Hub id or a folder."})
+    env: str = field(default="tabletop", metadata={"help": f"Environment: {', '.join(ENVIRONMENTS)}."})
+    env_options: list[str] = field(
+        default_factory=list, metadata={"help": "Options of the environment as NAME=VALUE, values as in YAML."}
+    )
+    num_episodes: int = field(default=200, metadata={"help": "Episodes, each in a scene of its own."})
+    first_seed: int = field(
+        default=1_000_000, metadata={"help": "Seed of the first scene; the others follow. Far from those of training."}
+    )
+    num_envs: int = field(default=50, metadata={"help": "Episodes at once: one forward pass for all."})
+    replan_every: int | None = field(
+        default=None, metadata={"help": "Actions of a chunk that are executed before the policy looks again; half."}
+    )
+    max_steps: int = field(default=200, metadata={"help": "Longest episode."})
+    swapped: bool = field(
+        default=True, metadata={"help": "The same scenes again, with an instruction about another object."}
+    )
+    compare: str | None = field(
+        default=None, metadata={"help": "Another policy, in the same scenes: paired test (McNemar)."}
+    )
+    num_steps: int | None = field(default=None, metadata={"help": "Euler steps; the policy's default."})
+    seed: int = field(default=0, metadata={"help": "Seed of the policy's noise."})
+    clip_actions: bool | None = field(
+        default=None, metadata={"help": "Hold actions within the range of the policy's data; it does, if it can."}
+    )
+    num_videos: int = field(default=8, metadata={"help": "Episodes to show, failures and successes."})
+    video_format: str = field(default="mp4", metadata={"help": "mp4 or gif."})
+    output_dir: str = field(default="outputs/rollout", metadata={"help": "Where table, videos and JSON go."})
+
+
+def run(arguments: Sequence[str]) -> None:
+    (args,) = parse((RolloutArguments,), arguments, prog="kivla rollout", positional="policy")
+    if args.video_format not in ("mp4", "gif"):
+        raise SystemExit(f"kivla rollout: --video_format is mp4 or gif, not {args.video_format!r}.")
+    if args.video_format == "mp4" and video_format() == "gif" and args.num_videos > 0:
+        raise SystemExit('kivla rollout: mp4 needs PyAV (pip install "kivla[video]"); --video_format gif does not.')
+    names = [args.policy] if args.compare is None else [args.policy, args.compare]
+    pipes = [pipeline("action-prediction", model=name) for name in names]
+    replan_every = args.replan_every or max(min(pipe.processor.chunk_size for pipe in pipes) // 2, 1)
+    env = make_env(args.env, min(args.num_envs, args.num_episodes), **parse_options(args.env_options))
+    seeds = range(args.first_seed, args.first_seed + args.num_episodes)
+    policies = [PipelinePolicy(pipe, args.seed, args.num_steps, args.clip_actions) for pipe in pipes]
+    reports, results = [], []
+    for name, policy in zip(names, policies, strict=True):
+        figures, result = evaluate(policy, env, seeds, replan_every, args.max_steps, args.swapped)
+        reports.append({"policy": name, **figures, "clipped_share": policy.clipped_share})
+        results.append(result)
+    shown = choose_episodes(results[0].episodes, args.num_videos)
+    shown = replay(policies[0], env, shown, replan_every, args.max_steps)
+    env.close()
+    report = {**asdict(args), "replan_every": replan_every, "policies": reports, "comparison": None}
+    if args.compare is not None:
+        report["comparison"] = asdict(mcnemar_test(*(result.success for result in results)))
+    folder = Path(args.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    report["media"] = write_media(folder, shown, env.fps, args.video_format)
+    (folder / "rollout.json").write_text(json.dumps(report, indent=2) + "\n")
+    print(format_report(report))
+    print(f"\nrollout.json, videos and contact sheet are in {folder}")

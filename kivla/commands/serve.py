@@ -1,0 +1,25 @@
+"""`kivla serve`: a policy server that openpi's clients, and the robots that use them, can talk to."""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+
+from transformers import pipeline
+
+from ..command_line import parse
+from ..serving.served_policy import ServeArguments, make_server, serve_until_stopped
+
+
+def run(arguments: Sequence[str]) -> None:
+    (args,) = parse((ServeArguments,), arguments, prog="kivla serve", positional="model")
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger("kivla").setLevel(logging.INFO)
+    options = {name: getattr(args, name) for name in ("acts_by", "num_steps", "seed", "clip_actions", "reuse_prefix")}
+    pipe = pipeline("action-prediction", model=args.model, **options)
+    if args.compile_expert:
+        pipe.model.compile_expert()
+    try:
+        server = make_server(pipe, args)
+    except ValueError as error:
+        raise SystemExit(f"kivla serve: {error}") from error
+    asyncio.run(serve_until_stopped(server, args.host, args.port))

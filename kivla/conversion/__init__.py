@@ -1,0 +1,1 @@
+"""Policies of openpi, LeRobot and transformers into KIVLA's layout, and back to LeRobot's."""

@@ -1,0 +1,1 @@
+"""What only the repository's own demo needs: stages, report, a small VLM."""

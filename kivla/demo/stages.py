@@ -1,0 +1,303 @@
+"""Teach a VLM to act on the tabletop, and see whether it does as it is told: what `kivla demo` and `kivla study` share.
+
+Everything is written into one folder, stage by stage; what is there already is not done again, so that an interrupted
+run goes on where it was.
+"""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import Subset
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, TrainerCallback, pipeline
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from .. import simulation
+from ..modeling_kivla import KIVLAConfig, KIVLAForActionPrediction
+from ..processing import KIVLAProcessor
+from ..simulation import make_env, make_questions
+from ..simulation.recording import record_demonstrations
+from ..simulation.report_media import choose_episodes
+from ..simulation.rollout import PipelinePolicy
+from ..simulation.rollout_evaluation import evaluate, replay, video_format, write_media
+from ..simulation.tabletop.answers import answer_accuracy
+from ..simulation.tabletop.tasks import TASK_KINDS
+from ..training.arguments import KIVLATrainingArguments
+from ..training.build import next_stage, start_policy
+from ..training.data.lerobot.dataset import LeRobotDataset
+from ..training.data.mixture import Mixture
+from ..training.data.vlm.dataset import VLMDataset
+from ..training.evaluation.vlm_answers import ask
+from ..training.policy_options import PolicyOptions
+from ..training.recipes import Stage, get_recipe, set_stage, split_steps
+from ..training.run_folder import write_json
+from ..training.trainer import KIVLATrainer
+
+# Scenes of demonstrations start at seed 0 and those of co-training questions at 1,000,000 (questions and episodes with
+# the same seed are not the same scenes); whatever is measured lies beyond both.
+QUESTION_SEED, EVALUATION_SEED, QUESTION_EVALUATION_SEED = 1_000_000, 2_000_000, 3_000_000
+
+# The small VLM that comes with KIVLA, made by `kivla pretrain-tiny`.
+TABLETOP_VLM = Path(simulation.__file__).parent / "tabletop_vlm"
+
+# Name of a set of roll-outs -> title, and options of the environment.
+ROLLOUTS = {
+    **{kind: (f"{kind.capitalize()} tasks, fresh scenes", {"kinds": [kind]}) for kind in TASK_KINDS},
+    "touch_held_out_pairs": (
+        "Touch tasks, target of a colour and shape never demonstrated together",
+        {"kinds": ["touch"], "split": "held_out_pairs"},
+    ),
+    "touch_held_out_wordings": (
+        "Touch tasks, wording never demonstrated",
+        {"kinds": ["touch"], "split": "held_out_wordings"},
+    ),
+}
+
+
+def rollouts_of(kinds: list[str]) -> list[str]:
+    """Which of the `ROLLOUTS` a policy is tried in that was shown these kinds of task; the first kind's come first."""
+    return [name for kind in kinds for name, (_, options) in ROLLOUTS.items() if options["kinds"] == [kind]]
+
+
+@dataclass
+class TabletopArguments:
+    """How the policy is taught. The defaults were measured one by one, on two cores."""
+
+    kinds: list[str] = field(
+        default_factory=lambda: ["touch"], metadata={"help": f"Tasks to demonstrate: {', '.join(TASK_KINDS)}."}
+    )
+    num_demonstrations: int = field(default=3000, metadata={"help": "Episodes of the scripted expert."})
+    action_noise: float = field(
+        default=0.6, metadata={"help": "Disturbance of the expert's motion, so that it shows how to recover."}
+    )
+    chunk_size: int = field(default=8, metadata={"help": "Actions in a chunk (H)."})
+    replan_every: int = field(default=4, metadata={"help": "Actions that are executed before the policy looks again."})
+    state_encoding: str | None = field(
+        default=None,
+        metadata={
+            "help": "text, continuous or none; none (it sees its gripper), or continuous if the recipe has it so."
+        },
+    )
+    recipe: str = field(default="insulated", metadata={"help": "What trains what; `kivla recipes` lists them."})
+    num_flow_samples: int = field(default=4, metadata={"help": "Noise draws for each backbone pass."})
+    expert_hidden_size: int = field(default=64, metadata={"help": "Width of the action expert."})
+    expert_intermediate_size: int = field(default=192, metadata={"help": "Width of its MLP."})
+    action_vocab_size: int = field(default=256, metadata={"help": "Codes of the FAST tokenizer."})
+    action_scale: float = field(default=5.0, metadata={"help": "Resolution of the FAST tokenizer."})
+    freeze_vision: bool = field(
+        default=True, metadata={"help": "Leave the vision tower as it is: a fifth of the step is saved."}
+    )
+    question_share: float = field(default=0.35, metadata={"help": "Share of questions among the examples."})
+    batch_size: int = field(default=32, metadata={"help": "Examples in a step."})
+    learning_rate: float = field(default=1e-3, metadata={"help": "Of Muon and AdamW; falls to 0 as a cosine."})
+
+    def __post_init__(self):
+        if not self.kinds or set(self.kinds) - set(TASK_KINDS) or len(set(self.kinds)) < len(self.kinds):
+            raise ValueError(f"--kinds takes one or more of {', '.join(TASK_KINDS)}, each once; got {self.kinds}.")
+
+
+def once(path: Path, make: Callable[[], dict]) -> dict:
+    """What is in a JSON file; made and written, with the minutes that it took, if there is none."""
+    if not path.is_file():
+        start = time.monotonic()
+        result = make()
+        write_json(path, {**result, "minutes": (time.monotonic() - start) / 60})
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def record(folder: Path, args: TabletopArguments) -> dict:
+    """Demonstrations of the scripted expert as a LeRobot dataset, with PNG pictures: these are read fastest.
+
+    A dataset that is there already is kept: one appears under its name only when it is complete.
+    """
+    if not folder.is_dir():
+        env = make_env("tabletop", min(args.num_demonstrations, 100), kinds=args.kinds)
+        noise = [args.action_noise, args.action_noise, 0.0]  # the gripper is not disturbed
+        # Disturbed, it fails in most scenes of the harder tasks; only what succeeded is recorded.
+        options = {"image_format": "image", "action_noise": noise, "max_failures": 20 * args.num_demonstrations}
+        record_demonstrations(env, folder, args.num_demonstrations, **options)
+        env.close()
+    data = LeRobotDataset(folder, 1)
+    return {"episodes": data.num_episodes, "frames": len(data)}
+
+
+def ask_vlm(vlm: str | Path, num_scenes: int = 500) -> dict:
+    """Accuracy by kind of question, on fresh scenes that are the same for every model."""
+    model = AutoModelForImageTextToText.from_pretrained(vlm, dtype="float32")
+    return _scores(model, AutoProcessor.from_pretrained(vlm), num_scenes)
+
+
+def ask_policy(policy: str | Path, num_scenes: int = 500) -> dict:
+    """As `ask_vlm`, of a VLM that has become a policy."""
+    model = KIVLAForActionPrediction.from_pretrained(policy)
+    return _scores(model, KIVLAProcessor.from_pretrained(policy).vlm_processor, num_scenes)
+
+
+def _scores(model, vlm_processor, num_scenes: int) -> dict:
+    questions = make_questions(num_scenes, QUESTION_EVALUATION_SEED)
+    return {"accuracy": answer_accuracy(questions, ask(model, vlm_processor, questions))}
+
+
+def make_trainer(
+    start: str | Path,
+    demonstrations: Path,
+    output_dir: Path,
+    args: TabletopArguments,
+    stage: Stage,
+    max_steps: int,
+    seed: int,
+    **training_options,
+) -> KIVLATrainer:
+    """The trainer of a stage: demonstrations and, if the recipe wants them, questions.
+
+    Args:
+        start: the policy of the stage before, or the VLM of a new policy.
+    """
+    data = LeRobotDataset(demonstrations, args.chunk_size)
+    torch.manual_seed(seed)
+    if AutoConfig.from_pretrained(start).model_type == KIVLAConfig.model_type:
+        built = next_stage(start, options(data, args))
+    else:
+        built = start_policy(start, [data], options(data, args))
+    for note in built.notes:
+        print(note)
+    model, processor = built.model, built.processor
+    set_stage(model, stage)
+    if args.freeze_vision:
+        model.vlm.get_encoder("image").requires_grad_(False)
+    examples = data
+    if args.question_share > 0 and get_recipe(args.recipe).vlm_data:
+        # One question each: conversations would make the whole batch as long as they are.
+        questions = VLMDataset(make_questions(5000, QUESTION_SEED + seed))
+        weights = [1 - args.question_share, args.question_share]
+        examples = Mixture([data, questions], weights, max_steps * args.batch_size, seed)
+    training_args = KIVLATrainingArguments(
+        output_dir=str(output_dir),
+        max_steps=max_steps,
+        per_device_train_batch_size=args.batch_size,
+        lr_scheduler_type="cosine",
+        warmup_steps=min(50, max_steps // 10),
+        learning_rate=args.learning_rate,
+        muon=True,
+        logging_steps=max(max_steps // 50, 1),
+        seed=seed,
+        dataloader_pin_memory=False,
+        report_to="none",
+        **training_options,
+    )
+    return KIVLATrainer(
+        model,
+        training_args,
+        train_dataset=examples,
+        eval_dataset=Subset(data, range(0, len(data), max(len(data) // 256, 1))),
+        processing_class=processor,
+    )
+
+
+def options(data: LeRobotDataset, args: TabletopArguments) -> PolicyOptions:
+    """What a new policy is told, for the builder that `kivla train` has, too."""
+    recipe = get_recipe(args.recipe)
+    fitted = {"action_vocab_size": args.action_vocab_size, "action_scale": args.action_scale}
+    return PolicyOptions(
+        recipe=args.recipe,
+        chunk_size=args.chunk_size,
+        max_action_dim=data.action_dim,
+        max_state_dim=data.state_dim,
+        state_encoding=args.state_encoding or ("continuous" if recipe.state_encoding == "continuous" else "none"),
+        num_flow_samples=args.num_flow_samples,
+        expert_hidden_size=args.expert_hidden_size,
+        expert_intermediate_size=args.expert_intermediate_size,
+        expert_initializer_range=args.expert_hidden_size**-0.5,
+        **(fitted if recipe.action_tokenizer == "fast" else {}),
+    )
+
+
+def seconds_per_step(vlm: str, demonstrations: Path, scratch: Path, args: TabletopArguments, num_steps: int) -> float:
+    """How long an undisturbed optimiser step takes on this machine; a policy is trained for some and thrown away.
+
+    The quick quarter of the steps counts: other guests of the host, say, may make some seconds several times as long.
+    """
+    stage = get_recipe(args.recipe).stages[-1]
+    trainer = make_trainer(
+        vlm, demonstrations, scratch, args, stage, max_steps=2 * num_steps, seed=0, save_strategy="no"
+    )
+    times: list[float] = []
+    trainer.add_callback(_StepClock(times))
+    trainer.train()
+    return float(np.quantile(np.diff(times[num_steps:]), 0.25))
+
+
+class _StepClock(TrainerCallback):
+    def __init__(self, times: list[float]):
+        self.times = times
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.times.append(time.monotonic())
+
+
+def fine_tune(
+    vlm: str | Path,
+    demonstrations: Path,
+    output_dir: Path,
+    args: TabletopArguments,
+    max_steps: int,
+    seed: int = 0,
+    save_steps: int | None = None,
+    keep_all: bool = False,
+) -> dict:
+    """Train a policy into `output_dir`, all stages of its recipe, from its last checkpoint if there is one.
+
+    Args:
+        save_steps: steps between checkpoints; a fifth of all.
+        keep_all: keep every checkpoint, not just the last.
+
+    Returns:
+        `log_history`, and `evaluation` on frames of the demonstrations, both as the trainer has them;
+        `checkpoints`, a list of (steps so far, folder).
+    """
+    stages = get_recipe(args.recipe).stages
+    start, done, log_history, checkpoints = Path(vlm), 0, [], []
+    for number, (stage, steps) in enumerate(zip(stages, split_steps(stages, max_steps), strict=True), 1):
+        folder = output_dir if number == len(stages) else output_dir / f"stage_{number}"
+        interval = save_steps or max(max_steps // 5, 1)
+        options = {"save_steps": interval, "save_total_limit": None if keep_all else 1}
+        trainer = make_trainer(start, demonstrations, folder, args, stage, steps, seed, **options)
+        trainer.train(resume_from_checkpoint=trainer.newest_checkpoint())
+        trainer.save_model()
+        log_history += [{**entry, "step": entry["step"] + done} for entry in trainer.state.log_history]
+        checkpoints += [
+            (done + step, str(folder / f"{PREFIX_CHECKPOINT_DIR}-{step}")) for step in range(interval, steps, interval)
+        ]
+        start, done = folder, done + steps
+    return {
+        "max_steps": max_steps,
+        "log_history": log_history,
+        "evaluation": trainer.evaluate(),
+        "checkpoints": checkpoints if keep_all else [],
+    }
+
+
+def roll_out(
+    policy: Path, folder: Path, name: str, args: TabletopArguments, num_episodes: int, num_videos: int = 8
+) -> dict:
+    """Roll-outs of one of the `ROLLOUTS` with the swapped control; videos and contact sheet go into `folder/name`."""
+    title, options = ROLLOUTS[name]
+    env = make_env("tabletop", min(num_episodes, 100), **options)
+    pipe = pipeline("action-prediction", model=str(policy))
+    seeds = range(EVALUATION_SEED, EVALUATION_SEED + num_episodes)
+    policy = PipelinePolicy(pipe)
+    figures, result = evaluate(policy, env, seeds, args.replan_every, env.max_steps)
+    shown = choose_episodes(result.episodes, num_videos)
+    shown = replay(policy, env, shown, args.replan_every, env.max_steps)
+    env.close()
+    (folder / name).mkdir(parents=True, exist_ok=True)
+    media = write_media(folder / name, shown, env.fps, video_format())
+    media = {
+        "contact_sheet": media["contact_sheet"] and f"{name}/{media['contact_sheet']}",
+        "videos": [{**video, "file": f"{name}/{video['file']}"} for video in media["videos"]],
+    }
+    return {"name": name, "title": title, **figures, "media": media}

@@ -1,0 +1,1 @@
+"""Serve a policy over the network, as openpi's clients expect it."""

@@ -1,0 +1,127 @@
+"""A policy as the server serves it: pipeline, observation keys and limits put together."""
+
+import asyncio
+import os
+import signal
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ..modeling_kivla import actions_of
+from .observation_presets import PRESET_NAMES, ObservationReader
+from .policy_server import PolicyServer, RequestRefused
+
+
+@dataclass
+class ServeArguments:
+    model: str = field(metadata={"help": "Trained KIVLA policy: a Hub id or a folder."})
+    host: str = field(default="127.0.0.1", metadata={"help": "Address to listen on; this machine alone by default."})
+    port: int = field(default=8000, metadata={"help": "Port to listen on."})
+    preset: str = field(
+        default="plain", metadata={"help": f"How clients name what they observe: {', '.join(PRESET_NAMES)}."}
+    )
+    default_prompt: str | None = field(default=None, metadata={"help": "Instruction for clients that send none."})
+    robot: str | None = field(default=None, metadata={"help": "Which robot it is, of a policy of several."})
+    acts_by: Literal["flow", "tokens"] | None = field(
+        default=None, metadata={"help": "Flow or tokens; by default what the policy was trained for."}
+    )
+    num_steps: int | None = field(default=None, metadata={"help": "Euler steps; the policy's default."})
+    seed: int | None = field(default=None, metadata={"help": "Start every chunk from the same noise."})
+    execute: int | None = field(default=None, metadata={"help": "Send only so many actions of a chunk; all."})
+    compile_expert: bool = field(
+        default=False,
+        metadata={"help": "Compile the action expert: chunks come sooner, but the first two take up to a minute."},
+    )
+    clip_actions: bool | None = field(
+        default=None, metadata={"help": "Hold actions within the range of the policy's data; it does, if it can."}
+    )
+    reuse_prefix: bool = field(
+        default=False,
+        metadata={"help": "Keep what the expert reads of the last observation, for a robot that asks again about it."},
+    )
+    max_observation_age_ms: float | None = field(
+        default=None,
+        metadata={"help": "Refuse observations without a timestamp (Unix time in seconds) or one further from now."},
+    )
+    api_key: str | None = field(
+        default=None, metadata={"help": "Key that clients must send; the environment's KIVLA_API_KEY by default."}
+    )
+    max_message_mb: float = field(default=64, metadata={"help": "Longest message."})
+    max_connections: int = field(default=16, metadata={"help": "Clients at a time."})
+    max_waiting: int = field(default=8, metadata={"help": "Requests that wait while another one is running."})
+
+
+class ServedPolicy:
+    """A pipeline as a server needs it: an observation -> `actions` and, if the policy says something, `response`.
+
+    Args:
+        pipe: `pipeline("action-prediction", ...)`.
+        robot: of observations that do not say it.
+        execute: only the first so many actions of each chunk, or None.
+
+    Raises:
+        ValueError: `execute` is not between 1 and the length of a chunk, or the robot is unknown.
+    """
+
+    def __init__(self, pipe, robot: str | None = None, execute: int | None = None):
+        chunk_size = pipe.processor.chunk_size
+        if execute is not None and not 1 <= execute <= chunk_size:
+            raise ValueError(f"--execute must be from 1 to {chunk_size}, the actions of a chunk, got {execute}.")
+        if robot is not None:
+            pipe.processor.robot(robot)
+        self.pipe, self.robot, self.execute = pipe, robot, execute
+
+    def __call__(self, observation: dict) -> dict:
+        try:
+            result = self.pipe({"robot": self.robot, **observation})
+        except ValueError as error:  # what the policy says of an observation: the client's doing, not a failure
+            raise RequestRefused(str(error)) from error
+        return {**result, "actions": actions_of(result)[: self.execute]}
+
+
+def make_server(pipe, args: ServeArguments) -> PolicyServer:
+    """
+    Raises:
+        ValueError: options that do not fit the policy.
+    """
+    if args.preset not in PRESET_NAMES:
+        raise ValueError(f"--preset is one of {', '.join(PRESET_NAMES)}, not {args.preset!r}.")
+    policy = ServedPolicy(pipe, args.robot, args.execute)
+    # In the plain form clients name robot and cameras themselves
+    cameras = None if args.preset == "plain" else pipe.processor.robot(args.robot).cameras
+    read = ObservationReader(args.preset, cameras, args.default_prompt, args.max_observation_age_ms)
+    metadata = {"policy": args.model, "preset": args.preset, "chunk_size": args.execute or pipe.processor.chunk_size}
+    metadata["clips_actions"] = _clips_actions(pipe, args.clip_actions)
+    if read.cameras is not None:
+        metadata["cameras"] = dict(zip(cameras or read.cameras, read.cameras, strict=True))
+    return PolicyServer(
+        policy,
+        read,
+        metadata,
+        api_key=args.api_key or os.environ.get("KIVLA_API_KEY") or None,
+        max_message_mb=args.max_message_mb,
+        max_connections=args.max_connections,
+        max_waiting=args.max_waiting,
+    )
+
+
+def _clips_actions(pipe, clip_actions: bool | None) -> bool:
+    """Whether every robot's actions are held within the range of its data."""
+    wanted = pipe.processor.clip_actions if clip_actions is None else clip_actions
+    return wanted and all(robot.action_range is not None for robot in pipe.processor.robots.values())
+
+
+async def serve_until_stopped(server: PolicyServer, host: str, port: int) -> None:
+    """Serve until SIGTERM or SIGINT."""
+    stop, loop = asyncio.Event(), asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with server.listen(host, port) as port:
+        print(f"Serving {server.metadata['policy']} on ws://{host}:{port}", flush=True)
+        for camera, key in server.metadata.get("cameras", {}).items():
+            print(f"  {camera} is what clients send as {key}", flush=True)
+        if not server.metadata["clips_actions"]:
+            print("Actions are not clipped to the range of the data (the policy has none, or --clip_actions false).")
+        if server.api_key is None and host not in ("127.0.0.1", "::1", "localhost"):
+            print("Whoever reaches this port can use the policy: there is no --api_key.", flush=True)
+        await stop.wait()
+        print("Stopping: the running request is answered first.", flush=True)

@@ -1,0 +1,1 @@
+"""Compare recipes: same budget, same data, several seeds."""

@@ -1,0 +1,173 @@
+"""One robot's side of a processor: what its numbers mean, and which cameras it has."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from PIL import Image
+
+from .image_input import as_rgb
+from .normalization import Normalizer, as_numbers, clip_to_range, statistics_from_json, statistics_to_json
+
+
+@dataclass
+class RobotSpec:
+    """
+    Args:
+        statistics: `{"state": {...}, "actions": {...}}` of this robot's data in its units, or None.
+        cameras: names of its cameras, in the order in which the model sees them; None for any number of images.
+        action_dim: real size of an action; that of the statistics if None.
+        normalization: "quantile", "mean_std" or "none".
+        reads_state: whether the policy reads the robot's state.
+        max_action_dim: width of the model's chunks.
+
+    Raises:
+        ValueError: statistics that are missing or do not fit.
+    """
+
+    statistics: dict[str, dict[str, np.ndarray]] | None
+    cameras: Sequence[str] | None
+    action_dim: int | None
+    normalization: str
+    reads_state: bool
+    max_action_dim: int
+    actions: Normalizer = field(init=False)
+    state: Normalizer | None = field(init=False, default=None)
+
+    def __post_init__(self):
+        if self.statistics is None and self.normalization != "none":
+            raise ValueError(
+                f'normalization="{self.normalization}" needs the statistics of your robot\'s data: pass '
+                'statistics=LeRobotDataset(...).statistics, or normalization="none" if values are normalised already.'
+            )
+        statistics = self.statistics or {}
+        self.cameras = None if self.cameras is None else list(self.cameras)
+        self.actions = Normalizer(statistics.get("actions"), self.normalization)
+        if self.reads_state:
+            if self.normalization != "none" and "state" not in statistics:
+                raise ValueError(
+                    f'the policy reads the state and needs statistics["state"], but the statistics are of '
+                    f'{sorted(statistics)}. For a robot without state use state_encoding="none".'
+                )
+            self.state = Normalizer(statistics.get("state"), self.normalization)
+        if self.action_dim is None:
+            self.action_dim = self.actions.dim or self.max_action_dim
+        if self.actions.dim not in (None, self.action_dim):
+            raise ValueError(
+                f"action_dim = {self.action_dim}, but the statistics are of {self.actions.dim}-dimensional "
+                "actions: are these the statistics of another robot?"
+            )
+        if not 1 <= self.action_dim <= self.max_action_dim:
+            raise ValueError(
+                f"Actions have {self.action_dim} dimensions, but max_action_dim is {self.max_action_dim}. Build "
+                f"processor and model with max_action_dim of at least {self.action_dim}."
+            )
+
+    @property
+    def mean_action(self) -> np.ndarray:
+        """(action_dim,), robot units: the average action of the data; zero without statistics."""
+        return self.statistics["actions"]["mean"] if self.statistics else np.zeros(self.action_dim)
+
+    @property
+    def action_range(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Smallest and largest recorded actions, each (action_dim,), robot units. None if the statistics do not have
+        `min` and `max`, or without normalisation (values are then not known to be in robot units)."""
+        recorded = (self.statistics or {}).get("actions", {})
+        if self.normalization == "none" or not {"min", "max"} <= recorded.keys():
+            return None
+        return tuple(np.asarray(recorded[name], dtype=np.float64) for name in ("min", "max"))
+
+    def unnormalize(self, chunk, clip: bool) -> tuple:
+        """Normalised (..., action_dim) -> robot units and, if they were clipped to `action_range`, what was changed
+        (see `clip_to_range`; None otherwise)."""
+        actions = self.actions.unnormalize(chunk)
+        if not clip or self.action_range is None:
+            return actions, None
+        return clip_to_range(actions, *self.action_range)
+
+    def images(self, given, is_observation: bool) -> list[Image.Image]:
+        """The images that are there, as RGB, in the order of the cameras.
+
+        Args:
+            given: a list, a dict by camera name, or None.
+            is_observation: whether every camera must have its place (VLM data has any number of images).
+        """
+        if isinstance(given, dict):
+            if self.cameras is None:
+                raise ValueError(
+                    f"`images` is a dict (of {sorted(given)}), but this processor has no camera names, hence no order. "
+                    "Pass a list, or make the processor with cameras=[...]."
+                )
+            if set(given) != set(self.cameras):
+                raise ValueError(
+                    f"images are given for the cameras {sorted(given)}, but this processor has {self.cameras}. Pass "
+                    "every camera by its name; use None for one that is missing."
+                )
+            given = [given[name] for name in self.cameras]
+        if given is None:
+            given = []
+        if not isinstance(given, list | tuple):
+            raise ValueError(
+                "`images` must be a list of images (one for each camera) or a dict by camera name, got "
+                f"{type(given).__name__}. For one example with one camera write images=[[image]]."
+            )
+        if is_observation and self.cameras is not None and len(given) != len(self.cameras):
+            raise ValueError(
+                f"got {len(given)} images for {len(self.cameras)} cameras {self.cameras}. Pass one for each, in this "
+                "order; use None for one that is missing."
+            )
+        return [as_rgb(image) for image in given if image is not None]
+
+    def chunk(self, values, is_pad, chunk_size: int) -> tuple[np.ndarray, np.ndarray]:
+        """Actions (steps, action_dim) in robot units -> a normalised chunk (chunk_size, action_dim), and (chunk_size,)
+        bool, True on steps that are not real.
+
+        Those hold the last real action before them (or the first after), whatever was given there; zeros if no step is
+        real.
+        """
+        values = as_numbers(values)
+        if values.ndim != 2 or not len(values) or values.shape[1] != self.action_dim:
+            raise ValueError(
+                f"`actions` must be (steps, {self.action_dim}) in robot units, got shape {values.shape}. This "
+                f"processor was made for {self.action_dim}-dimensional actions: are these of another robot?"
+            )
+        steps = len(values)
+        if steps > chunk_size:
+            raise ValueError(
+                f"{steps} action steps do not fit into chunk_size = {chunk_size}. Read the data with chunk_size="
+                f"{chunk_size}, or build processor and model with a longer one."
+            )
+        is_pad = np.zeros(steps) if is_pad is None else as_numbers(is_pad)
+        if is_pad.shape != (steps,) or not np.isin(is_pad, (0, 1)).all():
+            raise ValueError(
+                f"`action_is_pad` must be ({steps},) like the actions, of True and False; got {is_pad.shape} of "
+                f"{np.unique(is_pad)[:5].tolist()}."
+            )
+        is_pad = is_pad.astype(bool)
+        is_pad = np.concatenate([is_pad, np.ones(chunk_size - steps, dtype=bool)])
+        if is_pad.all():
+            return np.zeros((chunk_size, self.action_dim), dtype=np.float32), is_pad
+        held = np.maximum.accumulate(np.where(is_pad, -1, np.arange(chunk_size)))  # (chunk_size,) the step to hold
+        held[held < 0] = is_pad.argmin()
+        try:
+            return self.actions.normalize(values[held]), is_pad
+        except ValueError as error:
+            raise ValueError(f"`actions`: {error}") from error
+
+    def to_dict(self) -> dict:
+        """What belongs to the robot alone, ready for JSON."""
+        statistics = self.statistics
+        if statistics is not None:
+            statistics = {name: statistics_to_json(values) for name, values in statistics.items()}
+        return {"statistics": statistics, "cameras": self.cameras, "action_dim": self.action_dim}
+
+
+def robot_from_json(values: dict) -> dict:
+    """Inverse of `RobotSpec.to_dict`, as arguments."""
+    statistics = values["statistics"]
+    if statistics is not None:
+        statistics = {name: statistics_from_json(entries) for name, entries in statistics.items()}
+    return {**values, "statistics": statistics}
+
+
+__all__ = ["RobotSpec", "robot_from_json"]

@@ -1,0 +1,134 @@
+"""Success of a policy in a simulator with intervals, the control with swapped instructions, and pictures of both."""
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+from ..training.evaluation.confidence import wilson_interval
+from .report_media import title, write_contact_sheet, write_video
+from .rollout import Episode, Policy, RolloutResult, rollout, swapped_instructions
+
+
+def evaluate(
+    policy: Policy,
+    env,
+    seeds: Sequence[int],
+    replan_every: int,
+    max_steps: int,
+    swapped: bool = True,
+) -> tuple[dict, RolloutResult]:
+    """Roll-outs and, with `swapped`, the control: the same scenes with an instruction about another object.
+
+    Returns:
+        Figures for JSON, and the roll-outs with the true instructions. The figures: `success`, and `swapped` (or None)
+        with `original` and `swapped` (how often the original and the swapped instruction were fulfilled), each as
+        `{"successes", "episodes", "rate", "low", "high"}` with the bounds of a 95 % Wilson interval; `mean_steps`; and
+        the outcomes episode by episode.
+    """
+    result = rollout(policy, env, seeds, replan_every, max_steps, description="True instructions")
+    figures = {
+        "success": success_rate(result.success),
+        "swapped": None,
+        "mean_steps": float(result.steps.mean()),
+        "episodes": [_outcome(episode) for episode in result.episodes],
+    }
+    if swapped:
+        sentences = swapped_instructions(env, seeds)
+        control = rollout(
+            policy, env, seeds, replan_every, max_steps, instructions=sentences, description="Swapped instructions"
+        )
+        figures["swapped"] = {
+            "original": success_rate(control.success),
+            "swapped": success_rate([episode.swapped_success for episode in control.episodes]),
+            "episodes": [_outcome(episode) for episode in control.episodes],
+        }
+    return figures, result
+
+
+def replay(policy: Policy, env, episodes: Sequence[Episode], replan_every: int, max_steps: int) -> list[Episode]:
+    """The same episodes once more, now with their frames: any of them can be shown, however rare, and no others are
+    kept in memory.
+
+    A policy does the same again in the same scene, up to rounding. An episode that this tips over into another outcome
+    is left out: what is shown is what was counted.
+    """
+    if not episodes:
+        return []
+    seeds = [episode.seed for episode in episodes]
+    again = rollout(policy, env, seeds, replan_every, max_steps, record=len(seeds), description="To be shown").episodes
+    return [new for old, new in zip(episodes, again, strict=True) if new.success == old.success]
+
+
+def video_format() -> str:
+    """What can be written here: "mp4" with PyAV, otherwise "gif"."""
+    return "mp4" if find_spec("av") else "gif"
+
+
+def success_rate(outcomes: Sequence[bool]) -> dict:
+    """Counts, rate, and the bounds of its 95 % Wilson interval."""
+    successes, episodes = int(sum(outcomes)), len(outcomes)
+    low, high = wilson_interval(successes, episodes)
+    return {"successes": successes, "episodes": episodes, "rate": successes / episodes, "low": low, "high": high}
+
+
+def write_media(folder: Path, episodes: Sequence[Episode], fps: int, video_format: str) -> dict:
+    """A video of each episode and a contact sheet of all.
+
+    Returns:
+        `contact_sheet` and `videos` (file names, with titles), for JSON.
+    """
+    if not episodes:
+        return {"contact_sheet": None, "videos": []}
+    write_contact_sheet(folder / "contact_sheet.png", episodes)
+    videos = []
+    for episode in episodes:
+        file = f"episode_{episode.seed}.{video_format}"
+        write_video(folder / file, episode, fps)
+        videos.append({"file": file, "title": title(episode), "success": episode.success})
+    return {"contact_sheet": "contact_sheet.png", "videos": videos}
+
+
+def format_report(report: dict) -> str:
+    """The JSON's figures as a table."""
+    lines = []
+    for figures in report["policies"]:
+        lines.append(f"{figures['policy']} in {report['env']}, re-planning every {report['replan_every']} steps")
+        lines.append(format_rates(figures))
+        if figures.get("clipped_share") is not None:  # absent where other policies than pipelines act
+            lines.append(f"{'action values clipped to their range':42}{100 * figures['clipped_share']:8.2f} %")
+        lines.append("")
+    if (test := report["comparison"]) is not None:
+        lines.append(
+            f"On the same scenes only the first succeeds on {test['only_first']} and only the second on "
+            f"{test['only_second']}: p = {test['p_value']:.4f} (McNemar's exact test)"
+        )
+    return "\n".join(lines).rstrip()
+
+
+def format_rates(figures: dict) -> str:
+    """What `evaluate` returns as a table."""
+    lines = [
+        f"{'':42}{'success':>10}{'95 % interval':>20}{'episodes':>14}",
+        _row("true instruction", figures["success"]),
+    ]
+    if figures["swapped"] is not None:
+        lines += [
+            _row("swapped instruction, original target", figures["swapped"]["original"]),
+            _row("swapped instruction, swapped target", figures["swapped"]["swapped"]),
+        ]
+    return "\n".join(lines)
+
+
+def _row(name: str, rate: dict) -> str:
+    interval = f"{100 * rate['low']:.1f} - {100 * rate['high']:.1f} %"
+    return f"{name:42}{100 * rate['rate']:8.1f} %{interval:>20}{rate['successes']:>8} / {rate['episodes']}"
+
+
+def _outcome(episode: Episode) -> dict:
+    return {
+        "seed": episode.seed,
+        "instruction": episode.instruction,
+        "success": episode.success,
+        "swapped_success": episode.swapped_success,
+        "steps": episode.steps,
+    }

@@ -1,0 +1,1 @@
+"""The tabletop: scenes, tasks, pictures, and questions about them."""

@@ -1,0 +1,1 @@
+"""Datasets, how they are mixed, and how examples become batches."""

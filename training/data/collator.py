@@ -1,0 +1,57 @@
+"""Examples of any kind -> one batch."""
+
+from collections.abc import Mapping, Sequence
+
+from transformers import BatchFeature
+
+from ...processing import KIVLAProcessor
+
+_KEYS = ("images", "text", "state", "actions", "response", "action_is_pad", "robot")
+
+
+class KIVLACollator:
+    """Calls the processor on a list of examples; the kinds may be mixed.
+
+    An example is a dict with `images` and `text`, and any of `state`, `actions` (with `action_is_pad`) and `response`:
+    language-and-action data has actions, action-only data has actions and an empty or generic text, VLM data has a
+    response and no actions. An example of a policy of several robots has `robot`, the name of its own. Other keys
+    (`episode_index`, ...) are left out of the batch.
+
+    A chunk has `chunk_size` steps. At the end of an episode it may have fewer, and says so by `action_is_pad` (False
+    for each step that is there): without it, a short chunk is refused, since steps that are missing in all of the data
+    would be acted, but never learned.
+
+    Args:
+        processor: the policy's processor. If it has named robots, the batch has a list `robot` with a name for each
+            example (None for VLM data): for the evaluation in robot units, not for the model.
+
+    Raises:
+        ValueError: an example that is none, or does not fit the processor; the message says which, and what to do.
+    """
+
+    def __init__(self, processor: KIVLAProcessor):
+        self.processor = processor
+
+    def __call__(self, examples: Sequence[Mapping]) -> BatchFeature:
+        for i, example in enumerate(examples):
+            if "text" not in example:
+                raise ValueError(
+                    f"Example {i} of this batch has no `text`; it has {sorted(example)}. An example needs `images` and "
+                    "`text`, and `actions` or `response` to learn from (action-only data: text = '')."
+                )
+            self._check_length(i, example)
+        columns = {key: [example.get(key) for example in examples] for key in _KEYS}
+        batch = self.processor(**columns)
+        if None not in self.processor.robots:
+            batch["robot"] = columns["robot"]
+        return batch
+
+    def _check_length(self, i: int, example: Mapping) -> None:
+        actions, size = example.get("actions"), self.processor.chunk_size
+        if actions is not None and len(actions) < size and example.get("action_is_pad") is None:
+            raise ValueError(
+                f"Example {i} of this batch has {len(actions)} actions, but the policy acts in chunks of {size}: the "
+                f"other {size - len(actions)} would never be learned. Read the data with chunk_size={size}, or build "
+                f"model and processor with chunk_size={len(actions)}. A chunk that is short because its episode ends "
+                "has `action_is_pad`."
+            )

@@ -1,0 +1,85 @@
+"""Whether data lies where a policy was normalised for: actions beyond it are clipped, states leave their bins."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ...processing.robot_spec import RobotSpec
+from .lerobot.dataset import LeRobotDataset
+
+# A value is far outside if it lies beyond the policy's range by more than half the range's width, and absurdly far by
+# more than three widths: action tokens and the clipping of actions cannot follow.
+_FAR, _ABSURD = 0.5, 3.0
+# Of the frames, in any one dimension: fewer are outliers; with many the data is of another robot, or in other units.
+_FEW, _MANY = 0.01, 0.25
+# Of the policy's range, in every dimension: data that moves over less of it probably has other units.
+_NARROW = 0.05
+
+
+@dataclass(frozen=True)
+class RangeProblem:
+    """
+    Attributes:
+        text: share, dimension and ranges, for people.
+        is_other: whether it is so large that the data must be of another robot, or in other units.
+    """
+
+    text: str
+    is_other: bool
+
+
+def range_problems(robot: RobotSpec, data: LeRobotDataset) -> list[RangeProblem]:
+    """What people should know before these data are normalised as this robot's; at most one of `actions` and `state`.
+
+    The policy's range is from the 1 % to the 99 % quantile of its data (without quantiles three standard deviations);
+    what lies between its smallest and largest value is never called far.
+    """
+    problems = []
+    for name, statistics in (robot.statistics or {}).items() if robot.normalization != "none" else ():
+        if name == "state" and (robot.state is None or not data.state_dim):
+            continue
+        if (problem := _problem(name, statistics, data)) is not None:
+            problems.append(problem)
+    return problems
+
+
+def _problem(name: str, statistics: dict[str, np.ndarray], data: LeRobotDataset) -> RangeProblem | None:
+    low, high = _range(statistics)  # (D,) each
+    rounding = 1e-5 * np.maximum(np.abs(low), np.abs(high)) + 1e-6
+    margins = [share * (high - low) + rounding for share in (_FAR, _ABSURD)]
+    lowest = [np.minimum(low - margin, statistics.get("min", np.inf)) for margin in margins]
+    highest = [np.maximum(high + margin, statistics.get("max", -np.inf)) for margin in margins]
+    count, outside = 0, np.zeros((2, len(low)))
+    smallest, largest = np.full(len(low), np.inf), np.full(len(low), -np.inf)
+    for block in data.vectors(name):  # (frames, D)
+        count += len(block)
+        for i in range(2):
+            outside[i] += ((block < lowest[i]) | (block > highest[i])).sum(axis=0)
+        smallest, largest = np.minimum(smallest, block.min(axis=0)), np.maximum(largest, block.max(axis=0))
+    far, absurd = outside / count  # (D,) each: shares of the frames
+    worst = int(far.argmax())
+    if far[worst] > _FEW:
+        text = (
+            f"{100 * far[worst]:.0f} % of the {name} of {data.name} lie far outside what the policy was normalised "
+            f"for: dimension {worst} runs from {smallest[worst]:.4g} to {largest[worst]:.4g}, the policy's data from "
+            f"{low[worst]:.4g} to {high[worst]:.4g} ({int((far > _FEW).sum())} of {len(low)} dimensions do)"
+        )
+        return RangeProblem(text, bool(far[worst] > _MANY or absurd.max() > _FEW))
+    varies = high - low > rounding
+    moves = (largest - smallest)[varies] / (high - low)[varies]
+    if varies.any() and moves.max() < _NARROW:
+        text = (
+            f"the {name} of {data.name} move over at most {100 * moves.max():.1f} % of the range that the policy was "
+            "normalised for, in every dimension: are these other units, radians in place of degrees?"
+        )
+        return RangeProblem(text, is_other=True)
+    return None
+
+
+def _range(statistics: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    if "q01" in statistics and "q99" in statistics:
+        return statistics["q01"], statistics["q99"]
+    return statistics["mean"] - 3 * statistics["std"], statistics["mean"] + 3 * statistics["std"]
+
+
+__all__ = ["RangeProblem", "range_problems"]

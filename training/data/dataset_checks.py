@@ -1,0 +1,73 @@
+"""Whether data and policy agree on sizes, before anything is read."""
+
+import logging
+
+from torch.utils.data import ConcatDataset, Subset
+
+from ...processing import KIVLAProcessor
+from .data_ranges import range_problems
+from .lerobot.dataset import LeRobotDataset
+from .mixture import Mixture
+
+logger = logging.getLogger(__name__)
+
+
+def robot_datasets(dataset) -> list[LeRobotDataset]:
+    """The LeRobot datasets that a dataset is made of. Others cannot tell their sizes: see `KIVLACollator`."""
+    if isinstance(dataset, LeRobotDataset):
+        return [dataset]
+    if isinstance(dataset, Subset):
+        return robot_datasets(dataset.dataset)
+    parts = {ConcatDataset: "datasets", Mixture: "sources"}
+    for kind, name in parts.items():
+        if isinstance(dataset, kind):
+            return [found for part in getattr(dataset, name) for found in robot_datasets(part)]
+    return []
+
+
+def check_dataset(dataset, processor: KIVLAProcessor) -> None:
+    """
+    Raises:
+        ValueError: a LeRobot dataset in it has another chunk size, number or order of cameras or action size than the
+            processor, or belongs to an unknown robot.
+    """
+    for data in robot_datasets(dataset):
+        try:
+            robot = processor.robot(data.robot)
+        except ValueError as error:
+            raise ValueError(f"{data.name}: {error}") from error
+        if data.chunk_size != processor.chunk_size:
+            raise ValueError(
+                f"{data.name} was read with chunk_size={data.chunk_size}, but the policy acts in chunks of "
+                f"{processor.chunk_size}: LeRobotDataset(..., chunk_size={processor.chunk_size}), or build model and "
+                f"processor with chunk_size={data.chunk_size}."
+            )
+        if data.action_dim != robot.action_dim:
+            raise ValueError(
+                f"{data.name} has actions of {data.action_dim} dimensions, the processor's robot has "
+                f"{robot.action_dim}: is it the data of another robot?"
+            )
+        if robot.cameras is None or data.cameras == robot.cameras:
+            continue
+        if len(data.cameras) != len(robot.cameras) or set(data.cameras) == set(robot.cameras):
+            raise ValueError(
+                f"{data.name} has the cameras {data.cameras}, the processor {robot.cameras}: the model would see "
+                "pictures where it expects others. Give both the same, in the same order: LeRobotDataset(..., "
+                f"cameras={robot.cameras}), or KIVLAProcessor(..., cameras={data.cameras})."
+            )
+        logger.warning(
+            "%s has the cameras %s; they stand for the processor's %s, in this order.",
+            data.name,
+            data.cameras,
+            robot.cameras,
+        )
+
+
+def warn_of_ranges(dataset, processor: KIVLAProcessor) -> None:
+    """Say where many values of the robots' data lie far outside what the processor was normalised for."""
+    for data in robot_datasets(dataset):
+        for problem in range_problems(processor.robot(data.robot), data):
+            logger.warning("%s", problem.text)
+
+
+__all__ = ["check_dataset", "robot_datasets", "warn_of_ranges"]

@@ -1,0 +1,1 @@
+"""Robot datasets in LeRobot's format: reading, checking and writing."""

@@ -1,0 +1,236 @@
+"""Images with text, as VLM fine-tuning has them, as examples for a policy."""
+
+import operator
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import torch
+
+from .layouts import (
+    BOX_FORMATS,
+    check_placeholders,
+    find_layout,
+    only_image,
+    read_answer,
+    read_boxes,
+    read_caption,
+    read_conversation,
+    read_images,
+    text_of,
+)
+from .streaming import StreamedRows
+
+TURNS = ("together", "split")
+
+
+class VLMDataset(torch.utils.data.Dataset):
+    """Rows of a VLM fine-tuning dataset -> examples with `images`, `text` and `response`.
+
+    ```python
+    data = VLMDataset(datasets.load_dataset("HuggingFaceM4/the_cauldron", "ai2d", split="train"))
+    data = VLMDataset.load("HuggingFaceM4/ChartQA", columns={"question": "query", "answer": "label"})
+    data[0]  # {"images": [PIL image, ...], "text": "Is the cup red?", "response": "no"}
+    ```
+
+    The layout is detected from the columns. Any layout has `image` (one, or None) or `images` (a list), and
+
+    * "messages": `messages`, `conversations` (LLaVA) or `texts` (The Cauldron), a list of `{"role", "content"}`,
+      `{"from", "value"}` or `{"user", "assistant"}`. Content is text that may hold `<image>`, or a list of
+      `{"type": "image"}` and `{"type": "text", "text": ...}`. After at most one system message, user (human) and
+      assistant (gpt) take turns. The system's words are put in front of the first question, separated by a line break.
+    * "question_answer": `question`, text that may hold `<image>`, and `answer`, `multiple_choice_answer` or `answers`;
+      of a list of answers (strings, or VQAv2's dicts) the most frequent one, the first of ties.
+    * "caption": `caption` or `text`; of a list of captions the one at the row's index modulo their number.
+    * "boxes": `objects` with `bbox`, a list of [x, y, width, height] in pixels, and `category`, a list of names or of
+      numbers with a `ClassLabel` feature, as COCO and DETR have them. The question is "detect cup ; plate".
+
+    A conversation of several turns has lists as `text` and `response`. Images come in front of all words: placeholders
+    are removed from the words, and must be as many as the images and not later than the first question. Words without
+    any placeholder go with any number of images.
+
+    Args:
+        rows: a `datasets.Dataset` or `StreamedRows`, its images decoded and without a format.
+        layout: one of those above; by default the one that fits the columns.
+        columns: the columns that have other names: "images", "messages", "question", "answer", "caption" or "objects"
+            → the column.
+        turns: of conversations: "together", or "split" for an example of each question, with the row's images and the
+            system's words. All conversations are then read once, without their images, to count the turns.
+        prompt: the question of the layout "caption"; the default is PaliGemma's.
+        box_format: of the answer of the layout "boxes": "json", `[{"bbox_2d": [x_min, y_min, x_max, y_max], "label":
+            "cup"}]` in pixels of the row's image (as Qwen2.5-VL has it), or "loc" for a VLM that has PaliGemma's
+            location tokens, `<loc0000><loc0000><loc1023><loc1023> cup ; ...` (y_min, x_min, y_max, x_max in 1/1024 of
+            the image).
+
+    Attributes:
+        rows, layout, turns, prompt, box_format: as above.
+        columns: part of the layout → its column.
+
+    Raises:
+        TypeError: several splits at once, or a stream that is not `StreamedRows`.
+        ValueError: no rows; columns that fit no layout or several; an unknown option; `turns="split"` of a stream;
+            `objects` of another structure. When a row is read (with `turns="split"` the conversations at once), naming
+            its index: conversations, answers, images or boxes that are not as described, or are empty.
+    """
+
+    def __init__(
+        self,
+        rows: datasets.Dataset | StreamedRows,
+        layout: str | None = None,
+        columns: Mapping[str, str] | None = None,
+        turns: str = "together",
+        prompt: str = "caption en",
+        box_format: str = "json",
+    ):
+        if isinstance(rows, (datasets.DatasetDict, datasets.IterableDatasetDict)):
+            raise TypeError(f"rows is a dict of the splits {', '.join(rows)}: give one of them.")
+        if isinstance(rows, datasets.IterableDataset):
+            raise TypeError("rows is an IterableDataset: give StreamedRows(rows).")
+        if turns not in TURNS or box_format not in BOX_FORMATS:
+            raise ValueError(
+                f"turns is one of {TURNS} and box_format one of {BOX_FORMATS}, got {turns!r} and {box_format!r}."
+            )
+        if turns == "split" and isinstance(rows, StreamedRows):
+            raise ValueError("turns='split' needs the number of turns of every row, which a stream does not have.")
+        if not len(rows):
+            raise ValueError("The dataset has no rows.")
+        self.rows = rows
+        self.layout, self.columns = find_layout(rows.column_names, layout, columns)
+        self.turns = turns
+        self.prompt = prompt
+        self.box_format = box_format
+        self._category_names = self._find_category_names() if self.layout == "boxes" else None
+        self._ends = self._count_turns() if turns == "split" and self.layout == "messages" else None
+
+    @classmethod
+    def load(
+        cls,
+        name_or_path: str | Path,
+        split: str = "train",
+        streaming: bool = False,
+        config: str | None = None,
+        num_rows: int | None = None,
+        **options,
+    ) -> "VLMDataset":
+        """The dataset of this name on the Hub, or in this folder.
+
+        Args:
+            name_or_path: what `datasets.load_dataset` takes, or a folder written by `save_to_disk`.
+            split: of the dataset. A folder that `Dataset.save_to_disk` wrote has only one, and it is not used.
+            streaming: read while training instead of downloading first, see `StreamedRows`: loader workers read the
+                whole stream each.
+            config: of a dataset that has several.
+            num_rows: of a stream; needed where the dataset's information does not have it.
+            options: of `VLMDataset`.
+
+        Raises:
+            ValueError: no such split in a folder of `save_to_disk`; streaming from such a folder, or `num_rows` or
+                `config` where there is no use for it; what `VLMDataset` and `StreamedRows` raise.
+        """
+        if num_rows is not None and not streaming:
+            raise ValueError(f"num_rows={num_rows} is of streams: leave it out, or use rows.select(range({num_rows})).")
+        folder = Path(name_or_path)
+        if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():
+            if streaming or config is not None:
+                raise ValueError(
+                    f"{folder} was written by save_to_disk: it is read from the disk as needed and has no "
+                    "configurations. Leave out streaming and config."
+                )
+            rows = datasets.load_from_disk(folder)
+            if isinstance(rows, datasets.DatasetDict):
+                if split not in rows:
+                    raise ValueError(f"{folder} has no split {split!r}, but {', '.join(rows)}.")
+                rows = rows[split]
+            return cls(rows, **options)
+        rows = datasets.load_dataset(str(name_or_path), config, split=split, streaming=streaming)
+        return cls(StreamedRows(rows, num_rows) if streaming else rows, **options)
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether the rows are read forward, so that indices should grow."""
+        return isinstance(self.rows, StreamedRows)
+
+    def __len__(self) -> int:
+        return len(self.rows) if self._ends is None else int(self._ends[-1])
+
+    def __getitem__(self, index: int) -> dict:
+        item = operator.index(index)
+        if not -len(self) <= item < len(self):
+            raise IndexError(f"Index {index} is out of range for {len(self)} examples.")
+        number = item = item % len(self)
+        if self._ends is not None:
+            number = int(np.searchsorted(self._ends, item, side="right"))
+        row = self.rows[number]
+        images = read_images(row[self.columns["images"]], number)
+        pairs = self._questions_and_answers(row, images, number)
+        if self._ends is not None:
+            pairs = [pairs[item - int(self._ends[number])]]  # counted from the end of the row's turns
+        texts, responses = map(list, zip(*pairs, strict=True))
+        if len(pairs) == 1:
+            return {"images": images, "text": texts[0], "response": responses[0]}
+        return {"images": images, "text": texts, "response": responses}
+
+    def size_of(self, index: int) -> tuple[int, int]:
+        """How many images an item has and about how many characters of text; no image is decoded.
+
+        Raises:
+            ValueError: the rows are streamed, and come in their own order only.
+        """
+        if self.is_stream:
+            raise ValueError("Streamed rows cannot be grouped by length: they are read in their own order.")
+        number = index if self._ends is None else int(np.searchsorted(self._ends, index, side="right"))
+        row = self.rows.with_format("arrow")[number]
+        images = row[self.columns["images"]][0]
+        is_list = pa.types.is_list(images.type) or pa.types.is_large_list(images.type)
+        words = [row[column][0].as_py() for part, column in self.columns.items() if part != "images"]
+        return len(images) if is_list else int(images.is_valid), len(str(words))
+
+    def _questions_and_answers(self, row: dict, images: list, number: int) -> list[tuple[str, str]]:
+        part = {name: row[column] for name, column in self.columns.items()}
+        if self.layout == "messages":
+            return self._turns_of(part["messages"], images, number)
+        if self.layout == "question_answer":
+            messages = [{"user": part["question"], "assistant": read_answer(part["answer"], number)}]
+            return self._turns_of(messages, images, number)
+        image = only_image(images, number)
+        if self.layout == "caption":
+            return [(self.prompt, read_caption(part["caption"], number))]
+        return [read_boxes(part["objects"], image, number, self._category_names, self.box_format)]
+
+    def _turns_of(self, messages: list, images: list, number: int) -> list[tuple[str, str]]:
+        system, pairs, num_placeholders = read_conversation(messages, number)
+        check_placeholders(num_placeholders, len(images), number)
+        if not system:
+            return pairs
+        num_first = len(pairs) if self.turns == "split" else 1  # questions that are the first of their example
+        return [(f"{system}\n{question}", answer) for question, answer in pairs[:num_first]] + pairs[num_first:]
+
+    def _count_turns(self) -> np.ndarray:
+        """One past each row's last example."""
+        column = self.columns["messages"]
+        conversations = (row[column] for row in self.rows.select_columns(column))
+        return np.cumsum([len(read_conversation(messages, i)[1]) for i, messages in enumerate(conversations)])
+
+    def _find_category_names(self) -> Sequence[str] | None:
+        """Names of the numbers that stand for categories; None where the rows have the names themselves."""
+        if self.rows.features is None:
+            return None
+        column = self.columns["objects"]
+        objects = self.rows.features[column]
+        is_dict = isinstance(objects, dict) and {"bbox", "category"} <= objects.keys()
+        if not is_dict or not isinstance(objects["category"], (datasets.List, datasets.LargeList)):
+            raise ValueError(f"The column {column!r} is {objects}; expected are lists `bbox` and `category`.")
+        category = objects["category"].feature
+        if isinstance(category, datasets.ClassLabel):
+            return category.names
+        if category.dtype not in ("string", "large_string"):
+            raise ValueError(
+                f"The categories in {column!r} are {category}; expected are names, or numbers with their names: use "
+                "rows.cast with a feature datasets.ClassLabel(names=[...])."
+            )
+        return None
+
+
+__all__ = ["StreamedRows", "VLMDataset", "text_of"]

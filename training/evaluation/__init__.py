@@ -1,0 +1,1 @@
+"""Figures of a policy, each computed in one place."""

@@ -1,0 +1,176 @@
+"""What a policy predicts against what was demonstrated: figures, a table, and one page of plots."""
+
+from pathlib import Path
+
+import datasets
+import numpy as np
+
+from ...processing.normalization import EPSILON
+from ..data.lerobot.dataset import LeRobotDataset
+from ..data.vlm.dataset import VLMDataset
+from .metrics import ActionError, AnswerMatch, Smoothness
+from .plots import plot_evaluation
+from .predictions import predict_dataset
+from .vlm_answers import ask
+
+
+def predict(pipe, data: LeRobotDataset, num_frames: int, batch_size: int, **options) -> dict:
+    """Predictions at evenly spread frames, without those that did not decode.
+
+    Returns:
+        `predicted`, `demonstrated` and `mean_action` (always the mean action of the policy's training data), (n, H, D)
+        in robot units, `is_pad` (n, H), `titles` (n,), and `decoding_failures`, the number that is left out.
+
+    Raises:
+        ValueError: no chunk decoded.
+    """
+    results = predict_dataset(pipe, data, num_frames, batch_size, **options)
+    decoded = results["decoded"]
+    places = list(zip(results["episodes"], results["frames"], strict=True))
+    steps_left = np.array([len(data.episode_range(episode)) - frame for episode, frame in places])
+    statistics = pipe.processor.robot(data.robot).statistics or data.statistics
+    demonstrated = results["demonstrated"][decoded]
+    titles = [
+        f"{text}\nepisode {episode}, frame {frame}"
+        for text, (episode, frame) in zip(results["texts"], places, strict=True)
+    ]
+    return {
+        "predicted": results["predicted"][decoded],
+        "demonstrated": demonstrated,
+        "mean_action": np.broadcast_to(statistics["actions"]["mean"], demonstrated.shape),
+        "is_pad": (np.arange(data.chunk_size) >= steps_left[:, None])[decoded],
+        "titles": [title for title, is_chunk in zip(titles, decoded, strict=True) if is_chunk],
+        "decoding_failures": int((~decoded).sum()),
+    }
+
+
+def measure_chunks(chunks: dict, data: LeRobotDataset) -> dict:
+    """Figures of what `predict` returns, as they go into `evaluate.json`.
+
+    Returns:
+        `num_chunks`, `decoding_failures`, `action_error` and `mean_action_error` (of always the mean action) as
+        `ActionError` has them, `smoothness` as `Smoothness` has it
+        or None where no chunk has four real steps, and `dimensions`: `name`, `mae`, `mean_action_mae` and their
+        `ratio`, below 1 if the policy is better; None where the data does not vary.
+    """
+    metric, given = ActionError(keep_in_memory=True), {"references": chunks["demonstrated"], "is_pad": chunks["is_pad"]}
+    error, mean_error = (metric.compute(predictions=chunks[name], **given) for name in ("predicted", "mean_action"))
+    smoothness = None
+    if not chunks["is_pad"][:, 3:].all():
+        smoothness = Smoothness(fps=data.fps, keep_in_memory=True).compute(predictions=chunks["predicted"], **given)
+    names = data.action_names or [f"action {i}" for i in range(data.action_dim)]
+    pairs = zip(names, error["mae_per_dimension"], mean_error["mae_per_dimension"], strict=True)
+    return {
+        "num_chunks": len(chunks["predicted"]),
+        "chunk_size": data.chunk_size,
+        "decoding_failures": chunks["decoding_failures"],
+        "action_error": error,
+        "mean_action_error": mean_error,
+        "smoothness": smoothness,
+        "dimensions": [
+            {"name": name, "mae": mae, "mean_action_mae": mean_mae, "ratio": _ratio(mae, mean_mae)}
+            for name, mae, mean_mae in pairs
+        ],
+    }
+
+
+def _ratio(error: float, mean_error: float) -> float | None:
+    """Of an error to that of the mean action. Where data does not vary, the latter is no more than rounding."""
+    return error / mean_error if mean_error > EPSILON else None
+
+
+def measure_answers(pipe, folder: str, batch_size: int) -> dict:
+    """The policy's greedy answers to the questions of a dataset on disk.
+
+    Returns:
+        `num_questions`, and `exact_match` and `short_answer_accuracy` as `AnswerMatch` has
+        them.
+
+    Raises:
+        ValueError: the folder has several splits, or rows that are not a question and its answer.
+    """
+    rows = datasets.load_from_disk(folder)
+    if isinstance(rows, datasets.DatasetDict):
+        raise ValueError(f"{folder} has the splits {', '.join(rows)}; give the folder of one of them.")
+    examples = VLMDataset(rows)
+    references = [examples[i]["response"] for i in range(len(examples))]
+    if conversations := [i for i, reference in enumerate(references) if not isinstance(reference, str)]:
+        raise ValueError(f"{folder}: row {conversations[0]} has several questions; every row must have just one.")
+    answers = ask(pipe.model, pipe.processor.vlm_processor, _Questions(examples), batch_size)
+    match = AnswerMatch(keep_in_memory=True).compute(predictions=answers, references=references)
+    return {"num_questions": len(answers), **match}
+
+
+class _Questions:
+    """The questions of a `VLMDataset` as batches of rows with `images` and `messages`."""
+
+    def __init__(self, examples: VLMDataset):
+        self.examples = examples
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, rows: slice) -> dict[str, list]:
+        batch = [self.examples[i] for i in range(*rows.indices(len(self)))]
+        return {"images": [e["images"] for e in batch], "messages": [[_question(e)] for e in batch]}
+
+
+def _question(example: dict) -> dict:
+    images = [{"type": "image"} for _ in example["images"]]
+    return {"role": "user", "content": [*images, {"type": "text", "text": example["text"]}]}
+
+
+def draw(path: Path, chunks: dict, report: dict, fps: float, count: int) -> None:
+    """The page of plots."""
+    last = (~chunks["is_pad"]).sum(1) - 1
+    rows = np.arange(len(last))
+    ends = chunks["demonstrated"][rows, last]
+    distances = [np.linalg.norm(chunks[name][rows, last] - ends, axis=1) for name in ("predicted", "mean_action")]
+    # From the middle of each of `count` equal stretches: the ends of episodes are mostly padding.
+    count = min(count, len(rows))
+    chosen = ((np.arange(count) + 0.5) * len(rows) / count).astype(int)
+    plot_evaluation(
+        path,
+        (report["action_error"], report["mean_action_error"]),
+        distances,
+        chunks["predicted"][chosen],
+        chunks["demonstrated"][chosen],
+        fps,
+        [chunks["titles"][i] for i in chosen],
+        [row["name"] for row in report["dimensions"]],
+    )
+
+
+def format_report(report: dict) -> str:
+    """The figures as a table, in robot units."""
+    error, mean_error = report["action_error"], report["mean_action_error"]
+    total = {"name": "all", "mae": error["mae"], "mean_action_mae": mean_error["mae"]}
+    total["ratio"] = _ratio(total["mae"], total["mean_action_mae"])
+    width = max(len(row["name"]) for row in (*report["dimensions"], {"name": "end-point error"}))
+    failures = report["decoding_failures"]
+    lines = [
+        f"{report['num_chunks']} chunks of {report['chunk_size']} steps; {failures} more did not decode",
+        "",
+        f"{'':{width}}{'mean abs. error':>18}{'of the mean action':>22}{'ratio':>9}",
+    ]
+    for row in (*report["dimensions"], total):
+        ratio = "-" if row["ratio"] is None else f"{row['ratio']:.2f}"
+        lines.append(f"{row['name']:{width}}{row['mae']:18.4f}{row['mean_action_mae']:22.4f}{ratio:>9}")
+    lines.append("")
+    for name, key in (("RMSE", "rmse"), ("end-point error", "end_point_error")):
+        lines.append(f"{name:{width}}{error[key]:18.4f}{mean_error[key]:22.4f}")
+    jerk = report["smoothness"] and report["smoothness"]["jerk_ratio"]
+    lines.append(f"{'jerk ratio':{width}}{'-' if jerk is None else f'{jerk:.2f}':>18}")
+    if report["tokenizer"] is not None:
+        row = report["tokenizer"]
+        lines.append(
+            f"\nAction tokenizer: {row['tokens_per_chunk']:.1f} tokens per chunk (at most "
+            f"{row['max_tokens_per_chunk']}), reconstruction error {row['rmse']:.4f} (RMSE, normalised units)"
+        )
+    if report["answers"] is not None:
+        row = report["answers"]
+        lines.append(
+            f"\n{row['num_questions']} questions: exact match {100 * row['exact_match']:.1f} %, short-answer accuracy "
+            f"{100 * row['short_answer_accuracy']:.1f} %"
+        )
+    return "\n".join(lines)

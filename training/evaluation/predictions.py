@@ -1,0 +1,68 @@
+"""Action chunks that a policy predicts on a dataset, beside those that were demonstrated."""
+
+from pathlib import Path
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from ..data.lerobot.dataset import LeRobotDataset
+from .plots import plot_chunks
+
+
+def predict_dataset(pipe, data: LeRobotDataset, num_frames: int, batch_size: int = 16, **options) -> dict:
+    """Predict at evenly spread frames and compare with what was demonstrated.
+
+    Returns:
+        `episodes` and `frames` (n,) and `texts`, `predicted` and `demonstrated` (n, H, D) in robot units, `decoded`
+        (n,) bool, False where action tokens were no chunk (`predicted` is NaN there), and over all other real values
+        `action_mae`, `mean_action_mae` (always the mean action of the policy's training data) and
+        `times_better_than_mean`.
+
+    Raises:
+        ValueError: no chunk decoded.
+    """
+    frames = np.unique(np.linspace(0, len(data) - 1, min(num_frames, len(data))).round().astype(int))
+    predicted, examples = [], []
+    for start in tqdm(range(0, len(frames), batch_size), desc="Predicting", leave=False):
+        batch = [data[int(i)] for i in frames[start : start + batch_size]]
+        observations = [{key: e[key] for key in ("images", "text", "state", "robot") if key in e} for e in batch]
+        predicted += [result["actions"] for result in pipe(observations, **options)]
+        examples += batch
+    decoded = np.array([chunk is not None for chunk in predicted])
+    if not decoded.any():
+        raise ValueError(
+            f"None of the {len(decoded)} sequences of action tokens is a chunk of {data.chunk_size} x "
+            f"{data.action_dim} values: there is nothing to measure. Train the policy longer, or let it act by flow."
+        )
+    missing = np.full((data.chunk_size, data.action_dim), np.nan, dtype=np.float32)
+    predicted = np.stack([missing if chunk is None else chunk for chunk in predicted])
+    demonstrated = np.stack([e["actions"] for e in examples])
+    real = ~np.stack([e["action_is_pad"] for e in examples]) & decoded[:, None]
+    statistics = pipe.processor.robot(data.robot).statistics or data.statistics
+    mean = statistics["actions"]["mean"]
+    error, mean_error = np.abs(predicted - demonstrated)[real].mean(), np.abs(mean - demonstrated)[real].mean()
+    return {
+        "episodes": [e["episode_index"] for e in examples],
+        "frames": [e["frame_index"] for e in examples],
+        "predicted": predicted,
+        "decoded": decoded,
+        "demonstrated": demonstrated,
+        "texts": [e["text"] for e in examples],
+        "action_mae": float(error),
+        "mean_action_mae": float(mean_error),
+        "times_better_than_mean": float(mean_error / error),
+    }
+
+
+def draw(path: Path, results: dict, data: LeRobotDataset, count: int) -> None:
+    """Some of the predicted chunks against the demonstrated ones."""
+    # From the middle of each of `count` equal stretches: the ends of episodes are mostly padding.
+    chosen = ((np.arange(count) + 0.5) * len(results["frames"]) / count).astype(int)
+    plot_chunks(
+        path,
+        results["predicted"][chosen],
+        results["demonstrated"][chosen],
+        data.fps,
+        [f"{results['texts'][i]}\nepisode {results['episodes'][i]}, frame {results['frames'][i]}" for i in chosen],
+        data.action_names,
+    )

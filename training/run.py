@@ -1,0 +1,217 @@
+"""The parts of a training run: datasets, policy, trainer and stages, as `kivla train` puts them together."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from peft import PeftModel, get_peft_model
+from torch.utils.data import Dataset, Subset
+from transformers import set_seed
+
+from ..processing import KIVLAProcessor
+from ..processing.chat_format import has_chat
+from .arguments import KIVLATrainingArguments
+from .build import CONTINUE, START, adapt_policy, continue_policy, next_stage, start_policy
+from .data.lerobot.dataset import LeRobotDataset, camera_names
+from .data.mixture import Mixture
+from .data.vlm.dataset import VLMDataset
+from .data_parallel import unsharded_init
+from .lora import lora_config
+from .policy_options import refuse
+from .recipes import BACKBONE, EXPERT, Stage, set_stage, split_steps
+from .run_folder import write_json
+from .run_identity import weights_digest
+from .run_options import VLM_SHARE, VLM_SPLIT, DataArguments, ModelArguments
+from .trainer import KIVLATrainer
+
+
+def run_facts(model_args: ModelArguments, args: KIVLATrainingArguments, number: int) -> dict:
+    """What the run is beside what its trainer sees; see `ResumableTrainer`. Later stages go on from earlier ones, so
+    that a run of several cannot be made longer."""
+    facts = {"recipe": model_args.chosen_recipe[0], "meaning": model_args.meaning}
+    if len(model_args.stages) > 1:
+        steps = {"steps": args.max_steps} if args.max_steps > 0 else {"epochs": args.num_train_epochs}
+        facts |= {"stage": f"{number} of {len(model_args.stages)}", "all_stages": steps}
+    return facts
+
+
+def save(trainer: KIVLATrainer, folder: Path) -> None:
+    """The policy, whole, for whatever comes next; with LoRA also the updates alone, in `adapter/`. With `--ema_decay`
+    both are the averaged weights."""
+    trainer.take_average()
+    if isinstance(trainer.model, PeftModel):
+        trainer.save_model(str(folder / "adapter"))
+        trainer.model = trainer.model_wrapped = trainer.model.merge_and_unload()
+    trainer.save_model(_internal_call=True)  # to be pushed with its card, at the end
+    trainer.save_state()
+    trainer.accelerator.wait_for_everyone()  # the next stage begins with what the first process writes
+
+
+BEFORE = "before"
+
+
+def answers_before(trainer: KIVLATrainer, path: Path) -> dict[str, float]:
+    """How well the VLM answers before any training, as metrics `before_vlm_...`; measured once."""
+    if "vlm" not in trainer.eval_dataset:
+        return {}
+    if not path.is_file():
+        metrics = trainer.evaluate({"vlm": trainer.eval_dataset["vlm"]}, metric_key_prefix=BEFORE)
+        if trainer.is_world_process_zero():
+            write_json(path, metrics)
+        trainer.accelerator.wait_for_everyone()
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def split_run(stages: Sequence[Stage], args: KIVLATrainingArguments) -> list[KIVLATrainingArguments]:
+    """The arguments of every stage: its share of steps or epochs, and its folder; the last one writes the policy."""
+    if len(stages) == 1:
+        return [args]
+    total = sum(stage.share for stage in stages)
+    steps = split_steps(stages, args.max_steps) if args.max_steps > 0 else [-1] * len(stages)
+    folders = [str(Path(args.output_dir) / f"stage_{number}") for number in range(1, len(stages))]
+    return [
+        replace(
+            args,
+            max_steps=count,
+            num_train_epochs=args.num_train_epochs * stage.share / total,
+            output_dir=folder,
+            push_to_hub=args.push_to_hub and folder == args.output_dir,
+        )
+        for stage, count, folder in zip(stages, steps, [*folders, args.output_dir], strict=True)
+    ]
+
+
+def make_trainer(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    args: KIVLATrainingArguments,
+    stage: Stage,
+    start: Path | None = None,
+    facts: dict | None = None,
+) -> tuple[KIVLATrainer, dict]:
+    """Datasets, model, processor and trainer of a stage; and what the policy is made from, for its card.
+
+    Args:
+        start: the policy of the stage before, if there was one.
+        facts: see `run_facts`.
+
+    Raises:
+        ValueError: recipe, data, options and policy do not fit each other.
+    """
+    sources = load_sources(model_args, data_args)
+    recipe_name, recipe = model_args.chosen_recipe
+    with_vlm_data = data_args.vlm_dataset is not None and recipe.vlm_data
+    if data_args.vlm_share is not None and not with_vlm_data:
+        refuse({"vlm_share": f"recipe {recipe_name} trains on no VLM data"})
+    if args.expert_learning_rate is not None and not any(EXPERT in stage.trains for stage in model_args.stages):
+        refuse({"expert_learning_rate": f"recipe {recipe_name} trains no expert"})
+    if model_args.lora_rank is not None and BACKBONE not in stage.trains:
+        raise ValueError(f"Recipe {recipe_name} freezes the VLM: leave out --lora_rank.")
+    set_seed(args.seed)  # a new expert's weights
+    with unsharded_init(args):
+        if start is not None:
+            built = next_stage(start, model_args)
+        elif model_args.meaning == START:
+            built = start_policy(model_args.vlm, sources, model_args)
+        else:
+            build = adapt_policy if model_args.adapt else continue_policy
+            built = build(model_args.base, sources, model_args)
+    if data_args.vlm_dataset is not None and not with_vlm_data:
+        built.notes.append(
+            f"recipe {recipe_name} trains on no VLM data: {data_args.vlm_dataset} is for evaluation only."
+        )
+    if args.process_index == 0:
+        for note in built.notes:
+            print(f"{note[0].upper()}{note[1:]}")
+    model, processor = built.model, built.processor
+    begins_with = {"name": str(start or model_args.vlm or model_args.policy)}
+    if start is not None or model_args.policy is not None:
+        begins_with["expert"] = weights_digest(model.expert)
+    set_stage(model, stage)
+    if model.config.acts_by == "tokens" and processor.action_tokenizer is None and not with_vlm_data:
+        raise ValueError(
+            "There is nothing to train: this stage has no flow loss, the processor no action tokenizer, and there is "
+            'no VLM data. Leave out --action_tokenizer none, or choose a recipe with an expert ("kivla recipes").'
+        )
+    if model_args.lora_rank is not None:
+        model = get_peft_model(model, lora_config(model, processor, model_args.lora_rank))
+    trainer = KIVLATrainer(
+        model,
+        args,
+        train_dataset=make_mixture(data_args, args, sources, processor, with_vlm_data),
+        eval_dataset=load_evaluation(data_args, sources, processor),
+        processing_class=processor,
+        run_facts={**(facts or {}), "start": begins_with},
+    )
+    return trainer, built.facts
+
+
+def load_sources(model_args: ModelArguments, data_args: DataArguments) -> list[LeRobotDataset]:
+    """The demonstrations to train on; for a policy that goes on with its chunk size, and its cameras if they are all
+    there."""
+    size = {} if model_args.base is None else {"chunk_size": model_args.base.config.chunk_size}
+    size |= model_args.given("chunk_size")
+    sources = []
+    for i, name in enumerate(data_args.dataset):
+        robot = data_args.robots[i] if data_args.robots else None
+        cameras, episodes = data_args.cameras, data_args.episodes
+        if cameras is None and model_args.meaning == CONTINUE:
+            cameras = model_args.base.cameras_among(camera_names(name), robot)
+        read = partial(LeRobotDataset, name, cameras=cameras, robot=robot, **size)
+        if data_args.eval_episodes:
+            every = read(episodes=episodes).episodes
+            episodes = [episode for episode in every if episode not in data_args.eval_episodes]
+        sources.append(read(episodes=episodes, frame_cache_mb=data_args.frame_cache_mb))
+    return sources
+
+
+def load_evaluation(
+    data_args: DataArguments, sources: list[LeRobotDataset], processor: KIVLAProcessor
+) -> dict[str, Subset]:
+    """Some of the training frames (of each robot), held-out episodes and VLM data if there are any."""
+    names = [f"train_{data.robot}" if len(sources) > 1 else "train" for data in sources]
+    evaluation = {name: _spread(data, data_args.max_eval_frames) for name, data in zip(names, sources, strict=True)}
+    if data_args.eval_episodes:
+        (data,) = sources
+        held_out = LeRobotDataset(data.name, data.chunk_size, data_args.eval_episodes, data.cameras, data.robot)
+        evaluation["held_out"] = _spread(held_out, data_args.max_eval_frames)
+    if data_args.vlm_dataset is not None:
+        split = data_args.vlm_eval_split or data_args.vlm_split or VLM_SPLIT
+        questions = load_vlm_data(data_args, processor, split)
+        first = range(min(data_args.max_eval_frames, len(questions)))  # a stream would be read to its end otherwise
+        evaluation["vlm"] = Subset(questions, first) if questions.is_stream else _spread(questions, len(first))
+    return evaluation
+
+
+def load_vlm_data(data_args: DataArguments, processor: KIVLAProcessor, split: str) -> VLMDataset:
+    turns = "together" if has_chat(processor.vlm_processor) or data_args.vlm_streaming else "split"
+    rows = {"num_rows": data_args.vlm_num_rows, "config": data_args.vlm_config}
+    return VLMDataset.load(data_args.vlm_dataset, split, streaming=data_args.vlm_streaming, turns=turns, **rows)
+
+
+def make_mixture(
+    data_args: DataArguments,
+    args: KIVLATrainingArguments,
+    sources: list[LeRobotDataset],
+    processor: KIVLAProcessor,
+    with_vlm_data: bool,
+) -> Dataset:
+    """What to train on: the dataset itself if there is one, otherwise a mixture as long as the run."""
+    if len(sources) == 1 and not with_vlm_data:
+        return sources[0]
+    if args.max_steps < 1:
+        raise ValueError("Several sources of examples are mixed for a number of steps: give --max_steps.")
+    weights = np.array(data_args.dataset_weights or [len(data) for data in sources], dtype=np.float64)
+    if with_vlm_data:
+        share = VLM_SHARE if data_args.vlm_share is None else data_args.vlm_share
+        weights = [*(weights / weights.sum() * (1 - share)), share]
+        sources = [*sources, load_vlm_data(data_args, processor, data_args.vlm_split or VLM_SPLIT)]
+    examples = args.max_steps * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    return Mixture(sources, weights, examples, args.seed if args.data_seed is None else args.data_seed)
+
+
+def _spread(data: Dataset, count: int) -> Subset:
+    return Subset(data, np.unique(np.linspace(0, len(data) - 1, min(count, len(data))).round().astype(int)).tolist())

@@ -1,0 +1,118 @@
+"""Options of a training run: what to start from, and which data."""
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from .build import ADAPT, CONTINUE, START, Base
+from .policy_options import DEFAULT_RECIPE, PolicyOptions, refuse
+from .recipes import Recipe, Stage, get_recipe
+
+
+@dataclass
+class ModelArguments(PolicyOptions):
+    """What to start from, and what is new about it (`docs/adapting.md`). A new policy starts on --vlm; --policy goes on
+    as it is, on data that it agrees with; with --adapt it is taken to the data."""
+
+    vlm: str | None = field(default=None, metadata={"help": "Start a new policy on this VLM: a Hub id or a folder."})
+    policy: str | None = field(
+        default=None, metadata={"help": "KIVLA policy to go on from, instead of --vlm: same robot, or --adapt."}
+    )
+    adapt: bool = field(
+        default=False,
+        metadata={
+            "help": "Take --policy to a new robot or new data: statistics, cameras and sizes are the data's; weights, "
+            "prompt and padding the policy's."
+        },
+    )
+    vlm_processor: str | None = field(
+        default=None, metadata={"help": "For a --policy that was converted without it: the VLM's processor."}
+    )
+    lora_rank: int | None = field(
+        default=None, metadata={"help": "Train low-rank updates of the VLM's text decoder, and the expert in full."}
+    )
+
+    def __post_init__(self):
+        if (self.vlm is None) == (self.policy is None):
+            raise ValueError("Give either --vlm (a VLM to start from) or --policy (a KIVLA policy to go on from).")
+        if self.policy is None:
+            given = {"adapt": self.adapt, "vlm_processor": self.vlm_processor}
+            refuse({name: "it is for --policy, and this starts from --vlm" for name in given if given[name]})
+
+    @property
+    def meaning(self) -> str:
+        return START if self.policy is None else ADAPT if self.adapt else CONTINUE
+
+    @cached_property
+    def base(self) -> Base | None:
+        return None if self.policy is None else Base(self.policy, self.vlm_processor, self.trust_remote_code)
+
+    @property
+    def chosen_recipe(self) -> tuple[str, Recipe]:
+        """Its name and itself."""
+        if self.base is None:
+            name = self.recipe or DEFAULT_RECIPE
+            return name, get_recipe(name)
+        name, recipe = self.base.recipe(self.recipe, self.meaning)
+        return name or "as before", recipe
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The recipe's, with the options given on top."""
+        return self.stages_of(self.chosen_recipe[1])
+
+
+VLM_SPLIT, VLM_SHARE = "train", 0.2
+
+
+@dataclass
+class DataArguments:
+    """Which demonstrations and VLM data, and how they become inputs."""
+
+    dataset: list[str] = field(metadata={"help": "LeRobot datasets (v2.1 or v3.0): Hub ids or folders."})
+    robots: list[str] | None = field(
+        default=None, metadata={"help": "For several datasets the name of each one's robot; its numbers are its own."}
+    )
+    dataset_weights: list[float] | None = field(
+        default=None, metadata={"help": "Share of each dataset; by default by their numbers of frames."}
+    )
+    vlm_dataset: str | None = field(
+        default=None, metadata={"help": "Images with questions and answers: a Hub id, or a folder of `datasets`."}
+    )
+    vlm_split: str | None = field(default=None, metadata={"help": "Split of it to train on; train."})
+    vlm_eval_split: str | None = field(default=None, metadata={"help": "Split to evaluate on; examples of vlm_split."})
+    vlm_share: float | None = field(default=None, metadata={"help": "Share of VLM data among the examples; 0.2."})
+    vlm_config: str | None = field(default=None, metadata={"help": "Configuration of it, where it has several."})
+    vlm_streaming: bool = field(default=False, metadata={"help": "Stream it instead of downloading it first."})
+    vlm_num_rows: int | None = field(default=None, metadata={"help": "Rows of a stream, where its info lacks them."})
+    episodes: list[int] | None = field(default=None, metadata={"help": "Episodes to use; all but --eval_episodes."})
+    eval_episodes: list[int] | None = field(default=None, metadata={"help": "Episodes held out for evaluation."})
+    max_eval_frames: int = field(default=512, metadata={"help": "Evaluate on at most so many examples of each set."})
+    cameras: list[str] | None = field(default=None, metadata={"help": "Cameras to use, in this order; all."})
+    frame_cache_mb: float = field(
+        default=0, metadata={"help": "Megabytes of decoded frames that every data-loader worker keeps in memory."}
+    )
+
+    def __post_init__(self):
+        self.dataset = [self.dataset] if isinstance(self.dataset, str) else list(self.dataset)
+        if self.robots is None and len(self.dataset) > 1:
+            raise ValueError(
+                f"{len(self.dataset)} datasets need --robots with a name for each: datasets of the same name are one "
+                "robot, whose statistics are taken together."
+            )
+        for name in ("robots", "dataset_weights"):
+            values = getattr(self, name)
+            if values is not None and len(values) != len(self.dataset):
+                raise ValueError(f"--{name} has {len(values)} entries for {len(self.dataset)} datasets.")
+        if len(self.dataset) > 1 and (self.episodes or self.eval_episodes):
+            raise ValueError("--episodes and --eval_episodes are for a single dataset.")
+        if self.dataset_weights is not None and len(self.dataset) == 1:
+            refuse({"dataset_weights": "there is one dataset, and its weight is the whole"})
+        if self.vlm_dataset is None:
+            names = ("vlm_split", "vlm_eval_split", "vlm_share", "vlm_config", "vlm_streaming", "vlm_num_rows")
+            refuse({name: "there is no --vlm_dataset" for name in names if getattr(self, name)})
+        if self.vlm_num_rows is not None and not self.vlm_streaming:
+            refuse({"vlm_num_rows": "it is for --vlm_streaming"})
+        if self.vlm_share is not None and not 0 < self.vlm_share < 1:
+            raise ValueError(
+                f"--vlm_share must lie between 0 and 1, got {self.vlm_share}. To use none, leave out --vlm_dataset."
+            )
