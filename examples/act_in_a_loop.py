@@ -31,8 +31,9 @@ def main() -> None:
         steps, is_over = 0, False
         while not is_over:
             text = args.instruction or info["instruction"]
-            # Images by the camera's name, the state in the robot's units; the action is in the robot's units, too.
-            action = act({"images": observation["images"], "text": text, "state": observation["state"]})
+            # Images by the camera's name in the dataset; state and action in the robot's units.
+            images = {"observation.images.top": observation["images"]["top"]}
+            action = act({"images": images, "text": text, "state": observation["state"]})
             observation, _, terminated, truncated, info = env.step(action)
             steps, is_over = steps + 1, terminated or truncated
         successes += info["success"]

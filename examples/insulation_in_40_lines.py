@@ -1,6 +1,6 @@
 """Which loss moves what? The gradients of both losses, insulated (scale 0) and trained jointly (scale 1).
 
-    python examples/insulation_in_40_lines.py --vlm google/paligemma2-3b-pt-224    # any VLM; a small one by default
+python examples/insulation_in_40_lines.py --vlm google/paligemma2-3b-pt-224    # any VLM; a small one by default
 """
 
 import argparse

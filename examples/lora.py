@@ -40,8 +40,9 @@ def main() -> None:
     sizes = {"chunk_size": args.chunk_size, "max_action_dim": data.action_dim}
     robot = {"statistics": data.statistics, "cameras": data.cameras}
     processor = KIVLAProcessor.from_vlm(args.vlm, action_tokenizer=BinningActionTokenizer(), **robot, **sizes)
-    expert = {"hidden_size": args.expert_width, "intermediate_size": 4 * args.expert_width}
-    model = KIVLAForActionPrediction.from_vlm(args.vlm, expert_config=expert, **sizes)
+    width = args.expert_width
+    expert = {"hidden_size": width, "intermediate_size": 4 * width, "initializer_range": width**-0.5}
+    model = KIVLAForActionPrediction.from_vlm(args.vlm, expert_config=expert, num_flow_samples=4, **sizes)
     model.resize_token_embeddings(processor.vocab_size)  # the action tokens' rows are trained, too
 
     model = get_peft_model(model, lora_config(model, processor, rank=args.rank))

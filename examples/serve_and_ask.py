@@ -17,7 +17,7 @@ import gymnasium
 from websockets.sync.client import connect
 
 import kivla.simulation  # noqa: F401 (makes the environment known to gymnasium)
-from kivla.msgpack_numpy import packb, unpackb
+from kivla.serving.msgpack_numpy import packb, unpackb
 
 
 def main() -> None:
@@ -30,7 +30,8 @@ def main() -> None:
     with serve(args.policy, args.port) as address:
         for seed in range(3):
             observation, info = env.reset(seed=seed)
-            result = ask(address, {**observation, "text": info["instruction"]})
+            images = {"observation.images.top": observation["images"]["top"]}
+            result = ask(address, {"images": images, "state": observation["state"], "text": info["instruction"]})
             milliseconds = result["server_timing"]["infer_ms"]
             print(f"{info['instruction']}: {len(result['actions'])} actions in {milliseconds:.0f} ms,")
             print(f"  the first is {result['actions'][0].round(2)}")
@@ -50,8 +51,10 @@ def serve(policy: str, port: int) -> Iterator[str]:
     command = [sys.executable, "-m", "kivla.cli", "serve", policy, "--port", str(port)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         address = next(found for line in server.stdout if (found := re.search(r"ws://\S+", line)))
-        yield address.group()
-        server.terminate()
+        try:
+            yield address.group()
+        finally:
+            server.terminate()
 
 
 if __name__ == "__main__":

@@ -46,8 +46,9 @@ def main() -> None:
     processor = KIVLAProcessor.from_vlm(
         args.vlm, action_tokenizer=fast, statistics=data.statistics, cameras=data.cameras, **sizes
     )
-    expert = {"hidden_size": args.expert_width, "intermediate_size": 4 * args.expert_width}
-    model = KIVLAForActionPrediction.from_vlm(args.vlm, expert_config=expert, **sizes)
+    width = args.expert_width
+    expert = {"hidden_size": width, "intermediate_size": 4 * width, "initializer_range": width**-0.5}
+    model = KIVLAForActionPrediction.from_vlm(args.vlm, expert_config=expert, num_flow_samples=4, **sizes)
 
     training = KIVLATrainingArguments(
         args.output_dir,

@@ -55,7 +55,8 @@ def film(act: ChunkExecutor, env: gymnasium.Env, seed: int, sentence: str) -> li
     act.reset()
     scenes, path, is_over = [env.render()], [observation["state"][:2]], False
     while not is_over:
-        action = act({"images": observation["images"], "text": sentence, "state": observation["state"]})
+        images = {"observation.images.top": observation["images"]["top"]}
+        action = act({"images": images, "text": sentence, "state": observation["state"]})
         observation, _, terminated, truncated, info = env.step(action)
         scenes.append(env.render())
         path.append(observation["state"][:2])
