@@ -1,6 +1,7 @@
 """Let a policy act, one action at a time, as on a robot. Here the robot is the simulated table.
 
-    python examples/act_in_a_loop.py outputs/example_policy    # from examples/train.py; or outputs/demo_10_minutes/policy
+    python examples/act_in_a_loop.py outputs/example_policy           # made by examples/train.py
+    python examples/act_in_a_loop.py outputs/demo_10_minutes/policy   # made by make demo
 
 On a robot of your own, `env.reset` and `env.step` are your robot's cameras and motors. The rest stays.
 """

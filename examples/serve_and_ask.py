@@ -2,8 +2,8 @@
 
     python examples/serve_and_ask.py outputs/example_policy
 
-The server is `kivla serve`. It runs where the GPU is; the robot only needs the lines of `ask`. Robots that use openpi's
-client work unchanged: `openpi_client.websocket_client_policy.WebsocketClientPolicy("127.0.0.1", port).infer(observation)`.
+The server is `kivla serve`. It runs where the GPU is, and the robot only needs the lines of `ask`. Robots that use
+openpi's client need not even those: `WebsocketClientPolicy("127.0.0.1", port).infer(observation)` does the same.
 """
 
 import argparse

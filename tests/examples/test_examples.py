@@ -14,6 +14,7 @@ from transformers import pipeline
 from kivla import KIVLAForActionPrediction, KIVLAProcessor, LeRobotDataset
 from kivla.cli import main as kivla
 from kivla.simulation import make_env, record_demonstrations
+from kivla.simulation.rollout import rollout
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
@@ -95,9 +96,37 @@ def test_lora(run, tmp_path):
     assert actions.shape == (8, 4) and np.isfinite(actions).all()
 
 
+@pytest.mark.slow
 def test_serve_and_ask(run, policy, capsys):
     run("serve_and_ask.py", policy)
     assert len(re.findall(r": 8 actions in \d+ ms", capsys.readouterr().out)) == 3
+
+
+def test_own_environment(run, tmp_path):
+    """Its demonstrations are a dataset, and a policy acts in it."""
+    discs = run("own_environment.py", "--output_dir", tmp_path / "data", "--num_episodes", 3)["TwoDiscs"](3)
+    assert LeRobotDataset(tmp_path / "data").num_episodes == 3
+    told = rollout(lambda observations: np.zeros((len(observations), 8, 2)), discs, [7, 8, 9], 4, max_steps=40)
+    assert [episode.success for episode in told.episodes] == [False] * 3, "who does not move touches nothing"
+    assert [episode.steps for episode in told.episodes] == [40] * 3
+    discs.reset(seed=[7, 8, 9])
+    for _ in range(40):
+        *_, info = discs.step(discs.expert_actions())
+    assert info["success"].all()
+
+
+def test_tour(tmp_path, monkeypatch):
+    """The notebook's cells, one after the other, with few demonstrations and steps."""
+    monkeypatch.chdir(tmp_path)
+    notebook = json.loads((EXAMPLES / "tour.ipynb").read_text(encoding="utf-8"))
+    cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert all(not cell["outputs"] for cell in cells), "the notebook is kept without outputs"
+    code = "\n".join("".join(cell["source"]) for cell in cells)
+    assert "EPISODES, STEPS = 300, 200" in code
+    names = {}
+    exec(compile(code.replace("EPISODES, STEPS = 300, 200", "EPISODES, STEPS = 6, 2"), "tour.ipynb", "exec"), names)
+    assert names["trainer"].state.global_step == 2
+    assert len(names["pictures"]) == 2, "both sentences were acted on"
 
 
 def test_two_sentences(run, policy, tmp_path):
