@@ -8,7 +8,7 @@ export TOKENIZERS_PARALLELISM ?= false
 # Progress bars and results, not the library's advice.
 export TRANSFORMERS_VERBOSITY ?= error
 
-.PHONY: demo study test test-slow test-quantization lint types bench clean
+.PHONY: demo study test test-slow test-quantization lint types docs bench clean
 
 # DEMO_MINUTES=30 make demo: more time, better policy. make demo FROM_SCRATCH=1: pretrain the small VLM too.
 DEMO_MINUTES ?= 10
@@ -45,13 +45,17 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+# The site, into outputs/site. A link to nowhere is an error. (The variable: no advice about later versions of MkDocs.)
+docs: $(VENV)/.installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q --strict
+
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[video,sim,server,dev]"
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[video,sim,server,docs,dev]"
 	touch $@
 
 clean:

@@ -8,7 +8,18 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from . import bucketing, decoding, loading, noise_draws, pi0_training, sampling, serving, token_loss, training_step
+from . import (
+    bucketing,
+    decoding,
+    imports,
+    loading,
+    noise_draws,
+    pi0_training,
+    sampling,
+    serving,
+    token_loss,
+    training_step,
+)
 from .policies import MEDIUM, PROPORTIONED, SMALL, WIDE_EXPERT
 from .report import as_json, as_markdown
 
@@ -25,6 +36,7 @@ MEASUREMENTS = (
     decoding.measure,
     loading.measure,
     serving.measure,
+    imports.measure,
 )
 README = Path(__file__).with_name("README.md")
 BEGIN, END = "<!-- results: written by `python -m benchmarks --write` -->", "<!-- end of results -->"

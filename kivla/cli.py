@@ -1,4 +1,8 @@
-"""The `kivla` command: finds the sub-command and runs it."""
+"""The `kivla` command: finds the sub-command and runs it.
+
+Imports nothing of ours or heavy: installed, this file is also the module `kivla_cli`, where the console script finds
+it without importing `kivla`, so that `kivla --help` answers at once.
+"""
 
 import sys
 from collections.abc import Sequence

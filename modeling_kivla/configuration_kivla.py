@@ -31,11 +31,11 @@ class KIVLAExpertConfig(CheckedConfig):
         time_conditioning (`str`, defaults to `"adarms"`): `"adarms"` lets the flow time set scale, shift and gate of
             every norm (π0.5, knowledge insulation); `"concat"` joins it to the noisy actions (π0).
         hidden_act (`str`, defaults to `"gelu_pytorch_tanh"`): activation of the gated MLP.
-        rms_norm_eps (`float`, defaults to 1e-6).
+        rms_norm_eps (`float`, defaults to 1e-6): what the norms add to the mean square.
         min_period, max_period (`float`, defaults to 4e-3 and 4.0): range of the sinusoidal time embedding's periods.
         time_embedding_dtype (`str`, defaults to `"float64"`): precision of that embedding's angles; `"float64"` is
             openpi's and LeRobot's, `"float32"` that of transformers' PI0.
-        initializer_range (`float`, defaults to 0.02).
+        initializer_range (`float`, defaults to 0.02): standard deviation of the first weights.
     """
 
     model_type = "kivla_expert"

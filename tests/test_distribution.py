@@ -71,7 +71,8 @@ def test_the_source_distribution_is_the_repository(sources):
 def test_the_wheel_has_every_module_once_and_nothing_else_at_its_top(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
-    assert {name.split("/")[0] for name in names} == {"kivla", f"{wheel.name.rsplit('-', 3)[0]}.dist-info"}
+    tops = {name.split("/")[0] for name in names}
+    assert tops == {"kivla", "kivla_cli.py", f"{wheel.name.rsplit('-', 3)[0]}.dist-info"}
     folders = ("acting", "hub_cards", "modeling_kivla", "processing", "simulation", "training")
     in_repository = {
         name if name.startswith("kivla/") else f"kivla/{name}"

@@ -1,7 +1,9 @@
 """Signals that ask a run to make room: SIGTERM, and SIGUSR1 as `sbatch --signal=USR1@120` sends it."""
 
 import logging
+import os
 import signal
+import sys
 import threading
 
 logger = logging.getLogger(__name__)
@@ -60,4 +62,21 @@ class StopSignals:
         raise Preempted(128 + number)
 
 
-__all__ = ["SIGNALS", "Preempted", "StopSignals"]
+def leave_signals_to_parent(worker_id: int) -> None:
+    """For loader workers: a signal that asks the run to stop reaches all its processes, but workers are still needed.
+
+    The parent needs their batches for the running step, and ends them itself. Only Linux tells who sent a signal.
+    """
+    if sys.platform != "linux":
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    threading.Thread(target=_wait_for_parent, daemon=True).start()
+
+
+def _wait_for_parent() -> None:
+    while signal.sigwaitinfo(SIGNALS).si_pid != os.getppid():
+        pass
+    os._exit(0)
+
+
+__all__ = ["Preempted", "StopSignals", "leave_signals_to_parent"]

@@ -35,11 +35,11 @@ from .checkpoints import (
     write_run_file,
     written_aside,
 )
-from .data.example_order import ExampleOrder, NumberedCollator, NumberedExamples, SeedEveryStep, leave_signals_to_parent
+from .data.example_order import ExampleOrder, NumberedCollator, NumberedExamples, SeedEveryStep
 from .data.length_buckets import StepBuckets
 from .ema import EMA_FILE, WeightAverage
 from .loss_watch import LossWatch, NonFiniteError, name_examples
-from .preemption import StopSignals
+from .preemption import StopSignals, leave_signals_to_parent
 from .run_identity import run_identity, start_of
 
 logger = logging.getLogger(__name__)

@@ -64,8 +64,14 @@ def test_every_row_is_there(quick_run):
         ("server, no policy", "the pipeline"),
         ("99th percentile, no policy", "99th percentile"),
     ]
+    libraries = ("import torch", "import transformers", "importing the library's pipelines")
+    imports = [
+        (what, against)
+        for what in ("import kivla", "import kivla and the trainer", "kivla --help")
+        for against in libraries
+    ]
     training = [training_step, training_step, pi0_training, [("in buckets", "as they come")]]
-    assert rows == [draws, token_loss, *[sampling] * 3, *training, decoding, loading, serving]
+    assert rows == [draws, token_loss, *[sampling] * 3, *training, decoding, loading, serving, imports]
 
 
 def test_every_measurement_was_checked(quick_run):

@@ -6,19 +6,13 @@ augmentation, say) depends on the seed, the epoch and the example; what is rando
 step and the device, as in openpi (`jax.random.fold_in(rng, step)`).
 """
 
-import os
 import random
-import signal
-import sys
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 from transformers import TrainerCallback, set_seed
-
-from ..preemption import SIGNALS
 
 # What an example may say about where it is from, beside its number.
 _NAMES = ("episode_index", "frame_index", "robot")
@@ -126,29 +120,11 @@ class NumberedCollator:
         return batch
 
 
-def leave_signals_to_parent(worker_id: int) -> None:
-    """For loader workers: a signal that asks the run to stop reaches all its processes, but workers are still needed.
-
-    The parent needs their batches for the running step, and ends them itself. Only Linux tells who sent a signal.
-    """
-    if sys.platform != "linux":
-        return
-    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    threading.Thread(target=_wait_for_parent, daemon=True).start()
-
-
-def _wait_for_parent() -> None:
-    while signal.sigwaitinfo(SIGNALS).si_pid != os.getppid():
-        pass
-    os._exit(0)
-
-
 __all__ = [
     "ExampleOrder",
     "NumberedCollator",
     "NumberedExamples",
     "SeedEveryStep",
     "fold_seed",
-    "leave_signals_to_parent",
     "shuffled",
 ]

@@ -1,0 +1,1 @@
+kivla/cli.py

@@ -1,0 +1,107 @@
+"""Small local things under the names that the pages use, so that their commands run as they are written.
+
+`google/paligemma2-3b-pt-224` is then a folder with a tiny VLM, `lerobot/your_dataset` one with a small dataset.
+"""
+
+import shutil
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+from PIL import Image
+
+from benchmarks import twins
+from kivla import KIVLAForActionPrediction, KIVLATrainer
+from kivla.cli import main
+from kivla.demo.tiny_vlm import save_tiny_vlm
+from kivla.training.data.lerobot.writer import LeRobotWriter
+
+EXPERT = {"hidden_size": 32, "intermediate_size": 48}
+EXPERT_OPTIONS = ["--expert_hidden_size", "32", "--expert_intermediate_size", "48"]
+TRAINING = [
+    *("--max_steps", "2", "--per_device_train_batch_size", "2", "--max_eval_frames", "4", "--logging_steps", "1"),
+    *("--report_to", "none", "--use_cpu", "true", "--disable_tqdm", "true", "--dataloader_pin_memory", "false"),
+]
+# Options that make a command small; what a page says in their place is checked by the command's parser all the same
+SMALL = {
+    "train": TRAINING,
+    "profile": [*TRAINING, "--profile_steps", "1", "--warmup_steps_before", "1"],
+    "record": ["--num_episodes", "4", "--num_envs", "2"],
+    "rollout": ["--num_episodes", "2", "--num_envs", "2", "--num_videos", "1"],
+    "predict": ["--num_frames", "4", "--num_plots", "1"],
+    "evaluate": ["--num_frames", "4", "--num_plots", "1"],
+}
+CAMERAS, SIDE, LENGTH = ("base", "wrist"), 32, 24
+
+
+def image(seed: int = 0) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8))
+
+
+def small(arguments: list[str]) -> list[str]:
+    """A command of the pages, at the size of a test."""
+    command = arguments[0]
+    expert = EXPERT_OPTIONS if command in ("train", "profile") and "--vlm" in arguments else []
+    return [*arguments, *SMALL.get(command, []), *expert]
+
+
+def record(folder: Path, seed: int) -> None:
+    """Four episodes of two cameras, five joints and smooth motion."""
+    rng = np.random.default_rng(seed)
+    joints = [f"joint_{i}" for i in range(5)]
+    sizes = dict.fromkeys(CAMERAS, (SIDE, SIDE))
+    with LeRobotWriter(folder, 10, sizes, joints, joints, robot_type="arm", image_format="image") as writer:
+        for _ in range(4):
+            pictures = {name: rng.integers(0, 256, (LENGTH, SIDE, SIDE, 3), dtype=np.uint8) for name in CAMERAS}
+            motion = rng.normal(size=(LENGTH, 5)).cumsum(axis=0).astype(np.float32) / 10
+            writer.add_episode(pictures, motion, motion, task="pick up the cup")
+
+
+def questions(folder: Path) -> None:
+    """As on the Hub: a configuration by name, conversations in a column of their own."""
+    (folder / "ai2d").mkdir(parents=True)
+    turn = {"user": "What is this?", "assistant": "a table"}
+    features = datasets.Features(
+        images=datasets.List(datasets.Image()), texts=datasets.List({name: datasets.Value("string") for name in turn})
+    )
+    rows = {"images": [[image(i)] for i in range(8)], "texts": [[turn]] * 8}
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(folder / "ai2d" / "train.parquet")
+    (folder / "README.md").write_text(
+        "---\nconfigs:\n- config_name: ai2d\n  data_files:\n  - split: train\n    path: ai2d/train.parquet\n---\n"
+    )
+
+
+def make_stand_ins(folder: Path) -> None:
+    """Everything that the pages take for granted, in `folder`."""
+    root = Path(__file__).parents[2]
+    for name in ("google/paligemma2-3b-pt-224", "google/paligemma-3b-pt-224"):
+        save_tiny_vlm(folder / name, image_size=SIDE, patch_size=16, hidden_size=32, num_layers=2)
+    for seed, name in enumerate(("your_dataset", "more_of_it", "more_of_the_same", "first", "second")):
+        record(folder / "lerobot" / name, seed)
+    twins.pi05(folder / "lerobot" / "pi05_base")
+    (folder / "physical-intelligence").mkdir()
+    twins.fast(folder / "physical-intelligence" / "fast")
+    questions(folder / "HuggingFaceM4" / "the_cauldron")
+    shutil.copytree(root / "tests/data", folder / "tests/data")
+    shutil.copytree(root / "simulation/tabletop_vlm", folder / "simulation/tabletop_vlm")
+    train = ["train", "--vlm", "google/paligemma2-3b-pt-224", "--dataset", "lerobot/your_dataset"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        main(small([*train, "--output_dir", "policy"]))
+    shutil.copytree(folder / "policy", folder / "other_policy")
+
+
+def make_python_small(patch: pytest.MonkeyPatch) -> None:
+    """Python's way to what the options of `small` do."""
+    from_vlm, begin = KIVLAForActionPrediction.from_vlm.__func__, KIVLATrainer.__init__
+
+    def from_small_vlm(cls, name, expert_config=None, **kwargs):
+        return from_vlm(cls, name, expert_config=expert_config or EXPERT, **kwargs)
+
+    def begin_small(self, model=None, args=None, *rest, **kwargs):
+        args.max_steps, args.report_to, args.disable_tqdm = 2, [], True
+        begin(self, model, args, *rest, **kwargs)
+
+    patch.setattr(KIVLAForActionPrediction, "from_vlm", classmethod(from_small_vlm))
+    patch.setattr(KIVLATrainer, "__init__", begin_small)
