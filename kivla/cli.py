@@ -4,6 +4,7 @@ Imports nothing of ours or heavy: installed, this file is also the module `kivla
 it without importing `kivla`, so that `kivla --help` answers at once.
 """
 
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -39,6 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command, *rest = arguments
     if command not in COMMANDS:
         sys.exit(f"kivla: there is no command '{command}'. Commands: {', '.join(COMMANDS)}.")
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # last, so that it hides nothing: pkg.module:Class of one's own is found here
     import_module(f"kivla.commands.{command.replace('-', '_')}").run(rest)
 
 

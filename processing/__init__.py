@@ -1,11 +1,6 @@
-from .action_tokenizers import (
-    ACTION_TOKENIZERS,
-    ActionDecodingFailure,
-    ActionTokenizer,
-    BinningActionTokenizer,
-    FASTActionTokenizer,
-    load_action_tokenizer,
-)
+from .action_tokenizers import ACTION_TOKENIZERS, ActionDecodingFailure, ActionTokenizer
+from .binning_tokenizer import BinningActionTokenizer
+from .fast_tokenizer import FASTActionTokenizer
 from .normalization import (
     NORMALIZATION_MODES,
     STATISTICS,
@@ -17,6 +12,7 @@ from .normalization import (
     statistics_to_json,
 )
 from .processing_kivla import KIVLAProcessor
+from .tokenizer_registry import action_tokenizer_class, load_action_tokenizer
 
 __all__ = [
     "ACTION_TOKENIZERS",
@@ -28,6 +24,7 @@ __all__ = [
     "FASTActionTokenizer",
     "KIVLAProcessor",
     "Normalizer",
+    "action_tokenizer_class",
     "clip_to_range",
     "compute_statistics",
     "discretize_state",

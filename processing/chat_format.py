@@ -7,16 +7,18 @@ from dataclasses import asdict, dataclass, fields
 from jinja2 import TemplateError
 from transformers import ProcessorMixin
 
+from .saved_settings import check_prompts
+
 logger = logging.getLogger(__name__)
 
 # Stand for the user's and the assistant's words while a chat template is rendered
 _PROMPT, _ANSWER = "\u2022prompt\u2022", "\u2022answer\u2022"
-# Frames of prompts with up to so many images are rendered at once and saved.
+# Formats of prompts with up to so many images are rendered at once and saved.
 _MOST_IMAGES = 8
 
 
 @dataclass
-class PromptFrame:
+class ChatFormat:
     """A question is `before + prompt + after`; the VLM answers `lead + answer + closing`.
 
     `before` holds the image placeholders. The closing ends the VLM's turn, and it is not empty. In a conversation the
@@ -35,15 +37,15 @@ def has_chat(vlm_processor: ProcessorMixin) -> bool:
     return bool(vlm_processor.chat_template)
 
 
-def prompt_frame(vlm_processor: ProcessorMixin, num_images: int) -> PromptFrame:
-    """The frame for a prompt with so many images in front of it.
+def chat_format(vlm_processor: ProcessorMixin, num_images: int) -> ChatFormat:
+    """What stands around a prompt with so many images in front of it.
 
     Raises:
         ValueError: a chat template that leaves out the words of the user or of the assistant.
     """
     eos = vlm_processor.tokenizer.eos_token
     if not has_chat(vlm_processor):
-        return PromptFrame(vlm_processor.image_token * num_images, "", "", eos)
+        return ChatFormat(vlm_processor.image_token * num_images, "", "", eos)
     render = vlm_processor.apply_chat_template
     content = [*({"type": "image"} for _ in range(num_images)), {"type": "text", "text": _PROMPT}]
     question = {"role": "user", "content": content}
@@ -64,11 +66,11 @@ def prompt_frame(vlm_processor: ProcessorMixin, num_images: int) -> PromptFrame:
     again = {"role": "user", "content": [{"type": "text", "text": _PROMPT}]}
     conversation = render([question, answer, again], tokenize=False)
     between = conversation.rpartition(_ANSWER)[2].partition(_PROMPT)[0].removeprefix(closing)
-    return PromptFrame(before, after, lead, closing, between)
+    return ChatFormat(before, after, lead, closing, between)
 
 
-class PromptFrames:
-    """The frames of one processor, by number of images: rendered once, when it is made, and then kept.
+class ChatFormats:
+    """The chat formats of one processor, by number of images: rendered once, when it is made, and then kept.
 
     A chat template may write today's date, draw a system prompt, or be changed by a later version of a library. A
     policy has learned the prompts of its training, so these are saved with it.
@@ -86,27 +88,26 @@ class PromptFrames:
         self._vlm_processor = vlm_processor
         self._template = vlm_processor.chat_template
         if saved is not None:
-            self._fixed = dict(_frame_from(number, values) for number, values in saved.items())
-            if 1 not in self._fixed:
-                raise ValueError(f"prompt_frames lacks the frame of one image; it has those of {sorted(self._fixed)}.")
+            check_prompts(saved, [field.name for field in fields(ChatFormat)])
+            self._fixed = {int(number): ChatFormat(**texts) for number, texts in saved.items()}
         else:
             if "strftime_now" in str(self._template):
                 logger.warning(
                     f"The chat template of {type(vlm_processor).__name__} writes the date. The prompts of this policy "
                     "keep that of today: they are saved with its processor."
                 )
-            self._fixed = {1: prompt_frame(vlm_processor, 1)}  # a template that does not work is better known now
+            self._fixed = {1: chat_format(vlm_processor, 1)}  # a template that does not work is better known now
             for number in range(max(most_images, _MOST_IMAGES) + 1):
                 try:
-                    self._fixed[number] = prompt_frame(vlm_processor, number)
+                    self._fixed[number] = chat_format(vlm_processor, number)
                 except (TemplateError, ValueError):  # raised again where such a prompt is asked for
                     continue
-        self._others: dict[int, PromptFrame] = {}
+        self._others: dict[int, ChatFormat] = {}
 
-    def __getitem__(self, num_images: int) -> PromptFrame:
+    def __getitem__(self, num_images: int) -> ChatFormat:
         """
         Raises:
-            ValueError: the chat template was replaced, or it refuses so many images, or there is no saved frame for
+            ValueError: the chat template was replaced, or it refuses so many images, or there is no saved format for
                 them, and the template writes something else by now.
         """
         if self._vlm_processor.chat_template != self._template:
@@ -117,28 +118,23 @@ class PromptFrames:
         if num_images in self._fixed:
             return self._fixed[num_images]
         if num_images not in self._others:
-            if prompt_frame(self._vlm_processor, 1) != self._fixed[1]:
+            if chat_format(self._vlm_processor, 1) != self._fixed[1]:
                 raise ValueError(
                     f"this processor has saved its prompts with {sorted(self._fixed)} images, and none with "
                     f"{num_images}. Its chat template writes another prompt by now than when the processor was made "
                     "(a date, or another version of a library), so it cannot be written anew. Use fewer images."
                 )
-            self._others[num_images] = prompt_frame(self._vlm_processor, num_images)
+            self._others[num_images] = chat_format(self._vlm_processor, num_images)
         return self._others[num_images]
 
     @property
     def written(self) -> str:
-        """All that the frames write."""
-        return "\n".join(text for frame in self._fixed.values() for text in asdict(frame).values())
+        """All that the formats write."""
+        return "\n".join(text for chat in self._fixed.values() for text in asdict(chat).values())
 
     def to_dict(self) -> dict[str, dict]:
         """Ready for JSON."""
-        return {str(number): asdict(frame) for number, frame in sorted(self._fixed.items())}
+        return {str(number): asdict(chat) for number, chat in sorted(self._fixed.items())}
 
 
-def _frame_from(number: str, values: dict) -> tuple[int, PromptFrame]:
-    names = [field.name for field in fields(PromptFrame)]
-    is_right = number.isdecimal() and len(number) < 6 and isinstance(values, dict) and sorted(values) == sorted(names)
-    if not is_right or not all(isinstance(text, str) for text in values.values()) or not values["closing"]:
-        raise ValueError(f"prompt_frames of {number[:20]!r} images must be texts for {names}, got {str(values)[:200]}.")
-    return int(number), PromptFrame(**values)
+__all__ = ["ChatFormat", "ChatFormats", "chat_format", "has_chat"]

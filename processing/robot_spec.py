@@ -12,7 +12,8 @@ from .normalization import Normalizer, as_numbers, clip_to_range, statistics_fro
 
 @dataclass
 class RobotSpec:
-    """
+    """What the numbers of one robot mean, and which cameras it has.
+
     Args:
         statistics: `{"state": {...}, "actions": {...}}` of this robot's data in its units, or None.
         cameras: names of its cameras, in the order in which the model sees them; None for any number of images.
@@ -162,6 +163,29 @@ class RobotSpec:
         return {"statistics": statistics, "cameras": self.cameras, "action_dim": self.action_dim}
 
 
+def make_robots(robots: dict[str, dict] | None, single: dict, **shared) -> dict[str | None, RobotSpec]:
+    """The robots of a processor by name; a single one has the name None.
+
+    Args:
+        robots: name -> `statistics`, and perhaps `cameras` and `action_dim`; or None.
+        single: the same of a single robot, all None if there are `robots`.
+        shared: what all have in common, see `RobotSpec`.
+
+    Raises:
+        ValueError: both were given, `robots` is empty, or a robot's numbers do not fit.
+    """
+    if robots is not None and any(value is not None for value in single.values()):
+        raise ValueError(
+            "Give either `robots`, or `statistics`, `cameras` and `action_dim` of a single robot, not both."
+        )
+    if robots is not None and not robots:
+        raise ValueError("`robots` is empty: name at least one, with its statistics.")
+    return {
+        name: RobotSpec(values.get("statistics"), values.get("cameras"), values.get("action_dim"), **shared)
+        for name, values in ({None: single} if robots is None else robots).items()
+    }
+
+
 def robot_from_json(values: dict) -> dict:
     """Inverse of `RobotSpec.to_dict`, as arguments."""
     statistics = values["statistics"]
@@ -170,4 +194,4 @@ def robot_from_json(values: dict) -> dict:
     return {**values, "statistics": statistics}
 
 
-__all__ = ["RobotSpec", "robot_from_json"]
+__all__ = ["RobotSpec", "make_robots", "robot_from_json"]

@@ -1,43 +1,130 @@
-"""Environments by name. What each must offer is written at `make_env`."""
+"""Environments by name, and what each must offer."""
 
 from collections.abc import Sequence
-from importlib import import_module
+from typing import Protocol
 
+import numpy as np
 import yaml
 
-# Imported when asked for: an environment may need packages of an extra.
-ENVIRONMENTS = {
+from ..processing.plugins import check_has, find_class
+
+# Imported when asked for: an environment may need packages of an extra. Other packages name theirs in pyproject.toml:
+# [project.entry-points."kivla.environments"]
+ENVIRONMENTS: dict[str, str | type] = {
     "metaworld": "kivla.simulation.metaworld_env:MetaWorldVectorEnv",
     "tabletop": "kivla.simulation.tabletop.env:TabletopVectorEnv",
 }
+ENTRY_POINTS = "kivla.environments"
+ENV_HELP = f"Environment: {', '.join(ENVIRONMENTS)}, one of another package, or pkg.module:Class of your own."
 
 
-def make_env(name: str, num_envs: int, **options):
-    """`num_envs` copies of an environment that step together (`gymnasium.vector.VectorEnv` semantics).
+class Environment(Protocol):
+    """N copies of an environment that step together (`gymnasium.vector.VectorEnv` semantics), for roll-outs.
 
-    Every environment follows one interface:
+    It is made as `Class(num_envs, **options)`. One of your own needs no base class.
 
-    * `obs, info = env.reset(seed=[...], options=None)`, one seed for each copy;
-      `options={"instruction": [...]}` tells the policy other sentences, in the same scenes;
-    * `obs, reward, terminated, truncated, info = env.step(actions)`, actions float32 (N, Da). A finished copy keeps
-      its state and ignores actions until the next reset;
     * `obs` is `{"images": {camera: uint8 (N, H, W, 3)}, "state": float32 (N, Ds)}`;
-    * `info["instruction"]` is what each copy is asked to do, `info["success"]` (N,) whether its *original* instruction
-      is fulfilled, `info["swapped_instruction"]` (at reset) a sentence about another object of the same scene, and
-      `info["swapped_success"]` (N,) whether that is fulfilled after a reset with it;
-    * `num_envs`, `cameras`, `state_dim`, `action_dim`, `state_names`, `action_names`, `fps`, `robot_type`.
+    * `info["instruction"]` is what each copy is asked to do, and `info["success"]` (N,) whether its *original*
+      instruction is fulfilled. For the control with swapped instructions `info["swapped_instruction"]` is (at reset) a
+      sentence about another object of the same scene, and `info["swapped_success"]` (N,) whether that is fulfilled
+      after a reset with it; an environment without them is rolled out with `--swapped false`.
+
+    Attributes:
+        num_envs: N.
+        cameras: names of the cameras; the first one is filmed.
+        action_dim: Da.
+        fps: steps per second.
+    """
+
+    num_envs: int
+    cameras: Sequence[str]
+    action_dim: int
+    fps: int
+
+    def reset(self, seed: Sequence[int], options: dict | None = None) -> tuple[dict, dict]:
+        """`obs, info` of new scenes, one seed for each copy: the same seed is the same scene.
+
+        `options={"instruction": [...]}` tells the policy other sentences, in the same scenes.
+        """
+
+    def step(self, actions: np.ndarray) -> tuple[dict, np.ndarray, np.ndarray, np.ndarray, dict]:
+        """`obs, reward, terminated, truncated, info` after float32 actions (N, Da). A finished copy keeps its state and
+        ignores actions until the next reset."""
+
+    def close(self) -> None:
+        """Give back what it holds."""
+
+
+class Demonstrator(Environment, Protocol):
+    """An environment with a scripted expert, for `kivla record`.
+
+    Attributes:
+        state_names, action_names: names of the dimensions.
+        robot_type: for the dataset's metadata.
+    """
+
+    state_names: Sequence[str]
+    action_names: Sequence[str]
+    robot_type: str
+
+    def expert_actions(self) -> np.ndarray:
+        """(N, Da), what the expert does now."""
+
+
+def make_env(name: str, num_envs: int, **options) -> Environment:
+    """`num_envs` copies of an environment, see `Environment`.
 
     Args:
-        name: a key of `ENVIRONMENTS`.
+        name: a key of `ENVIRONMENTS`, a name that an installed package gives its own (`ENTRY_POINTS`), or the place of
+            a class, `pkg.module:Class`.
         options: for the environment's constructor.
 
     Raises:
         ValueError: there is no such environment.
+        TypeError: it lacks something; the message names what.
     """
-    if name not in ENVIRONMENTS:
-        raise ValueError(f"There is no environment {name!r}. Environments: {', '.join(sorted(ENVIRONMENTS))}.")
-    module, _, attribute = ENVIRONMENTS[name].partition(":")
-    return getattr(import_module(module), attribute)(num_envs, **options)
+    env = find_class(name, ENVIRONMENTS, ENTRY_POINTS, "environment")(num_envs, **options)
+    check_environment(env)
+    return env
+
+
+def check_environment(env, protocol: type = Environment) -> None:
+    """
+    Args:
+        protocol: `Environment`, or `Demonstrator` for recording.
+
+    Raises:
+        TypeError: something of it is missing; the message names what.
+    """
+    ours = [kind for kind in protocol.__mro__ if kind.__module__ == __name__]
+    names = dict.fromkeys(name for kind in ours for name in (*kind.__annotations__, *vars(kind)))
+    what = "an environment" if protocol is Environment else "an environment to record"
+    advice = f"kivla.simulation.environments.{protocol.__name__} says what each is."
+    check_has(env, (name for name in names if not name.startswith("_")), what, advice)
+
+
+def check_first(env: Environment, observation: dict, info: dict) -> None:
+    """Whether what an environment returns from `reset` is what `Environment` says.
+
+    Raises:
+        ValueError: naming what is missing, or of another shape.
+    """
+    problems = [f"obs has no {name!r}" for name in ("images", "state") if name not in observation]
+    problems += [f"info has no {name!r}" for name in ("instruction", "success") if name not in info]
+    images = observation.get("images", {})
+    problems += [f"obs['images'] has no camera {camera!r}" for camera in env.cameras if camera not in images]
+    wanted = f"uint8 ({env.num_envs}, height, width, 3)"
+    for camera, pictures in images.items():
+        shape = pictures.shape
+        if pictures.dtype != np.uint8 or len(shape) != 4 or (shape[0], shape[3]) != (env.num_envs, 3):
+            problems.append(f"obs['images'][{camera!r}] must be {wanted}, got {pictures.dtype} {shape}")
+    if "state" in observation and (np.ndim(observation["state"]) != 2 or len(observation["state"]) != env.num_envs):
+        problems.append(f"obs['state'] must be ({env.num_envs}, Ds), got {np.shape(observation['state'])}")
+    for name in ("instruction", "success"):
+        if name in info and len(info[name]) != env.num_envs:
+            problems.append(f"info[{name!r}] must have {env.num_envs} entries, got {len(info[name])}")
+    if problems:
+        raise ValueError(f"{type(env).__name__}.reset() does not return what it should: {'; '.join(problems)}.")
 
 
 def parse_options(options: Sequence[str]) -> dict:

@@ -8,6 +8,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from ..training.data.lerobot.writer import LeRobotWriter
+from .environments import Demonstrator, check_environment, check_first
 
 NOISE_STEPS = 3  # a disturbance of single steps would average out
 
@@ -31,11 +32,13 @@ class Demonstration:
     success: bool
 
 
-def demonstrate(env, seeds: list[int], action_noise: Sequence[float] | None = None) -> list[Demonstration]:
+def demonstrate(
+    env: Demonstrator, seeds: list[int], action_noise: Sequence[float] | None = None
+) -> list[Demonstration]:
     """Let the scripted expert of a vectorised environment run one episode for each seed to its end.
 
     Args:
-        env: see `kivla.simulation.environments.make_env` for the interface; and `env.expert_actions()`, (N, Da).
+        env: a vectorised environment with a scripted expert.
         seeds: N of them, one for each of the environment's copies.
         action_noise: (Da,) standard deviation of a disturbance that is added to what is executed, not to what is
             recorded, and changes every `NOISE_STEPS` steps. An expert that is never disturbed never shows how to get
@@ -84,7 +87,7 @@ def demonstrate(env, seeds: list[int], action_noise: Sequence[float] | None = No
 
 
 def record_demonstrations(
-    env,
+    env: Demonstrator,
     folder: str | Path,
     num_episodes: int,
     seed: int = 0,
@@ -117,7 +120,9 @@ def record_demonstrations(
     if num_episodes < 1:
         raise ValueError(f"num_episodes must be at least 1, got {num_episodes}.")
     max_failures = num_episodes if max_failures is None else max_failures
-    obs, _ = env.reset(seed=list(range(seed, seed + env.num_envs)))
+    check_environment(env, Demonstrator)
+    obs, info = env.reset(seed=list(range(seed, seed + env.num_envs)))
+    check_first(env, obs, info)
     recorded, failed, next_seed = [], 0, seed
     with (
         LeRobotWriter(

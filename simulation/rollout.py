@@ -11,6 +11,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from ..modeling_kivla import actions_of
+from .environments import Environment, check_first
 
 # A list of observations {"images": {camera: uint8 (height, width, 3)}, "text": str, "state": float32 (Ds,)}
 # -> action chunks (n, H, Da) in robot units
@@ -107,7 +108,7 @@ class RolloutResult:
 
 def rollout(
     policy: Policy,
-    env,
+    env: Environment,
     seeds: Sequence[int],
     replan_every: int,
     max_steps: int,
@@ -121,7 +122,7 @@ def rollout(
 
     Args:
         policy: from observations to action chunks; asked only about episodes that are still running.
-        env: see `make_env`.
+        env: see `Environment`.
         seeds: one scene for each.
         replan_every: actions of a chunk that are executed before the policy looks again.
         max_steps: longest episode.
@@ -154,7 +155,7 @@ def rollout(
     return RolloutResult(episodes, calls)
 
 
-def swapped_instructions(env, seeds: Sequence[int]) -> list[str]:
+def swapped_instructions(env: Environment, seeds: Sequence[int]) -> list[str]:
     """For the control: a sentence about another object of each seed's scene, from the environment.
 
     Tell them to `rollout(..., instructions=...)` with the same seeds. A policy that reads then does something else; one
@@ -178,7 +179,7 @@ def swapped_instructions(env, seeds: Sequence[int]) -> list[str]:
 
 def _round(
     policy: Policy,
-    env,
+    env: Environment,
     seeds: list[int],
     instructions: list[str] | None,
     replan_every: int,
@@ -190,6 +191,7 @@ def _round(
     count, camera = len(seeds), env.cameras[0]
     options = None if instructions is None else {"instruction": _filled(instructions, env.num_envs)}
     observation, info = env.reset(seed=_filled(seeds, env.num_envs), options=options)
+    check_first(env, observation, info)
     told = list(info["instruction"])[:count]
     frames = [[image.copy()] for image in observation["images"][camera][: min(record, count)]]
     chunks = np.zeros((env.num_envs, replan_every, env.action_dim), dtype=np.float32)  # (N, k, Da)

@@ -23,14 +23,15 @@ from ..modeling_kivla import KIVLAConfig, KIVLAForActionPrediction
 from ..processing import (
     ActionTokenizer,
     BinningActionTokenizer,
-    FASTActionTokenizer,
     KIVLAProcessor,
     Normalizer,
+    action_tokenizer_class,
     load_action_tokenizer,
 )
-from ..processing.processing_kivla import CONFIG_FILE, SETTINGS, VLM_PROCESSOR_FOLDER
+from ..processing.saved_processor import CONFIG_FILE, SETTINGS, VLM_PROCESSOR_FOLDER
+from ..processing.tokenizer_registry import is_action_tokenizer_class
 from .data.data_ranges import range_problems
-from .data.lerobot.dataset import LeRobotDataset, joint_statistics
+from .data.robot_dataset import RobotDataset, joint_statistics
 from .policy_options import DEFAULT_RECIPE, EXPERT_OPTIONS, MODEL_SETTINGS, PolicyOptions, refuse
 from .recipes import BACKBONE, EXPERT, Recipe, Stage, get_recipe
 
@@ -131,7 +132,9 @@ class Base:
 
     @property
     def tokenizer_kind(self) -> str:
-        return "none" if self.tokenizer is None else self.tokenizer.kind
+        """As the option and the recipes have it: bins have the kind "binning"."""
+        kind = "none" if self.tokenizer is None else self.tokenizer.kind
+        return "bins" if kind == BinningActionTokenizer.kind else kind
 
     def cameras_among(self, names: Sequence[str], robot: str | None) -> list[str] | None:
         """The cameras of a robot, if all of them are among these names of a dataset's; None otherwise."""
@@ -210,7 +213,7 @@ class Base:
 
 
 # --------------------------------------------------------------------------------------------------------------- start
-def start_policy(vlm: str | Path, sources: Sequence[LeRobotDataset], options: PolicyOptions) -> Built:
+def start_policy(vlm: str | Path, sources: Sequence[RobotDataset], options: PolicyOptions) -> Built:
     """A new policy on a VLM; the action expert starts from random weights.
 
     Args:
@@ -241,7 +244,7 @@ def start_policy(vlm: str | Path, sources: Sequence[LeRobotDataset], options: Po
 
 
 # ------------------------------------------------------------------------------------------------------------ continue
-def continue_policy(base: Base, sources: Sequence[LeRobotDataset], options: PolicyOptions) -> Built:
+def continue_policy(base: Base, sources: Sequence[RobotDataset], options: PolicyOptions) -> Built:
     """A policy goes on, as it is, on data of the same robot.
 
     Raises:
@@ -291,7 +294,7 @@ def continue_policy(base: Base, sources: Sequence[LeRobotDataset], options: Poli
     return Built(model, processor, notes, facts)
 
 
-def _differences(processor: KIVLAProcessor, data: LeRobotDataset) -> list[str]:
+def _differences(processor: KIVLAProcessor, data: RobotDataset) -> list[str]:
     """Between a policy and data that it is to go on with."""
     try:
         robot = processor.robot(data.robot)
@@ -313,7 +316,7 @@ def _last(camera: str) -> str:
 
 
 # --------------------------------------------------------------------------------------------------------------- adapt
-def adapt_policy(base: Base, sources: Sequence[LeRobotDataset], options: PolicyOptions) -> Built:
+def adapt_policy(base: Base, sources: Sequence[RobotDataset], options: PolicyOptions) -> Built:
     """A base policy goes on to another robot or other data.
 
     New: statistics, cameras, size of an action; where asked for chunk size, normalisation and action tokenizer (a
@@ -405,7 +408,7 @@ def _or(cameras: list[list[str] | None]) -> str:
     return "; ".join("not known" if names is None else str(names) for names in cameras)
 
 
-def _check_room(base: Base, sources: Sequence[LeRobotDataset]) -> None:
+def _check_room(base: Base, sources: Sequence[RobotDataset]) -> None:
     config = base.config
     for data in sources:
         if data.action_dim > config.max_action_dim:
@@ -437,13 +440,13 @@ def next_stage(folder: str | Path, options: PolicyOptions) -> Built:
 
 
 # ------------------------------------------------------------------------------------------------------ what both need
-def robots_of(sources: Sequence[LeRobotDataset]) -> dict[str | None, dict]:
+def robots_of(sources: Sequence[RobotDataset]) -> dict[str | None, dict]:
     """Robot -> its `statistics` and `cameras`; datasets of the same robot are taken together.
 
     Raises:
         ValueError: datasets of one robot with different cameras or sizes.
     """
-    by_robot: dict[str | None, list[LeRobotDataset]] = {}
+    by_robot: dict[str | None, list[RobotDataset]] = {}
     for data in sources:
         by_robot.setdefault(data.robot, []).append(data)
     robots = {}
@@ -464,27 +467,31 @@ def _robot_arguments(robots: dict[str | None, dict]) -> dict:
 def new_tokenizer(
     kind: str,
     options: PolicyOptions,
-    sources: Sequence[LeRobotDataset],
+    sources: Sequence[RobotDataset],
     robots: dict[str | None, dict],
     normalization: str,
     notes: list[str],
 ) -> ActionTokenizer | None:
-    """An action tokenizer: "none", "bins", "fast" (fitted on the data), or the place of a FAST that is there."""
+    """An action tokenizer: "none", "bins", a kind or a class that is fitted on the data ("fast"), or the place of one
+    that is there (a folder or a Hub id)."""
     if kind == "none":
         return None
     if kind == "bins":
         return BinningActionTokenizer()
-    if kind != "fast":
+    if not is_action_tokenizer_class(kind):
         return load_action_tokenizer(kind)
     chunks = normalized_chunks(sources, robots, normalization)
     given = {"vocab_size": options.action_vocab_size, "scale": options.action_scale}
-    tokenizer = FASTActionTokenizer.fit(chunks, **{name: value for name, value in given.items() if value is not None})
-    notes.append(f"FAST is fitted: {_roundtrip(tokenizer, chunks)}")
+    given = {name: value for name, value in given.items() if value is not None}
+    tokenizer = action_tokenizer_class(kind).fit(chunks, **given)
+    notes.append(
+        f"{'FAST' if kind == 'fast' else f'the action tokenizer {kind}'} is fitted: {_roundtrip(tokenizer, chunks)}"
+    )
     return tokenizer
 
 
 def normalized_chunks(
-    sources: Sequence[LeRobotDataset], robots: dict[str | None, dict], normalization: str, max_chunks: int = 50_000
+    sources: Sequence[RobotDataset], robots: dict[str | None, dict], normalization: str, max_chunks: int = 50_000
 ) -> list[np.ndarray]:
     """Action chunks of the datasets as the policy sees them, each (H, Da); at most `max_chunks` of each dataset."""
     chunks = []

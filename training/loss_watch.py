@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from torch.utils.data import Dataset, Subset
 from transformers import TrainerCallback
 
-from .data.lerobot.dataset import LeRobotDataset
 from .data.mixture import Mixture
+from .data.robot_dataset import RobotDataset
 from .data.vlm.dataset import VLMDataset
 
 logger = logging.getLogger(__name__)
@@ -93,7 +93,7 @@ def _name_example(dataset: Dataset, origin: Mapping) -> str:
             source, index = source.locate(index)
         else:
             source, index = source.dataset, source.indices[index]
-    name = source.name if isinstance(source, LeRobotDataset) else type(source).__name__
+    name = source.name if isinstance(source, RobotDataset) else type(source).__name__
     if "episode_index" in origin:
         return f"{name} episode {origin['episode_index']} frame {origin['frame_index']}"
     return f"{name} {'row' if isinstance(source, VLMDataset) else 'example'} {index}"

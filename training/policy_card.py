@@ -5,14 +5,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from peft import PeftModel
-from torch.utils.data import Dataset, Subset
 
 from ..hub_cards.hub_names import shown
 from ..hub_cards.readme import joined, readme_on_hub, split, with_card
 from ..hub_cards.trained_policy import fine_tuned_card
 from ..modeling_kivla.hub_card import base_name
-from .data.lerobot.dataset import LeRobotDataset
-from .data.mixture import Mixture
+from .data.dataset_checks import robot_datasets
+from .data.robot_dataset import RobotDataset
 
 # Facts that a trainer alone does not know: the card is then silent about them.
 UNKNOWN = dict.fromkeys(
@@ -26,7 +25,7 @@ _OPTIONS = {
 }
 
 
-def trainer_facts(trainer, sources: Sequence[LeRobotDataset] | None = None) -> dict:
+def trainer_facts(trainer, sources: Sequence[RobotDataset] | None = None) -> dict:
     """What a `KIVLATrainer` knows of its policy, for `fine_tuned_card`.
 
     Args:
@@ -36,7 +35,7 @@ def trainer_facts(trainer, sources: Sequence[LeRobotDataset] | None = None) -> d
     model = model.get_base_model() if isinstance(model, PeftModel) else model
     processor, args, log = trainer.processing_class, trainer.args, trainer.state.log_history
     tokenizer = processor.action_tokenizer
-    sources = demonstrations(trainer.train_dataset) if sources is None else sources
+    sources = robot_datasets(trainer.train_dataset) if sources is None else sources
     tasks = [task for data in sources for task in data.tasks.values()]
     metrics = {name: value for entry in log for name, value in entry.items()}  # the last of each
     folder = Path(args.output_dir)
@@ -86,15 +85,6 @@ def with_words_of_hub(trainer, text: str) -> str:
     return joined(on_hub, text) if on_hub else text
 
 
-def demonstrations(dataset: Dataset | None) -> list[LeRobotDataset]:
-    """The LeRobot datasets in a training dataset, through mixtures and subsets."""
-    if isinstance(dataset, Mixture):
-        return [data for source in dataset.sources for data in demonstrations(source)]
-    if isinstance(dataset, Subset):
-        return demonstrations(dataset.dataset)
-    return [dataset] if isinstance(dataset, LeRobotDataset) else []
-
-
 def evaluated_sets(metrics: dict[str, float]) -> dict[str, dict[str, float]]:
     """Set of demonstrations -> its errors in robot units; "evaluation" where there is but one, without a name."""
     columns = ("action_mae", "mean_action_mae", "times_better_than_mean")
@@ -103,7 +93,7 @@ def evaluated_sets(metrics: dict[str, float]) -> dict[str, dict[str, float]]:
     return {name: {column: metrics[prefix + column] for column in columns} for name, prefix in names.items()}
 
 
-def _robots(processor, sources: Sequence[LeRobotDataset]) -> list[dict]:
+def _robots(processor, sources: Sequence[RobotDataset]) -> list[dict]:
     """One entry for each dataset; without any, for each robot that the processor knows."""
     rows = []
     for name, data in [(data.robot, data) for data in sources] or [(name, None) for name in processor.robots]:

@@ -29,7 +29,10 @@ class PolicyOptions:
 
     recipe: str | None = field(
         default=None,
-        metadata={"help": f"What trains what: {', '.join(RECIPES)}. insulated; with --policy, as it was trained."},
+        metadata={
+            "help": f"What trains what: {', '.join(RECIPES)}, or a YAML file of your own. insulated; with --policy, as "
+            "it was trained."
+        },
     )
     chunk_size: int | None = field(default=None, metadata={"help": "Actions in a chunk (H); 50."})
     max_action_dim: int | None = field(
@@ -68,7 +71,11 @@ class PolicyOptions:
     )
     normalization: str | None = field(default=None, metadata={"help": "quantile, mean_std or none; quantile."})
     action_tokenizer: str | None = field(
-        default=None, metadata={"help": "fast (fitted on the data), bins, none, a FAST folder or Hub id; the recipe's."}
+        default=None,
+        metadata={
+            "help": "fast (fitted on the data), bins, none, a saved one's folder or Hub id, or pkg.module:Class; the "
+            "recipe's."
+        },
     )
     action_vocab_size: int | None = field(default=None, metadata={"help": "Codes of a fitted FAST tokenizer; 1024."})
     action_scale: float | None = field(default=None, metadata={"help": "Resolution of a fitted FAST tokenizer; 10."})

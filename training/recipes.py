@@ -4,9 +4,12 @@ The systems are those of Driess et al. 2025 (arXiv 2505.23705), section 6, and o
 run on one model class, one processor and one trainer, so that the difference between two runs is the recipe.
 """
 
+import difflib
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
 
+import yaml
 from torch import nn
 
 from ..modeling_kivla import KIVLAForActionPrediction
@@ -36,6 +39,12 @@ class Stage:
 
     def __post_init__(self):
         weight, scale = self.flow_loss_weight, self.backbone_gradient_scale
+        for name in ("flow_loss_weight", "backbone_gradient_scale", "share"):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or isinstance(value, bool):
+                raise ValueError(f"{name} must be a number, got {value!r}.")
+        if isinstance(self.trains, str):
+            raise ValueError(f"trains must be a list of parts, got {self.trains!r}: write [{self.trains}].")
         if unknown := set(self.trains) - {BACKBONE, EXPERT}:
             raise ValueError(f"A stage trains {BACKBONE} and {EXPERT}, or one of them; got {sorted(unknown)}.")
         if not 0.0 <= weight < math.inf:
@@ -60,7 +69,8 @@ class Stage:
     @property
     def config(self) -> dict[str, float]:
         """Fields of `KIVLAConfig` that it sets."""
-        return {"flow_loss_weight": self.flow_loss_weight, "backbone_gradient_scale": self.backbone_gradient_scale}
+        scale = float(self.backbone_gradient_scale)  # YAML has whole numbers, too
+        return {"flow_loss_weight": float(self.flow_loss_weight), "backbone_gradient_scale": scale}
 
 
 TOKENS_ONLY = Stage((BACKBONE,), flow_loss_weight=0.0)
@@ -72,13 +82,24 @@ EXPERT_ONLY = Stage((EXPERT,))
 
 @dataclass(frozen=True)
 class Recipe:
-    """
+    """Who learns what from which loss, in which order.
+
+    One of your own is an entry of `RECIPES`, or a YAML file with these names (`kivla train --recipe my_recipe.yaml`):
+
+        description: tokens first, then the expert alone
+        stages:
+          - {trains: [backbone], flow_loss_weight: 0, share: 3}
+          - {trains: [expert]}
+
     Attributes:
         description: a line for people.
-        action_tokenizer: what the backbone learns: "fast", "bins" or "none".
-        state_encoding: "text" or "continuous".
+        action_tokenizer: what the backbone learns: "fast", "bins", "none", or one of your own (`pkg.module:Class`).
+        state_encoding: "text", "continuous" or "none".
         vlm_data: whether examples without actions are mixed in, where there are any.
         stages: one after the other, each starting from the weights of the one before.
+
+    Raises:
+        ValueError: a value that cannot be.
     """
 
     description: str
@@ -86,6 +107,15 @@ class Recipe:
     state_encoding: str = "text"
     vlm_data: bool = True
     stages: tuple[Stage, ...] = (INSULATED,)
+
+    def __post_init__(self):
+        for name, kind in (("description", str), ("action_tokenizer", str), ("vlm_data", bool)):
+            if not isinstance(getattr(self, name), kind):
+                raise ValueError(f"{name} must be of type {kind.__name__}, got {getattr(self, name)!r}.")
+        if self.state_encoding not in ("text", "continuous", "none"):
+            raise ValueError(f'state_encoding must be "text", "continuous" or "none", got {self.state_encoding!r}.')
+        if not self.stages:
+            raise ValueError("A recipe needs at least one stage.")
 
 
 RECIPES = {
@@ -127,13 +157,55 @@ RECIPES = {
 
 
 def get_recipe(name: str) -> Recipe:
-    """
+    """A recipe by its name, or from a YAML file.
+
     Raises:
-        ValueError: there is no such recipe.
+        ValueError: there is no such recipe, or the file is none.
     """
+    if name.endswith((".yaml", ".yml")):
+        return _read_recipe(Path(name))
     if name not in RECIPES:
-        raise ValueError(f"There is no recipe {name!r}. Recipes: {', '.join(RECIPES)}.")
+        raise ValueError(f"There is no recipe {name!r}. Recipes: {', '.join(RECIPES)}, or a YAML file of your own.")
     return RECIPES[name]
+
+
+def recipe_name(name: str) -> str:
+    """What a recipe is called in cards and reports: of a YAML file the name alone."""
+    return Path(name).stem if name.endswith((".yaml", ".yml")) else name
+
+
+def _read_recipe(path: Path) -> Recipe:
+    if not path.is_file():
+        raise ValueError(f"There is no recipe file {path}.")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not valid YAML: {error}") from error
+    try:
+        _check_keys(values, Recipe, "the file")
+        stages = values.pop("stages", None)
+        if not isinstance(stages, list):
+            raise ValueError(f"stages must be a list, got {stages!r}.")
+        for number, stage in enumerate(stages, 1):
+            _check_keys(stage, Stage, f"stage {number}")
+            stage["trains"] = tuple(stage["trains"]) if isinstance(stage["trains"], list) else stage["trains"]
+        return Recipe(**values, stages=tuple(Stage(**stage) for stage in stages))
+    except ValueError as error:
+        raise ValueError(f"{path} is no recipe: {error}") from error
+
+
+def _check_keys(values, kind: type, where: str) -> None:
+    """Whether a map has names of this dataclass alone, and those without a default."""
+    known = [field.name for field in fields(kind)]
+    if not isinstance(values, dict):
+        raise ValueError(f"{where} must be a map of {', '.join(known)}; got {values!r}.")
+    for name in values:
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, n=1)
+            hint = f"Did you mean {near[0]}?" if near else f"Known are {', '.join(known)}."
+            raise ValueError(f"{where} has the unknown name {name!r}. {hint}")
+    if known[0] not in values:  # the only one without a default
+        raise ValueError(f"{where} lacks {known[0]!r}.")
 
 
 def set_stage(model: KIVLAForActionPrediction, stage: Stage) -> None:
@@ -165,4 +237,4 @@ def split_steps(stages: tuple[Stage, ...], max_steps: int) -> list[int]:
     return [end - start for start, end in zip([0, *ends], ends, strict=False)]
 
 
-__all__ = ["RECIPES", "Recipe", "Stage", "get_recipe", "set_stage", "split_steps"]
+__all__ = ["RECIPES", "Recipe", "Stage", "get_recipe", "recipe_name", "set_stage", "split_steps"]

@@ -15,8 +15,8 @@ from ..processing import KIVLAProcessor
 from ..processing.chat_format import has_chat
 from .arguments import KIVLATrainingArguments
 from .build import CONTINUE, START, adapt_policy, continue_policy, next_stage, start_policy
-from .data.lerobot.dataset import LeRobotDataset, camera_names
 from .data.mixture import Mixture
+from .data.robot_dataset import RobotDataset, dataset_reader
 from .data.vlm.dataset import VLMDataset
 from .data_parallel import unsharded_init
 from .lora import lora_config
@@ -149,34 +149,37 @@ def make_trainer(
     return trainer, built.facts
 
 
-def load_sources(model_args: ModelArguments, data_args: DataArguments) -> list[LeRobotDataset]:
+def load_sources(model_args: ModelArguments, data_args: DataArguments) -> list[RobotDataset]:
     """The demonstrations to train on; for a policy that goes on with its chunk size, and its cameras if they are all
     there."""
     size = {} if model_args.base is None else {"chunk_size": model_args.base.config.chunk_size}
     size |= model_args.given("chunk_size")
+    reader = dataset_reader(data_args.dataset_format)
+    if data_args.frame_cache_mb:
+        size["frame_cache_mb"] = data_args.frame_cache_mb
     sources = []
     for i, name in enumerate(data_args.dataset):
         robot = data_args.robots[i] if data_args.robots else None
         cameras, episodes = data_args.cameras, data_args.episodes
         if cameras is None and model_args.meaning == CONTINUE:
-            cameras = model_args.base.cameras_among(camera_names(name), robot)
-        read = partial(LeRobotDataset, name, cameras=cameras, robot=robot, **size)
+            cameras = model_args.base.cameras_among(reader.camera_names(name), robot)
+        read = partial(reader, name, cameras=cameras, robot=robot, **size)
         if data_args.eval_episodes:
             every = read(episodes=episodes).episodes
             episodes = [episode for episode in every if episode not in data_args.eval_episodes]
-        sources.append(read(episodes=episodes, frame_cache_mb=data_args.frame_cache_mb))
+        sources.append(read(episodes=episodes))
     return sources
 
 
 def load_evaluation(
-    data_args: DataArguments, sources: list[LeRobotDataset], processor: KIVLAProcessor
+    data_args: DataArguments, sources: list[RobotDataset], processor: KIVLAProcessor
 ) -> dict[str, Subset]:
     """Some of the training frames (of each robot), held-out episodes and VLM data if there are any."""
     names = [f"train_{data.robot}" if len(sources) > 1 else "train" for data in sources]
     evaluation = {name: _spread(data, data_args.max_eval_frames) for name, data in zip(names, sources, strict=True)}
     if data_args.eval_episodes:
         (data,) = sources
-        held_out = LeRobotDataset(data.name, data.chunk_size, data_args.eval_episodes, data.cameras, data.robot)
+        held_out = type(data)(data.name, data.chunk_size, data_args.eval_episodes, data.cameras, data.robot)
         evaluation["held_out"] = _spread(held_out, data_args.max_eval_frames)
     if data_args.vlm_dataset is not None:
         split = data_args.vlm_eval_split or data_args.vlm_split or VLM_SPLIT
@@ -195,7 +198,7 @@ def load_vlm_data(data_args: DataArguments, processor: KIVLAProcessor, split: st
 def make_mixture(
     data_args: DataArguments,
     args: KIVLATrainingArguments,
-    sources: list[LeRobotDataset],
+    sources: list[RobotDataset],
     processor: KIVLAProcessor,
     with_vlm_data: bool,
 ) -> Dataset:

@@ -32,8 +32,8 @@ from torch.utils.data import ConcatDataset, Dataset, Subset
 from ..modeling_kivla import KIVLAForActionPrediction
 from ..processing import KIVLAProcessor
 from .arguments import KIVLATrainingArguments
-from .data.lerobot.dataset import LeRobotDataset
 from .data.mixture import Mixture
+from .data.robot_dataset import RobotDataset
 from .data.vlm.dataset import VLMDataset
 from .data.vlm.streaming import StreamedRows
 
@@ -159,7 +159,7 @@ def describe(data) -> dict:
 
 
 @describe.register
-def _(data: LeRobotDataset) -> dict:
+def _(data: RobotDataset) -> dict:
     described = {"name": data.name, "episodes": data.num_episodes, "frames": len(data), "content": data.content_digest}
     return {**described, "cameras": data.cameras, "robot": data.robot, "chunk_size": data.chunk_size}
 

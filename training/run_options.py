@@ -4,8 +4,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from .build import ADAPT, CONTINUE, START, Base
+from .data.robot_dataset import DATASET_FORMAT_HELP
 from .policy_options import DEFAULT_RECIPE, PolicyOptions, refuse
-from .recipes import Recipe, Stage, get_recipe
+from .recipes import Recipe, Stage, get_recipe, recipe_name
 
 
 @dataclass
@@ -51,9 +52,9 @@ class ModelArguments(PolicyOptions):
         """Its name and itself."""
         if self.base is None:
             name = self.recipe or DEFAULT_RECIPE
-            return name, get_recipe(name)
+            return recipe_name(name), get_recipe(name)
         name, recipe = self.base.recipe(self.recipe, self.meaning)
-        return name or "as before", recipe
+        return "as before" if name is None else recipe_name(name), recipe
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -69,6 +70,7 @@ class DataArguments:
     """Which demonstrations and VLM data, and how they become inputs."""
 
     dataset: list[str] = field(metadata={"help": "LeRobot datasets (v2.1 or v3.0): Hub ids or folders."})
+    dataset_format: str = field(default="lerobot", metadata={"help": DATASET_FORMAT_HELP})
     robots: list[str] | None = field(
         default=None, metadata={"help": "For several datasets the name of each one's robot; its numbers are its own."}
     )
@@ -105,6 +107,8 @@ class DataArguments:
                 raise ValueError(f"--{name} has {len(values)} entries for {len(self.dataset)} datasets.")
         if len(self.dataset) > 1 and (self.episodes or self.eval_episodes):
             raise ValueError("--episodes and --eval_episodes are for a single dataset.")
+        if self.frame_cache_mb and self.dataset_format != "lerobot":
+            refuse({"frame_cache_mb": f"it is for LeRobot datasets, and --dataset_format is {self.dataset_format}"})
         if self.dataset_weights is not None and len(self.dataset) == 1:
             refuse({"dataset_weights": "there is one dataset, and its weight is the whole"})
         if self.vlm_dataset is None:

@@ -13,7 +13,7 @@ from ..hub_cards import fine_tuned_card
 from ..hub_cards.environment_info import environment_info
 from ..hub_cards.hub_names import shown
 from ..hub_cards.readme import split, write_readme
-from .data.lerobot.dataset import LeRobotDataset
+from .data.robot_dataset import RobotDataset
 from .evaluation.predictions import draw, predict_dataset
 from .policy_card import evaluated_sets, trainer_facts
 from .trainer import KIVLATrainer
@@ -40,7 +40,7 @@ def write(path: Path, card: Callable[[str | None], RepoCard], license: str | Non
 def write_facts(
     folder: Path,
     trainer: KIVLATrainer,
-    sources: Sequence[LeRobotDataset],
+    sources: Sequence[RobotDataset],
     metrics: dict[str, float],
     arguments: Sequence[str],
     **facts,

@@ -9,7 +9,7 @@ import numpy as np
 from transformers import pipeline
 
 from ..command_line import parse
-from ..training.data.lerobot.dataset import LeRobotDataset
+from ..training.data.robot_dataset import DATASET_FORMAT_HELP, dataset_reader
 from ..training.evaluation.predictions import draw, predict_dataset
 
 
@@ -19,6 +19,7 @@ class PredictArguments:
 
     policy: str = field(metadata={"help": "Trained KIVLA policy: a Hub id or a folder."})
     dataset: str | None = field(default=None, metadata={"help": "LeRobot dataset to predict on."})
+    dataset_format: str = field(default="lerobot", metadata={"help": DATASET_FORMAT_HELP})
     episodes: list[int] | None = field(default=None, metadata={"help": "Episodes of it; all."})
     num_frames: int = field(default=64, metadata={"help": "Frames to predict at, spread evenly."})
     num_plots: int = field(default=4, metadata={"help": "Chunks to draw, spread evenly."})
@@ -50,7 +51,8 @@ def run(arguments: Sequence[str]) -> None:
         return
     processor = pipe.processor
     cameras = processor.robot(args.robot).cameras
-    data = LeRobotDataset(args.dataset, processor.chunk_size, args.episodes, cameras, args.robot)
+    reader = dataset_reader(args.dataset_format)
+    data = reader(args.dataset, processor.chunk_size, args.episodes, cameras, args.robot)
     results = predict_dataset(pipe, data, args.num_frames, args.batch_size, **options)
     folder = Path(args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)

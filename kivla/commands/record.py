@@ -4,14 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ..command_line import parse
-from ..simulation.environments import ENVIRONMENTS, make_env, parse_options
+from ..simulation.environments import ENV_HELP, make_env, parse_options
 from ..simulation.recording import record_demonstrations
 
 
 @dataclass
 class RecordArguments:
     output_dir: str = field(metadata={"help": "Where the dataset will be; must not exist, or be empty."})
-    env: str = field(default="tabletop", metadata={"help": f"Environment: {', '.join(ENVIRONMENTS)}."})
+    env: str = field(default="tabletop", metadata={"help": ENV_HELP})
     env_options: list[str] = field(
         default_factory=list, metadata={"help": "Options of the environment as NAME=VALUE, values as in YAML."}
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 from transformers import pipeline
 
 from ..command_line import parse
-from ..simulation.environments import ENVIRONMENTS, make_env, parse_options
+from ..simulation.environments import ENV_HELP, make_env, parse_options
 from ..simulation.report_media import choose_episodes
 from ..simulation.rollout import PipelinePolicy
 from ..simulation.rollout_evaluation import evaluate, format_report, replay, video_format, write_media
@@ -18,7 +18,7 @@ from ..training.evaluation.confidence import mcnemar_test
 @dataclass
 class RolloutArguments:
     policy: str = field(metadata={"help": "Trained KIVLA policy: a Hub id or a folder."})
-    env: str = field(default="tabletop", metadata={"help": f"Environment: {', '.join(ENVIRONMENTS)}."})
+    env: str = field(default="tabletop", metadata={"help": ENV_HELP})
     env_options: list[str] = field(
         default_factory=list, metadata={"help": "Options of the environment as NAME=VALUE, values as in YAML."}
     )

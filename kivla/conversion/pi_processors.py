@@ -18,8 +18,8 @@ from transformers import ProcessorMixin
 from ..modeling_kivla import KIVLAConfig
 from ..processing import KIVLAProcessor
 from ..processing.normalization import statistics_from_json
-from ..processing.processing_kivla import CONFIG_FILE, VLM_PROCESSOR_FOLDER
 from ..processing.robot_spec import RobotSpec
+from ..processing.saved_processor import CONFIG_FILE, VLM_PROCESSOR_FOLDER
 from .pi_config import lerobot_settings
 from .weight_files import CheckpointError, read_json, write_json
 

@@ -141,7 +141,7 @@ def test_no_sequence_of_codes_makes_decode_raise(tokenizer):
     sequences = [[], [-1], [2**70], [tokenizer.vocab_size], [None], [0.5], ["7"], [0] * (H * D)]
     # Valid codes only, of any length, and the same with a foreign code put in.
     for _ in range(5000):
-        valid = [rng.randrange(tokenizer._num_codes) for _ in range(rng.randrange(H * D + 2))]
+        valid = [rng.randrange(tokenizer.num_codes) for _ in range(rng.randrange(H * D + 2))]
         foreign = rng.choice([-1, -(2**40), 2**31, 2**32, 2**64, tokenizer.vocab_size])
         sequences += [valid, [*valid, foreign]]
     decoded = tokenizer.decode(sequences, chunk_size=H, action_dim=D)
@@ -398,7 +398,7 @@ def test_a_hub_id_downloads_data_files_only(published_folder, monkeypatch):
         requested.update(repo_id=repo_id, **kwargs)
         return str(published_folder)
 
-    monkeypatch.setattr("kivla.processing.action_tokenizers.snapshot_download", snapshot_download)
+    monkeypatch.setattr("kivla.processing.saved_files.snapshot_download", snapshot_download)
     fast = load_action_tokenizer("physical-intelligence/fast", revision="main")
     assert fast.encode(smooth_chunks(1))
     assert (requested["repo_id"], requested["revision"]) == ("physical-intelligence/fast", "main")

@@ -50,7 +50,7 @@ def control(processor: KIVLAProcessor) -> list[str]:
     loc = [f"<loc{i:04}>" for i in range(1024)] + [f"<seg{i:03}>" for i in range(128)]
     added = {token.content for token in processor.tokenizer.added_tokens_decoder.values()}
     assert added > {"<eos>", "<bos>", "<pad>", "<action_0>", "<action_7>"}
-    return sorted(added - {*loc} - processor._placeholders)
+    return sorted(added - {*loc} - processor.sequences.placeholders)
 
 
 @kinds
@@ -87,7 +87,7 @@ def test_no_control_token_comes_out_of_words(name):
 def test_other_words_are_tokenised_as_they_were(name):
     processor = shared(name)
     for words in PLAIN:
-        assert processor._words.plain(words, "text") == words
+        assert processor.sequences.words.plain(words, "text") == words
         labels = processor(**columns(QUESTION | {"response": words}))["labels"][0]
         learned = processor.tokenizer.decode(labels[labels != -100])
         assert words in learned
@@ -261,7 +261,7 @@ def test_a_tokenizer_without_a_break_refuses_by_name():
 def test_images_in_words_are_refused(name):
     """Whoever writes `<image>` means an image; the processor puts them in front."""
     processor = shared(name)
-    for token in processor._placeholders:
+    for token in processor.sequences.placeholders:
         for example in (LONG | {"text": f"see {token}"}, QUESTION | {"response": f"a {token}"}):
             with pytest.raises(ValueError, match="stands for an image"):
                 processor(**columns(example))

@@ -22,7 +22,7 @@ from kivla.processing import (
     Normalizer,
     compute_statistics,
 )
-from kivla.processing.chat_format import prompt_frame
+from kivla.processing.chat_format import chat_format
 from tests.tolerance import assert_close_relative
 from tests.vlm_processors import KINDS
 
@@ -156,7 +156,7 @@ def test_an_example_in_a_batch_gives_what_it_gives_alone(name):
 def test_labels_are_the_suffix_and_nothing_else(name):
     processor = shared(name)
     batch = processor(**columns(LONG, SHORT, QUESTION))
-    frame = prompt_frame(processor.vlm_processor, 1)
+    frame = chat_format(processor.vlm_processor, 1)
     for i, example in enumerate([LONG, SHORT, QUESTION]):
         ids, labels = np.array(real(batch, "input_ids", i)), np.array(real(batch, "labels", i))
         visible = np.array(real(batch, "expert_attention_mask", i))

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from kivla.processing import KIVLAProcessor, compute_statistics
-from kivla.processing.chat_format import has_chat, prompt_frame
+from kivla.processing.chat_format import chat_format, has_chat
 from tests.processing.test_processing_kivla import (
     CHUNK,
     FAST,
@@ -52,7 +52,7 @@ def test_a_conversation_is_what_the_chat_template_writes(name):
     written = vlm_processor(name).apply_chat_template(messages, tokenize=False)
     tokenizer = processor.tokenizer
     ours = tokenizer.decode(real(batch, "input_ids"))
-    closing = prompt_frame(processor.vlm_processor, 1).closing
+    closing = chat_format(processor.vlm_processor, 1).closing
     # Images have become many tokens; some templates never write an end, which the VLM has to learn, and some invite
     # to think only in the turn that is asked for.
     tail, ours = (
@@ -63,7 +63,7 @@ def test_a_conversation_is_what_the_chat_template_writes(name):
 
     learned = [token for token in real(batch, "labels") if token != -100]
     said = "".join(tokenizer.decode(learned).split())
-    lead = "".join(prompt_frame(processor.vlm_processor, 1).lead.split())
+    lead = "".join(chat_format(processor.vlm_processor, 1).lead.split())
     expected = "".join(lead + answer + closing for answer in TURNS["response"])
     assert said == "".join(expected.split()), "the answers and the ends of the VLM's turns are learned, nothing else"
 

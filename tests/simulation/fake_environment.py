@@ -53,6 +53,9 @@ class FakeVectorEnv:
         truncated = ~self.success & (self.steps >= self.max_steps)
         return self._observe(), self.success.astype(np.float32), self.success.copy(), truncated, self._info()
 
+    def close(self):
+        pass
+
     def expert_actions(self):
         # Not quite whole numbers, and different at every step, so that mixed-up frames are found out.
         return ((np.sign(self.goal - self.x) + 0.01 * self.steps) * ~self.stuck).astype(np.float32)[:, None]

@@ -186,7 +186,7 @@ def test_pipeline_policy_counts_what_was_clipped():
 
 def test_environments_by_name():
     assert make_env("fake-reach", 3, camera="top").cameras == ["top"]
-    with pytest.raises(ValueError, match=r"no environment 'kitchen'\. Environments: .*tabletop"):
+    with pytest.raises(ValueError, match=r"Unknown environment 'kitchen', expected one of .*tabletop"):
         make_env("kitchen", 1)
 
 

@@ -33,7 +33,7 @@ def test_the_loss_of_the_three_kinds_is_the_papers(tmp_path):
     ids, mask = batch["input_ids"].numpy(), batch["attention_mask"].numpy().astype(bool)
     suffixes = []
     for example in examples:
-        words = processor._tokenize(example["response"]) if "response" in example else []
+        words = processor.sequences.tokenize(example["response"]) if "response" in example else []
         codes = []
         if "actions" in example:
             ((codes),) = processor.action_tokenizer.encode(

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from kivla.training.data.lerobot.statistics import ColumnMoments, QuantileValues, column_statistics
+from kivla.training.data.column_statistics import ColumnMoments, QuantileValues, column_statistics
 
 RNG = np.random.default_rng(0)
 COLUMNS = {

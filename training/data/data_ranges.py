@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ...processing.robot_spec import RobotSpec
-from .lerobot.dataset import LeRobotDataset
+from .robot_dataset import RobotDataset
 
 # A value is far outside if it lies beyond the policy's range by more than half the range's width, and absurdly far by
 # more than three widths: action tokens and the clipping of actions cannot follow.
@@ -28,7 +28,7 @@ class RangeProblem:
     is_other: bool
 
 
-def range_problems(robot: RobotSpec, data: LeRobotDataset) -> list[RangeProblem]:
+def range_problems(robot: RobotSpec, data: RobotDataset) -> list[RangeProblem]:
     """What people should know before these data are normalised as this robot's; at most one of `actions` and `state`.
 
     The policy's range is from the 1 % to the 99 % quantile of its data (without quantiles three standard deviations);
@@ -43,7 +43,7 @@ def range_problems(robot: RobotSpec, data: LeRobotDataset) -> list[RangeProblem]
     return problems
 
 
-def _problem(name: str, statistics: dict[str, np.ndarray], data: LeRobotDataset) -> RangeProblem | None:
+def _problem(name: str, statistics: dict[str, np.ndarray], data: RobotDataset) -> RangeProblem | None:
     low, high = _range(statistics)  # (D,) each
     rounding = 1e-5 * np.maximum(np.abs(low), np.abs(high)) + 1e-6
     margins = [share * (high - low) + rounding for share in (_FAR, _ABSURD)]

@@ -6,15 +6,15 @@ from torch.utils.data import ConcatDataset, Subset
 
 from ...processing import KIVLAProcessor
 from .data_ranges import range_problems
-from .lerobot.dataset import LeRobotDataset
 from .mixture import Mixture
+from .robot_dataset import RobotDataset
 
 logger = logging.getLogger(__name__)
 
 
-def robot_datasets(dataset) -> list[LeRobotDataset]:
-    """The LeRobot datasets that a dataset is made of. Others cannot tell their sizes: see `KIVLACollator`."""
-    if isinstance(dataset, LeRobotDataset):
+def robot_datasets(dataset) -> list[RobotDataset]:
+    """The robot datasets that a dataset is made of. Others cannot tell their sizes: see `KIVLACollator`."""
+    if isinstance(dataset, RobotDataset):
         return [dataset]
     if isinstance(dataset, Subset):
         return robot_datasets(dataset.dataset)
@@ -28,7 +28,7 @@ def robot_datasets(dataset) -> list[LeRobotDataset]:
 def check_dataset(dataset, processor: KIVLAProcessor) -> None:
     """
     Raises:
-        ValueError: a LeRobot dataset in it has another chunk size, number or order of cameras or action size than the
+        ValueError: a robot dataset in it has another chunk size, number or order of cameras or action size than the
             processor, or belongs to an unknown robot.
     """
     for data in robot_datasets(dataset):
@@ -39,8 +39,8 @@ def check_dataset(dataset, processor: KIVLAProcessor) -> None:
         if data.chunk_size != processor.chunk_size:
             raise ValueError(
                 f"{data.name} was read with chunk_size={data.chunk_size}, but the policy acts in chunks of "
-                f"{processor.chunk_size}: LeRobotDataset(..., chunk_size={processor.chunk_size}), or build model and "
-                f"processor with chunk_size={data.chunk_size}."
+                f"{processor.chunk_size}: {type(data).__name__}(..., chunk_size={processor.chunk_size}), or build "
+                f"model and processor with chunk_size={data.chunk_size}."
             )
         if data.action_dim != robot.action_dim:
             raise ValueError(
@@ -52,8 +52,8 @@ def check_dataset(dataset, processor: KIVLAProcessor) -> None:
         if len(data.cameras) != len(robot.cameras) or set(data.cameras) == set(robot.cameras):
             raise ValueError(
                 f"{data.name} has the cameras {data.cameras}, the processor {robot.cameras}: the model would see "
-                "pictures where it expects others. Give both the same, in the same order: LeRobotDataset(..., "
-                f"cameras={robot.cameras}), or KIVLAProcessor(..., cameras={data.cameras})."
+                "pictures where it expects others. Give both the same, in the same order: "
+                f"{type(data).__name__}(..., cameras={robot.cameras}), or KIVLAProcessor(..., cameras={data.cameras})."
             )
         logger.warning(
             "%s has the cameras %s; they stand for the processor's %s, in this order.",

@@ -6,7 +6,7 @@ import datasets
 import numpy as np
 
 from ...processing.normalization import EPSILON
-from ..data.lerobot.dataset import LeRobotDataset
+from ..data.robot_dataset import RobotDataset
 from ..data.vlm.dataset import VLMDataset
 from .metrics import ActionError, AnswerMatch, Smoothness
 from .plots import plot_evaluation
@@ -14,7 +14,7 @@ from .predictions import predict_dataset
 from .vlm_answers import ask
 
 
-def predict(pipe, data: LeRobotDataset, num_frames: int, batch_size: int, **options) -> dict:
+def predict(pipe, data: RobotDataset, num_frames: int, batch_size: int, **options) -> dict:
     """Predictions at evenly spread frames, without those that did not decode.
 
     Returns:
@@ -44,7 +44,7 @@ def predict(pipe, data: LeRobotDataset, num_frames: int, batch_size: int, **opti
     }
 
 
-def measure_chunks(chunks: dict, data: LeRobotDataset) -> dict:
+def measure_chunks(chunks: dict, data: RobotDataset) -> dict:
     """Figures of what `predict` returns, as they go into `evaluate.json`.
 
     Returns:

@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 from tqdm.auto import tqdm
 
-from ..data.lerobot.dataset import LeRobotDataset
+from ..data.robot_dataset import RobotDataset
 from .plots import plot_chunks
 
 
-def predict_dataset(pipe, data: LeRobotDataset, num_frames: int, batch_size: int = 16, **options) -> dict:
+def predict_dataset(pipe, data: RobotDataset, num_frames: int, batch_size: int = 16, **options) -> dict:
     """Predict at evenly spread frames and compare with what was demonstrated.
 
     Returns:
@@ -54,7 +54,7 @@ def predict_dataset(pipe, data: LeRobotDataset, num_frames: int, batch_size: int
     }
 
 
-def draw(path: Path, results: dict, data: LeRobotDataset, count: int) -> None:
+def draw(path: Path, results: dict, data: RobotDataset, count: int) -> None:
     """Some of the predicted chunks against the demonstrated ones."""
     # From the middle of each of `count` equal stretches: the ends of episodes are mostly padding.
     chosen = ((np.arange(count) + 0.5) * len(results["frames"]) / count).astype(int)

@@ -4,24 +4,24 @@ import numpy as np
 
 from ...processing import Normalizer
 from ...processing.action_tokenizers import ActionTokenizer
-from ..data.lerobot.dataset import LeRobotDataset
+from ..data.robot_dataset import RobotDataset
 from .metrics import ChunkReconstruction
 
 
-def split(dataset: str, chunk_size: int) -> tuple[LeRobotDataset, LeRobotDataset]:
+def split(reader: type[RobotDataset], dataset: str, chunk_size: int) -> tuple[RobotDataset, RobotDataset]:
     """The episodes with even and with odd numbers, without their pictures.
 
     Raises:
         ValueError: there are none of one sort.
     """
-    every = LeRobotDataset(dataset, chunk_size, cameras=[]).episodes
+    every = reader(dataset, chunk_size, cameras=[]).episodes
     halves = [[episode for episode in every if episode % 2 == rest] for rest in (0, 1)]
     if not all(halves):
         raise ValueError(
             f"{dataset} has the episodes {every}: one with an even and one with an odd number are needed, to fit on "
             "the one and to measure on the other."
         )
-    even, odd = (LeRobotDataset(dataset, chunk_size, episodes, cameras=[]) for episodes in halves)
+    even, odd = (reader(dataset, chunk_size, episodes, cameras=[]) for episodes in halves)
     return even, odd
 
 

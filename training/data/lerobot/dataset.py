@@ -8,27 +8,26 @@ import hashlib
 import json
 import operator
 from collections.abc import Iterator, Sequence
-from functools import cached_property, partial
-from itertools import chain, islice
+from functools import cached_property
+from itertools import islice
 from pathlib import Path
 
 import datasets
 import numpy as np
 import pyarrow as pa
-import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 
 from ....processing.image_input import open_image
+from ..robot_dataset import RobotDataset
 from .frame_cache import FrameCache
 from .frame_table import blocks, episode_runs, matrix
 from .metadata import ACTION_KEY, STATE_KEY, LeRobotMetadata, feature_names, open_parquet
-from .statistics import column_statistics
 
 INDEX_COLUMNS = {"timestamp": "float64", "frame_index": "int64", "episode_index": "int64", "task_index": "int64"}
 
 
-class LeRobotDataset(torch.utils.data.Dataset):
+class LeRobotDataset(RobotDataset):
     """One item per frame of a LeRobot dataset: the frame's observation and the action chunk that starts there.
 
     ```python
@@ -150,6 +149,12 @@ class LeRobotDataset(torch.utils.data.Dataset):
             example["robot"] = self.robot
         return example
 
+    @classmethod
+    def camera_names(cls, name: str | Path) -> list[str]:
+        """Feature names of a dataset's cameras, from its metadata alone."""
+        features = LeRobotMetadata.load(_local_folder(name)).info["features"]
+        return [key for key, feature in features.items() if _is_camera(feature)]
+
     def size_of(self, index: int) -> tuple[int, int]:
         """How many images an item has and how many characters of text; no image is decoded."""
         selected = int(np.searchsorted(self._item_ends, index, side="right"))
@@ -184,10 +189,6 @@ class LeRobotDataset(torch.utils.data.Dataset):
         return self._metadata.episode_indices[self._positions].tolist()
 
     @property
-    def num_episodes(self) -> int:
-        return len(self._positions)
-
-    @property
     def index_bytes(self) -> int:
         """Memory of the arrays with a number for every episode: what grows with the dataset."""
         metadata = self._metadata
@@ -204,20 +205,11 @@ class LeRobotDataset(torch.utils.data.Dataset):
         return range(end - int(self._metadata.episode_lengths[self._positions[selected]]), end)
 
     @cached_property
-    def statistics(self) -> dict[str, dict[str, np.ndarray]]:
-        """`{"state": {...}, "actions": {...}}`, each with mean, std, min, max, q01 and q99 as float64 (D,).
-
-        Computed from the frames of the *selected* episodes, so nothing leaks from episodes that were held out, and
-        with true quantiles. The dataset's own file, `meta_statistics`, is about all episodes and its q01 and q99 are
-        averages of every episode's quantiles. Without a state there is no "state" entry.
-        """
-        return joint_statistics([self])
-
-    @cached_property
     def meta_statistics(self) -> dict[str, dict[str, np.ndarray]] | None:
         """What LeRobot wrote into `meta/stats.json`, over all episodes; None when there is no such file.
 
-        What a policy trained with LeRobot was normalised with. Old datasets have no quantiles, v2.1 has no file.
+        What a policy trained with LeRobot was normalised with. Its q01 and q99 are averages of every episode's
+        quantiles; `statistics` has true ones. Old datasets have no quantiles, v2.1 has no file.
         """
         return self._metadata.statistics()
 
@@ -423,36 +415,6 @@ class LeRobotDataset(torch.utils.data.Dataset):
             return self._videos.read(path, start + frame["timestamp"], self.fps)
         except VideoReadError as error:
             raise ValueError(f"{where}: {error}") from error
-
-
-def joint_statistics(datasets: Sequence[LeRobotDataset]) -> dict[str, dict[str, np.ndarray]]:
-    """`statistics` of several datasets of one robot, as if their frames were in one.
-
-    Raises:
-        ValueError: actions or states of different sizes, or named differently.
-    """
-    first = datasets[0]
-    for other in datasets[1:]:
-        for what in ("action_dim", "state_dim", "action_names", "state_names"):
-            if getattr(first, what) != getattr(other, what):
-                raise ValueError(
-                    f"{first.name} and {other.name} cannot be the same robot: {what} is {getattr(first, what)} in one "
-                    f"and {getattr(other, what)} in the other. Give each robot a name of its own."
-                )
-    dims = {"actions": first.action_dim}
-    if first.state_dim:
-        dims["state"] = first.state_dim
-
-    def read(name: str) -> Iterator[np.ndarray]:
-        return chain.from_iterable(data.vectors(name) for data in datasets)
-
-    return {name: column_statistics(partial(read, name), dim) for name, dim in dims.items()}
-
-
-def camera_names(folder_or_hub_id: str | Path) -> list[str]:
-    """Feature names of a dataset's cameras, from its metadata alone."""
-    features = LeRobotMetadata.load(_local_folder(folder_or_hub_id)).info["features"]
-    return [key for key, feature in features.items() if _is_camera(feature)]
 
 
 def _local_folder(folder_or_hub_id: str | Path) -> Path:

@@ -11,7 +11,7 @@ import torch
 from transformers.utils import chat_template_utils
 
 from kivla.processing import KIVLAProcessor
-from kivla.processing.chat_format import PromptFrames, prompt_frame
+from kivla.processing.chat_format import ChatFormats, chat_format
 from tests.processing.test_processing_kivla import (
     LONG,
     QUESTION,
@@ -155,11 +155,11 @@ def test_frames_are_kept_for_every_vlm(name):
     assert list(saved) == [str(number) for number in range(9)]
     vlm = copy.deepcopy(made.vlm_processor)
     for number in (0, 1, 2, 8):
-        assert PromptFrames(vlm, saved=saved)[number] == prompt_frame(vlm, number)
+        assert ChatFormats(vlm, saved=saved)[number] == chat_format(vlm, number)
     if vlm.chat_template:
         vlm.chat_template = "{{ raise_exception('never asked') }}"
-    assert PromptFrames(vlm, saved=saved)[2] == prompt_frame(made.vlm_processor, 2)
-    assert "10" in PromptFrames(made.vlm_processor, most_images=10).to_dict()
+    assert ChatFormats(vlm, saved=saved)[2] == chat_format(made.vlm_processor, 2)
+    assert "10" in ChatFormats(made.vlm_processor, most_images=10).to_dict()
 
 
 FRAME = {"before": "", "after": "", "lead": "", "closing": "<eos>", "between": ""}

@@ -1,0 +1,334 @@
+"""Token sequences [prompt ; suffix] of one VLM: from checked examples to padded tensors, and apart again.
+
+The prompt is images and words in the VLM's own format. The suffix is what follows: a response, action tokens, and the
+end of the VLM's turn.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import groupby, takewhile
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import ProcessorMixin
+
+from .action_tokenizers import ActionTokenizer
+from .chat_format import ChatFormats, has_chat
+from .plain_words import PlainWords
+from .robot_spec import RobotSpec
+from .token_rows import Span, extend, pad_rows
+
+# What a VLM's `token_type_ids` say about tokens to be learned. PaliGemma: 0 = bidirectional prompt, 1 = causal answer;
+# everybody else marks image tokens there, and text of any kind is 0.
+SUFFIX_TOKEN_TYPE = {"PaliGemmaProcessor": 1}
+
+
+@dataclass
+class Example:
+    """One example, checked and normalised.
+
+    Attributes:
+        robot: whose cameras, state and actions these are.
+        images: those that are there, RGB, in the order of the cameras.
+        asks_actions: whether the prompt asks for actions; otherwise it is the text as it was given.
+        prompt: the words alone, without image placeholders and chat markup; of a conversation, the first question.
+        learns: whether there is a response or a chunk.
+        suffix: what follows: the response, then the action tokens, then the end of the VLM's turn.
+        state: (Ds,) float32.
+        chunk: (chunk_size, action_dim) float32, the last action repeated where it was short.
+        is_pad: (chunk_size,) bool, True on steps that are not real.
+    """
+
+    robot: RobotSpec
+    images: list[Image.Image]
+    asks_actions: bool
+    prompt: str
+    learns: bool
+    suffix: list[Span]
+    state: np.ndarray | None
+    chunk: np.ndarray | None
+    is_pad: np.ndarray | None
+
+
+class Sequences:
+    """Words of people, prompts and suffixes as one VLM reads them.
+
+    Args:
+        vlm_processor: the VLM's own processor.
+        action_prompt: of `KIVLAProcessor`.
+        most_images: prompts with up to so many images are prepared at once.
+        prompt_frames: of `KIVLAProcessor`; None takes what the chat template writes today.
+    """
+
+    def __init__(
+        self,
+        vlm_processor: ProcessorMixin,
+        action_prompt: str,
+        most_images: int,
+        prompt_frames: dict[str, dict] | None = None,
+    ):
+        self.vlm_processor = vlm_processor
+        self.tokenizer = vlm_processor.tokenizer
+        # What in a text would be taken for an image
+        image_ids = [i for i in vlm_processor.image_token_ids if i is not None]
+        self.placeholders = {vlm_processor.image_token, *self.tokenizer.convert_ids_to_tokens(image_ids)}
+        self.formats = ChatFormats(vlm_processor, most_images, prompt_frames)
+        self.words = PlainWords(self.tokenizer, self.formats.written + action_prompt)
+        self._token_type = SUFFIX_TOKEN_TYPE.get(type(vlm_processor).__name__, 0)
+        self._newline = self.tokenize("\n")
+
+    # ----------------------------------------------------------------------------------------------- words of people
+    def turns(self, text, response, asks_actions: bool) -> tuple[list[str], list[str]]:
+        """Questions and answers; one question and no answer where nothing is to be answered.
+
+        Raises:
+            ValueError: no words, image placeholders among them, or turns that do not fit each other or the VLM.
+        """
+        questions = list(text) if isinstance(text, list | tuple) else [text]
+        responses = list(response) if isinstance(response, list | tuple) else [response] if response is not None else []
+        clean = _one_line if asks_actions else str.strip
+        questions = [self.plain("text", question, clean, may_be_empty=asks_actions) for question in questions]
+        responses = [self.plain("response", answer) for answer in responses]
+        if len(questions) == 1 and len(responses) <= 1:
+            return questions, responses
+        if len(questions) != len(responses):
+            raise ValueError(
+                f"there are {len(questions)} questions in `text` and {len(responses)} answers in `response`. A "
+                "conversation has one answer for each question."
+            )
+        if asks_actions:
+            raise ValueError("`text` is a conversation, but actions are asked for. Give one instruction.")
+        if not has_chat(self.vlm_processor):
+            raise ValueError(
+                f"this VLM ({type(self.vlm_processor).__name__}) has no chat template: it takes one question and one "
+                f'answer, not {len(questions)}. Make an example of each pair (VLMDataset(..., turns="split")).'
+            )
+        return questions, responses
+
+    def plain(self, name: str, words, clean: Callable[[str], str] = str, may_be_empty: bool = False) -> str:
+        """Words that a person gave, checked, without control tokens."""
+        if not isinstance(words, str):
+            raise ValueError(f"`{name}` must be a string, got {type(words).__name__}.")
+        if not may_be_empty and not words.strip():
+            raise ValueError(f"`{name}` is empty. Give the VLM some words, or pass None if there is no {name}.")
+        placeholders = [token for token in self.placeholders if token in words]
+        if placeholders:
+            raise ValueError(
+                f"`{name}` contains {placeholders[0]!r}, which stands for an image: {words!r}. Leave it out; the "
+                "processor puts images in front of the text."
+            )
+        return self.words.plain(clean(words), name)
+
+    # -------------------------------------------------------------------------------------------------------- tokens
+    def tokenize(self, text: str) -> list[int]:
+        """Ids of a text alone: nothing is put in front or behind."""
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return self.words.without_breaks({"input_ids": ids})["input_ids"]
+
+    def answer(self, num_images: int, words: str) -> list[int]:
+        """As it is tokenized after the prompt: some tokenizers put a space in front of every text."""
+        chat = self.formats[num_images]
+        context, answer = self.tokenize(chat.after), chat.lead + words
+        whole = self.tokenize(chat.after + answer)
+        return whole[len(context) :] if whole[: len(context)] == context else self.tokenize(answer)
+
+    def closing(self, num_images: int) -> list[int]:
+        """What ends the VLM's turn."""
+        return self.tokenize(self.formats[num_images].closing)
+
+    def suffix(
+        self,
+        next_questions: list[str],
+        responses: list[str],
+        given_response: str | None,
+        actions: list[Span],
+        is_complete: bool,
+        num_images: int,
+        expert_reads_response: bool,
+    ) -> list[Span]:
+        """What follows the prompt. Of a conversation the answers are learned, and the questions between them not. The
+        VLM's turn ends when all is said: not after a part of a chunk.
+
+        Args:
+            actions, is_complete: of `action_spans`.
+        """
+        chat, closing, spans = self.formats[num_images], self.closing(num_images), []
+        if given_response is not None:
+            spans.append(Span(self.answer(num_images, given_response), False, expert_reads_response))
+        for i, response in enumerate(responses):
+            spans.append(Span(self.answer(num_images, response), True, expert_reads_response))
+            if i < len(next_questions):
+                spans.append(Span(closing, True))
+                spans.append(Span(self.tokenize(chat.between + next_questions[i] + chat.after), False))
+        spans += actions
+        if is_complete and any(span.is_learned for span in spans):
+            spans.append(Span(closing, True))
+        return spans
+
+    # ------------------------------------------------------------------------------------------------------- batches
+    def batch(self, examples: list[Example], learns: bool, max_length: int | None) -> dict[str, torch.Tensor]:
+        """Image tensors, and padded per-token tensors of [prompt ; suffix].
+
+        Args:
+            learns: whether there are labels, and padding on the right; otherwise padding is on the left.
+            max_length: longest allowed sequence.
+
+        Raises:
+            ValueError: a longer one.
+        """
+        encoded, tails = self._prompts(examples)
+        has_images = any(example.images for example in examples)
+        input_ids, mask = encoded["input_ids"], encoded["attention_mask"].bool()
+        per_token = {n: t for n, t in encoded.items() if torch.is_tensor(t) and t.shape == input_ids.shape}
+        rows = []
+        for i, (example, tail) in enumerate(zip(examples, tails, strict=True)):
+            # The prompt, without the processor's padding
+            row = self.words.without_breaks({n: tensor[i][mask[i]].tolist() for n, tensor in per_token.items()})
+            if tail is not None:
+                if row["input_ids"][-len(self._newline) :] == self._newline:
+                    row = {name: values[: -len(self._newline)] for name, values in row.items()}
+                row = extend(row, tail, attention_mask=1)
+            prefix_length = len(row["input_ids"])
+            # The suffix: which of it the expert reads, and what is learned
+            row["expert_attention_mask"] = [True] * prefix_length
+            for span in example.suffix:
+                row = self._extended(row, span.ids, span.expert_reads)
+            if learns:
+                row["labels"] = [-100] * prefix_length
+                for span in example.suffix:
+                    row["labels"] += span.ids if span.is_learned else [-100] * len(span.ids)
+            if max_length is not None and len(row["input_ids"]) > max_length:
+                raise ValueError(
+                    f"Example {i} takes {len(row['input_ids'])} tokens, {prefix_length} of them images and prompt, but "
+                    f"max_length is {max_length}. Raise it, use fewer or smaller images, or a shorter text."
+                )
+            rows.append(row)
+        batch = {n: t for n, t in encoded.items() if n not in per_token} if has_images else {}
+        return {**batch, **self._padded(rows, "right" if learns else "left")}
+
+    def _prompts(self, examples: list[Example]) -> tuple[dict, list[list[int] | None]]:
+        """What the VLM's processor makes of the prompts, and for each example the ids that are to follow.
+
+        The VLM's processor sees the whole prompt. One exception: without a chat template it sees the image placeholders
+        alone if actions are asked for, and the prompt's own tokens follow. Processors of that kind (PaliGemma's) end
+        the text with a line break, which belongs behind a question and not behind `Action: `.
+        """
+        images, heads, tails = [], [], []
+        for example in examples:
+            chat = self.formats[len(example.images)]
+            apart = example.asks_actions and not has_chat(self.vlm_processor)
+            words = example.prompt.strip() if has_chat(self.vlm_processor) else example.prompt
+            images.append(example.images)
+            heads.append(chat.before + ("" if apart else words) + chat.after)
+            tails.append(self.tokenize(words) if apart else None)
+        if not any(images):  # PaliGemma's processor refuses such a batch: one more example, which nobody reads, has one
+            heads.append(self.formats[1].before + self.formats[1].after)
+            images.append([Image.new("RGB", (64, 64))])
+        options = {"padding": True, "return_tensors": "pt"}
+        if self.tokenizer.bos_token and heads[0].startswith(self.tokenizer.bos_token):
+            options["add_special_tokens"] = False  # a chat template that writes it; the tokenizer would write another
+        encoded = self.vlm_processor(text=heads, images=images, **options)
+        encoded.pop("labels", None)
+        return encoded, tails
+
+    def _extended(self, row: dict[str, list], ids: list[int], expert_reads: bool) -> dict[str, list]:
+        fill = {"attention_mask": 1, "expert_attention_mask": expert_reads, "token_type_ids": self._token_type}
+        return extend(row, ids, **fill)
+
+    def _padded(self, rows: list[dict[str, list]], side: str) -> dict[str, torch.Tensor]:
+        longest = max(len(row["input_ids"]) for row in rows)
+        padding = {"input_ids": self.tokenizer.pad_token_id, "labels": -100}
+        return {n: pad_rows([row[n] for row in rows], longest, padding.get(n, 0), side) for n in rows[0]}
+
+    # --------------------------------------------------------------------------------------------- batches, once more
+    def add_responses(self, prompts, responses: Sequence[str | None], expert_reads_response: bool) -> dict:
+        """See `KIVLAProcessor.add_responses`."""
+        rows = []
+        for row, words in zip(_rows(prompts), responses, strict=True):
+            ids = self.answer(1, self.words.plain(words, "responses")) if words else []
+            rows.append(self._extended(row, ids, expert_reads_response))
+        return self._replaced(prompts, rows)
+
+    def cut(self, batch, ends: torch.Tensor) -> dict[str, torch.Tensor]:
+        """A batch whose sequences end before these places (B,), padded on the left as `generate` needs; without
+        `labels` and `actions`."""
+        mask = batch["attention_mask"].bool()
+        lengths = (mask & (torch.arange(mask.shape[1], device=mask.device) < ends[:, None])).sum(1).tolist()
+        kept = {name: tensor for name, tensor in batch.items() if name not in ("labels", "actions")}
+        rows = [{n: v[:length] for n, v in row.items()} for row, length in zip(_rows(kept), lengths, strict=True)]
+        return self._replaced(kept, rows)
+
+    def _replaced(self, batch, rows: list[dict[str, list]]) -> dict[str, torch.Tensor]:
+        """The batch with these per-token lists in place of its own."""
+        device = batch["input_ids"].device
+        return {**batch, **{name: tensor.to(device) for name, tensor in self._padded(rows, "left").items()}}
+
+
+def action_spans(
+    tokenizer: ActionTokenizer, token_ids: np.ndarray, chunk: np.ndarray, is_pad: np.ndarray
+) -> tuple[list[Span], bool]:
+    """The tokens of a chunk, and whether they are a whole one.
+
+    Padded steps are not learned. A tokenizer with codes for each step (bins) leaves them out. With FAST every code is
+    about all steps: there the padded ones hold the last action, as openpi and LeRobot train it, unless no step is real.
+
+    Args:
+        token_ids: (vocab_size,), the token of every code.
+        chunk: (H, D), normalised.
+        is_pad: (H,) bool.
+    """
+    if is_pad.all():
+        return [], False
+    (codes,) = tokenizer.encode(chunk[None])
+    ids, steps = token_ids[codes], tokenizer.steps_of(codes, chunk.shape[1])
+    if steps is None:
+        return [Span(ids.tolist(), True)], True
+    is_real = ~is_pad[steps]  # (n,)
+    needed = len(is_real) - int(is_real[::-1].argmax())  # what comes after the last real one is not
+    groups = groupby(zip(ids[:needed].tolist(), is_real[:needed], strict=True), lambda pair: bool(pair[1]))
+    return [Span([token for token, _ in group], real) for real, group in groups], not is_pad.any()
+
+
+def prompt_ends(batch) -> torch.Tensor:
+    """(B,), where the suffix begins in each row of a batch for training; where there is none, the row's end."""
+    mask = batch["attention_mask"].bool()
+    in_suffix = mask & ((batch["labels"] != -100) | ~batch["expert_attention_mask"])
+    return _first(in_suffix, mask)
+
+
+def response_ends(batch, action_token_ids: torch.Tensor) -> torch.Tensor:
+    """(B,), where the action tokens begin in each row of a batch for training; where there are none, the row's end."""
+    mask = batch["attention_mask"].bool()
+    return _first(torch.isin(batch["labels"], action_token_ids.to(mask.device)), mask)
+
+
+def first_answers(labels: torch.Tensor, end_token_id: int) -> list[list[int]]:
+    """The first learned tokens of every row, up to and with the end of the VLM's turn."""
+    answers = []
+    for row in labels.tolist():
+        learned = row[next((i for i, token in enumerate(row) if token != -100), len(row)) :]
+        answer = list(takewhile(lambda token: token not in (-100, end_token_id), learned))
+        answers.append([*answer, end_token_id] if answer else [])
+    return answers
+
+
+def _first(found: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """(B,), the first place of each row that was found; of rows without any, the place behind their last token."""
+    end = mask.shape[1] - mask.flip(1).int().argmax(1)
+    return torch.where(found.any(1), found.int().argmax(1), end)
+
+
+def _rows(batch) -> list[dict[str, list]]:
+    """Per-token lists of every example, without padding."""
+    input_ids, mask = batch["input_ids"], batch["attention_mask"].bool()
+    per_token = {n: t for n, t in batch.items() if t.shape == input_ids.shape and n not in ("state", "labels")}
+    return [{n: tensor[i][mask[i]].tolist() for n, tensor in per_token.items()} for i in range(len(mask))]
+
+
+def _one_line(text: str) -> str:
+    """An instruction as openpi and LeRobot put it into a prompt."""
+    return text.strip().replace("_", " ").replace("\n", " ")
+
+
+__all__ = ["Example", "Sequences", "action_spans", "first_answers", "prompt_ends", "response_ends"]

@@ -1,0 +1,158 @@
+"""What training uses of a dataset of robot demonstrations, in whatever format, and readers by name."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from functools import cached_property, partial
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ...processing.plugins import check_has, find_class
+from .column_statistics import column_statistics
+
+# Imported when asked for. Other packages name theirs in pyproject.toml: [project.entry-points."kivla.datasets"]
+DATASET_FORMATS: dict[str, str | type] = {"lerobot": "kivla.training.data.lerobot.dataset:LeRobotDataset"}
+ENTRY_POINTS = "kivla.datasets"
+DATASET_FORMAT_HELP = "Format of the dataset: lerobot, one of another package, or pkg.module:Class of your own."
+
+
+class RobotDataset(torch.utils.data.Dataset, ABC):
+    """Demonstrations of one robot: one item for each frame, the observation and the action chunk that starts there.
+
+    ```python
+    data[i]  # {"images": [uint8 (height, width, 3) per camera, in the order of data.cameras], "text": str,
+             #  "state": float32 (Ds,), "actions": float32 (H, Da), "action_is_pad": bool (H,),
+             #  "episode_index": int, "frame_index": int, "timestamp": float}
+    ```
+
+    Past the episode's end the last action is repeated and `action_is_pad` is True. `state` is absent where there is
+    none; a dataset of a named robot has `"robot"` as well.
+
+    `LeRobotDataset` is one. For a format of your own take `EpisodeDataset`, which asks for three methods and has the
+    rest. A reader is made like `LeRobotDataset(name, chunk_size, episodes, cameras, robot)`.
+
+    Attributes:
+        name: folder or Hub id, for people.
+        chunk_size: H, the number of actions per item.
+        robot: the robot's name in a policy of several robots, or None.
+        cameras: names of the cameras, in the order of an item's images.
+        fps: frames, and therefore actions, per second.
+        episodes: the dataset's numbers of the selected episodes.
+        state_dim, action_dim: number of dimensions; `state_dim` is 0 without a state.
+        state_names, action_names: names of the dimensions, or None.
+        tasks: number → instruction.
+    """
+
+    name: str
+    chunk_size: int
+    robot: str | None
+    cameras: list[str]
+    fps: float
+    state_dim: int
+    action_dim: int
+    state_names: list[str] | None
+    action_names: list[str] | None
+    tasks: dict[int, str]
+
+    @property
+    @abstractmethod
+    def episodes(self) -> list[int]:
+        """Numbers of the selected episodes."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Frames of the selected episodes."""
+
+    @abstractmethod
+    def __getitem__(self, index: int) -> dict:
+        """The example of a frame."""
+
+    @abstractmethod
+    def size_of(self, index: int) -> tuple[int, int]:
+        """How many images an item has and how many characters of text; no image is read."""
+
+    @abstractmethod
+    def action_chunks(self, max_chunks: int) -> np.ndarray:
+        """The `actions` of up to `max_chunks` items, spread evenly, (n, H, Da); no image is read."""
+
+    @abstractmethod
+    def vectors(self, name: str) -> Iterator[np.ndarray]:
+        """All "actions" or "state" of the selected episodes, in blocks (frames, D) float32; no image is read."""
+
+    @abstractmethod
+    def episode_range(self, episode: int) -> range:
+        """The items of an episode, given by its number."""
+
+    @property
+    @abstractmethod
+    def content_digest(self) -> str:
+        """A short digest of the selected episodes; other data has another one. A run goes on with the same only."""
+
+    @property
+    def num_episodes(self) -> int:
+        return len(self.episodes)
+
+    @cached_property
+    def statistics(self) -> dict[str, dict[str, np.ndarray]]:
+        """`{"state": {...}, "actions": {...}}`, each with mean, std, min, max, q01 and q99 as float64 (D,).
+
+        Computed from the frames of the *selected* episodes, so nothing leaks from episodes that were held out, and
+        with true quantiles. Without a state there is no "state" entry.
+        """
+        return joint_statistics([self])
+
+    @classmethod
+    def camera_names(cls, name: str | Path) -> list[str]:
+        """All cameras of a dataset, given by its folder or Hub id."""
+        return list(cls(name, chunk_size=1).cameras)
+
+
+def joint_statistics(datasets: Sequence[RobotDataset]) -> dict[str, dict[str, np.ndarray]]:
+    """`statistics` of several datasets of one robot, as if their frames were in one.
+
+    Raises:
+        ValueError: actions or states of different sizes, or named differently.
+    """
+    first = datasets[0]
+    for other in datasets[1:]:
+        for what in ("action_dim", "state_dim", "action_names", "state_names"):
+            if getattr(first, what) != getattr(other, what):
+                raise ValueError(
+                    f"{first.name} and {other.name} cannot be the same robot: {what} is {getattr(first, what)} in one "
+                    f"and {getattr(other, what)} in the other. Give each robot a name of its own."
+                )
+    dims = {"actions": first.action_dim}
+    if first.state_dim:
+        dims["state"] = first.state_dim
+
+    def read(name: str) -> Iterator[np.ndarray]:
+        return chain.from_iterable(data.vectors(name) for data in datasets)
+
+    return {name: column_statistics(partial(read, name), dim) for name, dim in dims.items()}
+
+
+def dataset_reader(dataset_format: str) -> type[RobotDataset]:
+    """The reader of a format: by its name, or by its place, `pkg.module:Class`.
+
+    Raises:
+        ValueError: there is none.
+        TypeError: it cannot be used as one; the message names what it lacks.
+    """
+    reader = find_class(dataset_format, DATASET_FORMATS, ENTRY_POINTS, "dataset format")
+    advice = "Make it a subclass of kivla.training.data.episode_dataset.EpisodeDataset, and write these."
+    check_has(reader, (name for name in vars(RobotDataset) if not name.startswith("_")), "a robot dataset", advice)
+    if not issubclass(reader, RobotDataset):
+        raise TypeError(f"{reader.__module__}.{reader.__qualname__} is no robot dataset. {advice}")
+    return reader
+
+
+__all__ = [
+    "DATASET_FORMATS",
+    "DATASET_FORMAT_HELP",
+    "ENTRY_POINTS",
+    "RobotDataset",
+    "dataset_reader",
+    "joint_statistics",
+]
