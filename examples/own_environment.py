@@ -2,10 +2,10 @@
 
     python examples/own_environment.py    # writes demonstrations of the scripted expert
 
-The class is all that the commands need:
+The class is all that the commands need, in the repository's root:
 
     kivla record outputs/discs --env examples.own_environment:TwoDiscs --num_episodes 500
-    kivla train --vlm simulation/tabletop_vlm --dataset outputs/discs --output_dir outputs/discs_policy ...
+    kivla train examples/train.yaml --dataset outputs/discs --max_action_dim 2 --output_dir outputs/discs_policy
     kivla rollout outputs/discs_policy --env examples.own_environment:TwoDiscs
 """
 
@@ -23,7 +23,7 @@ STEP, REACH = 0.1, 0.15  # both in units of the picture, which reaches from -1 t
 
 
 class TwoDiscs(gymnasium.vector.VectorEnv):
-    """N pictures with a pointer that is to touch one of two discs. `kivla.simulation.make_env` says what is needed."""
+    """N pictures with a pointer that is to touch one of two discs. `kivla.simulation.environments` says what is needed."""
 
     cameras, fps, robot_type = ("top",), 10, "pointer"
     state_dim = action_dim = 2

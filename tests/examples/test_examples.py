@@ -8,12 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.testing import assert_allclose
 from PIL import Image
 from transformers import pipeline
 
-from kivla import KIVLAForActionPrediction, KIVLAProcessor, LeRobotDataset
+from kivla import ActionDecodingFailure, KIVLAForActionPrediction, KIVLAProcessor, LeRobotDataset
 from kivla.cli import main as kivla
 from kivla.simulation import make_env, record_demonstrations
+from kivla.simulation.recording import demonstrate
 from kivla.simulation.rollout import rollout
 
 ROOT = Path(__file__).parents[2]
@@ -102,10 +104,38 @@ def test_serve_and_ask(run, policy, capsys):
     assert len(re.findall(r": 8 actions in \d+ ms", capsys.readouterr().out)) == 3
 
 
-def test_own_environment(run, tmp_path):
-    """Its demonstrations are a dataset, and a policy acts in it."""
+def test_own_tokenizer(run, tmp_path, capsys):
+    own = run("own_tokenizer.py", "--output_dir", tmp_path, "--max_steps", 1)["WaypointTokenizer"]
+    tokenizer = KIVLAProcessor.from_pretrained(tmp_path).action_tokenizer
+    assert isinstance(tokenizer, own) and tokenizer.stride == 3, "the saved policy has it"
+    lines = np.linspace([-1.0, 0.5], [0.2, 1.0], 16)  # what it represents exactly, within a bin
+    (codes,) = tokenizer.encode(lines[None])
+    assert len(codes) == tokenizer.max_tokens(16, 2) == 2 * len([0, 3, 6, 9, 12, 15])
+    assert_allclose(tokenizer.decode([codes], 16, 2)[0], lines, atol=1 / 255)
+    assert isinstance(tokenizer.decode([codes[1:]], 16, 2)[0], ActionDecodingFailure)
+
+
+def test_own_dataset(run, tmp_path, monkeypatch):
+    """What it reads is what was written; and `kivla train` takes it by the name of its class."""
+    own = run("own_dataset.py", "--folder", tmp_path / "own", "--num_episodes", 3)["CsvDataset"]
+    data, (first, *_) = own(tmp_path / "own", chunk_size=4), demonstrate(make_env("tabletop", 3), [0, 1, 2])
+    assert data.cameras == ["top"] and data[0]["text"] == first.instruction
+    assert np.array_equal(data[1]["images"][0], first.images["top"][1])
+    assert_allclose(data[0]["actions"], first.actions[:4], atol=1e-5)
+    monkeypatch.chdir(ROOT)
+    command = ["--dataset", str(tmp_path / "own"), "--dataset_format", "examples.own_dataset:CsvDataset"]
+    small = ["--max_steps", "1", "--per_device_train_batch_size", "2", "--max_eval_frames", "2"]
+    output = ["--output_dir", str(tmp_path / "policy"), "--eval_episodes", "2"]
+    kivla(["train", str(EXAMPLES / "train.yaml"), *command, *small, *output])
+    assert KIVLAProcessor.from_pretrained(tmp_path / "policy").cameras == ["top"]
+
+
+def test_own_environment(run, tmp_path, monkeypatch):
+    """Its demonstrations are a dataset, `kivla record` takes it by the name of its class, and a policy acts in it."""
     discs = run("own_environment.py", "--output_dir", tmp_path / "data", "--num_episodes", 3)["TwoDiscs"](3)
     assert LeRobotDataset(tmp_path / "data").num_episodes == 3
+    monkeypatch.chdir(ROOT)
+    kivla(["record", str(tmp_path / "b"), "--env", "examples.own_environment:TwoDiscs", "--num_episodes", "1"])
     told = rollout(lambda observations: np.zeros((len(observations), 8, 2)), discs, [7, 8, 9], 4, max_steps=40)
     assert [episode.success for episode in told.episodes] == [False] * 3, "who does not move touches nothing"
     assert [episode.steps for episode in told.episodes] == [40] * 3
