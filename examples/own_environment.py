@@ -23,7 +23,7 @@ STEP, REACH = 0.1, 0.15  # both in units of the picture, which reaches from -1 t
 
 
 class TwoDiscs(gymnasium.vector.VectorEnv):
-    """N pictures with a pointer that is to touch one of two discs. `kivla.simulation.environments` says what is needed."""
+    """N pictures, each with a pointer that is to touch one of two discs; see `kivla.simulation.environments`."""
 
     cameras, fps, robot_type = ("top",), 10, "pointer"
     state_dim = action_dim = 2
