@@ -22,7 +22,7 @@ from kivla.training.data.episode_dataset import EpisodeDataset
 
 
 class CsvDataset(EpisodeDataset):
-    """`episode_0000/` has instruction.txt, actions.csv and state.csv with a row for each frame, and top_0000.png, ..."""
+    """`episode_0000/` has instruction.txt, actions.csv and state.csv (a row a frame), and top_0000.png, ..."""
 
     def __init__(self, folder, chunk_size=50, episodes=None, cameras=None, robot=None):
         self.folders = sorted(Path(folder).glob("episode_*"))
