@@ -27,22 +27,31 @@ READMES = [
 ]
 DOCUMENTS = [*READMES, *PAGES]
 RUNNABLE = ("sh", "bash", "python")
-OTHER_LANGUAGES = ("text", "json", "yaml", "bibtex")
+OTHER_LANGUAGES = ("text", "json", "yaml", "toml", "bibtex")
+OUT_OF_TREE = ROOT / "tests/out_of_tree"
 
 _BLOCK = re.compile(
-    r"^(?:<!-- not run: (?P<reason>[^\n]+?) -->\n\n?)?^```(?P<language>\w*)[^\n]*\n(?P<text>.*?)^```$", re.M | re.S
+    r"^(?:<!-- not run: (?P<reason>[^\n]+?) -->\n\n?)?"
+    r'^```(?P<language>\w*)(?: title="(?P<title>[^"]+)")?\n(?P<text>.*?)^```$',
+    re.M | re.S,
 )
 _ASSIGNMENT = re.compile(r"^\w+=")
 
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block of code; `reason` says why it is not run, None if it is."""
+    """A fenced block of code.
+
+    Attributes:
+        title: the name of a file in `tests/out_of_tree` that the block shows, or None.
+        reason: why it is not run, None if it is.
+    """
 
     document: Path
     line: int
     language: str
     text: str
+    title: str | None
     reason: str | None
 
     @property
@@ -62,7 +71,7 @@ def blocks_of(document: Path) -> list[Block]:
     blocks = []
     for match in _BLOCK.finditer(content):
         line = content.count("\n", 0, match.start("language")) + 1
-        blocks.append(Block(document, line, match["language"], match["text"], match["reason"]))
+        blocks.append(Block(document, line, match["language"], match["text"], match["title"], match["reason"]))
     return blocks
 
 

@@ -16,6 +16,7 @@ from kivla import KIVLAForActionPrediction, KIVLATrainer
 from kivla.cli import main
 from kivla.demo.tiny_vlm import save_tiny_vlm
 from kivla.training.data.lerobot.writer import LeRobotWriter
+from tests.vlm_processors import KINDS
 
 EXPERT = {"hidden_size": 32, "intermediate_size": 48}
 EXPERT_OPTIONS = ["--expert_hidden_size", "32", "--expert_intermediate_size", "48"]
@@ -75,8 +76,8 @@ def questions(folder: Path) -> None:
 def make_stand_ins(folder: Path) -> None:
     """Everything that the pages take for granted, in `folder`."""
     root = Path(__file__).parents[2]
-    for name in ("google/paligemma2-3b-pt-224", "google/paligemma-3b-pt-224"):
-        save_tiny_vlm(folder / name, image_size=SIDE, patch_size=16, hidden_size=32, num_layers=2)
+    save_tiny_vlm(folder / "google/paligemma2-3b-pt-224", image_size=SIDE, patch_size=16, hidden_size=32, num_layers=2)
+    KINDS["paligemma"].processor().save_pretrained(folder / "google/paligemma-3b-pt-224")  # of the π0.5 below
     for seed, name in enumerate(("your_dataset", "more_of_it", "more_of_the_same", "first", "second")):
         record(folder / "lerobot" / name, seed)
     twins.pi05(folder / "lerobot" / "pi05_base")

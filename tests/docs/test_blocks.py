@@ -17,6 +17,7 @@ from kivla.cli import COMMANDS, main
 from tests.docs.markdown import (
     DOCUMENTS,
     OTHER_LANGUAGES,
+    OUT_OF_TREE,
     ROOT,
     RUNNABLE,
     Block,
@@ -37,11 +38,15 @@ TARGETS = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M)
 
 @documents
 def test_every_block_is_right_as_far_as_it_can_be_read(document):
+    fences = re.findall(r"^\s*```", document.read_text(encoding="utf-8"), re.M)
+    assert len(fences) == 2 * len(blocks_of(document)), "a block is indented, not closed, or has more than a title"
     with commands_stop_after_parsing():
         for block in blocks_of(document):
             known = (*RUNNABLE, *OTHER_LANGUAGES)
             assert block.language in known, f"{block.place}: name the language of the block, one of {known}"
-            if block.language == "python":
+            if block.title is not None:
+                assert block.text == (OUT_OF_TREE / block.title).read_text(), f"{block.place}: not the file of the test"
+            elif block.language == "python":
                 check_python(block)
             elif block.language in RUNNABLE:
                 for words in shell_commands(block.text):
@@ -97,7 +102,9 @@ def stand_ins(tmp_path_factory) -> Path:
 
 
 def runs(document: Path) -> list[Block]:
-    return [block for block in blocks_of(document) if block.language in RUNNABLE and block.reason is None]
+    """The blocks that are run here; those with a title are files of `tests/test_extending.py`, which runs them."""
+    blocks = blocks_of(document)
+    return [block for block in blocks if block.language in RUNNABLE and block.title is None and block.reason is None]
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from kivla.cli import COMMANDS
 from kivla.training.recipes import RECIPES
 from tests.docs.markdown import PAGES, READMES, ROOT, all_options, documents, name_of
 from tests.families import FAMILIES
@@ -49,6 +50,18 @@ def test_files_symbols_and_names_exist(document):
             import_module(name)
         except ModuleNotFoundError:
             assert hasattr(import_module(holder), attribute), f"{name_of(document)} names {name}, which is not there"
+
+
+@documents
+def test_commands_exist(document):
+    """Those within sentences; blocks of code are in `test_blocks.py`."""
+    unknown = [name for name in re.findall(r"`kivla ([a-z][\w-]*)", prose(document)) if name not in COMMANDS]
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
+    unknown += [name for name in re.findall(r"`make ([a-z][\w-]*)", prose(document)) if name not in targets]
+    for name in re.findall(r"`python -m ([\w.]+)", prose(document)):
+        path = ROOT.joinpath(*name.split("."))
+        unknown += [] if path.with_suffix(".py").is_file() or (path / "__main__.py").is_file() else [name]
+    assert not unknown, f"{name_of(document)} speaks of commands that there are not: {unknown}"
 
 
 @documents
