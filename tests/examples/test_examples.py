@@ -160,6 +160,6 @@ def test_tour(tmp_path, monkeypatch):
 
 
 def test_two_sentences(run, policy, tmp_path):
-    run("two_sentences.py", policy, "--output", tmp_path / "two.gif", "--scenes", 1)
+    run("two_sentences.py", policy, "--output", tmp_path / "two.gif", "--scenes", 0)
     picture = Image.open(tmp_path / "two.gif")
     assert picture.n_frames > 5 and picture.width > picture.height
