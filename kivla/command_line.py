@@ -2,7 +2,9 @@
 
 import difflib
 import shlex
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import MISSING, fields
 from itertools import takewhile
 
@@ -26,7 +28,7 @@ def parse(
         required: options that must be given although their field has a default.
 
     Raises:
-        SystemExit: an unknown option, or an unknown key in the file.
+        SystemExit: an unknown option, an unknown key in the file, or options that do not go together.
     """
     parser = HfArgumentParser(dataclass_types, prog=prog)
     for action in parser._actions:  # argparse has no public way to change this
@@ -47,13 +49,39 @@ def parse(
         words = takewhile(lambda argument: not argument.startswith("-"), list(arguments))
         for i, (name, _) in enumerate(zip(names, words, strict=False)):
             arguments.insert(2 * i, f"--{name}")
-    *parsed, rest = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
+    with refusals(prog):
+        *parsed, rest = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
     if rest:
         options = [option for action in parser._actions for option in action.option_strings]
         near = difflib.get_close_matches(rest[0], options, n=1)
         hint = f"Did you mean {near[0]}?" if near else f"`{prog} --help` lists what there is."
         parser.error(f"there is no option {' '.join(rest)}. {hint}")
     return tuple(parsed)
+
+
+class Refused(SystemExit):
+    """Options that a command refuses: one line on stderr, and exit status 2, as for an option that does not exist."""
+
+    def __init__(self, message: str):
+        print(message, file=sys.stderr)
+        super().__init__(2)
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
+
+
+@contextmanager
+def refusals(prog: str) -> Iterator[None]:
+    """Where nothing but options is looked at: a ValueError is about them, and people need no traceback.
+
+    Raises:
+        Refused: there was one.
+    """
+    try:
+        yield
+    except ValueError as error:
+        raise Refused(f"{prog}: {error}") from error
 
 
 def command_line(prog: str, *options, always: Sequence[str] = (), without: Sequence[str] = ()) -> str:

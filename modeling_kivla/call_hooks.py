@@ -1,4 +1,4 @@
-"""Hooks for the length of one call: what one thread asks of a shared module never reaches another thread's call.
+"""Hooks that last for one call: what one thread asks of a shared module never reaches another thread's call.
 
 A policy server answers several robots from one model. So nothing that a call needs may be put on the model: a module
 gets one pair of hooks, once and for good, and they look up what the running call wants in a context variable, of which
@@ -31,7 +31,7 @@ def _nothing(*_) -> None:
 
 @contextmanager
 def call_hook(module: nn.Module, before: _Before = _nothing, after: _After = _nothing) -> Iterator[None]:
-    """Hooks on a module that only this thread's calls run, while the context lasts; a module has one pair at a time.
+    """Put hooks on a module that only this thread's calls run, while the context lasts; one pair at a time.
 
     They live outside the module, so copies of it, saving and parallel wrappers know nothing of them.
     """

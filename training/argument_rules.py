@@ -131,7 +131,8 @@ DIFFERENT_PARAMETERS: dict[str, str] = {
 
 
 def check_arguments(args: Any) -> None:
-    """
+    """Check arguments when they are made.
+
     Args:
         args: `KIVLATrainingArguments`.
 
@@ -152,7 +153,8 @@ def _check(args: Any, rules: dict[str, tuple[tuple, str]], when: str = "") -> No
 
 
 def check_trainer_arguments(args: Any, given: dict[str, Any]) -> None:
-    """
+    """Check what a trainer is given beside its arguments.
+
     Args:
         args: `KIVLATrainingArguments`.
         given: parameters of `Trainer` by name.
@@ -181,7 +183,7 @@ def check_trainer_arguments(args: Any, given: dict[str, Any]) -> None:
 
 
 def as_markdown() -> str:
-    """The table as `docs/training_arguments.md` has it."""
+    """Return the table as `docs/training_arguments.md` has it."""
     refused = {name: _shown(accepted, reason) for name, (accepted, reason) in REFUSED.items()}
     with_muon = {name: _shown(accepted, reason) for name, (accepted, reason) in REFUSED_WITH_MUON.items()}
     parameters = {name: f"Refused. {reason}" for name, reason in REFUSED_PARAMETERS.items()} | DIFFERENT_PARAMETERS

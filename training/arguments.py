@@ -1,4 +1,4 @@
-"""Arguments of a KIVLA training run: `TrainingArguments` with what the two losses need."""
+"""Arguments of a training run: `TrainingArguments` with what interruptions and faults need, and the two losses."""
 
 import logging
 from dataclasses import dataclass, field, fields
@@ -11,9 +11,61 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass
-class KIVLATrainingArguments(TrainingArguments):
+class ResumableTrainingArguments(TrainingArguments):
     r"""
-    As [`~transformers.TrainingArguments`]; `learning_rate` is the backbone's. `docs/training_arguments.md` lists every
+    Arguments of a [`ResumableTrainer`]: those of [`~transformers.TrainingArguments`], and what to do about
+    interruptions and faults.
+
+    Args:
+        ema_decay (`float`, *optional*): average the trained weights, `average = ema_decay · average + (1 - ema_decay) ·
+            weight` after every step (openpi: 0.99 or 0.999). The average is what is evaluated and what `save_model`
+            writes; checkpoints have both.
+        on_nonfinite (`str`, defaults to `"stop"`): what to do where loss or gradient of a step are NaN or infinite:
+            "stop" with an error that names the examples, or "skip" the step with a warning (10 in a row are an error).
+            Neither changes weights, optimiser or average.
+        bucket_by_length (`bool`, defaults to `False`): with several micro-batches in a step, put examples of like
+            length into one, for less padding. The step is the same. For datasets with a method `size_of(index)`: those
+            of kivla, not streamed.
+        restart (`bool`, defaults to `False`): put aside what an earlier run left in `output_dir`, and start anew. (A
+            folder holds one run: another one is refused there.)
+
+    Raises:
+        ValueError: a value out of range; the message names it.
+    """
+
+    ema_decay: float | None = field(
+        default=None, metadata={"help": "Average the weights, and evaluate and deploy the average; openpi: 0.99."}
+    )
+    on_nonfinite: str = field(
+        default="stop", metadata={"help": "At a step whose loss or gradient is NaN or infinite: stop, or skip it."}
+    )
+    bucket_by_length: bool = field(
+        default=False, metadata={"help": "Let micro-batches of a step hold examples of like length: less padding."}
+    )
+    restart: bool = field(
+        default=False, metadata={"help": "Put aside what an earlier run left in output_dir, and start anew."}
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.check()
+
+    def check(self) -> None:
+        """Check whether the arguments are possible; also for whoever changes them later.
+
+        Raises:
+            ValueError: one of them is not; the message names it.
+        """
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise ValueError(f"ema_decay lies between 0 and 1 (usually 0.99 to 0.9999), got {self.ema_decay}.")
+        if self.on_nonfinite not in ("stop", "skip"):
+            raise ValueError(f'on_nonfinite is "stop" or "skip", got {self.on_nonfinite!r}.')
+
+
+@dataclass
+class KIVLATrainingArguments(ResumableTrainingArguments):
+    r"""
+    As [`ResumableTrainingArguments`]; `learning_rate` is the backbone's. `docs/training_arguments.md` lists every
     argument that means something else here, or is refused.
 
     Args:
@@ -30,17 +82,6 @@ class KIVLATrainingArguments(TrainingArguments):
             robot units; otherwise it reports losses only.
         eval_num_steps (`int`, *optional*): Euler steps for those chunks; the model's `num_inference_steps` if None.
         remove_unused_columns (`bool`, defaults to `False`): examples are dicts of images, text, state and actions.
-        ema_decay (`float`, *optional*): average the trained weights, `average = ema_decay · average + (1 - ema_decay) ·
-            weight` after every step (openpi: 0.99 or 0.999). The average is what is evaluated and what `save_model`
-            writes; checkpoints have both.
-        on_nonfinite (`str`, defaults to `"stop"`): what to do where loss or gradient of a step are NaN or infinite:
-            "stop" with an error that names the examples, or "skip" the step with a warning (10 in a row are an error).
-            Neither changes weights, optimiser or average.
-        bucket_by_length (`bool`, defaults to `False`): with several micro-batches in a step, put examples of like
-            length into one, for less padding. The step is the same. For datasets with a method `size_of(index)`: those
-            of kivla, not streamed.
-        restart (`bool`, defaults to `False`): put aside what an earlier run left in `output_dir`, and start anew. (A
-            folder holds one run: another one is refused there.)
         ddp_find_unused_parameters (`bool`, defaults to `False`): the trainer deals with parameters that a step does not
             use, and DDP need not search for them.
 
@@ -69,18 +110,6 @@ class KIVLATrainingArguments(TrainingArguments):
     remove_unused_columns: bool = field(
         default=False, metadata={"help": "Keep False: examples are dicts of images, text, state and actions."}
     )
-    ema_decay: float | None = field(
-        default=None, metadata={"help": "Average the weights, and evaluate and deploy the average; openpi: 0.99."}
-    )
-    on_nonfinite: str = field(
-        default="stop", metadata={"help": "At a step whose loss or gradient is NaN or infinite: stop, or skip it."}
-    )
-    bucket_by_length: bool = field(
-        default=False, metadata={"help": "Let micro-batches of a step hold examples of like length: less padding."}
-    )
-    restart: bool = field(
-        default=False, metadata={"help": "Put aside what an earlier run left in output_dir, and start anew."}
-    )
     ddp_find_unused_parameters: bool | None = field(
         default=False, metadata={"help": "Keep False: the trainer deals with parameters that a step does not use."}
     )
@@ -89,19 +118,15 @@ class KIVLATrainingArguments(TrainingArguments):
         if self.adam_beta2 is None:
             self.adam_beta2 = 0.99 if self.muon else 0.999
         super().__post_init__()
-        self.check()
 
     def check(self) -> None:
-        """Whether the arguments are possible; also for whoever changes them later (a search over hyper-parameters).
+        """Check whether the arguments are possible; also for whoever changes them later (a hyper-parameter search).
 
         Raises:
             ValueError: one of them is not; the message names it.
         """
         check_arguments(self)
-        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
-            raise ValueError(f"ema_decay lies between 0 and 1 (usually 0.99 to 0.9999), got {self.ema_decay}.")
-        if self.on_nonfinite not in ("stop", "skip"):
-            raise ValueError(f'on_nonfinite is "stop" or "skip", got {self.on_nonfinite!r}.')
+        super().check()
         if self.eval_num_steps is not None and (self.eval_num_steps < 1 or self.eval_num_steps % 1):
             raise ValueError(f"eval_num_steps is a number of Euler steps, at least 1, got {self.eval_num_steps}.")
         if self.mixed_precision == "fp16" and self.device.type == "cpu":
@@ -109,7 +134,7 @@ class KIVLATrainingArguments(TrainingArguments):
 
     @classmethod
     def of(cls, args: TrainingArguments | None) -> "KIVLATrainingArguments":
-        """These arguments with what is ours at its default.
+        """Return these arguments as `KIVLATrainingArguments`; what plain ones do not have is at its default.
 
         Raises:
             TypeError: arguments of another trainer.

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 from huggingface_hub import snapshot_download
+from peft import PeftModel, get_peft_model
 from transformers import AutoProcessor, PreTrainedConfig
 
 from ..modeling_kivla import KIVLAConfig, KIVLAForActionPrediction
@@ -28,12 +29,15 @@ from ..processing import (
     action_tokenizer_class,
     load_action_tokenizer,
 )
+from ..processing.camera_names import short_name
 from ..processing.saved_processor import CONFIG_FILE, SETTINGS, VLM_PROCESSOR_FOLDER
 from ..processing.tokenizer_registry import is_action_tokenizer_class
 from .data.data_ranges import range_problems
 from .data.robot_dataset import RobotDataset, joint_statistics
+from .lora import lora_config
 from .policy_options import DEFAULT_RECIPE, EXPERT_OPTIONS, MODEL_SETTINGS, PolicyOptions, refuse
-from .recipes import BACKBONE, EXPERT, Recipe, Stage, get_recipe
+from .recipes import BACKBONE, EXPERT, Recipe, Stage, get_recipe, set_stage
+from .run_identity import weights_digest
 
 START, CONTINUE, ADAPT = "start", "continue", "adapt"
 
@@ -59,12 +63,15 @@ class Built:
     Attributes:
         notes: sentences for people: what was done, kept and assumed.
         facts: for the card: `meaning`, `base`, `kept` and `changed` (sentences).
+        begins_with: what the run that trains it begins with, for the run's identity: `name`, and of a policy that goes
+            on a digest of its `expert`.
     """
 
-    model: KIVLAForActionPrediction
+    model: KIVLAForActionPrediction | PeftModel
     processor: KIVLAProcessor
     notes: list[str] = field(default_factory=list)
     facts: dict = field(default_factory=dict)
+    begins_with: dict = field(default_factory=dict)
 
     def __post_init__(self):
         if self.model.get_input_embeddings().num_embeddings < self.processor.vocab_size:
@@ -137,14 +144,15 @@ class Base:
         return "bins" if kind == BinningActionTokenizer.kind else kind
 
     def cameras_among(self, names: Sequence[str], robot: str | None) -> list[str] | None:
-        """The cameras of a robot, if all of them are among these names of a dataset's; None otherwise."""
+        """Return the cameras of a robot if a dataset that has these names has all of them; None otherwise."""
         robots = self.settings.get("robots", {None: self.settings})
         wanted = robots[robot]["cameras"] if robot in robots else None
-        return wanted if wanted and {_last(name) for name in wanted} <= {_last(name) for name in names} else None
+        there = {short_name(name) for name in names}
+        return wanted if wanted and {short_name(name) for name in wanted} <= there else None
 
     @cached_property
     def own_recipe(self) -> Recipe:
-        """How it goes on as it was trained."""
+        """The recipe by which it goes on as it was trained."""
         weight, scale = self.config.flow_loss_weight, self.config.backbone_gradient_scale
         learns_tokens = self.tokenizer is not None
         if weight > 0 and scale == 0 and not learns_tokens:
@@ -160,7 +168,7 @@ class Base:
         )
 
     def recipe(self, name: str | None, meaning: str) -> tuple[str | None, Recipe]:
-        """The recipe that it goes on with and its name, None for its own.
+        """Return the recipe that it goes on with and its name; None for its own.
 
         Without a name its own; but a base whose own teaches the VLM nothing (a converted π0.5) is adapted with
         insulation and action tokens.
@@ -183,7 +191,7 @@ class Base:
         return name, recipe
 
     def value(self, option: str):
-        """What it has for an option of `PolicyOptions`."""
+        """Return what it has for an option of `PolicyOptions`."""
         if option == "action_tokenizer":
             return self.tokenizer_kind
         if option == "action_vocab_size":
@@ -200,7 +208,7 @@ class Base:
         return KIVLAProcessor.from_pretrained(self.folder, **self._trust, **changes)
 
     def model(self, processor: KIVLAProcessor, options: PolicyOptions, notes: list[str]) -> KIVLAForActionPrediction:
-        """With the processor's chunk size, and settings that any policy can be given."""
+        """Load its model with the processor's chunk size, and with settings that any policy can be given."""
         config = KIVLAConfig.from_pretrained(self.folder)
         config.chunk_size = processor.chunk_size
         for name, value in options.given(*MODEL_SETTINGS).items():
@@ -212,9 +220,48 @@ class Base:
         return KIVLAForActionPrediction.from_pretrained(self.folder, config=config, **options.loading)
 
 
+# --------------------------------------------------------------------------------------------------------- any of them
+def build_for_stage(
+    stage: Stage,
+    sources: Sequence[RobotDataset],
+    options: PolicyOptions,
+    *,
+    vlm: str | Path | None = None,
+    base: Base | None = None,
+    adapt: bool = False,
+    before: str | Path | None = None,
+    lora_rank: int | None = None,
+) -> Built:
+    """Make the policy that a stage of a recipe trains, ready for `KIVLATrainer`: what the stage freezes is frozen.
+
+    Args:
+        sources: the demonstrations, read with the policy's `chunk_size`.
+        vlm: start a new policy on it: a folder or a Hub id.
+        base: or go on from this policy; with `adapt`, take it to the data.
+        before: or go on from what the stage before has left in this folder.
+        lora_rank: train low-rank updates of the VLM's text decoder, and the expert in full.
+
+    Raises:
+        ValueError: recipe, data, options and policy do not fit each other.
+    """
+    if before is not None:
+        built = next_stage(before, options)
+    elif base is None:
+        built = start_policy(vlm, sources, options)
+    else:
+        built = (adapt_policy if adapt else continue_policy)(base, sources, options)
+    built.begins_with = {"name": str(before or vlm or base.path)}
+    if before is not None or base is not None:
+        built.begins_with["expert"] = weights_digest(built.model.expert)
+    set_stage(built.model, stage)
+    if lora_rank is not None:
+        built.model = get_peft_model(built.model, lora_config(built.model, built.processor, lora_rank))
+    return built
+
+
 # --------------------------------------------------------------------------------------------------------------- start
 def start_policy(vlm: str | Path, sources: Sequence[RobotDataset], options: PolicyOptions) -> Built:
-    """A new policy on a VLM; the action expert starts from random weights.
+    """Make a new policy on a VLM; the action expert starts from random weights.
 
     Args:
         vlm: a folder or a Hub id.
@@ -245,7 +292,7 @@ def start_policy(vlm: str | Path, sources: Sequence[RobotDataset], options: Poli
 
 # ------------------------------------------------------------------------------------------------------------ continue
 def continue_policy(base: Base, sources: Sequence[RobotDataset], options: PolicyOptions) -> Built:
-    """A policy goes on, as it is, on data of the same robot.
+    """Load a policy to go on with, as it is, on data of the same robot.
 
     Raises:
         ValueError: listing every option and every property of the data that does not agree with the policy, with both
@@ -295,13 +342,14 @@ def continue_policy(base: Base, sources: Sequence[RobotDataset], options: Policy
 
 
 def _differences(processor: KIVLAProcessor, data: RobotDataset) -> list[str]:
-    """Between a policy and data that it is to go on with."""
+    """List in what a policy and data that it is to go on with differ."""
     try:
         robot = processor.robot(data.robot)
     except ValueError as error:
         return [f"{data.name}: {error}"]
     differences = []
-    if robot.cameras is not None and [_last(name) for name in data.cameras] != [_last(name) for name in robot.cameras]:
+    given, wanted = ([short_name(name) for name in names or ()] for names in (data.cameras, robot.cameras))
+    if robot.cameras is not None and given != wanted:
         differences.append(f"{data.name} gives the cameras {data.cameras}, the policy sees {robot.cameras}")
     if data.action_dim != robot.action_dim:
         differences.append(f"{data.name} has {data.action_dim}-dimensional actions, the policy {robot.action_dim}")
@@ -311,13 +359,9 @@ def _differences(processor: KIVLAProcessor, data: RobotDataset) -> list[str]:
     return differences
 
 
-def _last(camera: str) -> str:
-    return camera.rpartition(".")[2]
-
-
 # --------------------------------------------------------------------------------------------------------------- adapt
 def adapt_policy(base: Base, sources: Sequence[RobotDataset], options: PolicyOptions) -> Built:
-    """A base policy goes on to another robot or other data.
+    """Load a base policy and take it to another robot or other data.
 
     New: statistics, cameras, size of an action; where asked for chunk size, normalisation and action tokenizer (a
     recipe that needs another kind has it fitted). Kept: weights, prompt, padding, square images, placement of action
@@ -434,14 +478,14 @@ def _check_room(base: Base, sources: Sequence[RobotDataset]) -> None:
 
 # ---------------------------------------------------------------------------------------------------------- next stage
 def next_stage(folder: str | Path, options: PolicyOptions) -> Built:
-    """The policy that the stage before has left, for the same data."""
+    """Load the policy that the stage before has left, for the same data."""
     model = KIVLAForActionPrediction.from_pretrained(folder, **options.loading)
     return Built(model, KIVLAProcessor.from_pretrained(folder, trust_remote_code=options.trust_remote_code))
 
 
 # ------------------------------------------------------------------------------------------------------ what both need
 def robots_of(sources: Sequence[RobotDataset]) -> dict[str | None, dict]:
-    """Robot -> its `statistics` and `cameras`; datasets of the same robot are taken together.
+    """Collect the `statistics` and `cameras` of every robot; datasets of the same robot are taken together.
 
     Raises:
         ValueError: datasets of one robot with different cameras or sizes.
@@ -472,8 +516,7 @@ def new_tokenizer(
     normalization: str,
     notes: list[str],
 ) -> ActionTokenizer | None:
-    """An action tokenizer: "none", "bins", a kind or a class that is fitted on the data ("fast"), or the place of one
-    that is there (a folder or a Hub id)."""
+    """Make an action tokenizer: "none", "bins", "fast" (fitted on the data), or the place of one that is saved."""
     if kind == "none":
         return None
     if kind == "bins":
@@ -502,7 +545,7 @@ def normalized_chunks(
 
 
 def _roundtrip(tokenizer: ActionTokenizer, chunks: Sequence[np.ndarray]) -> str:
-    """What action tokens cost and lose on these chunks."""
+    """Say what action tokens cost and lose on these chunks."""
     report = tokenizer.roundtrip_error(chunks)
     return (
         f"{len(chunks)} chunks take {report['tokens_mean']:.1f} action tokens each (at most {report['tokens_max']}), "
@@ -517,6 +560,7 @@ __all__ = [
     "Base",
     "Built",
     "adapt_policy",
+    "build_for_stage",
     "continue_policy",
     "new_tokenizer",
     "next_stage",

@@ -44,8 +44,10 @@ class OtherRunError(ValueError):
 
 # ------------------------------------------------------------------------------------------------------------ writing
 def write_manifest(folder: Path, run: dict | None = None) -> None:
-    """`manifest.json`: size and hash of every file in the folder, and the identity of the run that wrote them. Files
-    and folders are brought to the disk first."""
+    """Write `manifest.json`: size and hash of every file in the folder, and which run wrote them.
+
+    Files and folders are brought to the disk first.
+    """
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
     entries = {str(path.relative_to(folder)): {"size": path.stat().st_size, "sha256": digest(path)} for path in files}
     manifest = folder / MANIFEST
@@ -55,7 +57,7 @@ def write_manifest(folder: Path, run: dict | None = None) -> None:
 
 
 def digest(path: Path, part_size: int = PART_SIZE) -> str:
-    """SHA-256 over the SHA-256 digests of the file's parts."""
+    """Compute SHA-256 over the SHA-256 digests of the file's parts."""
     starts = range(0, path.stat().st_size, part_size)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         parts = pool.map(lambda start: _digest_of_part(path, start, part_size), starts)
@@ -73,7 +75,7 @@ def _digest_of_part(path: Path, start: int, size: int) -> bytes:
 
 
 def fsync(path: Path) -> None:
-    """A file's content, or a folder's list of names, to the disk."""
+    """Bring a file's content, or a folder's list of names, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -82,7 +84,7 @@ def fsync(path: Path) -> None:
 
 
 def publish(folder: Path, final: Path, run: dict | None = None) -> None:
-    """A complete folder of the same disk gets its manifest and its name; what had the name before goes."""
+    """Give a complete folder of the same disk its manifest and its name; what had the name before goes."""
     write_manifest(folder, run)
     if final.exists():
         replaced = folder.with_name(f"replaced-{final.name}")
@@ -96,7 +98,7 @@ def publish(folder: Path, final: Path, run: dict | None = None) -> None:
 
 @contextmanager
 def written_aside(folder: Path, is_writer: bool) -> Iterator[Path]:
-    """A folder to write a model into; its files come into `folder` when all of them are on the disk.
+    """Open a folder to write a model into; its files come into `folder` when all of them are on the disk.
 
     The model in `folder` is never half old and half new without being recognised: `config.json`, without which nothing
     loads, is taken away first and comes back last.
@@ -124,7 +126,7 @@ def written_aside(folder: Path, is_writer: bool) -> Iterator[Path]:
 
 # ------------------------------------------------------------------------------------------------------------ reading
 def problem_of(checkpoint: Path) -> str | None:
-    """Why a checkpoint cannot be resumed from; None if every file is as it was written.
+    """Say why a checkpoint cannot be resumed from; None if every file is as it was written.
 
     Reads all of it: about a second for each gigabyte and core.
     """
@@ -150,13 +152,13 @@ def problem_of(checkpoint: Path) -> str | None:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The folders `checkpoint-N`, newest (largest N) first."""
+    """List the folders `checkpoint-N`, newest (largest N) first."""
     found = [path for path in folder.glob("checkpoint-*") if _CHECKPOINT.fullmatch(path.name) and path.is_dir()]
     return sorted(found, key=lambda path: int(_CHECKPOINT.fullmatch(path.name)[1]), reverse=True)
 
 
 def newest_good_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that can be resumed from.
+    """Find the newest checkpoint that can be resumed from.
 
     Newer ones that cannot are named in a warning, with the reason, and become `_damaged-checkpoint-N`: they neither
     count as the newest when old checkpoints are removed, nor are they lost.
@@ -180,12 +182,12 @@ def newest_good_checkpoint(folder: Path) -> Path | None:
 
 # ------------------------------------------------------------------------------------------------ one run, one folder
 def run_of(checkpoint: Path) -> dict | None:
-    """The identity of the run that wrote a whole checkpoint; None if it was written before checkpoints knew it."""
+    """Read the identity of the run that wrote a whole checkpoint; None if it was written before checkpoints knew it."""
     return json.loads((checkpoint / MANIFEST).read_text()).get("run")
 
 
 def owner_of(folder: Path) -> dict | None:
-    """The identity of the run that an output folder is of; None where nothing says it."""
+    """Read the identity of the run that an output folder is of; None where nothing says it."""
     try:
         return json.loads((folder / RUN_FILE).read_text())
     except (FileNotFoundError, ValueError):  # none, or cut off
@@ -193,7 +195,8 @@ def owner_of(folder: Path) -> dict | None:
 
 
 def check_is_same_run(before: dict | None, run: dict, holder: Path, ways_out: str) -> None:
-    """
+    """Check that what was found in a folder is of this run.
+
     Args:
         before: the identity that was found in `holder`, a checkpoint or a folder; None if it has none.
         ways_out: what to do.
@@ -210,7 +213,7 @@ def check_is_same_run(before: dict | None, run: dict, holder: Path, ways_out: st
 
 
 def check_folder(folder: Path, run: dict) -> None:
-    """Is a folder this run's, or free?
+    """Check that a folder is this run's, or free.
 
     Raises:
         OtherRunError: it holds checkpoints or a model of another run, or of an unknown one.
@@ -246,7 +249,7 @@ def claim(folder: Path, run: dict) -> None:
 
 
 def write_run_file(folder: Path, run: dict) -> None:
-    """Into a folder: whose it is."""
+    """Write into a folder whose it is."""
     unfinished = folder / f"{RUN_FILE}.unfinished"
     unfinished.write_text(json.dumps(run, indent=1) + "\n")
     fsync(unfinished)
@@ -255,7 +258,7 @@ def write_run_file(folder: Path, run: dict) -> None:
 
 
 def put_aside(folder: Path) -> Path | None:
-    """What a run left in a folder goes to `_earlier_run_1` (2, ...) inside it. Nothing is deleted.
+    """Move what a run left in a folder to `_earlier_run_1` (2, ...) inside it. Nothing is deleted.
 
     That is: all files, and the folders that training makes. Other folders stay, and so does everything where no run has
     been. If it is interrupted, what is left still counts as the earlier run's: its mark goes last.
@@ -296,7 +299,7 @@ def _has_stages(folder: Path) -> bool:
 
 # --------------------------------------------------------------------------------------------------------------- room
 def check_output_folder(folder: Path, needed: int, wanted: int) -> None:
-    """Before the first step: can checkpoints be written?
+    """Check before the first step that checkpoints can be written.
 
     Args:
         needed: bytes without which the run cannot end well.
@@ -331,7 +334,7 @@ def check_output_folder(folder: Path, needed: int, wanted: int) -> None:
 
 
 def not_written(checkpoint: Path, error: Exception) -> CheckpointError:
-    """What people need to know when a checkpoint could not be written."""
+    """Make the error that says what people need to know when a checkpoint could not be written."""
     folder = checkpoint.parent
     last = next((path.name for path in checkpoints(folder) if (path / MANIFEST).is_file()), None)
     left = f"{last} is whole: start the same command again to go on from there" if last else "No checkpoint was written"

@@ -9,7 +9,7 @@ from ..processing import KIVLAProcessor
 
 
 def lora_config(model: KIVLAForActionPrediction, processor: KIVLAProcessor, rank: int = 16, **options) -> LoraConfig:
-    """What `peft.get_peft_model(model, ...)` needs to fine-tune a policy with little memory.
+    """Make what `peft.get_peft_model(model, ...)` needs to fine-tune a policy with little memory.
 
     Low-rank updates on every linear layer of the backbone's text decoder, found by what they are and not by their
     names; the action expert in full (it starts from random weights); of embedding and output layer the rows of
@@ -51,7 +51,7 @@ def lora_config(model: KIVLAForActionPrediction, processor: KIVLAProcessor, rank
 
 
 def load_lora(adapter: str, is_trainable: bool = False, **kwargs) -> PeftModel:
-    """An adapter on the base that it states, as `peft.get_peft_model` made it; `is_trainable` to go on with it.
+    """Load an adapter on the base that it states, as `peft.get_peft_model` made it; `is_trainable` to go on with it.
 
     Args:
         adapter: a `checkpoint-N` or `adapter/` of a LoRA run.

@@ -52,7 +52,7 @@ class LossWatch(TrainerCallback):
 
 
 def spike_of(losses: Sequence[float]) -> str | None:
-    """Whether the last of the logged losses is a spike (see `LossWatch`), in words."""
+    """Say in words if the last of the logged losses is a spike (see `LossWatch`); None if it is not."""
     *before, last = losses
     window = before[-SPIKE_WINDOW:]
     if len(window) < SPIKE_MINIMUM:
@@ -68,7 +68,7 @@ def spike_of(losses: Sequence[float]) -> str | None:
 
 
 def dead_expert_of(losses: Sequence[tuple[float, float]]) -> str | None:
-    """Whether logged flow losses, each with that of the mean velocity, are those of a dead expert, in words."""
+    """Say in words if flow losses, each with that of the mean velocity, are those of a dead expert; None if not."""
     last = losses[-DEAD_EXPERT_LOGS:]
     if len(last) < DEAD_EXPERT_LOGS:
         return None
@@ -82,7 +82,7 @@ def dead_expert_of(losses: Sequence[tuple[float, float]]) -> str | None:
 
 
 def name_examples(dataset: Dataset, origins: Sequence[Mapping]) -> str:
-    """Examples for a message: "lerobot/pusht episode 3 frame 17; ..."."""
+    """Name examples in a message: "lerobot/pusht episode 3 frame 17; ..."."""
     return "; ".join(_name_example(dataset, origin) for origin in origins)
 
 

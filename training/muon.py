@@ -11,7 +11,7 @@ ITERATIONS = 5
 
 
 def orthogonalize(matrices: torch.Tensor) -> torch.Tensor:
-    """The nearest matrices with singular values about 1, of B matrices (B, m, n) at once, in their own precision."""
+    """Find the nearest matrices with singular values about 1, of (B, m, n) at once, in their own precision."""
     if matrices.shape[1] > matrices.shape[2]:
         return orthogonalize(matrices.mT).mT
     a, b, c = COEFFICIENTS
@@ -23,7 +23,7 @@ def orthogonalize(matrices: torch.Tensor) -> torch.Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """As `torch.optim.Muon(..., adjust_lr_fn="match_rms_adamw")`: momentum, orthogonalised; steps of AdamW's size.
+    """Steps along the orthogonalised momentum, of AdamW's size: `torch.optim.Muon` with `match_rms_adamw`.
 
     That one goes through the matrices one by one and in bfloat16, which takes a small model on a CPU a third of its
     step. Here those of one shape go together, in float32.
@@ -67,7 +67,7 @@ class Muon(torch.optim.Optimizer):
 
 
 class MuonWithAdamW(torch.optim.Optimizer):
-    """Muon takes matrices only, and embeddings are none in its sense; they and all vectors go to AdamW.
+    """Muon for matrices, and AdamW for embeddings and vectors.
 
     Small models learn several times faster with it than with AdamW alone. Its updates have the size of AdamW's, so
     that one learning rate serves both. It goes to a `Trainer` as `optimizers=(optimizer, None)`.

@@ -26,7 +26,7 @@ _OPTIONS = {
 
 
 def trainer_facts(trainer, sources: Sequence[RobotDataset] | None = None) -> dict:
-    """What a `KIVLATrainer` knows of its policy, for `fine_tuned_card`.
+    """Collect what a `KIVLATrainer` knows of its policy, for `fine_tuned_card`.
 
     Args:
         sources: the demonstrations; by default those of its training dataset.
@@ -62,7 +62,7 @@ def trainer_facts(trainer, sources: Sequence[RobotDataset] | None = None) -> dic
 
 
 def write_trainer_card(trainer, license: str | None, model_name: str | None, options: dict) -> None:
-    """`KIVLATrainer.create_model_card` on its first process."""
+    """Write the card of a trainer's policy: `KIVLATrainer.create_model_card` on its first process."""
     if unknown := sorted(options.keys() - _OPTIONS.keys()):
         raise TypeError(f"The card has no {', '.join(unknown)}; options are {', '.join(_OPTIONS)}.")
     path = Path(trainer.args.output_dir) / "README.md"
@@ -80,13 +80,13 @@ def write_trainer_card(trainer, license: str | None, model_name: str | None, opt
 
 
 def with_words_of_hub(trainer, text: str) -> str:
-    """A README of this machine, and what its author wrote on the Hub."""
+    """Join a README of this machine with what its author wrote on the Hub."""
     on_hub = readme_on_hub(trainer.hub_model_id, trainer.args.hub_revision, trainer.args.hub_token)
     return joined(on_hub, text) if on_hub else text
 
 
 def evaluated_sets(metrics: dict[str, float]) -> dict[str, dict[str, float]]:
-    """Set of demonstrations -> its errors in robot units; "evaluation" where there is but one, without a name."""
+    """Pick the errors of each set of demonstrations, in robot units; a set without a name is "evaluation"."""
     columns = ("action_mae", "mean_action_mae", "times_better_than_mean")
     found = [re.fullmatch(r"eval_(?:(.+)_)?times_better_than_mean", name) for name in metrics]
     names = {match[1] or "evaluation": match[0].removesuffix(columns[-1]) for match in found if match}
@@ -94,7 +94,7 @@ def evaluated_sets(metrics: dict[str, float]) -> dict[str, dict[str, float]]:
 
 
 def _robots(processor, sources: Sequence[RobotDataset]) -> list[dict]:
-    """One entry for each dataset; without any, for each robot that the processor knows."""
+    """Describe each dataset; without any, each robot that the processor knows."""
     rows = []
     for name, data in [(data.robot, data) for data in sources] or [(name, None) for name in processor.robots]:
         robot = processor.robot(name)

@@ -93,16 +93,16 @@ class PolicyOptions:
     trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with the VLM."})
 
     def given(self, *names: str) -> dict:
-        """Those of these options that were told."""
+        """Return those of these options that were told."""
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
     @property
     def loading(self) -> dict:
-        """How weights are read."""
+        """Options of `from_pretrained`: how weights are read."""
         return {"dtype": self.dtype, **self.given("attn_implementation"), "trust_remote_code": self.trust_remote_code}
 
     def config_kwargs(self) -> dict:
-        """Fields of the `KIVLAConfig` of a new policy."""
+        """Return the fields of the `KIVLAConfig` of a new policy."""
         expert = {name.removeprefix("expert_"): value for name, value in self.given(*EXPERT_OPTIONS).items()}
         config = KIVLAExpertConfig(**expert)
         return {
@@ -114,7 +114,7 @@ class PolicyOptions:
         }
 
     def stages_of(self, recipe: Recipe) -> tuple[Stage, ...]:
-        """The recipe's stages, with the options given on top, where the expert is trained.
+        """Return the recipe's stages, with the options given on top where the expert is trained.
 
         Raises:
             ValueError: an option out of its range.
@@ -123,7 +123,8 @@ class PolicyOptions:
         return tuple(replace(stage, **given) if stage.flow_loss_weight > 0 else stage for stage in recipe.stages)
 
     def refuse_what_cannot_apply(self, recipe: Recipe, tokenizer: str, placement: str) -> None:
-        """
+        """Refuse options that another one makes meaningless.
+
         Args:
             tokenizer, placement: what the policy will have: an `action_tokenizer` and an `action_token_placement`.
 
@@ -156,7 +157,8 @@ class PolicyOptions:
 
 
 def refuse(reasons: dict[str, str]) -> None:
-    """
+    """Refuse options that cannot apply, all of them at once.
+
     Args:
         reasons: option -> why it cannot apply.
 

@@ -50,7 +50,8 @@ class StopSignals:
             signal.raise_signal(self.received)  # it came after the last step: what it does otherwise
 
     def stop(self, checkpoint: str, number: int) -> None:
-        """
+        """End the run.
+
         Raises:
             Preempted: always.
         """

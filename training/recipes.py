@@ -157,7 +157,7 @@ RECIPES = {
 
 
 def get_recipe(name: str) -> Recipe:
-    """A recipe by its name, or from a YAML file.
+    """Find a recipe by its name, or read it from a YAML file.
 
     Raises:
         ValueError: there is no such recipe, or the file is none.
@@ -195,7 +195,7 @@ def _read_recipe(path: Path) -> Recipe:
 
 
 def _check_keys(values, kind: type, where: str) -> None:
-    """Whether a map has names of this dataclass alone, and those without a default."""
+    """Check that a map has names of this dataclass alone, and those without a default."""
     known = [field.name for field in fields(kind)]
     if not isinstance(values, dict):
         raise ValueError(f"{where} must be a map of {', '.join(known)}; got {values!r}.")
@@ -222,7 +222,7 @@ def _set_trained(module: nn.Module, is_trained: bool) -> None:
 
 
 def split_steps(stages: tuple[Stage, ...], max_steps: int) -> list[int]:
-    """Optimiser steps of every stage, by their shares; together `max_steps`.
+    """Share out the optimiser steps among the stages; together they are `max_steps`.
 
     Raises:
         ValueError: fewer steps than stages.

@@ -13,9 +13,9 @@ from accelerate.utils import broadcast_object_list
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler
 from transformers import Trainer, TrainerCallback
-from transformers.trainer_utils import rotate_checkpoints
+from transformers.trainer_utils import PredictionOutput, rotate_checkpoints
 
-from ..processing import KIVLAProcessor
+from .arguments import ResumableTrainingArguments
 from .checkpoints import (
     MANIFEST,
     UNFINISHED,
@@ -51,7 +51,9 @@ _ENDLESS = ("constant", "constant_with_warmup", "inverse_sqrt", "reduce_lr_on_pl
 
 class ResumableTrainer(Trainer):
     r"""
-    What a run needs that may be interrupted at any moment, and must not go wrong unseen:
+    The library's Trainer for runs that may be interrupted at any moment, and must not go wrong unseen.
+
+    Beside what the library does it has:
 
     * **Exact resumption.** A run that is killed and started again, however often, ends with the same weights, bit for
       bit, as one that is not, on the same kind and number of devices and threads. Beside what the library saves, this
@@ -64,19 +66,26 @@ class ResumableTrainer(Trainer):
     * **An average of the weights** (`ema_decay`): evaluated, and written by `save_model`.
     * **Non-finite** losses and gradients reach neither weights, optimiser nor average (`on_nonfinite`).
 
+    For any model of the library, and for any dataset with a length. [`KIVLATrainer`] adds what a policy needs.
+
     Args:
+        args: [`ResumableTrainingArguments`].
         run_facts: what the run is beside its model, processor, data and arguments, which are looked at anyway. A dict,
             ready for JSON, that must be the same when the run goes on: `"recipe"`, say, and `"start": {"name": ...}` of
             the VLM or policy that it begins with, shown where its weights differ. `"stage"` ("1 of 2") is for runs of
             several stages whose last one writes into the folder above the others' (`claim_folder`).
+        **kwargs: as for [`~transformers.Trainer`].
 
     Raises:
+        TypeError: other arguments than `ResumableTrainingArguments`.
         ValueError: `ema_decay` with FSDP version 1 or DeepSpeed, `on_nonfinite="skip"` with DeepSpeed, or
             `save_on_each_node`.
     """
 
     def __init__(self, *args, run_facts: dict | None = None, **kwargs):
         super().__init__(*args, **kwargs)
+        if not isinstance(self.args, ResumableTrainingArguments):
+            raise TypeError(f"args must be ResumableTrainingArguments, got {type(self.args).__name__}.")
         if self.args.save_on_each_node:
             raise ValueError("Checkpoints need one output_dir that all nodes share: leave out save_on_each_node.")
         is_fsdp1 = self.is_fsdp_enabled and not self.accelerator.is_fsdp2
@@ -87,7 +96,6 @@ class ResumableTrainer(Trainer):
         self.average: WeightAverage | None = None
         self.skipped_steps = 0
         self._signals = StopSignals()
-        self.stop_is_agreed = False  # on several devices, by what they tell each other before every step
         self._order: ExampleOrder | None = None
         self._facts = run_facts or {}
         self._start = start_of(self.model)
@@ -110,7 +118,7 @@ class ResumableTrainer(Trainer):
 
     # --------------------------------------------------------------------------------------------------------- resume
     def newest_checkpoint(self) -> str | None:
-        """The newest checkpoint in `output_dir` that is whole; None if there is none. To be called on all devices.
+        """Find the newest checkpoint in `output_dir` that is whole; None if there is none. To be called on all devices.
 
         Raises:
             OtherRunError: the folder holds another run.
@@ -137,7 +145,8 @@ class ResumableTrainer(Trainer):
         self._found_out(lambda: claim(Path(folder), self._identity()))
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
-        """
+        """Train, from the beginning or from a checkpoint.
+
         Args:
             resume_from_checkpoint: a checkpoint's folder, or True for the newest whole one in `output_dir`.
 
@@ -160,8 +169,8 @@ class ResumableTrainer(Trainer):
         self._resumed_from = Path(resume_from_checkpoint) if resume_from_checkpoint else None
         self._run = self._found_out(self._check_run)
         self._newest = self._resumed_from
-        if self._resumed_from is not None:  # a chat template may write the date: what goes on keeps its prompts
-            self.processing_class.set_prompts(KIVLAProcessor.saved_settings(self._resumed_from).get("prompt_frames"))
+        if self._resumed_from is not None:
+            self.resume_processing(self._resumed_from)
         try:
             with self._signals:
                 return super().train(resume_from_checkpoint or None, *args, **kwargs)
@@ -172,6 +181,9 @@ class ResumableTrainer(Trainer):
                 error.add_note(f"Everything up to {self._newest} is kept: the same command goes on from there.")
             raise
 
+    def resume_processing(self, checkpoint: Path) -> None:
+        """Give `processing_class` what a run that goes on keeps of it; here that is nothing. For subclasses."""
+
     def _identity(self) -> dict:
         return run_identity(
             self._facts, self._start, self._unwrapped(), self.processing_class, self.train_dataset, self.args
@@ -181,7 +193,7 @@ class ResumableTrainer(Trainer):
         return self.accelerator.unwrap_model(self.model)
 
     def _found_out(self, find: Callable):
-        """What the first device finds, on all devices; or its error."""
+        """Let the first device look, and give all devices what it finds, or its error."""
         found = None
         if self.is_world_process_zero():
             try:
@@ -199,7 +211,7 @@ class ResumableTrainer(Trainer):
             put_aside(Path(self.args.output_dir))
 
     def _check_run(self) -> dict:
-        """This run's identity, after a look at what it goes on from and at what is in its folder."""
+        """Look at what the run goes on from and at what is in its folder, and return the run's identity."""
         folder, checkpoint, run = Path(self.args.output_dir), self._resumed_from, self._identity()
         if checkpoint is None:
             self._restart_once()
@@ -222,7 +234,7 @@ class ResumableTrainer(Trainer):
         return run
 
     def sums_since_log(self) -> dict[str, torch.Tensor]:
-        """What this device has summed up since the last log entry; the tensors themselves."""
+        """Return what this device has summed up since the last log entry; the tensors themselves."""
         return {"loss": self._tr_loss}
 
     def _progress(self) -> dict:
@@ -252,7 +264,7 @@ class ResumableTrainer(Trainer):
         return folder / f"progress_{self.args.process_index}.json"
 
     def _begin(self) -> None:
-        """Before the first step; model, optimiser and scheduler are those of the checkpoint by now."""
+        """Prepare the first step; model, optimiser and scheduler are those of the checkpoint by now."""
         self._check_room()
         self._loss_before, self.skipped_steps, self._skipped_in_a_row = 0.0, 0, 0
         checkpoint = self._resumed_from
@@ -269,7 +281,7 @@ class ResumableTrainer(Trainer):
             raise ValueError(f"{checkpoint} has an average of the weights: resume with the same ema_decay.")
 
     def _check_steps(self, checkpoint: Path) -> None:
-        """Says how the run goes on, with as many steps as it was to have or with another number."""
+        """Say how the run goes on, with as many steps as it was to have or with another number."""
         before = json.loads((checkpoint / "trainer_state.json").read_text())
         done, planned, steps = before["global_step"], before["max_steps"], self.state.max_steps
         if done > steps:
@@ -293,7 +305,7 @@ class ResumableTrainer(Trainer):
         logger.warning("%s", message)
 
     def _get_dataloader(self, dataset: Dataset, *args, sampler_fn=None, is_training: bool = False, **kwargs):
-        """Training examples come numbered; streams, which have no positions, stay as they are."""
+        """Number the training examples; streams, which have no positions, stay as they are."""
         if not is_training or isinstance(dataset, IterableDataset):
             return super()._get_dataloader(dataset, *args, sampler_fn=sampler_fn, is_training=is_training, **kwargs)
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
@@ -382,7 +394,7 @@ class ResumableTrainer(Trainer):
         return str(best) if best == final or best.is_dir() else before
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Only once the checkpoint has its name."""
+        """Do nothing: `_save_checkpoint` pushes once the checkpoint has its name."""
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
@@ -402,7 +414,7 @@ class ResumableTrainer(Trainer):
             super().save_model(output_dir, _internal_call)
 
     def _check_room(self) -> None:
-        """Weights, two numbers of an optimiser for each trained one, and the average: what a checkpoint takes."""
+        """Check the disk's room: weights, two numbers of an optimiser for each trained one, and the average."""
         model = self.accelerator.unwrap_model(self.model)
         weights = sum(p.numel() * p.element_size() for p in model.parameters())
         trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
@@ -426,8 +438,13 @@ class ResumableTrainer(Trainer):
         with self._deployed_weights():
             return super().evaluate(*args, **kwargs)
 
+    def predict(self, *args, **kwargs) -> PredictionOutput:
+        """As the library's; with `ema_decay` by the averaged weights."""
+        with self._deployed_weights():
+            return super().predict(*args, **kwargs)
+
     def take_average(self) -> None:
-        """After training: the averaged weights become the model's."""
+        """Make the averaged weights the model's, after training."""
         if self.average is not None:
             self.average.take()
             self.average = None
@@ -444,7 +461,7 @@ class ResumableTrainer(Trainer):
         return loss
 
     def _get_grad_norm(self, model, grad_norm=None):
-        """All devices see the same norm, and NaN anywhere is NaN in it: here the step is taken or not."""
+        """Decide whether the step is taken: all devices see the same norm, and NaN anywhere is NaN in it."""
         grad_norm = super()._get_grad_norm(model, grad_norm)
         if isinstance(grad_norm, DTensor):
             grad_norm = grad_norm.full_tensor()
@@ -505,11 +522,9 @@ class ResumableTrainer(Trainer):
         return self._signals.received or 0
 
     def _signal_to_obey(self) -> int:
-        """0 if none; the same on all devices."""
+        """The signal on which all devices stop after this step; 0 if none has received one."""
         if self.args.world_size == 1:
             return self.received_signal
-        if not self.stop_is_agreed:
-            return 0
         return int(self.accelerator.reduce(torch.tensor(self.received_signal, device=self.args.device), "max"))
 
 

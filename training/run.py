@@ -1,36 +1,151 @@
-"""The parts of a training run: datasets, policy, trainer and stages, as `kivla train` puts them together."""
+"""A training run as `kivla train` makes it: datasets, policy, trainer, all stages of a recipe, evaluation and card.
+
+```python
+model = ModelArguments(vlm="google/paligemma2-3b-pt-224", chunk_size=50)
+data = DataArguments(dataset=["lerobot/aloha_sim_transfer_cube_human"])
+trainer, metrics = train(model, data, KIVLATrainingArguments(output_dir="outputs/policy", max_steps=1000))
+```
+"""
 
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-from peft import PeftModel, get_peft_model
+from peft import PeftModel
 from torch.utils.data import Dataset, Subset
 from transformers import set_seed
 
 from ..processing import KIVLAProcessor
 from ..processing.chat_format import has_chat
 from .arguments import KIVLATrainingArguments
-from .build import CONTINUE, START, adapt_policy, continue_policy, next_stage, start_policy
+from .build import CONTINUE, build_for_stage
+from .checkpoints import put_aside
+from .data.dataset_checks import robot_datasets
 from .data.mixture import Mixture
 from .data.robot_dataset import RobotDataset, dataset_reader
 from .data.vlm.dataset import VLMDataset
 from .data_parallel import unsharded_init
-from .lora import lora_config
+from .evaluation.plots import plot_training_curves
+from .evaluation.predictions import draw
 from .policy_options import refuse
-from .recipes import BACKBONE, EXPERT, Stage, set_stage, split_steps
+from .recipes import BACKBONE, EXPERT, Stage, split_steps
 from .run_folder import write_json
-from .run_identity import weights_digest
 from .run_options import VLM_SHARE, VLM_SPLIT, DataArguments, ModelArguments
 from .trainer import KIVLATrainer
+from .training_facts import chunks_to_show, write_card, write_facts
+
+
+def train(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    args: KIVLATrainingArguments,
+    command: Sequence[str] | None = None,
+) -> tuple[KIVLATrainer, dict[str, float]]:
+    """Train a policy, all stages of its recipe, and evaluate it. Called again after an interruption, it goes on.
+
+    `output_dir` then holds the policy with its card, `training.png`, `chunks.png`, `eval_results.json` and
+    `training_facts.json`.
+
+    Args:
+        command: the arguments of `kivla train` for the card, if that was it.
+
+    Returns:
+        The trainer of the last stage, and the metrics of its evaluation.
+
+    Raises:
+        ValueError: options, data and policy do not fit each other; the message names them.
+        OtherRunError: `output_dir` holds another run.
+    """
+    check_options(model_args, data_args, args)
+    stages, output_dir, start = model_args.stages, Path(args.output_dir), None
+    # The whole folder is put aside once, not that of every stage.
+    if args.restart:
+        with args.main_process_first(local=False):
+            if args.process_index == 0:
+                put_aside(output_dir)
+        args = replace(args, restart=False)
+    start_time, made_from = time.monotonic(), {}
+    for number, (stage, stage_args) in enumerate(zip(stages, split_run(stages, args), strict=True), 1):
+        folder = Path(stage_args.output_dir)
+        is_last = number == len(stages)
+        trainer, made = make_trainer(
+            model_args, data_args, stage_args, stage, start, run_facts(model_args, args, number)
+        )
+        made_from = made_from or made  # what the first stage begins with
+        # Before anything is written: is the folder this run's, and where was it?
+        checkpoint = args.resume_from_checkpoint
+        if checkpoint is None:
+            checkpoint = trainer.newest_checkpoint()
+            trainer.claim_folder(output_dir)
+        if not is_last and (folder / "trainer_state.json").is_file():  # written last: the stage is done
+            start = folder
+            continue
+        if len(stages) > 1 and args.process_index == 0:
+            print(f"\nStage {number} of {len(stages)}: trains {' and '.join(stage.trains)}, {stage.config}")
+        before = answers_before(trainer, output_dir / "vlm_before.json")
+        trainer.train(resume_from_checkpoint=checkpoint)
+        trainer.state.log_history.insert(0, {**before, "step": 0})
+        save(trainer, folder)
+        start = folder
+    metrics = {**before, **trainer.evaluate()}
+    sources = robot_datasets(trainer.train_dataset)
+    shown_chunks = chunks_to_show(trainer, sources[0], output_dir)  # on all devices: they act together
+    if trainer.is_world_process_zero():
+        plot_training_curves(output_dir / "training.png", trainer.state.log_history)
+        write_json(output_dir / "eval_results.json", metrics)
+        draw(output_dir / "chunks.png", shown_chunks, sources[0], count=4)
+        recipe_name, recipe = model_args.chosen_recipe
+        write_facts(
+            output_dir,
+            trainer,
+            sources,
+            metrics,
+            command,
+            example_text=shown_chunks["texts"][0],
+            recipe=recipe_name,
+            what_it_is=recipe.description,
+            vlm=model_args.vlm or model_args.policy,
+            made_from=made_from,
+            vlm_dataset=data_args.vlm_dataset,
+            trains_vlm_data=data_args.vlm_dataset is not None and recipe.vlm_data,
+            minutes=(time.monotonic() - start_time) / 60,
+        )
+        write_card(output_dir)
+    if args.push_to_hub:
+        trainer.push_to_hub()
+    return trainer, metrics
+
+
+def check_options(model_args: ModelArguments, data_args: DataArguments, args: KIVLATrainingArguments) -> None:
+    """Check whether the options of a run go together, before any data or weights are read.
+
+    Raises:
+        ValueError: they do not; each is named.
+    """
+    (recipe_name, recipe), stages = model_args.chosen_recipe, model_args.stages
+    with_vlm_data = data_args.vlm_dataset is not None and recipe.vlm_data
+    if data_args.vlm_share is not None and not with_vlm_data:
+        refuse({"vlm_share": f"recipe {recipe_name} trains on no VLM data"})
+    if args.expert_learning_rate is not None and not any(EXPERT in stage.trains for stage in stages):
+        refuse({"expert_learning_rate": f"recipe {recipe_name} trains no expert"})
+    if model_args.lora_rank is not None and any(BACKBONE not in stage.trains for stage in stages):
+        raise ValueError(f"Recipe {recipe_name} freezes the VLM: leave out --lora_rank.")
+    if args.resume_from_checkpoint is not None and len(stages) > 1:
+        reason = f"a run of {len(stages)} stages finds where it was by itself, by the same command"
+        refuse({"resume_from_checkpoint": reason})
+    if args.max_steps < 1 and (with_vlm_data or len(data_args.dataset) > 1):
+        raise ValueError("Several sources of examples are mixed for a number of steps: give --max_steps.")
 
 
 def run_facts(model_args: ModelArguments, args: KIVLATrainingArguments, number: int) -> dict:
-    """What the run is beside what its trainer sees; see `ResumableTrainer`. Later stages go on from earlier ones, so
-    that a run of several cannot be made longer."""
+    """Return what the run is beside what its trainer sees; see `ResumableTrainer`.
+
+    Later stages go on from earlier ones, so that a run of several cannot be made longer.
+    """
     facts = {"recipe": model_args.chosen_recipe[0], "meaning": model_args.meaning}
     if len(model_args.stages) > 1:
         steps = {"steps": args.max_steps} if args.max_steps > 0 else {"epochs": args.num_train_epochs}
@@ -39,8 +154,10 @@ def run_facts(model_args: ModelArguments, args: KIVLATrainingArguments, number: 
 
 
 def save(trainer: KIVLATrainer, folder: Path) -> None:
-    """The policy, whole, for whatever comes next; with LoRA also the updates alone, in `adapter/`. With `--ema_decay`
-    both are the averaged weights."""
+    """Save the policy, whole, for whatever comes next; with LoRA also the updates alone, in `adapter/`.
+
+    With `--ema_decay` both are the averaged weights.
+    """
     trainer.take_average()
     if isinstance(trainer.model, PeftModel):
         trainer.save_model(str(folder / "adapter"))
@@ -54,7 +171,7 @@ BEFORE = "before"
 
 
 def answers_before(trainer: KIVLATrainer, path: Path) -> dict[str, float]:
-    """How well the VLM answers before any training, as metrics `before_vlm_...`; measured once."""
+    """Measure once how well the VLM answers before any training, as metrics `before_vlm_...`."""
     if "vlm" not in trainer.eval_dataset:
         return {}
     if not path.is_file():
@@ -66,7 +183,7 @@ def answers_before(trainer: KIVLATrainer, path: Path) -> dict[str, float]:
 
 
 def split_run(stages: Sequence[Stage], args: KIVLATrainingArguments) -> list[KIVLATrainingArguments]:
-    """The arguments of every stage: its share of steps or epochs, and its folder; the last one writes the policy."""
+    """Make the arguments of every stage: its share of steps or epochs, and its folder; the last writes the policy."""
     if len(stages) == 1:
         return [args]
     total = sum(stage.share for stage in stages)
@@ -89,36 +206,26 @@ def make_trainer(
     data_args: DataArguments,
     args: KIVLATrainingArguments,
     stage: Stage,
-    start: Path | None = None,
+    before: Path | None = None,
     facts: dict | None = None,
 ) -> tuple[KIVLATrainer, dict]:
-    """Datasets, model, processor and trainer of a stage; and what the policy is made from, for its card.
+    """Make the trainer of a stage, with datasets, model and processor; and say what the policy is made from.
 
     Args:
-        start: the policy of the stage before, if there was one.
+        before: the policy of the stage before, if there was one.
         facts: see `run_facts`.
 
     Raises:
-        ValueError: recipe, data, options and policy do not fit each other.
+        ValueError: data, options and policy do not fit each other (beside what `check_options` says).
     """
     sources = load_sources(model_args, data_args)
     recipe_name, recipe = model_args.chosen_recipe
     with_vlm_data = data_args.vlm_dataset is not None and recipe.vlm_data
-    if data_args.vlm_share is not None and not with_vlm_data:
-        refuse({"vlm_share": f"recipe {recipe_name} trains on no VLM data"})
-    if args.expert_learning_rate is not None and not any(EXPERT in stage.trains for stage in model_args.stages):
-        refuse({"expert_learning_rate": f"recipe {recipe_name} trains no expert"})
-    if model_args.lora_rank is not None and BACKBONE not in stage.trains:
-        raise ValueError(f"Recipe {recipe_name} freezes the VLM: leave out --lora_rank.")
     set_seed(args.seed)  # a new expert's weights
     with unsharded_init(args):
-        if start is not None:
-            built = next_stage(start, model_args)
-        elif model_args.meaning == START:
-            built = start_policy(model_args.vlm, sources, model_args)
-        else:
-            build = adapt_policy if model_args.adapt else continue_policy
-            built = build(model_args.base, sources, model_args)
+        start = {"before": before} if before is not None else {"vlm": model_args.vlm, "base": model_args.base}
+        options = {"adapt": model_args.adapt, "lora_rank": model_args.lora_rank}
+        built = build_for_stage(stage, sources, model_args, **start, **options)
     if data_args.vlm_dataset is not None and not with_vlm_data:
         built.notes.append(
             f"recipe {recipe_name} trains on no VLM data: {data_args.vlm_dataset} is for evaluation only."
@@ -127,31 +234,27 @@ def make_trainer(
         for note in built.notes:
             print(f"{note[0].upper()}{note[1:]}")
     model, processor = built.model, built.processor
-    begins_with = {"name": str(start or model_args.vlm or model_args.policy)}
-    if start is not None or model_args.policy is not None:
-        begins_with["expert"] = weights_digest(model.expert)
-    set_stage(model, stage)
     if model.config.acts_by == "tokens" and processor.action_tokenizer is None and not with_vlm_data:
         raise ValueError(
             "There is nothing to train: this stage has no flow loss, the processor no action tokenizer, and there is "
             'no VLM data. Leave out --action_tokenizer none, or choose a recipe with an expert ("kivla recipes").'
         )
-    if model_args.lora_rank is not None:
-        model = get_peft_model(model, lora_config(model, processor, model_args.lora_rank))
     trainer = KIVLATrainer(
         model,
         args,
         train_dataset=make_mixture(data_args, args, sources, processor, with_vlm_data),
         eval_dataset=load_evaluation(data_args, sources, processor),
         processing_class=processor,
-        run_facts={**(facts or {}), "start": begins_with},
+        run_facts={**(facts or {}), "start": built.begins_with},
     )
     return trainer, built.facts
 
 
 def load_sources(model_args: ModelArguments, data_args: DataArguments) -> list[RobotDataset]:
-    """The demonstrations to train on; for a policy that goes on with its chunk size, and its cameras if they are all
-    there."""
+    """Read the demonstrations to train on.
+
+    For a policy that goes on they have its chunk size, and its cameras if they are all there.
+    """
     size = {} if model_args.base is None else {"chunk_size": model_args.base.config.chunk_size}
     size |= model_args.given("chunk_size")
     reader = dataset_reader(data_args.dataset_format)
@@ -174,7 +277,7 @@ def load_sources(model_args: ModelArguments, data_args: DataArguments) -> list[R
 def load_evaluation(
     data_args: DataArguments, sources: list[RobotDataset], processor: KIVLAProcessor
 ) -> dict[str, Subset]:
-    """Some of the training frames (of each robot), held-out episodes and VLM data if there are any."""
+    """Choose what to evaluate on: some training frames (of each robot), held-out episodes and VLM data if any."""
     names = [f"train_{data.robot}" if len(sources) > 1 else "train" for data in sources]
     evaluation = {name: _spread(data, data_args.max_eval_frames) for name, data in zip(names, sources, strict=True)}
     if data_args.eval_episodes:
@@ -190,6 +293,7 @@ def load_evaluation(
 
 
 def load_vlm_data(data_args: DataArguments, processor: KIVLAProcessor, split: str) -> VLMDataset:
+    """Read VLM data; a VLM that has no chat format learns one question at a time."""
     turns = "together" if has_chat(processor.vlm_processor) or data_args.vlm_streaming else "split"
     rows = {"num_rows": data_args.vlm_num_rows, "config": data_args.vlm_config}
     return VLMDataset.load(data_args.vlm_dataset, split, streaming=data_args.vlm_streaming, turns=turns, **rows)
@@ -202,11 +306,9 @@ def make_mixture(
     processor: KIVLAProcessor,
     with_vlm_data: bool,
 ) -> Dataset:
-    """What to train on: the dataset itself if there is one, otherwise a mixture as long as the run."""
+    """Make what to train on: the dataset itself if there is one, otherwise a mixture as long as the run."""
     if len(sources) == 1 and not with_vlm_data:
         return sources[0]
-    if args.max_steps < 1:
-        raise ValueError("Several sources of examples are mixed for a number of steps: give --max_steps.")
     weights = np.array(data_args.dataset_weights or [len(data) for data in sources], dtype=np.float64)
     if with_vlm_data:
         share = VLM_SHARE if data_args.vlm_share is None else data_args.vlm_share

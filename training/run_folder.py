@@ -32,12 +32,12 @@ def claim_folder(folder: Path, arguments: dict, marks: Iterable[str]) -> None:
 
 
 def write_json(path: Path, content) -> None:
-    """A JSON file that is whole or not there, whenever the process is killed."""
+    """Write a JSON file that is whole or not there, whenever the process is killed."""
     write_whole(path, json.dumps(content, indent=2) + "\n")
 
 
 def write_whole(path: Path, text: str) -> None:
-    """A text file in one move: the old one, if any, stays until the new one is complete."""
+    """Write a text file in one move: the old one, if any, stays until the new one is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f"{path.name}.unfinished")
     unfinished.write_text(text, encoding="utf-8")

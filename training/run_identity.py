@@ -28,10 +28,10 @@ import torch
 from peft import PeftModel
 from torch import nn
 from torch.utils.data import ConcatDataset, Dataset, Subset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, TrainingArguments
 
 from ..modeling_kivla import KIVLAForActionPrediction
 from ..processing import KIVLAProcessor
-from .arguments import KIVLATrainingArguments
 from .data.mixture import Mixture
 from .data.robot_dataset import RobotDataset
 from .data.vlm.dataset import VLMDataset
@@ -85,16 +85,17 @@ _SHOWN = 20  # differences in a message
 def run_identity(
     facts: dict,
     start: dict,
-    model: KIVLAForActionPrediction | PeftModel,
-    processor: KIVLAProcessor,
+    model: PreTrainedModel | PeftModel,
+    processing_class: ProcessorMixin | PreTrainedTokenizerBase | None,
     data: Dataset,
-    args: KIVLATrainingArguments,
+    args: TrainingArguments,
 ) -> dict:
-    """The identity of a run, ready for JSON.
+    """Collect the identity of a run, ready for JSON.
 
     Args:
         facts: what the caller says; `facts["start"]` is joined with `start`.
         start: see `start_of`.
+        processing_class: what the trainer saves with the model.
     """
     facts, known = dict(facts), {field.name for field in fields(args)}
     start = {**facts.pop("start", {}), **start}
@@ -105,28 +106,31 @@ def run_identity(
         "data": describe(data),
         "start": start,
         "model": _without(json.loads(model.config.to_json_string(use_diff=False)), (*_PASSED_OVER, *_TOKEN_IDS)),
-        "processor": _describe_processor(processor),
+        "processor": describe_processing(processing_class),
         "versions": {name: version(name) for name in ("kivla", "transformers", "torch")},
     }
     return json.loads(json.dumps(identity, default=_as_json))
 
 
-def start_of(model: KIVLAForActionPrediction | PeftModel) -> dict:
-    """The weights that a run begins with; to be called before the first step.
+def start_of(model: PreTrainedModel | PeftModel) -> dict:
+    """Describe the weights that a run begins with, and which of them are trained; before the first step.
 
-    Of every tensor of the backbone some values are taken. Left out is what begins at random and comes back with a
-    checkpoint: the expert, low-rank updates, and tensors with a row for each token, as some tokens may be new.
+    Of every tensor of a policy's backbone some values are taken. Left out is what begins at random and comes back with
+    a checkpoint: the expert, low-rank updates, and tensors with a row for each token, as some tokens may be new. Of
+    other models it is not known what begins at random, and no values are taken.
     """
-    policy = model.get_base_model() if isinstance(model, PeftModel) else model
-    num_tokens = policy.get_input_embeddings().weight.shape[0]
-    weights = [
-        (name, weight)
-        for name, weight in policy.vlm.named_parameters()
-        if num_tokens not in weight.shape[:1] and not (isinstance(model, PeftModel) and weight.requires_grad)
-    ]
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    start = {}
+    if isinstance(base, KIVLAForActionPrediction):
+        num_tokens = base.get_input_embeddings().weight.shape[0]
+        weights = [
+            (name, weight)
+            for name, weight in base.vlm.named_parameters()
+            if num_tokens not in weight.shape[:1] and not (isinstance(model, PeftModel) and weight.requires_grad)
+        ]
+        start["weights"] = weights_digest(weights)
     trained = [(name, tuple(weight.shape)) for name, weight in model.named_parameters() if weight.requires_grad]
-    start = {
-        "weights": weights_digest(weights),
+    start |= {
         "trained_parameters": sum(math.prod(shape) for _, shape in trained),
         "trained": _digest(repr(trained).encode()),
     }
@@ -137,7 +141,7 @@ def start_of(model: KIVLAForActionPrediction | PeftModel) -> dict:
 
 
 def weights_digest(weights: nn.Module | list[tuple[str, torch.Tensor]]) -> str:
-    """A short digest of some values of every tensor: other weights have another one, and it takes no time."""
+    """Make a short digest of some values of every tensor: other weights have another one, and it takes no time."""
     named = list(weights.named_parameters()) if isinstance(weights, nn.Module) else weights
     digest = hashlib.sha256()
     for name, weight in named:
@@ -152,8 +156,11 @@ def weights_digest(weights: nn.Module | list[tuple[str, torch.Tensor]]) -> str:
 
 @singledispatch
 def describe(data) -> dict:
-    """What a dataset is, by its content. Register a function for datasets of your own (`describe.register(MyDataset)`):
-    of those that are not known here, class and length count."""
+    """Say what a dataset is, by its content.
+
+    Register a function for datasets of your own (`describe.register(MyDataset)`): of those that are not known here,
+    class and length count.
+    """
     length = {"examples": len(data)} if hasattr(type(data), "__len__") else {}
     return {"class": type(data).__qualname__, **length}
 
@@ -200,7 +207,19 @@ def _(data: ConcatDataset) -> dict:
     return {"one_after_the_other": [describe(part) for part in data.datasets]}
 
 
-def _describe_processor(processor: KIVLAProcessor) -> dict:
+@singledispatch
+def describe_processing(processing_class) -> dict:
+    """Say what makes the batches; of classes that are not known here, their name counts."""
+    return {"class": type(processing_class).__qualname__}
+
+
+@describe_processing.register
+def _(tokenizer: PreTrainedTokenizerBase) -> dict:
+    return {"class": type(tokenizer).__qualname__, "vocabulary": _vocabulary_digest(tokenizer)}
+
+
+@describe_processing.register
+def _(processor: KIVLAProcessor) -> dict:
     described = json.loads(json.dumps(processor.to_dict(), default=_as_json))
     described.pop("prompt_frames")  # of the chat template, on the day of the start: what goes on keeps them
     if described["action_tokenizer"] is not None:
@@ -211,13 +230,17 @@ def _describe_processor(processor: KIVLAProcessor) -> dict:
         }
     vlm = json.loads(json.dumps(processor.vlm_processor.to_dict(), default=_as_json))
     vlm["chat_template"] = _digest(repr(processor.vlm_processor.chat_template).encode())
-    vlm["vocabulary"] = _digest(repr(sorted(processor.tokenizer.get_vocab().items())).encode())
+    vlm["vocabulary"] = _vocabulary_digest(processor.tokenizer)
     return {**described, "vlm_processor": _without(vlm, (*_PASSED_OVER, "name_or_path", "processor_class"))}
+
+
+def _vocabulary_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    return _digest(repr(sorted(tokenizer.get_vocab().items())).encode())
 
 
 # ----------------------------------------------------------------------------------------------------------- comparing
 def differences(before: dict, now: dict) -> list[str]:
-    """One line for each difference between two identities, for people; empty where they are one run.
+    """List the differences between two identities, a line for each; empty where they are one run.
 
     Numbers are the same within 1e-6 of the largest of their list: statistics are computed anew on every start. A name
     (where data or weights lie) is no difference by itself. What only one of two versions of a library knows is none. A
@@ -245,7 +268,7 @@ def differences(before: dict, now: dict) -> list[str]:
 
 
 def listed(lines: list[str]) -> str:
-    """Differences below each other, not too many of them."""
+    """Write differences below each other, not too many of them."""
     more = [f"... and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
     return "".join(f"\n  {line}" for line in [*lines[:_SHOWN], *more])
 
@@ -254,7 +277,7 @@ _ABSENT = "(nothing)"
 
 
 def _leaves(value, skipped: set[str], path: str = "") -> Iterator[tuple[str, object]]:
-    """Dotted name and value of all that is no map, nor a list of maps."""
+    """Go through dotted name and value of all that is no map, nor a list of maps."""
     if path in skipped:
         return
     if isinstance(value, dict):
@@ -307,7 +330,7 @@ def _spread(length: int) -> list[int]:
 
 
 def _without(value, names: tuple[str, ...]):
-    """Maps, however deep, without these entries."""
+    """Leave out these entries of maps, however deep."""
     if isinstance(value, dict):
         return {name: _without(item, names) for name, item in value.items() if name not in names}
     return [_without(item, names) for item in value] if isinstance(value, list) else value
@@ -338,6 +361,7 @@ __all__ = [
     "DOES_NOT_MATTER",
     "MATTERS",
     "describe",
+    "describe_processing",
     "differences",
     "listed",
     "run_identity",

@@ -49,7 +49,7 @@ class ModelArguments(PolicyOptions):
 
     @property
     def chosen_recipe(self) -> tuple[str, Recipe]:
-        """Its name and itself."""
+        """The recipe's name and the recipe."""
         if self.base is None:
             name = self.recipe or DEFAULT_RECIPE
             return recipe_name(name), get_recipe(name)
@@ -58,7 +58,7 @@ class ModelArguments(PolicyOptions):
 
     @property
     def stages(self) -> tuple[Stage, ...]:
-        """The recipe's, with the options given on top."""
+        """The recipe's stages, with the options given on top."""
         return self.stages_of(self.chosen_recipe[1])
 
 

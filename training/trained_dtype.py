@@ -10,8 +10,9 @@ logger = logging.getLogger(__name__)
 
 
 def check_trained_dtype(model: nn.Module, accelerator: Accelerator) -> None:
-    """Warns where an optimiser would update weights of half precision; DeepSpeed, and FSDP2 with mixed precision, keep
-    float32 ones to update.
+    """Warn where an optimiser would update weights of half precision.
+
+    DeepSpeed, and FSDP2 with mixed precision, keep float32 ones to update.
 
     Raises:
         ValueError: float16 weights with float16 mixed precision, whose scaler needs float32 ones.

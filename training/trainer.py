@@ -27,8 +27,9 @@ from .data.collator import KIVLACollator
 from .data.dataset_checks import check_dataset, warn_of_ranges
 from .data.mixture import Mixture
 from .data_parallel import DDPGradients, ReshardAfterForward, keep_inputs_exact, own_class, total_norm, whole_weights
+from .evaluation.demonstrations import WithDemonstrations
 from .evaluation.evaluation_step import LOSS_SUMS, EvaluationStep, metrics_of, summary
-from .evaluation.evaluation_sums import token_sums
+from .evaluation.token_sums import token_sums
 from .muon import MuonWithAdamW
 from .policy_card import with_words_of_hub, write_trainer_card
 from .resumable_trainer import ResumableTrainer
@@ -41,8 +42,9 @@ EXAMPLES_BEFORE_WARNING = 256
 
 class KIVLATrainer(ResumableTrainer):
     r"""
-    Fine-tunes a KIVLA model: `loss = token_loss + flow_loss_weight · flow_loss`. What it does about interruptions and
-    faults is in [`ResumableTrainer`].
+    Fine-tunes a KIVLA model: `loss = token_loss + flow_loss_weight · flow_loss`.
+
+    What it does about interruptions and faults is in [`ResumableTrainer`].
 
     Both terms are means over supervised positions of the *whole* optimiser step, across devices and accumulation steps,
     so that splitting a batch does not change its gradient. The log has `token_loss`, `flow_loss`, `token_accuracy`,
@@ -118,12 +120,13 @@ class KIVLATrainer(ResumableTrainer):
         self._real_steps = torch.zeros(processing_class.chunk_size)
         self._has_said_steps = False
         self._gradient_norms: dict[str, torch.Tensor] = {}
+        self._stop_is_asked = False  # by a signal that any device has received: the counts of a step say so
         self._learned: list[list[int]] = []
         self._ddp_gradients: DDPGradients | None = None
         self.card_facts: dict = {}  # what its caller knows of the policy, for the card
 
     def _fit(self, model: nn.Module) -> None:
-        """Model and processor have the same sizes, and the model has a row for every token."""
+        """Check that model and processor have the same sizes, and give the model a row for every token."""
         policy = model.get_base_model() if isinstance(model, PeftModel) else model
         if not isinstance(policy, KIVLAForActionPrediction):
             raise TypeError(
@@ -147,7 +150,7 @@ class KIVLATrainer(ResumableTrainer):
         return model
 
     def _hp_search_setup(self, trial) -> None:
-        """Called when training begins: arguments may have changed since the trainer was made."""
+        """Check again when training begins: arguments may have changed since the trainer was made."""
         super()._hp_search_setup(trial)
         self.args.check()
         self._check_devices()
@@ -159,14 +162,13 @@ class KIVLATrainer(ResumableTrainer):
             keep_inputs_exact(self.accelerator)
 
     def autocast_smart_context_manager(self, *args, **kwargs):
-        """Accelerate wraps the model's forward in autocast, but not with FSDP2."""
+        """Autocast with FSDP2 too, where accelerate does not wrap the model's forward in it."""
         if self.accelerator.is_fsdp2:
             return self.accelerator.autocast()
         return super().autocast_smart_context_manager(*args, **kwargs)
 
     def create_optimizer(self, *args, **kwargs) -> torch.optim.Optimizer:
-        """The library's optimiser, each parameter group split into backbone and expert with its own learning rate;
-        or Muon (`args.muon`)."""
+        """Make the library's optimiser, with a learning rate of its own for the expert; or Muon (`args.muon`)."""
         if self.args.muon and self.optimizer is None:
             self.optimizer = MuonWithAdamW(
                 self._named_parameters(),
@@ -198,7 +200,7 @@ class KIVLATrainer(ResumableTrainer):
         return self.accelerator.unwrap_model(self.model).named_parameters()
 
     def _get_train_sampler(self, train_dataset=None):
-        """A mixture has an order already, and a streamed source wants to be read in it."""
+        """Take a mixture as it comes: it has an order already, and a streamed source wants to be read in it."""
         train_dataset = self.train_dataset if train_dataset is None else train_dataset
         if not isinstance(train_dataset, Mixture):
             return super()._get_train_sampler(train_dataset)
@@ -212,7 +214,7 @@ class KIVLATrainer(ResumableTrainer):
         return SequentialSampler(train_dataset)
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | None:
-        """(2,): supervised tokens and real action values in this optimiser step, over all devices."""
+        """Count supervised tokens and real action values in this optimiser step, over all devices: (2,)."""
         if not batch_samples:
             return None
         flag = torch.tensor(int(self.received_signal > 0))
@@ -229,11 +231,19 @@ class KIVLATrainer(ResumableTrainer):
         counts = torch.stack([torch.stack([n.to(device) for n in row]) for row in counts])  # (batches, 5)
         counts = self.accelerator.reduce(counts, reduction="sum")
         self._learned = [row[:3] for row in counts.tolist()]
-        self.stop_is_agreed = bool(counts[0, 3])
+        self._stop_is_asked = bool(counts[0, 3])
         if counts[:, 4].any():
             self.processing_class.responds_first = True  # it acts as it is taught: saved with the policy
         self._check_images([with_images for _, _, with_images in self._learned])
         return counts[:, :2].sum(0)
+
+    def _signal_to_obey(self) -> int:
+        """Ask the devices which signal it is only where one has said with its counts that there is one."""
+        return super()._signal_to_obey() if self._stop_is_asked or self.args.world_size == 1 else 0
+
+    def resume_processing(self, checkpoint: Path) -> None:
+        """Keep the prompts that the run began with: a chat template may write the date."""
+        self.processing_class.set_prompts(KIVLAProcessor.saved_settings(checkpoint).get("prompt_frames"))
 
     def _check_devices(self) -> None:
         if self.args.n_gpu > 1:
@@ -247,7 +257,7 @@ class KIVLATrainer(ResumableTrainer):
                 "FSDP version 1 puts weights of different layers into one. Set fsdp_version: 2, as fsdp2.yaml of "
                 "`kivla launch-files` does."
             )
-        if self._is_zero3 and self.args.sample_in_eval:
+        if self.is_zero3 and self.args.sample_in_eval:
             raise ValueError(
                 "With ZeRO-3 devices cannot sample actions each on its own. Give sample_in_eval=False, and measure the "
                 "policy afterwards (`kivla evaluate`); or use FSDP2, which gathers the weights for it."
@@ -300,10 +310,11 @@ class KIVLATrainer(ResumableTrainer):
     @property
     def _is_sharded(self) -> bool:
         """Whether no device has all weights, so that all must run the same layers."""
-        return self.is_fsdp_enabled or self._is_zero3
+        return self.is_fsdp_enabled or self.is_zero3
 
     @property
-    def _is_zero3(self) -> bool:
+    def is_zero3(self) -> bool:
+        """Whether DeepSpeed shares out the weights (ZeRO-3), so that devices cannot act each on its own."""
         return self.is_deepspeed_enabled and self.accelerator.state.deepspeed_plugin.zero_stage == 3
 
     def get_batch_samples(self, *args, **kwargs):
@@ -363,8 +374,10 @@ class KIVLATrainer(ResumableTrainer):
         return loss
 
     def _clip_grad_norm(self, model) -> torch.Tensor:
-        """Backbone and expert each to `max_grad_norm` (`clip_per_part`): one norm for both would let the size of the
-        expert's gradient decide how far the VLM moves, insulated or not. Returns the norm of all of it, before."""
+        """Clip backbone and expert each to `max_grad_norm` (`clip_per_part`); return the norm of all of it, before.
+
+        One norm for both would let the size of the expert's gradient decide how far the VLM moves, insulated or not.
+        """
         if self.is_deepspeed_enabled:
             return super()._clip_grad_norm(model)
         self.accelerator.unscale_gradients()
@@ -404,7 +417,7 @@ class KIVLATrainer(ResumableTrainer):
         super().log(logs, *args, **kwargs)
 
     def _say_steps_that_are_not_learned(self, at_end: bool) -> None:
-        """Data whose chunks are all too short is known by its examples alone, where it is no LeRobot dataset."""
+        """Warn of data whose chunks are all too short: of other than LeRobot datasets its examples alone tell."""
         if self._has_said_steps:
             return
         real = self.accelerator.reduce(self._real_steps.to(self.args.device), "sum")
@@ -422,7 +435,7 @@ class KIVLATrainer(ResumableTrainer):
             )
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        """The library's. Weights gathered from several devices (`state_dict`) are copies: of tied ones, one is kept."""
+        """As the library's. Weights gathered from several devices (`state_dict`) are copies: one of tied ones stays."""
         model = self.accelerator.unwrap_model(self.model)
         if state_dict is not None:
             state_dict = {n: weight for n, weight in state_dict.items() if n not in model.all_tied_weights_keys}
@@ -432,7 +445,7 @@ class KIVLATrainer(ResumableTrainer):
             model.config.save_pretrained(output_dir or self.args.output_dir)
 
     def _issue_warnings_after_load(self, load_result) -> None:
-        """Resuming with half of the weights is an error, where the library would only log a warning."""
+        """Refuse to resume with half of the weights, where the library would only log a warning."""
         tied = set(self.accelerator.unwrap_model(self.model).all_tied_weights_keys)
         missing = sorted(set(load_result.missing_keys) - tied)
         if missing or load_result.unexpected_keys:
@@ -451,7 +464,7 @@ class KIVLATrainer(ResumableTrainer):
             path.write_text(with_words_of_hub(self, path.read_text(encoding="utf-8")), encoding="utf-8")
 
     def create_model_card(self, license: str | None = None, model_name: str | None = None, **options) -> None:
-        """The card of the policy, as README.md in `output_dir`; `push_to_hub` writes it, and uploads it.
+        """Write the card of the policy, README.md in `output_dir`; `push_to_hub` does so, and uploads it.
 
         What the README's author wrote, here or on the Hub, stays (see `readme`).
 
@@ -468,6 +481,15 @@ class KIVLATrainer(ResumableTrainer):
             write_trainer_card(self, license, model_name, options)
 
     # ----------------------------------------------------------------------------------------------- evaluation
+    def _get_dataloader(self, dataset: Dataset, *args, is_training: bool = False, **kwargs):
+        """Add to batches for evaluation what was demonstrated, in robot units."""
+        loader = super()._get_dataloader(dataset, *args, is_training=is_training, **kwargs)
+        if not is_training:
+            base: DataLoader = loader.base_dataloader
+            width = max(robot.action_dim for robot in self.processing_class.robots.values())
+            base.collate_fn = WithDemonstrations(base.collate_fn, self.processing_class.chunk_size, width)
+        return loader
+
     def get_test_dataloader(self, test_dataset: Dataset) -> DataLoader:
         check_dataset(test_dataset, self.processing_class)
         return super().get_test_dataloader(test_dataset)
@@ -504,7 +526,7 @@ class KIVLATrainer(ResumableTrainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """Losses on fixed noise; and, with `sample_in_eval`, what the policy does and says.
+        """Measure losses on fixed noise; and, with `sample_in_eval`, what the policy does and says.
 
         Metrics: `loss`, `token_loss`, `flow_loss`, `token_accuracy`, `action_token_accuracy`; on VLM data
         `answer_accuracy`, the share of (first) answers that the model gives word for word; of a policy that acts by
@@ -518,12 +540,12 @@ class KIVLATrainer(ResumableTrainer):
             raise ValueError(f"ignore_keys={ignore_keys} is for outputs of the model; chunks are none. Leave it out.")
         returns_chunks = not (self.args.prediction_loss_only if prediction_loss_only is None else prediction_loss_only)
         samples = returns_chunks or (self.args.sample_in_eval and not self.args.prediction_loss_only)
-        if samples and self._is_zero3:
+        if samples and self.is_zero3:
             raise ValueError("With ZeRO-3 devices cannot sample actions each on its own: use `kivla predict`.")
         model = self.accelerator.unwrap_model(self.model)
         was_training = model.training
         model.eval()
-        measure = EvaluationStep(model, self.processing_class, samples, self.args.eval_num_steps, self._is_zero3)
+        measure = EvaluationStep(model, self.processing_class, samples, self.args.eval_num_steps, self.is_zero3)
         totals: dict[str, torch.Tensor] = {}
         chunks: list[tuple[np.ndarray, np.ndarray]] = []
         num_samples = 0
@@ -565,7 +587,7 @@ def _is_expert(parameter_name: str) -> bool:
 
 
 def _supervised_counts(batch: dict) -> tuple[torch.Tensor, torch.Tensor]:
-    """Tokens that are learned, and action values that are real, in one batch."""
+    """Count the tokens that are learned, and the action values that are real, in one batch."""
     tokens = (batch["labels"][:, 1:] != -100).sum()
     actions = batch["action_mask"].sum() if "actions" in batch else torch.tensor(0)
     return tokens, actions

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 from huggingface_hub import RepoCard
 from transformers import pipeline
 
@@ -14,7 +15,8 @@ from ..hub_cards.environment_info import environment_info
 from ..hub_cards.hub_names import shown
 from ..hub_cards.readme import split, write_readme
 from .data.robot_dataset import RobotDataset
-from .evaluation.predictions import draw, predict_dataset
+from .data_parallel import unsharded_init
+from .evaluation.predictions import predict_dataset
 from .policy_card import evaluated_sets, trainer_facts
 from .trainer import KIVLATrainer
 
@@ -22,7 +24,7 @@ FACTS = "training_facts.json"
 
 
 def write_card(folder: Path, license: str | None = None, name: str | None = None) -> None:
-    """`README.md` in the policy's folder, from its `training_facts.json`; what its author wrote there stays."""
+    """Write `README.md` in the policy's folder from its `training_facts.json`; what its author wrote there stays."""
     facts = {**json.loads((folder / FACTS).read_text(encoding="utf-8")), "path": shown(folder)}
     if name is not None:
         facts["name"] = name
@@ -37,30 +39,54 @@ def write(path: Path, card: Callable[[str | None], RepoCard], license: str | Non
         print(f"{path}: its author's words stay; the card stands between the two comments.")
 
 
+def chunks_to_show(trainer: KIVLATrainer, data: RobotDataset, folder: Path, num_frames: int = 8) -> dict | None:
+    """Let the trainer's policy act at some frames, spread evenly; to be called on all devices.
+
+    Args:
+        folder: of the saved policy. With ZeRO-3, where no device holds all weights, it is read from there.
+
+    Returns:
+        What `draw` needs: `texts`, `episodes` and `frames` (n,); `predicted` and `demonstrated` (n, H, D), robot units.
+        None on other devices than the first with ZeRO-3.
+    """
+    if trainer.is_zero3:
+        if not trainer.is_world_process_zero():
+            return None
+        with unsharded_init(trainer.args):
+            return predict_dataset(pipeline("action-prediction", model=str(folder)), data, num_frames, seed=0)
+    examples = [data[i] for i in np.linspace(0, len(data) - 1, min(num_frames, len(data))).round().astype(int).tolist()]
+    output = trainer.predict(examples)
+    return {
+        "texts": [example["text"] for example in examples],
+        "episodes": [example["episode_index"] for example in examples],
+        "frames": [example["frame_index"] for example in examples],
+        "predicted": output.predictions[..., : data.action_dim],
+        "demonstrated": output.label_ids[..., : data.action_dim],
+    }
+
+
 def write_facts(
     folder: Path,
     trainer: KIVLATrainer,
     sources: Sequence[RobotDataset],
     metrics: dict[str, float],
-    arguments: Sequence[str],
+    arguments: Sequence[str] | None,
     **facts,
 ) -> None:
-    """What a card says of a policy, and the picture of its chunks.
+    """Write down what a card says of a policy.
 
     Args:
         folder: of the saved policy.
         sources: what it was trained on.
         metrics: of its evaluation.
-        arguments: of `kivla train`.
-        **facts: `recipe`, `what_it_is`, `vlm`, `vlm_dataset`, `trains_vlm_data`, `minutes`.
+        arguments: of `kivla train`; None if it was trained from Python.
+        **facts: `example_text`, `recipe`, `what_it_is`, `vlm`, `made_from`, `vlm_dataset`, `trains_vlm_data`,
+            `minutes`.
     """
-    pipe = pipeline("action-prediction", model=str(folder))
-    results = predict_dataset(pipe, sources[0], num_frames=8, seed=0)
-    draw(folder / "chunks.png", results, sources[0], count=4)
+    command = None if arguments is None else shlex.join(["kivla", "train", *map(_without_machine, arguments)])
     trainer.card_facts = {
-        "example_text": results["texts"][0],
         "machine": environment_info(),
-        "command": shlex.join(["kivla", "train", *map(_without_machine, arguments)]),
+        "command": command,
         "sets": evaluated_sets(metrics),
         "before": metrics.get("before_vlm_answer_accuracy"),
         "after": metrics.get("eval_vlm_answer_accuracy"),
@@ -72,5 +98,5 @@ def write_facts(
 
 
 def _without_machine(word: str) -> str:
-    """An argument as strangers may read it: where something lies on this machine is not theirs to know."""
+    """Write an argument as strangers may read it: where something lies on this machine is not theirs to know."""
     return shown(word) if Path(word).is_absolute() else word

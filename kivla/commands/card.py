@@ -35,7 +35,7 @@ def run(arguments: Sequence[str]) -> None:
 
 
 def dataset_facts(folder: Path, name: str | None = None) -> dict:
-    """What a card says of a LeRobot dataset."""
+    """Collect what a card says of a LeRobot dataset."""
     data = LeRobotDataset(folder, chunk_size=1)
     parts = {
         "actions": ("action", data.action_names, data.action_dim),

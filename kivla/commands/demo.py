@@ -13,7 +13,7 @@ from pathlib import Path
 
 import transformers
 
-from ..command_line import command_line, parse
+from ..command_line import Refused, command_line, parse
 from ..demo.pretraining import PretrainArguments, pretrain
 from ..demo.report import write_report
 from ..demo.stages import (
@@ -61,9 +61,9 @@ class DemoArguments:
 def run(arguments: Sequence[str]) -> None:
     demo, args = parse((DemoArguments, TabletopArguments), arguments, prog="kivla demo")
     if demo.from_scratch and demo.vlm:
-        raise SystemExit("kivla demo: give either --vlm or --from_scratch true, which makes its own VLM.")
+        raise Refused("kivla demo: give either --vlm or --from_scratch true, which makes its own VLM.")
     if demo.minutes < 4:
-        raise SystemExit(f"kivla demo: --minutes must be at least 4, got {demo.minutes}.")
+        raise Refused(f"kivla demo: --minutes must be at least 4, got {demo.minutes}.")
     folder = Path(demo.output_dir)
     arguments = {name: value for name, value in {**asdict(demo), **asdict(args)}.items() if name != "output_dir"}
     claim_folder(folder, arguments, ("*.json", "demonstrations", "policy", "pretraining"))
@@ -132,7 +132,7 @@ def run(arguments: Sequence[str]) -> None:
 
 
 def command(demo: DemoArguments, args: TabletopArguments, max_steps: int) -> str:
-    """The command line that makes the same policy again: its steps, not the minutes that they took somewhere."""
+    """Write the command that makes the same policy again: its steps, not the minutes that they took somewhere."""
     same = replace(demo, max_steps=max_steps, vlm=shown(demo.vlm))
     return command_line("kivla demo", same, args, always=["seed"], without=["minutes", "output_dir"])
 

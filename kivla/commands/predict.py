@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from transformers import pipeline
 
-from ..command_line import parse
+from ..command_line import Refused, parse
 from ..training.data.robot_dataset import DATASET_FORMAT_HELP, dataset_reader
 from ..training.evaluation.predictions import draw, predict_dataset
 
@@ -36,11 +36,11 @@ class PredictArguments:
 def run(arguments: Sequence[str]) -> None:
     (args,) = parse((PredictArguments,), arguments, prog="kivla predict", positional="policy")
     if (args.dataset is None) == (args.images is None):
-        raise SystemExit("kivla predict: give either --dataset, or --images and --text.")
+        raise Refused("kivla predict: give either --dataset, or --images and --text.")
     others = ("text", "state") if args.dataset is not None else ("episodes",)
     for name in [name for name in others if getattr(args, name) is not None]:
         reason = "there is no --dataset" if args.dataset is None else "--dataset has its own"
-        raise SystemExit(f"kivla predict: --{name} cannot apply: {reason}.")
+        raise Refused(f"kivla predict: --{name} cannot apply: {reason}.")
     pipe = pipeline("action-prediction", model=args.policy)
     options = {"seed": args.seed, "num_steps": args.num_steps}
     if args.images is not None:

@@ -10,10 +10,10 @@ from torch.profiler import ProfilerActivity, profile, schedule
 from torch.profiler import supported_activities as activities_here
 from transformers import TrainerCallback
 
-from ..command_line import parse
+from ..command_line import parse, refusals
 from ..hub_cards.environment_info import environment_info
 from ..training.arguments import KIVLATrainingArguments
-from ..training.run import make_trainer
+from ..training.run import check_options, make_trainer
 from ..training.run_options import DataArguments, ModelArguments
 
 # Range in the profile -> what it is. Ranges that lie inside another one are indented.
@@ -41,6 +41,8 @@ def run(arguments: Sequence[str]) -> None:
     )
     warmup, steps = options.warmup_steps_before, options.profile_steps
     args = replace(args, max_steps=warmup + steps + 1, save_strategy="no", eval_strategy="no", report_to="none")
+    with refusals("kivla profile"):
+        check_options(model_args, data_args, args)
     trace = Path(args.output_dir) / "trace.json"
     scratch = TemporaryDirectory()  # the folder may hold the run that is profiled
     args = replace(args, output_dir=scratch.name)
@@ -72,6 +74,7 @@ def milliseconds(profiler: profile, steps: int) -> dict[str, float]:
 
 
 def format_table(totals: dict[str, float]) -> str:
+    """Write the milliseconds and shares of a step as a table."""
     whole = totals["kivla::data"] + totals["kivla::step"] + totals["optimizer"]
     rows = [(title, totals[name]) for name, title in RANGES.items()]
     rows += [("  backward", totals["backward"]), ("optimizer", totals["optimizer"]), ("all", whole)]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from transformers import pipeline
 
-from ..command_line import parse
+from ..command_line import Refused, parse
 from ..simulation.environments import ENV_HELP, make_env, parse_options
 from ..simulation.report_media import choose_episodes
 from ..simulation.rollout import PipelinePolicy
@@ -50,9 +50,9 @@ class RolloutArguments:
 def run(arguments: Sequence[str]) -> None:
     (args,) = parse((RolloutArguments,), arguments, prog="kivla rollout", positional="policy")
     if args.video_format not in ("mp4", "gif"):
-        raise SystemExit(f"kivla rollout: --video_format is mp4 or gif, not {args.video_format!r}.")
+        raise Refused(f"kivla rollout: --video_format is mp4 or gif, not {args.video_format!r}.")
     if args.video_format == "mp4" and video_format() == "gif" and args.num_videos > 0:
-        raise SystemExit('kivla rollout: mp4 needs PyAV (pip install "kivla[video]"); --video_format gif does not.')
+        raise Refused('kivla rollout: mp4 needs PyAV (pip install "kivla[video]"); --video_format gif does not.')
     names = [args.policy] if args.compare is None else [args.policy, args.compare]
     pipes = [pipeline("action-prediction", model=name) for name in names]
     replan_every = args.replan_every or max(min(pipe.processor.chunk_size for pipe in pipes) // 2, 1)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from ..command_line import parse
+from ..command_line import Refused, parse, refusals
 from ..demo.stages import TabletopArguments, record
 from ..study.runs import StudyArguments, format_table, one_run, read_rows
 from ..training.recipes import get_recipe
@@ -19,9 +19,10 @@ from ..training.run_folder import claim_folder, write_whole
 def run(arguments: Sequence[str]) -> None:
     study, args = parse((StudyArguments, TabletopArguments), arguments, prog="kivla study")
     if args.recipe != TabletopArguments.recipe:
-        raise SystemExit(f"kivla study: --recipe {args.recipe} cannot apply: name what is compared with --recipes.")
-    for recipe in study.recipes:
-        get_recipe(recipe)  # a misspelt one is better known now
+        raise Refused(f"kivla study: --recipe {args.recipe} cannot apply: name what is compared with --recipes.")
+    with refusals("kivla study"):  # a misspelt recipe is better known now
+        for recipe in study.recipes:
+            get_recipe(recipe)
     folder = Path(study.output_dir)
     arguments = {**asdict(study), **asdict(args)}
     for name in ("output_dir", "recipes", "recipe", "seeds", "target_success"):  # of these there may be more each time

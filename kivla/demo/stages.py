@@ -27,13 +27,13 @@ from ..simulation.rollout_evaluation import evaluate, replay, video_format, writ
 from ..simulation.tabletop.answers import answer_accuracy
 from ..simulation.tabletop.tasks import TASK_KINDS
 from ..training.arguments import KIVLATrainingArguments
-from ..training.build import next_stage, start_policy
+from ..training.build import build_for_stage
 from ..training.data.lerobot.dataset import LeRobotDataset
 from ..training.data.mixture import Mixture
 from ..training.data.vlm.dataset import VLMDataset
 from ..training.evaluation.vlm_answers import ask
 from ..training.policy_options import PolicyOptions
-from ..training.recipes import Stage, get_recipe, set_stage, split_steps
+from ..training.recipes import Stage, get_recipe, split_steps
 from ..training.run_folder import write_json
 from ..training.trainer import KIVLATrainer
 
@@ -59,7 +59,7 @@ ROLLOUTS = {
 
 
 def rollouts_of(kinds: list[str]) -> list[str]:
-    """Which of the `ROLLOUTS` a policy is tried in that was shown these kinds of task; the first kind's come first."""
+    """Choose the `ROLLOUTS` to try a policy in that was shown these kinds of task; the first kind's come first."""
     return [name for kind in kinds for name, (_, options) in ROLLOUTS.items() if options["kinds"] == [kind]]
 
 
@@ -101,7 +101,7 @@ class TabletopArguments:
 
 
 def once(path: Path, make: Callable[[], dict]) -> dict:
-    """What is in a JSON file; made and written, with the minutes that it took, if there is none."""
+    """Read a JSON file; if there is none, make its content and write it, with the minutes that it took."""
     if not path.is_file():
         start = time.monotonic()
         result = make()
@@ -110,7 +110,7 @@ def once(path: Path, make: Callable[[], dict]) -> dict:
 
 
 def record(folder: Path, args: TabletopArguments) -> dict:
-    """Demonstrations of the scripted expert as a LeRobot dataset, with PNG pictures: these are read fastest.
+    """Record demonstrations of the scripted expert as a LeRobot dataset, with PNG pictures: these are read fastest.
 
     A dataset that is there already is kept: one appears under its name only when it is complete.
     """
@@ -126,13 +126,13 @@ def record(folder: Path, args: TabletopArguments) -> dict:
 
 
 def ask_vlm(vlm: str | Path, num_scenes: int = 500) -> dict:
-    """Accuracy by kind of question, on fresh scenes that are the same for every model."""
+    """Measure a VLM's accuracy by kind of question, on fresh scenes that are the same for every model."""
     model = AutoModelForImageTextToText.from_pretrained(vlm, dtype="float32")
     return _scores(model, AutoProcessor.from_pretrained(vlm), num_scenes)
 
 
 def ask_policy(policy: str | Path, num_scenes: int = 500) -> dict:
-    """As `ask_vlm`, of a VLM that has become a policy."""
+    """Measure as `ask_vlm` does, of a VLM that has become a policy."""
     model = KIVLAForActionPrediction.from_pretrained(policy)
     return _scores(model, KIVLAProcessor.from_pretrained(policy).vlm_processor, num_scenes)
 
@@ -152,21 +152,18 @@ def make_trainer(
     seed: int,
     **training_options,
 ) -> KIVLATrainer:
-    """The trainer of a stage: demonstrations and, if the recipe wants them, questions.
+    """Make the trainer of a stage, on demonstrations and, if the recipe wants them, questions.
 
     Args:
         start: the policy of the stage before, or the VLM of a new policy.
     """
     data = LeRobotDataset(demonstrations, args.chunk_size)
     torch.manual_seed(seed)
-    if AutoConfig.from_pretrained(start).model_type == KIVLAConfig.model_type:
-        built = next_stage(start, options(data, args))
-    else:
-        built = start_policy(start, [data], options(data, args))
+    is_policy = AutoConfig.from_pretrained(start).model_type == KIVLAConfig.model_type
+    built = build_for_stage(stage, [data], options(data, args), **{"before" if is_policy else "vlm": start})
     for note in built.notes:
         print(note)
     model, processor = built.model, built.processor
-    set_stage(model, stage)
     if args.freeze_vision:
         model.vlm.get_encoder("image").requires_grad_(False)
     examples = data
@@ -199,7 +196,7 @@ def make_trainer(
 
 
 def options(data: LeRobotDataset, args: TabletopArguments) -> PolicyOptions:
-    """What a new policy is told, for the builder that `kivla train` has, too."""
+    """Return the options of a new policy, for the builder that `kivla train` has, too."""
     recipe = get_recipe(args.recipe)
     fitted = {"action_vocab_size": args.action_vocab_size, "action_scale": args.action_scale}
     return PolicyOptions(
@@ -217,7 +214,7 @@ def options(data: LeRobotDataset, args: TabletopArguments) -> PolicyOptions:
 
 
 def seconds_per_step(vlm: str, demonstrations: Path, scratch: Path, args: TabletopArguments, num_steps: int) -> float:
-    """How long an undisturbed optimiser step takes on this machine; a policy is trained for some and thrown away.
+    """Measure an undisturbed optimiser step on this machine; a policy is trained for some and thrown away.
 
     The quick quarter of the steps counts: other guests of the host, say, may make some seconds several times as long.
     """
@@ -284,7 +281,7 @@ def fine_tune(
 def roll_out(
     policy: Path, folder: Path, name: str, args: TabletopArguments, num_episodes: int, num_videos: int = 8
 ) -> dict:
-    """Roll-outs of one of the `ROLLOUTS` with the swapped control; videos and contact sheet go into `folder/name`."""
+    """Roll a policy out in one of the `ROLLOUTS`, with the swapped control; pictures go into `folder/name`."""
     title, options = ROLLOUTS[name]
     env = make_env("tabletop", min(num_episodes, 100), **options)
     pipe = pipeline("action-prediction", model=str(policy))

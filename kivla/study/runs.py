@@ -65,7 +65,7 @@ def one_run(study: StudyArguments, args: TabletopArguments, demonstrations: Path
 
 
 def read_rows(file: Path) -> list[dict]:
-    """Finished runs. A line that an interruption cut off is passed over, and said: that run is done again."""
+    """Read the finished runs. A line that an interruption cut off is passed over, and said: that run is done again."""
     lines = file.read_text(encoding="utf-8").split("\n") if file.is_file() else []
     rows = []
     for number, line in enumerate(lines, 1):
@@ -79,12 +79,12 @@ def read_rows(file: Path) -> list[dict]:
 
 
 def steps_to(curve: list[dict], target: float) -> int | None:
-    """The first point of the curve at which the success rate is at least `target`."""
+    """Find the first point of the curve at which the success rate is at least `target`."""
     return next((point["step"] for point in curve if point["rate"] >= target), None)
 
 
 def format_table(rows: list[dict], target: float) -> str:
-    """A Markdown table with one line for each run, and one for each recipe with the episodes of all its seeds."""
+    """Write a Markdown table with a line for each run, and one for each recipe with the episodes of all its seeds."""
     lines = [
         f"| recipe | seed | success | held-out pairs | swapped, original target | questions before | after | "
         f"steps to {100 * target:.0f} % |",

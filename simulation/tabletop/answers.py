@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from datasets import Dataset
 
 from ...training.evaluation.confidence import wilson_interval
+from ...training.evaluation.right_answers import is_right
 from ...training.evaluation.vlm_answers import answer_of
 from .questions import QUESTION_KINDS, place_distance
 
@@ -20,8 +21,8 @@ def answer_accuracy(questions: Dataset, answers: Sequence[str]) -> dict[str, dic
     outcomes: dict[str, list[bool]] = defaultdict(list)
     for kind, messages, answer in zip(questions["kind"], questions["messages"], answers, strict=True):
         truth = answer_of(messages)
-        outcomes["all"].append(answer == truth)
-        outcomes[kind].append(answer == truth)
+        outcomes["all"].append(is_right(answer, [truth]))
+        outcomes[kind].append(outcomes["all"][-1])
         if kind in PLACE_KINDS:
             distance = place_distance(answer, truth)
             outcomes[f"{kind} to one cell"].append(distance is not None and distance <= 1)

@@ -8,7 +8,9 @@ from huggingface_hub import ModelCard
 
 from kivla.demo.pretraining import PretrainArguments, command
 from kivla.demo.stages import TABLETOP_VLM
-from kivla.hub_cards import fine_tuned_card, policy_card, tabletop_vlm_card
+from kivla.hub_cards import fine_tuned_card, hub_names, policy_card, readme, tabletop_vlm_card
+from kivla.modeling_kivla import hub_card
+from kivla.processing import processor_card
 from kivla.simulation import make_questions
 from kivla.simulation.rollout_evaluation import success_rate
 from kivla.simulation.tabletop.answers import answer_accuracy
@@ -139,3 +141,14 @@ def test_what_a_trainer_does_not_know_is_left_out():
 def test_the_fine_tuned_card_says_which_facts_are_missing():
     with pytest.raises(ValueError, match=r"needs the facts \['name', 'path', 'recipe'"):
         fine_tuned_card({"vlm": "x"})
+
+
+@pytest.mark.parametrize("name", ["owner/name", "name", "a/b/c", "owner/na me", ".", "", None, "hub_cards/__init__.py"])
+def test_what_travels_with_a_policy_agrees(name):
+    """Policies and processors bring their own code along, which imports nothing of this package: what they share with
+    the cards stands in both."""
+    assert hub_card.hub_id(name) == hub_names.hub_id(name)
+    assert (hub_card.BEGIN, hub_card.END) == (readme.BEGIN, readme.END)
+    minimal = processor_card._TEXT
+    assert f"{readme.BEGIN}\n{hub_card.MINIMAL}\n" in minimal and readme.END in minimal
+    assert readme.own_words(minimal) == ("", ""), "a fuller card takes the place of all of it"

@@ -151,9 +151,9 @@ def test_unknown_key_in_yaml(tmp_path, capsys):
 
 def test_vlm_or_policy(tmp_path):
     two_stages = ["--vlm", "x", "--dataset", "y", "--output_dir", "z", "--recipe", "pi0.5", "--max_steps", "9"]
-    with pytest.raises(ValueError, match="--resume_from_checkpoint cannot apply: a run of 2 stages"):
+    with pytest.raises(SystemExit, match="kivla train: --resume_from_checkpoint cannot apply: a run of 2 stages"):
         main(["train", *two_stages, "--resume_from_checkpoint", "z/checkpoint-1"])
-    with pytest.raises(ValueError, match=r"either --vlm .* or --policy"):
+    with pytest.raises(SystemExit, match=r"either --vlm .* or --policy"):
         main(["train", "--dataset", str(DATASET), "--output_dir", str(tmp_path)])
 
 

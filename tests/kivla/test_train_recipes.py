@@ -154,9 +154,18 @@ def test_lora_leaves_a_whole_policy_and_its_updates(sources, tmp_path):
         ({"robots": ["a", "b"]}, "--robots has 2 entries for 1 datasets"),
         ({"vlm_share": 1.5}, "--vlm_share must lie between 0 and 1"),
         ({"max_steps": -1}, "give --max_steps"),
-        ({"recipe": "pi0-fast", "action_tokenizer": "none", "action_vocab_size": None}, "There is nothing to train"),
     ],
 )
-def test_what_does_not_fit_is_said_before_training(sources, tmp_path, options, message):
-    with pytest.raises(ValueError, match=message):
+def test_options_that_do_not_go_together_are_refused_in_a_line(sources, tmp_path, options, message, capsys):
+    """As of an option that does not exist: exit status 2, and no traceback."""
+    with pytest.raises(SystemExit) as error:
+        main(command(sources, tmp_path, **options))
+    assert error.value.code == 2
+    printed = capsys.readouterr().err
+    assert printed.splitlines()[-1].startswith("kivla train: ") and message in printed
+
+
+def test_what_does_not_fit_is_said_before_training(sources, tmp_path):
+    options = {"recipe": "pi0-fast", "action_tokenizer": "none", "action_vocab_size": None}
+    with pytest.raises(ValueError, match="There is nothing to train"):
         main(command(sources, tmp_path, **options))

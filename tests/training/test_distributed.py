@@ -225,7 +225,7 @@ def test_what_cannot_be_sharded_is_refused(tmp_path, monkeypatch):
     trainer.model = get_peft_model(trainer.model, lora)
     with pytest.raises(ValueError, match="FSDP cannot share out the weights that LoRA wraps"):
         trainer._check_devices()
-    monkeypatch.setattr(type(trainer), "_is_zero3", True)
+    monkeypatch.setattr(type(trainer), "is_zero3", True)
     with pytest.raises(ValueError, match="Give sample_in_eval=False"):
         trainer._check_devices()
     monkeypatch.setattr(type(trainer.accelerator), "distributed_type", DistributedType.FSDP)

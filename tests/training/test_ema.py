@@ -5,13 +5,14 @@ import torch
 from peft import get_peft_model
 from safetensors.torch import load_file
 from torch import nn
+from torch.utils.data import Subset
 from transformers import TrainerCallback
 
 from kivla import KIVLAForActionPrediction, KIVLATrainingArguments
 from kivla.training.ema import WeightAverage
 from kivla.training.lora import lora_config
 from tests.tolerance import assert_close_relative
-from tests.training.policies import make_policy, make_trainer
+from tests.training.policies import dataset, make_policy, make_trainer
 
 
 class Recorder(TrainerCallback):
@@ -79,7 +80,7 @@ def test_bfloat16_weights_are_averaged_in_float32():
 
 def test_the_trainer_averages_after_every_step(trained):
     folder, trainer, weights = trained
-    assert_average(trainer.average._average, expected_average(weights, 0.75))
+    assert_average(trainer.average.weights, expected_average(weights, 0.75))
     assert_average(load_file(folder / "checkpoint-2" / "ema.safetensors"), expected_average(weights[:3], 0.75))
 
 
@@ -98,6 +99,8 @@ def test_evaluation_is_of_the_average(trained, tmp_path):
     folder, trainer, _ = trained
     trainer.args.sample_in_eval = False
     metrics = trainer.evaluate()
+    few = Subset(dataset(), [0, 1])
+    assert trainer.predict(few).metrics["test_loss"] == trainer.evaluate(few)["eval_loss"]
     trainer.save_model(str(tmp_path / "saved"))
     model = KIVLAForActionPrediction.from_pretrained(tmp_path / "saved")
     saved = make_trainer(tmp_path, model, trainer.processing_class, sample_in_eval=False)
@@ -128,7 +131,7 @@ def test_lora_averages_what_is_trained(tmp_path):
     trainer.train()
     average = expected_average(recorder.weights, 0.5)
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
-    assert trainer.average._average.keys() == trained and len(trained) < len(average)
+    assert trainer.average.weights.keys() == trained and len(trained) < len(average)
     trainer.take_average()
     assert_average({name: p for name, p in model.named_parameters() if name in trained}, average)
     assert trainer.average is None

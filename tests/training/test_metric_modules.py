@@ -18,8 +18,8 @@ from kivla.training.evaluation.metrics import (
     Smoothness,
     TokenAccuracy,
     load_metric,
-    normalize_answer,
 )
+from kivla.training.evaluation.right_answers import normalize_answer
 
 
 @pytest.fixture(autouse=True)

@@ -1,10 +1,18 @@
 """The sums of an evaluation, by hand."""
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from kivla.training.evaluation.evaluation_sums import ACTION_ERROR_SUMS, TOKEN_SUMS, action_error_sums, token_sums
+from kivla.training.evaluation.action_error import (
+    ACTION_ERROR_SUMS,
+    action_error,
+    action_error_sums,
+    error_of_chunks,
+)
+from kivla.training.evaluation.demonstrations import WithDemonstrations
+from kivla.training.evaluation.token_sums import TOKEN_SUMS, token_sums
 
 
 def test_token_sums():
@@ -19,13 +27,31 @@ def test_token_sums():
     assert sums["token_loss"].sum().item() == pytest.approx(expected)
 
 
-def test_action_error_sums():
-    actions = torch.tensor([[[1.0, 2.0], [3.0, 4.0]]])
+def test_action_error():
+    """Padding counts for nothing, also where it is NaN; and sums of several batches add up."""
+    demonstrated = torch.tensor([[[1.0, 2.0], [3.0, torch.nan]]])
     predicted = torch.tensor([[[2.0, 2.0], [1.0, 99.0]]])
-    mask = torch.tensor([[[True, True], [True, False]]])
-    sums = action_error_sums(predicted, actions, torch.tensor([0.0, 1.0]), mask)
+    real = ~demonstrated.isnan()
+    sums = action_error_sums(predicted, demonstrated, real)
     assert tuple(sums) == ACTION_ERROR_SUMS
     assert sums["absolute_error"].tolist() == [[3.0, 0.0]] and sums["squared_error"].tolist() == [[5.0, 0.0]]
-    assert sums["baseline_absolute_error"].tolist() == [[4.0, 1.0]]
-    assert sums["baseline_squared_error"].tolist() == [[10.0, 1.0]]
     assert sums["values"].tolist() == [[2, 1]]
+    figures = {"mae": 1.0, "rmse": pytest.approx((5 / 3) ** 0.5), "mae_per_dimension": [1.5, 0.0]}
+    assert action_error(sums) == figures
+    assert action_error({name: torch.cat([values, values]) for name, values in sums.items()}) == figures
+    nothing = action_error_sums(predicted, demonstrated, torch.zeros_like(real))
+    assert action_error(nothing) == {"mae": None, "rmse": None, "mae_per_dimension": [None, None]}
+    constant = error_of_chunks([0.0, 1.0], demonstrated, np.array([[True, False]]))
+    assert constant["mae_per_dimension"] == [1.0, 1.0], "one action for all steps"
+
+
+def test_demonstrations_are_the_examples_own():
+    """In robot units and at full precision; NaN where there is nothing."""
+    collate = WithDemonstrations(lambda examples: {"n": len(examples)}, chunk_size=3, action_dim=2)
+    padded = {"actions": np.array([[1e6, 2.0], [3.0, 4.0], [5.0, 6.0]]), "action_is_pad": [False, True, True]}
+    short = {"actions": torch.tensor([[0.25], [0.5]], dtype=torch.bfloat16)}
+    batch = collate([padded, {"response": "yes"}, short])
+    nan = np.nan
+    expected = [[[1e6, 2], [nan, nan], [nan, nan]], [[nan, nan]] * 3, [[0.25, nan], [0.5, nan], [nan, nan]]]
+    np.testing.assert_array_equal(batch.pop("demonstrated").numpy(), np.array(expected, np.float32))
+    assert batch == {"n": 3}

@@ -19,8 +19,8 @@ from kivla.training.data.vlm.dataset import VLMDataset
 from kivla.training.run_identity import (
     DOES_NOT_MATTER,
     MATTERS,
-    _describe_processor,
     describe,
+    describe_processing,
     differences,
     start_of,
     weights_digest,
@@ -432,8 +432,8 @@ def test_the_start_is_the_vlm_and_not_what_is_random(tmp_path):
 
 def test_another_tokenizer_is_another_run(tmp_path):
     _, processor = make_policy(tmp_path / "vlm")
-    before = json.dumps(_describe_processor(processor))
+    before = json.dumps(describe_processing(processor))
     processor(images=[dataset()[0]["images"]], text=["a"], state=[dataset()[0]["state"]])
-    assert json.dumps(_describe_processor(processor)) == before, "using it does not change it"
+    assert json.dumps(describe_processing(processor)) == before, "using it does not change it"
     processor.action_tokenizer = BinningActionTokenizer()
-    assert json.dumps(_describe_processor(processor)) != before
+    assert json.dumps(describe_processing(processor)) != before

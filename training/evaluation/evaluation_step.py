@@ -7,18 +7,22 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ...modeling_kivla import KIVLAForActionPrediction
 from ...processing import ActionDecodingFailure, KIVLAProcessor
-from .evaluation_sums import ACTION_ERROR_SUMS, TOKEN_SUMS, action_error_sums, token_sums
+from .action_error import ACTION_ERROR_SUMS, action_error, action_error_sums
+from .right_answers import is_right
+from .token_sums import TOKEN_SUMS, token_sums
 
 LOSS_SUMS = (*TOKEN_SUMS, "flow_loss", "action_values")
 # Of what the model says: chunks that did not decode, of how many; answers that are right, of how many.
 _SAID_SUMS = ("decoding_failures", "decoded", "right_answers", "answers")
-# The error of chunks after the demonstrated response, where there is one.
-_GIVEN = "given_response_"
-_GIVEN_SUMS = (f"{_GIVEN}absolute_error", f"{_GIVEN}values")
+# Chunks whose error is summed up: as the policy acts when deployed, after the demonstrated response where there is one,
+# and always the mean action. The names of their sums begin so.
+_OWN, _GIVEN, _MEAN = "own_", "given_response_", "mean_action_"
+# What a batch holds for this measurement, and not for the model
+_NOT_FOR_MODEL = ("robot", "demonstrated")
 
 
 class EvaluationStep:
-    """Measures batches of the collator's.
+    """Measures a policy on one batch after the other.
 
     Args:
         model: the policy, in evaluation mode.
@@ -42,24 +46,25 @@ class EvaluationStep:
         self.width = max(robot.action_dim for robot in processor.robots.values())
 
     def __call__(self, batch: dict) -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor]:
-        """
+        """Measure a batch.
+
         Args:
-            batch: as for training; or observations alone, at which the policy acts.
+            batch: as for training, with `demonstrated` (`WithDemonstrations`); or observations alone, at which the
+                policy acts.
 
         Returns:
-            Sums, each (B,) or (B, D): always the same names, so that devices agree. And predicted and true chunks,
-            (B, H, D), in robot units, D that of the widest robot. NaN is what is not there: of the true ones padded
-            steps, of both the dimensions that a robot does not have, and examples that do not act or do not decode.
+            Sums, each (B,) or (B, D): always the same names, so that devices agree. And predicted and demonstrated
+            chunks, (B, H, D), in robot units, D that of the widest robot. NaN is what is not there: of demonstrated
+            ones padded steps, of both the dimensions that a robot does not have, and examples that do not act or do
+            not decode.
         """
-        inputs = {name: values for name, values in batch.items() if name != "robot"}
+        inputs = {name: values for name, values in batch.items() if name not in _NOT_FOR_MODEL}
         count, device = len(inputs["input_ids"]), inputs["input_ids"].device
-        robots = batch.get("robot") or [None] * count
-        config = self.model.config
+        robots, demonstrated = batch.get("robot") or [None] * count, batch["demonstrated"]
         widths = dict.fromkeys((*LOSS_SUMS, *_SAID_SUMS), ())
-        widths |= dict.fromkeys((*ACTION_ERROR_SUMS, *_GIVEN_SUMS), (config.max_action_dim,))
+        widths |= {kind + name: (self.width,) for kind in (_OWN, _GIVEN, _MEAN) for name in ACTION_ERROR_SUMS}
         sums = {name: torch.zeros(count, *width, device=device) for name, width in widths.items()}
-        nothing = torch.full((count, config.chunk_size, self.width), torch.nan, device=device)
-        predicted, demonstrated = nothing, nothing.clone()
+        predicted = torch.full_like(demonstrated, torch.nan)
         if "labels" in inputs:
             self._losses(inputs, sums)
             acts = inputs["action_mask"].any((1, 2)) if "actions" in inputs else torch.zeros(count, dtype=torch.bool)
@@ -71,25 +76,18 @@ class EvaluationStep:
         acting = acts.nonzero().flatten().tolist()
         if acting:
             own, after_response, has_response = self._chunks(inputs, robots)
-            for i in acting:
-                sums["decoded"][i] = 1
-                true = real = None
-                if "actions" in inputs:
-                    true, real = self._true(inputs, i, robots[i])
-                    demonstrated[i, :, : true.shape[1]] = true.masked_fill(~real, torch.nan).to(device)
-                if isinstance(own[i], ActionDecodingFailure):
-                    sums["decoding_failures"][i] = 1
-                else:
-                    chunk = torch.as_tensor(self.processor.unnormalize_actions(own[i], robots[i]))
-                    predicted[i, :, : chunk.shape[1]] = chunk.to(device)
-                    if true is not None:
-                        for name, errors in self._errors(chunk, true, real, robots[i]).items():
-                            sums[name][i, : len(errors)] = errors.to(device)
-                if has_response[i] and not isinstance(after_response[i], ActionDecodingFailure):
-                    chunk = torch.as_tensor(self.processor.unnormalize_actions(after_response[i], robots[i]))
-                    errors = self._errors(chunk, true, real, robots[i])
-                    for name in ("absolute_error", "values"):
-                        sums[_GIVEN + name][i, : chunk.shape[1]] = errors[name].to(device)
+            predicted = self._in_robot_units(own, robots, acting).to(device)
+            given = [i for i in acting if has_response[i]]
+            after_given = self._in_robot_units(after_response, robots, given).to(device)
+            mean = self._mean_actions(robots, acting).to(device).expand_as(predicted)
+            mean = mean.masked_fill(predicted.isnan(), torch.nan)  # on the same values as the policy's error
+            for kind, chunks in ((_OWN, predicted), (_GIVEN, after_given), (_MEAN, mean)):
+                real = ~(chunks.isnan() | demonstrated.isnan())
+                errors = action_error_sums(chunks, demonstrated, real)
+                sums.update({kind + name: values for name, values in errors.items()})
+            sums["decoded"][acting] = 1
+            failures = [i for i in acting if isinstance(own[i], ActionDecodingFailure)]
+            sums["decoding_failures"][failures] = 1
         if len(acting) < count:
             self._answers(inputs, (~acts).nonzero().flatten().tolist(), sums)
         return sums, predicted, demonstrated
@@ -139,16 +137,22 @@ class EvaluationStep:
             self.processor, **observation, action_mask=real_dimensions, max_response_tokens=0, synced_gpus=False
         )
 
-    def _true(self, inputs: dict, i: int, robot: str | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """(H, action_dim): the demonstrated chunk in robot units, and which of its values are real."""
-        chunk = self.processor.unnormalize_actions(inputs["actions"][i].cpu(), robot, clip_actions=False)
-        return chunk, inputs["action_mask"][i, :, : chunk.shape[1]].cpu()
+    def _in_robot_units(self, chunks: list, robots: list[str | None], chosen: list[int]) -> torch.Tensor:
+        """Turn some of the normalised chunks into their robots' units, (B, H, D); NaN is all that is not there."""
+        actions = torch.full((len(chunks), self.model.config.chunk_size, self.width), torch.nan)
+        for i in chosen:
+            if not isinstance(chunks[i], ActionDecodingFailure):
+                chunk = torch.as_tensor(self.processor.unnormalize_actions(chunks[i], robots[i]))
+                actions[i, :, : chunk.shape[1]] = chunk
+        return actions
 
-    def _errors(self, chunk: torch.Tensor, true, real, robot: str | None) -> dict[str, torch.Tensor]:
-        """(D,) sums over the steps of one example, in the units of its robot."""
-        mean = torch.as_tensor(self.processor.robot(robot).mean_action, dtype=torch.float32)
-        sums = action_error_sums(chunk[None], true[None], mean, real[None])
-        return {name: values[0] for name, values in sums.items()}
+    def _mean_actions(self, robots: list[str | None], chosen: list[int]) -> torch.Tensor:
+        """Return the mean action of some of the examples' robots, (B, 1, D), robot units."""
+        means = torch.zeros(len(robots), 1, self.width)
+        for i in chosen:
+            mean = torch.as_tensor(self.processor.robot(robots[i]).mean_action)
+            means[i, 0, : len(mean)] = mean
+        return means
 
     def _answers(self, inputs: dict, asked: list[int], sums: dict[str, torch.Tensor]) -> None:
         labels, end, pad = inputs["labels"], self.processor.end_token_id, self.processor.tokenizer.pad_token_id
@@ -157,19 +161,21 @@ class EvaluationStep:
         answers = _first_answers(labels, end)
         said = self.model.generate(
             **prompts,
-            max_new_tokens=max(map(len, answers)),
+            max_new_tokens=max(map(len, answers)) + 1,  # and the end
             do_sample=False,
             eos_token_id=end,
             pad_token_id=pad,
             synced_gpus=False,  # every device has all weights, and its own number of answers
         )[:, prompts["input_ids"].shape[1] :]
         for i in asked:
-            own = said[i, : len(answers[i])].tolist()
-            sums["answers"][i], sums["right_answers"][i] = 1, own == answers[i]
+            own, decode = said[i].tolist(), self.processor.tokenizer.decode
+            is_finished = end in own  # words that go on are another answer
+            words = decode(list(takewhile(lambda token: token != end, own)))
+            sums["answers"][i], sums["right_answers"][i] = 1, is_finished and is_right(words, [decode(answers[i])])
 
 
 def summary(sums: dict[str, torch.Tensor]) -> dict[str, float]:
-    """Means of what was counted, under the names of the metrics; of nothing there is none."""
+    """Make means of what was counted, under the names of the metrics; of nothing there is none."""
     ratios = (
         ("token_loss", "token_loss", "tokens"),
         ("flow_loss", "flow_loss", "action_values"),
@@ -182,22 +188,22 @@ def summary(sums: dict[str, torch.Tensor]) -> dict[str, float]:
 
 
 def metrics_of(totals: dict[str, torch.Tensor], flow_loss_weight: float) -> dict[str, float]:
-    """Sums over a whole set -> its metrics; see `KIVLATrainer.evaluation_loop`."""
+    """Make metrics of the sums over a whole set; see `KIVLATrainer.evaluation_loop`."""
     metrics = summary(totals)
     if "token_loss" in metrics or "flow_loss" in metrics:
         metrics["loss"] = metrics.get("token_loss", 0.0) + flow_loss_weight * metrics.get("flow_loss", 0.0)
-    count = totals["values"]  # (D,)
-    if count.any():
-        metrics["action_mae"] = float(totals["absolute_error"].sum() / count.sum())
-        metrics["action_rmse"] = float((totals["squared_error"].sum() / count.sum()).sqrt())
-        metrics["mean_action_mae"] = float(totals["baseline_absolute_error"].sum() / count.sum())
-        metrics["mean_action_rmse"] = float((totals["baseline_squared_error"].sum() / count.sum()).sqrt())
-        if metrics["action_mae"] > 0:
-            metrics["times_better_than_mean"] = metrics["mean_action_mae"] / metrics["action_mae"]
-        for i in count.nonzero().flatten().tolist():
-            metrics[f"action_mae_{i}"] = float(totals["absolute_error"][i] / count[i])
-    if (given := totals[f"{_GIVEN}values"]).any():
-        metrics["action_mae_given_response"] = float(totals[f"{_GIVEN}absolute_error"].sum() / given.sum())
+    own, mean, given = (
+        action_error({name: totals[kind + name] for name in ACTION_ERROR_SUMS}) for kind in (_OWN, _MEAN, _GIVEN)
+    )
+    if own["mae"] is not None:
+        metrics |= {"action_mae": own["mae"], "action_rmse": own["rmse"]}
+        metrics |= {"mean_action_mae": mean["mae"], "mean_action_rmse": mean["rmse"]}
+        if own["mae"] > 0:
+            metrics["times_better_than_mean"] = mean["mae"] / own["mae"]
+        per_dimension = enumerate(own["mae_per_dimension"])
+        metrics |= {f"action_mae_{i}": error for i, error in per_dimension if error is not None}
+    if given["mae"] is not None:
+        metrics["action_mae_given_response"] = given["mae"]
     return metrics
 
 
@@ -219,12 +225,11 @@ def _prompts(inputs: dict, learned: torch.Tensor, pad_token_id: int) -> dict:
 
 
 def _first_answers(labels: torch.Tensor, end_token_id: int) -> list[list[int]]:
-    """The first learned tokens of every row, up to and with the end of the VLM's turn."""
+    """The first learned tokens of every row, up to the end of the VLM's turn."""
     answers = []
     for row in labels.tolist():
         start = next((i for i, token in enumerate(row) if token != -100), len(row))
-        answer = list(takewhile(lambda token: token not in (-100, end_token_id), row[start:]))
-        answers.append([*answer, end_token_id] if answer else [])
+        answers.append(list(takewhile(lambda token: token not in (-100, end_token_id), row[start:])))
     return answers
 
 

@@ -11,12 +11,14 @@ Results are plain floats and lists, ready for JSON. Inputs from which nothing ca
 a single figure is undefined (a ratio to zero) it is None, never NaN.
 """
 
-import re
 from collections.abc import Sequence
 
 import evaluate
 import numpy as np
 from datasets import Features, List, Value
+
+from .action_error import error_of_chunks
+from .right_answers import is_right, normalize_answer
 
 _CHUNK = List(List(Value("float64")))
 _CHUNK_FEATURES = Features({"predictions": _CHUNK, "references": _CHUNK, "is_pad": List(Value("bool"))})
@@ -77,16 +79,13 @@ Raises:
 
     def _compute(self, predictions, references, is_pad) -> dict:
         predictions, references, real = _chunks(predictions, references, is_pad)
-        error = predictions - references
-        absolute = np.abs(error)
+        distance = np.abs(predictions - references)
         last = real.sum(1) - 1
-        per_step = [float(absolute[:, step][seen].mean()) if seen.any() else None for step, seen in enumerate(real.T)]
+        per_step = [float(distance[:, step][seen].mean()) if seen.any() else None for step, seen in enumerate(real.T)]
         return {
-            "mae": float(absolute[real].mean()),
-            "rmse": float(np.sqrt(np.square(error[real]).mean())),
-            "mae_per_dimension": absolute[real].mean(0).tolist(),
+            **error_of_chunks(predictions, references, real),
             "mae_per_step": per_step,
-            "end_point_error": float(np.linalg.norm(error[np.arange(len(error)), last], axis=1).mean()),
+            "end_point_error": float(np.linalg.norm(distance[np.arange(len(last)), last], axis=1).mean()),
         }
 
 
@@ -295,7 +294,7 @@ Raises:
                 raise ValueError(f"Question {i} has no reference answer.")
             needed = 1 if isinstance(reference, str) else 3
             count = [normalize_answer(answer) for answer in answers].count(normalize_answer(prediction))
-            exact.append(prediction.strip() in [answer.strip() for answer in answers])
+            exact.append(is_right(prediction, answers))
             scores.append(min(count / needed, 1.0))
         return {"exact_match": float(np.mean(exact)), "short_answer_accuracy": float(np.mean(scores))}
 
@@ -310,7 +309,7 @@ METRICS = {
 
 
 def load_metric(name: str, **options) -> evaluate.Metric:
-    """A metric by its name; no network is used.
+    """Make a metric by its name; no network is used.
 
     Args:
         name: one of `METRICS`.
@@ -361,42 +360,6 @@ def _chunks(predictions: Sequence, references: Sequence, is_pad: Sequence) -> tu
     return predictions, references, real
 
 
-# ------------------------------------------------------------------------------------------------------ answers
-_ARTICLES = ("a", "an", "the")
-_NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
-_NUMBER_WORDS = {"none": "0"} | {word: str(number) for number, word in enumerate(_NUMBERS)}
-_PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
-_CONTRACTIONS = """
-    ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd he'd've
-    he's how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've might've mustn't must've needn't not've
-    o'clock oughtn't 'ow's'at shan't she'd've should've shouldn't shouldn't've somebody'd've somebody'll somebody's
-    someone'd someone'd've someone'll someone's something'd something'd've something'll that's there'd there'd've
-    there're there's they'd they'd've they'll they're they've 'twas wasn't we'd've we've weren't what'll what're what's
-    what've when's where'd where's where've who'd who'd've who'll who's who've why'll why're why's won't would've
-    wouldn't wouldn't've y'all y'all'll y'all'd've you'd you'd've you'll you're you've
-"""
-# A word that lacks one of its apostrophes -> the word. VQA leaves out those that are other words without (we'll, it's).
-_APOSTROPHE = {w[:i] + w[i + 1 :]: w for w in _CONTRACTIONS.split() for i, letter in enumerate(w) if letter == "'"}
-
-
-def normalize_answer(answer: str) -> str:
-    """An answer as the VQA v2 evaluation compares it: "The two T-shirts." -> "2 t shirts".
-
-    In this order: punctuation becomes a space, or nothing where a space is beside it or the answer has a number such as
-    1,000; full stops go unless a digit follows; lower case; number words up to ten become digits, and "none" becomes 0;
-    articles go; missing apostrophes are put back.
-    """
-    answer = re.sub(r"[\n\t]", " ", answer).strip()
-    has_thousands = re.search(r"\d,\d", answer) is not None
-    text = answer
-    for mark in _PUNCTUATION:
-        is_apart = f"{mark} " in answer or f" {mark}" in answer
-        text = text.replace(mark, "" if is_apart or has_thousands else " ")
-    text = re.sub(r"\.(?!\d)", "", text)
-    words = [_NUMBER_WORDS.get(word, word) for word in text.lower().split()]
-    return " ".join(_APOSTROPHE.get(word, word) for word in words if word not in _ARTICLES)
-
-
 __all__ = [
     "METRICS",
     "TOKEN_KINDS",
@@ -406,5 +369,4 @@ __all__ = [
     "Smoothness",
     "TokenAccuracy",
     "load_metric",
-    "normalize_answer",
 ]

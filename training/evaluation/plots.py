@@ -21,7 +21,7 @@ def plot_chunks(
     titles: Sequence[str],
     dimension_names: Sequence[str] | None = None,
 ) -> None:
-    """One column for each chunk, one row for each action dimension.
+    """Draw chunks: one column for each, one row for each action dimension.
 
     Args:
         path: where the picture goes; the suffix decides its format.
@@ -77,7 +77,7 @@ def plot_evaluation(
     titles: Sequence[str],
     dimension_names: Sequence[str],
 ) -> None:
-    """Errors by step and by dimension and at the chunks' ends, beside those of the mean action; below, some chunks.
+    """Draw errors by step and dimension and at the chunks' ends, beside those of the mean action; below, some chunks.
 
     Args:
         path: where the picture goes; the suffix decides its format.
@@ -115,7 +115,7 @@ def plot_evaluation(
 
 
 def plot_training_curves(path: str | os.PathLike, log_history: list[dict]) -> None:
-    """Token loss, flow loss and gradient norms over steps, from `trainer.state.log_history`."""
+    """Draw token loss, flow loss and gradient norms over steps, from `trainer.state.log_history`."""
     panels = [("token_loss",), ("flow_loss",), ("backbone_grad_norm", "expert_grad_norm")]
     figure = Figure(figsize=(11, 3), layout="constrained")
     for axis, names in zip(figure.subplots(1, len(panels)), panels, strict=True):
@@ -132,7 +132,7 @@ def plot_training_curves(path: str | os.PathLike, log_history: list[dict]) -> No
 
 
 def plot_attention_mask(path: str | os.PathLike, mask: np.ndarray, groups: Sequence[tuple[str, int]]) -> None:
-    """Who sees whom: rows are queries, columns are keys.
+    """Draw who sees whom: rows are queries, columns are keys.
 
     Args:
         mask: (T, T); 0 = hidden, 1 = seen, 2 = seen without gradient (knowledge insulation).

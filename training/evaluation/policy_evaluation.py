@@ -10,12 +10,12 @@ from ..data.robot_dataset import RobotDataset
 from ..data.vlm.dataset import VLMDataset
 from .metrics import ActionError, AnswerMatch, Smoothness
 from .plots import plot_evaluation
-from .predictions import predict_dataset
+from .predictions import predict_dataset, spread_out, titles
 from .vlm_answers import ask
 
 
 def predict(pipe, data: RobotDataset, num_frames: int, batch_size: int, **options) -> dict:
-    """Predictions at evenly spread frames, without those that did not decode.
+    """Predict at evenly spread frames, and leave out what did not decode.
 
     Returns:
         `predicted`, `demonstrated` and `mean_action` (always the mean action of the policy's training data), (n, H, D)
@@ -26,32 +26,25 @@ def predict(pipe, data: RobotDataset, num_frames: int, batch_size: int, **option
     """
     results = predict_dataset(pipe, data, num_frames, batch_size, **options)
     decoded = results["decoded"]
-    places = list(zip(results["episodes"], results["frames"], strict=True))
-    steps_left = np.array([len(data.episode_range(episode)) - frame for episode, frame in places])
-    statistics = pipe.processor.robot(data.robot).statistics or data.statistics
     demonstrated = results["demonstrated"][decoded]
-    titles = [
-        f"{text}\nepisode {episode}, frame {frame}"
-        for text, (episode, frame) in zip(results["texts"], places, strict=True)
-    ]
     return {
         "predicted": results["predicted"][decoded],
         "demonstrated": demonstrated,
-        "mean_action": np.broadcast_to(statistics["actions"]["mean"], demonstrated.shape),
-        "is_pad": (np.arange(data.chunk_size) >= steps_left[:, None])[decoded],
-        "titles": [title for title, is_chunk in zip(titles, decoded, strict=True) if is_chunk],
+        "mean_action": np.broadcast_to(results["mean_action"], demonstrated.shape),
+        "is_pad": results["is_pad"][decoded],
+        "titles": [title for title, is_chunk in zip(titles(results), decoded, strict=True) if is_chunk],
         "decoding_failures": int((~decoded).sum()),
     }
 
 
 def measure_chunks(chunks: dict, data: RobotDataset) -> dict:
-    """Figures of what `predict` returns, as they go into `evaluate.json`.
+    """Compute the figures of what `predict` returns, as they go into `evaluate.json`.
 
     Returns:
         `num_chunks`, `decoding_failures`, `action_error` and `mean_action_error` (of always the mean action) as
-        `ActionError` has them, `smoothness` as `Smoothness` has it
-        or None where no chunk has four real steps, and `dimensions`: `name`, `mae`, `mean_action_mae` and their
-        `ratio`, below 1 if the policy is better; None where the data does not vary.
+        `ActionError` has them, `smoothness` as `Smoothness` has it or None where no chunk has four real steps, and
+        `dimensions`: `name`, `mae`, `mean_action_mae` and their `ratio`, below 1 if the policy is better; None where
+        the data does not vary.
     """
     metric, given = ActionError(keep_in_memory=True), {"references": chunks["demonstrated"], "is_pad": chunks["is_pad"]}
     error, mean_error = (metric.compute(predictions=chunks[name], **given) for name in ("predicted", "mean_action"))
@@ -80,11 +73,10 @@ def _ratio(error: float, mean_error: float) -> float | None:
 
 
 def measure_answers(pipe, folder: str, batch_size: int) -> dict:
-    """The policy's greedy answers to the questions of a dataset on disk.
+    """Ask the policy the questions of a dataset on disk, and count its greedy answers.
 
     Returns:
-        `num_questions`, and `exact_match` and `short_answer_accuracy` as `AnswerMatch` has
-        them.
+        `num_questions`, and `exact_match` and `short_answer_accuracy` as `AnswerMatch` has them.
 
     Raises:
         ValueError: the folder has several splits, or rows that are not a question and its answer.
@@ -121,14 +113,12 @@ def _question(example: dict) -> dict:
 
 
 def draw(path: Path, chunks: dict, report: dict, fps: float, count: int) -> None:
-    """The page of plots."""
+    """Draw the page of plots."""
     last = (~chunks["is_pad"]).sum(1) - 1
     rows = np.arange(len(last))
     ends = chunks["demonstrated"][rows, last]
     distances = [np.linalg.norm(chunks[name][rows, last] - ends, axis=1) for name in ("predicted", "mean_action")]
-    # From the middle of each of `count` equal stretches: the ends of episodes are mostly padding.
-    count = min(count, len(rows))
-    chosen = ((np.arange(count) + 0.5) * len(rows) / count).astype(int)
+    chosen = spread_out(len(rows), min(count, len(rows)))
     plot_evaluation(
         path,
         (report["action_error"], report["mean_action_error"]),
@@ -142,7 +132,7 @@ def draw(path: Path, chunks: dict, report: dict, fps: float, count: int) -> None
 
 
 def format_report(report: dict) -> str:
-    """The figures as a table, in robot units."""
+    """Write the figures as a table, in robot units."""
     error, mean_error = report["action_error"], report["mean_action_error"]
     total = {"name": "all", "mae": error["mae"], "mean_action_mae": mean_error["mae"]}
     total["ratio"] = _ratio(total["mae"], total["mean_action_mae"])

@@ -6,6 +6,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from ..data.robot_dataset import RobotDataset
+from .action_error import error_of_chunks
 from .plots import plot_chunks
 
 
@@ -13,10 +14,10 @@ def predict_dataset(pipe, data: RobotDataset, num_frames: int, batch_size: int =
     """Predict at evenly spread frames and compare with what was demonstrated.
 
     Returns:
-        `episodes` and `frames` (n,) and `texts`, `predicted` and `demonstrated` (n, H, D) in robot units, `decoded`
-        (n,) bool, False where action tokens were no chunk (`predicted` is NaN there), and over all other real values
-        `action_mae`, `mean_action_mae` (always the mean action of the policy's training data) and
-        `times_better_than_mean`.
+        `episodes` and `frames` (n,) and `texts`; `predicted` and `demonstrated` (n, H, D) in robot units, `is_pad`
+        (n, H) bool, and `mean_action` (D,), that of the policy's training data; `decoded` (n,) bool, False where action
+        tokens were no chunk (`predicted` is NaN there); and over all other real values `action_mae`, `mean_action_mae`
+        (always the mean action) and `times_better_than_mean`.
 
     Raises:
         ValueError: no chunk decoded.
@@ -37,32 +38,45 @@ def predict_dataset(pipe, data: RobotDataset, num_frames: int, batch_size: int =
     missing = np.full((data.chunk_size, data.action_dim), np.nan, dtype=np.float32)
     predicted = np.stack([missing if chunk is None else chunk for chunk in predicted])
     demonstrated = np.stack([e["actions"] for e in examples])
-    real = ~np.stack([e["action_is_pad"] for e in examples]) & decoded[:, None]
+    is_pad = np.stack([e["action_is_pad"] for e in examples])
     statistics = pipe.processor.robot(data.robot).statistics or data.statistics
     mean = statistics["actions"]["mean"]
-    error, mean_error = np.abs(predicted - demonstrated)[real].mean(), np.abs(mean - demonstrated)[real].mean()
+    real = ~is_pad & decoded[:, None]
+    error, mean_error = (error_of_chunks(actions, demonstrated, real)["mae"] for actions in (predicted, mean))
     return {
         "episodes": [e["episode_index"] for e in examples],
         "frames": [e["frame_index"] for e in examples],
         "predicted": predicted,
         "decoded": decoded,
         "demonstrated": demonstrated,
+        "is_pad": is_pad,
+        "mean_action": mean,
         "texts": [e["text"] for e in examples],
-        "action_mae": float(error),
-        "mean_action_mae": float(mean_error),
-        "times_better_than_mean": float(mean_error / error),
+        "action_mae": error,
+        "mean_action_mae": mean_error,
+        "times_better_than_mean": mean_error / error,
     }
 
 
 def draw(path: Path, results: dict, data: RobotDataset, count: int) -> None:
-    """Some of the predicted chunks against the demonstrated ones."""
-    # From the middle of each of `count` equal stretches: the ends of episodes are mostly padding.
-    chosen = ((np.arange(count) + 0.5) * len(results["frames"]) / count).astype(int)
+    """Draw some of the predicted chunks against the demonstrated ones."""
+    chosen = spread_out(len(results["frames"]), count)
     plot_chunks(
         path,
         results["predicted"][chosen],
         results["demonstrated"][chosen],
         data.fps,
-        [f"{results['texts'][i]}\nepisode {results['episodes'][i]}, frame {results['frames'][i]}" for i in chosen],
+        [titles(results)[i] for i in chosen],
         data.action_names,
     )
+
+
+def titles(results: dict) -> list[str]:
+    """What stands over each chunk in a picture."""
+    places = zip(results["texts"], results["episodes"], results["frames"], strict=True)
+    return [f"{text}\nepisode {episode}, frame {frame}" for text, episode, frame in places]
+
+
+def spread_out(length: int, count: int) -> np.ndarray:
+    """Choose from the middle of each of `count` equal stretches: the ends of episodes are mostly padding."""
+    return ((np.arange(count) + 0.5) * length / count).astype(int)

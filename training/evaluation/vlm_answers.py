@@ -16,7 +16,7 @@ def ask(
     batch_size: int = 128,
     max_new_tokens: int = 12,
 ) -> list[str]:
-    """Greedy answers, one for each row.
+    """Ask questions about pictures; the answers are greedy, one for each row.
 
     Args:
         model: a VLM, or a KIVLA policy (which generates as its VLM does).
@@ -48,8 +48,10 @@ def ask(
 
 
 def chat_text(vlm_processor: ProcessorMixin, messages: list[dict]) -> str:
-    """A conversation in the VLM's own format, ready to be continued if the user spoke last. Without a chat template:
-    an image placeholder and the question."""
+    """Write a conversation in the VLM's own format, ready to be continued if the user spoke last.
+
+    Without a chat template it is an image placeholder and the question.
+    """
     asks = messages[-1]["role"] == "user"
     if vlm_processor.chat_template:
         return vlm_processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=asks)
@@ -57,4 +59,5 @@ def chat_text(vlm_processor: ProcessorMixin, messages: list[dict]) -> str:
 
 
 def answer_of(messages: list[dict]) -> str:
+    """Return the true answer of a conversation of one question."""
     return text_of(messages[1])
