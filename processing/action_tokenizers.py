@@ -220,7 +220,7 @@ class ActionTokenizer(ABC):
             if isinstance(sequence, Integral):
                 raise TypeError("decode() takes a list of sequences; put a single sequence into a list: [tokens].")
             codes = list(sequence) if isinstance(sequence, list | tuple) else sequence.tolist()
-            foreign = [code for code in codes if not (isinstance(code, Integral) and 0 <= code < self.num_codes)]
+            foreign = [code for code in codes if not (isinstance(code, Integral) and 0 <= int(code) < self.num_codes)]
             if foreign:
                 results.append(ActionDecodingFailure("foreign_code", f"codes 0..{self.num_codes - 1}", foreign[0]))
             else:
