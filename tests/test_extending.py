@@ -22,7 +22,7 @@ from kivla.simulation import make_env
 from kivla.training.data.episode_dataset import EpisodeDataset
 from kivla.training.data.robot_dataset import dataset_reader
 from kivla.training.recipes import get_recipe
-from tests.kivla.test_commands import TINY
+from tests.commands.test_commands import TINY
 
 SOURCES = Path(__file__).parent / "out_of_tree"
 TOKENIZER, DATASET, ENVIRONMENT = (
