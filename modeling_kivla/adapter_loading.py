@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
@@ -76,7 +77,7 @@ def load_base(cls: type[PreTrainedModel], adapter: str, kwargs: dict) -> tuple[P
     return model, not is_policy
 
 
-def load_with_adapter(cls: type[PreTrainedModel], adapter: str, kwargs: dict):
+def load_with_adapter(cls: type[PreTrainedModel], adapter: str, kwargs: dict) -> Any:
     """Load a policy with an adapter on it, as the library does (`PeftAdapterMixin`), in eval mode.
 
     Raises:

@@ -13,6 +13,7 @@ is measured once, in `backbone_probe`, and kept in the config. Here is what runs
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -50,7 +51,7 @@ class PrefixRecorder:
 
     def record(self, module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask):
         """Keep what the attention function of one layer was called with, if the layer is wanted."""
-        layer = module.layer_idx
+        layer = cast(int, module.layer_idx)
         if self.is_open and layer in self.wanted:
             self.key_values[layer] = (key, value)
             self.num_attention_heads[layer] = query.shape[1]
@@ -170,7 +171,7 @@ def logits_at(vlm: PreTrainedModel, rows: torch.Tensor | None) -> Iterator[None]
         hidden = args[0].flatten(0, 1)  # (B·S, width)
         return (hidden[rows.to(hidden.device)][None],)
 
-    with call_hook(vlm.get_output_embeddings(), before=select):
+    with call_hook(cast(nn.Module, vlm.get_output_embeddings()), before=select):
         yield
 
 

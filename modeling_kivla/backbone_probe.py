@@ -136,7 +136,7 @@ def fill_with_tiny_weights(model: PreTrainedModel) -> None:
                 shape[-1] = 1
             small = torch.rand(shape, generator=generator) + 0.5
             filled = nn.Parameter(small.expand(parameter.shape), requires_grad=False)
-            filled._is_hf_initialized = True  # the library's initialisers leave it alone
+            vars(filled)["_is_hf_initialized"] = True  # the library's initialisers leave it alone
             module._parameters[name] = filled
         for name, buffer in module.named_buffers(recurse=False):
             module._buffers[name] = torch.zeros_like(buffer, device="cpu")
@@ -145,8 +145,8 @@ def fill_with_tiny_weights(model: PreTrainedModel) -> None:
     model.initialize_weights()  # recomputes the buffers (rotary frequencies, embedding scales)
 
 
-def _rank_one_linear(module: nn.Linear, x: torch.Tensor) -> torch.Tensor:
-    y = x.sum(-1, keepdim=True) * module.weight[:, 0]
+def _rank_one_linear(module: nn.Linear, input: torch.Tensor) -> torch.Tensor:
+    y = input.sum(-1, keepdim=True) * module.weight[:, 0]
     return y if module.bias is None else y + module.bias
 
 
@@ -164,7 +164,7 @@ def _recognise_rope(name: str, layer: int, key: torch.Tensor, frequencies: dict[
                 for order in (torch.arange(len(inv_freq)), sorted_like):
                     angles = inv_freq[order]
                     rotated = apply_rope(key[0], angles.cos(), angles.sin(), style, start)
-                    if torch.allclose(rotated, key[1], rtol=1e-4, atol=1e-4 * key.abs().max()):
+                    if torch.allclose(rotated, key[1], rtol=1e-4, atol=1e-4 * key.abs().max().item()):
                         order = None if order.equal(torch.arange(len(order))) else order.tolist()
                         return {"rope": style, "rope_start": start, "rope_order": order, "inv_freq": buffer}
     raise UnsupportedBackboneError(

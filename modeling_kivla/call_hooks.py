@@ -12,12 +12,13 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial, update_wrapper
 from types import MethodType
+from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
 
 _Before = Callable[[tuple, dict], tuple | None]  # positional and keyword arguments -> other positional ones, or None
-_After = Callable[[object], object | None]  # what the module returned -> something else, or None
+_After = Callable[[Any], Any]  # what the module returned -> something else, or None
 
 # By module, what the call that runs in this thread wants. Never changed in place.
 _WANTED: ContextVar[dict[nn.Module, tuple[_Before, _After]]] = ContextVar("kivla_call_hooks")

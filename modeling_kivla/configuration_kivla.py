@@ -1,6 +1,6 @@
 """Configuration of a KIVLA model: any VLM config, the action expert's config, and how the two are trained together."""
 
-from typing import Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
@@ -10,6 +10,14 @@ from .backbone_probe import probe_backbone
 from .checked_config import CheckedConfig
 from .damaged_files import check_counts, check_size
 from .hub_card import hub_id
+
+# The constructor makes configs of dicts, and measures layers that are not given. Once it is done a field holds a
+# config, whose attributes depend on the VLM's family: a type checker is not to doubt them.
+if TYPE_CHECKING:
+    _Config = _Layers = Any
+else:
+    _Config = dict | PreTrainedConfig | None
+    _Layers = list[dict] | None
 
 # For `pipeline("action-prediction", ..., trust_remote_code=True)` without kivla
 CUSTOM_PIPELINES = {
@@ -101,11 +109,11 @@ class KIVLAConfig(CheckedConfig):
     """
 
     model_type = "kivla"
-    sub_configs = {"vlm_config": AutoConfig, "expert_config": KIVLAExpertConfig}  # noqa: RUF012 (the library's form)
+    sub_configs: ClassVar[dict] = {"vlm_config": AutoConfig, "expert_config": KIVLAExpertConfig}
     has_no_defaults_at_init = True
 
-    vlm_config: dict | PreTrainedConfig | None = None
-    expert_config: dict | PreTrainedConfig | None = None
+    vlm_config: _Config = None
+    expert_config: _Config = None
     chunk_size: int = 50
     max_action_dim: int = 32
     max_state_dim: int = 32
@@ -118,7 +126,7 @@ class KIVLAConfig(CheckedConfig):
     time_sampling_beta: float = 1.0
     time_sampling_scale: float = 0.999
     time_sampling_offset: float = 0.001
-    kv_layers: list[dict] | None = None
+    kv_layers: _Layers = None
 
     def __post_init__(self, **kwargs):
         if not __name__.startswith("transformers_modules"):

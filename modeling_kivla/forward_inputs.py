@@ -168,8 +168,8 @@ def check_token_ids(config: KIVLAConfig, input_ids: torch.Tensor, num_embeddings
         )
 
 
-def check_prefix(config: KIVLAConfig, vlm_inputs: dict, shape: tuple[int, int], mask: torch.Tensor | None) -> None:
-    """Refuse inputs from which the expert could not read the prompt, and nothing but the prompt.
+def check_prefix(config: KIVLAConfig, vlm_inputs: dict, shape: torch.Size, mask: torch.Tensor | None) -> torch.Tensor:
+    """Refuse inputs from which the expert could not read the prompt, and nothing but the prompt; return the mask.
 
     Args:
         shape: (batch, sequence).
@@ -190,6 +190,7 @@ def check_prefix(config: KIVLAConfig, vlm_inputs: dict, shape: tuple[int, int], 
             "`token_type_ids` (0 on image and prompt, 1 on the tokens to learn): without them the answer would "
             "leak into the prompt. KIVLAProcessor makes them."
         )
+    return mask
 
 
 def check_num_steps(num_steps: int) -> int:

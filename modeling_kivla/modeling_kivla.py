@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -17,7 +18,7 @@ from transformers import (
 )
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
 from .action_checks import check_finite
@@ -95,10 +96,10 @@ class KIVLAPreTrainedModel(PushedWithCard, PreTrainedModel):
     config_class = KIVLAConfig
     base_model_prefix = ""
     main_input_name = "input_ids"
-    input_modalities = ("image", "text")
+    input_modalities = ["image", "text"]  # noqa: RUF012 (the library's form)
     output_modalities = ("text",)
     supports_gradient_checkpointing = True
-    _no_split_modules = ("ExpertLayer",)
+    _no_split_modules = ["ExpertLayer"]  # noqa: RUF012 (the library's form)
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -130,12 +131,14 @@ class KIVLAForActionPrediction(KIVLAGenerationMixin, KIVLAPreTrainedModel):
             pretrained VLM use `from_vlm`.
     """
 
+    vlm: PreTrainedModel
+
     def __init__(self, config: KIVLAConfig, vlm: PreTrainedModel | None = None):
         super().__init__(config)
         self.vlm = AutoModelForImageTextToText.from_config(config.vlm_config) if vlm is None else vlm
         if vlm is not None:
             self.name_or_path = vlm.name_or_path  # peft states it as the base of an adapter
-        self.rows_of_base = len(self.vlm.get_input_embeddings().weight)  # what files have; new tokens come after
+        self.rows_of_base = len(self.get_input_embeddings().weight)  # what files have; new tokens come after
         config.vlm_config = self.vlm.config
         self.vlm_argument_names = vlm_argument_names(self.vlm)
         # The VLM knows what it ties; peft looks for it here, at the root.
@@ -203,7 +206,7 @@ class KIVLAForActionPrediction(KIVLAGenerationMixin, KIVLAPreTrainedModel):
             if adapter != pretrained_model_name_or_path:
                 kwargs.pop("config", None)  # an Auto class read the base's
             return load_with_adapter(cls, adapter, kwargs)
-        load = super().from_pretrained
+        load: Any = super().from_pretrained
         where = {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs}
         with damaged_files_named(
             pretrained_model_name_or_path, lambda: load(pretrained_model_name_or_path, device_map="meta", **where)
@@ -228,15 +231,15 @@ class KIVLAForActionPrediction(KIVLAGenerationMixin, KIVLAPreTrainedModel):
 
     def adjust_generation_fn(self, *args, **kwargs):
         """Called by `from_pretrained` to read `generation_config.json`, which is the VLM's."""
-        self.vlm.adjust_generation_fn(*args, **kwargs)
+        cast(Any, self.vlm).adjust_generation_fn(*args, **kwargs)
         self.generation_config = self.vlm.generation_config
 
     @classmethod
     def can_generate(cls) -> bool:
         return True
 
-    def get_input_embeddings(self):
-        return self.vlm.get_input_embeddings()
+    def get_input_embeddings(self) -> nn.Embedding:
+        return cast(nn.Embedding, self.vlm.get_input_embeddings())
 
     def set_input_embeddings(self, value):
         self.vlm.set_input_embeddings(value)
@@ -384,7 +387,7 @@ class KIVLAForActionPrediction(KIVLAGenerationMixin, KIVLAPreTrainedModel):
         if flow_trains_backbone and torch.is_grad_enabled():  # the scale may have been set after checkpointing
             for module in find_text_decoder(self.vlm).modules():
                 if isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing:
-                    self._refuse_reentrant(module._gradient_checkpointing_func)
+                    self._refuse_reentrant(cast(Callable, module._gradient_checkpointing_func))
         backbone_graph = torch.is_grad_enabled() and (learns_tokens or flow_trains_backbone)
         with torch.set_grad_enabled(backbone_graph), record_function("kivla::backbone"):
             vlm_output, prefix = self._encode(vlm_inputs, rows, expert_attention_mask, read=learns_actions)
@@ -458,16 +461,17 @@ class KIVLAForActionPrediction(KIVLAGenerationMixin, KIVLAPreTrainedModel):
 
     def _encode(
         self, vlm_inputs: dict, rows: torch.Tensor, expert_attention_mask: torch.Tensor | None, read: bool
-    ) -> tuple[ModelOutput, Prefix | None]:
-        """Run the VLM once: its output, with logits (1, n, vocabulary) at flat positions `rows`; and what the expert
-        reads, if it does (`read`).
+    ) -> tuple[Any, Prefix | None]:
+        """Run the VLM once: its `ModelOutput`, with logits (1, n, vocabulary) at flat positions `rows`; and what the
+        expert reads, if it does (`read`).
         """
         check_one_pass(vlm_inputs)
         vlm_inputs = {**vlm_inputs, "use_cache": False}
         if "input_ids" in vlm_inputs:
             check_token_ids(self.config, vlm_inputs["input_ids"], self.get_input_embeddings().weight.shape[0])
+        visible = None
         if read:
-            check_prefix(self.config, vlm_inputs, tokens_of(vlm_inputs).shape[:2], expert_attention_mask)
+            visible = check_prefix(self.config, vlm_inputs, tokens_of(vlm_inputs).shape[:2], expert_attention_mask)
 
         # The VLM's own forward, with three things noted on the way: keys and values, positions, logits at some rows.
         layers = self.config.expert_layers
@@ -492,20 +496,19 @@ class KIVLAForActionPrediction(KIVLAGenerationMixin, KIVLAPreTrainedModel):
                     "them takes those of an earlier call. Give `input_ids`, or `position_ids` beside `inputs_embeds`."
                 )
             position = position.amax(0)  # the largest of the axes
-        if not read:
+        if visible is None:
             return output, None
 
         # What the expert may read of it, with the gradient that insulation leaves.
-        visible = expert_attention_mask.to(position.device, torch.bool)  # (B, S)
+        visible = visible.to(position.device, torch.bool)  # (B, S)
         next_position = position.expand_as(visible).masked_fill(~visible, -1).amax(1) + 1  # (B,)
         # Columns that no example reads (action tokens, padding) are cut off, so that often no mask is left at all.
         columns = visible.any(0).nonzero()
         columns = slice(int(columns.min()), int(columns.max()) + 1)
         visible = visible[:, columns]
         scale = self.config.backbone_gradient_scale
-        key_values = [
-            tuple(insulate(x[:, :, columns], scale) for x in recorder.key_values[layer["layer"]]) for layer in layers
-        ]
+        recorded = [recorder.key_values[layer["layer"]] for layer in layers]
+        key_values = [(insulate(k[:, :, columns], scale), insulate(v[:, :, columns], scale)) for k, v in recorded]
         return output, Prefix(key_values, None if visible.all() else visible, next_position, inv_freq)
 
     # -------------------------------------------------------------------------------------------------- acting
@@ -523,7 +526,7 @@ class KIVLAForActionPrediction(KIVLAGenerationMixin, KIVLAPreTrainedModel):
         if expert_attention_mask is None:
             expert_attention_mask = vlm_inputs.get("attention_mask", tokens.new_ones(tokens.shape[:2]))
         no_rows, _ = supervised_tokens(None, tokens)
-        return self._encode(vlm_inputs, no_rows, expert_attention_mask, read=True)[1]
+        return cast(Prefix, self._encode(vlm_inputs, no_rows, expert_attention_mask, read=True)[1])
 
     @torch.no_grad()
     def sample_actions(
@@ -604,7 +607,7 @@ class KIVLAForActionPrediction(KIVLAGenerationMixin, KIVLAPreTrainedModel):
         self.expert.compile(fullgraph=True, options=options)
 
 
-def _repeated_layers(model: PreTrainedModel) -> set[str]:
+def _repeated_layers(model: KIVLAForActionPrediction) -> set[str]:
     """Class names of the repeated layers of VLM and expert: what FSDP shards as one, and device maps keep whole.
 
     Every family says so by deriving them from `GradientCheckpointingLayer`; beside them what the VLM names itself, if

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import groupby
+from typing import cast
 
 import numpy as np
 import torch
@@ -171,7 +172,7 @@ class KIVLAProcessor(PushedWithCard, SavedProcessor, ProcessorMixin):
         return self.vlm_processor.image_processor
 
     @property
-    def chat_template(self) -> str | None:
+    def chat_template(self) -> str | dict[str, str] | None:
         """The VLM's chat template. Prompts were made of it once: see `prompt_frames`."""
         return self.vlm_processor.chat_template
 
@@ -206,14 +207,14 @@ class KIVLAProcessor(PushedWithCard, SavedProcessor, ProcessorMixin):
         return self.robot().statistics
 
     @property
-    def cameras(self) -> list[str] | None:
+    def cameras(self) -> Sequence[str] | None:
         """Cameras of the only robot; of several use `processor.robot(name)`."""
         return self.robot().cameras
 
     @property
     def action_dim(self) -> int:
         """Size of an action of the only robot; of several use `processor.robot(name)`."""
-        return self.robot().action_dim
+        return cast(int, self.robot().action_dim)
 
     @property
     def vocab_size(self) -> int:
@@ -295,7 +296,7 @@ class KIVLAProcessor(PushedWithCard, SavedProcessor, ProcessorMixin):
         examples = []
         for i, row in enumerate(zip(*columns.values(), strict=True)):
             try:
-                examples.append(self._example(*row, prompt_kind))
+                examples.append(self._example(*row, prompt_kind=prompt_kind))
             except ValueError as error:
                 raise ValueError(f"Example {i}: {error}") from error
         learns = any(example.learns for example in examples)
@@ -338,7 +339,9 @@ class KIVLAProcessor(PushedWithCard, SavedProcessor, ProcessorMixin):
             state = None
         spans, is_complete = [], True
         if chunk is not None and self.action_tokenizer is not None:
-            spans, is_complete = action_spans(self.action_tokenizer, self.action_token_ids, chunk, is_pad)
+            spans, is_complete = action_spans(
+                self.action_tokenizer, self.action_token_ids, chunk, cast(np.ndarray, is_pad)
+            )
         suffix = self.sequences.suffix(
             questions[1:],
             responses,
@@ -363,7 +366,7 @@ class KIVLAProcessor(PushedWithCard, SavedProcessor, ProcessorMixin):
     def _prompt(self, text: str, state: np.ndarray | None) -> str:
         if self.state_encoding != "text":
             return self.action_prompt.format(text=text)
-        bins = " ".join(str(b) for b in discretize_state(state))
+        bins = " ".join(str(b) for b in discretize_state(cast(np.ndarray, state)))
         return self.action_prompt.format(text=text, state=bins)
 
     def _robot_tensors(self, examples: list[Example], learns: bool) -> dict[str, torch.Tensor]:
@@ -376,7 +379,7 @@ class KIVLAProcessor(PushedWithCard, SavedProcessor, ProcessorMixin):
         state = np.zeros((len(examples), self.max_state_dim), dtype=np.float32)
         for i, example in enumerate(examples):
             filled = self.max_action_dim if self.noise_padding else example.robot.action_dim
-            if example.chunk is not None:
+            if example.chunk is not None and example.is_pad is not None:
                 actions[i, :, : example.robot.action_dim] = example.chunk
                 real[i, :, :filled] = ~example.is_pad[:, None]
             elif not learns:  # the dimensions that the sampler has to fill
@@ -449,15 +452,15 @@ class KIVLAProcessor(PushedWithCard, SavedProcessor, ProcessorMixin):
             there are; `share`; `largest`, how far out the worst was, in widths of its dimension's recorded range; and
             `dimension`, which that is (or None).
         """
-        robot = self.robot(robot)
+        spec = self.robot(robot)
         chunk = as_numbers(chunk) if isinstance(chunk, list | tuple) else chunk
-        if chunk.shape[-1] < robot.action_dim:
+        if chunk.shape[-1] < spec.action_dim:
             raise ValueError(
-                f"Chunks of {chunk.shape[-1]} dimensions are too narrow for this robot's {robot.action_dim}: is the "
+                f"Chunks of {chunk.shape[-1]} dimensions are too narrow for this robot's {spec.action_dim}: is the "
                 "model of another robot?"
             )
         clip = self.clip_actions if clip_actions is None else clip_actions
-        return robot.unnormalize(chunk[..., : robot.action_dim], clip)
+        return spec.unnormalize(chunk[..., : spec.action_dim], clip)
 
     def clips_actions(self, robot: str | None = None) -> bool:
         """Whether this robot's actions are held within the range of its data: see `clip_actions`."""
@@ -477,7 +480,7 @@ class KIVLAProcessor(PushedWithCard, SavedProcessor, ProcessorMixin):
         Raises:
             ValueError: the processor has no action tokenizer.
         """
-        self._need_action_tokenizer()
+        tokenizer = self._need_action_tokenizer()
         code_of = {token: code for code, token in enumerate(self.action_token_ids.tolist())}
         dims = [self.action_dim] * len(sequences) if action_dims is None else action_dims
         results = []
@@ -485,7 +488,7 @@ class KIVLAProcessor(PushedWithCard, SavedProcessor, ProcessorMixin):
             row = [code_of.get(token) for token in torch.as_tensor(sequence).tolist()]
             runs = [list(run) for is_action, run in groupby(row, lambda code: code is not None) if is_action]
             codes = max(runs, key=len, default=[])
-            results += self.action_tokenizer.decode([codes], self.chunk_size, action_dim)
+            results += tokenizer.decode([codes], self.chunk_size, action_dim)
         return results
 
     def action_constraint(
@@ -504,9 +507,8 @@ class KIVLAProcessor(PushedWithCard, SavedProcessor, ProcessorMixin):
         """
         if max_response_tokens is None:
             max_response_tokens = MAX_RESPONSE_TOKENS if self.responds_first or self.expert_reads_response else 0
-        self._need_action_tokenizer()
+        grammar = self._need_action_tokenizer().grammar()
         num_values = [self.chunk_size * action_dim for action_dim in action_dims]
-        grammar = self.action_tokenizer.grammar()
         return ActionTokenConstraint(
             self.action_token_ids, self.end_token_id, prompt_length, num_values, grammar, max_response_tokens
         )
@@ -522,9 +524,10 @@ class KIVLAProcessor(PushedWithCard, SavedProcessor, ProcessorMixin):
         """The first token of what ends the VLM's turn."""
         return self.sequences.closing(1)[0]
 
-    def _need_action_tokenizer(self):
+    def _need_action_tokenizer(self) -> ActionTokenizer:
         if self.action_tokenizer is None:
             raise ValueError("This processor has no action tokenizer: its VLM was not taught action tokens.")
+        return self.action_tokenizer
 
     def __repr__(self) -> str:
         shown = {name: getattr(self, name) for name in SETTINGS}

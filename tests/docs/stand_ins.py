@@ -16,7 +16,7 @@ from kivla import KIVLAForActionPrediction, KIVLATrainer
 from kivla.cli import main
 from kivla.demo.tiny_vlm import save_tiny_vlm
 from kivla.training.data.lerobot.writer import LeRobotWriter
-from tests.vlm_processors import KINDS
+from tests.helpers.vlm_processors import KINDS
 
 EXPERT = {"hidden_size": 32, "intermediate_size": 48}
 EXPERT_OPTIONS = ["--expert_hidden_size", "32", "--expert_intermediate_size", "48"]
