@@ -79,7 +79,7 @@ class KIVLATrainer(ResumableTrainer):
 
     def __init__(
         self,
-        model: KIVLAForActionPrediction | None = None,
+        model: KIVLAForActionPrediction | PeftModel | None = None,
         args: TrainingArguments | None = None,
         data_collator=None,
         train_dataset=None,
