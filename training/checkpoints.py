@@ -284,7 +284,7 @@ def put_aside(folder: Path) -> Path | None:
     return aside
 
 
-_OUR_FOLDERS = re.compile(r"(_damaged-)?checkpoint-\d+|_unfinished|stage_\d+|adapter|vlm_processor|runs")
+_OUR_FOLDERS = re.compile(r"(_damaged-)?checkpoint-\d+|_unfinished|_?stage_\d+|adapter|vlm_processor|runs")
 
 
 def _is_used(folder: Path) -> bool:
@@ -294,7 +294,8 @@ def _is_used(folder: Path) -> bool:
 
 
 def _has_stages(folder: Path) -> bool:
-    return any(_is_used(path) for path in folder.glob("stage_*") if path.is_dir())
+    stages = (*folder.glob("stage_*"), *folder.glob("_stage_*"))  # `_stage_1` where the policy is pushed
+    return any(_is_used(path) for path in stages if path.is_dir())
 
 
 # --------------------------------------------------------------------------------------------------------------- room

@@ -188,7 +188,8 @@ def split_run(stages: Sequence[Stage], args: KIVLATrainingArguments) -> list[KIV
         return [args]
     total = sum(stage.share for stage in stages)
     steps = split_steps(stages, args.max_steps) if args.max_steps > 0 else [-1] * len(stages)
-    folders = [str(Path(args.output_dir) / f"stage_{number}") for number in range(1, len(stages))]
+    name = "_stage" if args.push_to_hub else "stage"  # names that begin with _ are not pushed to the Hub
+    folders = [str(Path(args.output_dir) / f"{name}_{number}") for number in range(1, len(stages))]
     return [
         replace(
             args,
