@@ -302,6 +302,7 @@ def continue_policy(base: Base, sources: Sequence[RobotDataset], options: Policy
             f"{base.path} is a base model without statistics of any robot: --adapt takes it to your data's."
         )
     processor = base.processor(**options.given("max_length"))
+    # Everything that does not agree is collected first: people would rather mend it all at once.
     differences = [
         f"--{option} {given}: the policy has {base.value(option)}"
         for option, given in options.given(*_FIXED, *_ADAPTABLE).items()
@@ -326,6 +327,7 @@ def continue_policy(base: Base, sources: Sequence[RobotDataset], options: Policy
             + "\nTo go on, give data of the same robot, and leave these options out. To take the policy to this data, "
             "with new statistics and cameras, add --adapt (docs/adapting.md). For a new policy start from a VLM: --vlm."
         )
+    # It agrees: what remains is what people should know.
     options.refuse_what_cannot_apply(recipe, base.tokenizer_kind, base.value("action_token_placement"))
     if recipe is base.own_recipe and not recipe.vlm_data:
         notes.append("its VLM learns nothing: it has no action tokens, and the flow loss is insulated from it")
@@ -372,6 +374,7 @@ def adapt_policy(base: Base, sources: Sequence[RobotDataset], options: PolicyOpt
         ValueError: data or options that the base cannot be given; the message names each.
     """
     name, recipe = base.recipe(options.recipe, ADAPT)
+    # What is in the weights and in the prompt that they know cannot change, whatever the data.
     refuse(
         {
             option: f"{base.path} has {base.value(option)}, which its weights and its prompt were trained with. To "
@@ -381,6 +384,7 @@ def adapt_policy(base: Base, sources: Sequence[RobotDataset], options: PolicyOpt
         }
     )
     kind = options.action_tokenizer or (recipe.action_tokenizer if name is not None else base.tokenizer_kind)
+    # Action tokens that the base has learned are worth more than ones fitted to the data: kept unless asked otherwise.
     keeps_tokenizer = options.action_tokenizer is None and kind == base.tokenizer_kind and base.tokenizer is not None
     if keeps_tokenizer:
         refuse(
@@ -403,6 +407,7 @@ def adapt_policy(base: Base, sources: Sequence[RobotDataset], options: PolicyOpt
     options.refuse_what_cannot_apply(recipe, kind, placement)
     _check_room(base, sources)
 
+    # Statistics, cameras and, if it is new, the tokenizer come from the data.
     robots, notes = robots_of(sources), []
     normalization = options.normalization or base.settings["normalization"]
     if keeps_tokenizer:
@@ -423,6 +428,7 @@ def adapt_policy(base: Base, sources: Sequence[RobotDataset], options: PolicyOpt
         ),
         **_robot_arguments(robots),
     )
+    # What became of the base, for people and for the card.
     changed = ["statistics: those of the data"]
     before = [robot["cameras"] for robot in base.settings.get("robots", {None: base.settings}).values()]
     changed += [f"cameras: {data.cameras}, in this order (base: {_or(before)})" for data in sources]

@@ -64,6 +64,7 @@ def run(arguments: Sequence[str]) -> None:
         raise Refused("kivla demo: give either --vlm or --from_scratch true, which makes its own VLM.")
     if demo.minutes < 4:
         raise Refused(f"kivla demo: --minutes must be at least 4, got {demo.minutes}.")
+    # A folder holds the results of one set of arguments: what is there is not done again.
     folder = Path(demo.output_dir)
     arguments = {name: value for name, value in {**asdict(demo), **asdict(args)}.items() if name != "output_dir"}
     claim_folder(folder, arguments, ("*.json", "demonstrations", "policy", "pretraining"))
@@ -107,6 +108,7 @@ def run(arguments: Sequence[str]) -> None:
         "roll-outs": sum(result["minutes"] for result in rollouts),
         "questions after": after["minutes"],
     }
+    # Everything is measured: the report, and the policy's card with its pictures.
     _draw_chunks(policy, demonstrations, folder / "chunks.png", args)
     report = {
         "title": "KIVLA on the tabletop",
