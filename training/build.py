@@ -56,7 +56,7 @@ _ADAPTABLE = (
 
 
 @dataclass
-class Built:
+class BuiltPolicy:
     """A policy to train; the model has a row of its embedding for every token of the processor.
 
     Attributes:
@@ -77,7 +77,7 @@ class Built:
             self.model.resize_token_embeddings(self.processor.vocab_size, pad_to_multiple_of=64)
 
 
-class Base:
+class BasePolicy:
     """A saved policy to go on from.
 
     Args:
@@ -225,11 +225,11 @@ def build_for_stage(
     options: PolicyOptions,
     *,
     vlm: str | Path | None = None,
-    base: Base | None = None,
+    base: BasePolicy | None = None,
     adapt: bool = False,
     before: str | Path | None = None,
     lora_rank: int | None = None,
-) -> Built:
+) -> BuiltPolicy:
     """Make the policy that a stage of a recipe trains, ready for `KIVLATrainer`: what the stage freezes is frozen.
 
     Args:
@@ -258,7 +258,7 @@ def build_for_stage(
 
 
 # --------------------------------------------------------------------------------------------------------------- start
-def start_policy(vlm: str | Path, sources: Sequence[RobotDataset], options: PolicyOptions) -> Built:
+def start_policy(vlm: str | Path, sources: Sequence[RobotDataset], options: PolicyOptions) -> BuiltPolicy:
     """Make a new policy on a VLM; the action expert starts from random weights.
 
     Args:
@@ -285,11 +285,11 @@ def start_policy(vlm: str | Path, sources: Sequence[RobotDataset], options: Poli
         **_robot_arguments(robots),
     )
     model = KIVLAForActionPrediction.from_vlm(vlm, **config, **options.loading)
-    return Built(model, processor, notes, {"meaning": START, "base": str(vlm), "kept": [], "changed": []})
+    return BuiltPolicy(model, processor, notes, {"meaning": START, "base": str(vlm), "kept": [], "changed": []})
 
 
 # ------------------------------------------------------------------------------------------------------------ continue
-def continue_policy(base: Base, sources: Sequence[RobotDataset], options: PolicyOptions) -> Built:
+def continue_policy(base: BasePolicy, sources: Sequence[RobotDataset], options: PolicyOptions) -> BuiltPolicy:
     """Load a policy to go on with, as it is, on data of the same robot.
 
     Raises:
@@ -338,7 +338,7 @@ def continue_policy(base: Base, sources: Sequence[RobotDataset], options: Policy
             notes.append(f"the policy named no cameras; it takes {data.cameras}, in this order")
     model = base.model(processor, options, notes)
     facts = {"meaning": CONTINUE, "base": base.path, "kept": ["statistics, cameras, action tokens"], "changed": []}
-    return Built(model, processor, notes, facts)
+    return BuiltPolicy(model, processor, notes, facts)
 
 
 def _differences(processor: KIVLAProcessor, data: RobotDataset) -> list[str]:
@@ -363,7 +363,7 @@ def _last(camera: str) -> str:
 
 
 # --------------------------------------------------------------------------------------------------------------- adapt
-def adapt_policy(base: Base, sources: Sequence[RobotDataset], options: PolicyOptions) -> Built:
+def adapt_policy(base: BasePolicy, sources: Sequence[RobotDataset], options: PolicyOptions) -> BuiltPolicy:
     """Load a base policy and take it to another robot or other data.
 
     New: statistics, cameras, size of an action; where asked for chunk size, normalisation and action tokenizer (a
@@ -452,14 +452,14 @@ def adapt_policy(base: Base, sources: Sequence[RobotDataset], options: PolicyOpt
     if name is not None and options.recipe is None:
         notes.append(f"recipe {name}: the base teaches its VLM no action tokens of its own (another one: --recipe)")
     model = base.model(processor, options, notes)
-    return Built(model, processor, notes, {"meaning": ADAPT, "base": base.path, "kept": kept, "changed": changed})
+    return BuiltPolicy(model, processor, notes, {"meaning": ADAPT, "base": base.path, "kept": kept, "changed": changed})
 
 
 def _or(cameras: list[list[str] | None]) -> str:
     return "; ".join("not known" if names is None else str(names) for names in cameras)
 
 
-def _check_room(base: Base, sources: Sequence[RobotDataset]) -> None:
+def _check_room(base: BasePolicy, sources: Sequence[RobotDataset]) -> None:
     config = base.config
     for data in sources:
         if data.action_dim > config.max_action_dim:
@@ -484,10 +484,10 @@ def _check_room(base: Base, sources: Sequence[RobotDataset]) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------- next stage
-def next_stage(folder: str | Path, options: PolicyOptions) -> Built:
+def next_stage(folder: str | Path, options: PolicyOptions) -> BuiltPolicy:
     """Load the policy that the stage before has left, for the same data."""
     model = KIVLAForActionPrediction.from_pretrained(folder, **options.loading)
-    return Built(model, KIVLAProcessor.from_pretrained(folder, trust_remote_code=options.trust_remote_code))
+    return BuiltPolicy(model, KIVLAProcessor.from_pretrained(folder, trust_remote_code=options.trust_remote_code))
 
 
 # ------------------------------------------------------------------------------------------------------ what both need
@@ -564,8 +564,8 @@ __all__ = [
     "ADAPT",
     "CONTINUE",
     "START",
-    "Base",
-    "Built",
+    "BasePolicy",
+    "BuiltPolicy",
     "adapt_policy",
     "build_for_stage",
     "continue_policy",

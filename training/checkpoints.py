@@ -22,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from .run_identity import differences, listed
+from .run_identity import differences, format_differences
 
 UNFINISHED = "_unfinished"  # names that begin with _ are not pushed to the Hub
 MANIFEST = "manifest.json"
@@ -202,14 +202,14 @@ def check_is_same_run(before: dict | None, run: dict, holder: Path, ways_out: st
         ways_out: what to do.
 
     Raises:
-        OtherRunError: it is that of another run; every difference is listed.
+        OtherRunError: it is that of another run; every difference is format_differences.
     """
     if before is None:
         raise OtherRunError(
             f"{holder} does not say which run made it: an earlier version or another program. {ways_out}"
         )
     if lines := differences(before, run):
-        raise OtherRunError(f"{holder} is of another run, which differs in:{listed(lines)}\n{ways_out}")
+        raise OtherRunError(f"{holder} is of another run, which differs in:{format_differences(lines)}\n{ways_out}")
 
 
 def check_folder(folder: Path, run: dict) -> None:
