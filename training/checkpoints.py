@@ -130,6 +130,8 @@ def problem_of(checkpoint: Path) -> str | None:
 
     Reads all of it: about a second for each gigabyte and core.
     """
+    if not checkpoint.is_dir():
+        return "there is no such folder"
     if not (checkpoint / MANIFEST).is_file():
         return f"it has no {MANIFEST}: it was being removed, or was written by another program"
     try:
