@@ -45,6 +45,10 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+# Types of the public modules and the examples, as editors show them (`[tool.pyright]` in pyproject.toml).
+types: $(VENV)/.installed
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
+
 # The site, into outputs/site. A link to nowhere is an error. (The variable: no advice about later versions of MkDocs.)
 docs: $(VENV)/.installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q --strict

@@ -1,4 +1,4 @@
-"""From chunks to one action at a time: a queue, re-planning, and temporal ensembling."""
+"""Turn chunks into one action at a time: a queue, re-planning, and temporal ensembling."""
 
 import numpy as np
 
@@ -49,7 +49,7 @@ class ChunkExecutor:
         self.reset()
 
     def reset(self) -> None:
-        """A new episode: forget every chunk."""
+        """Forget every chunk: a new episode begins."""
         self.clipped: dict | None = None
         self._step = 0
         self._chunks: list[tuple[int, np.ndarray]] = []  # (step at which it begins, (H, D)), oldest first

@@ -29,7 +29,7 @@ def measure(quick: bool) -> Measurement:
         "little. A policy is registered with the library's Auto classes and pipelines by `import kivla`, and the "
         "classes that are registered need `transformers.pipelines`: `import kivla` cannot take less than these.",
     )
-    seconds = _interleaved(LIBRARIES | OURS, repetitions=1 if quick else 9)
+    seconds = _interleaved(LIBRARIES | OURS, repetitions=1 if quick else 5)
     measurement.check("Every process ended well", True)  # `_seconds` raises where one does not
     measurement.comparisons = [
         Comparison(what, seconds[what], against, seconds[against]) for what in OURS for against in LIBRARIES

@@ -32,7 +32,8 @@ class UndecodableActionsError(ValueError):
 
 
 def check_finite(chunks) -> None:
-    """
+    """Refuse actions that are not all finite.
+
     Args:
         chunks: (B, ...) array or tensor, one entry for each observation.
 
@@ -46,7 +47,7 @@ def check_finite(chunks) -> None:
 
 
 class NaNWatch(LogitsProcessor):
-    """Changes nothing, and remembers whether scores were NaN: `generate` would go on with tokens that mean nothing.
+    """Remembers whether scores were NaN, and changes none: `generate` would go on with tokens that mean nothing.
 
     The answer is asked for at the end, so that a device need not be waited for at every token.
     """
@@ -60,16 +61,17 @@ class NaNWatch(LogitsProcessor):
         return scores
 
     def check(self) -> None:
-        """
+        """Refuse what was generated if it came from NaN.
+
         Raises:
-            NonFiniteActionsError: some were.
+            NonFiniteActionsError: some scores were NaN.
         """
         if self._is_nan is not None and self._is_nan.any():
             raise NonFiniteActionsError(self._is_nan.nonzero().flatten().tolist(), len(self._is_nan))
 
 
 def actions_of(result: dict) -> np.ndarray:
-    """One result of `pipeline("action-prediction")` -> its actions (H, action_dim), in robot units.
+    """The actions (H, action_dim), in robot units, of one result of `pipeline("action-prediction")`.
 
     Raises:
         UndecodableActionsError: there are none, because the action tokens do not decode.

@@ -51,25 +51,35 @@ class SuffixLayout:
     prefix_length: int
 
 
+# What an adaptive norm makes of the flow time: `1 + scale`, `shift` and `gate`, each (M, 1, W)
+NormModulation = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
 @dataclass
 class TimeCondition:
     """The flow time as the expert uses it; M rows, or one row shared by the batch.
 
     Attributes:
         embedding: (M, W), what "concat" joins to the actions.
-        modulations: for each norm `1 + scale`, `shift` and `gate`, each (M, 1, W) ("adarms"), or None; or what the norm
-            makes them of when it runs, (M, W).
+        condition: (M, W), what the norms are modulated by ("adarms"); otherwise None.
+        modulations: of every norm, two for each layer and the last one (None each without "adarms"), where they were
+            made ahead; None where each layer makes its own when it runs.
     """
 
     embedding: torch.Tensor
-    modulations: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor] | torch.Tensor | None]
+    condition: torch.Tensor | None
+    modulations: list[NormModulation | None] | None
 
     def rows(self) -> list["TimeCondition"]:
-        """One condition for each of the M flow times."""
+        """One condition for each of the M flow times; its modulations must have been made ahead."""
         parts = [None if m is None else list(zip(*(x.split(1) for x in m), strict=True)) for m in self.modulations]
         return [
-            TimeCondition(embedding, [None if part is None else part[i] for part in parts])
-            for i, embedding in enumerate(self.embedding.split(1))
+            TimeCondition(
+                self.embedding[i : i + 1],
+                None if self.condition is None else self.condition[i : i + 1],
+                [None if part is None else part[i] for part in parts],
+            )
+            for i in range(len(self.embedding))
         ]
 
 
@@ -93,17 +103,16 @@ class ExpertRMSNorm(nn.Module):
             self.dense = None
             self.weight = nn.Parameter(torch.zeros(config.hidden_size))
 
-    def modulation(self, condition: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None:
-        """`1 + scale`, `shift`, `gate`, each (M, 1, W), of the condition (M, W)."""
+    def modulation(self, condition: torch.Tensor | None) -> NormModulation | None:
+        """What this norm makes of the condition (M, W); None if it is not adaptive."""
         if self.dense is None:
             return None
         scale, shift, gate = self.dense(condition)[:, None].chunk(3, dim=-1)
         return 1.0 + scale.float(), shift.float(), gate
 
-    def forward(self, x: torch.Tensor, modulation) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def forward(self, x: torch.Tensor, modulation: NormModulation | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The normed `x` (M, T, W), and the gate of what is computed from it; None for no gate."""
         normed = F.rms_norm(x.float(), x.shape[-1:], eps=self.eps)
-        if isinstance(modulation, torch.Tensor):
-            modulation = self.modulation(modulation)
         if modulation is None:
             return (normed * (1.0 + self.weight.float())).to(x.dtype), None
         scale, shift, gate = modulation
@@ -111,6 +120,7 @@ class ExpertRMSNorm(nn.Module):
 
 
 def gated_residual(x: torch.Tensor, y: torch.Tensor, gate: torch.Tensor | None) -> torch.Tensor:
+    """The residual stream `x` with a sublayer's output `y` added, through its gate if it has one."""
     return x + y if gate is None else x + gate * y
 
 
@@ -140,6 +150,7 @@ class ExpertAttention(nn.Module):
     def forward(
         self, x: torch.Tensor, prefix_key: torch.Tensor, prefix_value: torch.Tensor, layout: SuffixLayout
     ) -> torch.Tensor:
+        # Queries and keys are made and rotated together: one call for both.
         batch, length, _ = x.shape
         heads = self.num_heads, self.num_key_value_heads
         query_key = torch.cat([self.q_proj(x), self.k_proj(x)], dim=-1)
@@ -148,6 +159,7 @@ class ExpertAttention(nn.Module):
         value = self.v_proj(x).view(batch, length, -1, self.value_dim).transpose(1, 2)  # (M, Hkv, T, Dv)
         if layout.rotary is not None:
             query_key = apply_rope(query_key, *layout.rotary, self.rope, self.rope_start)
+        # One softmax over the backbone's keys and the expert's own.
         query, key = query_key.transpose(1, 2).split(heads, dim=1)
         attended = F.scaled_dot_product_attention(
             query,
@@ -160,7 +172,7 @@ class ExpertAttention(nn.Module):
 
 
 def join(prefix: torch.Tensor, own: torch.Tensor, prefix_length: int) -> torch.Tensor:
-    """Keys or values of the prefix (B, Hkv, P, D) and of the suffix (N·B, Hkv, T, D) -> (N·B, Hkv, P + T, D).
+    """Join keys or values of the prefix (B, Hkv, P, D) and of the suffix (N·B, Hkv, T, D): (N·B, Hkv, P + T, D).
 
     A prefix that has room for the suffix (`ActionExpert.with_room`) is written into.
     """
@@ -175,7 +187,7 @@ def join(prefix: torch.Tensor, own: torch.Tensor, prefix_length: int) -> torch.T
 
 
 def device_of(module: nn.Module) -> torch.device:
-    """Where a module with weights computes. What accelerate keeps elsewhere and fetches says so in its hook."""
+    """The device on which a module computes; accelerate, which may keep its weights elsewhere, says so in a hook."""
     hook = getattr(module, "_hf_hook", None)
     for one in getattr(hook, "hooks", [hook]):  # several come as one that lists them
         if one is not None and one.execution_device is not None:
@@ -184,6 +196,8 @@ def device_of(module: nn.Module) -> torch.device:
 
 
 class ExpertMLP(nn.Module):
+    """Gated MLP, as in Gemma: `down(act(gate(x)) · up(x))`."""
+
     def __init__(self, config: KIVLAExpertConfig):
         super().__init__()
         self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
@@ -196,6 +210,8 @@ class ExpertMLP(nn.Module):
 
 
 class ExpertLayer(GradientCheckpointingLayer):
+    """One layer of the expert: attention that also reads the backbone, then the MLP."""
+
     def __init__(self, config: KIVLAExpertConfig, kv_layer: dict):
         super().__init__()
         self.self_attn = ExpertAttention(config, kv_layer)
@@ -203,18 +219,23 @@ class ExpertLayer(GradientCheckpointingLayer):
         self.input_layernorm = ExpertRMSNorm(config)
         self.post_attention_layernorm = ExpertRMSNorm(config)
 
+    def modulations(self, condition: torch.Tensor | None) -> list[NormModulation | None]:
+        """What the norms in front of attention and of the MLP make of the condition (M, W)."""
+        return [norm.modulation(condition) for norm in (self.input_layernorm, self.post_attention_layernorm)]
+
     def forward(
         self,
         x: torch.Tensor,  # (M, T, W)
         prefix_key: torch.Tensor,
         prefix_value: torch.Tensor,
-        attention_modulation: tuple[torch.Tensor, ...] | None,
-        mlp_modulation: tuple[torch.Tensor, ...] | None,
+        condition: torch.Tensor | None,
+        modulations: list[NormModulation | None] | None,
         layout: SuffixLayout,
     ) -> torch.Tensor:
-        normed, gate = self.input_layernorm(x, attention_modulation)
+        before_attention, before_mlp = self.modulations(condition) if modulations is None else modulations
+        normed, gate = self.input_layernorm(x, before_attention)
         x = gated_residual(x, self.self_attn(normed, prefix_key, prefix_value, layout), gate)
-        normed, gate = self.post_attention_layernorm(x, mlp_modulation)
+        normed, gate = self.post_attention_layernorm(x, before_mlp)
         return gated_residual(x, self.mlp(normed), gate)
 
 
@@ -243,7 +264,7 @@ class ActionExpert(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where actions go in."""
+        """The device where actions go in."""
         return device_of(self.action_in_proj)
 
     def with_room(self, prefix: Prefix, length: int) -> Prefix:
@@ -261,7 +282,7 @@ class ActionExpert(nn.Module):
         """Everything in the network that depends on the flow time (M,) alone.
 
         Args:
-            ahead: with the modulations, which sampling uses for every chunk. Otherwise each norm makes its own when it
+            ahead: with the modulations, which sampling uses for every chunk. Otherwise each layer makes its own when it
                 runs: training uses them once, and FSDP has a layer's weights at hand only while the layer runs.
         """
         config = self.config
@@ -275,9 +296,11 @@ class ActionExpert(nn.Module):
         condition = None
         if config.time_conditioning == "adarms":
             condition = F.silu(self.time_mlp_out(F.silu(self.time_mlp_in(embedding))))
-        norms = [norm for layer in self.layers for norm in (layer.input_layernorm, layer.post_attention_layernorm)]
-        norms.append(self.norm)
-        return TimeCondition(embedding, [norm.modulation(condition) if ahead else condition for norm in norms])
+        modulations = None
+        if ahead:
+            modulations = [modulation for layer in self.layers for modulation in layer.modulations(condition)]
+            modulations.append(self.norm.modulation(condition))
+        return TimeCondition(embedding, condition, modulations)
 
     def suffix_layout(self, prefix: Prefix, chunk_size: int, num_draws: int = 1) -> list[SuffixLayout]:
         """Positions and masks of the suffix: [state token, if any ; action tokens], right after the visible prefix.
@@ -288,6 +311,7 @@ class ActionExpert(nn.Module):
         has_state = self.state_proj is not None
         length = chunk_size + has_state
         prefix_length = prefix.key_values[0][0].shape[2]
+        # Angles of all rotary embeddings, and the mask, once for every device that has layers.
         by_device = {}
         for device in {device_of(layer.self_attn.q_proj) for layer in self.layers}:  # nearly always one
             start = prefix.next_position.to(device).repeat(num_draws)
@@ -297,6 +321,7 @@ class ActionExpert(nn.Module):
             }
             tables = {name: (a.cos(), a.sin()) for name, a in angles.items()}  # (M, T, 1, R)
             by_device[device] = tables, self._mask(prefix, prefix_length, length, num_draws, device)
+        # Each layer takes those of its own embedding.
         layout = []
         for layer in self.layers:
             tables, mask = by_device[device_of(layer.self_attn.q_proj)]
@@ -327,6 +352,7 @@ class ActionExpert(nn.Module):
         state: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """The velocity (M, H, D), float32, of `noisy_actions` (M, H, D); `state` is (M, max_state_dim)."""
+        # Tokens: one for each action, with the flow time mixed in ("concat"), and one for the state in front of them.
         x = self.action_in_proj(noisy_actions.to(self.dtype))  # (M, H, W)
         if self.config.time_conditioning == "concat":
             joined = torch.cat([x, time.embedding[:, None].expand_as(x).to(x.dtype)], dim=-1)
@@ -334,7 +360,10 @@ class ActionExpert(nn.Module):
         if self.state_proj is not None:
             x = torch.cat([self.state_proj(state.to(x.device, self.dtype))[:, None].to(x.device), x], dim=1)
         x = x.to(self.dtype)  # under autocast the projections give bf16; the residual stream stays as its weights are
+        # Every layer reads its own keys and values of the backbone.
         for i, (layer, (key, value)) in enumerate(zip(self.layers, prefix.key_values, strict=True)):
-            x = layer(x, key, value, time.modulations[2 * i], time.modulations[2 * i + 1], layout[i])
-        x, _ = self.norm(x, time.modulations[-1])
+            made_ahead = None if time.modulations is None else time.modulations[2 * i : 2 * i + 2]
+            x = layer(x, key, value, time.condition, made_ahead, layout[i])
+        last = self.norm.modulation(time.condition) if time.modulations is None else time.modulations[-1]
+        x, _ = self.norm(x, last)
         return self.action_out_proj(x[:, -noisy_actions.shape[1] :]).to(noisy_actions.device, torch.float32)

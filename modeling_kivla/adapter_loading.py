@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
@@ -22,7 +23,7 @@ _OF_BASE = ("vlm_config", "kv_layers")
 
 
 def adapter_in(path: str, kwargs: dict) -> str | None:
-    """The folder or Hub id of the adapter that `from_pretrained(path, **kwargs)` is about; None if it is about none."""
+    """The folder or Hub id of the adapter that `from_pretrained(path, **kwargs)` is to load; None if there is none."""
     named = (kwargs.get("adapter_kwargs") or {}).get("_adapter_model_path")
     if named is not None or path is None or not is_peft_available():
         return named
@@ -32,7 +33,7 @@ def adapter_in(path: str, kwargs: dict) -> str | None:
 
 
 def load_base(cls: type[PreTrainedModel], adapter: str, kwargs: dict) -> tuple[PreTrainedModel, bool]:
-    """The policy that an adapter was trained on, as large as it was then; whether its action expert is random.
+    """Load the policy that an adapter was trained on, as large as it was then; and say if its action expert is random.
 
     Args:
         kwargs: of `from_pretrained`.
@@ -40,6 +41,7 @@ def load_base(cls: type[PreTrainedModel], adapter: str, kwargs: dict) -> tuple[P
     Raises:
         ValueError: the adapter does not say enough to make it.
     """
+    # Which base, and is it a VLM or a policy?
     file = find_adapter_config_file(str(adapter), **_where(kwargs))
     base = json.loads(Path(file).read_text(encoding="utf-8"))["base_model_name_or_path"]
     if not base:
@@ -50,6 +52,7 @@ def load_base(cls: type[PreTrainedModel], adapter: str, kwargs: dict) -> tuple[P
     of_base = {name: value for name, value in kwargs.items() if name not in _OF_ADAPTER}
     base_config = AutoConfig.from_pretrained(base, **{name: kwargs[name] for name in _OF_BOTH if name in kwargs})
     is_policy = base_config.model_type == KIVLAConfig.model_type
+    # The policy's own config, which `save_model` writes beside the adapter: a VLM does not say what was made of it.
     config = kwargs.get("config")
     if config is None and cached_file(
         adapter, CONFIG_NAME, _raise_exceptions_for_missing_entries=False, **_where(kwargs)
@@ -63,6 +66,7 @@ def load_base(cls: type[PreTrainedModel], adapter: str, kwargs: dict) -> tuple[P
         )
     if config is None:
         return cls.from_pretrained(base, **of_base), False
+    # The base with this config's settings, and with rows for the tokens that training added.
     fields = {f.name for f in dataclasses.fields(KIVLAConfig)} - {f.name for f in dataclasses.fields(PreTrainedConfig)}
     fields = {name: getattr(config, name) for name in fields.difference(_OF_BASE)}
     fields["expert_config"] = fields["expert_config"].to_dict()
@@ -73,8 +77,8 @@ def load_base(cls: type[PreTrainedModel], adapter: str, kwargs: dict) -> tuple[P
     return model, not is_policy
 
 
-def load_with_adapter(cls: type[PreTrainedModel], adapter: str, kwargs: dict):
-    """A policy with an adapter on it, as the library loads them (`PeftAdapterMixin`), in eval mode.
+def load_with_adapter(cls: type[PreTrainedModel], adapter: str, kwargs: dict) -> Any:
+    """Load a policy with an adapter on it, as the library does (`PeftAdapterMixin`), in eval mode.
 
     Raises:
         ValueError: what the base lacks (the action expert of a VLM, rows for new tokens) is not in the adapter either.
@@ -84,6 +88,7 @@ def load_with_adapter(cls: type[PreTrainedModel], adapter: str, kwargs: dict):
     model, expert_is_random = load_base(cls, adapter, kwargs)
     name_of = {module: name for name, module in model.named_modules()}
     tokens = {name_of[layer]: rows for layer, rows in new_rows(model).items()}
+    # The library loads what there is. What is then still random is looked for in three places.
     with _without_report():
         info = model.load_adapter(adapter, name, adapter_kwargs=_where(kwargs))
     lacking = [
@@ -103,7 +108,7 @@ def load_with_adapter(cls: type[PreTrainedModel], adapter: str, kwargs: dict):
 
 @contextmanager
 def _without_report() -> Iterator[None]:
-    """The library reports the rows of an output layer that is the embedding itself as missing; they are saved once."""
+    """Silence the library's report of missing weights: it counts the rows of an output layer that is the embedding."""
     logger = logging.getLogger("transformers.integrations.peft")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -114,14 +119,14 @@ def _without_report() -> Iterator[None]:
 
 
 def _missing(model: nn.Module, names: set[str]) -> list[str]:
-    """Without those that are the same parameter under another name."""
+    """Those of the names whose parameter was not loaded under another name either."""
     parameters = list(model.named_parameters(remove_duplicate=False))
     loaded = {parameter for name, parameter in parameters if name not in names}
     return sorted(names - {name for name, parameter in parameters if parameter in loaded})
 
 
 def new_rows(model: PreTrainedModel) -> dict[nn.Module, list[int]]:
-    """Of the embedding, and of the output layer if it is another, the rows that the files of the base do not have."""
+    """The rows of the embedding, and of an output layer of its own, that the files of the base do not have."""
     embedding, output = model.get_input_embeddings(), model.get_output_embeddings()
     layers = [embedding] if output.weight is embedding.weight else [embedding, output]
     return {layer: list(range(model.rows_of_base, len(layer.weight))) for layer in layers}

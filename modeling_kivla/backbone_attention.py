@@ -7,21 +7,18 @@ generation cache (which is truncated on sliding-window layers, missing on KV-sha
 checkpointing).
 
 What differs between families (which layers have keys and values, how many heads, which size, which rotary embedding)
-is measured once on a copy of the decoder that has no real weights (`probe_backbone`) and kept in the config.
+is measured once, in `backbone_probe`, and kept in the config. Here is what runs at every forward.
 """
 
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import (
-    AttentionInterface,
-    AttentionMaskInterface,
-    PreTrainedModel,
-)
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -53,7 +50,8 @@ class PrefixRecorder:
         self.is_open = True
 
     def record(self, module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask):
-        layer = module.layer_idx
+        """Keep what the attention function of one layer was called with, if the layer is wanted."""
+        layer = cast(int, module.layer_idx)
         if self.is_open and layer in self.wanted:
             self.key_values[layer] = (key, value)
             self.num_attention_heads[layer] = query.shape[1]
@@ -61,7 +59,7 @@ class PrefixRecorder:
             self.is_causal[layer] = getattr(module, "is_causal", True)
 
     def close(self):
-        """To be called when the forward returns: gradient checkpointing runs the layers again during backward."""
+        """Record no more: called when the forward returns, as checkpointing runs the layers again during backward."""
         self.is_open = False
 
 
@@ -91,12 +89,13 @@ def find_text_decoder(vlm: PreTrainedModel) -> PreTrainedModel:
         UnsupportedBackboneError: there are none.
     """
     for module in vlm.get_decoder().modules():  # Llama 4 has a causal LM around its decoder
-        if isinstance(module, PreTrainedModel) and _decoder_layers(module):
+        if isinstance(module, PreTrainedModel) and decoder_layers(module):
             return module
     raise UnsupportedBackboneError(f"The text decoder of this {type(vlm).__name__} has no layers.")
 
 
-def _decoder_layers(decoder: nn.Module) -> list[nn.Module]:
+def decoder_layers(decoder: nn.Module) -> list[nn.Module]:
+    """The layers of a text decoder, in order."""
     return [layer for child in decoder.children() if isinstance(child, nn.ModuleList) for layer in child]
 
 
@@ -172,7 +171,7 @@ def logits_at(vlm: PreTrainedModel, rows: torch.Tensor | None) -> Iterator[None]
         hidden = args[0].flatten(0, 1)  # (B·S, width)
         return (hidden[rows.to(hidden.device)][None],)
 
-    with call_hook(vlm.get_output_embeddings(), before=select):
+    with call_hook(cast(nn.Module, vlm.get_output_embeddings()), before=select):
         yield
 
 

@@ -1,29 +1,26 @@
-"""Measure what an action expert can read of a VLM: layers, heads, sizes and rotary embeddings, without its weights."""
+"""Measure what an action expert can read of a VLM: layers, heads, sizes and rotary embeddings, without its weights.
+
+Done once, when a config is made; `backbone_attention` does the reading, at every forward.
+"""
 
 import copy
 from functools import partial
 
 import torch
 from torch import nn
-from transformers import (
-    AutoModelForImageTextToText,
-    PreTrainedConfig,
-    PreTrainedModel,
-)
+from transformers import AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
 
 from .backbone_attention import (
     PrefixRecorder,
     UnsupportedBackboneError,
-    _decoder_layers,
     apply_rope,
+    decoder_layers,
     find_text_decoder,
     record_attention,
 )
+from .damaged_files import check_width
 
-_MAX_SMALL = 1 << 28  # a mixture of 256 experts in 61 layers has less than half of it
 
-
-# ------------------------------------------------------------------------------------------------------- probing
 def probe_backbone(vlm_config: PreTrainedConfig) -> list[dict]:
     """Measure what an expert can read from a VLM, from its config alone and without allocating its weights.
 
@@ -42,6 +39,7 @@ def probe_backbone(vlm_config: PreTrainedConfig) -> list[dict]:
         UnsupportedBackboneError: cross-attention or encoder-decoder models, models without rotary embedding, or
             whose attention is not replaceable.
     """
+    # Refused by what the config says, before anything is built.
     name = vlm_config.model_type
     if type(vlm_config) not in AutoModelForImageTextToText._model_mapping:
         raise UnsupportedBackboneError(
@@ -53,6 +51,8 @@ def probe_backbone(vlm_config: PreTrainedConfig) -> list[dict]:
             f"'{name}' is an encoder-decoder: its decoder reads the image by cross-attention, so no layer holds keys "
             "and values of the whole prompt. Choose a decoder-only VLM."
         )
+
+    # One token at positions 0 and 1 through the text decoder, its attention recorded.
     vlm = build_without_weights(vlm_config)
     decoder = find_text_decoder(vlm)
     fill_with_tiny_weights(decoder)
@@ -60,7 +60,7 @@ def probe_backbone(vlm_config: PreTrainedConfig) -> list[dict]:
     num_layers = vlm_config.get_text_config().num_hidden_layers
     recorder = PrefixRecorder(list(range(num_layers)))
     ran = set()
-    hooks = [module.register_forward_hook(lambda m, *_: ran.add(m)) for module in _decoder_layers(decoder)]
+    hooks = [module.register_forward_hook(lambda m, *_: ran.add(m)) for module in decoder_layers(decoder)]
     with torch.no_grad():
         decoder(
             input_ids=torch.ones(2, 1, dtype=torch.long),
@@ -70,7 +70,9 @@ def probe_backbone(vlm_config: PreTrainedConfig) -> list[dict]:
         )
     for hook in hooks:
         hook.remove()
-    if skipped := [type(m).__name__ for m in _decoder_layers(decoder) if m not in ran]:
+
+    # Refused by what ran: without keys and values of the image tokens there is nothing to read.
+    if skipped := [type(m).__name__ for m in decoder_layers(decoder) if m not in ran]:
         raise UnsupportedBackboneError(
             f"'{name}' reads the image by cross-attention ({skipped[0]} does not run without an image): image tokens "
             "have no keys and values of their own in the prompt. Choose a VLM that puts image tokens in its sequence."
@@ -80,6 +82,8 @@ def probe_backbone(vlm_config: PreTrainedConfig) -> list[dict]:
             f"'{name}' recorded no keys and values: its attention does not go through transformers' "
             "AttentionInterface. Choose a VLM whose class supports `attn_implementation`."
         )
+
+    # Sizes from the shapes of keys and values, the rotary embedding from how the two keys differ.
     frequencies = {n: b for n, b in decoder.named_buffers() if "inv_freq" in n}
     kv_layers = []
     for layer, (key, value) in sorted(recorder.key_values.items()):
@@ -120,15 +124,10 @@ def fill_with_tiny_weights(model: PreTrainedModel) -> None:
     Raises:
         ValueError: even those few would be more than the largest VLMs have: a damaged config.
     """
-    small = sum(p.shape[: max(p.ndim - 1, 1)].numel() for p in model.parameters())
-    small += sum(buffer.numel() for buffer in model.buffers())
-    if small > _MAX_SMALL:
-        raise ValueError(
-            f"The layers of this '{model.config.model_type}' are {small:,} values wide, all together; no VLM has more "
-            f"than {_MAX_SMALL:,}. The config is damaged."
-        )
+    check_width(model)
     generator = torch.Generator().manual_seed(0)
     for module in model.modules():
+        # Parameters: expanded along their last axis, embeddings along their first, so that all tokens are alike.
         for name, parameter in module.named_parameters(recurse=False):
             shape = list(parameter.shape)
             if isinstance(module, nn.Embedding):
@@ -137,7 +136,7 @@ def fill_with_tiny_weights(model: PreTrainedModel) -> None:
                 shape[-1] = 1
             small = torch.rand(shape, generator=generator) + 0.5
             filled = nn.Parameter(small.expand(parameter.shape), requires_grad=False)
-            filled._is_hf_initialized = True  # the library's initialisers leave it alone
+            vars(filled)["_is_hf_initialized"] = True  # the library's initialisers leave it alone
             module._parameters[name] = filled
         for name, buffer in module.named_buffers(recurse=False):
             module._buffers[name] = torch.zeros_like(buffer, device="cpu")
@@ -146,8 +145,8 @@ def fill_with_tiny_weights(model: PreTrainedModel) -> None:
     model.initialize_weights()  # recomputes the buffers (rotary frequencies, embedding scales)
 
 
-def _rank_one_linear(module: nn.Linear, x: torch.Tensor) -> torch.Tensor:
-    y = x.sum(-1, keepdim=True) * module.weight[:, 0]
+def _rank_one_linear(module: nn.Linear, input: torch.Tensor) -> torch.Tensor:
+    y = input.sum(-1, keepdim=True) * module.weight[:, 0]
     return y if module.bias is None else y + module.bias
 
 
@@ -165,7 +164,7 @@ def _recognise_rope(name: str, layer: int, key: torch.Tensor, frequencies: dict[
                 for order in (torch.arange(len(inv_freq)), sorted_like):
                     angles = inv_freq[order]
                     rotated = apply_rope(key[0], angles.cos(), angles.sin(), style, start)
-                    if torch.allclose(rotated, key[1], rtol=1e-4, atol=1e-4 * key.abs().max()):
+                    if torch.allclose(rotated, key[1], rtol=1e-4, atol=1e-4 * key.abs().max().item()):
                         order = None if order.equal(torch.arange(len(order))) else order.tolist()
                         return {"rope": style, "rope_start": start, "rope_order": order, "inv_freq": buffer}
     raise UnsupportedBackboneError(

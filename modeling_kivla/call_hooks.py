@@ -1,4 +1,4 @@
-"""Hooks for the length of one call: what one thread asks of a shared module never reaches another thread's call.
+"""Hooks that last for one call: what one thread asks of a shared module never reaches another thread's call.
 
 A policy server answers several robots from one model. So nothing that a call needs may be put on the model: a module
 gets one pair of hooks, once and for good, and they look up what the running call wants in a context variable, of which
@@ -12,12 +12,13 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial, update_wrapper
 from types import MethodType
+from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
 
 _Before = Callable[[tuple, dict], tuple | None]  # positional and keyword arguments -> other positional ones, or None
-_After = Callable[[object], object | None]  # what the module returned -> something else, or None
+_After = Callable[[Any], Any]  # what the module returned -> something else, or None
 
 # By module, what the call that runs in this thread wants. Never changed in place.
 _WANTED: ContextVar[dict[nn.Module, tuple[_Before, _After]]] = ContextVar("kivla_call_hooks")
@@ -31,7 +32,7 @@ def _nothing(*_) -> None:
 
 @contextmanager
 def call_hook(module: nn.Module, before: _Before = _nothing, after: _After = _nothing) -> Iterator[None]:
-    """Hooks on a module that only this thread's calls run, while the context lasts; a module has one pair at a time.
+    """Put hooks on a module that only this thread's calls run, while the context lasts; one pair at a time.
 
     They live outside the module, so copies of it, saving and parallel wrappers know nothing of them.
     """

@@ -1,4 +1,4 @@
-"""A config that minds what it is given: names that it does not know, and values set later."""
+"""A config that checks its fields: misspelt names, and values that are set after construction."""
 
 import difflib
 from dataclasses import fields
@@ -15,7 +15,7 @@ _LIBRARY = {
 
 
 class CheckedConfig(PreTrainedConfig):
-    """As any config, but a misspelt field is refused, and so is a value out of range that is set after construction.
+    """A config that refuses a misspelt field, and a value out of range that is set after construction.
 
     Files are another matter: what another version wrote is kept as the library keeps it, as an attribute.
     """

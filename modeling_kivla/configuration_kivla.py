@@ -1,6 +1,6 @@
 """Configuration of a KIVLA model: any VLM config, the action expert's config, and how the two are trained together."""
 
-from typing import Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
@@ -8,7 +8,16 @@ from transformers import AutoConfig, PreTrainedConfig
 from .backbone_attention import UnsupportedBackboneError
 from .backbone_probe import probe_backbone
 from .checked_config import CheckedConfig
+from .damaged_files import check_counts, check_size
 from .hub_card import hub_id
+
+# The constructor makes configs of dicts, and measures layers that are not given. Once it is done a field holds a
+# config, whose attributes depend on the VLM's family: a type checker is not to doubt them.
+if TYPE_CHECKING:
+    _Config = _Layers = Any
+else:
+    _Config = dict | PreTrainedConfig | None
+    _Layers = list[dict] | None
 
 # For `pipeline("action-prediction", ..., trust_remote_code=True)` without kivla
 CUSTOM_PIPELINES = {
@@ -100,11 +109,11 @@ class KIVLAConfig(CheckedConfig):
     """
 
     model_type = "kivla"
-    sub_configs = {"vlm_config": AutoConfig, "expert_config": KIVLAExpertConfig}  # noqa: RUF012 (the library's form)
+    sub_configs: ClassVar[dict] = {"vlm_config": AutoConfig, "expert_config": KIVLAExpertConfig}
     has_no_defaults_at_init = True
 
-    vlm_config: dict | PreTrainedConfig | None = None
-    expert_config: dict | PreTrainedConfig | None = None
+    vlm_config: _Config = None
+    expert_config: _Config = None
     chunk_size: int = 50
     max_action_dim: int = 32
     max_state_dim: int = 32
@@ -117,13 +126,13 @@ class KIVLAConfig(CheckedConfig):
     time_sampling_beta: float = 1.0
     time_sampling_scale: float = 0.999
     time_sampling_offset: float = 0.001
-    kv_layers: list[dict] | None = None
+    kv_layers: _Layers = None
 
     def __post_init__(self, **kwargs):
         if not __name__.startswith("transformers_modules"):
             # Where kivla is installed the library knows its pipeline, and would insist on remote code if told of one.
             kwargs.pop("custom_pipelines", None)
-        _refuse_endless(kwargs | {"vlm_config": self.vlm_config, "expert_config": self.expert_config})
+        check_counts(kwargs | {"vlm_config": self.vlm_config, "expert_config": self.expert_config})
         if self.vlm_config is None:
             raise ValueError(
                 "KIVLAConfig needs `vlm_config`: the config of a vision-language model, e.g. "
@@ -167,7 +176,7 @@ class KIVLAConfig(CheckedConfig):
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs):
         """As for any config; fields that are given beside it are checked as in the constructor."""
-        _refuse_endless(config_dict)
+        check_counts(config_dict)
         expert_config = config_dict.get("expert_config")
         if isinstance(expert_config, dict):
             config_dict = {**config_dict, "expert_config": KIVLAExpertConfig.from_dict(expert_config)}
@@ -201,16 +210,15 @@ class KIVLAConfig(CheckedConfig):
 
     def validate_architecture(self):
         """Part of `@strict`-powered validation: impossible or contradictory settings are refused here."""
+        # Sizes
         for name in ("chunk_size", "max_action_dim", "num_flow_samples", "num_inference_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
-            if getattr(self, name) > 1 << 16:  # a damaged config: batches and noise of any size would follow
-                raise ValueError(f"{name} must be at most {1 << 16}, got {str(getattr(self, name))[:200]}.")
+            check_size(name, getattr(self, name))
         if self.state_encoding == "continuous" and self.max_state_dim < 1:
             raise ValueError(
                 f'state_encoding="continuous" needs max_state_dim of at least 1, got {self.max_state_dim}. '
                 'Use state_encoding="none" for a robot without state.'
             )
+        # How the two parts learn together
         if not 0.0 <= self.backbone_gradient_scale <= 1.0:
             raise ValueError(
                 "backbone_gradient_scale must be between 0 (knowledge insulation) and 1 (joint training), got "
@@ -218,6 +226,7 @@ class KIVLAConfig(CheckedConfig):
             )
         if not self.flow_loss_weight >= 0.0:
             raise ValueError(f"flow_loss_weight must not be negative, got {self.flow_loss_weight}.")
+        # Flow times: 1 is noise, 0 is data
         if not (self.time_sampling_alpha > 0 and self.time_sampling_beta > 0):
             raise ValueError(
                 "The flow time's Beta distribution needs positive parameters, got "
@@ -228,6 +237,7 @@ class KIVLAConfig(CheckedConfig):
             raise ValueError(
                 f"Flow times must lie in [0, 1], but time_sampling_offset and time_sampling_scale give [{low}, {high}]."
             )
+        # What the expert reads of this VLM
         stride = self.expert_config.layer_stride
         if stride > len(self.kv_layers):
             raise ValueError(
@@ -247,22 +257,6 @@ class KIVLAConfig(CheckedConfig):
                     f"{layer['num_key_value_heads']} key/value heads of backbone layer {layer['layer']}. Use a "
                     "multiple, or None for the backbone's own number."
                 )
-
-
-# What configs build one by one, before any weights are looked at
-_COUNTS = ("num_hidden_layers", "num_layers", "n_layers", "depth", "num_labels")
-_MAX_COUNT = 4096
-
-
-def _refuse_endless(config: dict, where: str = "") -> None:
-    """Looks into dicts, which is how configs come from files."""
-    for name, value in config.items():
-        if isinstance(value, dict):
-            _refuse_endless(value, f"{where}{name}.")
-        elif name in _COUNTS and isinstance(value, int | float) and not value <= _MAX_COUNT:
-            raise ValueError(
-                f"{where}{name} must be at most {_MAX_COUNT}, got {str(value)[:200]}. The config is damaged."
-            )
 
 
 __all__ = ["KIVLAConfig", "KIVLAExpertConfig"]

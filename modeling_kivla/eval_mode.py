@@ -1,4 +1,4 @@
-"""Acting with a model that is in training: without dropout, and as it was afterwards."""
+"""Act with a model that is in training: without dropout, and back in training mode afterwards."""
 
 import threading
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ _acting: WeakKeyDictionary[nn.Module, tuple[int, list[nn.Module]]] = WeakKeyDict
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Every module of `model` is in eval mode; those that were in training mode are again, once no call is left.
+    """Put every module of `model` into eval mode, and back once no call is left.
 
     Several threads may act with one model: the first to come switches, the last to go switches back.
     """

@@ -67,7 +67,8 @@ class WithVLMArguments:
 
 
 def check_names(given: Iterable[str], of_vlm: frozenset[str], *methods: Callable) -> None:
-    """
+    """Refuse arguments that nothing would read.
+
     Args:
         methods: the policy's, for a hint.
 
@@ -86,7 +87,8 @@ def check_names(given: Iterable[str], of_vlm: frozenset[str], *methods: Callable
 
 
 def check_one_pass(vlm_inputs: dict) -> None:
-    """
+    """Refuse arguments of the VLM that make no sense where it runs once over the whole sequence.
+
     Raises:
         ValueError: an argument of the VLM that would be ignored, or change what is computed here.
     """
@@ -98,7 +100,7 @@ def check_one_pass(vlm_inputs: dict) -> None:
 
 
 def with_image_dtype(inputs: dict, dtype: torch.dtype) -> dict:
-    """The same inputs, images in the VLM's floating-point type: processors make float32, and not every VLM casts."""
+    """Cast images to the VLM's floating-point type: processors make float32, and not every VLM casts."""
     return {
         name: value.to(dtype)
         if "pixel_values" in name and torch.is_tensor(value) and value.is_floating_point()
@@ -109,7 +111,7 @@ def with_image_dtype(inputs: dict, dtype: torch.dtype) -> dict:
 
 # --------------------------------------------------------------------------------------------------------- values
 def tokens_of(vlm_inputs: dict) -> torch.Tensor:
-    """(B, S, ...): the tokens, or what they are embedded as."""
+    """The tokens (B, S), or their embeddings (B, S, width)."""
     tokens = vlm_inputs.get("input_ids", vlm_inputs.get("inputs_embeds"))
     if tokens is None:
         raise ValueError("Neither `input_ids` nor `inputs_embeds` was given.")
@@ -117,7 +119,7 @@ def tokens_of(vlm_inputs: dict) -> torch.Tensor:
 
 
 def check_actions(config: KIVLAConfig, actions: torch.Tensor, action_mask: torch.Tensor | None, batch_size: int):
-    """The mask as bool, all True by default."""
+    """Refuse actions of another shape than the policy's; return their mask as bool, all True by default."""
     shape = (batch_size, config.chunk_size, config.max_action_dim)
     if actions.shape != shape:
         raise ValueError(
@@ -140,7 +142,7 @@ def no_actions(config: KIVLAConfig, batch_size: int, device) -> tuple[torch.Tens
 
 
 def check_state(config: KIVLAConfig, state: torch.Tensor | None, batch_size: int, n: int = 1) -> torch.Tensor | None:
-    """The state for n draws, (n·B, max_state_dim), if the expert has one."""
+    """Refuse a state that is missing, too much or of another shape; return it for n draws, (n·B, max_state_dim)."""
     if config.state_encoding != "continuous":
         if state is not None:
             raise ValueError(
@@ -156,6 +158,7 @@ def check_state(config: KIVLAConfig, state: torch.Tensor | None, batch_size: int
 
 
 def check_token_ids(config: KIVLAConfig, input_ids: torch.Tensor, num_embeddings: int) -> None:
+    """Refuse token ids that the embedding has no row for."""
     # Some VLMs give their image placeholder an id beyond the embedding, and never look it up.
     unknown = (input_ids >= num_embeddings) & (input_ids != getattr(config.vlm_config, "image_token_id", None))
     if unknown.any():
@@ -165,8 +168,9 @@ def check_token_ids(config: KIVLAConfig, input_ids: torch.Tensor, num_embeddings
         )
 
 
-def check_prefix(config: KIVLAConfig, vlm_inputs: dict, shape: tuple[int, int], mask: torch.Tensor | None) -> None:
-    """
+def check_prefix(config: KIVLAConfig, vlm_inputs: dict, shape: torch.Size, mask: torch.Tensor | None) -> torch.Tensor:
+    """Refuse inputs from which the expert could not read the prompt, and nothing but the prompt; return the mask.
+
     Args:
         shape: (batch, sequence).
         mask: the `expert_attention_mask`.
@@ -186,9 +190,11 @@ def check_prefix(config: KIVLAConfig, vlm_inputs: dict, shape: tuple[int, int], 
             "`token_type_ids` (0 on image and prompt, 1 on the tokens to learn): without them the answer would "
             "leak into the prompt. KIVLAProcessor makes them."
         )
+    return mask
 
 
 def check_num_steps(num_steps: int) -> int:
+    """Refuse anything but a positive whole number of Euler steps."""
     try:
         whole = operator.index(num_steps)
     except TypeError:

@@ -1,4 +1,4 @@
-"""What the VLM of a policy says: words, a response before it acts, and actions as tokens."""
+"""Generate with the VLM of a policy: words, a response before it acts, and actions as tokens."""
 
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -16,24 +16,24 @@ class KIVLAGenerationMixin:
     """`generate` and its kin, for a model with a `vlm`. Every call keeps its settings to itself."""
 
     def generate(self, *args, **kwargs):
-        """The VLM still talks: its own `generate`. Inputs for the expert are left out; an assistant may be a policy.
+        """Let the VLM talk: its own `generate`, without the inputs of the expert. An assistant may be a policy.
 
         Raises:
             ValueError: a batch for training, which has the answer in its prompt.
         """
         if isinstance(kwargs.get("assistant_model"), KIVLAGenerationMixin):
             kwargs["assistant_model"] = kwargs["assistant_model"].vlm
-        return self._talker(self.generation_config).generate(*args, **self._prompt(kwargs))
+        return self._view_with(self.generation_config).generate(*args, **self._prompt(kwargs))
 
     def compute_transition_scores(self, *args, **kwargs) -> torch.Tensor:
         """How sure the VLM was of what it said: its own method, for what `generate` returns."""
         return self.vlm.compute_transition_scores(*args, **kwargs)
 
-    def _talker(self, config: GenerationConfig) -> PreTrainedModel:
-        """The VLM for one call of `generate`, with these defaults."""
-        talker = call_view(self.vlm)
-        talker.generation_config = config
-        return talker
+    def _view_with(self, config: GenerationConfig) -> PreTrainedModel:
+        """A view of the VLM for one call of `generate`, with these defaults."""
+        view = call_view(self.vlm)
+        view.generation_config = config
+        return view
 
     def _prompt(self, inputs: dict) -> dict:
         """Arguments of `generate`, out of a batch and options."""
@@ -82,13 +82,16 @@ class KIVLAGenerationMixin:
         Raises:
             NonFiniteActionsError: the VLM computed NaN.
         """
+        # How many dimensions each example's robot has: how long a complete chunk is, and when it ends, depends on it.
         batch_size, length = inputs["input_ids"].shape
         if robot is not None or action_mask is None or processor.noise_padding:
             action_dims = [processor.robot(name).action_dim for name in robot or [None] * batch_size]
         else:
             action_dims = action_mask.any(1).sum(-1).tolist()
+        # The constraint lets through only what a complete chunk may go on with, after the response if there is one.
         constraint = processor.action_constraint(length, action_dims, max_response_tokens)
         longest = processor.action_tokenizer.max_tokens(self.config.chunk_size, max(action_dims))
+        # Settings of its own: a VLM's defaults (penalties, top_p) are for words.
         config = GenerationConfig(
             do_sample=do_sample,
             temperature=temperature if do_sample else None,
@@ -98,6 +101,7 @@ class KIVLAGenerationMixin:
             pad_token_id=processor.tokenizer.pad_token_id,
             use_cache=use_cache,
         )
+        # Where nothing but actions can be said, the logits of all other words need not be computed.
         actions_alone = torch.tensor([*processor.action_token_ids, processor.end_token_id])
         with nullcontext() if constraint.max_response_tokens else logits_of(self.vlm, actions_alone):
             tokens = self._generate_with(config, LogitsProcessorList([constraint]), inputs)
@@ -129,6 +133,6 @@ class KIVLAGenerationMixin:
         watch = NaNWatch()
         watched = LogitsProcessorList([watch, *(logits_processor or [])])
         # The library's own: that of Janus leaves out every logits processor, and with it the grammar of the actions.
-        tokens = GenerationMixin.generate(self._talker(config), **self._prompt(inputs), logits_processor=watched)
+        tokens = GenerationMixin.generate(self._view_with(config), **self._prompt(inputs), logits_processor=watched)
         watch.check()
         return tokens

@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -17,7 +18,7 @@ from transformers import (
 )
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
 from .action_checks import check_finite
@@ -25,6 +26,7 @@ from .action_expert import ActionExpert, ExpertRMSNorm, Modulation, Prefix
 from .adapter_loading import adapter_in, load_with_adapter
 from .backbone_attention import PrefixRecorder, capture_positions, find_text_decoder, logits_at, record_attention
 from .configuration_kivla import KIVLAConfig, KIVLAExpertConfig
+from .damaged_files import check_all_weights, damaged_files_named
 from .flow_matching import euler_times, flow_matching_loss, interpolate, sample_flow_time
 from .forward_inputs import (
     WithVLMArguments,
@@ -40,11 +42,10 @@ from .forward_inputs import (
     vlm_argument_names,
     with_image_dtype,
 )
-from .frozen_parts import rest
+from .frozen_parts import set_frozen_to_eval
 from .generation_kivla import KIVLAGenerationMixin
 from .hub_card import PushedWithCard
 from .knowledge_insulation import insulate
-from .load_faults import damaged_files_named
 from .next_token import next_token_loss, supervised_tokens
 from .pipeline_kivla import ActionPredictionPipeline  # noqa: F401 (belongs to the code that is saved with a policy)
 from .token_ids import check_new_tokens
@@ -62,7 +63,8 @@ _HUB_ARGUMENTS = (
 
 @dataclass
 class KIVLAOutput(ModelOutput):
-    """
+    """The losses of a batch, and what they were computed from.
+
     Args:
         loss: `token_loss + flow_loss_weight · flow_loss`, of those that are present; with `output_router_logits` also
             the load balancing loss of the VLM's mixture of experts, weighted as the VLM does.
@@ -86,16 +88,18 @@ class KIVLAOutput(ModelOutput):
 
 
 class KIVLAPreTrainedModel(PushedWithCard, PreTrainedModel):
+    """What the library asks of every model: its config, its capabilities, how new weights are drawn."""
+
     config: KIVLAConfig
     # Its losses are means over what they supervise, whatever else the optimiser step has (KIVLATrainer counts itself).
     accepts_loss_kwargs = False
     config_class = KIVLAConfig
     base_model_prefix = ""
     main_input_name = "input_ids"
-    input_modalities = ("image", "text")
+    input_modalities = ["image", "text"]  # noqa: RUF012 (the library's form)
     output_modalities = ("text",)
     supports_gradient_checkpointing = True
-    _no_split_modules = ("ExpertLayer",)
+    _no_split_modules = ["ExpertLayer"]  # noqa: RUF012 (the library's form)
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -127,12 +131,14 @@ class KIVLAForActionPrediction(KIVLAGenerationMixin, KIVLAPreTrainedModel):
             pretrained VLM use `from_vlm`.
     """
 
+    vlm: PreTrainedModel
+
     def __init__(self, config: KIVLAConfig, vlm: PreTrainedModel | None = None):
         super().__init__(config)
         self.vlm = AutoModelForImageTextToText.from_config(config.vlm_config) if vlm is None else vlm
         if vlm is not None:
             self.name_or_path = vlm.name_or_path  # peft states it as the base of an adapter
-        self.rows_of_base = len(self.vlm.get_input_embeddings().weight)  # what files have; new tokens come after
+        self.rows_of_base = len(self.get_input_embeddings().weight)  # what files have; new tokens come after
         config.vlm_config = self.vlm.config
         self.vlm_argument_names = vlm_argument_names(self.vlm)
         # The VLM knows what it ties; peft looks for it here, at the root.
@@ -169,11 +175,13 @@ class KIVLAForActionPrediction(KIVLAGenerationMixin, KIVLAPreTrainedModel):
         Raises:
             UnsupportedBackboneError: before any weights are loaded, if the VLM gives the expert nothing to read.
         """
+        # Which arguments are the policy's, and which the VLM's? A misspelt one of ours would vanish among the VLM's.
         own = {f.name for f in dataclasses.fields(KIVLAConfig)} - {f.name for f in dataclasses.fields(PreTrainedConfig)}
         config_kwargs = {name: kwargs.pop(name) for name in list(kwargs) if name in own}
         for name in kwargs:
             if near := difflib.get_close_matches(name, own, n=1, cutoff=0.8):
                 raise TypeError(f"KIVLAConfig has no field `{name}`. Did you mean `{near[0]}`?")
+        # The config first: a VLM that gives the expert nothing to read is refused before its weights are loaded.
         hub_kwargs = {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs}
         vlm_config = AutoConfig.from_pretrained(pretrained_model_name_or_path, **hub_kwargs)
         config = KIVLAConfig(vlm_config=vlm_config, expert_config=expert_config, **config_kwargs)
@@ -198,7 +206,7 @@ class KIVLAForActionPrediction(KIVLAGenerationMixin, KIVLAPreTrainedModel):
             if adapter != pretrained_model_name_or_path:
                 kwargs.pop("config", None)  # an Auto class read the base's
             return load_with_adapter(cls, adapter, kwargs)
-        load = super().from_pretrained
+        load: Any = super().from_pretrained
         where = {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs}
         with damaged_files_named(
             pretrained_model_name_or_path, lambda: load(pretrained_model_name_or_path, device_map="meta", **where)
@@ -207,23 +215,8 @@ class KIVLAForActionPrediction(KIVLAGenerationMixin, KIVLAPreTrainedModel):
 
     @staticmethod
     def _finalize_model_loading(model, load_config, loading_info):
-        """Called by `from_pretrained` before it makes room for the weights that the files lack, and draws them.
-
-        The library would go on with a warning, and the robot would move with them; a damaged config would also get
-        memory of any size.
-        """
-        lacking = dict.fromkeys(loading_info.missing_keys - model.all_tied_weights_keys.keys(), "not in the files")
-        if not load_config.ignore_mismatched_sizes:
-            for name, stored, expected in loading_info.mismatched_keys:
-                lacking[name] = f"{tuple(stored)} in the files, {tuple(expected)} by the config"
-        if lacking:
-            named = "; ".join(f"{name}: {what}" for name, what in sorted(lacking.items())[:5])
-            raise ValueError(
-                f"{load_config.pretrained_model_name_or_path} is not a whole policy: {len(lacking)} of its weights are "
-                f"missing or of another size ({named}{', ...' if len(lacking) > 5 else ''}). A policy does not act "
-                "with weights drawn at random. Download or save it again; to give a VLM a new action expert, use "
-                "KIVLAForActionPrediction.from_vlm."
-            )
+        """Called by `from_pretrained` before it makes room for the weights that the files lack, and draws them."""
+        check_all_weights(model, load_config, loading_info)
         return PreTrainedModel._finalize_model_loading(model, load_config, loading_info)
 
     def save_pretrained(self, save_directory, save_original_format: bool = False, **kwargs):
@@ -238,15 +231,15 @@ class KIVLAForActionPrediction(KIVLAGenerationMixin, KIVLAPreTrainedModel):
 
     def adjust_generation_fn(self, *args, **kwargs):
         """Called by `from_pretrained` to read `generation_config.json`, which is the VLM's."""
-        self.vlm.adjust_generation_fn(*args, **kwargs)
+        cast(Any, self.vlm).adjust_generation_fn(*args, **kwargs)
         self.generation_config = self.vlm.generation_config
 
     @classmethod
     def can_generate(cls) -> bool:
         return True
 
-    def get_input_embeddings(self):
-        return self.vlm.get_input_embeddings()
+    def get_input_embeddings(self) -> nn.Embedding:
+        return cast(nn.Embedding, self.vlm.get_input_embeddings())
 
     def set_input_embeddings(self, value):
         self.vlm.set_input_embeddings(value)
@@ -316,8 +309,8 @@ class KIVLAForActionPrediction(KIVLAGenerationMixin, KIVLAPreTrainedModel):
         """
         super().train(mode)
         if mode:
-            rest(self.vlm)
-            rest(self.expert)
+            set_frozen_to_eval(self.vlm)
+            set_frozen_to_eval(self.expert)
         return self
 
     # ------------------------------------------------------------------------------------------------ forward
@@ -364,10 +357,14 @@ class KIVLAForActionPrediction(KIVLAGenerationMixin, KIVLAPreTrainedModel):
             TypeError: an argument that neither the VLM nor we know.
             ValueError: shapes that do not fit the config, missing inputs, nothing to learn.
         """
+        # With nothing to learn, the policy is its VLM.
         return_dict = self.config.return_dict if return_dict is None else return_dict
         vlm_inputs = self._for_vlm({"input_ids": input_ids, **vlm_inputs})
         if labels is None and actions is None and not with_token_loss and not with_flow_loss:
             return self.vlm(**vlm_inputs, return_dict=return_dict)
+
+        # What is there to learn? A loss that nothing in the batch asks for is not computed at all, unless another
+        # device needs this one to take part.
         tokens = tokens_of(vlm_inputs)
         rows, targets = supervised_tokens(labels, tokens)
         if actions is None and with_flow_loss:
@@ -383,16 +380,19 @@ class KIVLAForActionPrediction(KIVLAGenerationMixin, KIVLAPreTrainedModel):
                 "This batch has nothing to learn: every label is -100, and no action value is real or flow_loss_weight "
                 "is 0. Check that the examples have a response or actions, and the processor an action tokenizer."
             )
+
+        # One pass of the VLM, for both losses.
         # Under insulation the flow loss needs no backbone graph: without labels the VLM does no backward work at all.
         flow_trains_backbone = learns_actions and self.config.backbone_gradient_scale > 0
         if flow_trains_backbone and torch.is_grad_enabled():  # the scale may have been set after checkpointing
             for module in find_text_decoder(self.vlm).modules():
                 if isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing:
-                    self._refuse_reentrant(module._gradient_checkpointing_func)
+                    self._refuse_reentrant(cast(Callable, module._gradient_checkpointing_func))
         backbone_graph = torch.is_grad_enabled() and (learns_tokens or flow_trains_backbone)
         with torch.set_grad_enabled(backbone_graph), record_function("kivla::backbone"):
             vlm_output, prefix = self._encode(vlm_inputs, rows, expert_attention_mask, read=learns_actions)
 
+        # The two terms, each a mean over what it supervises, and their sum.
         logits = token_loss = flow_loss = velocity = loss = None
         if learns_tokens:
             logits = vlm_output.logits[0]  # (n, vocabulary)
@@ -440,13 +440,14 @@ class KIVLAForActionPrediction(KIVLAGenerationMixin, KIVLAPreTrainedModel):
             )
         if noise is None:
             noise = torch.randn_like(actions)
+        # Given noise and times make a draw reproducible; they must be one for each of the N·B rows.
         if noise.shape != actions.shape or timestep.shape != actions.shape[:1]:
             raise ValueError(
                 f"`noise` and `timestep` must be {tuple(actions.shape)} and {tuple(actions.shape[:1])} ("
                 f"num_flow_samples = {n} draws for each example), got {tuple(noise.shape)} and {tuple(timestep.shape)}."
             )
         noise, timestep = noise.to(device, torch.float32), timestep.to(device, torch.float32)
-        noise = noise * action_mask.any(1, keepdim=True)
+        noise = noise * action_mask.any(1, keepdim=True)  # dimensions that a robot does not have stay zero
         velocity = self.expert(
             interpolate(actions, noise, timestep),
             self.expert.time_condition(timestep, ahead=False),
@@ -460,16 +461,19 @@ class KIVLAForActionPrediction(KIVLAGenerationMixin, KIVLAPreTrainedModel):
 
     def _encode(
         self, vlm_inputs: dict, rows: torch.Tensor, expert_attention_mask: torch.Tensor | None, read: bool
-    ) -> tuple[ModelOutput, Prefix | None]:
-        """Run the VLM once: its output, with logits (1, n, vocabulary) at flat positions `rows`; and what the expert
-        reads, if it does (`read`).
+    ) -> tuple[Any, Prefix | None]:
+        """Run the VLM once: its `ModelOutput`, with logits (1, n, vocabulary) at flat positions `rows`; and what the
+        expert reads, if it does (`read`).
         """
         check_one_pass(vlm_inputs)
         vlm_inputs = {**vlm_inputs, "use_cache": False}
         if "input_ids" in vlm_inputs:
             check_token_ids(self.config, vlm_inputs["input_ids"], self.get_input_embeddings().weight.shape[0])
+        visible = None
         if read:
-            check_prefix(self.config, vlm_inputs, tokens_of(vlm_inputs).shape[:2], expert_attention_mask)
+            visible = check_prefix(self.config, vlm_inputs, tokens_of(vlm_inputs).shape[:2], expert_attention_mask)
+
+        # The VLM's own forward, with three things noted on the way: keys and values, positions, logits at some rows.
         layers = self.config.expert_layers
         decoder = find_text_decoder(self.vlm)
         inv_freq = {layer["inv_freq"]: decoder.get_buffer(layer["inv_freq"]) for layer in layers if layer["rope"]}
@@ -477,11 +481,13 @@ class KIVLAForActionPrediction(KIVLAGenerationMixin, KIVLAPreTrainedModel):
         recorder = PrefixRecorder([layer["layer"] for layer in layers] if read else [])
         with capture_positions(rotary) as positions, logits_at(self.vlm, rows):
             output = self.vlm(**vlm_inputs, kivla_recorder=recorder)
-        recorder.close()
+        recorder.close()  # gradient checkpointing runs the layers again, and they must not be recorded twice
         if vlm_inputs.get("output_router_logits") and output.get("aux_loss") is None:
             raise ValueError(
                 f"'{self.config.vlm_config.model_type}' has no router loss: leave out output_router_logits."
             )
+
+        # The positions that the VLM gave its tokens, (B, S): the expert's tokens count on from there.
         position = positions[-1]
         if position.ndim == 3:  # M-RoPE
             if "input_ids" not in vlm_inputs and "position_ids" not in vlm_inputs:
@@ -490,19 +496,19 @@ class KIVLAForActionPrediction(KIVLAGenerationMixin, KIVLAPreTrainedModel):
                     "them takes those of an earlier call. Give `input_ids`, or `position_ids` beside `inputs_embeds`."
                 )
             position = position.amax(0)  # the largest of the axes
-        if not read:
+        if visible is None:
             return output, None
 
-        visible = expert_attention_mask.to(position.device, torch.bool)  # (B, S)
+        # What the expert may read of it, with the gradient that insulation leaves.
+        visible = visible.to(position.device, torch.bool)  # (B, S)
         next_position = position.expand_as(visible).masked_fill(~visible, -1).amax(1) + 1  # (B,)
         # Columns that no example reads (action tokens, padding) are cut off, so that often no mask is left at all.
         columns = visible.any(0).nonzero()
         columns = slice(int(columns.min()), int(columns.max()) + 1)
         visible = visible[:, columns]
         scale = self.config.backbone_gradient_scale
-        key_values = [
-            tuple(insulate(x[:, :, columns], scale) for x in recorder.key_values[layer["layer"]]) for layer in layers
-        ]
+        recorded = [recorder.key_values[layer["layer"]] for layer in layers]
+        key_values = [(insulate(k[:, :, columns], scale), insulate(v[:, :, columns], scale)) for k, v in recorded]
         return output, Prefix(key_values, None if visible.all() else visible, next_position, inv_freq)
 
     # -------------------------------------------------------------------------------------------------- acting
@@ -520,7 +526,7 @@ class KIVLAForActionPrediction(KIVLAGenerationMixin, KIVLAPreTrainedModel):
         if expert_attention_mask is None:
             expert_attention_mask = vlm_inputs.get("attention_mask", tokens.new_ones(tokens.shape[:2]))
         no_rows, _ = supervised_tokens(None, tokens)
-        return self._encode(vlm_inputs, no_rows, expert_attention_mask, read=True)[1]
+        return cast(Prefix, self._encode(vlm_inputs, no_rows, expert_attention_mask, read=True)[1])
 
     @torch.no_grad()
     def sample_actions(
@@ -559,6 +565,8 @@ class KIVLAForActionPrediction(KIVLAGenerationMixin, KIVLAPreTrainedModel):
         num_steps = check_num_steps(config.num_inference_steps if num_steps is None else num_steps)
         if prefix is not None and inputs:
             raise ValueError(f"Give a `prefix` or what it is made of, not both: got {', '.join(inputs)} beside it.")
+
+        # Where the integration starts: noise, and zero in the dimensions that a robot does not have.
         batch_size = len(tokens_of(inputs) if prefix is None else prefix.next_position)
         device = self.expert.device
         shape = (batch_size, config.chunk_size, config.max_action_dim)
@@ -572,10 +580,13 @@ class KIVLAForActionPrediction(KIVLAGenerationMixin, KIVLAPreTrainedModel):
         real = real.to(device).any(1, keepdim=True)  # (B, 1, D)
         state = check_state(config, state, batch_size)
 
+        # Everything that does not change from step to step is computed once.
         prefix = self.encode_prefix(**inputs) if prefix is None else prefix
         layout = self.expert.suffix_layout(prefix, config.chunk_size)
         conditions = self.expert.time_condition(euler_times(num_steps, device)).rows()
         prefix = self.expert.with_room(prefix, config.chunk_size + (state is not None))
+
+        # Euler steps from t = 1 (noise) to t = 0 (actions).
         x = noise.to(device, torch.float32) * real
         for condition in conditions:
             x = x - self.expert(x, condition, prefix, layout, state) * (real / num_steps)
@@ -596,7 +607,7 @@ class KIVLAForActionPrediction(KIVLAGenerationMixin, KIVLAPreTrainedModel):
         self.expert.compile(fullgraph=True, options=options)
 
 
-def _repeated_layers(model: PreTrainedModel) -> set[str]:
+def _repeated_layers(model: KIVLAForActionPrediction) -> set[str]:
     """Class names of the repeated layers of VLM and expert: what FSDP shards as one, and device maps keep whole.
 
     Every family says so by deriving them from `GradientCheckpointingLayer`; beside them what the VLM names itself, if

@@ -1,5 +1,7 @@
 """`pipeline("action-prediction", model=...)`: observations in, actions in robot units out."""
 
+from typing import Any
+
 import numpy as np
 import torch
 from transformers import Pipeline
@@ -45,6 +47,8 @@ class ActionPredictionPipeline(Pipeline):
     whose codes are no whole values, such as the published FAST.)
     """
 
+    model: Any  # KIVLAForActionPrediction, whose file imports this one
+    processor: Any  # KIVLAProcessor, which this folder does not know
     _load_processor = True
     _load_tokenizer = False
     _load_image_processor = False

@@ -6,7 +6,7 @@ from transformers import PreTrainedConfig
 
 
 def check_new_tokens(vlm_config: PreTrainedConfig, token_ids: Iterable[int]) -> None:
-    """New tokens must not have ids that the VLM takes for something else than text.
+    """Refuse new tokens with ids that the VLM takes for something else than text.
 
     Gemma 3n looks up every id from its image and audio towers' `vocab_offset` on in tables of these towers.
 

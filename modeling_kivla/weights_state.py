@@ -1,4 +1,4 @@
-"""Whether what a model computed still holds: a cheap mark that changes with its weights and settings."""
+"""A cheap mark that changes with a model's weights and settings: tells whether what it computed still holds."""
 
 from itertools import chain
 
@@ -19,7 +19,7 @@ register_optimizer_step_post_hook(_count_step)
 
 
 def weights_state(model: nn.Module) -> tuple:
-    """Equal for two moments between which nothing has changed that `model` computes with.
+    """A mark that is equal at two moments if nothing that `model` computes with has changed between them.
 
     That is: no optimiser has stepped; every parameter and buffer is the same memory, not written to (torch counts
     that); every module has the same settings (mode, adapters that are active, merged or scaled, a compiled forward).

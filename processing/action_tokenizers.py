@@ -136,10 +136,11 @@ class ActionTokenizer(ABC):
     # ------------------------------------------------------------------------------------------------- what it may have
     @classmethod
     def fit(cls, chunks, **options) -> "ActionTokenizer":
-        """One for this data, as `kivla train` makes it. A kind that learns nothing from data takes no options.
+        """Make one for this data, as `kivla train` does. By default nothing is learned from the data.
 
         Args:
             chunks: normalised floats `(N, H, D)`, or a list of `(H_i, D)`.
+            options: of the class.
         """
         return cls(**options)
 
@@ -219,7 +220,7 @@ class ActionTokenizer(ABC):
             if isinstance(sequence, Integral):
                 raise TypeError("decode() takes a list of sequences; put a single sequence into a list: [tokens].")
             codes = list(sequence) if isinstance(sequence, list | tuple) else sequence.tolist()
-            foreign = [code for code in codes if not (isinstance(code, Integral) and 0 <= code < self.num_codes)]
+            foreign = [code for code in codes if not (isinstance(code, Integral) and 0 <= int(code) < self.num_codes)]
             if foreign:
                 results.append(ActionDecodingFailure("foreign_code", f"codes 0..{self.num_codes - 1}", foreign[0]))
             else:
@@ -276,7 +277,8 @@ class ActionTokenizer(ABC):
 
 
 def check_action_tokenizer(found) -> None:
-    """
+    """Check that something can be used as an action tokenizer.
+
     Args:
         found: an action tokenizer, or the class of one.
 

@@ -47,7 +47,7 @@ class BinningActionTokenizer(ActionTokenizer):
         return np.arange(len(codes)) // action_dim
 
     def grammar(self) -> CodeGrammar:
-        """One value each."""
+        """Every code is one value."""
         return CodeGrammar(*np.repeat([[1], [0], [0]], self.num_bins, axis=1))
 
     def to_dict(self) -> dict[str, Any]:

@@ -18,7 +18,7 @@ CALL_OPTIONS = {
 
 
 def check_options(options: dict) -> None:
-    """Options of other processors: those that ask for what is done anyway, and no others."""
+    """Accept options of other processors that ask for what is done anyway, and refuse all others."""
     for name, value in options.items():
         if name not in CALL_OPTIONS:
             raise TypeError(

@@ -19,7 +19,9 @@ _MOST_IMAGES = 8
 
 @dataclass
 class ChatFormat:
-    """A question is `before + prompt + after`; the VLM answers `lead + answer + closing`.
+    """What stands around a prompt and its answer.
+
+    A question is `before + prompt + after`; the VLM answers `lead + answer + closing`.
 
     `before` holds the image placeholders. The closing ends the VLM's turn, and it is not empty. In a conversation the
     next question is `between + prompt + after`.
@@ -105,7 +107,8 @@ class ChatFormats:
         self._others: dict[int, ChatFormat] = {}
 
     def __getitem__(self, num_images: int) -> ChatFormat:
-        """
+        """The format of prompts with so many images.
+
         Raises:
             ValueError: the chat template was replaced, or it refuses so many images, or there is no saved format for
                 them, and the template writes something else by now.
@@ -133,7 +136,7 @@ class ChatFormats:
         return "\n".join(text for chat in self._fixed.values() for text in asdict(chat).values())
 
     def to_dict(self) -> dict[str, dict]:
-        """Ready for JSON."""
+        """Return the formats by number of images, ready for JSON."""
         return {str(number): asdict(chat) for number, chat in sorted(self._fixed.items())}
 
 

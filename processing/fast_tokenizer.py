@@ -141,8 +141,11 @@ class FASTActionTokenizer(ActionTokenizer):
         return symbols * chunk_size * action_dim
 
     def grammar(self) -> CodeGrammar:
-        """Character level: a code is as many values as it has characters. Byte level: UTF-8 tells lead bytes (which
-        begin a value) from continuation bytes."""
+        """Say how codes add up to values.
+
+        Character level: a code is as many values as it has characters. Byte level: UTF-8 tells lead bytes (which begin
+        a value) from continuation bytes.
+        """
         code_of = self.tokenizer.get_vocab()
         values, closes, opens = np.full((3, self.vocab_size), [[-1], [0], [0]])
         is_bytes = isinstance(self.tokenizer.pre_tokenizer, ByteLevel)

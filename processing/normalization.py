@@ -250,7 +250,8 @@ def _like(values, constants: np.ndarray):
 
 
 def _float32(values):
-    """
+    """Round to float32.
+
     Raises:
         ValueError: a value is too large for float32, and would be infinite.
     """

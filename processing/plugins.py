@@ -8,13 +8,15 @@ from .saved_settings import shortened
 
 
 def is_class_path(name: str) -> bool:
-    """Whether a name is the place of a class, `pkg.module:Class`."""
+    """Say whether a name is the place of a class, `pkg.module:Class`."""
     module, colon, attribute = name.partition(":")
     return bool(colon) and all(part.isidentifier() for part in [*module.split("."), *attribute.split(".")])
 
 
 def load_class(path: str) -> type:
-    """The class at `pkg.module:Class`. Its module is imported: never call this with what a stranger's file says.
+    """Import a class from its place, `pkg.module:Class`.
+
+    Never call this with what a stranger's file says: a file must not decide what is imported.
 
     Raises:
         ValueError: there is no such module, or it has no such class.
@@ -36,12 +38,12 @@ def load_class(path: str) -> type:
 
 
 def installed(group: str) -> dict[str, EntryPoint]:
-    """What installed packages offer under `[project.entry-points."GROUP"]` in their pyproject.toml, by name."""
+    """Find what installed packages offer under `[project.entry-points."GROUP"]` in their pyproject.toml, by name."""
     return {entry.name: entry for entry in entry_points(group=group)}
 
 
 def find_class(name: str, known: Mapping[str, type | str], group: str, what: str) -> type:
-    """A class by its place, or by its name.
+    """Find a class by its place, or by its name.
 
     Args:
         name: `pkg.module:Class`, a name in `known`, or one that an installed package gives it.
@@ -68,7 +70,8 @@ def find_class(name: str, known: Mapping[str, type | str], group: str, what: str
 
 
 def check_has(found, names: Iterable[str], what: str, advice: str) -> None:
-    """
+    """Check that a class or an object has all that is needed.
+
     Args:
         found: a class or an object that is to be used as `what`.
         names: attributes that it must have, and not as abstract methods.

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import groupby
+from typing import cast
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from .processor_card import PushedWithCard
 from .robot_spec import RobotSpec, make_robots
 from .saved_processor import SETTINGS, SavedProcessor
 from .saved_settings import check_action_prompt, check_settings
-from .sequences import Example, Sequences, action_spans, first_answers, prompt_ends, response_ends
+from .sequences import Example, Sequences, action_spans, first_answers, prompt_ends, response_ends, tokens_before
 
 # Longest response that a policy says before it acts
 MAX_RESPONSE_TOKENS = 64
@@ -157,7 +158,7 @@ class KIVLAProcessor(PushedWithCard, SavedProcessor, ProcessorMixin):
 
     @classmethod
     def get_attributes(cls) -> list[str]:
-        """None: the library would take every argument with "tokenizer" in its name for one of its own."""
+        """Name no attributes: the library would take every argument with "tokenizer" in its name for one of its own."""
         return []
 
     @property
@@ -171,8 +172,8 @@ class KIVLAProcessor(PushedWithCard, SavedProcessor, ProcessorMixin):
         return self.vlm_processor.image_processor
 
     @property
-    def chat_template(self) -> str | None:
-        """The VLM's. Prompts were made of it once: see `prompt_frames`."""
+    def chat_template(self) -> str | dict[str, str] | None:
+        """The VLM's chat template. Prompts were made of it once: see `prompt_frames`."""
         return self.vlm_processor.chat_template
 
     @chat_template.setter
@@ -180,7 +181,7 @@ class KIVLAProcessor(PushedWithCard, SavedProcessor, ProcessorMixin):
         self.vlm_processor.chat_template = template
 
     def apply_chat_template(self, *args, **kwargs):
-        """The VLM's own, for conversations: messages as the library has them."""
+        """Apply the VLM's own chat template to a conversation: messages as the library has them."""
         return self.vlm_processor.apply_chat_template(*args, **kwargs)
 
     def robot(self, name: str | None = None) -> RobotSpec:
@@ -202,16 +203,18 @@ class KIVLAProcessor(PushedWithCard, SavedProcessor, ProcessorMixin):
 
     @property
     def statistics(self) -> dict[str, dict[str, np.ndarray]] | None:
-        """Of the only robot, as are `cameras` and `action_dim`; for several use `processor.robot(name)`."""
+        """Statistics of the only robot; of several use `processor.robot(name)`."""
         return self.robot().statistics
 
     @property
-    def cameras(self) -> list[str] | None:
+    def cameras(self) -> Sequence[str] | None:
+        """Cameras of the only robot; of several use `processor.robot(name)`."""
         return self.robot().cameras
 
     @property
     def action_dim(self) -> int:
-        return self.robot().action_dim
+        """Size of an action of the only robot; of several use `processor.robot(name)`."""
+        return cast(int, self.robot().action_dim)
 
     @property
     def vocab_size(self) -> int:
@@ -238,12 +241,13 @@ class KIVLAProcessor(PushedWithCard, SavedProcessor, ProcessorMixin):
         prompt_kind: str | None = None,
         **options,
     ) -> BatchFeature:
-        """A batch for `model(**batch)` or, without actions and responses, for `sample_actions` and `generate`.
+        """Make a batch for `model(**batch)` or, without actions and responses, for `sample_actions` and `generate`.
 
         Args:
-            images: for each example a list of images in the order of `cameras`, or a dict by camera name. An image is
-                a PIL image, a path or URL, or an array or tensor with three channels, last or first (uint8, or floats
-                in [0, 1]). None in the place of an image: this camera is missing, and its tokens are left out.
+            images: for each example a list of images in the order of `cameras`, or a dict by camera name (the last part
+                of `observation.images.wrist` will do). An image is a PIL image, a path or URL, or an array or tensor
+                with three channels, last or first (uint8, or floats in [0, 1]). None in the place of an image: this
+                camera is missing, and its tokens are left out.
                 Greyscale or RGBA arrays are refused (repeat or drop channels); such PIL images and files are converted.
             text: for each example the instruction or question; for a conversation of several turns the list of its
                 questions. May be "" where actions are asked for.
@@ -292,7 +296,7 @@ class KIVLAProcessor(PushedWithCard, SavedProcessor, ProcessorMixin):
         examples = []
         for i, row in enumerate(zip(*columns.values(), strict=True)):
             try:
-                examples.append(self._example(*row, prompt_kind))
+                examples.append(self._example(*row, prompt_kind=prompt_kind))
             except ValueError as error:
                 raise ValueError(f"Example {i}: {error}") from error
         learns = any(example.learns for example in examples)
@@ -324,10 +328,20 @@ class KIVLAProcessor(PushedWithCard, SavedProcessor, ProcessorMixin):
         images = robot.images(images, asks_actions)
         if self.square_images:
             images = [pad_to_square(image) for image in images]
-        state = self._state(state, robot) if asks_actions and self.state_encoding != "none" else None
+        if asks_actions and self.state_encoding != "none":
+            if state is None:
+                raise ValueError(
+                    f'there is no `state`, but this processor was made with state_encoding="{self.state_encoding}". '
+                    "Pass the robot's state."
+                )
+            state = robot.observed_state(state, self.max_state_dim if self.state_encoding == "continuous" else None)
+        else:
+            state = None
         spans, is_complete = [], True
         if chunk is not None and self.action_tokenizer is not None:
-            spans, is_complete = action_spans(self.action_tokenizer, self.action_token_ids, chunk, is_pad)
+            spans, is_complete = action_spans(
+                self.action_tokenizer, self.action_token_ids, chunk, cast(np.ndarray, is_pad)
+            )
         suffix = self.sequences.suffix(
             questions[1:],
             responses,
@@ -349,29 +363,10 @@ class KIVLAProcessor(PushedWithCard, SavedProcessor, ProcessorMixin):
             is_pad=is_pad,
         )
 
-    def _state(self, values, robot: RobotSpec) -> np.ndarray:
-        if values is None:
-            raise ValueError(
-                f'there is no `state`, but this processor was made with state_encoding="{self.state_encoding}". Pass '
-                "the robot's state."
-            )
-        values = as_numbers(values)
-        if values.ndim != 1:
-            raise ValueError(f"`state` must be one vector (Ds,), got shape {values.shape}.")
-        if self.state_encoding == "continuous" and len(values) > self.max_state_dim:
-            raise ValueError(
-                f"`state` has {len(values)} values, but max_state_dim is {self.max_state_dim}. Build processor and "
-                f"model with max_state_dim of at least {len(values)}."
-            )
-        try:
-            return robot.state.normalize(values)
-        except ValueError as error:
-            raise ValueError(f"`state`: {error}") from error
-
     def _prompt(self, text: str, state: np.ndarray | None) -> str:
         if self.state_encoding != "text":
             return self.action_prompt.format(text=text)
-        bins = " ".join(str(b) for b in discretize_state(state))
+        bins = " ".join(str(b) for b in discretize_state(cast(np.ndarray, state)))
         return self.action_prompt.format(text=text, state=bins)
 
     def _robot_tensors(self, examples: list[Example], learns: bool) -> dict[str, torch.Tensor]:
@@ -384,7 +379,7 @@ class KIVLAProcessor(PushedWithCard, SavedProcessor, ProcessorMixin):
         state = np.zeros((len(examples), self.max_state_dim), dtype=np.float32)
         for i, example in enumerate(examples):
             filled = self.max_action_dim if self.noise_padding else example.robot.action_dim
-            if example.chunk is not None:
+            if example.chunk is not None and example.is_pad is not None:
                 actions[i, :, : example.robot.action_dim] = example.chunk
                 real[i, :, :filled] = ~example.is_pad[:, None]
             elif not learns:  # the dimensions that the sampler has to fill
@@ -400,7 +395,7 @@ class KIVLAProcessor(PushedWithCard, SavedProcessor, ProcessorMixin):
 
     # ------------------------------------------------------------------------------------- batches, once more
     def add_responses(self, prompts, responses: Sequence[str | None]) -> dict[str, torch.Tensor]:
-        """What the VLM has said to prompts, after them: as if it had been given as `given_response` at once.
+        """Append to prompts what the VLM has said, as if it had been given as `given_response` at once.
 
         Args:
             prompts: what the processor gives for inference.
@@ -412,8 +407,9 @@ class KIVLAProcessor(PushedWithCard, SavedProcessor, ProcessorMixin):
         return self.sequences.add_responses(prompts, responses, self.expert_reads_response)
 
     def prompts_of(self, batch, with_responses: bool = False) -> dict[str, torch.Tensor]:
-        """A batch for training as the processor gives the same examples for inference: prompts alone, padded on the
-        left, without `labels` and `actions`. `action_mask` stays as it is.
+        """Cut a batch for training down to its prompts, as the processor gives them for inference.
+
+        They are padded on the left, without `labels` and `actions`. `action_mask` stays as it is.
 
         Args:
             batch: what the processor gives for training.
@@ -422,13 +418,14 @@ class KIVLAProcessor(PushedWithCard, SavedProcessor, ProcessorMixin):
         return self.sequences.cut(batch, self._response_ends(batch) if with_responses else prompt_ends(batch))
 
     def prompt_lengths(self, batch) -> torch.Tensor:
-        """(B,), the tokens of each prompt in a batch for training: images and words, before all that is learned."""
-        mask = batch["attention_mask"].bool()
-        return (mask & (torch.arange(mask.shape[1], device=mask.device) < prompt_ends(batch)[:, None])).sum(1)
+        """Count the tokens of each prompt in a batch for training, (B,): images and words before what is learned."""
+        return tokens_before(batch, prompt_ends(batch))
 
     def answers_of(self, batch) -> list[list[int]]:
-        """For each example of a batch for training the token ids of its first answer, up to and with the end of the
-        VLM's turn; empty where nothing is learned."""
+        """Return the token ids of the first answer of each example in a batch for training.
+
+        Up to and with the end of the VLM's turn; empty where nothing is learned.
+        """
         return first_answers(batch["labels"], self.end_token_id)
 
     def _response_ends(self, batch) -> torch.Tensor:
@@ -436,7 +433,7 @@ class KIVLAProcessor(PushedWithCard, SavedProcessor, ProcessorMixin):
 
     # -------------------------------------------------------------------------------------------------- decoding
     def unnormalize_actions(self, chunk, robot: str | None = None, clip_actions: bool | None = None):
-        """Normalised chunks (..., H, D) from the model -> robot units (..., H, action_dim); arrays or tensors.
+        """Turn normalised chunks (..., H, D) of the model into robot units (..., H, action_dim); arrays or tensors.
 
         Args:
             robot: whose chunks they are, where the processor has several robots.
@@ -448,22 +445,22 @@ class KIVLAProcessor(PushedWithCard, SavedProcessor, ProcessorMixin):
         return self.unnormalize_and_clip(chunk, robot, clip_actions)[0]
 
     def unnormalize_and_clip(self, chunk, robot: str | None = None, clip_actions: bool | None = None) -> tuple:
-        """As `unnormalize_actions`, and how much was clipped.
+        """Do what `unnormalize_actions` does, and say how much was clipped.
 
         Returns:
             The actions, and a dict, or None where nothing is clipped: `values`, how many lay outside; `of`, how many
             there are; `share`; `largest`, how far out the worst was, in widths of its dimension's recorded range; and
             `dimension`, which that is (or None).
         """
-        robot = self.robot(robot)
+        spec = self.robot(robot)
         chunk = as_numbers(chunk) if isinstance(chunk, list | tuple) else chunk
-        if chunk.shape[-1] < robot.action_dim:
+        if chunk.shape[-1] < spec.action_dim:
             raise ValueError(
-                f"Chunks of {chunk.shape[-1]} dimensions are too narrow for this robot's {robot.action_dim}: is the "
+                f"Chunks of {chunk.shape[-1]} dimensions are too narrow for this robot's {spec.action_dim}: is the "
                 "model of another robot?"
             )
         clip = self.clip_actions if clip_actions is None else clip_actions
-        return robot.unnormalize(chunk[..., : robot.action_dim], clip)
+        return spec.unnormalize(chunk[..., : spec.action_dim], clip)
 
     def clips_actions(self, robot: str | None = None) -> bool:
         """Whether this robot's actions are held within the range of its data: see `clip_actions`."""
@@ -472,7 +469,7 @@ class KIVLAProcessor(PushedWithCard, SavedProcessor, ProcessorMixin):
     def decode_actions(
         self, sequences, action_dims: Sequence[int] | None = None
     ) -> list[np.ndarray | ActionDecodingFailure]:
-        """Generated token ids -> for each sequence a normalised chunk (H, action_dim), or the reason why there is none.
+        """Turn generated token ids into normalised chunks (H, action_dim), or the reason why there is none.
 
         The longest run of action tokens counts, and all else is ignored: the prompt, a response (which may hold a few
         of them with "tail": `<loc>` tokens), the end. `labels` may be given as well.
@@ -483,7 +480,7 @@ class KIVLAProcessor(PushedWithCard, SavedProcessor, ProcessorMixin):
         Raises:
             ValueError: the processor has no action tokenizer.
         """
-        self._need_action_tokenizer()
+        tokenizer = self._need_action_tokenizer()
         code_of = {token: code for code, token in enumerate(self.action_token_ids.tolist())}
         dims = [self.action_dim] * len(sequences) if action_dims is None else action_dims
         results = []
@@ -491,13 +488,13 @@ class KIVLAProcessor(PushedWithCard, SavedProcessor, ProcessorMixin):
             row = [code_of.get(token) for token in torch.as_tensor(sequence).tolist()]
             runs = [list(run) for is_action, run in groupby(row, lambda code: code is not None) if is_action]
             codes = max(runs, key=len, default=[])
-            results += self.action_tokenizer.decode([codes], self.chunk_size, action_dim)
+            results += tokenizer.decode([codes], self.chunk_size, action_dim)
         return results
 
     def action_constraint(
         self, prompt_length: int, action_dims: Sequence[int], max_response_tokens: int | None = None
     ) -> ActionTokenConstraint:
-        """A logits processor for `generate`: only complete chunks of action tokens, then the end.
+        """Make a logits processor for `generate` that lets through complete chunks of action tokens, then the end.
 
         Args:
             prompt_length: tokens of each row of `input_ids`, padding included.
@@ -510,15 +507,14 @@ class KIVLAProcessor(PushedWithCard, SavedProcessor, ProcessorMixin):
         """
         if max_response_tokens is None:
             max_response_tokens = MAX_RESPONSE_TOKENS if self.responds_first or self.expert_reads_response else 0
-        self._need_action_tokenizer()
+        grammar = self._need_action_tokenizer().grammar()
         num_values = [self.chunk_size * action_dim for action_dim in action_dims]
-        grammar = self.action_tokenizer.grammar()
         return ActionTokenConstraint(
             self.action_token_ids, self.end_token_id, prompt_length, num_values, grammar, max_response_tokens
         )
 
     def has_response_before_actions(self, labels: torch.Tensor) -> torch.Tensor:
-        """(B, S) labels -> (B,) bool: whether an example teaches words, and then action tokens."""
+        """Say which examples teach words, and then action tokens: (B, S) labels -> (B,) bool."""
         is_action = torch.isin(labels, torch.as_tensor(self.action_token_ids, device=labels.device))
         first = (labels != -100).int().argmax(1, keepdim=True)
         return is_action.any(1) & ~is_action.gather(1, first)[:, 0]
@@ -528,9 +524,10 @@ class KIVLAProcessor(PushedWithCard, SavedProcessor, ProcessorMixin):
         """The first token of what ends the VLM's turn."""
         return self.sequences.closing(1)[0]
 
-    def _need_action_tokenizer(self):
+    def _need_action_tokenizer(self) -> ActionTokenizer:
         if self.action_tokenizer is None:
             raise ValueError("This processor has no action tokenizer: its VLM was not taught action tokens.")
+        return self.action_tokenizer
 
     def __repr__(self) -> str:
         shown = {name: getattr(self, name) for name in SETTINGS}

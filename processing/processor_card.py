@@ -20,7 +20,7 @@ _LIBRARYS = "This is the model card of a 🤗 transformers model that has been p
 
 
 class PushedWithCard:
-    """For a processor class."""
+    """Gives a processor that is pushed by itself a card that says what it is. For a processor class."""
 
     def _upload_modified_files(self, working_dir, repo_id: str, *args, **kwargs):
         """Called by the library's `push_to_hub`: in the folder is the Hub's card, or a template where it has none."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image
 
+from .camera_names import match_cameras
 from .image_input import as_rgb
 from .normalization import Normalizer, as_numbers, clip_to_range, statistics_from_json, statistics_to_json
 
@@ -90,7 +91,7 @@ class RobotSpec:
         """The images that are there, as RGB, in the order of the cameras.
 
         Args:
-            given: a list, a dict by camera name, or None.
+            given: a list, a dict by camera name (in full, or its last part), or None.
             is_observation: whether every camera must have its place (VLM data has any number of images).
         """
         if isinstance(given, dict):
@@ -99,12 +100,13 @@ class RobotSpec:
                     f"`images` is a dict (of {sorted(given)}), but this processor has no camera names, hence no order. "
                     "Pass a list, or make the processor with cameras=[...]."
                 )
-            if set(given) != set(self.cameras):
+            names = match_cameras(list(given), self.cameras)
+            if len(given) != len(self.cameras) or len(names) != len(self.cameras):
                 raise ValueError(
                     f"images are given for the cameras {sorted(given)}, but this processor has {self.cameras}. Pass "
                     "every camera by its name; use None for one that is missing."
                 )
-            given = [given[name] for name in self.cameras]
+            given = [given[names[camera]] for camera in self.cameras]
         if given is None:
             given = []
         if not isinstance(given, list | tuple):
@@ -118,6 +120,28 @@ class RobotSpec:
                 "order; use None for one that is missing."
             )
         return [as_rgb(image) for image in given if image is not None]
+
+    def observed_state(self, values, max_dim: int | None) -> np.ndarray:
+        """Check and normalise a state, (Ds,).
+
+        Args:
+            max_dim: room for it in the model; None where the state becomes text.
+
+        Raises:
+            ValueError: no vector, too long, or of another size than the statistics.
+        """
+        values = as_numbers(values)
+        if values.ndim != 1:
+            raise ValueError(f"`state` must be one vector (Ds,), got shape {values.shape}.")
+        if max_dim is not None and len(values) > max_dim:
+            raise ValueError(
+                f"`state` has {len(values)} values, but max_state_dim is {max_dim}. Build processor and model with "
+                f"max_state_dim of at least {len(values)}."
+            )
+        try:
+            return self.state.normalize(values)
+        except ValueError as error:
+            raise ValueError(f"`state`: {error}") from error
 
     def chunk(self, values, is_pad, chunk_size: int) -> tuple[np.ndarray, np.ndarray]:
         """Actions (steps, action_dim) in robot units -> a normalised chunk (chunk_size, action_dim), and (chunk_size,)
@@ -164,7 +188,7 @@ class RobotSpec:
 
 
 def make_robots(robots: dict[str, dict] | None, single: dict, **shared) -> dict[str | None, RobotSpec]:
-    """The robots of a processor by name; a single one has the name None.
+    """Make the robots of a processor, by name; a single one has the name None.
 
     Args:
         robots: name -> `statistics`, and perhaps `cameras` and `action_dim`; or None.

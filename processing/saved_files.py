@@ -11,7 +11,7 @@ from huggingface_hub import snapshot_download
 
 
 def local_folder(folder_or_hub_id: str | os.PathLike, files: Sequence[str], **hub_kwargs) -> Path:
-    """The folder itself, or a download of just `files` (patterns) from the Hub.
+    """Return the folder itself, or a download of just `files` (patterns) from the Hub.
 
     Args:
         hub_kwargs: `revision`, `token`, ... of `snapshot_download`.
@@ -28,7 +28,8 @@ def local_folder(folder_or_hub_id: str | os.PathLike, files: Sequence[str], **hu
 
 
 def read_text(file: Path) -> str:
-    """
+    """Read a text file.
+
     Raises:
         FileNotFoundError: the folder has no such file; the message lists what it has.
     """
@@ -40,7 +41,7 @@ def read_text(file: Path) -> str:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """A map from a JSON file.
+    """Read a map from a JSON file.
 
     Raises:
         FileNotFoundError: the folder has no such file.

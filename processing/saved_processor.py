@@ -40,11 +40,11 @@ _LIBRARY_ARGUMENTS = ("_from_auto", "_from_pipeline", "_commit_hash", "code_revi
 
 
 class SavedProcessor:
-    """For `KIVLAProcessor`: from a VLM, and to and from folders and the Hub."""
+    """Makes a processor from a VLM, and moves it to and from folders and the Hub. A base of `KIVLAProcessor`."""
 
     @classmethod
     def from_vlm(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> Self:
-        """A processor for a policy on this VLM (Hub id or folder).
+        """Make a processor for a policy on this VLM (Hub id or folder).
 
         Keyword arguments are those of the class, and for the VLM's processor `revision`, `subfolder`, `token`,
         `cache_dir`, `force_download`, `local_files_only`, `trust_remote_code` and `use_fast`.
@@ -53,7 +53,7 @@ class SavedProcessor:
         return cls(AutoProcessor.from_pretrained(pretrained_model_name_or_path, **hub), **kwargs)
 
     def to_dict(self) -> dict:
-        """Everything but the VLM's processor, ready for JSON."""
+        """Return everything but the VLM's processor, ready for JSON."""
         tokenizer = None if self.action_tokenizer is None else self.action_tokenizer.to_dict()
         settings = {name: getattr(self, name) for name in SETTINGS}
         robots = {name: robot.to_dict() for name, robot in self.robots.items()}
@@ -133,7 +133,7 @@ class SavedProcessor:
 
     @classmethod
     def saved_settings(cls, pretrained_model_name_or_path: str | os.PathLike, **hub) -> dict:
-        """The arguments that a saved processor was made with, without the VLM's processor; from a folder or the Hub.
+        """Read the arguments that a saved processor was made with, from a folder or the Hub; without the VLM's one.
 
         A base model without data of its own (`kivla convert`) has them too: its conventions, and no statistics.
 

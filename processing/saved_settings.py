@@ -32,12 +32,12 @@ _LOWEST = {"chunk_size": 1, "max_action_dim": 1, "max_state_dim": 0, "action_tok
 
 
 def shortened(value, length: int = 200) -> str:
-    """A value for a message."""
+    """Return a value as text for a message, cut."""
     return str(value)[:length]
 
 
 def check_settings(settings: dict) -> None:
-    """Settings of a processor that is made.
+    """Check the settings of a processor that is made.
 
     Raises:
         ValueError: a number that is none or out of its range, or something else than True or False.
@@ -54,7 +54,8 @@ def check_settings(settings: dict) -> None:
 
 
 def check_action_prompt(action_prompt: str, state_encoding: str) -> None:
-    """
+    """Check which fields a prompt has.
+
     Raises:
         ValueError: the prompt has other fields than `{text}` and, where the state is text, `{state}`.
     """
@@ -69,7 +70,7 @@ def check_action_prompt(action_prompt: str, state_encoding: str) -> None:
 
 
 def check_saved(file: Path, settings: dict) -> None:
-    """Settings of a processor on disk.
+    """Check the settings of a processor on disk.
 
     Raises:
         ValueError: unknown or missing ones, or of a wrong type or size.
@@ -101,7 +102,7 @@ def _check_types(file: Path, values: dict, types: dict) -> None:
 
 
 def check_prompts(saved: Mapping, names: Sequence[str]) -> None:
-    """`prompt_frames` on disk: by number of images, texts of these names.
+    """Check `prompt_frames` on disk: by number of images, texts of these names.
 
     Raises:
         ValueError: something else, or none for one image.
@@ -119,7 +120,8 @@ def check_prompts(saved: Mapping, names: Sequence[str]) -> None:
 
 
 def check_fast(scale, vocab_size, min_token) -> None:
-    """
+    """Check the settings of a FAST tokenizer.
+
     Raises:
         ValueError: these cannot be the settings of a FAST tokenizer.
     """
@@ -132,7 +134,8 @@ def check_fast(scale, vocab_size, min_token) -> None:
 
 
 def check_bins(num_bins, low, high) -> None:
-    """
+    """Check the settings of bins.
+
     Raises:
         ValueError: these cannot be the settings of bins.
     """
@@ -143,7 +146,8 @@ def check_bins(num_bins, low, high) -> None:
 
 
 def check_names(values: Mapping, names: Sequence[str]) -> None:
-    """
+    """Check that a map has these names.
+
     Raises:
         ValueError: some of these names are missing.
     """
@@ -152,7 +156,7 @@ def check_names(values: Mapping, names: Sequence[str]) -> None:
 
 
 def parse_tokenizer(text: str) -> Tokenizer:
-    """The `tokenizer.json` of the tokenizers library.
+    """Read the `tokenizer.json` of the tokenizers library.
 
     Raises:
         ValueError: it is damaged.
@@ -166,7 +170,10 @@ def parse_tokenizer(text: str) -> Tokenizer:
 
 @contextmanager
 def panics_as_errors() -> Iterator[None]:
-    """`tokenizers` is Rust: over a file that breaks its assumptions it panics, with what is not even an `Exception`."""
+    """Raise a `ValueError` where the library `tokenizers` panics.
+
+    It is Rust: over a file that breaks its assumptions it raises what is not even an `Exception`.
+    """
     try:
         yield
     except BaseException as error:

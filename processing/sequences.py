@@ -107,7 +107,7 @@ class Sequences:
         return questions, responses
 
     def plain(self, name: str, words, clean: Callable[[str], str] = str, may_be_empty: bool = False) -> str:
-        """Words that a person gave, checked, without control tokens."""
+        """Check words that a person gave, and keep control tokens out of them."""
         if not isinstance(words, str):
             raise ValueError(f"`{name}` must be a string, got {type(words).__name__}.")
         if not may_be_empty and not words.strip():
@@ -127,7 +127,7 @@ class Sequences:
         return self.words.without_breaks({"input_ids": ids})["input_ids"]
 
     def answer(self, num_images: int, words: str) -> list[int]:
-        """As it is tokenized after the prompt: some tokenizers put a space in front of every text."""
+        """Tokenize an answer as it stands after the prompt: some tokenizers put a space in front of every text."""
         chat = self.formats[num_images]
         context, answer = self.tokenize(chat.after), chat.lead + words
         whole = self.tokenize(chat.after + answer)
@@ -147,8 +147,10 @@ class Sequences:
         num_images: int,
         expert_reads_response: bool,
     ) -> list[Span]:
-        """What follows the prompt. Of a conversation the answers are learned, and the questions between them not. The
-        VLM's turn ends when all is said: not after a part of a chunk.
+        """Return what follows the prompt.
+
+        Of a conversation the answers are learned, and the questions between them not. The VLM's turn ends when all is
+        said: not after a part of a chunk.
 
         Args:
             actions, is_complete: of `action_spans`.
@@ -168,7 +170,7 @@ class Sequences:
 
     # ------------------------------------------------------------------------------------------------------- batches
     def batch(self, examples: list[Example], learns: bool, max_length: int | None) -> dict[str, torch.Tensor]:
-        """Image tensors, and padded per-token tensors of [prompt ; suffix].
+        """Return image tensors, and padded per-token tensors of [prompt ; suffix].
 
         Args:
             learns: whether there are labels, and padding on the right; otherwise padding is on the left.
@@ -243,7 +245,7 @@ class Sequences:
 
     # --------------------------------------------------------------------------------------------- batches, once more
     def add_responses(self, prompts, responses: Sequence[str | None], expert_reads_response: bool) -> dict:
-        """See `KIVLAProcessor.add_responses`."""
+        """Append what the VLM has said: see `KIVLAProcessor.add_responses`."""
         rows = []
         for row, words in zip(_rows(prompts), responses, strict=True):
             ids = self.answer(1, self.words.plain(words, "responses")) if words else []
@@ -251,10 +253,11 @@ class Sequences:
         return self._replaced(prompts, rows)
 
     def cut(self, batch, ends: torch.Tensor) -> dict[str, torch.Tensor]:
-        """A batch whose sequences end before these places (B,), padded on the left as `generate` needs; without
-        `labels` and `actions`."""
-        mask = batch["attention_mask"].bool()
-        lengths = (mask & (torch.arange(mask.shape[1], device=mask.device) < ends[:, None])).sum(1).tolist()
+        """Cut every sequence of a batch at its place in `ends` (B,), and pad on the left as `generate` needs.
+
+        `labels` and `actions` are left out.
+        """
+        lengths = tokens_before(batch, ends).tolist()
         kept = {name: tensor for name, tensor in batch.items() if name not in ("labels", "actions")}
         rows = [{n: v[:length] for n, v in row.items()} for row, length in zip(_rows(kept), lengths, strict=True)]
         return self._replaced(kept, rows)
@@ -303,6 +306,12 @@ def response_ends(batch, action_token_ids: torch.Tensor) -> torch.Tensor:
     return _first(torch.isin(batch["labels"], action_token_ids.to(mask.device)), mask)
 
 
+def tokens_before(batch, ends: torch.Tensor) -> torch.Tensor:
+    """(B,), the tokens of each row that stand before its place in `ends`; padding is none."""
+    mask = batch["attention_mask"].bool()
+    return (mask & (torch.arange(mask.shape[1], device=mask.device) < ends[:, None])).sum(1)
+
+
 def first_answers(labels: torch.Tensor, end_token_id: int) -> list[list[int]]:
     """The first learned tokens of every row, up to and with the end of the VLM's turn."""
     answers = []
@@ -331,4 +340,4 @@ def _one_line(text: str) -> str:
     return text.strip().replace("_", " ").replace("\n", " ")
 
 
-__all__ = ["Example", "Sequences", "action_spans", "first_answers", "prompt_ends", "response_ends"]
+__all__ = ["Example", "Sequences", "action_spans", "first_answers", "prompt_ends", "response_ends", "tokens_before"]

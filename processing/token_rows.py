@@ -22,6 +22,7 @@ def extend(row: dict[str, list], ids: list[int], **fill) -> dict[str, list]:
 
 
 def pad_rows(rows: list[list], length: int, value, side: str) -> torch.Tensor:
+    """Make a tensor (B, length) of lists of unequal length; `side` is where the padding goes, "left" or "right"."""
     padding = [[value] * (length - len(row)) for row in rows]
     padded = [row + pad if side == "right" else pad + row for row, pad in zip(rows, padding, strict=True)]
     return torch.tensor(padded, dtype=torch.bool if isinstance(rows[0][0], bool) else torch.long)

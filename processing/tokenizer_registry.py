@@ -15,7 +15,7 @@ ENTRY_POINTS = "kivla.action_tokenizers"
 
 
 def action_tokenizer_class(name: str) -> type[ActionTokenizer]:
-    """The class of an action tokenizer: by its kind, or by its place, `pkg.module:Class`.
+    """Find the class of an action tokenizer by its kind, or by its place, `pkg.module:Class`.
 
     Kinds are those of classes that were imported, and those that installed packages name (`ENTRY_POINTS`).
 
@@ -34,7 +34,7 @@ def action_tokenizer_class(name: str) -> type[ActionTokenizer]:
 
 
 def is_action_tokenizer_class(name: str) -> bool:
-    """Whether `action_tokenizer_class` is to find it; otherwise it is a folder or a Hub id."""
+    """Say whether a name is one for `action_tokenizer_class`; otherwise it is a folder or a Hub id."""
     return is_class_path(name) or name in ACTION_TOKENIZERS or name in installed(ENTRY_POINTS)
 
 

@@ -42,14 +42,16 @@ class Environment(Protocol):
     fps: int
 
     def reset(self, seed: Sequence[int], options: dict | None = None) -> tuple[dict, dict]:
-        """`obs, info` of new scenes, one seed for each copy: the same seed is the same scene.
+        """Begin new scenes, one seed for each copy (the same seed is the same scene), and return `obs, info`.
 
         `options={"instruction": [...]}` tells the policy other sentences, in the same scenes.
         """
 
     def step(self, actions: np.ndarray) -> tuple[dict, np.ndarray, np.ndarray, np.ndarray, dict]:
-        """`obs, reward, terminated, truncated, info` after float32 actions (N, Da). A finished copy keeps its state and
-        ignores actions until the next reset."""
+        """Act, float32 (N, Da), and return `obs, reward, terminated, truncated, info`.
+
+        A finished copy keeps its state and ignores actions until the next reset.
+        """
 
     def close(self) -> None:
         """Give back what it holds."""
@@ -68,11 +70,11 @@ class Demonstrator(Environment, Protocol):
     robot_type: str
 
     def expert_actions(self) -> np.ndarray:
-        """(N, Da), what the expert does now."""
+        """Return what the expert does now, (N, Da)."""
 
 
 def make_env(name: str, num_envs: int, **options) -> Environment:
-    """`num_envs` copies of an environment, see `Environment`.
+    """Make `num_envs` copies of an environment, see `Environment`.
 
     Args:
         name: a key of `ENVIRONMENTS`, a name that an installed package gives its own (`ENTRY_POINTS`), or the place of
@@ -89,7 +91,8 @@ def make_env(name: str, num_envs: int, **options) -> Environment:
 
 
 def check_environment(env, protocol: type = Environment) -> None:
-    """
+    """Check that an environment has all that is needed.
+
     Args:
         protocol: `Environment`, or `Demonstrator` for recording.
 
@@ -104,7 +107,7 @@ def check_environment(env, protocol: type = Environment) -> None:
 
 
 def check_first(env: Environment, observation: dict, info: dict) -> None:
-    """Whether what an environment returns from `reset` is what `Environment` says.
+    """Check that what an environment returns from `reset` is what `Environment` says.
 
     Raises:
         ValueError: naming what is missing, or of another shape.
@@ -128,7 +131,7 @@ def check_first(env: Environment, observation: dict, info: dict) -> None:
 
 
 def parse_options(options: Sequence[str]) -> dict:
-    """`["size=48", "tasks=[touch, push]"]` -> `{"size": 48, "tasks": ["touch", "push"]}`.
+    """Read options: `["size=48", "tasks=[touch, push]"]` -> `{"size": 48, "tasks": ["touch", "push"]}`.
 
     Raises:
         ValueError: an option without "=".

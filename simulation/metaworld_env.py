@@ -171,7 +171,7 @@ class MetaWorldVectorEnv(OneCameraVectorEnv):
     def reset(
         self, *, seed: int | Sequence[int] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict, dict]:
-        """New scenes.
+        """Start a new episode in every copy, each in a new scene.
 
         Args:
             seed: one seed per copy, or an int s for s, s + 1, ...; None draws them.
@@ -249,7 +249,7 @@ class MetaWorldVectorEnv(OneCameraVectorEnv):
         self.renderer.close()
 
     def _simulate(self, i: int, action: np.ndarray, steps: int) -> None:
-        """So many of Meta-World's steps."""
+        """Run a number of Meta-World's steps."""
         data = self.data[i]
         self.model.body("faucetBase").pos = self.faucets[i]  # the model is shared by all copies
         data.mocap_quat[0] = HAND_QUATERNION
@@ -264,11 +264,11 @@ class MetaWorldVectorEnv(OneCameraVectorEnv):
         self.renderer.render(out=self.images[i])
 
     def _handle(self, i: int, task: Task) -> np.ndarray:
-        """Where Meta-World's observation of this task says that the handle is."""
+        """The place of the handle, as Meta-World observes it in this task."""
         return self.data[i].site(task.site).xpos - [0.0, 0.0, 0.01]
 
     def _fulfilled(self, i: int) -> int:
-        """Which task's criterion is met; -1 if none is."""
+        """The index of the task whose criterion is met; -1 if none is."""
         for index, task in enumerate(TASKS):
             missing = self._handle(i, task) + task.offset - (self.faucets[i] + task.target)
             if np.linalg.norm(missing) <= TARGET_RADIUS:
@@ -307,7 +307,7 @@ def _load_model() -> mujoco.MjModel:
 
 
 def _front_camera() -> mujoco.MjvCamera:
-    """Near enough that the handle is more than ten of 64 pixels long; in Meta-World's views it is two wide."""
+    """A camera so near that the handle is more than ten of 64 pixels long; in Meta-World's views it is two wide."""
     camera = mujoco.MjvCamera()
     camera.type = mujoco.mjtCamera.mjCAMERA_FREE
     camera.lookat[:] = 0.0, 0.62, 0.12

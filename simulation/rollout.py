@@ -11,13 +11,12 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from ..modeling_kivla import actions_of
+from ..processing.camera_names import match_cameras
 from .environments import Environment, check_first
 
 # A list of observations {"images": {camera: uint8 (height, width, 3)}, "text": str, "state": float32 (Ds,)}
 # -> action chunks (n, H, Da) in robot units
 Policy = Callable[[list[dict]], np.ndarray]
-
-CAMERA_PREFIX = "observation.images."  # LeRobot's names of image features
 
 
 class PipelinePolicy:
@@ -38,7 +37,7 @@ class PipelinePolicy:
 
     @property
     def clipped_share(self) -> float | None:
-        """Of all predicted values so far, those outside the range of the policy's data; None if it does not clip."""
+        """Share of all predicted values so far that were clipped to the range of the data; None without clipping."""
         return self._clipped_values / self._values if self._values else None
 
     def __call__(self, observations: list[dict]) -> np.ndarray:
@@ -52,18 +51,18 @@ class PipelinePolicy:
         return chunks
 
     def _images(self, images: dict[str, np.ndarray]) -> list[np.ndarray]:
-        """The environment's images in the order of the policy's cameras.
+        """Put the environment's images into the order of the policy's cameras.
 
         The policy knows cameras by the names of its dataset's features, `observation.images.NAME`.
         """
-        images = {name.removeprefix(CAMERA_PREFIX): image for name, image in images.items()}
-        cameras = [name.removeprefix(CAMERA_PREFIX) for name in self.pipe.processor.cameras or images]
-        if missing := [name for name in cameras if name not in images]:
+        cameras = self.pipe.processor.cameras or list(images)
+        names = match_cameras(list(images), cameras)
+        if missing := [camera for camera in cameras if camera not in names]:
             raise ValueError(
                 f"The policy looks through the cameras {cameras}, but the environment has no {missing}; it has "
                 f"{list(images)}. Was the policy trained for this environment?"
             )
-        return [images[name] for name in cameras]
+        return [images[names[camera]] for camera in cameras]
 
 
 @dataclass
@@ -97,12 +96,12 @@ class RolloutResult:
 
     @property
     def success(self) -> np.ndarray:
-        """(n,) bool"""
+        """Whether each episode succeeded, (n,) bool."""
         return np.array([episode.success for episode in self.episodes])
 
     @property
     def steps(self) -> np.ndarray:
-        """(n,) int"""
+        """Actions executed in each episode, (n,) int."""
         return np.array([episode.steps for episode in self.episodes])
 
 
@@ -116,7 +115,7 @@ def rollout(
     record: int = 0,
     description: str = "Roll-outs",
 ) -> RolloutResult:
-    """One episode for each seed, `env.num_envs` at a time.
+    """Run one episode for each seed, `env.num_envs` at a time.
 
     An episode ends when the environment says so, or after `max_steps` actions.
 
@@ -149,14 +148,14 @@ def rollout(
             scenes = slice(start, start + env.num_envs)
             told = None if instructions is None else list(instructions[scenes])
             recorded = max(record - start, 0)
-            done, asked = _round(policy, env, seeds[scenes], told, replan_every, max_steps, recorded, progress)
+            done, asked = _run_round(policy, env, seeds[scenes], told, replan_every, max_steps, recorded, progress)
             episodes += done
             calls += asked
     return RolloutResult(episodes, calls)
 
 
 def swapped_instructions(env: Environment, seeds: Sequence[int]) -> list[str]:
-    """For the control: a sentence about another object of each seed's scene, from the environment.
+    """Ask the environment for a sentence about another object of each seed's scene: the control.
 
     Tell them to `rollout(..., instructions=...)` with the same seeds. A policy that reads then does something else; one
     that found its target without reading does the same as before.
@@ -167,7 +166,7 @@ def swapped_instructions(env: Environment, seeds: Sequence[int]) -> list[str]:
     sentences = []
     for start in range(0, len(seeds), env.num_envs):
         scenes = list(seeds[start : start + env.num_envs])
-        _, info = env.reset(seed=_filled(scenes, env.num_envs))
+        _, info = env.reset(seed=_repeat_last(scenes, env.num_envs))
         if "swapped_instruction" not in info:
             raise ValueError(
                 f"{type(env).__name__} gives no info['swapped_instruction'] at reset, so there is no control with "
@@ -177,7 +176,7 @@ def swapped_instructions(env: Environment, seeds: Sequence[int]) -> list[str]:
     return sentences
 
 
-def _round(
+def _run_round(
     policy: Policy,
     env: Environment,
     seeds: list[int],
@@ -187,10 +186,11 @@ def _round(
     record: int,
     progress: tqdm,
 ) -> tuple[list[Episode], int]:
-    """At most `env.num_envs` episodes, and the number of calls of the policy."""
+    """Run at most `env.num_envs` episodes together; return them, and the number of calls of the policy."""
+    # All copies start their scenes. A round with fewer scenes than copies repeats the last, and does not look at it.
     count, camera = len(seeds), env.cameras[0]
-    options = None if instructions is None else {"instruction": _filled(instructions, env.num_envs)}
-    observation, info = env.reset(seed=_filled(seeds, env.num_envs), options=options)
+    options = None if instructions is None else {"instruction": _repeat_last(instructions, env.num_envs)}
+    observation, info = env.reset(seed=_repeat_last(seeds, env.num_envs), options=options)
     check_first(env, observation, info)
     told = list(info["instruction"])[:count]
     frames = [[image.copy()] for image in observation["images"][camera][: min(record, count)]]
@@ -199,11 +199,13 @@ def _round(
     steps = np.zeros(env.num_envs, dtype=int)
     calls = 0
     for step in range(max_steps):
+        # Every `replan_every` steps the policy is asked, about all that are still running at once.
         if step % replan_every == 0:
             observations = [_observation(observation, info, i) for i in np.flatnonzero(running)]
             chunks[running] = _plan(policy, observations, replan_every, env.action_dim)
             calls += 1
         observation, _, terminated, truncated, info = env.step(chunks[:, step % replan_every])
+        # Note who is done: finished copies ignore actions, and are asked about no more.
         steps += running
         for i, film in enumerate(frames):
             if running[i]:
@@ -232,8 +234,8 @@ def _round(
     return episodes, calls
 
 
-def _filled(values: list, size: int) -> list:
-    """A last, smaller round: the environments that are left over repeat its last episode, unobserved."""
+def _repeat_last(values: list, size: int) -> list:
+    """Repeat the last value until there are `size`: one for every copy, where a last round has fewer."""
     return values + values[-1:] * (size - len(values))
 
 
@@ -246,7 +248,7 @@ def _observation(observation: dict, info: dict, i: int) -> dict:
 
 
 def _plan(policy: Policy, observations: list[dict], replan_every: int, action_dim: int) -> np.ndarray:
-    """(n, replan_every, Da)"""
+    """The first `replan_every` actions of the chunks that the policy gives, (n, replan_every, Da), checked."""
     chunks = np.asarray(policy(observations), dtype=np.float32)
     if chunks.ndim != 3 or chunks.shape[::2] != (len(observations), action_dim):
         raise ValueError(

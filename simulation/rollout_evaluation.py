@@ -1,4 +1,4 @@
-"""Success of a policy in a simulator with intervals, the control with swapped instructions, and pictures of both."""
+"""Measure a policy in a simulator: success with intervals, the control with swapped instructions, and videos."""
 
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -17,7 +17,7 @@ def evaluate(
     max_steps: int,
     swapped: bool = True,
 ) -> tuple[dict, RolloutResult]:
-    """Roll-outs and, with `swapped`, the control: the same scenes with an instruction about another object.
+    """Run roll-outs and, with `swapped`, the control: the same scenes with an instruction about another object.
 
     Returns:
         Figures for JSON, and the roll-outs with the true instructions. The figures: `success`, and `swapped` (or None)
@@ -46,11 +46,11 @@ def evaluate(
 
 
 def replay(policy: Policy, env, episodes: Sequence[Episode], replan_every: int, max_steps: int) -> list[Episode]:
-    """The same episodes once more, now with their frames: any of them can be shown, however rare, and no others are
-    kept in memory.
+    """Run the same episodes once more and keep their frames.
 
-    A policy does the same again in the same scene, up to rounding. An episode that this tips over into another outcome
-    is left out: what is shown is what was counted.
+    So any episode can be shown, however rare, and no others are kept in memory. A policy does the same again in the
+    same scene, up to rounding. An episode that this tips over into another outcome is left out: what is shown is what
+    was counted.
     """
     if not episodes:
         return []
@@ -60,19 +60,19 @@ def replay(policy: Policy, env, episodes: Sequence[Episode], replan_every: int, 
 
 
 def video_format() -> str:
-    """What can be written here: "mp4" with PyAV, otherwise "gif"."""
+    """The format of videos that can be written here: "mp4" with PyAV, otherwise "gif"."""
     return "mp4" if find_spec("av") else "gif"
 
 
 def success_rate(outcomes: Sequence[bool]) -> dict:
-    """Counts, rate, and the bounds of its 95 % Wilson interval."""
+    """Successes, episodes, rate, and the bounds of its 95 % Wilson interval."""
     successes, episodes = int(sum(outcomes)), len(outcomes)
     low, high = wilson_interval(successes, episodes)
     return {"successes": successes, "episodes": episodes, "rate": successes / episodes, "low": low, "high": high}
 
 
 def write_media(folder: Path, episodes: Sequence[Episode], fps: int, video_format: str) -> dict:
-    """A video of each episode and a contact sheet of all.
+    """Write a video of each episode and a contact sheet of all.
 
     Returns:
         `contact_sheet` and `videos` (file names, with titles), for JSON.
@@ -89,7 +89,7 @@ def write_media(folder: Path, episodes: Sequence[Episode], fps: int, video_forma
 
 
 def format_report(report: dict) -> str:
-    """The JSON's figures as a table."""
+    """The figures of rollout.json as a table."""
     lines = []
     for figures in report["policies"]:
         lines.append(f"{figures['policy']} in {report['env']}, re-planning every {report['replan_every']} steps")

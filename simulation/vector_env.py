@@ -1,4 +1,4 @@
-"""What the environments of `make_env` do alike."""
+"""What all our environments have in common: spaces, seeds, and a check of actions."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ class OneCameraVectorEnv(gymnasium.vector.VectorEnv):
     """N copies with one camera and actions in [-1, 1]. Sub-classes have `cameras`, `action_dim` and `action_names`."""
 
     def _declare_spaces(self, image_size: int, state: gymnasium.spaces.Box) -> None:
-        """For pictures (image_size, image_size, 3) and the given space of states."""
+        """Declare the spaces of pictures (image_size, image_size, 3), of the given states, and of actions."""
         image = gymnasium.spaces.Box(0, 255, (image_size, image_size, 3), np.uint8)
         self.single_observation_space = gymnasium.spaces.Dict(
             {"images": gymnasium.spaces.Dict({self.cameras[0]: image}), "state": state}
@@ -30,7 +30,7 @@ class OneCameraVectorEnv(gymnasium.vector.VectorEnv):
         return seed
 
     def _checked(self, actions: np.ndarray) -> np.ndarray:
-        """Actions as float64 (N, Da).
+        """Refuse actions of another shape or that are not finite; return them as float64 (N, Da).
 
         Raises:
             ValueError: another shape, or values that are not finite.

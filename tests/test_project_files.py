@@ -38,6 +38,12 @@ def test_every_direct_dependency_is_pinned_within_its_range():
         assert requirement.specifier.contains(pin), f"{text}: constraints.txt has {pin}"
 
 
+def test_the_type_checker_sees_every_public_module():
+    modules = {getattr(kivla, name).__module__ for name in kivla.__all__}
+    included = {name.removesuffix(".py").replace("/", ".") for name in PROJECT["tool"]["pyright"]["include"]}
+    assert not (lost := modules - included), f"not in [tool.pyright] of pyproject.toml: {sorted(lost)}"
+
+
 def test_every_yaml_file_of_the_project_can_be_read():
     files = [*ROOT.glob(".github/**/*.yml"), ROOT / ".pre-commit-config.yaml"]
     assert len(files) > 4

@@ -29,6 +29,7 @@ from ..processing import (
     action_tokenizer_class,
     load_action_tokenizer,
 )
+from ..processing.camera_names import short_name
 from ..processing.saved_processor import CONFIG_FILE, SETTINGS, VLM_PROCESSOR_FOLDER
 from ..processing.tokenizer_registry import is_action_tokenizer_class
 from .data.data_ranges import range_problems
@@ -146,7 +147,8 @@ class BasePolicy:
         """Return the cameras of a robot if a dataset that has these names has all of them; None otherwise."""
         robots = self.settings.get("robots", {None: self.settings})
         wanted = robots[robot]["cameras"] if robot in robots else None
-        return wanted if wanted and {_last(name) for name in wanted} <= {_last(name) for name in names} else None
+        there = {short_name(name) for name in names}
+        return wanted if wanted and {short_name(name) for name in wanted} <= there else None
 
     @cached_property
     def own_recipe(self) -> Recipe:
@@ -348,7 +350,8 @@ def _differences(processor: KIVLAProcessor, data: RobotDataset) -> list[str]:
     except ValueError as error:
         return [f"{data.name}: {error}"]
     differences = []
-    if robot.cameras is not None and [_last(name) for name in data.cameras] != [_last(name) for name in robot.cameras]:
+    given, wanted = ([short_name(name) for name in names or ()] for names in (data.cameras, robot.cameras))
+    if robot.cameras is not None and given != wanted:
         differences.append(f"{data.name} gives the cameras {data.cameras}, the policy sees {robot.cameras}")
     if data.action_dim != robot.action_dim:
         differences.append(f"{data.name} has {data.action_dim}-dimensional actions, the policy {robot.action_dim}")
@@ -356,10 +359,6 @@ def _differences(processor: KIVLAProcessor, data: RobotDataset) -> list[str]:
     if dim is not None and data.state_dim != dim:
         differences.append(f"{data.name} has a state of {data.state_dim} dimensions, the policy reads {dim}")
     return differences
-
-
-def _last(camera: str) -> str:
-    return camera.rpartition(".")[2]
 
 
 # --------------------------------------------------------------------------------------------------------------- adapt

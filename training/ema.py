@@ -21,18 +21,21 @@ class WeightAverage:
     Args:
         model: the model that is trained; frozen parameters need no average.
         decay: openpi's policies use 0.99 and 0.999.
+
+    Attributes:
+        weights: the average, by the parameters' names; where they are sharded, this device's part.
     """
 
     def __init__(self, model: nn.Module, decay: float):
         self.decay = decay
         self._parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self._average = {name: _local(p).float().clone() for name, p in self._parameters.items()}
+        self.weights = {name: _local(p).float().clone() for name, p in self._parameters.items()}
 
     @torch.no_grad()
     def update(self) -> None:
         """Take the weights after an optimiser step into the average."""
         weights = [_local(parameter).float() for parameter in self._parameters.values()]
-        get_ema_multi_avg_fn(self.decay)(list(self._average.values()), weights, None)
+        get_ema_multi_avg_fn(self.decay)(list(self.weights.values()), weights, None)
 
     @contextmanager
     @torch.no_grad()
@@ -50,13 +53,13 @@ class WeightAverage:
     def take(self) -> None:
         """Make the average the model's weights for good."""
         for name, parameter in self._parameters.items():
-            _local(parameter).copy_(self._average[name])
+            _local(parameter).copy_(self.weights[name])
 
     def save(self, folder: Path, is_writer: bool) -> None:
         """Write `ema.safetensors`, with whole tensors under their parameters' names. To be called on all devices."""
         whole = {}
         for name, parameter in self._parameters.items():
-            average = self._average[name]
+            average = self.weights[name]
             if isinstance(parameter, DTensor):
                 sharding = {"shape": parameter.shape, "stride": parameter.stride()}
                 average = DTensor.from_local(average, parameter.device_mesh, parameter.placements, **sharding)
@@ -77,17 +80,17 @@ class WeightAverage:
                 f"{folder} has no {EMA_FILE}: it is of a run without ema_decay. Leave out ema_decay, or start anew."
             )
         whole = load_file(folder / EMA_FILE)
-        if whole.keys() != self._average.keys():
-            differing = sorted(whole.keys() ^ self._average.keys())
+        if whole.keys() != self.weights.keys():
+            differing = sorted(whole.keys() ^ self.weights.keys())
             raise ValueError(
                 f"{folder / EMA_FILE} has the average of other parameters than are trained now: {len(differing)} are "
                 f"only in one of them ({differing[:3]} ...). Resume with the arguments of the run that wrote it."
             )
         for name, parameter in self._parameters.items():
-            average = whole[name].to(self._average[name].device)
+            average = whole[name].to(self.weights[name].device)
             if isinstance(parameter, DTensor):
                 average = distribute_tensor(average, parameter.device_mesh, parameter.placements).to_local()
-            self._average[name].copy_(average)
+            self.weights[name].copy_(average)
 
 
 def _local(parameter: nn.Parameter) -> torch.Tensor:

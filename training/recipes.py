@@ -195,7 +195,7 @@ def _read_recipe(path: Path) -> Recipe:
 
 
 def _check_keys(values, kind: type, where: str) -> None:
-    """Whether a map has names of this dataclass alone, and those without a default."""
+    """Check that a map has names of this dataclass alone, and those without a default."""
     known = [field.name for field in fields(kind)]
     if not isinstance(values, dict):
         raise ValueError(f"{where} must be a map of {', '.join(known)}; got {values!r}.")

@@ -5,6 +5,7 @@ import inspect
 import logging
 from collections import defaultdict
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -74,6 +75,11 @@ class KIVLATrainer(ResumableTrainer):
         TypeError: a model, processor or arguments of another kind.
     """
 
+    args: KIVLATrainingArguments
+    model: nn.Module
+    accelerator: Any  # its results have the types of what it is given, which it does not say
+    train_dataset: Dataset
+    processing_class: KIVLAProcessor
     _tag_names = ("kivla", "robotics", "vision-language-action", "knowledge-insulation")
     # The losses are divided by the counts of the whole optimiser step.
     loss_is_scaled_for_ga = True
@@ -147,8 +153,8 @@ class KIVLATrainer(ResumableTrainer):
                 "load_lora(folder).merge_and_unload()."
             )
         _check_agreement(policy, self.processing_class)
-        if model.get_input_embeddings().weight.shape[0] < self.processing_class.vocab_size:
-            model.resize_token_embeddings(self.processing_class.vocab_size, pad_to_multiple_of=64)
+        if policy.get_input_embeddings().weight.shape[0] < self.processing_class.vocab_size:
+            policy.resize_token_embeddings(self.processing_class.vocab_size, pad_to_multiple_of=64)
 
     def call_model_init(self, trial=None) -> nn.Module:
         model = super().call_model_init(trial)
@@ -180,7 +186,7 @@ class KIVLATrainer(ResumableTrainer):
             self.optimizer = MuonWithAdamW(
                 self._named_parameters(),
                 lr=self.args.learning_rate,
-                betas=(self.args.adam_beta1, self.args.adam_beta2),
+                betas=(self.args.adam_beta1, cast(float, self.args.adam_beta2)),
                 eps=self.args.adam_epsilon,
                 weight_decay=self.args.weight_decay,
             )
@@ -328,7 +334,7 @@ class KIVLATrainer(ResumableTrainer):
         with record_function("kivla::data"):
             return super().get_batch_samples(*args, **kwargs)
 
-    def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
+    def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch: torch.Tensor | None = None):
         inputs = {name: values for name, values in inputs.items() if name != "robot"}
         learns = {}
         if num_items_in_batch is None:
@@ -353,7 +359,7 @@ class KIVLATrainer(ResumableTrainer):
 
     @torch.no_grad()
     def _count(self, outputs, inputs, tokens, actions):
-        sums = dict.fromkeys(LOSS_SUMS, torch.zeros(()))
+        sums: dict[str, torch.Tensor] = {name: torch.zeros(()) for name in LOSS_SUMS}
         if outputs.token_loss is not None:
             sums.update(token_sums(outputs.logits, inputs["labels"], self._action_token_ids))
         if outputs.flow_loss is not None and "actions" in inputs:
@@ -380,7 +386,7 @@ class KIVLATrainer(ResumableTrainer):
             self._ddp_gradients.forget_unused(self.accelerator)
         return loss
 
-    def _clip_grad_norm(self, model) -> torch.Tensor:
+    def _clip_grad_norm(self, model) -> torch.Tensor | None:
         """Clip backbone and expert each to `max_grad_norm` (`clip_per_part`); return the norm of all of it, before.
 
         One norm for both would let the size of the expert's gradient decide how far the VLM moves, insulated or not.
@@ -388,19 +394,19 @@ class KIVLATrainer(ResumableTrainer):
         if self.is_deepspeed_enabled:
             return super()._clip_grad_norm(model)
         self.accelerator.unscale_gradients()
-        parts: dict[str, list[nn.Parameter]] = defaultdict(list)
+        parts: dict[str, list[torch.Tensor]] = defaultdict(list)
         for name, parameter in self._named_parameters():
             if parameter.grad is not None:
-                parts["expert" if _is_expert(name) else "backbone"].append(parameter)
-        norms = {part: total_norm([p.grad for p in parameters]) for part, parameters in parts.items()}
+                parts["expert" if _is_expert(name) else "backbone"].append(parameter.grad)
+        norms = {part: total_norm(gradients) for part, gradients in parts.items()}
         self._gradient_norms = {f"{part}_grad_norm": norm for part, norm in norms.items()}
         whole = torch.tensor([float(norm) for norm in norms.values()]).norm()
         if self.args.max_grad_norm > 0:
-            for part, parameters in parts.items():
+            for part, gradients in parts.items():
                 norm = norms[part] if self.args.clip_per_part else whole
                 if norm > self.args.max_grad_norm:
-                    for parameter in parameters:
-                        parameter.grad.mul_(self.args.max_grad_norm / float(norm))
+                    for gradient in gradients:
+                        gradient.mul_(self.args.max_grad_norm / float(norm))
         return whole
 
     def _get_grad_norm(self, model, grad_norm=None):
@@ -466,7 +472,7 @@ class KIVLATrainer(ResumableTrainer):
     def init_hf_repo(self, *args, **kwargs) -> None:
         """As the library's. README.md here, which every push uploads, gets the words of its author on the Hub."""
         super().init_hf_repo(*args, **kwargs)
-        path = Path(self.args.output_dir) / "README.md"
+        path = Path(cast(str, self.args.output_dir)) / "README.md"
         if self.is_world_process_zero() and path.is_file():
             path.write_text(with_author_words(self, path.read_text(encoding="utf-8")), encoding="utf-8")
 
@@ -554,7 +560,7 @@ class KIVLATrainer(ResumableTrainer):
         model.eval()
         measure = EvaluationStep(model, self.processing_class, samples, self.args.eval_num_steps, self.is_zero3)
         totals: dict[str, torch.Tensor] = {}
-        chunks: list[tuple[np.ndarray, np.ndarray]] = []
+        chunks: list[list[np.ndarray]] = []  # predicted and demonstrated, of every batch
         num_samples = 0
         quiet = self.args.disable_tqdm or not self.is_world_process_zero()
         with torch.random.fork_rng(), whole_weights(model, self.accelerator):
@@ -575,10 +581,11 @@ class KIVLATrainer(ResumableTrainer):
         if returns_chunks and totals["decoded"] > 0:
             predictions, label_ids = (np.concatenate(part) for part in zip(*chunks, strict=True))
             label_ids = None if np.isnan(label_ids).all() else label_ids
-        if self.compute_metrics is not None and label_ids is not None:
-            metrics |= denumpify_detensorize(self.compute_metrics(EvalPrediction(predictions, label_ids)))
+        if self.compute_metrics is not None and predictions is not None and label_ids is not None:
+            own_metrics = self.compute_metrics(EvalPrediction(predictions, label_ids))
+            metrics.update(cast(dict, denumpify_detensorize(own_metrics)))
         return EvalLoopOutput(
-            predictions=predictions,
+            predictions=cast(np.ndarray, predictions),  # or None, as for a dataset without labels
             label_ids=label_ids,
             metrics={_with_prefix(name, metric_key_prefix): value for name, value in metrics.items()},
             num_samples=num_samples,
@@ -600,7 +607,7 @@ def _supervised_counts(batch: dict) -> tuple[torch.Tensor, torch.Tensor]:
     return tokens, actions
 
 
-def _check_agreement(model: nn.Module, processor: KIVLAProcessor) -> None:
+def _check_agreement(model: KIVLAForActionPrediction, processor: KIVLAProcessor) -> None:
     for name in ("chunk_size", "max_action_dim", "max_state_dim", "state_encoding"):
         ours, theirs = getattr(model.config, name), getattr(processor, name)
         if ours != theirs:

@@ -44,7 +44,7 @@ def run(arguments: Sequence[str]) -> None:
     print(describe(config))
     batch = example_batch(processor, args.num_images, args.text)
     mask, groups = attention_mask(config, batch)
-    print("\n" + describe_tokens(processor, batch, groups))
+    print("\n" + describe_tokens(processor, batch))
     path = Path(args.output)
     path.parent.mkdir(parents=True, exist_ok=True)
     plot_attention_mask(path, mask, groups)
@@ -158,15 +158,14 @@ def attention_mask(config: KIVLAConfig, batch: dict) -> tuple[np.ndarray, list[t
     return mask, [(name, len(list(run))) for name, run in groupby(names)]
 
 
-def describe_tokens(processor: KIVLAProcessor, batch: dict, groups: list[tuple[str, int]]) -> str:
-    ids = batch["input_ids"][0].tolist()
-    learned = dict(groups).get("learned", 0)
-    prompt, suffix = ids[: len(ids) - learned], ids[len(ids) - learned :]
+def describe_tokens(processor: KIVLAProcessor, batch: dict) -> str:
+    ids, length = batch["input_ids"][0].tolist(), int(processor.prompt_lengths(batch)[0])
+    prompt, suffix = ids[:length], ids[length:]
     shown = processor.decode(prompt)
     lines = [f"prompt     {len(prompt)} tokens: ...{shown[-160:]!r}"]
-    if learned:
+    if suffix:
         lines.append(
-            f"learned    {learned} tokens: {processor.decode(suffix[:4])!r} ... {processor.decode(suffix[-2:])!r}"
+            f"learned    {len(suffix)} tokens: {processor.decode(suffix[:4])!r} ... {processor.decode(suffix[-2:])!r}"
         )
     if len(processor.action_token_ids):
         ids = processor.action_token_ids

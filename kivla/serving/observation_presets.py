@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..processing.camera_names import short_name
+
 _PLAIN = ("images", "text", "state", "robot", "response")
 
 # Far beyond any robot: what is larger would cost the policy minutes and memory before it could be refused.
@@ -66,7 +68,7 @@ def camera_keys(preset: str, cameras: Sequence[str] | None) -> list[str]:
     if cameras is None:
         return list(keys)
     by_name = {name: key for key, names in keys.items() for name in names}
-    found = [by_name.get(camera.rpartition(".")[2]) for camera in cameras]
+    found = [by_name.get(short_name(camera)) for camera in cameras]
     if None not in found and len(set(found)) == len(found):
         return found
     if len(cameras) > len(keys):

@@ -20,7 +20,7 @@ STEP = 0.1  # table units that an action of size 1 moves the gripper, on each ax
 
 
 class TabletopVectorEnv(OneCameraVectorEnv):
-    """N tables.
+    """N tables that step together, each with objects, one gripper and a sentence.
 
     * action: float32 (N, 3), `dx`, `dy` in [-1, 1] (0.1 table units each) and `grip`: closed above 0. A gripper that
       closes within reach of an object holds the nearest one.
@@ -93,7 +93,7 @@ class TabletopVectorEnv(OneCameraVectorEnv):
     def reset(
         self, *, seed: int | Sequence[int] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict, dict]:
-        """New tables.
+        """Start a new episode on every table, each with a new scene.
 
         Args:
             seed: one seed per table, or an int s for s, s + 1, ...; None draws them.
@@ -136,9 +136,11 @@ class TabletopVectorEnv(OneCameraVectorEnv):
         return self._observe(), self._info()
 
     def set_instruction(self, index: int, text: str) -> None:
-        """Tell table `index` another sentence, which the expert then follows. `success` stays about the scene's own;
-        the table runs until both are decided. A sentence that fits nothing on the table is told all the same:
-        `swapped_success` then stays False."""
+        """Tell table `index` another sentence, which the expert then follows.
+
+        `success` stays about the scene's own; the table runs until both are decided. A sentence that fits nothing on
+        the table is told all the same: `swapped_success` then stays False.
+        """
         task = tasks.parse_instruction(self.scene[index], text)
         self.instructions[index] = text
         self.understood[index] = task is not None
@@ -147,7 +149,7 @@ class TabletopVectorEnv(OneCameraVectorEnv):
                 field[index] = value
 
     def step(self, actions: np.ndarray) -> tuple[dict, np.ndarray, np.ndarray, np.ndarray, dict]:
-        """One step of every unfinished table.
+        """Step every unfinished table once.
 
         Raises:
             ValueError: actions are not (N, 3), or not finite.

@@ -353,8 +353,9 @@ def make_questions(
 
 
 def place_distance(answer: str, truth: str) -> int | None:
-    """How many cells an answer is off, the larger of the two axes: in the 6 x 6 grid for answers such as
-    `"column 2 row 5"`, in the 3 x 3 grid for coarse words. None if the answer names no place of the truth's grid.
+    """How many cells an answer is off, on the axis where it is off most; None if it names no place of the truth's grid.
+
+    The grid is 6 x 6 for answers such as `"column 2 row 5"`, and 3 x 3 for coarse words.
 
     Raises:
         ValueError: the truth is no place.

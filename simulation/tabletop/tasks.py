@@ -87,8 +87,13 @@ class Episode(NamedTuple):
 
 @dataclass(eq=False)
 class History:
-    """What has happened in N episodes: starts (N, K, 2); first touched and first held object (N,), -1 for none yet;
-    whether the first held object has been let go (N,) bool."""
+    """What has happened in N episodes so far.
+
+    Attributes:
+        starts: (N, K, 2), where the K objects lay at first.
+        first_touched, first_held: (N,), the object; -1 for none yet.
+        released: (N,) bool, whether the first held object has been let go.
+    """
 
     starts: np.ndarray
     first_touched: np.ndarray

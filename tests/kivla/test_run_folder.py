@@ -56,7 +56,7 @@ def test_a_command_does_not_give_the_results_of_other_arguments(tmp_path, monkey
     def began(*args, **kwargs):
         raise Began
 
-    for place in ("demo.ask_vlm", "study.record", "pretrain_tiny.load_questions"):
+    for place in ("commands.demo.ask_vlm", "commands.study.record", "demo.pretraining.load_questions"):
         monkeypatch.setattr(f"kivla.{place}", began)
     name, *rest = command
     given = [name, "--output_dir", str(tmp_path / "out"), *rest]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from kivla.processing import KIVLAProcessor, compute_statistics
+from kivla.processing import BinningActionTokenizer, KIVLAProcessor, compute_statistics
 from kivla.processing.chat_format import chat_format, has_chat
 from tests.processing.test_processing_kivla import (
     CHUNK,
@@ -99,6 +99,40 @@ def test_a_given_response_stands_where_it_was_learned(name, reads):
     seen = int(acting["expert_attention_mask"].sum()), int(without["expert_attention_mask"].sum())
     assert seen[0] > seen[1] if reads else seen[0] == seen[1]
     assert "labels" not in acting
+
+
+@kinds
+@pytest.mark.parametrize("reads", [False, True])
+def test_the_prompts_of_a_batch_for_training_are_those_of_inference(name, reads):
+    """Where the prompt ends, and where the response does, is known to the processor alone."""
+    processor = make(name, expert_reads_response=reads)
+    examples = (LONG, SHORT)
+    batch = processor(**columns(*examples))
+    prompts = processor(**columns(*map(observation, examples)))
+    assert processor.prompt_lengths(batch).tolist() == prompts["attention_mask"].sum(1).tolist()
+    given = [example["response"] for example in examples]
+    responded = processor(**columns(*map(observation, examples)), given_response=given)
+    for with_responses, expected in ((False, prompts), (True, responded)):
+        found = processor.prompts_of(batch, with_responses)
+        assert found.keys() == expected.keys(), "no labels, no actions"
+        for key in expected.keys() - {"action_mask"}:
+            assert torch.equal(found[key], expected[key]), f"{key}, {'with' if with_responses else 'without'} responses"
+
+
+def test_prompts_of_bins_whose_first_steps_are_not_real():
+    """Their tokens stand behind the prompt, though nothing of them is learned."""
+    processor = make(action_tokenizer=BinningActionTokenizer(16))
+    batch = processor(**columns(LONG | {"action_is_pad": [True, False, False, False]}))
+    prompts = processor(**columns(observation(LONG)))
+    assert torch.equal(processor.prompts_of(batch)["input_ids"], prompts["input_ids"])
+
+
+def test_answers_of_a_batch_are_the_first_learned_words():
+    processor = make()
+    batch = processor(**columns(QUESTION, {**QUESTION, "response": "a red cup"}))
+    said = [processor.tokenizer.decode(answer) for answer in processor.answers_of(batch)]
+    end = processor.tokenizer.decode([processor.end_token_id])
+    assert [words.strip() for words in said] == [f"a cup{end}", f"a red cup{end}"]
 
 
 @kinds
@@ -266,3 +300,28 @@ def test_robots_that_are_not_known_are_refused(call, message):
 
 def test_fast_fits_chunks_of_several_robots():
     assert FAST.fit([LONG["actions"] - 5, CART["actions"] - 100], vocab_size=512).vocab_size == 512
+
+
+# -------------------------------------------------------------------------------------------------------------- cameras
+def test_cameras_are_known_by_the_last_part_of_their_names():
+    """A dataset says `observation.images.wrist`, a robot `wrist`."""
+    processor = make(cameras=["observation.images.base", "observation.images.wrist"])
+    base, wrist = LONG["images"]
+    expected = processor(**columns(LONG))
+    for names in (("base", "wrist"), ("observation.images.base", "wrist"), ("cam.base", "cam.wrist")):
+        given = dict(zip(names, (base, wrist), strict=True))
+        found = processor(**columns(LONG | {"images": dict(reversed(given.items()))}))
+        assert torch.equal(found["pixel_values"], expected["pixel_values"]), names
+    for names in (("base", "top"), ("left.wrist", "right.wrist"), ("base", "wrist", "top")):
+        with pytest.raises(ValueError, match="images are given for the cameras"):
+            processor(**columns(LONG | {"images": dict.fromkeys(names, base)}))
+
+
+def test_cameras_with_the_same_last_part_need_their_whole_names():
+    processor = make(cameras=["left.image", "right.image"])
+    left, right = LONG["images"]
+    expected = processor(**columns(LONG))
+    found = processor(**columns(LONG | {"images": {"right.image": right, "left.image": left}}))
+    assert torch.equal(found["pixel_values"], expected["pixel_values"])
+    with pytest.raises(ValueError, match="images are given for the cameras"):
+        processor(**columns(LONG | {"images": {"image": left, "other.image": right}}))

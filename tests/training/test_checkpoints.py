@@ -84,7 +84,7 @@ def train(folder: Path, mixed: bool = False, stop_after: int | None = None, resu
 def everything(trainer) -> dict[str, torch.Tensor]:
     """Weights, averages and what the optimiser remembers."""
     found = dict(trainer.model.state_dict())
-    found |= {f"average of {name}": average for name, average in trainer.average._average.items()}
+    found |= {f"average of {name}": average for name, average in trainer.average.weights.items()}
     for number, state in trainer.optimizer.state_dict()["state"].items():
         found |= {f"{name} of parameter {number}": torch.as_tensor(value) for name, value in state.items()}
     return found

@@ -80,7 +80,7 @@ def test_bfloat16_weights_are_averaged_in_float32():
 
 def test_the_trainer_averages_after_every_step(trained):
     folder, trainer, weights = trained
-    assert_average(trainer.average._average, expected_average(weights, 0.75))
+    assert_average(trainer.average.weights, expected_average(weights, 0.75))
     assert_average(load_file(folder / "checkpoint-2" / "ema.safetensors"), expected_average(weights[:3], 0.75))
 
 
@@ -131,7 +131,7 @@ def test_lora_averages_what_is_trained(tmp_path):
     trainer.train()
     average = expected_average(recorder.weights, 0.5)
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
-    assert trainer.average._average.keys() == trained and len(trained) < len(average)
+    assert trainer.average.weights.keys() == trained and len(trained) < len(average)
     trainer.take_average()
     assert_average({name: p for name, p in model.named_parameters() if name in trained}, average)
     assert trainer.average is None

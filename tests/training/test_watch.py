@@ -42,7 +42,7 @@ class States(TrainerCallback):
     def _state(self) -> list[list[torch.Tensor]]:
         optimizer = self.trainer.optimizer.state_dict()["state"]
         kept = [torch.as_tensor(value) for state in optimizer.values() for value in state.values()]
-        parts = (self.trainer.model.state_dict().values(), kept, self.trainer.average._average.values())
+        parts = (self.trainer.model.state_dict().values(), kept, self.trainer.average.weights.values())
         return [[value.clone() for value in part] for part in parts]
 
     def changes(self) -> list[bool]:

@@ -1,6 +1,7 @@
 """Examples of any kind -> one batch."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from transformers import BatchFeature
 
@@ -40,7 +41,7 @@ class KIVLACollator:
                     "`text`, and `actions` or `response` to learn from (action-only data: text = '')."
                 )
             self._check_length(i, example)
-        columns = {key: [example.get(key) for example in examples] for key in _KEYS}
+        columns: dict[str, Any] = {key: [example.get(key) for example in examples] for key in _KEYS}
         batch = self.processor(**columns)
         if None not in self.processor.robots:
             batch["robot"] = columns["robot"]

@@ -18,7 +18,8 @@ _NARROW = 0.05
 
 @dataclass(frozen=True)
 class RangeProblem:
-    """
+    """Data that lies where the policy was not normalised for.
+
     Attributes:
         text: share, dimension and ranges, for people.
         is_other: whether it is so large that the data must be of another robot, or in other units.

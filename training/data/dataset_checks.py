@@ -26,7 +26,8 @@ def robot_datasets(dataset) -> list[RobotDataset]:
 
 
 def check_dataset(dataset, processor: KIVLAProcessor) -> None:
-    """
+    """Check that a dataset fits the processor.
+
     Raises:
         ValueError: a robot dataset in it has another chunk size, number or order of cameras or action size than the
             processor, or belongs to an unknown robot.

@@ -92,6 +92,7 @@ class RobotDataset(torch.utils.data.Dataset, ABC):
 
     @property
     def num_episodes(self) -> int:
+        """How many episodes are selected."""
         return len(self.episodes)
 
     @cached_property
@@ -110,7 +111,7 @@ class RobotDataset(torch.utils.data.Dataset, ABC):
 
 
 def joint_statistics(datasets: Sequence[RobotDataset]) -> dict[str, dict[str, np.ndarray]]:
-    """`statistics` of several datasets of one robot, as if their frames were in one.
+    """Compute `statistics` of several datasets of one robot, as if their frames were in one.
 
     Raises:
         ValueError: actions or states of different sizes, or named differently.
@@ -134,7 +135,7 @@ def joint_statistics(datasets: Sequence[RobotDataset]) -> dict[str, dict[str, np
 
 
 def dataset_reader(dataset_format: str) -> type[RobotDataset]:
-    """The reader of a format: by its name, or by its place, `pkg.module:Class`.
+    """Find the reader of a format by its name, or by its place, `pkg.module:Class`.
 
     Raises:
         ValueError: there is none.

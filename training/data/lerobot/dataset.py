@@ -11,10 +11,12 @@ from collections.abc import Iterator, Sequence
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
 import pyarrow as pa
+from datasets.exceptions import DatasetGenerationError
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 
@@ -223,7 +225,7 @@ class LeRobotDataset(RobotDataset):
         columns = {name: hashlib.sha256() for name in (*INDEX_COLUMNS, *self._vector_keys())}
         for _, _, block in self._blocks(list(columns)):
             for name, digest in columns.items():
-                digest.update(np.ascontiguousarray(block[name]))
+                digest.update(np.ascontiguousarray(block[name]).data)
         files = {
             camera: self._metadata.video_files(camera, self._positions)
             if self.features[camera]["dtype"] == "video"
@@ -279,11 +281,11 @@ class LeRobotDataset(RobotDataset):
     def _load_table(self) -> datasets.Dataset:
         """All rows, of the columns that are used, memory-mapped; slices of it are `pyarrow.Table`s."""
         files = self._metadata.data_files()
-        num_rows, schema = 0, None
+        num_rows, schema = 0, pa.schema([])
         for path in files:
             with open_parquet(path) as file:
                 num_rows += file.metadata.num_rows
-                schema = schema or file.schema_arrow
+                schema = schema if len(schema) else file.schema_arrow
         if num_rows != self._metadata.info["total_frames"]:  # before anything of that size is read
             raise ValueError(
                 f"{self.name}: meta/info.json says total_frames = {self._metadata.info['total_frames']}, but the data "
@@ -300,10 +302,10 @@ class LeRobotDataset(RobotDataset):
                 features[camera] = datasets.Image(decode=False)
         if missing := sorted(features.keys() - set(schema.names)):
             raise ValueError(f"{files[0]} lacks {missing}, which info.json or the format announces.")
-        paths = [glob.escape(str(file)) for file in files]  # `datasets` takes paths for patterns
+        paths: list = [glob.escape(str(file)) for file in files]  # `datasets` takes paths for patterns
         try:
             table = datasets.Dataset.from_parquet(paths, columns=list(features), features=features)
-        except (datasets.exceptions.DatasetGenerationError, FileNotFoundError) as error:
+        except (DatasetGenerationError, FileNotFoundError) as error:
             for path in files:  # the file that is missing or damaged says so itself
                 with open_parquet(path) as file:
                     file.read(columns=list(features))
@@ -383,7 +385,7 @@ class LeRobotDataset(RobotDataset):
         """Columns of the selected episodes; see `blocks`."""
         return blocks(self._table, columns, self._first_rows, self._metadata.episode_lengths[self._positions])
 
-    def _open_videos(self):
+    def _open_videos(self) -> Any:  # `VideoReaders` of an optional dependency
         """Check that the selected video files are there and whole. None when no camera is stored as video."""
         cameras = [camera for camera in self.cameras if self.features[camera]["dtype"] == "video"]
         if not cameras:
