@@ -80,14 +80,13 @@ def test_robot_units_and_clipping_by_hand(tokenizers):
     assert figures["tokens_per_chunk"] == 4 and figures["bits_per_value"] == pytest.approx(1)
 
 
-def test_a_dataset_of_one_sort_of_episodes(tokenizers, monkeypatch):
+def test_a_dataset_of_one_sort_of_episodes(tokenizers):
     class OneEpisode:
         def __init__(self, *args, **kwargs):
             self.episodes = [4]
 
-    monkeypatch.setattr(tokenizers, "LeRobotDataset", OneEpisode)
     with pytest.raises(ValueError, match=r"has the episodes \[4\].*even.*odd"):
-        tokenizers.split("one", 8)
+        tokenizers.split(OneEpisode, "one", 8)
 
 
 def test_the_module_does_not_take_the_place_of_the_library(tokenizers):

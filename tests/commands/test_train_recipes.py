@@ -154,6 +154,7 @@ def test_lora_leaves_a_whole_policy_and_its_updates(sources, tmp_path):
         ({"robots": ["a", "b"]}, "--robots has 2 entries for 1 datasets"),
         ({"vlm_share": 1.5}, "--vlm_share must lie between 0 and 1"),
         ({"max_steps": -1}, "give --max_steps"),
+        ({"resume_from_checkpoint": "true"}, "it names a checkpoint's folder, and there is none"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused_in_a_line(sources, tmp_path, options, message, capsys):

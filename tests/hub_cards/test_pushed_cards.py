@@ -142,6 +142,8 @@ def test_kivla_train_pushes_once_and_with_its_own_card(sources, tmp_path):  # no
         assert list(hub.repos) == ["user/recipe"], "a stage was pushed as a policy of its own"
         metadata, body = card(hub, "user/recipe")
         files = hub.repos["user/recipe"]["main"]
+    assert not [file for file in files if "stage_" in file or "checkpoint-" in file], "only the policy is pushed"
+    assert (tmp_path / "policy" / "_stage_1" / "model.safetensors").is_file()
     assert "pi0.5" in metadata["tags"] and 'model="user/recipe"' in body and "before fine-tuning" in body
     for picture in re.findall(r"!\[[^]]*\]\(([^)]+)\)", body):
         assert picture in files, f"the card on the Hub shows {picture}, which is not there"

@@ -3,7 +3,7 @@
 import pytest
 from huggingface_hub import ModelCard, metadata_load
 
-from kivla.hub_cards.readme import BEGIN, END, joined, own_words, split, with_card, write_readme
+from kivla.hub_cards.readme import BEGIN, END, author_words, join_readmes, split_metadata, with_card, write_readme
 
 CARD = "---\nlibrary_name: kivla\ntags:\n- kivla\n- insulated\n---\n\n# A policy\n\nIt acts.\n"
 
@@ -29,7 +29,7 @@ def test_an_authors_readme_stays(tmp_path, before):
     (tmp_path / "README.md").write_bytes(before.encode())
     assert write_readme(tmp_path / "README.md", card())
     text = (tmp_path / "README.md").read_text()
-    words = split(before.replace("\r\n", "\n"))[1].strip()
+    words = split_metadata(before.replace("\r\n", "\n"))[1].strip()
     assert words in text.replace("\r\n", "\n") and text.index("It acts.") > text.index(words[:8])
     again = card(CARD.replace("It acts.", "It acts better."))
     assert write_readme(tmp_path / "README.md", again)
@@ -46,7 +46,7 @@ def test_words_around_the_card_stay(tmp_path):
     edited = text.replace(BEGIN, f"Hello.\n\n{BEGIN}").replace(END, f"{END}\n\nThanks to all.")
     (tmp_path / "README.md").write_text(edited)
     write_readme(tmp_path / "README.md", card(CARD.replace("# A policy", "# Another")))
-    assert own_words((tmp_path / "README.md").read_text()) == ("Hello.", "Thanks to all.")
+    assert author_words((tmp_path / "README.md").read_text()) == ("Hello.", "Thanks to all.")
     assert "# A policy" not in (tmp_path / "README.md").read_text()
 
 
@@ -56,7 +56,7 @@ def test_metadata_that_the_author_changed_stay_and_ours_are_renewed():
         "- kivla", "- mine", 1
     )
     text = with_card(text, card(CARD.replace("insulated", "joint")))
-    metadata, _ = split(text)
+    metadata, _ = split_metadata(text)
     assert metadata == {"library_name": "lerobot", "base_model": "me/vlm", "tags": ["joint", "mine"]}, metadata
 
 
@@ -75,7 +75,7 @@ def test_results_of_the_author_stay_beside_the_new_ones():
     mine = "    - type: mae\n      value: 0.5\n"
     assert mine in text
     text = text.replace(mine, mine + result("my kitchen", 0.25), 1)
-    results = split(with_card(text, with_result(0.125)))[0]["model-index"][0]["results"]
+    results = split_metadata(with_card(text, with_result(0.125)))[0]["model-index"][0]["results"]
     assert [(r["dataset"]["name"], r["metrics"][0]["value"]) for r in results] == [
         ("train", 0.125),
         ("my kitchen", 0.25),
@@ -85,8 +85,8 @@ def test_results_of_the_author_stay_beside_the_new_ones():
 def test_a_licence_that_is_asked_for_is_written_and_stays():
     licensed = card(CARD.replace("library_name", "license: apache-2.0\nlibrary_name"))
     text = with_card(AUTHORS, licensed)
-    assert split(text)[0]["license"] == "apache-2.0"
-    assert split(with_card(text, card()))[0]["license"] == "apache-2.0"
+    assert split_metadata(text)[0]["license"] == "apache-2.0"
+    assert split_metadata(with_card(text, card()))[0]["license"] == "apache-2.0"
 
 
 def test_words_of_two_versions_are_joined():
@@ -94,13 +94,13 @@ def test_words_of_two_versions_are_joined():
     base = with_card("", card())
     hub = base.replace("---\n\n", "license: mit\n---\n\nFrom the Hub.\n\n", 1)
     here = base.replace("---\n\n", "language: en\n---\n\nFrom here.\n\n", 1)
-    text = with_card(joined(hub, here), card())
-    before, after = own_words(text)
+    text = with_card(join_readmes(hub, here), card())
+    before, after = author_words(text)
     assert (before, after) == ("From the Hub.", "From here.") and text.count(BEGIN) == 1
-    metadata, _ = split(text)
+    metadata, _ = split_metadata(text)
     assert metadata["license"] == "mit" and metadata["language"] == "en"
-    assert with_card(joined(hub, text), card()) == text, "joined twice, the words stand there twice"
-    assert split(with_card(joined("", here), card()))[1] == split(here)[1], "nothing on the Hub: what is here"
+    assert with_card(join_readmes(hub, text), card()) == text, "joined twice, the words stand there twice"
+    assert split_metadata(with_card(join_readmes("", here), card()))[1] == split_metadata(here)[1], "nothing on the Hub"
 
 
 @pytest.mark.parametrize("broken", ["---\na: [1\n---\nWords.", "---\n- a\n---\nWords."])
