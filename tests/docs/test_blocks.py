@@ -88,7 +88,8 @@ def check_command(block: Block, words: list[str]) -> None:
         path = ROOT.joinpath(*words[2].split("."))
         assert path.with_suffix(".py").is_file() or (path / "__main__.py").is_file(), place
     elif program in ("python", "pytest"):
-        files = [word.partition("::")[0] for word in words[1:] if "/" in word]
+        words = words[1:2] if program == "python" else words[1:]  # what a script is given may be yet to be made
+        files = [word.partition("::")[0] for word in words if "/" in word]
         assert files and all((ROOT / file).exists() for file in files), place
     else:
         assert program in OTHER_PROGRAMS or program.startswith(("accelerate", "sbatch")), place
