@@ -33,7 +33,7 @@ from kivla.conversion.pi_weights import kivla_name, lerobot_name
 from kivla.conversion.weight_files import WEIGHTS, Weights
 from kivla.hub_cards.environment_info import environment_info
 from kivla.training.evaluation.vlm_answers import chat_text
-from tests.kivla import pi_reference
+from tests.helpers import pi_reference
 
 # Name -> where it is published, and what kind of thing it is
 SOURCES = {
@@ -118,7 +118,7 @@ def loads_whole(converted: Path) -> str:
 
 
 def beside_formulas(source: Source, converted: Path) -> str:
-    """The published formulas in plain torch (`tests/kivla/pi_reference.py`), on the weights of the file itself."""
+    """The published formulas in plain torch (`tests/helpers/pi_reference.py`), on the weights of the file itself."""
     model = KIVLAForActionPrediction.from_pretrained(converted, dtype=torch.float32).to(source.device).eval()
     theirs, ours = observation(model.config, source.device)
     found = model.sample_actions(**ours, num_steps=NUM_STEPS).cpu()

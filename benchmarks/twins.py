@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForImageTextToText
 
-from tests.kivla import pi_reference
+from tests.helpers import pi_reference
+from tests.helpers.vlm_processors import KINDS
 from tests.processing.test_action_tokenizers import published_fit
-from tests.vlm_processors import KINDS
 
 from .real_weights import EMBEDDING, HEAD, smooth_chunks
 

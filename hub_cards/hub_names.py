@@ -17,7 +17,7 @@ def hub_id(name: str | None) -> str | None:
     return name
 
 
-def shown(name: str | Path | None) -> str | None:
+def public_name(name: str | Path | None) -> str | None:
     """A dataset or model as strangers may read it: a name on the Hub as it is; of a folder its path from here, and
     where that leads outside, its name alone."""
     if name is None or hub_id(str(name)):

@@ -32,12 +32,12 @@ def write_readme(path: Path, card: RepoCard) -> bool:
     """
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     path.write_text(with_card(text, card), encoding="utf-8")
-    return any(own_words(text))
+    return any(author_words(text))
 
 
 def with_card(text: str, card: RepoCard) -> str:
     """A README with the card in it: in the place of the one that was there, otherwise at its end."""
-    metadata, body = split(text)
+    metadata, body = split_metadata(text)
     ours, last = card.data.to_dict(), metadata_of_card(body)
     kept = json.dumps(ours, ensure_ascii=True).replace("-", "\\u002d")  # a comment must not hold two of them
     part = f"{BEGIN}\n<!-- metadata: {kept} -->\n{card.text.strip()}\n{END}"
@@ -45,17 +45,17 @@ def with_card(text: str, card: RepoCard) -> str:
         body = _PART.sub(lambda _: part, body, count=1)
     else:
         body = f"{body.rstrip()}\n\n{part}\n".lstrip("\n")
-    return f"---\n{yaml_dump(merged(ours, metadata, last), sort_keys=False)}---\n\n{body}"
+    return f"---\n{yaml_dump(merge_metadata(ours, metadata, last), sort_keys=False)}---\n\n{body}"
 
 
-def joined(text: str, other: str) -> str:
+def join_readmes(text: str, other: str) -> str:
     """`text` with what the author of `other`, another version of it, wrote: metadata and words that it lacks."""
-    metadata, body = split(text)
-    more, other_body = split(other)
+    metadata, body = split_metadata(text)
+    more, other_body = split_metadata(other)
     own = {name: value for name, value in more.items() if value != metadata_of_card(other_body).get(name)}
     missing = []
-    for words in own_words(other):
-        for known in filter(None, own_words(text)):
+    for words in author_words(other):
+        for known in filter(None, author_words(text)):
             words = words.replace(known, "").strip()
         missing += [words] if words and words not in body else []
     body = "\n\n".join([body.strip(), *missing]) + "\n"
@@ -71,14 +71,14 @@ def readme_on_hub(repo_id: str, revision: str | None = None, token: str | None =
     return Path(path).read_text(encoding="utf-8")
 
 
-def own_words(text: str) -> tuple[str, str]:
+def author_words(text: str) -> tuple[str, str]:
     """The author's, before and after the card."""
-    body = split(text)[1]
+    body = split_metadata(text)[1]
     before, _, after = _PART.sub("\0", body, count=1).partition("\0")
     return before.strip(), after.strip()
 
 
-def split(text: str) -> tuple[dict, str]:
+def split_metadata(text: str) -> tuple[dict, str]:
     """Metadata and the rest."""
     match = _METADATA.match(text)
     if match is None:
@@ -98,7 +98,7 @@ def metadata_of_card(body: str) -> dict:
     return json.loads(match[1]) if match and match[1] else {}
 
 
-def merged(ours: dict, theirs: dict, last: dict) -> dict:
+def merge_metadata(ours: dict, theirs: dict, last: dict) -> dict:
     """Metadata: the author's where they are not what was `last` written here, ours otherwise.
 
     Of lists of words (tags, datasets) and of results, what the author added stays and what they removed stays out. A

@@ -26,7 +26,7 @@ from .saved_files import local_folder, read_json, write_files
 logger = logging.getLogger(__name__)
 
 # What the processor, the model and training use of an action tokenizer: of its class, and of an object
-_OF_CLASS = ("kind", "fit", "from_dict", "from_pretrained")
+_OF_CLASS = ("kind", "files", "fit", "from_dict", "from_pretrained")
 _OF_OBJECT = (
     "kind",
     "vocab_size",
@@ -84,7 +84,7 @@ class ActionTokenizer(ABC):
         kind: the name in `to_dict()` and in `ACTION_TOKENIZERS`.
         vocab_size: number of codes to reserve in the VLM's vocabulary.
         num_clipped: how many values (bins) or DCT coefficients (FAST) this object has clipped while encoding.
-        files: what `from_pretrained` reads in a folder or on the Hub.
+        files: what `from_pretrained` reads in a folder or on the Hub. A kind with a layout of its own has its own here.
     """
 
     FILE = "action_tokenizer.json"
@@ -100,7 +100,8 @@ class ActionTokenizer(ABC):
         if "kind" not in vars(cls):
             return  # a variant of another class, or a base of several
         known = ACTION_TOKENIZERS.get(cls.kind, cls)
-        if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):  # or it is defined once more
+        # The same name is the same class, defined once more: a notebook's cell, or a script that is also imported
+        if known.__qualname__ != cls.__qualname__:
             raise TypeError(
                 f"{cls.__module__}.{cls.__qualname__} has kind = {cls.kind!r}, which is that of {known.__module__}."
                 f"{known.__qualname__}. Policies are saved with it: give each class a kind of its own."

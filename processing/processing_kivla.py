@@ -284,6 +284,7 @@ class KIVLAProcessor(PushedWithCard, SavedProcessor, ProcessorMixin):
                 f"`text` must be a list with one instruction for each example (batched input), got {text!r}. Write "
                 "text=[...], images=[[...]], state=[...]."
             )
+        # One entry for each example in every argument
         columns = {"images": images, "text": text, "state": state, "actions": actions, "response": response}
         columns |= {"action_is_pad": action_is_pad, "robot": robot, "given_response": given_response}
         for name, values in columns.items():
@@ -299,6 +300,7 @@ class KIVLAProcessor(PushedWithCard, SavedProcessor, ProcessorMixin):
                 examples.append(self._example(*row, prompt_kind=prompt_kind))
             except ValueError as error:
                 raise ValueError(f"Example {i}: {error}") from error
+        # A batch is for training or for inference: padding and labels differ
         learns = any(example.learns for example in examples)
         for i, example in enumerate(examples):
             if learns and not example.learns:
@@ -313,6 +315,7 @@ class KIVLAProcessor(PushedWithCard, SavedProcessor, ProcessorMixin):
     def _example(
         self, images, text, state, actions, response, action_is_pad, robot, given_response, prompt_kind: str | None
     ) -> Example:
+        # Whose example it is, and what it asks for
         asks_actions = prompt_kind == "action" or (prompt_kind is None and (actions is not None or response is None))
         robot = self.robot(robot) if asks_actions or robot is not None else next(iter(self.robots.values()))
         questions, responses = self.sequences.turns(text, response, asks_actions)
@@ -320,6 +323,7 @@ class KIVLAProcessor(PushedWithCard, SavedProcessor, ProcessorMixin):
             if responses:
                 raise ValueError("there are `response`, to be learned, and `given_response`. Give one of them.")
             given_response = self.sequences.plain("given_response", given_response)
+        # What the robot saw, and what it is to do
         chunk = is_pad = None
         if actions is not None:
             if not asks_actions:
@@ -337,6 +341,7 @@ class KIVLAProcessor(PushedWithCard, SavedProcessor, ProcessorMixin):
             state = robot.observed_state(state, self.max_state_dim if self.state_encoding == "continuous" else None)
         else:
             state = None
+        # What follows the prompt: words, action tokens, the end of the VLM's turn
         spans, is_complete = [], True
         if chunk is not None and self.action_tokenizer is not None:
             spans, is_complete = action_spans(

@@ -47,11 +47,14 @@ def load_action_tokenizer(source: dict[str, Any] | str | os.PathLike, **hub_kwar
     """
     if isinstance(source, dict):
         return _class_of(source).from_dict(source)
-    # Every kind writes FILE, which names it; only the published FAST layout has none.
-    folder = local_folder(source, [ActionTokenizer.FILE, *FASTActionTokenizer.files], **hub_kwargs)
-    file = folder / ActionTokenizer.FILE
-    kind = _class_of(read_json(file)) if file.is_file() else FASTActionTokenizer
-    return kind.from_pretrained(source, **hub_kwargs)
+    kinds = ACTION_TOKENIZERS.values()
+    files = sorted({ActionTokenizer.FILE, *(file for kind in kinds for file in kind.files)})
+    folder = local_folder(source, files, **hub_kwargs)
+    if (folder / ActionTokenizer.FILE).is_file():  # names its kind
+        return _class_of(read_json(folder / ActionTokenizer.FILE)).from_pretrained(source, **hub_kwargs)
+    # Those with a layout of their own; without any, FAST says what is missing
+    complete = (kind for kind in kinds if all((folder / file).is_file() for file in kind.files))
+    return next(complete, FASTActionTokenizer).from_pretrained(source, **hub_kwargs)
 
 
 def _class_of(saved: dict[str, Any]) -> type[ActionTokenizer]:

@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 
 from kivla import KIVLAForActionPrediction, KIVLAProcessor
 from tests.data.compatibility.make import FOLDER, NEW_POLICY, answers, data_files, observations, tiny_vlm, train
+from tests.helpers.public_names import public_names
+from tests.helpers.tolerance import assert_close_relative
 from tests.modeling_kivla.test_remote_code import without_kivla
-from tests.public_names import public_names
-from tests.tolerance import assert_close_relative
 
 NAMED = json.loads((FOLDER / "public_names.json").read_text(encoding="utf-8"))
 

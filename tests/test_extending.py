@@ -22,7 +22,7 @@ from kivla.simulation import make_env
 from kivla.training.data.episode_dataset import EpisodeDataset
 from kivla.training.data.robot_dataset import dataset_reader
 from kivla.training.recipes import get_recipe
-from tests.kivla.test_commands import TINY
+from tests.commands.test_commands import TINY
 
 SOURCES = Path(__file__).parent / "out_of_tree"
 TOKENIZER, DATASET, ENVIRONMENT = (
@@ -117,6 +117,23 @@ def test_an_action_tokenizer_by_itself_on_disk(tmp_path, entry_points, monkeypat
     chunk = np.linspace(-2, 2, 12).reshape(6, 2)
     assert loaded.encode(chunk) == tokenizer.encode(chunk)
     assert loaded.roundtrip_error([chunk])["rmse"] < 0.2
+
+
+def test_an_action_tokenizer_with_a_layout_of_its_own(tmp_path):
+    class Waves(action_tokenizer_class(TOKENIZER)):
+        kind, files = "waves", ("waves.json",)
+
+        @classmethod
+        def from_pretrained(cls, folder, **hub_kwargs):
+            return cls(**json.loads((Path(folder) / "waves.json").read_text()))
+
+        def save_pretrained(self, folder):
+            (Path(folder) / "waves.json").write_text(json.dumps({"limit": self.limit}))
+
+    Waves(limit=3.0).save_pretrained(tmp_path)
+    loaded = load_action_tokenizer(tmp_path)
+    assert (type(loaded), loaded.limit) == (Waves, 3.0)
+    del ACTION_TOKENIZERS["waves"]
 
 
 def test_a_saved_file_does_not_decide_what_is_imported():

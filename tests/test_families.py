@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText
 
-from tests.families import FAMILIES, REFUSED, build_model, collate, drop_suffix, make_example
-from tests.tolerance import assert_close_relative
+from tests.helpers.families import FAMILIES, REFUSED, build_model, collate, drop_suffix, make_example
+from tests.helpers.tolerance import assert_close_relative
 
 
 def vlm_inputs(batch):

@@ -104,7 +104,8 @@ DIFFERENT: dict[str, str] = {
     "auto_find_batch_size": "Other batches give another run: with it, a run is not repeated bit for bit.",
     "save_only_model": "Such checkpoints are policies. A run cannot go on from them as if it had not stopped.",
     "push_to_hub": "README.md is the policy's card, and what its author wrote there, here or on the Hub, stays. "
-    "`kivla train` pushes the policy when its card is written; earlier stages get no repository of their own.",
+    "`kivla train` pushes the policy when its card is written; earlier stages, which are then in `_stage_1`, ..., are "
+    "not pushed.",
     "fp16": "Weights must be float32: a policy loaded in float16 is refused.",
 }
 

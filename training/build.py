@@ -57,7 +57,7 @@ _ADAPTABLE = (
 
 
 @dataclass
-class Built:
+class BuiltPolicy:
     """A policy to train; the model has a row of its embedding for every token of the processor.
 
     Attributes:
@@ -78,7 +78,7 @@ class Built:
             self.model.resize_token_embeddings(self.processor.vocab_size, pad_to_multiple_of=64)
 
 
-class Base:
+class BasePolicy:
     """A saved policy to go on from.
 
     Args:
@@ -227,11 +227,11 @@ def build_for_stage(
     options: PolicyOptions,
     *,
     vlm: str | Path | None = None,
-    base: Base | None = None,
+    base: BasePolicy | None = None,
     adapt: bool = False,
     before: str | Path | None = None,
     lora_rank: int | None = None,
-) -> Built:
+) -> BuiltPolicy:
     """Make the policy that a stage of a recipe trains, ready for `KIVLATrainer`: what the stage freezes is frozen.
 
     Args:
@@ -260,7 +260,7 @@ def build_for_stage(
 
 
 # --------------------------------------------------------------------------------------------------------------- start
-def start_policy(vlm: str | Path, sources: Sequence[RobotDataset], options: PolicyOptions) -> Built:
+def start_policy(vlm: str | Path, sources: Sequence[RobotDataset], options: PolicyOptions) -> BuiltPolicy:
     """Make a new policy on a VLM; the action expert starts from random weights.
 
     Args:
@@ -287,11 +287,11 @@ def start_policy(vlm: str | Path, sources: Sequence[RobotDataset], options: Poli
         **_robot_arguments(robots),
     )
     model = KIVLAForActionPrediction.from_vlm(vlm, **config, **options.loading)
-    return Built(model, processor, notes, {"meaning": START, "base": str(vlm), "kept": [], "changed": []})
+    return BuiltPolicy(model, processor, notes, {"meaning": START, "base": str(vlm), "kept": [], "changed": []})
 
 
 # ------------------------------------------------------------------------------------------------------------ continue
-def continue_policy(base: Base, sources: Sequence[RobotDataset], options: PolicyOptions) -> Built:
+def continue_policy(base: BasePolicy, sources: Sequence[RobotDataset], options: PolicyOptions) -> BuiltPolicy:
     """Load a policy to go on with, as it is, on data of the same robot.
 
     Raises:
@@ -304,6 +304,7 @@ def continue_policy(base: Base, sources: Sequence[RobotDataset], options: Policy
             f"{base.path} is a base model without statistics of any robot: --adapt takes it to your data's."
         )
     processor = base.processor(**options.given("max_length"))
+    # Everything that does not agree is collected first: people would rather mend it all at once.
     differences = [
         f"--{option} {given}: the policy has {base.value(option)}"
         for option, given in options.given(*_FIXED, *_ADAPTABLE).items()
@@ -328,6 +329,7 @@ def continue_policy(base: Base, sources: Sequence[RobotDataset], options: Policy
             + "\nTo go on, give data of the same robot, and leave these options out. To take the policy to this data, "
             "with new statistics and cameras, add --adapt (docs/adapting.md). For a new policy start from a VLM: --vlm."
         )
+    # It agrees: what remains is what people should know.
     options.refuse_what_cannot_apply(recipe, base.tokenizer_kind, base.value("action_token_placement"))
     if recipe is base.own_recipe and not recipe.vlm_data:
         notes.append("its VLM learns nothing: it has no action tokens, and the flow loss is insulated from it")
@@ -338,7 +340,7 @@ def continue_policy(base: Base, sources: Sequence[RobotDataset], options: Policy
             notes.append(f"the policy named no cameras; it takes {data.cameras}, in this order")
     model = base.model(processor, options, notes)
     facts = {"meaning": CONTINUE, "base": base.path, "kept": ["statistics, cameras, action tokens"], "changed": []}
-    return Built(model, processor, notes, facts)
+    return BuiltPolicy(model, processor, notes, facts)
 
 
 def _differences(processor: KIVLAProcessor, data: RobotDataset) -> list[str]:
@@ -360,7 +362,7 @@ def _differences(processor: KIVLAProcessor, data: RobotDataset) -> list[str]:
 
 
 # --------------------------------------------------------------------------------------------------------------- adapt
-def adapt_policy(base: Base, sources: Sequence[RobotDataset], options: PolicyOptions) -> Built:
+def adapt_policy(base: BasePolicy, sources: Sequence[RobotDataset], options: PolicyOptions) -> BuiltPolicy:
     """Load a base policy and take it to another robot or other data.
 
     New: statistics, cameras, size of an action; where asked for chunk size, normalisation and action tokenizer (a
@@ -371,6 +373,7 @@ def adapt_policy(base: Base, sources: Sequence[RobotDataset], options: PolicyOpt
         ValueError: data or options that the base cannot be given; the message names each.
     """
     name, recipe = base.recipe(options.recipe, ADAPT)
+    # What is in the weights and in the prompt that they know cannot change, whatever the data.
     refuse(
         {
             option: f"{base.path} has {base.value(option)}, which its weights and its prompt were trained with. To "
@@ -380,6 +383,7 @@ def adapt_policy(base: Base, sources: Sequence[RobotDataset], options: PolicyOpt
         }
     )
     kind = options.action_tokenizer or (recipe.action_tokenizer if name is not None else base.tokenizer_kind)
+    # Action tokens that the base has learned are worth more than ones fitted to the data: kept unless asked otherwise.
     keeps_tokenizer = options.action_tokenizer is None and kind == base.tokenizer_kind and base.tokenizer is not None
     if keeps_tokenizer:
         refuse(
@@ -402,6 +406,7 @@ def adapt_policy(base: Base, sources: Sequence[RobotDataset], options: PolicyOpt
     options.refuse_what_cannot_apply(recipe, kind, placement)
     _check_room(base, sources)
 
+    # Statistics, cameras and, if it is new, the tokenizer come from the data.
     robots, notes = robots_of(sources), []
     normalization = options.normalization or base.settings["normalization"]
     if keeps_tokenizer:
@@ -422,6 +427,7 @@ def adapt_policy(base: Base, sources: Sequence[RobotDataset], options: PolicyOpt
         ),
         **_robot_arguments(robots),
     )
+    # What became of the base, for people and for the card.
     changed = ["statistics: those of the data"]
     before = [robot["cameras"] for robot in base.settings.get("robots", {None: base.settings}).values()]
     changed += [f"cameras: {data.cameras}, in this order (base: {_or(before)})" for data in sources]
@@ -445,14 +451,14 @@ def adapt_policy(base: Base, sources: Sequence[RobotDataset], options: PolicyOpt
     if name is not None and options.recipe is None:
         notes.append(f"recipe {name}: the base teaches its VLM no action tokens of its own (another one: --recipe)")
     model = base.model(processor, options, notes)
-    return Built(model, processor, notes, {"meaning": ADAPT, "base": base.path, "kept": kept, "changed": changed})
+    return BuiltPolicy(model, processor, notes, {"meaning": ADAPT, "base": base.path, "kept": kept, "changed": changed})
 
 
 def _or(cameras: list[list[str] | None]) -> str:
     return "; ".join("not known" if names is None else str(names) for names in cameras)
 
 
-def _check_room(base: Base, sources: Sequence[RobotDataset]) -> None:
+def _check_room(base: BasePolicy, sources: Sequence[RobotDataset]) -> None:
     config = base.config
     for data in sources:
         if data.action_dim > config.max_action_dim:
@@ -477,10 +483,10 @@ def _check_room(base: Base, sources: Sequence[RobotDataset]) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------- next stage
-def next_stage(folder: str | Path, options: PolicyOptions) -> Built:
+def next_stage(folder: str | Path, options: PolicyOptions) -> BuiltPolicy:
     """Load the policy that the stage before has left, for the same data."""
     model = KIVLAForActionPrediction.from_pretrained(folder, **options.loading)
-    return Built(model, KIVLAProcessor.from_pretrained(folder, trust_remote_code=options.trust_remote_code))
+    return BuiltPolicy(model, KIVLAProcessor.from_pretrained(folder, trust_remote_code=options.trust_remote_code))
 
 
 # ------------------------------------------------------------------------------------------------------ what both need
@@ -557,8 +563,8 @@ __all__ = [
     "ADAPT",
     "CONTINUE",
     "START",
-    "Base",
-    "Built",
+    "BasePolicy",
+    "BuiltPolicy",
     "adapt_policy",
     "build_for_stage",
     "continue_policy",

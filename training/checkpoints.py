@@ -22,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from .run_identity import differences, listed
+from .run_identity import differences, format_differences
 
 UNFINISHED = "_unfinished"  # names that begin with _ are not pushed to the Hub
 MANIFEST = "manifest.json"
@@ -130,6 +130,8 @@ def problem_of(checkpoint: Path) -> str | None:
 
     Reads all of it: about a second for each gigabyte and core.
     """
+    if not checkpoint.is_dir():
+        return "there is no such folder"
     if not (checkpoint / MANIFEST).is_file():
         return f"it has no {MANIFEST}: it was being removed, or was written by another program"
     try:
@@ -202,14 +204,14 @@ def check_is_same_run(before: dict | None, run: dict, holder: Path, ways_out: st
         ways_out: what to do.
 
     Raises:
-        OtherRunError: it is that of another run; every difference is listed.
+        OtherRunError: it is that of another run; every difference is format_differences.
     """
     if before is None:
         raise OtherRunError(
             f"{holder} does not say which run made it: an earlier version or another program. {ways_out}"
         )
     if lines := differences(before, run):
-        raise OtherRunError(f"{holder} is of another run, which differs in:{listed(lines)}\n{ways_out}")
+        raise OtherRunError(f"{holder} is of another run, which differs in:{format_differences(lines)}\n{ways_out}")
 
 
 def check_folder(folder: Path, run: dict) -> None:
@@ -284,7 +286,7 @@ def put_aside(folder: Path) -> Path | None:
     return aside
 
 
-_OUR_FOLDERS = re.compile(r"(_damaged-)?checkpoint-\d+|_unfinished|stage_\d+|adapter|vlm_processor|runs")
+_OUR_FOLDERS = re.compile(r"(_damaged-)?checkpoint-\d+|_unfinished|_?stage_\d+|adapter|vlm_processor|runs")
 
 
 def _is_used(folder: Path) -> bool:
@@ -294,7 +296,8 @@ def _is_used(folder: Path) -> bool:
 
 
 def _has_stages(folder: Path) -> bool:
-    return any(_is_used(path) for path in folder.glob("stage_*") if path.is_dir())
+    stages = (*folder.glob("stage_*"), *folder.glob("_stage_*"))  # `_stage_1` where the policy is pushed
+    return any(_is_used(path) for path in stages if path.is_dir())
 
 
 # --------------------------------------------------------------------------------------------------------------- room

@@ -160,7 +160,7 @@ def unsharded_init(args: TrainingArguments) -> Iterator[None]:
 
 
 @contextmanager
-def own_class(model: nn.Module) -> Iterator[None]:
+def original_class(model: nn.Module) -> Iterator[None]:
     """For `save_pretrained`, which copies the code of the model's class: FSDP2 puts one of its own in that place."""
     found = type(model)
     if isinstance(model, FSDPModule):
@@ -181,7 +181,7 @@ __all__ = [
     "DDPGradients",
     "ReshardAfterForward",
     "keep_inputs_exact",
-    "own_class",
+    "original_class",
     "total_norm",
     "unsharded_init",
     "whole_weights",

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from peft import PeftModel
 
-from ..hub_cards.hub_names import shown
-from ..hub_cards.readme import joined, readme_on_hub, split, with_card
+from ..hub_cards.hub_names import public_name
+from ..hub_cards.readme import join_readmes, readme_on_hub, split_metadata, with_card
 from ..hub_cards.trained_policy import fine_tuned_card
 from ..modeling_kivla.hub_card import base_name
 from .data.dataset_checks import robot_datasets
@@ -43,7 +43,7 @@ def trainer_facts(trainer, sources: Sequence[RobotDataset] | None = None) -> dic
         **UNKNOWN,
         "name": folder.resolve().name,
         "path": str(folder),
-        "vlm": shown(base_name(model)) if base_name(model) else type(model.vlm).__name__,
+        "vlm": public_name(base_name(model)) if base_name(model) else type(model.vlm).__name__,
         "vlm_class": type(model.vlm).__name__,
         "vlm_parameters": sum(parameter.numel() for parameter in model.vlm.parameters()),
         "expert_parameters": sum(parameter.numel() for parameter in model.expert.parameters()),
@@ -69,9 +69,11 @@ def write_trainer_card(trainer, license: str | None, model_name: str | None, opt
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     facts = {**trainer_facts(trainer), **trainer.card_facts}
     if trainer.hub_model_id is not None:
-        text = with_words_of_hub(trainer, text)
+        text = with_author_words(trainer, text)
         facts["path"] = trainer.hub_model_id
-    card = fine_tuned_card(facts | {"name": model_name or facts["name"]}, license or split(text)[0].get("license"))
+    card = fine_tuned_card(
+        facts | {"name": model_name or facts["name"]}, license or split_metadata(text)[0].get("license")
+    )
     for name, value in options.items():
         if name == "tags":
             value = list(dict.fromkeys([*card.data.tags, *([value] if isinstance(value, str) else value)]))
@@ -79,10 +81,10 @@ def write_trainer_card(trainer, license: str | None, model_name: str | None, opt
     path.write_text(with_card(text, card), encoding="utf-8")
 
 
-def with_words_of_hub(trainer, text: str) -> str:
+def with_author_words(trainer, text: str) -> str:
     """Join a README of this machine with what its author wrote on the Hub."""
     on_hub = readme_on_hub(trainer.hub_model_id, trainer.args.hub_revision, trainer.args.hub_token)
-    return joined(on_hub, text) if on_hub else text
+    return join_readmes(on_hub, text) if on_hub else text
 
 
 def evaluated_sets(metrics: dict[str, float]) -> dict[str, dict[str, float]]:
@@ -102,7 +104,12 @@ def _robots(processor, sources: Sequence[RobotDataset]) -> list[dict]:
         state_dim = data.state_dim if data else len(statistics.get("state", {}).get("mean", ()))
         of_data = {"dataset": None, "episodes": None, "frames": None, "fps": None}
         if data:
-            of_data = {"dataset": shown(data.name), "episodes": data.num_episodes, "frames": len(data), "fps": data.fps}
+            of_data = {
+                "dataset": public_name(data.name),
+                "episodes": data.num_episodes,
+                "frames": len(data),
+                "fps": data.fps,
+            }
         rows.append(
             {
                 "name": name,

@@ -133,7 +133,7 @@ class ResumableTrainer(Trainer):
                 check_is_same_run(run_of(found), run, found, "Give this run an output_dir of its own, or use restart.")
             return found
 
-        self._verified = self._found_out(find)
+        self._verified = self._from_first_device(find)
         return None if self._verified is None else str(self._verified)
 
     def claim_folder(self, folder: str | Path) -> None:
@@ -142,7 +142,7 @@ class ResumableTrainer(Trainer):
         Raises:
             OtherRunError: it holds another run.
         """
-        self._found_out(lambda: claim(Path(folder), self._identity()))
+        self._from_first_device(lambda: claim(Path(folder), self._identity()))
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
         """Train, from the beginning or from a checkpoint.
@@ -167,7 +167,7 @@ class ResumableTrainer(Trainer):
             if resume_from_checkpoint is None:
                 raise ValueError(f"There is no checkpoint to resume from in {self.args.output_dir}.")
         self._resumed_from = Path(resume_from_checkpoint) if resume_from_checkpoint else None
-        self._run = self._found_out(self._check_run)
+        self._run = self._from_first_device(self._check_run)
         self._newest = self._resumed_from
         if self._resumed_from is not None:
             self.resume_processing(self._resumed_from)
@@ -192,7 +192,7 @@ class ResumableTrainer(Trainer):
     def _unwrapped(self):
         return self.accelerator.unwrap_model(self.model)
 
-    def _found_out(self, find: Callable):
+    def _from_first_device(self, find: Callable):
         """Let the first device look, and give all devices what it finds, or its error."""
         found = None
         if self.is_world_process_zero():

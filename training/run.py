@@ -137,6 +137,9 @@ def check_options(model_args: ModelArguments, data_args: DataArguments, args: KI
     if args.resume_from_checkpoint is not None and len(stages) > 1:
         reason = f"a run of {len(stages)} stages finds where it was by itself, by the same command"
         refuse({"resume_from_checkpoint": reason})
+    if args.resume_from_checkpoint is not None and not Path(args.resume_from_checkpoint).is_dir():
+        reason = "it names a checkpoint's folder, and there is none; without it, a run goes on from its newest one"
+        refuse({"resume_from_checkpoint": f"{args.resume_from_checkpoint}: {reason}"})
     if args.max_steps < 1 and (with_vlm_data or len(data_args.dataset) > 1):
         raise ValueError("Several sources of examples are mixed for a number of steps: give --max_steps.")
 
@@ -188,7 +191,8 @@ def split_run(stages: Sequence[Stage], args: KIVLATrainingArguments) -> list[KIV
         return [args]
     total = sum(stage.share for stage in stages)
     steps = split_steps(stages, args.max_steps) if args.max_steps > 0 else [-1] * len(stages)
-    folders = [str(Path(args.output_dir) / f"stage_{number}") for number in range(1, len(stages))]
+    name = "_stage" if args.push_to_hub else "stage"  # names that begin with _ are not pushed to the Hub
+    folders = [str(Path(args.output_dir) / f"{name}_{number}") for number in range(1, len(stages))]
     return [
         replace(
             args,

@@ -267,7 +267,7 @@ def differences(before: dict, now: dict) -> list[str]:
     ]
 
 
-def listed(lines: list[str]) -> str:
+def format_differences(lines: list[str]) -> str:
     """Write differences below each other, not too many of them."""
     more = [f"... and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
     return "".join(f"\n  {line}" for line in [*lines[:_SHOWN], *more])
@@ -363,7 +363,7 @@ __all__ = [
     "describe",
     "describe_processing",
     "differences",
-    "listed",
+    "format_differences",
     "run_identity",
     "start_of",
     "weights_digest",

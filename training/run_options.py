@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from .build import ADAPT, CONTINUE, START, Base
+from .build import ADAPT, CONTINUE, START, BasePolicy
 from .data.robot_dataset import DATASET_FORMAT_HELP
 from .policy_options import DEFAULT_RECIPE, PolicyOptions, refuse
 from .recipes import Recipe, Stage, get_recipe, recipe_name
@@ -44,8 +44,8 @@ class ModelArguments(PolicyOptions):
         return START if self.policy is None else ADAPT if self.adapt else CONTINUE
 
     @cached_property
-    def base(self) -> Base | None:
-        return None if self.policy is None else Base(self.policy, self.vlm_processor, self.trust_remote_code)
+    def base(self) -> BasePolicy | None:
+        return None if self.policy is None else BasePolicy(self.policy, self.vlm_processor, self.trust_remote_code)
 
     @property
     def chosen_recipe(self) -> tuple[str, Recipe]:

@@ -27,12 +27,19 @@ from .arguments import KIVLATrainingArguments
 from .data.collator import KIVLACollator
 from .data.dataset_checks import check_dataset, warn_of_ranges
 from .data.mixture import Mixture
-from .data_parallel import DDPGradients, ReshardAfterForward, keep_inputs_exact, own_class, total_norm, whole_weights
+from .data_parallel import (
+    DDPGradients,
+    ReshardAfterForward,
+    keep_inputs_exact,
+    original_class,
+    total_norm,
+    whole_weights,
+)
 from .evaluation.demonstrations import WithDemonstrations
 from .evaluation.evaluation_step import LOSS_SUMS, EvaluationStep, metrics_of, summary
 from .evaluation.token_sums import token_sums
 from .muon import MuonWithAdamW
-from .policy_card import with_words_of_hub, write_trainer_card
+from .policy_card import with_author_words, write_trainer_card
 from .resumable_trainer import ResumableTrainer
 from .trained_dtype import check_trained_dtype
 
@@ -445,7 +452,7 @@ class KIVLATrainer(ResumableTrainer):
         model = self.accelerator.unwrap_model(self.model)
         if state_dict is not None:
             state_dict = {n: weight for n, weight in state_dict.items() if n not in model.all_tied_weights_keys}
-        with own_class(model):
+        with original_class(model):
             super()._save(output_dir, state_dict)
         if isinstance(model, PeftModel) and self.args.should_save:  # which policy the adapter is one of
             model.config.save_pretrained(output_dir or self.args.output_dir)
@@ -467,7 +474,7 @@ class KIVLATrainer(ResumableTrainer):
         super().init_hf_repo(*args, **kwargs)
         path = Path(cast(str, self.args.output_dir)) / "README.md"
         if self.is_world_process_zero() and path.is_file():
-            path.write_text(with_words_of_hub(self, path.read_text(encoding="utf-8")), encoding="utf-8")
+            path.write_text(with_author_words(self, path.read_text(encoding="utf-8")), encoding="utf-8")
 
     def create_model_card(self, license: str | None = None, model_name: str | None = None, **options) -> None:
         """Write the card of the policy, README.md in `output_dir`; `push_to_hub` does so, and uploads it.

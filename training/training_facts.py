@@ -12,8 +12,8 @@ from transformers import pipeline
 
 from ..hub_cards import fine_tuned_card
 from ..hub_cards.environment_info import environment_info
-from ..hub_cards.hub_names import shown
-from ..hub_cards.readme import split, write_readme
+from ..hub_cards.hub_names import public_name
+from ..hub_cards.readme import split_metadata, write_readme
 from .data.robot_dataset import RobotDataset
 from .data_parallel import unsharded_init
 from .evaluation.predictions import predict_dataset
@@ -25,7 +25,7 @@ FACTS = "training_facts.json"
 
 def write_card(folder: Path, license: str | None = None, name: str | None = None) -> None:
     """Write `README.md` in the policy's folder from its `training_facts.json`; what its author wrote there stays."""
-    facts = {**json.loads((folder / FACTS).read_text(encoding="utf-8")), "path": shown(folder)}
+    facts = {**json.loads((folder / FACTS).read_text(encoding="utf-8")), "path": public_name(folder)}
     if name is not None:
         facts["name"] = name
     write(folder / "README.md", partial(fine_tuned_card, facts), license)
@@ -34,7 +34,7 @@ def write_card(folder: Path, license: str | None = None, name: str | None = None
 def write(path: Path, card: Callable[[str | None], RepoCard], license: str | None) -> None:
     """Write a card; without a license, the one that its author wrote into the metadata stays."""
     if license is None and path.is_file():
-        license = split(path.read_text(encoding="utf-8"))[0].get("license")
+        license = split_metadata(path.read_text(encoding="utf-8"))[0].get("license")
     if write_readme(path, card(license)):
         print(f"{path}: its author's words stay; the card stands between the two comments.")
 
@@ -91,7 +91,7 @@ def write_facts(
         "before": metrics.get("before_vlm_answer_accuracy"),
         "after": metrics.get("eval_vlm_answer_accuracy"),
         **facts,
-        **{name: shown(facts[name]) for name in ("vlm", "vlm_dataset")},
+        **{name: public_name(facts[name]) for name in ("vlm", "vlm_dataset")},
     }
     report = {**trainer_facts(trainer, sources), **trainer.card_facts}
     (folder / FACTS).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
@@ -99,4 +99,4 @@ def write_facts(
 
 def _without_machine(word: str) -> str:
     """Write an argument as strangers may read it: where something lies on this machine is not theirs to know."""
-    return shown(word) if Path(word).is_absolute() else word
+    return public_name(word) if Path(word).is_absolute() else word

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..command_line import parse
 from ..hub_cards import lerobot_dataset_card
-from ..hub_cards.hub_names import shown
+from ..hub_cards.hub_names import public_name
 from ..training.data.lerobot.dataset import LeRobotDataset
 from ..training.training_facts import FACTS, write, write_card
 
@@ -43,7 +43,7 @@ def dataset_facts(folder: Path, name: str | None = None) -> dict:
     }
     return {
         "name": name or folder.resolve().name,
-        "path": shown(folder),
+        "path": public_name(folder),
         "version": data.version,
         "episodes": data.num_episodes,
         "frames": len(data),

@@ -30,7 +30,7 @@ from ..demo.stages import (
 )
 from ..hub_cards import policy_card
 from ..hub_cards.environment_info import environment_info
-from ..hub_cards.hub_names import shown
+from ..hub_cards.hub_names import public_name
 from ..hub_cards.readme import write_readme
 from ..simulation.rollout_evaluation import format_rates
 from ..simulation.tabletop.answers import format_accuracy
@@ -64,6 +64,7 @@ def run(arguments: Sequence[str]) -> None:
         raise Refused("kivla demo: give either --vlm or --from_scratch true, which makes its own VLM.")
     if demo.minutes < 4:
         raise Refused(f"kivla demo: --minutes must be at least 4, got {demo.minutes}.")
+    # A folder holds the results of one set of arguments: what is there is not done again.
     folder = Path(demo.output_dir)
     arguments = {name: value for name, value in {**asdict(demo), **asdict(args)}.items() if name != "output_dir"}
     claim_folder(folder, arguments, ("*.json", "demonstrations", "policy", "pretraining"))
@@ -107,6 +108,7 @@ def run(arguments: Sequence[str]) -> None:
         "roll-outs": sum(result["minutes"] for result in rollouts),
         "questions after": after["minutes"],
     }
+    # Everything is measured: the report, and the policy's card with its pictures.
     _draw_chunks(policy, demonstrations, folder / "chunks.png", args)
     report = {
         "title": "KIVLA on the tabletop",
@@ -125,7 +127,7 @@ def run(arguments: Sequence[str]) -> None:
     shutil.copy(folder / "chunks.png", policy)
     if (sheet := rollouts[0]["media"]["contact_sheet"]) is not None:
         shutil.copy(folder / sheet, policy)
-    card = policy_card({**report, "policy": shown(policy)}, command(demo, args, trained["max_steps"]))
+    card = policy_card({**report, "policy": public_name(policy)}, command(demo, args, trained["max_steps"]))
     write_readme(policy / "README.md", card)
     print("\n".join(report["summary"]))
     print(f"\nReport: {page}\nPolicy: {policy}")
@@ -133,7 +135,7 @@ def run(arguments: Sequence[str]) -> None:
 
 def command(demo: DemoArguments, args: TabletopArguments, max_steps: int) -> str:
     """Write the command that makes the same policy again: its steps, not the minutes that they took somewhere."""
-    same = replace(demo, max_steps=max_steps, vlm=shown(demo.vlm))
+    same = replace(demo, max_steps=max_steps, vlm=public_name(demo.vlm))
     return command_line("kivla demo", same, args, always=["seed"], without=["minutes", "output_dir"])
 
 
@@ -145,7 +147,7 @@ def _vlm(demo: DemoArguments, folder: Path) -> Path:
 
 
 def _name(vlm: Path) -> str:
-    return "the small VLM that comes with KIVLA" if vlm == TABLETOP_VLM else shown(vlm)
+    return "the small VLM that comes with KIVLA" if vlm == TABLETOP_VLM else public_name(vlm)
 
 
 def _plan(demo: DemoArguments, vlm: Path, demonstrations: Path, folder: Path, args: TabletopArguments) -> dict:

@@ -37,7 +37,7 @@ def run(arguments: Sequence[str]) -> None:
         if (recipe, seed) in done:
             continue
         print(f"\nRun {number} of {len(todo)}: {recipe}, seed {seed}")
-        row = one_run(study, replace(args, recipe=recipe), demonstrations, folder / f"{recipe}_{seed}", seed)
+        row = one_run(study, replace(args, recipe=recipe), demonstrations, folder / f"{Path(recipe).name}_{seed}", seed)
         rows = [*read_rows(file), {"recipe": recipe, "seed": seed, **row}]
         write_whole(file, "".join(f"{json.dumps(row)}\n" for row in rows))
     table = format_table(read_rows(file), study.target_success)

@@ -18,7 +18,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from ..command_line import command_line
 from ..hub_cards import tabletop_vlm_card
-from ..hub_cards.hub_names import shown
+from ..hub_cards.hub_names import public_name
 from ..hub_cards.readme import write_readme
 from ..simulation.tabletop.answers import answer_accuracy, format_accuracy
 from ..simulation.tabletop.questions import make_questions
@@ -82,8 +82,10 @@ def pretrain(args: PretrainArguments) -> None:
 
 
 def command(args: PretrainArguments) -> str:
-    """The command line that makes the same VLM again."""
-    return command_line(f"kivla pretrain-tiny {shlex.quote(shown(args.output_dir))}", args, without=["output_dir"])
+    """Write the command that makes the same VLM again."""
+    return command_line(
+        f"kivla pretrain-tiny {shlex.quote(public_name(args.output_dir))}", args, without=["output_dir"]
+    )
 
 
 def load_questions(folder: Path, args: PretrainArguments) -> datasets.Dataset:

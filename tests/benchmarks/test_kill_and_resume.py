@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.patience import PATIENCE
+from tests.helpers.patience import PATIENCE
 
 ROOT = Path(__file__).parents[2]
 

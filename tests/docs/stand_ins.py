@@ -16,7 +16,7 @@ from kivla import KIVLAForActionPrediction, KIVLATrainer
 from kivla.cli import main
 from kivla.demo.tiny_vlm import save_tiny_vlm
 from kivla.training.data.lerobot.writer import LeRobotWriter
-from tests.vlm_processors import KINDS
+from tests.helpers.vlm_processors import KINDS
 
 EXPERT = {"hidden_size": 32, "intermediate_size": 48}
 EXPERT_OPTIONS = ["--expert_hidden_size", "32", "--expert_intermediate_size", "48"]
@@ -32,6 +32,7 @@ SMALL = {
     "rollout": ["--num_episodes", "2", "--num_envs", "2", "--num_videos", "1"],
     "predict": ["--num_frames", "4", "--num_plots", "1"],
     "evaluate": ["--num_frames", "4", "--num_plots", "1"],
+    **{name: [] for name in ("card", "convert", "inspect", "launch-files", "recipes", "tokenizers")},
 }
 CAMERAS, SIDE, LENGTH = ("base", "wrist"), 32, 24
 
@@ -41,10 +42,16 @@ def image(seed: int = 0) -> Image.Image:
 
 
 def small(arguments: list[str]) -> list[str]:
-    """A command of the pages, at the size of a test."""
+    """A command of the pages, at the size of a test.
+
+    Raises:
+        ValueError: it has none (`kivla demo`, `study`, `serve`): the block is to be marked.
+    """
     command = arguments[0]
+    if command not in SMALL:
+        raise ValueError(f"`kivla {command}` takes too long for a test: mark the block with <!-- not run: REASON -->.")
     expert = EXPERT_OPTIONS if command in ("train", "profile") and "--vlm" in arguments else []
-    return [*arguments, *SMALL.get(command, []), *expert]
+    return [*arguments, *SMALL[command], *expert]
 
 
 def record(folder: Path, seed: int) -> None:
@@ -90,7 +97,6 @@ def make_stand_ins(folder: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         main(small([*train, "--output_dir", "policy"]))
-    shutil.copytree(folder / "policy", folder / "other_policy")
 
 
 def make_python_small(patch: pytest.MonkeyPatch) -> None:

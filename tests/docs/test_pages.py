@@ -12,7 +12,7 @@ import pytest
 from kivla.cli import COMMANDS
 from kivla.training.recipes import RECIPES
 from tests.docs.markdown import PAGES, READMES, ROOT, all_options, documents, name_of
-from tests.families import FAMILIES
+from tests.helpers.families import FAMILIES
 
 FOLDERS = "acting|benchmarks|docs|examples|hub_cards|kivla|lerobot_policy_kivla|modeling_kivla|processing|simulation"
 FILE = re.compile(rf"`((?:{FOLDERS}|tests|training)/[\w./-]*)(?:::(\w+))?`")

@@ -23,8 +23,8 @@ from kivla.serving.msgpack_numpy import packb, unpackb
 from kivla.serving.observation_presets import ObservationReader
 from kivla.serving.policy_server import PolicyServer
 from kivla.training.data.lerobot.metadata import STATISTIC_NAMES
-from tests.training.lerobot_v21 import write_v21_twin
-from tests.training.policies import DATASET, make_policy
+from tests.helpers.lerobot_v21 import write_v21_twin
+from tests.helpers.policies import DATASET, make_policy
 
 from .harness import HANG_SECONDS, Target
 from .mutations import mutate_bytes, mutate_json

@@ -5,7 +5,7 @@ import pytest
 
 from tests.fuzz.harness import Result, Target, run
 from tests.fuzz.targets import TARGETS
-from tests.patience import PATIENCE
+from tests.helpers.patience import PATIENCE
 
 # Those that build or load a policy, or open a dataset, take seconds
 QUICK = [

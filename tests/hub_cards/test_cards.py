@@ -151,4 +151,4 @@ def test_what_travels_with_a_policy_agrees(name):
     assert (hub_card.BEGIN, hub_card.END) == (readme.BEGIN, readme.END)
     minimal = processor_card._TEXT
     assert f"{readme.BEGIN}\n{hub_card.MINIMAL}\n" in minimal and readme.END in minimal
-    assert readme.own_words(minimal) == ("", ""), "a fuller card takes the place of all of it"
+    assert readme.author_words(minimal) == ("", ""), "a fuller card takes the place of all of it"

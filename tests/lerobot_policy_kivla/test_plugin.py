@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from kivla import KIVLAForActionPrediction, KIVLAProcessor
-from tests.training.policies import DATASET, dataset, save_policy
+from tests.helpers.policies import DATASET, dataset, save_policy
 
 ROOT = Path(__file__).parents[2]
 PLUGIN = ROOT / "lerobot_policy_kivla"

@@ -6,7 +6,7 @@ from unittest import TestCase
 import pytest
 
 from kivla.modeling_kivla import KIVLAConfig, KIVLAExpertConfig
-from tests.families import FAMILIES
+from tests.helpers.families import FAMILIES
 from tests.library.sources import library_module
 
 pytestmark = pytest.mark.slow

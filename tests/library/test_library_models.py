@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from kivla.modeling_kivla import KIVLAConfig, KIVLAForActionPrediction
-from tests.families import FAMILIES, VOCAB_SIZE, collate, drop_suffix, make_example
+from tests.helpers.families import FAMILIES, VOCAB_SIZE, collate, drop_suffix, make_example
 from tests.library.exemptions import exempt
 from tests.library.sources import library_module
 

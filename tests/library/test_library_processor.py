@@ -9,9 +9,9 @@ import unittest
 import pytest
 
 from kivla.processing import KIVLAProcessor
+from tests.helpers.vlm_processors import KINDS
 from tests.library.exemptions import exempt
 from tests.library.sources import library_module
-from tests.vlm_processors import KINDS
 
 pytestmark = pytest.mark.slow
 common = library_module("test_processing_common")

@@ -10,7 +10,7 @@ from transformers import pipeline
 from kivla import ChunkExecutor, KIVLAProcessor
 from kivla.modeling_kivla import NonFiniteActionsError
 from kivla.modeling_kivla.action_checks import check_finite
-from tests.training.policies import CHUNK, SIZES, dataset, save_policy
+from tests.helpers.policies import CHUNK, SIZES, dataset, save_policy
 
 
 @pytest.fixture(scope="module")

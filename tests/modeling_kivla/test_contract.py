@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 from kivla.modeling_kivla import KIVLAConfig, KIVLAForActionPrediction
-from tests.families import (
+from tests.helpers.families import (
     FAMILIES,
     TEXT_IDS,
     VOCAB_SIZE,
@@ -21,7 +21,7 @@ from tests.families import (
     make_example,
     randomize_zero_parameters,
 )
-from tests.tolerance import assert_close_relative, assert_gradients_close
+from tests.helpers.tolerance import assert_close_relative, assert_gradients_close
 
 CHUNK, WIDTH = 5, 3
 SPECIAL_IDS = list(range(TEXT_IDS.stop, VOCAB_SIZE))

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from kivla.modeling_kivla import KIVLAForActionPrediction, modeling_kivla
-from tests.families import FAMILIES, drop_suffix, make_example
+from tests.helpers.families import FAMILIES, drop_suffix, make_example
+from tests.helpers.tolerance import assert_close_relative
 from tests.modeling_kivla.test_contract import CHUNK, WIDTH, policy, training_batch
 from tests.modeling_kivla.test_modeling import STATE, make_batch, make_model
-from tests.tolerance import assert_close_relative
 
 
 @pytest.mark.parametrize("where", [("actions", "noise", "timestep", "action_mask"), ()], ids=["expert's", "VLM's"])

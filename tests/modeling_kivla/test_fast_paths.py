@@ -9,9 +9,9 @@ from kivla.modeling_kivla import KIVLAForActionPrediction
 from kivla.modeling_kivla.action_expert import join
 from kivla.modeling_kivla.backbone_attention import logits_of
 from kivla.modeling_kivla.flow_matching import euler_times
-from tests.families import FAMILIES, collate, drop_suffix, make_example, randomize_zero_parameters
+from tests.helpers.families import FAMILIES, collate, drop_suffix, make_example, randomize_zero_parameters
+from tests.helpers.tolerance import assert_close_relative, assert_gradients_close
 from tests.modeling_kivla.test_modeling import CHUNK, STATE, WIDTH, make_batch, make_model
-from tests.tolerance import assert_close_relative, assert_gradients_close
 
 
 def observation(name="llava", lengths=(4, 7), **extra) -> dict:

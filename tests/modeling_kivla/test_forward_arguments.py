@@ -7,10 +7,10 @@ import torch
 from transformers import AutoModelForImageTextToText, Trainer, TrainingArguments
 
 from kivla.modeling_kivla import KIVLAConfig, KIVLAForActionPrediction
-from tests.families import FAMILIES, drop_suffix, make_example
+from tests.helpers.families import FAMILIES, drop_suffix, make_example
+from tests.helpers.tolerance import assert_close_relative, assert_gradients_close
 from tests.modeling_kivla.test_contract import backbone_gradients, policy, training_batch
 from tests.modeling_kivla.test_modeling import CHUNK, EXPERT, WIDTH, make_batch, make_config, make_model
-from tests.tolerance import assert_close_relative, assert_gradients_close
 
 
 def drawn(batch: dict) -> dict:

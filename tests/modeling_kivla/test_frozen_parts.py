@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from kivla.training.recipes import EXPERT_ONLY, TOKENS_ONLY, set_stage
-from tests.families import FAMILIES
+from tests.helpers.families import FAMILIES
 from tests.modeling_kivla.test_contract import policy, training_batch
 
 NAME = "fast_vlm"

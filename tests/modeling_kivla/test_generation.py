@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kivla import KIVLAForActionPrediction
-from tests.families import FAMILIES, build_model, collate, drop_suffix, make_example
+from tests.helpers.families import FAMILIES, build_model, collate, drop_suffix, make_example
 from tests.modeling_kivla.test_contract import _shared_policy
 
 WAYS = {

@@ -8,7 +8,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
 
 from kivla import KIVLAConfig, KIVLAForActionPrediction, KIVLAProcessor
-from tests.training.policies import save_policy
+from tests.helpers.policies import save_policy
 
 load = KIVLAForActionPrediction.from_pretrained
 

@@ -13,8 +13,8 @@ from kivla.modeling_kivla import KIVLAConfig, KIVLAForActionPrediction, Unsuppor
 from kivla.modeling_kivla.action_expert import Modulation
 from kivla.modeling_kivla.backbone_attention import PrefixRecorder, apply_rope, find_text_decoder
 from kivla.modeling_kivla.flow_matching import euler_times, flow_matching_loss, sample_flow_time, time_embedding
-from tests.families import FAMILIES, REFUSED, collate, drop_suffix, make_example, randomize_zero_parameters
-from tests.tolerance import assert_close_relative, assert_gradients_close
+from tests.helpers.families import FAMILIES, REFUSED, collate, drop_suffix, make_example, randomize_zero_parameters
+from tests.helpers.tolerance import assert_close_relative, assert_gradients_close
 
 CHUNK, WIDTH, STATE = 5, 3, 4
 EXPERT = {"hidden_size": 32, "intermediate_size": 48, "initializer_range": 0.2}

@@ -9,11 +9,11 @@ from transformers import AutoConfig, GenerationConfig, LogitsProcessor, LogitsPr
 
 from kivla import BinningActionTokenizer, KIVLAForActionPrediction, KIVLATrainer, KIVLATrainingArguments
 from kivla.modeling_kivla.token_ids import check_new_tokens
-from tests.families import FAMILIES, PER_TOKEN_PADDING, TEXT_IDS, VOCAB_SIZE, drop_suffix, make_example
+from tests.helpers.families import FAMILIES, PER_TOKEN_PADDING, TEXT_IDS, VOCAB_SIZE, drop_suffix, make_example
+from tests.helpers.tolerance import assert_close_relative
 from tests.modeling_kivla.test_contract import families, policy, training_batch
 from tests.processing.test_processing_kivla import CHUNK, LONG, QUESTION, WIDTH, columns, make
 from tests.processing.test_processing_kivla import policy as policy_of_kind
-from tests.tolerance import assert_close_relative
 
 NEW = 60
 # Every id from here on belongs to another table than that of the text

@@ -5,7 +5,7 @@ import torch
 from transformers import PaliGemmaConfig, PI0Config, PI0ForConditionalGeneration
 
 from kivla.modeling_kivla import KIVLAConfig, KIVLAForActionPrediction
-from tests.tolerance import assert_close_relative, assert_gradients_close
+from tests.helpers.tolerance import assert_close_relative, assert_gradients_close
 
 IMAGE_ID, TOKENS_PER_IMAGE, CHUNK, ACTION_DIM, STATE_DIM = 250, 4, 6, 5, 7
 

@@ -13,8 +13,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, TorchAoConf
 
 from kivla import ActionDecodingFailure, ActionPredictionPipeline, KIVLAForActionPrediction, KIVLAProcessor
 from kivla.modeling_kivla.eval_mode import eval_mode
-from tests.tolerance import assert_close_relative
-from tests.training.policies import CHUNK, SIZES, awaken, dataset, make_policy, save_policy
+from tests.helpers.policies import CHUNK, SIZES, awaken, dataset, make_policy, save_policy
+from tests.helpers.tolerance import assert_close_relative
 
 
 @pytest.fixture(scope="module")

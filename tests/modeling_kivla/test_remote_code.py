@@ -9,9 +9,9 @@ import numpy as np
 from transformers import pipeline
 
 from kivla.cli import main
-from tests.kivla.test_commands import TINY
-from tests.tolerance import assert_close_relative
-from tests.training.policies import DATASET, dataset
+from tests.commands.test_commands import TINY
+from tests.helpers.policies import DATASET, dataset
+from tests.helpers.tolerance import assert_close_relative
 
 # Without `site`, no `.pth` file is read, so that an editable kivla cannot be imported; and the packages that a policy
 # must do without are hidden.

@@ -8,9 +8,9 @@ import torch
 
 from kivla import ActionPredictionPipeline, BinningActionTokenizer, ChunkExecutor, KIVLAProcessor, KIVLATrainer
 from kivla.training.arguments import KIVLATrainingArguments
+from tests.helpers.policies import dataset, make_policy
+from tests.helpers.tolerance import assert_close_relative
 from tests.processing.test_processing_kivla import CHUNK, TRAJECTORIES, WIDTH, columns, image, make, policy
-from tests.tolerance import assert_close_relative
-from tests.training.policies import dataset, make_policy
 
 EXAMPLES = [
     {"images": [image(i)], "text": text, "state": np.zeros(2), "response": response, "actions": TRAJECTORIES[i]}

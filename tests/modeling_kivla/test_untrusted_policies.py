@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from kivla import KIVLAForActionPrediction
 from tests.fuzz.harness import peak_bytes
-from tests.training.policies import save_policy
+from tests.helpers.policies import save_policy
 
 
 @pytest.fixture(scope="module")

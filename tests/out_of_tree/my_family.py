@@ -1,6 +1,6 @@
 """The test entry of another VLM family: how to build a tiny one, and what one image looks like to it."""
 
-from tests.families import FAMILIES, IMAGE_ID, VOCAB_SIZE, Family, pixels, text, vision
+from tests.helpers.families import FAMILIES, IMAGE_ID, VOCAB_SIZE, Family, pixels, text, vision
 
 FAMILIES["my_family"] = Family(
     "my_family",

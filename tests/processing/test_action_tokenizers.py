@@ -13,7 +13,7 @@ from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerFast
 
 from kivla.processing import ActionDecodingFailure, BinningActionTokenizer, FASTActionTokenizer, load_action_tokenizer
-from tests.tolerance import assert_close_relative
+from tests.helpers.tolerance import assert_close_relative
 
 H, D = 12, 3
 

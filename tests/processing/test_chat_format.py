@@ -12,6 +12,7 @@ from transformers.utils import chat_template_utils
 
 from kivla.processing import KIVLAProcessor
 from kivla.processing.chat_format import ChatFormats, chat_format
+from tests.helpers.vlm_processors import LLAVA
 from tests.processing.test_processing_kivla import (
     LONG,
     QUESTION,
@@ -25,7 +26,6 @@ from tests.processing.test_processing_kivla import (
     observation,
     vlm_processor,
 )
-from tests.vlm_processors import LLAVA
 
 DATED = "SYSTEM: Today is {{ strftime_now('%d %b %Y') }}. " + LLAVA
 MANY = QUESTION | {"images": [image(i) for i in range(9)]}

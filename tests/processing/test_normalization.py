@@ -13,7 +13,7 @@ from kivla.processing import (
     statistics_from_json,
     statistics_to_json,
 )
-from tests.tolerance import assert_close_relative
+from tests.helpers.tolerance import assert_close_relative
 
 MODES = ("quantile", "mean_std", "none")
 

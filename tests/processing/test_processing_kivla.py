@@ -23,8 +23,8 @@ from kivla.processing import (
     compute_statistics,
 )
 from kivla.processing.chat_format import chat_format
-from tests.tolerance import assert_close_relative
-from tests.vlm_processors import KINDS
+from tests.helpers.tolerance import assert_close_relative
+from tests.helpers.vlm_processors import KINDS
 
 CHUNK, WIDTH, STATE = 4, 3, 2
 kinds = pytest.mark.parametrize("name", KINDS)

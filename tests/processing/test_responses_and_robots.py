@@ -6,6 +6,8 @@ import torch
 
 from kivla.processing import BinningActionTokenizer, KIVLAProcessor, compute_statistics
 from kivla.processing.chat_format import chat_format, has_chat
+from tests.helpers.tolerance import assert_close_relative
+from tests.helpers.vlm_processors import KINDS
 from tests.processing.test_processing_kivla import (
     CHUNK,
     FAST,
@@ -23,8 +25,6 @@ from tests.processing.test_processing_kivla import (
     real,
     vlm_processor,
 )
-from tests.tolerance import assert_close_relative
-from tests.vlm_processors import KINDS
 
 TURNS = {
     "images": [image(4)],

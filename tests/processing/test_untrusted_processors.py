@@ -7,7 +7,7 @@ import pytest
 
 from kivla import BinningActionTokenizer, FASTActionTokenizer, KIVLAProcessor
 from kivla.processing import Normalizer, load_action_tokenizer
-from tests.training.policies import save_policy
+from tests.helpers.policies import save_policy
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import pytest
 from kivla.simulation.recording import demonstrate, record_demonstrations
 from kivla.simulation.tabletop.env import STEP, TabletopVectorEnv
 from kivla.training.data.lerobot.dataset import LeRobotDataset
-from tests.simulation.fake_environment import INSTRUCTIONS, FakeVectorEnv
+from tests.helpers.fake_environment import INSTRUCTIONS, FakeVectorEnv
 
 
 def files(root):

@@ -5,7 +5,7 @@ import pytest
 
 from kivla.simulation.environments import make_env
 from kivla.simulation.rollout import PipelinePolicy, rollout, swapped_instructions
-from tests.simulation.fake_reach import FakeReachVectorEnv, ReachPolicy
+from tests.helpers.fake_reach import FakeReachVectorEnv, ReachPolicy
 
 SEEDS = range(100, 140)
 SETTINGS = {"replan_every": 3, "max_steps": 20}

@@ -28,8 +28,8 @@ from kivla import (
     KIVLATrainingArguments,
 )
 from kivla.processing import compute_statistics
-from tests.families import FAMILIES, Family, make_example, randomize_zero_parameters
-from tests.vlm_processors import KINDS
+from tests.helpers.families import FAMILIES, Family, make_example, randomize_zero_parameters
+from tests.helpers.vlm_processors import KINDS
 
 # shared keys; experts and linear attention; layers within layers; convolutions; latent attention; an adapter
 SHARDED_FAMILIES = ("gemma3n", "qwen3_5_moe", "smolvlm", "lfm2_vl", "kimi_k25", "molmo2")

@@ -9,7 +9,7 @@ import torch
 from kivla import BinningActionTokenizer, KIVLAForActionPrediction, KIVLAProcessor, LeRobotDataset
 from kivla.demo.tiny_vlm import save_tiny_vlm
 from kivla.simulation import LeRobotWriter
-from kivla.training.build import Base, adapt_policy, continue_policy, start_policy
+from kivla.training.build import BasePolicy, adapt_policy, continue_policy, start_policy
 from kivla.training.policy_options import PolicyOptions
 from kivla.training.recipes import RECIPES
 
@@ -122,7 +122,7 @@ def test_options_on_top_of_a_recipe_go_where_the_expert_is_trained():
 
 # ------------------------------------------------------------------------------------------------------------ continue
 def test_a_policy_continues_as_it_is(policy, data):
-    built = continue_policy(Base(policy), [data], PolicyOptions(**SMALL))
+    built = continue_policy(BasePolicy(policy), [data], PolicyOptions(**SMALL))
     assert built.processor.to_dict() == KIVLAProcessor.from_pretrained(policy).to_dict()
     assert weights_are_those_of(built.model, policy)
     assert built.facts["meaning"] == "continue"
@@ -130,11 +130,11 @@ def test_a_policy_continues_as_it_is(policy, data):
 
 def test_what_may_change_at_any_time_is_honoured(policy, data):
     options = PolicyOptions(num_flow_samples=8, num_inference_steps=3, max_length=77, attn_implementation="eager")
-    built = continue_policy(Base(policy), [data], options)
+    built = continue_policy(BasePolicy(policy), [data], options)
     config = built.model.config
     assert (config.num_flow_samples, config.num_inference_steps, built.processor.max_length) == (8, 3, 77)
     assert "eager" in str(built.model.vlm.config._attn_implementation)
-    (stage,) = PolicyOptions(flow_loss_weight=5.0, backbone_gradient_scale=1.0).stages_of(Base(policy).own_recipe)
+    (stage,) = PolicyOptions(flow_loss_weight=5.0, backbone_gradient_scale=1.0).stages_of(BasePolicy(policy).own_recipe)
     assert (stage.flow_loss_weight, stage.backbone_gradient_scale) == (5.0, 1.0)
 
 
@@ -159,7 +159,7 @@ def test_every_option_that_cannot_apply_is_named(policy, data):
         "action_token_skip": 1152,
     }
     with pytest.raises(ValueError, match="cannot go on as it is") as error:
-        continue_policy(Base(policy), [data], PolicyOptions(**given))
+        continue_policy(BasePolicy(policy), [data], PolicyOptions(**given))
     message = str(error.value)
     assert all(f"--{name} {value}: the policy has" in message for name, value in given.items()), message
     assert "--adapt" in message and "--vlm" in message, "both ways out"
@@ -177,7 +177,7 @@ def test_every_option_that_cannot_apply_is_named(policy, data):
 )
 def test_data_of_another_robot_is_refused(policy, tmp_path, changes, difference):
     with pytest.raises(ValueError, match=difference):
-        continue_policy(Base(policy), [demonstrations(tmp_path / "other", **changes)], PolicyOptions())
+        continue_policy(BasePolicy(policy), [demonstrations(tmp_path / "other", **changes)], PolicyOptions())
 
 
 @pytest.mark.parametrize(
@@ -190,7 +190,7 @@ def test_data_of_another_robot_is_refused(policy, tmp_path, changes, difference)
 )
 def test_a_recipe_that_is_not_what_would_be_trained_is_refused(policy, data, recipe, message):
     with pytest.raises(ValueError, match=message):
-        continue_policy(Base(policy), [data], PolicyOptions(recipe=recipe))
+        continue_policy(BasePolicy(policy), [data], PolicyOptions(recipe=recipe))
 
 
 # --------------------------------------------------------------------------------------------------------------- adapt
@@ -198,7 +198,7 @@ def test_an_adapted_policy_is_the_data_s_in_numbers_and_the_base_s_in_convention
     built = start_policy(vlm, [data], PolicyOptions(**SMALL))
     prompt = "Do {text} at {state}: "
     base = save(tmp_path / "base", built, noise_padding=True, square_images=True, action_prompt=prompt)
-    adapted = adapt_policy(Base(base), [larger], PolicyOptions(chunk_size=6))
+    adapted = adapt_policy(BasePolicy(base), [larger], PolicyOptions(chunk_size=6))
     processor = adapted.processor
     for name, values in larger.statistics["actions"].items():
         np.testing.assert_array_equal(processor.statistics["actions"][name], values)
@@ -219,19 +219,19 @@ def test_an_adapted_policy_is_the_data_s_in_numbers_and_the_base_s_in_convention
 
 def test_the_action_tokenizer_is_fitted_anew_where_asked(policy, larger):
     options = PolicyOptions(action_tokenizer="fast", action_vocab_size=150, action_scale=4.0)
-    processor = adapt_policy(Base(policy), [larger], options).processor
+    processor = adapt_policy(BasePolicy(policy), [larger], options).processor
     assert (processor.action_tokenizer.vocab_size, processor.action_tokenizer.scale) == (150, 4.0)
-    bins = adapt_policy(Base(policy), [larger], PolicyOptions(recipe="insulated-bins"))
+    bins = adapt_policy(BasePolicy(policy), [larger], PolicyOptions(recipe="insulated-bins"))
     assert isinstance(bins.processor.action_tokenizer, BinningActionTokenizer)
     assert bins.model.get_input_embeddings().num_embeddings >= bins.processor.vocab_size
-    assert adapt_policy(Base(policy), [larger], PolicyOptions(recipe="frozen")).processor.action_tokenizer is None
+    assert adapt_policy(BasePolicy(policy), [larger], PolicyOptions(recipe="frozen")).processor.action_tokenizer is None
 
 
 def test_several_robots_from_one(policy, data, larger):
     for source, name in ((data, "small"), (larger, "large")):
         source.robot = name
     try:
-        processor = adapt_policy(Base(policy), [data, larger], PolicyOptions()).processor
+        processor = adapt_policy(BasePolicy(policy), [data, larger], PolicyOptions()).processor
     finally:
         data.robot = larger.robot = None
     assert set(processor.robots) == {"small", "large"}
@@ -253,14 +253,14 @@ def test_several_robots_from_one(policy, data, larger):
 )
 def test_what_a_base_cannot_be_given_is_named(policy, tmp_path, changes, options, message):
     with pytest.raises(ValueError, match=message):
-        adapt_policy(Base(policy), [demonstrations(tmp_path / "other", **changes)], PolicyOptions(**options))
+        adapt_policy(BasePolicy(policy), [demonstrations(tmp_path / "other", **changes)], PolicyOptions(**options))
 
 
 def test_bases_that_are_none(vlm, policy, tmp_path):
     with pytest.raises(ValueError, match=r"is no KIVLA policy: .* 'paligemma'.* --vlm"):
-        Base(vlm)
+        BasePolicy(vlm)
     KIVLAForActionPrediction.from_pretrained(policy).save_pretrained(tmp_path / "bare")
     with pytest.raises(ValueError, match=r"has a model and no processor_config.json.* convert it again"):
-        Base(tmp_path / "bare")
+        BasePolicy(tmp_path / "bare")
     with pytest.raises(ValueError, match=r"--vlm_processor cannot apply: .* has the VLM's processor already"):
-        Base(policy, vlm_processor=str(vlm))
+        BasePolicy(policy, vlm_processor=str(vlm))

@@ -23,7 +23,7 @@ from kivla.training.checkpoints import (
     written_aside,
 )
 from kivla.training.data.mixture import Mixture
-from tests.training.policies import dataset, make_policy, make_trainer
+from tests.helpers.policies import dataset, make_policy, make_trainer
 
 EPOCH, STEPS = 5, 12
 

@@ -4,8 +4,8 @@ import numpy as np
 import torch
 
 from kivla import KIVLACollator, LeRobotDataset
-from tests.tolerance import assert_close_relative
-from tests.training.policies import CHUNK, DATASET, dataset, make_policy
+from tests.helpers.policies import CHUNK, DATASET, dataset, make_policy
+from tests.helpers.tolerance import assert_close_relative
 
 
 def test_the_loss_of_the_three_kinds_is_the_papers(tmp_path):

@@ -25,9 +25,9 @@ from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 from kivla import KIVLAConfig, KIVLAForActionPrediction, KIVLAProcessor
 from kivla.cli import main
 from kivla.commands.launch_files import LAUNCH_FILES
-from tests.families import FAMILIES
-from tests.patience import PATIENCE
-from tests.tolerance import assert_gradients_close
+from tests.helpers.families import FAMILIES
+from tests.helpers.patience import PATIENCE
+from tests.helpers.tolerance import assert_gradients_close
 from tests.training.distributed_runs import LEARNING_RATE, SHARDED_FAMILIES, STEPS, make_trainer, run
 
 ROOT = Path(__file__).parents[2]

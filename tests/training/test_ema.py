@@ -11,8 +11,8 @@ from transformers import TrainerCallback
 from kivla import KIVLAForActionPrediction, KIVLATrainingArguments
 from kivla.training.ema import WeightAverage
 from kivla.training.lora import lora_config
-from tests.tolerance import assert_close_relative
-from tests.training.policies import dataset, make_policy, make_trainer
+from tests.helpers.policies import dataset, make_policy, make_trainer
+from tests.helpers.tolerance import assert_close_relative
 
 
 class Recorder(TrainerCallback):

@@ -5,7 +5,7 @@ import pytest
 
 from kivla import LeRobotDataset
 from kivla.training.data.episode_dataset import EpisodeDataset
-from tests.training.policies import DATASET
+from tests.helpers.policies import DATASET
 
 CHUNK = 8
 

@@ -24,8 +24,8 @@ from transformers import TrainerCallback
 from kivla import KIVLAForActionPrediction, LeRobotDataset
 from kivla.training.checkpoints import CheckpointError, checkpoints, problem_of
 from kivla.training.preemption import Preempted
-from tests.patience import PATIENCE
-from tests.training.policies import CHUNK, DATASET, make_policy, make_trainer
+from tests.helpers.patience import PATIENCE
+from tests.helpers.policies import CHUNK, DATASET, make_policy, make_trainer
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = {

@@ -5,7 +5,7 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 from kivla import KIVLAForActionPrediction
-from tests.training.policies import SIZES, FixedNoiseCollator, awaken, make_policy, make_trainer
+from tests.helpers.policies import SIZES, FixedNoiseCollator, awaken, make_policy, make_trainer
 
 EXPERT = {"hidden_size": 32, "intermediate_size": 64}
 

@@ -13,13 +13,13 @@ from transformers import AutoModelForImageTextToText, TorchAoConfig, pipeline
 
 from kivla import KIVLAForActionPrediction, KIVLAProcessor
 from kivla.training.lora import load_lora, lora_config
-from tests.families import FAMILIES as ALL_FAMILIES
+from tests.helpers.families import FAMILIES as ALL_FAMILIES
+from tests.helpers.policies import dataset, make_policy, make_trainer, save_policy
+from tests.helpers.tolerance import assert_close_relative
 from tests.modeling_kivla.test_contract import policy as family_policy
 from tests.modeling_kivla.test_contract import training_batch
 from tests.modeling_kivla.test_new_tokens import TAKEN
 from tests.processing.test_processing_kivla import CHUNK, LONG, SHORT, WIDTH, columns, make, observation, policy
-from tests.tolerance import assert_close_relative
-from tests.training.policies import dataset, make_policy, make_trainer, save_policy
 
 load = KIVLAForActionPrediction.from_pretrained
 

@@ -6,8 +6,8 @@ import torch
 from kivla import BinningActionTokenizer, KIVLACollator, KIVLAForActionPrediction, KIVLAProcessor
 from kivla.demo.tiny_vlm import save_tiny_vlm
 from kivla.training.recipes import RECIPES, TOKENS_ONLY, Stage, get_recipe, set_stage, split_steps
-from tests.tolerance import assert_gradients_close
-from tests.training.policies import SIZES, _action_tokenizer, dataset
+from tests.helpers.policies import SIZES, _action_tokenizer, dataset
+from tests.helpers.tolerance import assert_gradients_close
 
 STAGES = [(name, number) for name, recipe in RECIPES.items() for number in range(len(recipe.stages))]
 

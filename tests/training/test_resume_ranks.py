@@ -21,8 +21,8 @@ from transformers import TrainerCallback
 from kivla.training.checkpoints import problem_of
 from kivla.training.loss_watch import NonFiniteError
 from kivla.training.preemption import Preempted
-from tests.patience import PATIENCE
-from tests.training.policies import FixedNoiseCollator, dataset, make_policy, make_trainer, several_cpus_resume
+from tests.helpers.patience import PATIENCE
+from tests.helpers.policies import FixedNoiseCollator, dataset, make_policy, make_trainer, several_cpus_resume
 
 pytestmark = several_cpus_resume
 

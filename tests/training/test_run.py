@@ -11,7 +11,7 @@ from kivla.demo.tiny_vlm import save_tiny_vlm
 from kivla.training.run import train
 from kivla.training.run_options import DataArguments, ModelArguments
 from kivla.training.training_facts import chunks_to_show
-from tests.training.policies import CHUNK, DATASET, dataset, make_trainer
+from tests.helpers.policies import CHUNK, DATASET, dataset, make_trainer
 
 EXPERT = {"expert_hidden_size": 32, "expert_intermediate_size": 64}
 

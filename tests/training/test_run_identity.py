@@ -25,7 +25,7 @@ from kivla.training.run_identity import (
     start_of,
     weights_digest,
 )
-from tests.training.policies import CHUNK, DATASET, dataset, make_policy, make_trainer
+from tests.helpers.policies import CHUNK, DATASET, dataset, make_policy, make_trainer
 
 SETTINGS = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1, "per_device_train_batch_size": 2}
 

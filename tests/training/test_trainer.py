@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from kivla import KIVLACollator, KIVLAForActionPrediction, KIVLAProcessor
-from tests.tolerance import assert_close_relative
-from tests.training.policies import CHUNK, FixedNoiseCollator, dataset, losses, make_policy, make_trainer
+from tests.helpers.policies import CHUNK, FixedNoiseCollator, dataset, losses, make_policy, make_trainer
+from tests.helpers.tolerance import assert_close_relative
 
 SHORT_RUN = {
     "max_steps": 100,

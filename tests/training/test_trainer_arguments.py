@@ -18,7 +18,7 @@ from kivla.training.argument_rules import (
     REFUSED_WITH_MUON,
     as_markdown,
 )
-from tests.training.policies import CHUNK, dataset, losses, make_policy, make_trainer
+from tests.helpers.policies import CHUNK, dataset, losses, make_policy, make_trainer
 
 DOCS = Path(__file__).parents[2] / "docs" / "training_arguments.md"
 

@@ -3,7 +3,6 @@
 from itertools import takewhile
 
 import torch
-from torch.nn.utils.rnn import pad_sequence
 
 from ...modeling_kivla import KIVLAForActionPrediction
 from ...processing import ActionDecodingFailure, KIVLAProcessor
@@ -106,11 +105,10 @@ class EvaluationStep:
         if "labels" not in inputs:
             prompts, has_response = inputs, [False] * len(robots)
         else:
-            learned = inputs["labels"] != -100
-            is_action = torch.isin(inputs["labels"], self.action_token_ids.to(learned.device))
-            first = learned.int().argmax(1, keepdim=True)
-            has_response = (learned.any(1) & ~is_action.gather(1, first)[:, 0]).tolist()
-            prompts = _prompts(inputs, learned, self.processor.tokenizer.pad_token_id)
+            prompts = self.processor.prompts_of(inputs)
+            answers = self.processor.answers_of(inputs)  # or the codes of a chunk, where nothing is said before them
+            codes = set(self.action_token_ids.tolist())
+            has_response = [len(answer) > 0 and answer[0] not in codes for answer in answers]
         by_flow = self.model.config.acts_by == "flow"
         says = self.processor.expert_reads_response or (not by_flow and self.processor.responds_first)
         shape = (len(robots), self.model.config.chunk_size, self.model.config.max_action_dim)
@@ -122,7 +120,7 @@ class EvaluationStep:
         own = self._act(self.processor.add_responses(prompts, words), robots, noise)
         if not any(has_response):
             return own, own, has_response
-        given = inputs if by_flow else _prompts(inputs, is_action, self.processor.tokenizer.pad_token_id)
+        given = inputs if by_flow else self.processor.prompts_of(inputs, with_responses=True)
         return own, self._act(given, robots, noise), has_response
 
     def _act(self, inputs: dict, robots: list[str | None], noise: torch.Tensor | None) -> list:
@@ -155,23 +153,23 @@ class EvaluationStep:
         return means
 
     def _answers(self, inputs: dict, asked: list[int], sums: dict[str, torch.Tensor]) -> None:
-        labels, end, pad = inputs["labels"], self.processor.end_token_id, self.processor.tokenizer.pad_token_id
-        prompts = _prompts(inputs, labels != -100, pad)
+        end, decode = self.processor.end_token_id, self.processor.tokenizer.decode
+        prompts = self.processor.prompts_of(inputs)
         prompts.pop("action_mask", None)
-        answers = _first_answers(labels, end)
+        answers = self.processor.answers_of(inputs)  # with the end
         said = self.model.generate(
             **prompts,
-            max_new_tokens=max(map(len, answers)) + 1,  # and the end
+            max_new_tokens=max(map(len, answers)),
             do_sample=False,
             eos_token_id=end,
-            pad_token_id=pad,
+            pad_token_id=self.processor.tokenizer.pad_token_id,
             synced_gpus=False,  # every device has all weights, and its own number of answers
         )[:, prompts["input_ids"].shape[1] :]
         for i in asked:
-            own, decode = said[i].tolist(), self.processor.tokenizer.decode
+            own, true = said[i].tolist(), answers[i][:-1]
             is_finished = end in own  # words that go on are another answer
             words = decode(list(takewhile(lambda token: token != end, own)))
-            sums["answers"][i], sums["right_answers"][i] = 1, is_finished and is_right(words, [decode(answers[i])])
+            sums["answers"][i], sums["right_answers"][i] = 1, is_finished and is_right(words, [decode(true)])
 
 
 def summary(sums: dict[str, torch.Tensor]) -> dict[str, float]:
@@ -205,32 +203,6 @@ def metrics_of(totals: dict[str, torch.Tensor], flow_loss_weight: float) -> dict
     if given["mae"] is not None:
         metrics["action_mae_given_response"] = given["mae"]
     return metrics
-
-
-def _prompts(inputs: dict, learned: torch.Tensor, pad_token_id: int) -> dict:
-    """A batch for training -> the same prompts up to the first token of `learned` (B, S), padded on the left as
-    `generate` wants them."""
-    mask = inputs["attention_mask"].bool()
-    starts = torch.where(learned.any(1), learned.int().argmax(1), mask.shape[1] - mask.flip(1).int().argmax(1))
-    rows = [mask[i] & (torch.arange(mask.shape[1], device=mask.device) < start) for i, start in enumerate(starts)]
-    prompts = {}
-    for name, values in inputs.items():
-        if name in ("labels", "actions"):
-            continue
-        if values.shape == learned.shape and name != "state":
-            padding = pad_token_id if name == "input_ids" else 0
-            values = pad_sequence([values[i][row] for i, row in enumerate(rows)], True, padding, padding_side="left")
-        prompts[name] = values
-    return prompts
-
-
-def _first_answers(labels: torch.Tensor, end_token_id: int) -> list[list[int]]:
-    """The first learned tokens of every row, up to the end of the VLM's turn."""
-    answers = []
-    for row in labels.tolist():
-        start = next((i for i, token in enumerate(row) if token != -100), len(row))
-        answers.append(list(takewhile(lambda token: token not in (-100, end_token_id), row[start:])))
-    return answers
 
 
 __all__ = ["LOSS_SUMS", "EvaluationStep", "metrics_of", "summary"]

@@ -2,8 +2,8 @@
 
 `saved.tar.xz` holds `policy/`, trained for two steps by `kivla train`, with the code that came along, and `adapter/`, a
 LoRA adapter on it. `expected.npz` holds two observations and the actions that both answered. `public_names.json` is the
-list of `tests/public_names.py`. `python -m tests.data.compatibility.make` made them once, before a large move of the
-code, and they stay as they are: made anew, they would prove nothing.
+list of `tests/helpers/public_names.py`. `python -m tests.data.compatibility.make` made them once, before a large move
+of the code, and they stay as they are: made anew, they would prove nothing.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ import numpy as np
 from transformers import pipeline
 
 from kivla.cli import main
-from tests.public_names import public_names
+from tests.helpers.public_names import public_names
 
 FOLDER = Path(__file__).parent
 DATASET = FOLDER.parent / "lerobot_v3_metaworld"

@@ -1,0 +1,179 @@
+"""The `kivla` command, each sub-command from end to end on tiny models."""
+
+import json
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from kivla import KIVLAForActionPrediction, KIVLAProcessor
+from kivla.cli import COMMANDS, main
+from kivla.demo.tiny_vlm import save_tiny_vlm
+from tests.helpers.policies import DATASET
+
+TINY = {
+    "chunk_size": 6,
+    "max_action_dim": 4,
+    "expert_hidden_size": 32,
+    "expert_intermediate_size": 48,
+    "num_flow_samples": 2,
+    "action_vocab_size": 128,
+    "per_device_train_batch_size": 4,
+    "per_device_eval_batch_size": 16,
+    "max_eval_frames": 16,
+    "logging_steps": 1,
+    "report_to": "none",
+    "use_cpu": True,
+    "disable_tqdm": True,
+    "dataloader_pin_memory": False,
+}
+
+
+@pytest.fixture(scope="module")
+def vlm(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("vlm")
+    save_tiny_vlm(folder, image_size=32, patch_size=16, hidden_size=32, num_layers=2)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def policy(vlm, tmp_path_factory):
+    """Trained by `kivla train` from a YAML file, with an option on top."""
+    folder = tmp_path_factory.mktemp("train")
+    settings = {**TINY, "vlm": str(vlm), "dataset": str(DATASET), "output_dir": str(folder / "run"), "max_steps": 99}
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings))
+    main(["train", str(folder / "config.yaml"), "--max_steps", "3", "--eval_episodes", "1"])
+    return folder / "run"
+
+
+def test_train_from_yaml(policy):
+    metrics = json.loads((policy / "eval_results.json").read_text())
+    assert {"eval_train_action_mae", "eval_held_out_action_mae", "eval_held_out_times_better_than_mean"} <= set(metrics)
+    state = json.loads((policy / "trainer_state.json").read_text())
+    assert state["global_step"] == 3, "the command line overrides the file"
+    assert Image.open(policy / "training.png").size[0] > 500
+    model, processor = KIVLAForActionPrediction.from_pretrained(policy), KIVLAProcessor.from_pretrained(policy)
+    assert model.config.chunk_size == processor.chunk_size == 6
+    assert model.config.backbone_gradient_scale == 0.0
+
+
+def test_train_goes_on_from_a_policy(policy, tmp_path):
+    options = {**TINY, "policy": policy, "dataset": DATASET, "output_dir": tmp_path, "max_steps": 1}
+    main(["train", *(str(word) for name, value in options.items() for word in (f"--{name}", value))])
+    before, after = (KIVLAProcessor.from_pretrained(folder) for folder in (policy, tmp_path))
+    assert before.to_dict() == after.to_dict(), "statistics and tokenizer stay those of the policy"
+
+
+def test_train_resumes_by_the_same_command(vlm, tmp_path, capsys):
+    options = {**TINY, "vlm": vlm, "dataset": DATASET, "output_dir": tmp_path, "save_steps": 2, "max_steps": 2}
+    command = ["train", *(str(word) for name, value in options.items() for word in (f"--{name}", value))]
+    main(command)
+    main([*command, "--max_steps", "4"])
+    history = json.loads((tmp_path / "trainer_state.json").read_text())["log_history"]
+    assert [entry["step"] for entry in history if "token_loss" in entry] == [1, 2, 3, 4]
+
+
+def test_predict_on_a_dataset(policy, tmp_path, capsys):
+    main(["predict", str(policy), "--dataset", str(DATASET), "--num_frames", "6", "--output_dir", str(tmp_path)])
+    report = json.loads((tmp_path / "predict.json").read_text())
+    assert report["times_better_than_mean"] == pytest.approx(report["mean_action_mae"] / report["action_mae"])
+    assert Image.open(tmp_path / "chunks.png").size[0] > 500
+    assert "6 chunks: mean absolute error" in capsys.readouterr().out
+
+
+def test_predict_on_an_image(policy, tmp_path, capsys):
+    Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(tmp_path / "a.png")
+    main(["predict", str(policy), "--images", str(tmp_path / "a.png"), "--text", "go", "--state", *"0000"])
+    printed = capsys.readouterr().out
+    assert np.fromstring(printed.replace("[", " ").replace("]", " "), sep=" ").shape == (6 * 4,)
+
+
+def test_inspect_a_vlm(vlm, tmp_path, capsys):
+    main(["inspect", str(vlm), "--chunk_size", "6", "--output", str(tmp_path / "mask.png")])
+    printed = capsys.readouterr().out
+    assert "paligemma" in printed and "half, from value 0, rotary_emb.inv_freq" in printed
+    assert "knowledge insulation" in printed
+    assert Image.open(tmp_path / "mask.png").size[0] > 500
+
+
+def test_inspect_a_policy_shows_its_mask(policy, tmp_path, capsys):
+    from kivla.commands.inspect import attention_mask, example_batch
+
+    main(["inspect", str(policy), "--output", str(tmp_path / "mask.png")])
+    assert "128 codes" in capsys.readouterr().out
+    processor = KIVLAProcessor.from_pretrained(policy)
+    config = KIVLAForActionPrediction.from_pretrained(policy).config
+    mask, groups = attention_mask(config, example_batch(processor, 1, "go"))
+    names = [name for name, _ in groups]
+    assert names == ["image", "text", "learned", "noisy actions"]
+    start = dict(zip(names, np.cumsum([0, *(n for _, n in groups)]), strict=False))
+    prompt, learned, noisy = (
+        slice(0, start["learned"]),
+        slice(start["learned"], start["noisy actions"]),
+        slice(-6, None),
+    )
+    assert (mask[prompt, prompt] == 1).all(), "PaliGemma's prompt is bidirectional"
+    assert (mask[prompt, learned] == 0).all() and (mask[learned, prompt] == 1).all()
+    assert (mask[learned, learned] == np.tril(np.ones_like(mask[learned, learned]))).all()
+    assert (mask[noisy, prompt] == 2).all(), "the expert sees the prompt, with the gradient stopped"
+    assert (mask[noisy, learned] == 0).all() and (mask[noisy, noisy] == 1).all()
+    assert (mask[:-6, noisy] == 0).all(), "the VLM does not see the expert's tokens"
+
+
+def test_help_and_unknown_commands(capsys):
+    main([])
+    printed = capsys.readouterr().out
+    assert all(command in printed for command in COMMANDS)
+    with pytest.raises(SystemExit, match=r"there is no command 'fly'\. Commands: train"):
+        main(["fly"])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["predict", "p", "--dataset", "d", "--text", "go"], "--text cannot apply: --dataset has its own"),
+        (["predict", "p", "--images", "a.png", "--episodes", "1"], "--episodes cannot apply: there is no --dataset"),
+        (["study", "--recipe", "joint"], "--recipe joint cannot apply: name what is compared with --recipes"),
+    ],
+)
+def test_options_that_cannot_apply_are_named(words, message):
+    with pytest.raises(SystemExit, match=message):
+        main(words)
+
+
+def test_unknown_key_in_yaml(tmp_path, capsys):
+    (tmp_path / "config.yaml").write_text("datset: x\n")
+    with pytest.raises(SystemExit):
+        main(["train", str(tmp_path / "config.yaml")])
+    assert "unknown keys: datset" in capsys.readouterr().err
+
+
+def test_vlm_or_policy(tmp_path):
+    two_stages = ["--vlm", "x", "--dataset", "y", "--output_dir", "z", "--recipe", "pi0.5", "--max_steps", "9"]
+    with pytest.raises(SystemExit, match="kivla train: --resume_from_checkpoint cannot apply: a run of 2 stages"):
+        main(["train", *two_stages, "--resume_from_checkpoint", "z/checkpoint-1"])
+    with pytest.raises(SystemExit, match=r"either --vlm .* or --policy"):
+        main(["train", "--dataset", str(DATASET), "--output_dir", str(tmp_path)])
+
+
+def test_profile_says_where_a_step_goes(vlm, tmp_path, capsys):
+    settings = {**TINY, "vlm": str(vlm), "dataset": str(DATASET), "output_dir": str(tmp_path), "warmup_steps_before": 1}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
+    main(["profile", str(tmp_path / "config.yaml"), "--profile_steps", "2"])
+    lines = capsys.readouterr().out.splitlines()
+    rows = {line.split("  ")[0] or line.strip().split("  ")[0]: line.split() for line in lines if line.endswith("%")}
+    times = {name: float(words[-4]) for name, words in rows.items()}
+    assert all(time > 0 for time in times.values()), times
+    assert times["backbone"] + times["action expert"] <= times["forward"] * 1.01
+    assert times["forward"] + times["backward"] == pytest.approx(times["forward and backward"], abs=0.02)
+    parts = times["reading and preparing the batch"] + times["forward and backward"] + times["optimizer"]
+    assert parts == pytest.approx(times["all"], abs=0.03)
+    assert json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    assert not list(tmp_path.glob("checkpoint-*")), "profiling leaves no policy behind"
+
+
+def test_a_misspelt_option_is_named(capsys):
+    with pytest.raises(SystemExit):
+        main(["evaluate", "policy", "--dataset", "data", "--episodez", "1"])
+    assert "there is no option --episodez 1. Did you mean --episodes?" in capsys.readouterr().err

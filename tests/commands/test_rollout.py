@@ -1,0 +1,186 @@
+"""`kivla rollout` from end to end: a tiny random policy in the smallest environment."""
+
+import json
+import re
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+from transformers import pipeline
+
+import tests.helpers.fake_reach  # noqa: F401, registers "fake-reach"
+from kivla.commands.rollout import run
+from kivla.simulation.environments import parse_options
+from kivla.simulation.report_media import choose_episodes
+from kivla.simulation.rollout import PipelinePolicy, rollout
+from kivla.simulation.rollout_evaluation import evaluate, format_report, replay, success_rate, video_format, write_media
+from kivla.training.evaluation.confidence import mcnemar_test, wilson_interval
+from tests.helpers.fake_reach import FakeReachVectorEnv, ReachPolicy
+from tests.helpers.policies import dataset, make_policy
+
+CAMERA = dataset().cameras[0]
+OPTIONS = ["--env", "fake-reach", "--env_options", f"camera={CAMERA}", "action_dim=4", "--max_steps", "6"]
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("policy")
+    model, processor = make_policy(folder / "vlm")
+    model.resize_token_embeddings(processor.vocab_size)
+    model.save_pretrained(folder / "policy")
+    processor.save_pretrained(folder / "policy")
+    return str(folder / "policy")
+
+
+@pytest.fixture(scope="module")
+def rolled_out(policy, tmp_path_factory):
+    """The folder and what was printed, of a comparison of a policy with itself."""
+    folder = tmp_path_factory.mktemp("rollout") / "new"
+    with pytest.MonkeyPatch.context() as patch:
+        printed = []
+        patch.setattr("builtins.print", lambda *words, **_: printed.append(" ".join(map(str, words))))
+        counts = ["--num_episodes", "5", "--num_envs", "2", "--num_videos", "2", "--first_seed", "50"]
+        run([policy, "--compare", policy, *OPTIONS, *counts, "--num_steps", "2", "--output_dir", str(folder)])
+    return folder, "\n".join(printed)
+
+
+def test_json_has_what_happened(rolled_out, policy):
+    report = json.loads((rolled_out[0] / "rollout.json").read_text())
+    assert report["replan_every"] == 3, "half of the chunk"
+    pipe = pipeline("action-prediction", model=policy)
+    env = FakeReachVectorEnv(5, camera=CAMERA, action_dim=4)
+    expected = rollout(PipelinePolicy(pipe, num_steps=2), env, range(50, 55), replan_every=3, max_steps=6)
+    for figures in report["policies"]:
+        seen = [(e["seed"], e["instruction"], e["success"], e["steps"]) for e in figures["episodes"]]
+        assert seen == [(e.seed, e.instruction, e.success, e.steps) for e in expected.episodes]
+        swapped = figures["swapped"]
+        assert not {(e["seed"], e["instruction"]) for e in figures["episodes"]} & {
+            (e["seed"], e["instruction"]) for e in swapped["episodes"]
+        }
+        for rate, name, episodes in (
+            (figures["success"], "success", figures["episodes"]),
+            (swapped["original"], "success", swapped["episodes"]),
+            (swapped["swapped"], "swapped_success", swapped["episodes"]),
+        ):
+            assert rate["successes"] == sum(e[name] for e in episodes) and rate["episodes"] == 5
+            assert (rate["low"], rate["high"]) == wilson_interval(rate["successes"], 5)
+    assert report["comparison"]["p_value"] == 1.0 and report["comparison"]["only_first"] == 0
+
+
+def test_the_media_open(rolled_out):
+    folder, _ = rolled_out
+    media = json.loads((folder / "rollout.json").read_text())["media"]
+    assert Image.open(folder / media["contact_sheet"]).size[0] > 500
+    assert len(media["videos"]) == 2
+    for video in media["videos"]:
+        with av.open(str(folder / video["file"])) as container:
+            assert sum(1 for _ in container.decode(video=0)) > 1
+
+
+def rows(printed: str) -> list[tuple[float, ...]]:
+    """Rate, interval, successes and episodes of each row of the table."""
+    pattern = r"instruction.* ([\d.]+) % +([\d.]+) - ([\d.]+) % +(\d+) / (\d+)"
+    return [tuple(float(value) for value in found) for found in re.findall(pattern, printed)]
+
+
+def test_what_is_printed_is_what_is_in_the_json(rolled_out):
+    folder, printed = rolled_out
+    report = json.loads((folder / "rollout.json").read_text())
+    rates = []
+    for figures in report["policies"]:
+        rates += [figures["success"], figures["swapped"]["original"], figures["swapped"]["swapped"]]
+    assert len(rows(printed)) == len(rates) == 6
+    for row, rate in zip(rows(printed), rates, strict=True):
+        percent = [100 * rate[name] for name in ("rate", "low", "high")]
+        np.testing.assert_allclose(row, [*percent, rate["successes"], rate["episodes"]], atol=0.051)
+    assert "p = 1.0000 (McNemar" in printed and str(folder) in printed
+
+
+def test_figures_of_policies_that_are_known():
+    env, seeds = FakeReachVectorEnv(8), range(20)
+    reads, result = evaluate(ReachPolicy(), env, seeds, replan_every=2, max_steps=20)
+    blind, blind_result = evaluate(ReachPolicy("red"), env, seeds, replan_every=2, max_steps=20)
+    assert (reads["success"]["rate"], reads["swapped"]["original"]["rate"]) == (1.0, 0.0)
+    assert reads["swapped"]["swapped"]["rate"] == 1.0
+    assert blind["success"]["rate"] == blind["swapped"]["original"]["rate"] == 0.5
+    assert all(episode.frames is None for episode in result.episodes), "frames are for those that are shown"
+    assert mcnemar_test(result.success, blind_result.success).p_value == pytest.approx(2 / 2**10)
+    assert json.loads(json.dumps(reads)) == reads
+
+    report = {"env": "fake", "replan_every": 2, "comparison": None, "policies": [{"policy": "p", **reads}]}
+    assert rows(format_report(report)) == [(100, 83.9, 100, 20, 20), (0, 0, 16.1, 0, 20), (100, 83.9, 100, 20, 20)]
+
+
+def test_rare_failures_are_found_and_shown():
+    """The two failures among 60 episodes, wherever they are, and as many successes; and only they are kept."""
+    env, seeds = FakeReachVectorEnv(8), range(60)
+    result = rollout(ReachPolicy(), env, seeds, replan_every=2, max_steps=20)
+    assert result.success.all()
+    for failed in (3, 59):
+        result.episodes[failed].success = False  # as if
+    chosen = choose_episodes(result.episodes, 4)
+    assert [episode.seed for episode in chosen] == [3, 59, 0, 1]
+    shown = replay(ReachPolicy(), env, chosen, replan_every=2, max_steps=20)
+    assert [episode.seed for episode in shown] == [0, 1], "what comes out otherwise is not shown as what it was"
+
+    blind = rollout(ReachPolicy("red"), env, seeds, replan_every=2, max_steps=20)
+    shown = replay(ReachPolicy("red"), env, choose_episodes(blind.episodes, 4), replan_every=2, max_steps=20)
+    assert [episode.success for episode in shown] == [False, False, True, True]
+    for episode in shown:
+        (first,) = [e for e in blind.episodes if e.seed == episode.seed]
+        assert (episode.instruction, episode.steps) == (first.instruction, first.steps)
+        assert len(episode.frames) == episode.steps + 1
+
+
+def rest(observations):
+    """A policy that does nothing."""
+    return np.zeros((len(observations), 4, 2))
+
+
+@pytest.mark.parametrize(("policy", "outcome"), [(ReachPolicy(), True), (rest, False)])
+def test_all_right_all_wrong_and_a_single_episode(policy, outcome, tmp_path):
+    for count in (1, 5):
+        env = FakeReachVectorEnv(4)
+        figures, result = evaluate(policy, env, range(count), replan_every=2, max_steps=20)
+        assert figures["success"]["rate"] == float(outcome)
+        shown = replay(policy, env, choose_episodes(result.episodes, 8), replan_every=2, max_steps=20)
+        media = write_media(tmp_path, shown, env.fps, "gif")
+        assert [video["success"] for video in media["videos"]] == [outcome] * count
+    assert write_media(tmp_path, replay(policy, env, [], 2, 20), env.fps, "gif") == {
+        "contact_sheet": None,
+        "videos": [],
+    }
+
+
+def test_without_pyav_mp4_is_refused_before_anything_runs(tmp_path, monkeypatch):
+    monkeypatch.setattr("kivla.simulation.rollout_evaluation.find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match="mp4 needs PyAV"):
+        run(["nowhere", "--output_dir", str(tmp_path / "out")])
+    assert video_format() == "gif"
+
+
+def test_without_the_control():
+    figures, _ = evaluate(ReachPolicy(), FakeReachVectorEnv(2), range(2), replan_every=2, max_steps=20, swapped=False)
+    assert figures["swapped"] is None
+    report = {"env": "fake", "replan_every": 2, "comparison": None, "policies": [{"policy": "p", **figures}]}
+    assert len(rows(format_report(report))) == 1
+
+
+def test_success_rate():
+    rate = success_rate([True, False, True, True])
+    assert (rate["successes"], rate["episodes"], rate["rate"]) == (3, 4, 0.75)
+    assert rate["low"] < 0.75 < rate["high"]
+
+
+def test_options_of_environments():
+    parsed = parse_options(["size=48", "tasks=[touch, push]", "camera=top", "hard=true"])
+    assert parsed == {"size": 48, "tasks": ["touch", "push"], "camera": "top", "hard": True}
+    with pytest.raises(ValueError, match="NAME=VALUE, got 'size'"):
+        parse_options(["size"])
+
+
+def test_other_video_formats_are_refused_before_anything_runs(tmp_path):
+    with pytest.raises(SystemExit, match="mp4 or gif, not 'avi'"):
+        run(["nowhere", "--video_format", "avi", "--output_dir", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()

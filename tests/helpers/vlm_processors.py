@@ -1,0 +1,402 @@
+"""Tiny but real processors of many VLM families, each with a matching tiny VLM.
+
+    kind = KINDS["qwen2_vl"]
+    vlm_processor = kind.processor()                        # what AutoProcessor.from_pretrained(vlm) would give
+    model = kind.policy(chunk_size=4, max_action_dim=3)     # a KIVLAForActionPrediction that takes its token ids
+
+Processors and image processors are the families' own. Tokenizers write bytes. Chat templates are those of the released
+checkpoints without tools, system prompts and videos. Not here, because their code imports torchvision: LFM2-VL, Molmo
+2, Cohere 2 Vision, Llama 4, PerceptionLM, Fast-VLM, and Pixtral's processor, which Mistral 3 and LightOnOCR use too.
+"""
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+from unittest import mock
+
+import torch
+import transformers
+from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
+from transformers import AutoConfig, PreTrainedTokenizerFast, ProcessorMixin
+from transformers.models.smolvlm import processing_smolvlm
+
+from kivla.demo.tiny_vlm import byte_tokenizer
+from kivla.modeling_kivla import KIVLAConfig, KIVLAForActionPrediction
+from tests.helpers.families import (
+    AUDIO_ID,
+    END_ID,
+    FAMILIES,
+    IMAGE_ID,
+    START_ID,
+    VIDEO_ID,
+    VOCAB_SIZE,
+    randomize_zero_parameters,
+)
+
+FIRST_SPECIAL, NUM_SPECIALS = IMAGE_ID, 14  # ids 200..213 of `tests.helpers.families`
+ROOMY_VOCAB_SIZE = 1024  # bytes, special tokens and action tokens
+
+# SmolVLM asks for a package that spells out the number of a video's frames. No test has videos.
+processing_smolvlm.num2words = processing_smolvlm.num2words or str
+
+
+class NoMedia:
+    """In the place of a video or audio processor: those need torchvision or torchaudio, and no test has such input."""
+
+    model_input_names = ()
+    merge_size = 2
+    num_frames = fps = 1
+    video_sampling = {"video_size": {"longest_edge": 16}}  # noqa: RUF012
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A VLM's processor and how it meets a model of `tests.helpers.families`.
+
+    Attributes:
+        family: key in `FAMILIES`.
+        image_processor: its class name and arguments.
+        processor_class, arguments: of the processor.
+        tokens: special tokens by the id that they have in the family's configuration.
+        other_tokens: special tokens without a place in the configuration.
+        named_tokens: attributes of the tokenizer, e.g. `{"image_token": "<image>"}`.
+        chat_template: as in the released checkpoint, in short; None if that has none.
+        settings: changes to the family's configuration, by dotted name.
+        base_words: ordinary words of the tokenizer behind the bytes.
+        adds_bos: whether the tokenizer begins every text with `<bos>` (unless told not to add special tokens).
+        takes_media: what is missing here of the processor, see `NoMedia`. It cannot be saved, then.
+    """
+
+    family: str
+    processor_class: str
+    image_processor: tuple[str, dict[str, Any]]
+    tokens: dict[int, str]
+    chat_template: str | None = None
+    arguments: dict[str, Any] = field(default_factory=dict)
+    other_tokens: tuple[str, ...] = ()
+    named_tokens: dict[str, str] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    base_words: tuple[str, ...] = ()
+    adds_bos: bool = False
+    takes_media: tuple[str, ...] = ()
+
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        layout = json.loads(byte_tokenizer().backend_tokenizer.to_str())
+        vocabulary = layout["model"]["vocab"]
+        vocabulary |= {word: len(vocabulary) + i for i, word in enumerate(self.base_words)}
+        tokenizer = Tokenizer.from_str(json.dumps(layout))
+        if self.adds_bos:
+            tokenizer.post_processor = TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 1)])
+        specials = [self.tokens.get(i, f"<special_{i}>") for i in range(FIRST_SPECIAL, FIRST_SPECIAL + NUM_SPECIALS)]
+        tokenizer.add_special_tokens([*specials, *self.other_tokens])
+        return PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer,
+            pad_token="<pad>",
+            bos_token="<bos>",
+            eos_token="<eos>",
+            extra_special_tokens=self.named_tokens,
+        )
+
+    def processor(self) -> ProcessorMixin:
+        name, settings = self.image_processor
+        image_processor = getattr(transformers, name)(**settings)
+        if self.processor_class == "PaliGemmaProcessor":
+            image_processor.image_seq_length = 4
+        media = {name: NoMedia() for name in self.takes_media}
+        arguments = {"chat_template": self.chat_template, **self.arguments, **media}
+        with mock.patch.object(ProcessorMixin, "check_argument_for_proper_class"):
+            return getattr(transformers, self.processor_class)(
+                image_processor=image_processor, tokenizer=self.tokenizer(), **arguments
+            )
+
+    def vlm_config(self):
+        """The family's configuration with special token ids behind the bytes and a vocabulary that holds them."""
+        shift = len(byte_tokenizer()) + len(self.base_words) - FIRST_SPECIAL
+        settings = _shifted(FAMILIES[self.family].settings, shift)
+        for name, value in self.settings.items():
+            *path, last = name.split(".")
+            target = settings
+            for part in path:
+                target = target[part]
+            target[last] = value
+        return AutoConfig.for_model(**settings)
+
+    def policy(self, seed: int = 0, **config) -> KIVLAForActionPrediction:
+        torch.manual_seed(seed)
+        expert = {"hidden_size": 32, "intermediate_size": 48, "initializer_range": 0.2}
+        model = KIVLAForActionPrediction(KIVLAConfig(vlm_config=self.vlm_config(), expert_config=expert, **config))
+        randomize_zero_parameters(model)
+        return model.eval()
+
+
+def _shifted(settings: dict[str, Any], shift: int) -> dict[str, Any]:
+    def moved(name: str, value):
+        if isinstance(value, dict):
+            return _shifted(value, shift)
+        if isinstance(value, list):
+            return [moved(name, item) for item in value]
+        if name.startswith("vocab_size") and value == VOCAB_SIZE:
+            return ROOMY_VOCAB_SIZE
+        is_special = name.endswith(("_id", "_ids", "_index")) and value in range(FIRST_SPECIAL, VOCAB_SIZE)
+        return value + shift if is_special else value
+
+    return {name: moved(name, value) for name, value in settings.items()}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Chat templates
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def chat_ml(image: str, think: bool = False) -> str:
+    """Qwen, InternVL, Ovis 2."""
+    answer = "<|im_start|>assistant\n" + ("<think>\n" if think else "")
+    return (
+        "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+        "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for content in message['content'] %}"
+        "{% if content['type'] == 'image' %}" + image + "{% elif 'text' in content %}{{ content['text'] }}{% endif %}"
+        "{% endfor %}{% endif %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}" + answer + "{% endif %}"
+    )
+
+
+GEMMA3 = (
+    "{{ bos_token }}{% for message in messages %}"
+    "<start_of_turn>{{ 'model' if message['role'] == 'assistant' else message['role'] }}\n"
+    "{% for item in message['content'] %}{% if item['type'] == 'image' %}<start_of_image>"
+    "{% elif item['type'] == 'text' %}{{ item['text'] | trim }}{% endif %}{% endfor %}<end_of_turn>\n{% endfor %}"
+    "{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
+)
+GEMMA4 = (
+    "{{ bos_token }}{% for message in messages %}"
+    "<|turn>{{ 'model' if message['role'] == 'assistant' else message['role'] }}\n"
+    "{% for item in message['content'] %}{% if item['type'] == 'image' %}<|image|>"
+    "{% elif item['type'] == 'text' %}{{ item['text'] | trim }}{% endif %}{% endfor %}<turn|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|turn>model\n{% endif %}"
+)
+SMOLVLM = (
+    "<|im_start|>{% for message in messages %}{{ message['role'] | capitalize }}"
+    "{% if message['content'][0]['type'] == 'image' %}{{ ':' }}{% else %}{{ ': ' }}{% endif %}"
+    "{% for line in message['content'] %}{% if line['type'] == 'text' %}{{ line['text'] }}"
+    "{% elif line['type'] == 'image' %}{{ '<image>' }}{% endif %}{% endfor %}<end_of_utterance>\n{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+)
+LLAVA = (
+    "{% for message in messages %}{{ message['role'].upper() + ': ' }}"
+    "{% for content in message['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>\n' }}{% endfor %}"
+    "{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}{{ content['text'] + ' ' }}"
+    "{% endfor %}{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+)
+LLAVA_ONEVISION = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + ' ' }}"
+    "{% for content in message['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>' }}{% endfor %}"
+    "{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}{{ '\n' + content['text'] }}"
+    "{% endfor %}{{ '<|im_end|>' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+GLM = (
+    "[gMASK]<sop>{% for message in messages %}<|{{ message['role'] }}|>\n{% for item in message['content'] %}"
+    "{% if item['type'] == 'image' %}<|begin_of_image|><|image|><|end_of_image|>{% else %}{{ item['text'] }}"
+    "{% endif %}{% endfor %}{% endfor %}{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+)
+AYA = (
+    "{{ bos_token }}{% for message in messages %}<|START_OF_TURN_TOKEN|>"
+    "{{ '<|CHATBOT_TOKEN|>' if message['role'] == 'assistant' else '<|USER_TOKEN|>' }}"
+    "{% for item in message['content'] %}{% if item['type'] == 'image' %}<image>{% else %}{{ item['text'] }}"
+    "{% endif %}{% endfor %}<|END_OF_TURN_TOKEN|>{% endfor %}"
+    "{% if add_generation_prompt %}<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>{% endif %}"
+)
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The kinds
+# ---------------------------------------------------------------------------------------------------------------------
+
+CHAT_ML_TOKENS = ("<|im_start|>", "<|im_end|>")
+SMALL = {"height": 8, "width": 8}
+MEDIUM = {"height": 16, "width": 16}
+QWEN_IMAGES = {"patch_size": 4, "merge_size": 2, "size": {"shortest_edge": 64, "longest_edge": 256}}
+QWEN_TOKENS = {
+    IMAGE_ID: "<|image_pad|>",
+    VIDEO_ID: "<|video_pad|>",
+    START_ID: "<|vision_start|>",
+    END_ID: "<|vision_end|>",
+}
+IDEFICS_IMAGES = {"size": {"longest_edge": 16}, "max_image_size": {"longest_edge": 16}, "do_image_splitting": False}
+IDEFICS_TOKENS = ("<fake_token_around_image>", "<global-img>", "<end_of_utterance>", "<|im_start|>")
+LLAVA_KIND = {
+    "family": "llava",
+    "processor_class": "LlavaProcessor",
+    "image_processor": ("CLIPImageProcessorPil", {"size": {"shortest_edge": 8}, "crop_size": SMALL}),
+    "tokens": {IMAGE_ID: "<image>"},
+    "arguments": {
+        "patch_size": 4,
+        "vision_feature_select_strategy": "default",
+        "num_additional_image_tokens": 1,
+    },
+    "adds_bos": True,
+}
+
+_ALL: dict[str, Kind] = {
+    "paligemma": Kind(
+        "paligemma",
+        "PaliGemmaProcessor",
+        ("SiglipImageProcessorPil", {"size": SMALL}),
+        {IMAGE_ID: "<image>"},
+        named_tokens={"image_token": "<image>"},
+        settings={"vocab_size": 2048, "text_config.vocab_size": 2048},
+        # the last words of the base vocabulary, as in the released tokenizer
+        base_words=(*(f"<loc{i:04}>" for i in range(1024)), *(f"<seg{i:03}>" for i in range(128))),
+    ),
+    "gemma3": Kind(
+        "gemma3",
+        "Gemma3Processor",
+        ("Gemma3ImageProcessorPil", {"size": MEDIUM}),
+        {IMAGE_ID: "<image_soft_token>", START_ID: "<start_of_image>", END_ID: "<end_of_image>"},
+        chat_template=GEMMA3,
+        adds_bos=True,
+        arguments={"image_seq_length": 4},
+        other_tokens=("<start_of_turn>", "<end_of_turn>"),
+        named_tokens={
+            "image_token": "<image_soft_token>",
+            "boi_token": "<start_of_image>",
+            "eoi_token": "<end_of_image>",
+        },
+    ),
+    "gemma4": Kind(
+        "gemma4",
+        "Gemma4Processor",
+        ("Gemma4ImageProcessorPil", {"patch_size": 4, "max_soft_tokens": 70}),
+        {IMAGE_ID: "<|image|>", VIDEO_ID: "<|video|>", AUDIO_ID: "<|audio|>", START_ID: "<|image>", END_ID: "<image|>"},
+        chat_template=GEMMA4,
+        adds_bos=True,
+        other_tokens=("<|turn>", "<turn|>"),
+        named_tokens={
+            "image_token": "<|image|>",
+            "boi_token": "<|image>",
+            "eoi_token": "<image|>",
+            "audio_token": "<|audio|>",
+            "boa_token": "<|audio>",
+            "eoa_token": "<audio|>",
+        },
+        settings={"vision_config.position_embedding_size": 64},
+        takes_media=("video_processor", "feature_extractor"),
+    ),
+    **{
+        name: Kind(
+            name,
+            "Qwen2_5_VLProcessor" if name == "qwen2_5_vl" else f"Qwen{version}VLProcessor",
+            ("Qwen2VLImageProcessorPil", QWEN_IMAGES),
+            QWEN_TOKENS,
+            chat_template=chat_ml("<|vision_start|><|image_pad|><|vision_end|>", think=name == "qwen3_5"),
+            other_tokens=CHAT_ML_TOKENS,
+            takes_media=("video_processor",),
+        )
+        for name, version in (("qwen2_vl", 2), ("qwen2_5_vl", 2), ("qwen3_vl", 3), ("qwen3_5", 3))
+    },
+    "smolvlm": Kind(
+        "smolvlm",
+        "SmolVLMProcessor",
+        ("SmolVLMImageProcessorPil", IDEFICS_IMAGES),
+        {IMAGE_ID: "<image>"},
+        chat_template=SMOLVLM,
+        arguments={"image_seq_len": 4},
+        other_tokens=(*IDEFICS_TOKENS, "<video>"),
+        takes_media=("video_processor",),
+    ),
+    "idefics3": Kind(
+        "idefics3",
+        "Idefics3Processor",
+        ("Idefics3ImageProcessorPil", IDEFICS_IMAGES),
+        {IMAGE_ID: "<image>"},
+        chat_template=SMOLVLM,
+        arguments={"image_seq_len": 4},
+        other_tokens=IDEFICS_TOKENS,
+    ),
+    "llava": Kind(**LLAVA_KIND, chat_template=LLAVA),
+    "llava_without_chat": Kind(**LLAVA_KIND),
+    "llava_next": Kind(
+        "llava_next",
+        "LlavaNextProcessor",
+        (
+            "LlavaNextImageProcessorPil",
+            {"size": {"shortest_edge": 8}, "crop_size": SMALL, "image_grid_pinpoints": [[8, 8]]},
+        ),
+        {IMAGE_ID: "<image>"},
+        chat_template=LLAVA,
+        adds_bos=True,
+        arguments=LLAVA_KIND["arguments"],
+    ),
+    "llava_onevision": Kind(
+        "llava_onevision",
+        "LlavaOnevisionProcessor",
+        ("LlavaOnevisionImageProcessorPil", {"size": SMALL, "image_grid_pinpoints": [[8, 8]]}),
+        {IMAGE_ID: "<image>", VIDEO_ID: "<video>"},
+        chat_template=LLAVA_ONEVISION,
+        arguments={"num_image_tokens": 4, "vision_feature_select_strategy": "full"},
+        other_tokens=CHAT_ML_TOKENS,
+        takes_media=("video_processor",),
+    ),
+    "internvl": Kind(
+        "internvl",
+        "InternVLProcessor",
+        ("GotOcr2ImageProcessorPil", {"size": MEDIUM, "max_patches": 2}),
+        {IMAGE_ID: "<IMG_CONTEXT>", VIDEO_ID: "<video>", START_ID: "<img>", END_ID: "</img>"},
+        chat_template=chat_ml("<IMG_CONTEXT>\n"),
+        arguments={"image_seq_length": 4},
+        other_tokens=CHAT_ML_TOKENS,
+        named_tokens={
+            "context_image_token": "<IMG_CONTEXT>",
+            "start_image_token": "<img>",
+            "end_image_token": "</img>",
+            "video_token": "<video>",
+        },
+        takes_media=("video_processor",),
+    ),
+    "glm4v": Kind(
+        "glm4v",
+        "Glm4vProcessor",
+        ("Glm4vImageProcessorPil", {"patch_size": 4, "size": {"shortest_edge": 64, "longest_edge": 512}}),
+        {IMAGE_ID: "<|image|>", VIDEO_ID: "<|video|>", START_ID: "<|begin_of_image|>", END_ID: "<|end_of_image|>"},
+        chat_template=GLM,
+        other_tokens=("[gMASK]", "<sop>", "<|user|>", "<|assistant|>", "<|begin_of_video|>", "<|end_of_video|>"),
+        takes_media=("video_processor",),
+    ),
+    "ovis2": Kind(
+        "ovis2",
+        "Ovis2Processor",
+        ("Ovis2ImageProcessorPil", {"size": SMALL}),
+        {
+            IMAGE_ID: "<IMG_ATOM>",
+            205: "<IMG_START>",
+            206: "<IMG_GRID>",
+            207: "<IMG_COL>",
+            208: "<IMG_ROW>",
+            209: "<IMG_END>",
+        },
+        chat_template=chat_ml("<image>\n"),
+        arguments={"image_seq_length": 4},
+        other_tokens=("<image>", *CHAT_ML_TOKENS),
+    ),
+    "aya_vision": Kind(
+        "aya_vision",
+        "AyaVisionProcessor",
+        ("GotOcr2ImageProcessorPil", {"size": MEDIUM, "max_patches": 2}),
+        {IMAGE_ID: "<|IMG_PATCH|>"},
+        chat_template=AYA,
+        adds_bos=True,
+        arguments={"patch_size": 4, "img_size": 16, "downsample_factor": 2},
+        other_tokens=(
+            "<image>",
+            "<|START_OF_IMG|>",
+            "<|END_OF_IMG|>",
+            "TILE",
+            "TILE_GLOBAL",
+            "<|START_OF_TURN_TOKEN|>",
+            "<|END_OF_TURN_TOKEN|>",
+            "<|USER_TOKEN|>",
+            "<|CHATBOT_TOKEN|>",
+        ),
+    ),
+}
+
+# an older transformers has fewer families
+KINDS = {name: kind for name, kind in _ALL.items() if kind.family in FAMILIES}

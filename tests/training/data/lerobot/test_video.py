@@ -1,0 +1,127 @@
+import os
+import shutil
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from kivla.training.data.lerobot import video
+from kivla.training.data.lerobot.video import VideoReader, VideoReadError, VideoReaders, check_video_file
+from tests.helpers.lerobot_v21 import decode
+
+FIXTURE = Path(__file__).parents[3] / "data" / "lerobot_v3_metaworld"
+SOURCE = FIXTURE / "videos/observation.images.corner2/chunk-000/file-000.mp4"  # AV1, 182 frames at 80 fps
+
+# Codec, its options, and the frame rate: key frames far apart, frames stored out of order (B-frames), frames shown
+# before the key frame that is stored before them (open groups of pictures), a rate that is no whole number.
+ENCODINGS = {
+    "open groups": ("libx264", {"x264-params": "keyint=12:bframes=3:b-adapt=0:scenecut=0:open-gop=1"}, 80),
+    "b-frames": ("libx264", {"x264-params": "keyint=30:bframes=3"}, 50),
+    "one key frame": ("libx264", {"x264-params": "keyint=250:scenecut=0"}, Fraction(30000, 1001)),
+    "mpeg4": ("mpeg4", {"bf": "2", "g": "20"}, 30),
+}
+
+
+@pytest.fixture(scope="module")
+def planes():
+    return decode(SOURCE)
+
+
+def encode(planes, path, codec, options, fps):
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=fps, options=options)
+        stream.width, stream.height, stream.pix_fmt = 96, 96, "yuv420p"
+        for number, plane in enumerate(planes):
+            frame = av.VideoFrame.from_ndarray(plane, format="yuv420p")
+            frame.pts, frame.time_base = number, 1 / Fraction(fps)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+def decode_rgb(path):
+    with av.open(str(path)) as container:
+        return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_random_access_gives_the_frames_of_sequential_decoding(encoding, planes, tmp_path):
+    codec, options, fps = ENCODINGS[encoding]
+    path = tmp_path / "video.mp4"
+    encode(planes, path, codec, options, fps)
+    check_video_file(path)
+    frames = decode_rgb(path)
+    assert len(frames) == 182
+    reader = VideoReader(path, float(fps))
+    for number in np.random.default_rng(0).permutation(182):
+        np.testing.assert_array_equal(reader.read(number / float(fps)), frames[number], strict=True)
+
+
+def test_the_same_and_the_next_frame_need_no_jump(monkeypatch):
+    jumps = []
+    jump = VideoReader._jump
+    monkeypatch.setattr(VideoReader, "_jump", lambda self, timestamp: jumps.append(timestamp) or jump(self, timestamp))
+    reader = VideoReader(SOURCE, 80)
+    for number in range(100, 150):
+        np.testing.assert_array_equal(reader.read(number / 80), reader.read(number / 80))
+    assert jumps == [100 / 80]
+
+
+def test_reading_past_the_end_is_an_error_and_leaves_the_reader_usable():
+    reader = VideoReader(SOURCE, 80)
+    last = reader.read(181 / 80)
+    for _ in range(2):
+        with pytest.raises(VideoReadError, match=r"file-000.mp4 ends before 2.2750 s"):
+            reader.read(182 / 80)
+    np.testing.assert_array_equal(reader.read(181 / 80), last)
+
+
+def test_a_time_between_two_frames_that_are_far_apart_is_an_error(planes, tmp_path):
+    path = tmp_path / "video.mp4"
+    encode(planes[:20], path, "libx264", {}, 10)
+    with pytest.raises(VideoReadError, match=r"no frame within 0.0063 s of 0.1500 s; the nearest later one is at 0.2"):
+        VideoReader(path, 80).read(0.15)
+
+
+def test_only_a_few_files_stay_open(tmp_path, monkeypatch):
+    paths = [Path(shutil.copy(SOURCE, tmp_path / f"{number}.mp4")) for number in range(5)]
+    opened, closed = [], []
+
+    class Counted(VideoReader):
+        def __init__(self, path, fps):
+            super().__init__(path, fps)
+            opened.append(path)
+
+        def close(self):
+            super().close()
+            closed.append(self._path)
+
+    monkeypatch.setattr(video, "VideoReader", Counted)
+    readers = VideoReaders(max_open=2)
+    frames = decode_rgb(SOURCE)
+    for number in (0, 1, 0, 2, 0, 3, 0, 4):  # 0 is always among the two used last
+        np.testing.assert_array_equal(readers.read(paths[number], number / 80, 80), frames[number])
+    assert opened == paths
+    assert closed == [paths[1], paths[2], paths[3]]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_process_opens_its_own_files():
+    readers = VideoReaders()
+    frames = decode_rgb(SOURCE)
+    readers.read(SOURCE, 0.0, 80)
+    child = os.fork()
+    if child == 0:
+        same = all(np.array_equal(readers.read(SOURCE, number / 80, 80), frames[number]) for number in range(1, 60))
+        os._exit(0 if same else 1)
+    same = all(np.array_equal(readers.read(SOURCE, number / 80, 80), frames[number]) for number in range(1, 60))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert same
+
+
+def test_a_file_that_is_no_video(tmp_path):
+    path = tmp_path / "text.mp4"
+    path.write_text("no video")
+    with pytest.raises(VideoReadError, match=r"text.mp4 cannot be opened as a video"):
+        VideoReader(path, 80)
