@@ -45,7 +45,7 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# Types of the public modules and the examples, as editors show them (`[tool.pyright]` in pyproject.toml).
+# Types of the public modules, as editors show them (`[tool.pyright]` in pyproject.toml).
 types: $(VENV)/.installed
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
 

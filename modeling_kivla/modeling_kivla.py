@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
@@ -160,7 +161,10 @@ class KIVLAForActionPrediction(KIVLAGenerationMixin, KIVLAPreTrainedModel):
     # ------------------------------------------------------------------------------------------ construction
     @classmethod
     def from_vlm(
-        cls, pretrained_model_name_or_path: str, expert_config: KIVLAExpertConfig | dict | None = None, **kwargs
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike,
+        expert_config: KIVLAExpertConfig | dict | None = None,
+        **kwargs,
     ) -> "KIVLAForActionPrediction":
         """A new policy on a pretrained VLM; the expert starts from random weights.
 

@@ -86,7 +86,7 @@ class KIVLATrainer(ResumableTrainer):
 
     def __init__(
         self,
-        model: KIVLAForActionPrediction | None = None,
+        model: KIVLAForActionPrediction | PeftModel | None = None,
         args: TrainingArguments | None = None,
         data_collator=None,
         train_dataset=None,
@@ -498,8 +498,8 @@ class KIVLATrainer(ResumableTrainer):
         """Add to batches for evaluation what was demonstrated, in robot units."""
         loader = super()._get_dataloader(dataset, *args, is_training=is_training, **kwargs)
         if not is_training:
-            base: DataLoader = loader.base_dataloader
-            width = max(robot.action_dim for robot in self.processing_class.robots.values())
+            base: DataLoader = cast(Any, loader).base_dataloader  # of accelerate's
+            width = max(cast(int, robot.action_dim) for robot in self.processing_class.robots.values())
             base.collate_fn = WithDemonstrations(base.collate_fn, self.processing_class.chunk_size, width)
         return loader
 
