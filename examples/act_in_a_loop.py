@@ -24,7 +24,8 @@ def main() -> None:
     args = parser.parse_args()
 
     env = gymnasium.make("KIVLA/Tabletop-v0", kinds=["touch"])
-    act = ChunkExecutor(pipeline("action-prediction", model=args.policy), replan_every=args.replan_every)
+    pipe = pipeline("action-prediction", model=args.policy)  # pyright: ignore[reportCallIssue, reportArgumentType]
+    act = ChunkExecutor(pipe, replan_every=args.replan_every)
     successes = 0
     for episode in range(args.episodes):
         observation, info = env.reset(seed=1_000_000 + episode)  # far from the scenes of the demonstrations

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from kivla import KIVLACollator, KIVLAProcessor
-from kivla.simulation import make_env
+from kivla.simulation import TabletopVectorEnv
 from kivla.simulation.recording import demonstrate
 from kivla.training.data.episode_dataset import EpisodeDataset
 
@@ -47,7 +47,7 @@ class CsvDataset(EpisodeDataset):
 
 def write_sample(folder: Path, num_episodes: int) -> None:
     """What your robot has recorded. Here the scripted expert of the simulated table stands in for it."""
-    for number, episode in enumerate(demonstrate(make_env("tabletop", num_episodes), list(range(num_episodes)))):
+    for number, episode in enumerate(demonstrate(TabletopVectorEnv(num_episodes), list(range(num_episodes)))):
         place = folder / f"episode_{number:04}"
         place.mkdir(parents=True, exist_ok=True)
         np.savetxt(place / "actions.csv", episode.actions, "%.5f", ",")

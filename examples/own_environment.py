@@ -10,6 +10,7 @@ The class is all that the commands need, in the repository's root:
 """
 
 import argparse
+from collections.abc import Sequence
 
 import gymnasium
 import numpy as np
@@ -25,9 +26,10 @@ STEP, REACH = 0.1, 0.15  # both in units of the picture, which reaches from -1 t
 class TwoDiscs(gymnasium.vector.VectorEnv):
     """N pictures, each with a pointer that is to touch one of two discs; see `kivla.simulation.environments`."""
 
-    cameras, fps, robot_type = ("top",), 10, "pointer"
-    state_dim = action_dim = 2
-    state_names, action_names = ("x", "y"), ("dx", "dy")
+    cameras: Sequence[str] = ("top",)
+    state_names: Sequence[str] = ("x", "y")
+    action_names: Sequence[str] = ("dx", "dy")
+    state_dim, action_dim, fps, robot_type = 2, 2, 10, "pointer"
     single_action_space = gymnasium.spaces.Box(-1, 1, (2,), np.float32)
 
     def __init__(self, num_envs: int = 1, max_steps: int = 40):

@@ -95,7 +95,7 @@ def main() -> None:
     trainer.save_model()
 
     # A saved policy names its tokenizer by `kind`, and loads where the class is known.
-    print(KIVLAProcessor.from_pretrained(args.output_dir).action_tokenizer.to_dict())
+    print(type(KIVLAProcessor.from_pretrained(args.output_dir).action_tokenizer).__name__)
 
 
 if __name__ == "__main__":

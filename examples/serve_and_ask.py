@@ -42,7 +42,7 @@ def ask(address: str, observation: dict) -> dict:
     with connect(address, max_size=None) as server:
         server.recv()  # what the server says of itself: the policy, its cameras, its chunk size
         server.send(packb(observation))
-        return unpackb(server.recv())
+        return unpackb(server.recv(decode=False))
 
 
 @contextmanager
@@ -50,6 +50,7 @@ def serve(policy: str, port: int) -> Iterator[str]:
     """`kivla serve` as long as the context lasts; yields its address."""
     command = [sys.executable, "-m", "kivla.cli", "serve", policy, "--port", str(port)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
         address = next(found for line in server.stdout if (found := re.search(r"ws://\S+", line)))
         try:
             yield address.group()

@@ -31,7 +31,8 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, nargs="+", default=[0, 3, 5, 6], help="numbers of the scenes")
     args = parser.parse_args()
 
-    act = ChunkExecutor(pipeline("action-prediction", model=args.policy), replan_every=4, seed=0)
+    pipe = pipeline("action-prediction", model=args.policy)  # pyright: ignore[reportCallIssue, reportArgumentType]
+    act = ChunkExecutor(pipe, replan_every=4, seed=0)
     env = gymnasium.make("KIVLA/Tabletop-v0", render_mode="rgb_array", render_size=SIZE)
     pages = []
     for seed in [FIRST_SEED + number for number in args.scenes]:
@@ -54,12 +55,12 @@ def film(act: ChunkExecutor, env: gymnasium.Env, seed: int, sentence: str) -> li
     """An episode in which the policy is told this sentence: a captioned view of every step."""
     observation, info = env.reset(seed=seed, options={"instruction": sentence})
     act.reset()
-    scenes, path, is_over = [env.render()], [observation["state"][:2]], False
+    scenes, path, is_over = [np.asarray(env.render())], [observation["state"][:2]], False
     while not is_over:
         images = {"observation.images.top": observation["images"]["top"]}
         action = act({"images": images, "text": sentence, "state": observation["state"]})
         observation, _, terminated, truncated, info = env.step(action)
-        scenes.append(env.render())
+        scenes.append(np.asarray(env.render()))
         path.append(observation["state"][:2])
         is_over = terminated or truncated
     outcomes = [WAITING] * (len(scenes) - 1) + [FULFILLED if info["swapped_success"] else FAILED]

@@ -21,10 +21,11 @@ def action_error_sums(
         real: (B, H, D) bool, True where a value counts; elsewhere anything may stand, NaN too.
 
     Returns:
-        Sums over steps, (B, D), named as in `ACTION_ERROR_SUMS`.
+        Sums over steps, (B, D), named as in `ACTION_ERROR_SUMS`; all of one dtype, so that devices can exchange them.
     """
     error = (predicted - demonstrated).masked_fill(~real, 0.0)
-    return {"absolute_error": error.abs().sum(1), "squared_error": error.square().sum(1), "values": real.sum(1)}
+    values = real.sum(1, dtype=error.dtype)
+    return {"absolute_error": error.abs().sum(1), "squared_error": error.square().sum(1), "values": values}
 
 
 def action_error(sums: dict[str, torch.Tensor]) -> dict:
