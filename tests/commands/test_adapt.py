@@ -10,6 +10,7 @@ from transformers import AutoProcessor, pipeline
 
 from kivla import KIVLAConfig, KIVLAProcessor
 from kivla.cli import main
+from kivla.command_line import Refused
 from tests.conversion.test_convert import CHUNK, add_norm_stats, statistics, write
 from tests.helpers import pi_reference as reference
 from tests.helpers.policies import DATASET, dataset
@@ -78,7 +79,7 @@ def test_a_converted_base_model_is_adapted_by_one_command(tmp_path, paligemma):
 
 def test_the_vlm_s_processor_may_come_later(tmp_path, paligemma):
     base = converted(tmp_path, "pi0")
-    with pytest.raises(ValueError, match=r"without the VLM's processor: .* google/paligemma-3b-pt"):
+    with pytest.raises(Refused, match=r"without the VLM's processor: .* google/paligemma-3b-pt"):
         train(tmp_path / "policy", "--adapt", policy=base)
     train(tmp_path / "policy", "--adapt", policy=base, vlm_processor=paligemma)
     processor = KIVLAProcessor.from_pretrained(tmp_path / "policy")
@@ -129,11 +130,11 @@ def test_a_converted_policy_with_statistics_continues_or_adapts_as_told(tmp_path
     ],
 )
 def test_options_that_cannot_apply_are_named(tmp_path, options, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(Refused, match=message):
         train(tmp_path, **options)
 
 
 def test_a_gradient_scale_out_of_range_is_refused_before_anything_is_read(tmp_path):
-    with pytest.raises(ValueError, match=r"backbone_gradient_scale must be between 0 .* got 2.0"):
+    with pytest.raises(Refused, match=r"backbone_gradient_scale must be between 0 .* got 2.0"):
         train(tmp_path, vlm="nowhere", recipe="joint", backbone_gradient_scale=2.0)
     assert not list(tmp_path.iterdir())
