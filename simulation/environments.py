@@ -37,11 +37,13 @@ class Environment(Protocol):
     """
 
     num_envs: int
-    cameras: Sequence[str]
     action_dim: int
     fps: int
 
-    def reset(self, seed: Sequence[int], options: dict | None = None) -> tuple[dict, dict]:
+    @property
+    def cameras(self) -> Sequence[str]: ...
+
+    def reset(self, *, seed: list[int], options: dict | None = None) -> tuple[dict, dict]:
         """Begin new scenes, one seed for each copy (the same seed is the same scene), and return `obs, info`.
 
         `options={"instruction": [...]}` tells the policy other sentences, in the same scenes.
@@ -65,9 +67,13 @@ class Demonstrator(Environment, Protocol):
         robot_type: for the dataset's metadata.
     """
 
-    state_names: Sequence[str]
-    action_names: Sequence[str]
     robot_type: str
+
+    @property
+    def state_names(self) -> Sequence[str]: ...
+
+    @property
+    def action_names(self) -> Sequence[str]: ...
 
     def expert_actions(self) -> np.ndarray:
         """Return what the expert does now, (N, Da)."""

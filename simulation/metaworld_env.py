@@ -126,9 +126,9 @@ class MetaWorldVectorEnv(OneCameraVectorEnv):
     """
 
     metadata: ClassVar = {"render_modes": [], "autoreset_mode": AutoresetMode.DISABLED}
-    cameras: ClassVar = ["front"]
-    state_names: ClassVar = ["x", "y", "z", "opening"]
-    action_names: ClassVar = ["dx", "dy", "dz", "grip"]
+    cameras: Sequence[str] = ["front"]
+    state_names: Sequence[str] = ["x", "y", "z", "opening"]
+    action_names: Sequence[str] = ["dx", "dy", "dz", "grip"]
     state_dim = action_dim = 4
     robot_type = "sawyer"
 

@@ -50,9 +50,9 @@ class TabletopVectorEnv(OneCameraVectorEnv):
     """
 
     metadata: ClassVar = {"render_modes": ["rgb_array"], "render_fps": 10, "autoreset_mode": AutoresetMode.DISABLED}
-    cameras: ClassVar = ["top"]
-    state_names: ClassVar = ["x", "y", "closed"]
-    action_names: ClassVar = ["dx", "dy", "grip"]
+    cameras: Sequence[str] = ["top"]
+    state_names: Sequence[str] = ["x", "y", "closed"]
+    action_names: Sequence[str] = ["dx", "dy", "grip"]
     state_dim = action_dim = 3
     fps = 10
     robot_type = "tabletop_gripper"
