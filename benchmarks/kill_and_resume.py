@@ -26,12 +26,11 @@ import torch
 from safetensors.torch import load_file
 from tqdm import tqdm
 
-from kivla import command_line as cli
-from kivla.commands import record
+from kivla import cli
+from kivla.commands import record, train  # noqa: F401  all imported once, before the processes are forked
 from kivla.demo.tiny_vlm import save_tiny_vlm
 from kivla.hub_cards.environment_info import environment_info
 from kivla.simulation import make_questions
-from kivla.training import run as train  # noqa: F401  imported once, before the processes are forked
 from kivla.training.checkpoints import MANIFEST, UNFINISHED, checkpoints, problem_of
 
 REPORT = Path(__file__).with_suffix(".md")
