@@ -26,7 +26,7 @@ from .build import CONTINUE, build_for_stage
 from .checkpoints import put_aside
 from .data.dataset_checks import robot_datasets
 from .data.mixture import Mixture
-from .data.robot_dataset import RobotDataset, dataset_reader
+from .data.robot_dataset import RobotDataset, dataset_reader, evenly_spread
 from .data.vlm.dataset import VLMDataset
 from .data_parallel import unsharded_init
 from .evaluation.plots import plot_training_curves
@@ -323,4 +323,4 @@ def make_mixture(
 
 
 def _spread(data: Dataset, count: int) -> Subset:
-    return Subset(data, np.unique(np.linspace(0, len(data) - 1, min(count, len(data))).round().astype(int)).tolist())
+    return Subset(data, evenly_spread(len(data), count).tolist())

@@ -33,7 +33,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixi
 from ..modeling_kivla import KIVLAForActionPrediction
 from ..processing import KIVLAProcessor
 from .data.mixture import Mixture
-from .data.robot_dataset import RobotDataset
+from .data.robot_dataset import RobotDataset, evenly_spread
 from .data.vlm.dataset import VLMDataset
 from .data.vlm.streaming import StreamedRows
 
@@ -322,11 +322,7 @@ def _digest(content: bytes) -> str:
 
 
 def _spread(length: int) -> list[int]:
-    return (
-        np.unique(np.linspace(0, length - 1, min(_SAMPLES["rows"], length)).round().astype(int)).tolist()
-        if length
-        else []
-    )
+    return evenly_spread(length, _SAMPLES["rows"]).tolist() if length else []
 
 
 def _without(value, names: tuple[str, ...]):

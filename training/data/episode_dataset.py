@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .robot_dataset import RobotDataset
+from .robot_dataset import RobotDataset, evenly_spread
 
 
 class EpisodeDataset(RobotDataset):
@@ -127,7 +127,7 @@ class EpisodeDataset(RobotDataset):
         return len(self.cameras), len(self.read_text(self._episodes[number], frame))
 
     def action_chunks(self, max_chunks: int) -> np.ndarray:
-        items = np.unique(np.linspace(0, len(self) - 1, min(max_chunks, len(self))).round().astype(int))
+        items = evenly_spread(len(self), max_chunks)
         return np.stack([self._chunk(*self._locate(item)) for item in items])
 
     def vectors(self, name: str) -> Iterator[np.ndarray]:

@@ -134,6 +134,11 @@ def joint_statistics(datasets: Sequence[RobotDataset]) -> dict[str, dict[str, np
     return {name: column_statistics(partial(read, name), dim) for name, dim in dims.items()}
 
 
+def evenly_spread(length: int, count: int) -> np.ndarray:
+    """Choose at most `count` of `length` places, from the first to the last."""
+    return np.unique(np.linspace(0, length - 1, min(count, length)).round().astype(int))
+
+
 def dataset_reader(dataset_format: str) -> type[RobotDataset]:
     """Find the reader of a format by its name, or by its place, `pkg.module:Class`.
 
@@ -155,5 +160,6 @@ __all__ = [
     "ENTRY_POINTS",
     "RobotDataset",
     "dataset_reader",
+    "evenly_spread",
     "joint_statistics",
 ]

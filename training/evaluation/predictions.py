@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from tqdm.auto import tqdm
 
-from ..data.robot_dataset import RobotDataset
+from ..data.robot_dataset import RobotDataset, evenly_spread
 from .action_error import error_of_chunks
 from .plots import plot_chunks
 
@@ -22,7 +22,7 @@ def predict_dataset(pipe, data: RobotDataset, num_frames: int, batch_size: int =
     Raises:
         ValueError: no chunk decoded.
     """
-    frames = np.unique(np.linspace(0, len(data) - 1, min(num_frames, len(data))).round().astype(int))
+    frames = evenly_spread(len(data), num_frames)
     predicted, examples = [], []
     for start in tqdm(range(0, len(frames), batch_size), desc="Predicting", leave=False):
         batch = [data[int(i)] for i in frames[start : start + batch_size]]
@@ -60,13 +60,13 @@ def predict_dataset(pipe, data: RobotDataset, num_frames: int, batch_size: int =
 
 def draw(path: Path, results: dict, data: RobotDataset, count: int) -> None:
     """Draw some of the predicted chunks against the demonstrated ones."""
-    chosen = spread_out(len(results["frames"]), count)
+    chosen, above = spread_out(len(results["frames"]), count), titles(results)
     plot_chunks(
         path,
         results["predicted"][chosen],
         results["demonstrated"][chosen],
         data.fps,
-        [titles(results)[i] for i in chosen],
+        [above[i] for i in chosen],
         data.action_names,
     )
 

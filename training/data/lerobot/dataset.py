@@ -21,7 +21,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 
 from ....processing.image_input import open_image
-from ..robot_dataset import RobotDataset
+from ..robot_dataset import RobotDataset, evenly_spread
 from .frame_cache import FrameCache
 from .frame_table import blocks, episode_runs, matrix
 from .metadata import ACTION_KEY, STATE_KEY, LeRobotMetadata, feature_names, open_parquet
@@ -165,7 +165,7 @@ class LeRobotDataset(RobotDataset):
 
     def action_chunks(self, max_chunks: int) -> np.ndarray:
         """The `actions` of up to `max_chunks` items, spread evenly, (n, H, Da), without decoding any image."""
-        items = np.unique(np.linspace(0, len(self) - 1, min(max_chunks, len(self))).round().astype(int))
+        items = evenly_spread(len(self), max_chunks)
         selected = np.searchsorted(self._item_ends, items, side="right")
         pairs = zip(items.tolist(), selected.tolist(), strict=True)
         return np.stack([self._chunk(*self._rows(item, episode)) for item, episode in pairs])
