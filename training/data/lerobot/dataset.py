@@ -175,12 +175,12 @@ class LeRobotDataset(RobotDataset):
         key = {"actions": ACTION_KEY, "state": STATE_KEY}[name]
         return (column[key] for _, _, column in self._blocks([key]))
 
-    def _rows(self, item: int, selected: int) -> tuple[pa.Table, int]:
-        """The table's rows of an item's chunk, and how many steps its episode has left."""
+    def _rows(self, item: int, selected: int, count: int | None = None) -> tuple[pa.Table, int]:
+        """The table's rows of an item's chunk (or `count` of them), and how many steps its episode has left."""
         steps_left = int(self._item_ends[selected]) - item
         length = int(self._metadata.episode_lengths[self._positions[selected]])
         row = int(self._first_rows[selected]) + length - steps_left
-        return self._table[row : row + min(self.chunk_size, steps_left)], steps_left
+        return self._table[row : row + min(count or self.chunk_size, steps_left)], steps_left
 
     def _chunk(self, rows: pa.Table, steps_left: int) -> np.ndarray:
         """(H, Da), the last action of the episode repeated past its end."""
@@ -205,6 +205,13 @@ class LeRobotDataset(RobotDataset):
         selected = int(found[0])
         end = int(self._item_ends[selected])
         return range(end - int(self._metadata.episode_lengths[self._positions[selected]]), end)
+
+    def episode_frames(self, episode: int) -> dict:
+        first = self.episode_range(episode)
+        rows, _ = self._rows(first.start, int(np.searchsorted(self._item_ends, first.start, side="right")), len(first))
+        frames = {"actions": matrix(rows[ACTION_KEY]), "timestamp": rows["timestamp"].to_numpy()}
+        frames["texts"] = [self.tasks[index] for index in dict.fromkeys(rows["task_index"].to_pylist())]
+        return frames | ({"state": matrix(rows[STATE_KEY])} if self.state_dim else {})
 
     @cached_property
     def meta_statistics(self) -> dict[str, dict[str, np.ndarray]] | None:
