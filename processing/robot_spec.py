@@ -14,6 +14,9 @@ from .normalization import MOST, Normalizer, as_numbers, clip_to_range, statisti
 
 logger = logging.getLogger(__name__)
 
+# Width of a policy's chunks and continuous states if the robot is not larger, as of KIVLAConfig
+SMALLEST_ROOM = 32
+
 
 @dataclass
 class RobotSpec:
@@ -209,8 +212,8 @@ class RobotSpec:
             bound = np.broadcast_to(self.action_bound, beyond.shape[1:])[dimension]
             logger.warning(
                 f"Clipped {beyond.sum()} of {beyond.size} values of an action chunk: normalised they are beyond "
-                f"{bound:.4g}, far outside the data that the statistics are of (dimension {dimension}). `num_clipped` of "
-                "the robot goes on counting, this message is not repeated. Are there glitches in the recording?"
+                f"{bound:.4g}, far outside the data that the statistics are of (dimension {dimension}). `num_clipped` "
+                "of the robot goes on counting, this message is not repeated. Are there glitches in the recording?"
             )
         self.num_clipped += int(beyond.sum())
 
@@ -245,6 +248,18 @@ def make_robots(robots: dict[str, dict] | None, single: dict, **shared) -> dict[
     }
 
 
+def sizes_for(robots: dict[str | None, dict], state_encoding: str) -> dict[str, int]:
+    """Choose `max_action_dim` and `max_state_dim` for robots as a processor is given them: 32, or what they need."""
+    dims = {"actions": [SMALLEST_ROOM], "state": [SMALLEST_ROOM]}
+    for robot in robots.values():
+        statistics = robot.get("statistics") or {}
+        for part in dims.keys() & statistics.keys():
+            dims[part] += [np.size(values) for values in statistics[part].values()]
+        dims["actions"] += [robot.get("action_dim") or 0]
+    sizes = {"max_action_dim": max(dims["actions"])}
+    return sizes | ({"max_state_dim": max(dims["state"])} if state_encoding == "continuous" else {})
+
+
 def robot_from_json(values: dict) -> dict:
     """Inverse of `RobotSpec.to_dict`, as arguments."""
     statistics = values["statistics"]
@@ -253,4 +268,4 @@ def robot_from_json(values: dict) -> dict:
     return {**values, "statistics": statistics}
 
 
-__all__ = ["RobotSpec", "make_robots", "robot_from_json"]
+__all__ = ["RobotSpec", "make_robots", "robot_from_json", "sizes_for"]
