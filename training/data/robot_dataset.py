@@ -43,6 +43,7 @@ class RobotDataset(torch.utils.data.Dataset, ABC):
         state_dim, action_dim: number of dimensions; `state_dim` is 0 without a state.
         state_names, action_names: names of the dimensions, or None.
         tasks: number → instruction.
+        notes: what was assumed, derived or chosen when it was opened, one plain sentence each.
     """
 
     name: str
@@ -55,6 +56,7 @@ class RobotDataset(torch.utils.data.Dataset, ABC):
     state_names: list[str] | None
     action_names: list[str] | None
     tasks: dict[int, str]
+    notes: Sequence[str] = ()
 
     @property
     @abstractmethod
@@ -84,6 +86,21 @@ class RobotDataset(torch.utils.data.Dataset, ABC):
     @abstractmethod
     def episode_range(self, episode: int) -> range:
         """The items of an episode, given by its number."""
+
+    def episode_frames(self, episode: int) -> dict:
+        """All frames of an episode, given by its number, but their pictures.
+
+        Returns:
+            `actions` (T, Da) and, where there is one, `state` (T, Ds), float32; `timestamp` (T,), seconds; `texts`, the
+            episode's instructions, each once. A reader that has them without reading pictures says so here.
+        """
+        items = [self[item] for item in self.episode_range(episode)]
+        frames = {
+            "actions": np.stack([item["actions"][0] for item in items]),
+            "timestamp": np.array([item["timestamp"] for item in items]),
+            "texts": list(dict.fromkeys(item["text"] for item in items)),
+        }
+        return frames | ({"state": np.stack([item["state"] for item in items])} if self.state_dim else {})
 
     @property
     @abstractmethod

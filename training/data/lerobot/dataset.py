@@ -238,12 +238,12 @@ class LeRobotDataset(RobotDataset):
         parts = self._parts[name]
         return (vectors(rows, parts) for _, _, rows in self._blocks([part.column for part in parts]))
 
-    def _rows(self, item: int, selected: int) -> tuple[pa.Table, int, int]:
-        """The table's rows of an item's chunk, its place in the episode, and how many steps the episode has left."""
+    def _rows(self, item: int, selected: int, count: int | None = None) -> tuple[pa.Table, int, int]:
+        """The table's rows of an item's chunk (or `count` of them), its place in the episode, and the steps left."""
         steps_left = int(self._item_ends[selected]) - item
         frame = int(self._metadata.episode_lengths[self._positions[selected]]) - steps_left
         row = int(self._first_rows[selected]) + frame
-        return self._table[row : row + min(self.chunk_size, steps_left)], frame, steps_left
+        return self._table[row : row + min(count or self.chunk_size, steps_left)], frame, steps_left
 
     def _chunk(self, rows: pa.Table, steps_left: int) -> np.ndarray:
         """(H, Da), the last action of the episode repeated past its end."""
@@ -287,6 +287,17 @@ class LeRobotDataset(RobotDataset):
         selected = int(found[0])
         end = int(self._item_ends[selected])
         return range(end - int(self._metadata.episode_lengths[self._positions[selected]]), end)
+
+    def episode_frames(self, episode: int) -> dict:
+        items = self.episode_range(episode)
+        selected = int(np.searchsorted(self._item_ends, items.start, side="right"))
+        rows, _, _ = self._rows(items.start, selected, len(items))
+        if self._episode_tasks is None:
+            tasks = dict.fromkeys(scalars(rows["task_index"]).tolist())
+        else:
+            tasks = [int(self._episode_tasks[selected])]
+        frames = {name: vectors(rows, parts) for name, parts in self._parts.items()}
+        return frames | {"timestamp": self._times(selected), "texts": [self.tasks[index] for index in tasks]}
 
     @cached_property
     def meta_statistics(self) -> dict[str, dict[str, np.ndarray]] | None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ....processing.image_input import open_image
+from ....processing.image_input import as_rgb
 
 
 def read_image(stored: dict | str | None, root: Path) -> np.ndarray:
@@ -25,7 +25,7 @@ def read_image(stored: dict | str | None, root: Path) -> np.ndarray:
             raise ValueError("the data file holds no image here. Leave the camera or the episode out.")
         content = _inside(path, root).read_bytes()
     try:
-        return np.array(open_image(content).convert("RGB"))
+        return np.array(as_rgb(content))
     except ValueError as error:
         raise ValueError(f"the stored image cannot be decoded: {error}") from error
 

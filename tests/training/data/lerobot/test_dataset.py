@@ -664,7 +664,7 @@ def test_a_bad_episode_can_be_left_out(copy):
 def test_a_missing_video(v21_copy):
     (v21_copy / f"videos/chunk-000/{CAMERA}/episode_000001.mp4").unlink()
     for cameras in (None, [CAMERA]):
-        with pytest.raises(FileNotFoundError, match=rf"1 video.* missing: .*episode_000001.mp4\."):
+        with pytest.raises(FileNotFoundError, match=r"1 video.* missing: .*episode_000001.mp4\."):
             LeRobotDataset(v21_copy, cameras=cameras)
     assert len(LeRobotDataset(v21_copy, cameras=[])) == 182
     assert len(LeRobotDataset(v21_copy, episodes=[0, 2])) == 138
