@@ -84,6 +84,7 @@ class LeRobotDataset(RobotDataset):
         keys: whose names of columns the dataset has: `"openpi"` (`actions`, `state`, `image`, `wrist_image`) or
             `"gr00t"` (groups and names of `meta/modality.json`).
         tolerance_s: how many seconds a row may be from its video frame where times decide; half a frame by default.
+        revision: branch, tag or commit of a dataset on the Hub; `"lerobot/pusht@v2.1"` says the same.
 
     Attributes:
         cameras: feature names of the cameras.
@@ -118,6 +119,7 @@ class LeRobotDataset(RobotDataset):
         state_key: str | Sequence[str] | None = None,
         keys: str | None = None,
         tolerance_s: float | None = None,
+        revision: str | None = None,
     ):
         if chunk_size < 1:
             raise ValueError(f"chunk_size is the number of actions per item and must be at least 1, got {chunk_size}.")
