@@ -213,6 +213,11 @@ class LeRobotDataset(RobotDataset):
         frames["texts"] = [self.tasks[index] for index in dict.fromkeys(rows["task_index"].to_pylist())]
         return frames | ({"state": matrix(rows[STATE_KEY])} if self.state_dim else {})
 
+    def video_files(self) -> dict[str, list[Path]]:
+        """The video files of the selected episodes, by camera; cameras that are stored as pictures have none."""
+        cameras = [camera for camera in self.cameras if self.features[camera]["dtype"] == "video"]
+        return {camera: self._metadata.video_files(camera, self._positions) for camera in cameras}
+
     @cached_property
     def meta_statistics(self) -> dict[str, dict[str, np.ndarray]] | None:
         """What LeRobot wrote into `meta/stats.json`, over all episodes; None when there is no such file.
