@@ -102,6 +102,7 @@ class BasePolicy:
                 f"{path} holds the updates of LoRA alone. `kivla train` goes on from a whole policy: the one that it "
                 "leaves in --output_dir has them merged. (In Python: kivla.training.lora.load_lora.)"
             )
+        # Is it one of ours, and whole? Better to know before weights are loaded.
         kind = PreTrainedConfig.get_config_dict(self.folder)[0].get("model_type")
         if kind != KIVLAConfig.model_type:
             raise ValueError(
@@ -115,6 +116,7 @@ class BasePolicy:
                 "known. If it was converted, convert it again: `kivla convert` writes them. Otherwise save its "
                 "processor into the same folder (processor.save_pretrained)."
             )
+        # Settings that an older version did not save are the defaults of today.
         defaults = KIVLAProcessor.__init__.__kwdefaults__
         self.settings = {name: defaults[name] for name in SETTINGS} | KIVLAProcessor.saved_settings(self.folder)
         has_vlm_processor = (self.folder / VLM_PROCESSOR_FOLDER).is_dir()

@@ -43,12 +43,14 @@ def run(arguments: Sequence[str]) -> None:
         raise Refused(f"kivla predict: --{name} cannot apply: {reason}.")
     pipe = pipeline("action-prediction", model=args.policy)
     options = {"seed": args.seed, "num_steps": args.num_steps}
+    # One observation, from the command line.
     if args.images is not None:
         observation = {"images": args.images, "text": args.text or "", "state": args.state, "robot": args.robot}
         result = pipe(observation, **options)
         np.set_printoptions(precision=4, suppress=True)
         print(result["actions"])
         return
+    # Or frames of a dataset, with what was demonstrated beside what is predicted.
     processor = pipe.processor
     cameras = processor.robot(args.robot).cameras
     reader = dataset_reader(args.dataset_format)

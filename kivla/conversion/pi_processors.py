@@ -222,6 +222,7 @@ def write_lerobot_files(output: Path, variant: str, config: KIVLAConfig, process
 
     They normalise, write the prompt, tokenize; and normalise back.
     """
+    # config.json: what LeRobot makes the policy of.
     statistics = (processor.statistics if processor is not None else None) or {}
     features = _features(config, processor, statistics)
     ours = processor.normalization if processor is not None else _VARIANT_MODES[variant]
@@ -240,6 +241,7 @@ def write_lerobot_files(output: Path, variant: str, config: KIVLAConfig, process
     if processor is None:
         return
 
+    # The steps before the policy, in the order of LeRobot's own; then those after it.
     tokenizer = _step(
         "tokenizer_processor",
         max_length=200 if variant == "pi05" else 48,
@@ -258,6 +260,7 @@ def write_lerobot_files(output: Path, variant: str, config: KIVLAConfig, process
     else:
         before += [_step("pi0_new_line_processor"), tokenizer, device, normalizer]
     after = [_step("unnormalizer_processor", eps=1e-8, features=actions, norm_map=norm_map), device]
+    # Statistics go into a file beside each step that needs them.
     tensors = {
         f"{_FEATURES[name]}.{kind}": torch.from_numpy(numbers)  # float64: LeRobot rounds when it reads
         for name, values in statistics.items()
