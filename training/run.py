@@ -24,6 +24,8 @@ from ..processing.chat_format import has_chat
 from .arguments import KIVLATrainingArguments
 from .build import CONTINUE, build_for_stage
 from .checkpoints import put_aside
+from .data.checks.findings import ERROR, WARNING
+from .data.checks.report import check_data
 from .data.dataset_checks import robot_datasets
 from .data.mixture import Mixture
 from .data.robot_dataset import RobotDataset, dataset_reader, evenly_spread
@@ -224,6 +226,8 @@ def make_trainer(
     """
     # Data first: statistics, cameras and the action tokenizer of a new policy come from it.
     sources = load_sources(model_args, data_args)
+    if data_args.check_data and before is None and args.process_index == 0:
+        look_at(sources)
     recipe_name, recipe = model_args.chosen_recipe
     with_vlm_data = data_args.vlm_dataset is not None and recipe.vlm_data
     set_seed(args.seed)  # a new expert's weights
@@ -278,6 +282,24 @@ def load_sources(model_args: ModelArguments, data_args: DataArguments) -> list[R
             episodes = [episode for episode in every if episode not in data_args.eval_episodes]
         sources.append(read(episodes=episodes))
     return sources
+
+
+def look_at(sources: list[RobotDataset]) -> None:
+    """Print the warnings of a quick `kivla check-data`.
+
+    Raises:
+        ValueError: it finds errors.
+    """
+    for data in sources:
+        findings = check_data(data, quick=True, progress=False).findings
+        for finding in findings:
+            if finding.level == WARNING:
+                print(f"Warning ({data.name}): {finding.text}")
+        if errors := [finding.text for finding in findings if finding.level == ERROR]:
+            raise ValueError(
+                f"{data.name} cannot be trained on: {' '.join(errors)} `kivla check-data` says more; with "
+                "--check_data false training begins all the same."
+            )
 
 
 def load_evaluation(

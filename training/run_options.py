@@ -90,6 +90,9 @@ class DataArguments:
     eval_episodes: list[int] | None = field(default=None, metadata={"help": "Episodes held out for evaluation."})
     max_eval_frames: int = field(default=512, metadata={"help": "Evaluate on at most so many examples of each set."})
     cameras: list[str] | None = field(default=None, metadata={"help": "Cameras to use, in this order; all."})
+    check_data: bool = field(
+        default=True, metadata={"help": "Look at the data first, as `kivla check-data --quick`: errors end the run."}
+    )
     frame_cache_mb: float = field(
         default=0, metadata={"help": "Megabytes of decoded frames that every data-loader worker keeps in memory."}
     )

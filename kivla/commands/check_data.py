@@ -43,7 +43,8 @@ def run(arguments: Sequence[str]) -> None:
         _parent(args.json).write_text(json.dumps(report.to_json(), indent=2) + "\n", encoding="utf-8")
     if args.plot is not None and data is not None:
         draw_episode(_parent(args.plot), data, report, args.plot_episode)
-    sys.exit(int(report.has_failed(args.strict)))
+    if report.has_failed(args.strict):
+        sys.exit(1)
 
 
 def _parent(file: str) -> Path:

@@ -20,7 +20,8 @@ class Dimensions:
         name: "state" or "actions".
         names: of the dimensions.
         min, max, mean, std, q01, q99: of all frames.
-        at_min, at_max: share of frames exactly at the smallest and the largest value.
+        at_min, at_max: share of frames exactly at the smallest and the largest value; 0 where fewer than three
+            episodes get there: that is no limit.
         at_rest: share of steps that change it by less than a thousandth of its range.
         is_constant: the range is rounding.
         is_switch: nine of ten frames are at one of its two ends, and each end has one in a hundred or more.
@@ -65,13 +66,16 @@ def measure(name: str, names: Sequence[str] | None, dim: int, read: Callable[[],
     width = high - low
     frames, steps = 0, 0
     counts = np.zeros((5, dim))  # at min, at max, near min, near max, at rest
+    reached = np.zeros((2, dim))  # episodes that get to min and to max
     for values in read():
         frames, steps = frames + len(values), steps + len(values) - 1
         near = _SWITCH_END * width
         parts = (values == low, values == high, values <= low + near, values >= high - near)
         counts[:4] += [part.sum(axis=0) for part in parts]
+        reached += [part.any(axis=0) for part in parts[:2]]
         counts[4] += (np.abs(np.diff(values, axis=0)) <= _AT_REST * width).sum(axis=0)
     at_min, at_max, near_min, near_max = counts[:4] / frames
+    at_min, at_max = np.where(reached > 2, (at_min, at_max), 0)
     is_constant = width <= limit("constant") * np.maximum(np.abs(low), np.abs(high))
     is_switch = ~is_constant & (near_min + near_max >= 0.9) & (np.minimum(near_min, near_max) >= 0.01)
     usual = (statistics["q99"] - statistics["q01"]) / np.where(is_constant, 1, width)

@@ -60,16 +60,15 @@ def check_lengths(episodes: Sequence[int], lengths: Sequence[int], fps: float) -
 
 
 def check_copies(digests: Mapping[int, str]) -> list[Finding]:
-    """Episodes with the same actions."""
+    """Episodes with the same actions and states."""
     groups = defaultdict(list)
     for episode, digest in digests.items():
         groups[digest].append(episode)
     copies = [group for group in groups.values() if len(group) > 1]
     if not copies:
         return []
-    text = (
-        f"Episodes with the same actions: {some([' = '.join(map(str, group)) for group in copies])}. Keep one of each."
-    )
+    equal = some([" = ".join(map(str, group)) for group in copies])
+    text = f"Episodes with the same states and actions: {equal}. Keep one of each."
     return [Finding("same_episode", text, episodes=tuple(episode for group in copies for episode in group))]
 
 

@@ -43,11 +43,13 @@ class Moment:
     """Some frames in a row, and two further apart around them.
 
     Attributes:
+        moved: how far the robot moves between the two, as part of its range, summed over its dimensions.
         steps: share of changed pixels between neighbours.
         two_apart: the same between every second frame.
         whole: share of changed pixels between the two further apart.
     """
 
+    moved: float
     steps: tuple[float, ...]
     two_apart: tuple[float, ...]
     whole: float
@@ -117,10 +119,16 @@ def check_camera(view: CameraView) -> list[Finding]:
     if min(view.blur) > limit("blurred"):
         text = f"All {count} pictures of {name} that were looked at are blurred: is the lens out of focus, or dirty?"
         findings.append(Finding("blurred", text, camera=name))
+    if findings:  # in such pictures nothing else can be seen
+        return findings
     if len(view.small) > 1 and all(np.abs(view.small[0] - other).max() <= _CHANGED for other in view.small[1:]):
         text = f"All {count} pictures of {name} that were looked at are the same, though the robot moves."
-        return [*findings, Finding("frozen_camera", text, camera=name)]
-    still = tuple(e for e, moment in view.moments.items() if moment.whole < _SAME and max(moment.steps) < _SAME)
+        return [Finding("frozen_camera", text, camera=name)]
+    still = tuple(
+        e
+        for e, moment in view.moments.items()
+        if moment.moved > limit("frozen") and moment.whole < _SAME and max(moment.steps) < _SAME
+    )
     # A robot that is out of sight most of the time is no fault of the camera.
     if still and len(still) <= len(view.moments) / 2:
         text = (

@@ -155,34 +155,32 @@ def _check_vectors(data: RobotDataset, report: DataReport, episodes: list[int], 
         both = ((frames["actions"], frames["state"]) for frames in map(data.episode_frames, sample))
         report.lag = measure_lag(both, actions, state, data.fps)
         findings += check_lag(report.lag, data.fps)
-    # The speed at an episode's end is that of the arm; without a state that of actions that may be steps is not.
-    tables = [table for table in (state,) if table is not None]
-    steps = {table.name: _usual_steps(data, sample, table) for table in tables}
+        steps = _usual_steps(data, sample, state)
 
-    jumping: dict[str, dict[int, list[tuple[int, int]]]] = {table.name: defaultdict(list) for table in tables}
+    jumping: dict[int, list[tuple[int, int]]] = defaultdict(list)
     still, gaps, texts, digests, speeds = [], {}, {}, {}, []
     repeated, moving, frames_in_all = 0, 0, 0
     for episode in episodes:
         frames = data.episode_frames(episode)
         frames_in_all += len(frames["actions"])
         texts[episode] = frames["texts"]
-        digests[episode] = hashlib.sha256(np.ascontiguousarray(frames["actions"])).hexdigest()
+        vectors = [np.ascontiguousarray(frames[name]).tobytes() for name in ("actions", "state") if name in frames]
+        digests[episode] = hashlib.sha256(b"".join(vectors)).hexdigest()
         missing = time_gaps(frames["timestamp"], data.fps)
         if len(missing):
             gaps[episode] = (len(missing), float(np.diff(frames["timestamp"])[missing - 1].max()))
-        for table in tables:
-            width = np.where(table.is_constant | table.is_switch, np.inf, table.range)
-            for frame, dimension in zip(*jumps(frames[table.name], width, steps[table.name]), strict=True):
-                jumping[table.name][int(dimension)].append((episode, int(frame)))
-        if state is not None:
-            still += [
-                (episode, *run) for run in standstills(frames["state"], frames["actions"], actions.range, data.fps)
-            ]
-            speeds.append(end_speed(frames["state"], np.where(state.is_constant, 0, state.range), data.fps))
-            some_repeated, some_moving = repeated_rows(frames["state"])
-            repeated, moving = repeated + some_repeated, moving + some_moving
-    for table in tables:
-        findings += describe_jumps(jumping[table.name], table)
+        if state is None:
+            continue
+        runs = standstills(frames["state"], frames["actions"], actions.range, data.fps)
+        still += [(episode, *run) for run in runs]
+        width = np.where(state.is_constant | state.is_switch, np.inf, state.range)
+        for frame, dimension in zip(*jumps(frames["state"], width, steps), strict=True):
+            if frame not in {end for _, end in runs}:  # there it catches up
+                jumping[int(dimension)].append((episode, int(frame)))
+        speeds.append(end_speed(frames["state"], np.where(state.is_constant, 0, state.range), data.fps))
+        some_repeated, some_moving = repeated_rows(frames["state"])
+        repeated, moving = repeated + some_repeated, moving + some_moving
+    findings += describe_jumps(jumping, state) if state else []
     findings += describe_standstills(still, data.fps)
     if moving and repeated / moving >= limit("repeated_rows"):
         text = (
@@ -231,8 +229,9 @@ def _check_pictures(data: RobotDataset, report: DataReport, episodes: list[int],
             look(view, [seen[frame][i] for frame in (wanted[0], middle if middle in seen else wanted[0], wanted[-1])])
             if len(run) > 1:
                 steps = tuple(changed(seen[a][i], seen[b][i]) for a, b in pairwise(run))
+                moved = float(movement[around[0] : around[1]].sum())
                 twos = tuple(changed(seen[a][i], seen[b][i]) for a, b in zip(run[:-2], run[2:], strict=True))
-                view.moments[episode] = Moment(steps, twos, changed(seen[around[0]][i], seen[around[1]][i]))
+                view.moments[episode] = Moment(moved, steps, twos, changed(seen[around[0]][i], seen[around[1]][i]))
     return [finding for view in report.cameras for finding in check_camera(view)]
 
 
