@@ -12,6 +12,7 @@ from .findings import Finding, limit, some
 _FEW = 4
 # Of the mean speed of the episode's moving half: slower is rest. Its last part is so many seconds.
 _REST, _END = 0.25, 0.2
+_AROUND = 5  # frames before and after a step in time
 _PLACEHOLDERS = {"test", "asdf", "todo", "tbd", "na", "none", "null", "xxx", "placeholder", "task", "valid", "no task"}
 
 
@@ -73,8 +74,16 @@ def check_copies(digests: Mapping[int, str]) -> list[Finding]:
 
 
 def time_gaps(times: np.ndarray, fps: float) -> np.ndarray:
-    """Frames before which time is missing, (n,)."""
-    return np.flatnonzero(np.diff(times) * fps > limit("time_gap") + 1e-3) + 1
+    """Frames before which time is missing, (n,): a long step, after which the clock stays behind.
+
+    Times that were measured are uneven, but the next ones make up for a late one.
+    """
+    steps = np.flatnonzero(np.diff(times) * fps > limit("time_gap") + 1e-3) + 1
+    late = times * fps - np.arange(len(times))  # frames
+    stays = [
+        np.median(late[frame : frame + _AROUND]) - np.median(late[max(frame - _AROUND, 0) : frame]) for frame in steps
+    ]
+    return steps[np.array(stays) > limit("time_gap") / 2]
 
 
 def check_gaps(gaps: Mapping[int, tuple[int, float]], frames: int) -> list[Finding]:

@@ -11,6 +11,7 @@ from .findings import Finding, limit, some
 # same if fewer of its pixels have, of all pixels. A scene moves if ten times as many have.
 _CHANGED, _SAME, _MOVES = 12, 5e-4, 5e-3
 _ALTERNATES = 0.3
+_NOISE = 2.0  # mean difference of two pictures of the same, by compression
 _BLUR_WIDTH = 9  # pixels, as in the paper
 _WIDE = 320  # pictures are looked at in about this width: a sharp large picture is a sharp small one
 
@@ -56,8 +57,10 @@ class Moment:
 
 
 def changed(first: np.ndarray, second: np.ndarray) -> float:
-    """Share of pixels that differ, of two uint8 (H, W, 3)."""
-    return float((np.abs(first.astype(np.int16) - second).max(axis=-1) > _CHANGED).mean())
+    """Share of pixels that differ, of two uint8 (H, W, 3); of a picture that changes a little as a whole, how much."""
+    difference = np.abs(first.astype(np.int16) - second).max(axis=-1)
+    as_a_whole = (float(difference.mean()) - _NOISE) / _CHANGED
+    return max(float((difference > _CHANGED).mean()), min(as_a_whole, 1.0))
 
 
 def smaller(image: np.ndarray) -> np.ndarray:

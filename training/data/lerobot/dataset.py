@@ -301,8 +301,8 @@ class LeRobotDataset(RobotDataset):
 
     def video_files(self) -> dict[str, list[Path]]:
         """The video files of the selected episodes, by camera; cameras that are stored as pictures have none."""
-        cameras = [camera for camera in self.cameras if self.features[camera]["dtype"] == "video"]
-        return {camera: self._metadata.video_files(camera, self._positions) for camera in cameras}
+        cameras = [camera for camera in self.cameras if camera not in self._stored_images]
+        return {camera: list(self._metadata.video_files(camera, self._positions)) for camera in cameras}
 
     @cached_property
     def meta_statistics(self) -> dict[str, dict[str, np.ndarray]] | None:

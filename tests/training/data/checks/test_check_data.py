@@ -285,6 +285,8 @@ def test_time_gaps():
     times[12:] += 0.3
     assert time_gaps(times, FPS).tolist() == [12]
     assert time_gaps(np.arange(20) / 29.97 + 7, 30).tolist() == []
+    uneven = np.arange(40) / FPS + np.random.default_rng(0).uniform(-0.04, 0.04, 40)
+    assert np.diff(uneven).max() * FPS > 1.5 and not len(time_gaps(uneven, FPS)), "measured times are not lost frames"
     (finding,) = check_gaps({4: (1, 0.4)}, 100)
     assert finding.code == "time_gap" and finding.episodes == (4,)
 
