@@ -24,6 +24,7 @@ from ....processing.image_input import open_image
 from ..robot_dataset import RobotDataset, evenly_spread
 from .frame_cache import FrameCache
 from .frame_table import blocks, episode_runs, matrix
+from .language import read_language
 from .metadata import ACTION_KEY, STATE_KEY, LeRobotMetadata, feature_names, open_parquet
 
 INDEX_COLUMNS = {"timestamp": "float64", "frame_index": "int64", "episode_index": "int64", "task_index": "int64"}
@@ -55,6 +56,9 @@ class LeRobotDataset(RobotDataset):
             (`"wrist"`); by default all, in the order of `info.json`. Depth maps are not cameras.
         robot: the robot's name in a policy of several robots (`KIVLAProcessor(robots=...)`); every item then has it as
             `"robot"`.
+        subtask_key: the column with the sub-task of every frame, which becomes the `response` of its item: LeRobot's
+            `"language_persistent"`, a column of strings, or of numbers with a table in `meta/` (`"subtask_index"` and
+            `meta/subtasks.parquet`). By default items have no response.
         frame_cache_mb: keep decoded frames in memory, the most recently used ones, up to so many megabytes in every
             process that reads: for datasets that fit, and are read more than once.
 
@@ -84,6 +88,7 @@ class LeRobotDataset(RobotDataset):
         cameras: Sequence[str] | None = None,
         robot: str | None = None,
         frame_cache_mb: float = 0,
+        subtask_key: str | None = None,
     ):
         if chunk_size < 1:
             raise ValueError(f"chunk_size is the number of actions per item and must be at least 1, got {chunk_size}.")
@@ -112,6 +117,9 @@ class LeRobotDataset(RobotDataset):
         self._table = self._load_table()
         self._first_rows = self._check_episodes()  # each selected episode's first row of the table
         self._check_frames()
+        files = self._metadata.data_files()
+        self.subtask_key = subtask_key
+        self._language = read_language(self.name, self._metadata.root, files, self.features, self.episodes, subtask_key)
         self._videos = self._open_videos()
 
     def __len__(self) -> int:
@@ -138,7 +146,7 @@ class LeRobotDataset(RobotDataset):
                 self._frame_cache.get((camera, item), lambda c=camera: self._image(c, selected, rows, frame))
                 for camera in self.cameras
             ],
-            "text": self.tasks[frame["task_index"]],
+            "text": self._text(frame),
             "actions": self._chunk(rows, steps_left),
             "action_is_pad": np.arange(self.chunk_size) >= steps_left,
             "episode_index": frame["episode_index"],
@@ -149,7 +157,8 @@ class LeRobotDataset(RobotDataset):
             example["state"] = matrix(rows[STATE_KEY][:1])[0].copy()
         if self.robot is not None:
             example["robot"] = self.robot
-        return example
+        subtask = self._language.subtask(frame["episode_index"], frame["frame_index"])
+        return example if subtask is None else example | {"response": subtask}
 
     @classmethod
     def camera_names(cls, name: str | Path) -> list[str]:
@@ -181,6 +190,9 @@ class LeRobotDataset(RobotDataset):
         length = int(self._metadata.episode_lengths[self._positions[selected]])
         row = int(self._first_rows[selected]) + length - steps_left
         return self._table[row : row + min(count or self.chunk_size, steps_left)], steps_left
+
+    def _text(self, frame: dict) -> str:
+        return self._language.wording(self.tasks[frame["task_index"]], frame["episode_index"], frame["frame_index"])
 
     def _chunk(self, rows: pa.Table, steps_left: int) -> np.ndarray:
         """(H, Da), the last action of the episode repeated past its end."""
