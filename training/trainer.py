@@ -617,6 +617,6 @@ def _check_agreement(model: KIVLAForActionPrediction, processor: KIVLAProcessor)
         if ours != theirs:
             raise ValueError(
                 f"Model and processor disagree: {name} is {ours!r} in the model's config, {theirs!r} in the processor. "
-                "Make both with the same value."
+                f"Make both with the same value: KIVLAForActionPrediction.from_vlm(..., {name}={theirs!r})."
             )
     check_new_tokens(model.config.vlm_config, processor.action_token_ids.tolist())

@@ -17,7 +17,7 @@ from transformers import ProcessorMixin
 
 from ..modeling_kivla import KIVLAConfig
 from ..processing import KIVLAProcessor
-from ..processing.normalization import statistics_from_json
+from ..processing.normalization import plain_statistics, statistics_from_json
 from ..processing.robot_spec import RobotSpec
 from ..processing.saved_processor import CONFIG_FILE, VLM_PROCESSOR_FOLDER
 from .pi_config import lerobot_settings
@@ -264,7 +264,7 @@ def write_lerobot_files(output: Path, variant: str, config: KIVLAConfig, process
     tensors = {
         f"{_FEATURES[name]}.{kind}": torch.from_numpy(numbers)  # float64: LeRobot rounds when it reads
         for name, values in statistics.items()
-        for kind, numbers in values.items()
+        for kind, numbers in plain_statistics(values).items()
     }
     for name, steps in ((PREPROCESSOR, before), (POSTPROCESSOR, after)):
         for i, step in enumerate(steps):

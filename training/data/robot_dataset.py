@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ...processing.normalization import STILL, with_ranges
 from ...processing.plugins import check_has, find_class
 from .column_statistics import column_statistics
 
@@ -117,7 +118,8 @@ class RobotDataset(torch.utils.data.Dataset, ABC):
         """`{"state": {...}, "actions": {...}}`, each with mean, std, min, max, q01 and q99 as float64 (D,).
 
         Computed from the frames of the *selected* episodes, so nothing leaks from episodes that were held out, and
-        with true quantiles. Without a state there is no "state" entry.
+        with true quantiles. Without a state there is no "state" entry. Where a joint moves rarely, there are also low,
+        high and scale, by which it is normalised (`kivla.processing.with_ranges`); `notes` then names it.
         """
         return joint_statistics([self])
 
@@ -129,6 +131,8 @@ class RobotDataset(torch.utils.data.Dataset, ABC):
 
 def joint_statistics(datasets: Sequence[RobotDataset]) -> dict[str, dict[str, np.ndarray]]:
     """Compute `statistics` of several datasets of one robot, as if their frames were in one.
+
+    What joints move rarely, and how they are normalised, is added to the first one's `notes`.
 
     Raises:
         ValueError: actions or states of different sizes, or named differently.
@@ -148,7 +152,42 @@ def joint_statistics(datasets: Sequence[RobotDataset]) -> dict[str, dict[str, np
     def read(name: str) -> Iterator[np.ndarray]:
         return chain.from_iterable(data.vectors(name) for data in datasets)
 
-    return {name: column_statistics(partial(read, name), dim) for name, dim in dims.items()}
+    statistics = {name: with_ranges(column_statistics(partial(read, name), dim)) for name, dim in dims.items()}
+    for name, names in (("actions", first.action_names), ("state", first.state_names)):
+        notes = range_notes(name, statistics[name], names) if name in statistics else []
+        first.notes = [*first.notes, *(note for note in notes if note not in first.notes)]
+    return statistics
+
+
+def range_notes(what: str, statistics: dict[str, np.ndarray], names: Sequence[str] | None) -> list[str]:
+    """Say which dimensions are not normalised by their quantiles, and why; empty where all are.
+
+    Args:
+        what: "actions" or "state".
+        statistics: of `with_ranges`.
+        names: of the dimensions.
+    """
+    if "low" not in statistics:
+        return []
+    rare = (statistics["low"] == statistics["min"]) & (statistics["low"] != statistics["q01"])
+    rare |= (statistics["high"] == statistics["max"]) & (statistics["high"] != statistics["q99"])
+    still = ((statistics["low"] != statistics["q01"]) | (statistics["high"] != statistics["q99"])) & ~rare
+    notes = []
+    for dimension in np.flatnonzero(rare | still):
+        name = names[dimension] if names else f"dimension {dimension}"
+        q01, q99, low, high = (statistics[key][dimension] for key in ("q01", "q99", "min", "max"))
+        if rare[dimension]:
+            share = 100 * (q99 - q01) / (high - low)
+            notes.append(
+                f"{what}: {name} moves rarely (98 % of its values span {share:.2g} % of its range, {low:.4g} to "
+                f"{high:.4g}): it is normalised by its smallest and largest value"
+            )
+        else:
+            notes.append(
+                f"{what}: {name} hardly moves ({low:.6g} to {high:.6g}): it is normalised as if it moved over "
+                f"{100 * STILL:g} % of its value"
+            )
+    return notes
 
 
 def evenly_spread(length: int, count: int) -> np.ndarray:
@@ -179,4 +218,5 @@ __all__ = [
     "dataset_reader",
     "evenly_spread",
     "joint_statistics",
+    "range_notes",
 ]
