@@ -23,6 +23,7 @@ PERSISTENT_COLUMN, EVENTS_COLUMN = "language_persistent", "language_events"
 PERSISTENT_FEATURE = {"dtype": "language", "shape": [1], "names": None}  # in info.json
 _SAME_TIME = 1e-4  # seconds: times are float32, and may have been computed in two ways
 _BATCH_ROWS = 1024
+_FIELDS = {"role", "content", "style"}  # of a row; the camera came later
 _INDEX_ENDINGS = ("_index", "_id")
 
 
@@ -92,6 +93,9 @@ def read_language(
         ValueError: there is no such column, it is of another kind, its table is missing, or it names none.
     """
     language = Language()
+    # A column or a list in which a file has nothing is of no type there.
+    columns = {name: [kind for kind in types if not _is_empty(kind)] for name, types in columns.items()}
+    columns = {name: types for name, types in columns.items() if types}
     if subtask_key is not None and subtask_key not in columns:
         raise ValueError(
             f"there is no column {subtask_key!r} with sub-tasks, only {', '.join(columns)}. Choose another subtask_key."
@@ -100,51 +104,95 @@ def read_language(
         raise ValueError(
             f"sub-tasks are what holds for a while: they are in {PERSISTENT_COLUMN!r}, not in {EVENTS_COLUMN!r}."
         )
-    if PERSISTENT_COLUMN in columns:
-        # The rows are the same on every frame, so the first one is enough.
-        has_subtasks = False
-        for selected, _, values in _pieces(paths, PERSISTENT_COLUMN, first_rows, np.ones_like(lengths)):
-            rows = values[0].as_py() or []
-            if wordings := [row["content"] for row in rows if row["style"] == "task_aug" and row["content"]]:
-                language.wordings[selected] = wordings
-            subtasks = [row for row in rows if row["style"] == "subtask"]
-            has_subtasks = has_subtasks or bool(subtasks)
-            if subtask_key == PERSISTENT_COLUMN:
-                language.subtasks[selected] = _by_time(subtasks, times_of(selected))
-        if has_subtasks and subtask_key is None:
-            language.notes.append(
-                f"{PERSISTENT_COLUMN} has sub-tasks, which are not used: subtask_key={PERSISTENT_COLUMN} teaches them."
-            )
-        if language.wordings:
-            language.notes.append(
-                f"{PERSISTENT_COLUMN} has other wordings of the tasks of {len(language.wordings)} episodes: each frame "
-                "has one of them, drawn at random."
-            )
-    if EVENTS_COLUMN in columns:
-        for selected, first, values in _pieces(paths, EVENTS_COLUMN, first_rows, lengths):
-            language.questions += [FrameQuestion(selected, *rest) for rest in _questions(values, first)]
-        if language.questions:
-            language.notes.append(
-                f"{EVENTS_COLUMN} has {len(language.questions)} questions about frames: question_share mixes them in."
-            )
-    if subtask_key not in (None, PERSISTENT_COLUMN):
-        (kind, *others) = columns[subtask_key]
-        if others:
-            raise ValueError(f"{subtask_key!r} is not of the same type in all data files: {kind}, {others}.")
-        table = None if _is_text(kind) else _text_table(root, subtask_key, kind)
-        for selected, first, values in _pieces(paths, subtask_key, first_rows, lengths):
-            starts, texts = _column_subtasks(subtask_key, values, first, table)
-            before = language.subtasks.get(selected, (np.empty(0, np.int64), []))
-            language.subtasks[selected] = np.concatenate([before[0], starts]), before[1] + texts
-    if subtask_key is not None:
-        different = {text for _, texts in language.subtasks.values() for text in texts} - {None}
-        if not different:
-            raise ValueError(
-                f"{subtask_key!r} names no sub-task in the selected episodes. Leave out subtask_key, or choose the "
-                "column that has them."
-            )
-        language.notes.append(f"{subtask_key} has {len(different)} different sub-tasks: they are taught as responses.")
+    fields = {PERSISTENT_COLUMN: {*_FIELDS, "timestamp"}, EVENTS_COLUMN: _FIELDS}
+    for name, needed in fields.items():
+        if name not in columns:
+            continue
+        if not all(needed <= _row_fields(kind) for kind in columns[name]):
+            if name == subtask_key:
+                raise ValueError(f"the rows of {name!r} need {sorted(needed)}, as LeRobot has them: {columns[name]}.")
+            language.notes.append(f"{name} has not the rows that LeRobot has, and is not read.")
+        elif name == PERSISTENT_COLUMN:
+            # The rows are the same on every frame, so the first one is enough.
+            first_frames = _pieces(paths, name, first_rows, np.ones_like(lengths))
+            rows = {selected: values[0].as_py() or [] for selected, _, values in first_frames}
+            _add_persistent(language, rows, times_of, subtask_key == PERSISTENT_COLUMN)
+        else:
+            for selected, first, values in _pieces(paths, name, first_rows, lengths):
+                language.questions += [FrameQuestion(selected, *rest) for rest in _questions(values, first)]
+    if language.questions:
+        language.notes.append(
+            f"{EVENTS_COLUMN} has {len(language.questions)} questions about frames: question_share mixes them in."
+        )
+    if subtask_key is None:
+        return language
+    if subtask_key != PERSISTENT_COLUMN:
+        language.subtasks = _subtasks_of_column(root, paths, subtask_key, columns[subtask_key], first_rows, lengths)
+    different = {text for _, texts in language.subtasks.values() for text in texts} - {None}
+    if not different:
+        raise ValueError(
+            f"{subtask_key!r} names no sub-task in the selected episodes. Leave out subtask_key, or choose the column "
+            "that has them."
+        )
+    language.notes.append(f"{subtask_key} has {len(different)} different sub-tasks: they are taught as responses.")
     return language
+
+
+def _add_persistent(
+    language: Language, rows_of: dict[int, list[dict]], times_of: Callable[[int], np.ndarray], is_asked: bool
+) -> None:
+    """Wordings and, if they are asked for, sub-tasks from the rows of each episode."""
+    has_subtasks = False
+    for selected, rows in rows_of.items():
+        if wordings := [row["content"] for row in rows if row["style"] == "task_aug" and row["content"]]:
+            language.wordings[selected] = wordings
+        subtasks = [row for row in rows if row["style"] == "subtask"]
+        has_subtasks = has_subtasks or bool(subtasks)
+        if is_asked:
+            language.subtasks[selected] = _by_time(subtasks, times_of(selected))
+    if has_subtasks and not is_asked:
+        language.notes.append(
+            f"{PERSISTENT_COLUMN} has sub-tasks, which are not used: subtask_key={PERSISTENT_COLUMN} teaches them."
+        )
+    if language.wordings:
+        language.notes.append(
+            f"{PERSISTENT_COLUMN} has other wordings of the tasks of {len(language.wordings)} episodes: each frame has "
+            "one of them, drawn at random."
+        )
+
+
+def _subtasks_of_column(
+    root: Path,
+    paths: Sequence[Path],
+    key: str,
+    types: list[pa.DataType],
+    first_rows: np.ndarray,
+    lengths: np.ndarray,
+) -> dict[int, tuple[np.ndarray, list[str | None]]]:
+    """`Language.subtasks` from a column of strings, or of numbers with a table."""
+    if len(types) > 1:
+        raise ValueError(f"{key!r} is not of the same type in all data files: {types}.")
+    table = None if _is_text(types[0]) else _text_table(root, key, types[0])
+    subtasks: dict[int, tuple[np.ndarray, list[str | None]]] = {}
+    for selected, first, values in _pieces(paths, key, first_rows, lengths):
+        starts, texts = _column_subtasks(key, values, first, table)
+        starts_before, texts_before = subtasks.get(selected, (np.empty(0, np.int64), []))
+        subtasks[selected] = np.concatenate([starts_before, starts]), texts_before + texts
+    return subtasks
+
+
+def _is_empty(kind: pa.DataType) -> bool:
+    return pa.types.is_null(kind) or (_is_list(kind) and pa.types.is_null(kind.value_type))
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+
+
+def _row_fields(kind: pa.DataType | None) -> set[str]:
+    """Names of what the rows of a language column have; none if it is no list of rows."""
+    is_rows = kind is not None and _is_list(kind) and pa.types.is_struct(kind.value_type)
+    return {field.name for field in kind.value_type} if is_rows else set()
 
 
 def _pieces(
@@ -193,7 +241,7 @@ def _column_subtasks(
     key: str, values: pa.Array, first: int, table: dict[int, str] | None
 ) -> tuple[np.ndarray, list[str | None]]:
     """The sub-tasks of a piece of an episode from a column of strings, or of numbers and their table."""
-    if pa.types.is_list(values.type) or pa.types.is_fixed_size_list(values.type) or pa.types.is_large_list(values.type):
+    if _is_list(values.type):
         values = values.flatten()  # one number in a list
     encoded = values.dictionary_encode()
     codes = encoded.indices.fill_null(-1).to_numpy()
@@ -214,7 +262,7 @@ def _is_text(kind: pa.DataType) -> bool:
 
 def _text_table(root: Path, key: str, kind: pa.DataType) -> dict[int, str]:
     """Number → words, from the table that belongs to an index column, such as `meta/subtasks.parquet`."""
-    value = kind.value_type if pa.types.is_nested(kind) and not pa.types.is_struct(kind) else kind
+    value = kind.value_type if _is_list(kind) else kind
     if not pa.types.is_integer(value):
         raise ValueError(f"{key!r} is of type {kind}; sub-tasks are strings, or numbers with a table in meta/.")
     stem = key.rsplit(".", 1)[-1]
@@ -244,9 +292,9 @@ def _questions(values: pa.Array, first: int) -> Iterator[tuple[int, str | None, 
     """Frame, camera, question and answer of every pair of `vqa` rows, user and assistant, about a camera."""
     for offset in np.flatnonzero(values.value_lengths().fill_null(0).to_numpy()).tolist():
         rows = [row for row in values[offset].as_py() if row["style"] == "vqa" and row["content"]]
-        for camera in dict.fromkeys(row["camera"] for row in rows):
+        for camera in dict.fromkeys(row.get("camera") for row in rows):
             said = {
-                role: [row["content"] for row in rows if row["camera"] == camera and row["role"] == role]
+                role: [row["content"] for row in rows if row.get("camera") == camera and row["role"] == role]
                 for role in ("user", "assistant")
             }
             # One without the other is no example.
