@@ -324,6 +324,8 @@ def load_vlm_data(data_args: DataArguments, processor: KIVLAProcessor, split: st
     """Read VLM data; a VLM that has no chat format learns one question at a time."""
     turns = "together" if has_chat(processor.vlm_processor) or data_args.vlm_streaming else "split"
     rows = {"num_rows": data_args.vlm_num_rows, "config": data_args.vlm_config}
+    if data_args.vlm_media_dir is not None:
+        rows["media_dir"] = data_args.vlm_media_dir
     return VLMDataset.load(data_args.vlm_dataset, split, streaming=data_args.vlm_streaming, turns=turns, **rows)
 
 
