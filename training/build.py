@@ -345,11 +345,11 @@ def continue_policy(
         )
     notes = [f"{base.path} goes on as it is: statistics, cameras and action tokens stay its own"]
     for data in sources:
-        if found := _differences(processor, data, cameras):
-            differences += found
-            continue
-        problems = range_problems(processor.robot(data.robot), data)  # smaller ones are said by KIVLATrainer
-        differences += [problem.text for problem in problems if problem.is_other]
+        found, same_sizes = _differences(processor, data, cameras)
+        differences += found
+        if same_sizes:
+            problems = range_problems(processor.robot(data.robot), data)  # smaller ones are said by KIVLATrainer
+            differences += [problem.text for problem in problems if problem.is_other]
     if differences:
         raise ValueError(
             f"{base.path} cannot go on as it is:\n"
@@ -372,26 +372,26 @@ def continue_policy(
 
 
 def _differences(
-    processor: KIVLAProcessor, data: RobotDataset, cameras: Mapping[str, str | None] | None = None
-) -> list[str]:
-    """List in what a policy and data that it is to go on with differ."""
+    processor: KIVLAProcessor, data: RobotDataset, cameras: Mapping[str, str | None] | None
+) -> tuple[list[str], bool]:
+    """List in what a policy and data that it is to go on with differ, and whether they have the same sizes."""
     try:
         robot = processor.robot(data.robot)
     except ValueError as error:
-        return [f"{data.name}: {error}"]
-    differences = []
+        return [f"{data.name}: {error}"], False
+    sizes, others = [], []
     try:
         processor.check_cameras(cameras)
         if robot.cameras is not None:
             robot.place(data.cameras, cameras)
     except ValueError as error:
-        differences.append(f"{data.name} gives the cameras {data.cameras}, the policy sees {robot.cameras}: {error}")
+        others.append(f"{data.name} gives the cameras {data.cameras}, the policy sees {robot.cameras}: {error}")
     if data.action_dim != robot.action_dim:
-        differences.append(f"{data.name} has {data.action_dim}-dimensional actions, the policy {robot.action_dim}")
+        sizes.append(f"{data.name} has {data.action_dim}-dimensional actions, the policy {robot.action_dim}")
     dim = robot.state.dim if robot.state is not None else None
     if dim is not None and data.state_dim != dim:
-        differences.append(f"{data.name} has a state of {data.state_dim} dimensions, the policy reads {dim}")
-    return differences
+        sizes.append(f"{data.name} has a state of {data.state_dim} dimensions, the policy reads {dim}")
+    return others + sizes, not sizes
 
 
 # --------------------------------------------------------------------------------------------------------------- adapt

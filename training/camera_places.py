@@ -40,9 +40,10 @@ def fill_places(
 ) -> list[str] | dict[str, str]:
     """Put the cameras of new data into the places of a base policy.
 
-    Three slots of π0 and π0.5 are filled by known names (`PI_SLOTS`) or as told; one that stays empty has no tokens, as
-    it was masked when the base was trained. Places of any other base are filled by name or as told; where the data have
-    other names and nothing was told, the cameras are new ones, in the order of the data.
+    The three slots of π0 and π0.5 are filled by known names (`PI_SLOTS`) or as told. One that stays empty has no
+    tokens, as it was masked when the base was trained; so a single camera is the same in any of them. Places of any
+    other base are filled by name or as told; where the data have other names and nothing was told, the cameras are new
+    ones, in the order of the data.
 
     Args:
         base: its name, for messages.
@@ -72,8 +73,9 @@ def fill_places(
     filled = {place: of_data.get(told[key]) for place, key in found.items()}
     rest = [camera for camera in cameras if camera not in filled.values()]
     open_places = [place for place in own if place not in filled]
-    by_name = _by_alias(rest, open_places) if slots else match_known(rest, open_places, known_as)
-    filled |= by_name
+    filled |= _by_alias(rest, open_places) if slots else match_known(rest, open_places, known_as)
+    if slots and len(cameras) == 1 and not any(filled.values()):
+        filled[own[0]] = cameras[0]  # as nothing stands in for a missing one, a single camera is the first in any slot
     if left := [camera for camera in cameras if camera not in filled.values()]:
         free = [place for place in own if filled.get(place) is None]
         example = " ".join(f"{place}={short_name(camera)}" for place, camera in zip(free, left, strict=False))

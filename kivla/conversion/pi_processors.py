@@ -17,7 +17,7 @@ from transformers import ProcessorMixin
 
 from ..modeling_kivla import KIVLAConfig
 from ..processing import KIVLAProcessor
-from ..processing.camera_names import PI_SLOTS
+from ..processing.camera_names import PI_SLOTS, short_name
 from ..processing.normalization import statistics_from_json
 from ..processing.robot_spec import RobotSpec
 from ..processing.saved_processor import CONFIG_FILE, VLM_PROCESSOR_FOLDER
@@ -156,7 +156,7 @@ def cameras_of(settings: dict) -> list[str]:
     where there are none."""
     features = settings.get("input_features") or {}
     names = [name for name, feature in features.items() if feature["type"] == "VISUAL" and "empty_camera" not in name]
-    return names or list(PI_SLOTS)
+    return [short_name(name) if short_name(name) in PI_SLOTS else name for name in names] or list(PI_SLOTS)
 
 
 def lerobot_action_dim(settings: dict) -> int | None:
