@@ -178,7 +178,7 @@ def as_markdown(rows: list[dict]) -> str:
         )
     lines += [
         "",
-        "*Index*: the arrays that `LeRobotDataset` keeps; a camera that is stored as video adds 16 bytes to every "
+        "*Index*: the arrays that `LeRobotDataset` keeps; a camera that is stored as video adds 32 bytes to every "
         "episode. *Held*: by how much opening makes the process's own memory grow, with what libraries load then. "
         "*Largest*: of the process, libraries and mapped file pages included. The first open copies the tabular "
         "columns into the `datasets` cache, from where they are memory-mapped; every open checks all frames once, in "

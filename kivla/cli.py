@@ -4,6 +4,7 @@ Imports nothing of ours or heavy: installed, this file is also the module `kivla
 it without importing `kivla`, so that `kivla --help` answers at once.
 """
 
+import difflib
 import os
 import sys
 from collections.abc import Sequence
@@ -39,7 +40,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     command, *rest = arguments
     if command not in COMMANDS:
-        sys.exit(f"kivla: there is no command '{command}'. Commands: {', '.join(COMMANDS)}.")
+        near = difflib.get_close_matches(command, COMMANDS, n=1)
+        hint = f"Did you mean {near[0]}?" if near else f"Commands: {', '.join(COMMANDS)}."
+        print(f"kivla: there is no command '{command}'. {hint}", file=sys.stderr)
+        sys.exit(2)
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # last, so that it hides nothing: pkg.module:Class of one's own is found here
     import_module(f"kivla.commands.{command.replace('-', '_')}").run(rest)

@@ -49,13 +49,18 @@ def parse(
         words = takewhile(lambda argument: not argument.startswith("-"), list(arguments))
         for i, (name, _) in enumerate(zip(names, words, strict=False)):
             arguments.insert(2 * i, f"--{name}")
+    # Before argparse says what is missing: a misspelt option is the reason why it is. (It takes unique beginnings.)
+    options = [option for action in parser._actions for option in action.option_strings]
+    given = [argument.partition("=")[0] for argument in arguments if argument.startswith("--")]
+    for name in given:
+        if not any(option.startswith(name) for option in options):
+            near = difflib.get_close_matches(name, options, n=1)
+            hint = f"Did you mean {near[0]}?" if near else f"`{prog} --help` lists what there is."
+            parser.error(f"there is no option {name}. {hint}")
     with refusals(prog):
         *parsed, rest = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
     if rest:
-        options = [option for action in parser._actions for option in action.option_strings]
-        near = difflib.get_close_matches(rest[0], options, n=1)
-        hint = f"Did you mean {near[0]}?" if near else f"`{prog} --help` lists what there is."
-        parser.error(f"there is no option {' '.join(rest)}. {hint}")
+        parser.error(f"there is no place for {' '.join(rest)}. `{prog} --help` lists what there is.")
     return tuple(parsed)
 
 

@@ -8,8 +8,10 @@ from .normalization import (
     clip_to_range,
     compute_statistics,
     discretize_state,
+    plain_statistics,
     statistics_from_json,
     statistics_to_json,
+    with_ranges,
 )
 from .processing_kivla import KIVLAProcessor
 from .tokenizer_registry import action_tokenizer_class, load_action_tokenizer
@@ -29,6 +31,8 @@ __all__ = [
     "compute_statistics",
     "discretize_state",
     "load_action_tokenizer",
+    "plain_statistics",
     "statistics_from_json",
     "statistics_to_json",
+    "with_ranges",
 ]

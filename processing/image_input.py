@@ -1,27 +1,34 @@
-"""Images as people have them -> RGB."""
+"""Images as people have them -> RGB: one function, and so the same pixels whatever door they come through."""
 
+import base64
+import functools
 import io
+import logging
 import os
 import struct
 import warnings
+from http.client import HTTPException
+from pathlib import Path
+from urllib.request import Request, urlopen
 
 import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageOps
-from transformers.image_utils import load_image
+
+logger = logging.getLogger(__name__)
 
 # Without those that run programs (EPS) or read other files
-_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")
+_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "JPEG2000")
 MAX_PIXELS = 64_000_000
 # What Pillow raises for damaged files, depending on where the damage is
 _DAMAGE = (OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, KeyError, OverflowError, struct.error)
 
 
 def open_image(data: bytes) -> Image.Image:
-    """Decode an image file that a stranger may have written.
+    """Decode an image file that a stranger may have written, upright. Of several frames or pages the first is taken.
 
     Raises:
-        ValueError: damaged, larger than `MAX_PIXELS` (before it is decoded), or none of PNG, JPEG, WebP, TIFF and BMP.
+        ValueError: damaged, larger than `MAX_PIXELS` (before it is decoded), or of a format that is not read.
     """
     try:
         with warnings.catch_warnings():
@@ -38,27 +45,36 @@ def open_image(data: bytes) -> Image.Image:
 
 
 def as_rgb(image) -> Image.Image:
-    """A path, a URL, a PIL image of 8 bits a channel, or an array or tensor (H, W, 3) or (3, H, W), as RGB.
+    """Turn an image in any form into RGB, 8 bits a channel.
 
-    Arrays are uint8, or floats in [0, 1], but for rounding. Greyscale and RGBA files and PIL images are converted, such
-    arrays refused: nobody has said what their channels mean. Photos are turned upright, as their EXIF data says.
+    A form is a path, a URL (`https://` or `data:image/`), the bytes of a file, a PIL image, or an array or tensor
+    (H, W, 3) or (3, H, W) of uint8, or of floats in [0, 1], but for rounding. Files and PIL images are converted:
+
+    * Photos are turned upright, as their EXIF data says.
+    * Grey, black-and-white, palette and CMYK become the colours that they show.
+    * Alpha is left out, and the colour beneath stays (simulators write 0 where there is no object).
+    * Of 16 bits a channel the upper 8 are taken: 65535 is white. A depth map in millimetres is then nearly black.
+    * Floats are as in arrays.
+    * Of an animation the first frame is taken.
+
+    Arrays with one or four channels are refused: nobody has said what these mean.
 
     Raises:
-        ValueError: another shape, another type, or values outside [0, 1].
+        ValueError: a file that cannot be read, another shape, another type, or floats outside [0, 1].
     """
     if isinstance(image, str | os.PathLike):
+        image = _from_place(os.fspath(image))
+    elif isinstance(image, bytes | bytearray | memoryview):
         try:
-            image = load_image(str(image))
-        except (*_DAMAGE, Image.DecompressionBombError) as error:
-            raise ValueError(f"the image {str(image)[:200]!r} cannot be read: {error}") from error
+            image = open_image(bytes(image))
+        except ValueError as error:
+            raise ValueError(f"an image file cannot be read: {error}") from error
     if isinstance(image, Image.Image):
-        if image.mode.startswith(("I", "F")):
-            raise ValueError(f"an image has mode {image.mode!r} (depth?), but 8 bits a channel are expected.")
         if not image.width or not image.height:
             raise ValueError(f"an image has no pixels: its size is {image.size}.")
         try:
-            return _upright(image).convert("RGB")
-        except _DAMAGE as error:  # a file that was opened and not read yet
+            return _pil_as_rgb(_upright(image))
+        except _DAMAGE as error:  # a file that was opened and not read yet, or a mode without colours
             raise ValueError(f"an image cannot be decoded: {error}") from error
     if torch.is_tensor(image):
         image = image.detach().cpu()
@@ -75,16 +91,57 @@ def as_rgb(image) -> Image.Image:
             "Repeat a grey channel three times; leave out alpha and depth."
         )
     if np.issubdtype(pixels.dtype, np.floating):
-        levels = (pixels * 255).round()
-        if not (levels.min() >= 0 and levels.max() <= 255):  # true for NaN, too
-            raise ValueError(
-                f"an image of floats must lie in [0, 1], got {pixels.min()} to {pixels.max()}. Pass uint8, or divide "
-                "by 255."
-            )
-        pixels = levels.astype(np.uint8)
+        pixels = _levels(pixels)
     if pixels.dtype != np.uint8:
         raise ValueError(f"an image must be uint8, or floats in [0, 1], got {pixels.dtype}.")
     return Image.fromarray(np.ascontiguousarray(pixels))
+
+
+def _from_place(place: str) -> Image.Image:
+    """The image at a path, a URL or in a data URI."""
+    try:
+        if place.startswith(("http://", "https://")):
+            with urlopen(Request(place, headers={"User-Agent": "kivla"}), timeout=60) as response:
+                data = response.read()
+        elif place.startswith("data:image/"):
+            data = base64.b64decode(place.partition(",")[2])
+        else:
+            data = Path(place).read_bytes()
+        return open_image(data)
+    except (OSError, ValueError, HTTPException) as error:
+        raise ValueError(f"the image {place[:200]!r} cannot be read: {error}") from error
+
+
+def _pil_as_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):
+        _say_16_bit()
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))  # as Pillow reads 16-bit colour
+    elif image.mode == "I":
+        raise ValueError("it has 32-bit whole numbers (mode 'I'), whose range is not known. Save it with 8 or 16 bits")
+    elif image.mode == "F":
+        image = Image.fromarray(_levels(np.asarray(image)))
+    elif image.mode == "P":
+        image = image.convert("RGBA")  # Pillow warns of transparent palettes otherwise; the colours are the same
+    return image.convert("RGB")
+
+
+def _levels(pixels: np.ndarray) -> np.ndarray:
+    """Floats in [0, 1] -> uint8."""
+    levels = (pixels * 255).round()
+    if not (levels.min() >= 0 and levels.max() <= 255):  # true for NaN, too
+        raise ValueError(
+            f"an image of floats must lie in [0, 1], got {pixels.min()} to {pixels.max()}. Pass uint8, or divide by "
+            "255."
+        )
+    return levels.astype(np.uint8)
+
+
+@functools.cache
+def _say_16_bit() -> None:
+    logger.warning(
+        "There are images with 16 bits a channel: the upper 8 bits are taken, 65535 is white. If they are depth maps, "
+        "leave these cameras out, or scale them to 8 bits yourself."
+    )
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -96,3 +153,6 @@ def pad_to_square(image: Image.Image) -> Image.Image:
     """The image in the middle of a black square (openpi's and LeRobot's `resize_with_pad`, before any resizing)."""
     side = max(image.size)
     return ImageOps.pad(image, (side, side))
+
+
+__all__ = ["MAX_PIXELS", "as_rgb", "open_image", "pad_to_square"]

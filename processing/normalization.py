@@ -1,8 +1,10 @@
 """Normalisation of states and actions, and the statistics behind it.
 
-Statistics are a dictionary of float arrays `(D,)`: `mean`, `std`, `min`, `max`, `q01`, `q99`, in robot units.
-Normalised values are about -1..1 ("quantile") or of unit variance ("mean_std"). They are never clipped; what a robot is
-told to do may be, to the range of its data (`clip_to_range`).
+Statistics are a dictionary of float arrays `(D,)`: `mean`, `std`, `min`, `max`, `q01`, `q99`, in robot units. Where
+these would blow up the noise of a joint at rest, it is normalised by `low`, `high` and `scale` (`with_ranges`).
+Normalised values are about -1..1 ("quantile") or of unit variance ("mean_std"), and no value of the data that the
+statistics are of is beyond `MOST`. They are not clipped here; actions to be learned are (`RobotSpec.chunk`), and what a
+robot is told to do may be, to the range of its data (`clip_to_range`).
 """
 
 from collections.abc import Sequence
@@ -12,12 +14,22 @@ import numpy as np
 import torch
 
 STATISTICS = ("mean", "std", "min", "max", "q01", "q99")
+# What takes the place of q01, q99 and std in normalisation; absent where nothing does.
+RANGES = ("low", "high", "scale")
 
 # The statistics that each mode cannot do without.
 NORMALIZATION_MODES = {"quantile": ("q01", "q99"), "mean_std": ("mean", "std"), "none": ()}
 
 # openpi adds this to the spread of every dimension. A dimension with a smaller spread counts as constant here.
 EPSILON = 1e-6
+
+# A joint moves rarely if the middle 98 % of its values span less than this share of all. (Ordinary: 0.15 and more.)
+RARE = 0.1
+# The range of a dimension is at least this share of its largest absolute value: what moves less is noise. (A gripper in
+# the Meta-World sample moves over 0.003 of it.)
+STILL = 0.001
+# So no value of the data is larger than this when it is normalised.
+MOST = 2 / RARE - 1
 
 # Of the width of a range: what is outside by less is within it, but for the rounding of float32.
 _ROUNDING = 1e-5
@@ -32,10 +44,11 @@ class Normalizer:
     * `"mean_std"`: `(x - mean) / (std + 1e-6)`
     * `"none"`: `x`
 
-    One deviation. Where a dimension does not vary (its spread is below 1e-6), openpi's formula divides by 1e-6, and a
+    Two deviations. Where a dimension does not vary (its spread is below 1e-6), openpi's formula divides by 1e-6, and a
     jitter of one millimetre becomes 1000. Here such a dimension is always 0 for the model, and always the constant
-    for the robot. If only its quantiles coincide (a gripper that closes in less than 1 % of the frames) and `min` and
-    `max` are given, these take the place of `q01` and `q99`, so that the rare event is not lost.
+    for the robot. And where the statistics have `low`, `high` and `scale` (`with_ranges`), these take the place of
+    `q01`, `q99` and `std`. In statistics without them (older policies, converted ones) only quantiles that coincide do
+    not count: a gripper that closes in less than 1 % of the frames has `min` and `max` in their place.
 
     Numpy arrays and lists are computed in float64, torch tensors in float32 on their own device; both return float32.
 
@@ -60,16 +73,17 @@ class Normalizer:
             self.dim = None
             return
         if mode == "quantile":
-            low, high = statistics["q01"], statistics["q99"]
-            if "min" in statistics and "max" in statistics:
+            low, high = statistics.get("low", statistics["q01"]), statistics.get("high", statistics["q99"])
+            if "low" not in statistics and "min" in statistics and "max" in statistics:
                 rare = high - low < EPSILON
                 low, high = np.where(rare, statistics["min"], low), np.where(rare, statistics["max"], high)
             constant = high - low < EPSILON
             scale = (high - low + EPSILON) / 2
             offset = np.where(constant, low, low + scale)
         else:
-            constant = statistics["std"] < EPSILON
-            scale = statistics["std"] + EPSILON
+            std = statistics.get("scale", statistics["std"])
+            constant = std < EPSILON
+            scale = std + EPSILON
             offset = statistics["mean"]
         self.dim = len(offset)
         # normalised = (x - offset) · inverse_scale;  x = normalised · scale + offset
@@ -106,6 +120,44 @@ class Normalizer:
             )
         _check_finite(values if is_numpy else values.detach().cpu().numpy(), "Values to (un)normalise")
         return values
+
+
+def with_ranges(statistics: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Add what is to be normalised by, where quantiles and deviation would blow up the noise of a joint at rest.
+
+    * Where `q99 - q01` is less than a tenth of `max - min` (a joint that rests, and moves in a few frames), `low` and
+      `high` are `min` and `max`; elsewhere `q01` and `q99`.
+    * `high - low` is at least a thousandth of the largest absolute value, around the same middle: what is less (an
+      encoder's noise on a held joint) is near 0 for the model. A dimension that is exactly constant stays so.
+    * `scale` is `std`, but at least `(max - min) / 19`.
+
+    So no value of the data is beyond 19 in either mode. Noise around zero cannot be told from small units, and is kept.
+
+    Args:
+        statistics: all of `STATISTICS`.
+
+    Returns:
+        The same statistics; with `low`, `high` and `scale` where any of them differs from the quantiles or `std`.
+    """
+    smallest, largest, std = (statistics[name] for name in ("min", "max", "std"))
+    width = largest - smallest
+    rare = statistics["q99"] - statistics["q01"] < RARE * width
+    low = np.where(rare, smallest, statistics["q01"])
+    high = np.where(rare, largest, statistics["q99"])
+    least = np.where(width > 0, STILL * np.maximum(np.abs(smallest), np.abs(largest)), 0.0)
+    missing = np.maximum(least - (high - low), 0.0) / 2
+    low, high = low - missing, high + missing
+    scale = np.maximum(std, np.maximum(width / MOST, least / 2))
+    ranges = {"low": low, "high": high, "scale": scale}
+    replaced = {"low": statistics["q01"], "high": statistics["q99"], "scale": std}
+    is_same = all(np.array_equal(ranges[name], replaced[name]) for name in RANGES)
+    return dict(statistics) if is_same else {**statistics, **ranges}
+
+
+def plain_statistics(statistics: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Statistics for programs that know no `low`, `high` and `scale`: these stand where quantiles and `std` did."""
+    names = {"q01": "low", "q99": "high", "std": "scale"}
+    return {name: statistics.get(names.get(name), values) for name, values in statistics.items() if name not in RANGES}
 
 
 def clip_to_range(values, low: np.ndarray, high: np.ndarray) -> tuple:
@@ -145,7 +197,7 @@ def compute_statistics(values: np.ndarray) -> dict[str, np.ndarray]:
     (openpi estimates quantiles from a running histogram; LeRobot's `stats.json` averages those of the episodes.)
 
     Returns:
-        float64 arrays `(D,)` by name, see `STATISTICS`.
+        float64 arrays `(D,)` by name: `STATISTICS`, and `RANGES` where a dimension needs them (`with_ranges`).
 
     Raises:
         ValueError: another shape, no rows, or a value that is NaN or infinite.
@@ -155,14 +207,16 @@ def compute_statistics(values: np.ndarray) -> dict[str, np.ndarray]:
         raise ValueError(f"Statistics need values of shape (N, D) with N > 0, got {values.shape}.")
     _check_finite(values, "Values for statistics")
     q01, q99 = np.quantile(values, [0.01, 0.99], axis=0)
-    return {
-        "mean": values.mean(axis=0),
-        "std": values.std(axis=0),
-        "min": values.min(axis=0),
-        "max": values.max(axis=0),
-        "q01": q01,
-        "q99": q99,
-    }
+    return with_ranges(
+        {
+            "mean": values.mean(axis=0),
+            "std": values.std(axis=0),
+            "min": values.min(axis=0),
+            "max": values.max(axis=0),
+            "q01": q01,
+            "q99": q99,
+        }
+    )
 
 
 def statistics_to_json(statistics: dict[str, np.ndarray]) -> dict[str, list[float]]:
@@ -175,7 +229,7 @@ def statistics_to_json(statistics: dict[str, np.ndarray]) -> dict[str, list[floa
 
 
 def statistics_from_json(values: dict[str, list[float]]) -> dict[str, np.ndarray]:
-    """Inverse of `statistics_to_json`: float64 arrays `(D,)`. Entries outside `STATISTICS` are left out."""
+    """Inverse of `statistics_to_json`: float64 arrays `(D,)`. Others than `STATISTICS` and `RANGES` are left out."""
     return _checked(values)
 
 
@@ -195,8 +249,9 @@ def discretize_state(state: np.ndarray, num_bins: int = 256) -> np.ndarray:
 
 def _checked(statistics: dict[str, Any]) -> dict[str, np.ndarray]:
     """The known statistics as float64 `(D,)` arrays, after checking that they can be of one data set."""
+    known = [name for name in (*STATISTICS, *RANGES) if name in statistics]
     try:
-        arrays = {name: np.asarray(statistics[name], dtype=np.float64) for name in STATISTICS if name in statistics}
+        arrays = {name: np.asarray(statistics[name], dtype=np.float64) for name in known}
     except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"Statistics must be lists of numbers by name: {error}") from error
     shapes = {name: array.shape for name, array in arrays.items()}
@@ -204,16 +259,19 @@ def _checked(statistics: dict[str, Any]) -> dict[str, np.ndarray]:
         raise ValueError(f"Statistics must all have the shape (D,) with the same D, got {shapes}.")
     for name, array in arrays.items():
         _check_finite(array, f"Statistic {name!r}")
-    for low, high in (("q01", "q99"), ("min", "max")):
+    if 0 < sum(name in arrays for name in RANGES) < len(RANGES):
+        raise ValueError(f"Statistics have either all of {list(RANGES)} or none, got {list(arrays)}.")
+    for low, high in (("q01", "q99"), ("min", "max"), ("low", "high")):
         if low in arrays and high in arrays and (arrays[high] < arrays[low]).any():
             dimension = int(np.argmax(arrays[high] < arrays[low]))
             raise ValueError(
                 f"Statistics contradict each other in dimension {dimension}: "
                 f"{high} = {arrays[high][dimension]} is below {low} = {arrays[low][dimension]}."
             )
-    if "std" in arrays and (arrays["std"] < 0).any():
-        dimension = int(np.argmax(arrays["std"] < 0))
-        raise ValueError(f"Statistic 'std' is negative in dimension {dimension}: {arrays['std'][dimension]}.")
+    for name in ("std", "scale"):
+        if name in arrays and (arrays[name] < 0).any():
+            dimension = int(np.argmax(arrays[name] < 0))
+            raise ValueError(f"Statistic {name!r} is negative in dimension {dimension}: {arrays[name][dimension]}.")
     return arrays
 
 

@@ -130,6 +130,7 @@ class KIVLAProcessor(PushedWithCard, SavedProcessor, ProcessorMixin):
         self.responds_first = responds_first
         check_settings({name: getattr(self, name) for name in SETTINGS})
 
+        # Robots: whose numbers the policy takes, and gives back.
         self.robots = make_robots(
             robots,
             {"statistics": statistics, "cameras": cameras, "action_dim": action_dim},
@@ -137,6 +138,7 @@ class KIVLAProcessor(PushedWithCard, SavedProcessor, ProcessorMixin):
             reads_state=state_encoding != "none",
             max_action_dim=max_action_dim,
         )
+        # The tokenizer: what ends an answer, what fills a batch, and where the action tokens are.
         if self.tokenizer.eos_token is None:
             raise ValueError(
                 "The VLM's tokenizer has no end-of-sequence token: set `vlm_processor.tokenizer.eos_token`."

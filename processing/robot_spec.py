@@ -1,14 +1,21 @@
 """One robot's side of a processor: what its numbers mean, and which cameras it has."""
 
+import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from PIL import Image
 
 from .camera_names import check_names, match_known, place_cameras, suits
 from .image_input import as_rgb
-from .normalization import Normalizer, as_numbers, clip_to_range, statistics_from_json, statistics_to_json
+from .normalization import MOST, Normalizer, as_numbers, clip_to_range, statistics_from_json, statistics_to_json
+
+logger = logging.getLogger(__name__)
+
+# Width of a policy's chunks and continuous states if the robot is not larger, as of KIVLAConfig
+SMALLEST_ROOM = 32
 
 
 @dataclass
@@ -26,6 +33,7 @@ class RobotSpec:
 
     Attributes:
         known_as: another name of a camera, where it has one.
+        num_clipped: how many values of chunks to be learned lay beyond `action_bound` and were clipped to it.
 
     Raises:
         ValueError: statistics that are missing or do not fit, or a camera that is named twice.
@@ -40,6 +48,7 @@ class RobotSpec:
     actions: Normalizer = field(init=False)
     state: Normalizer | None = field(init=False, default=None)
     known_as: dict[str, str] = field(init=False)
+    num_clipped: int = field(init=False, default=0)
 
     def __post_init__(self):
         if self.statistics is None and self.normalization != "none":
@@ -86,6 +95,16 @@ class RobotSpec:
         if self.normalization == "none" or not {"min", "max"} <= recorded.keys():
             return None
         return tuple(np.asarray(recorded[name], dtype=np.float64) for name in ("min", "max"))
+
+    @cached_property
+    def action_bound(self) -> np.ndarray | float:
+        """Largest normalised value that is learned, (action_dim,): `MOST`, and more where the statistics' own data goes
+        further (those of older policies). Infinite without normalisation."""
+        if self.normalization == "none":
+            return np.inf
+        if self.action_range is None:
+            return MOST
+        return np.maximum(MOST, np.abs([self.actions.normalize(values) for values in self.action_range]).max(0))
 
     def unnormalize(self, chunk, clip: bool) -> tuple:
         """Normalised (..., action_dim) -> robot units and, if they were clipped to `action_range`, what was changed
@@ -198,7 +217,7 @@ class RobotSpec:
         bool, True on steps that are not real.
 
         Those hold the last real action before them (or the first after), whatever was given there; zeros if no step is
-        real.
+        real. Values beyond `action_bound` are clipped to it, counted in `num_clipped`, and said once.
         """
         values = as_numbers(values)
         if values.ndim != 2 or not len(values) or values.shape[1] != self.action_dim:
@@ -225,9 +244,26 @@ class RobotSpec:
         held = np.maximum.accumulate(np.where(is_pad, -1, np.arange(chunk_size)))  # (chunk_size,) the step to hold
         held[held < 0] = is_pad.argmin()
         try:
-            return self.actions.normalize(values[held]), is_pad
+            chunk = self.actions.normalize(values[held])
         except ValueError as error:
             raise ValueError(f"`actions`: {error}") from error
+        beyond = np.abs(chunk) > self.action_bound
+        if beyond.any():
+            self._say_clipped(beyond)
+            chunk = np.clip(chunk, -self.action_bound, self.action_bound).astype(np.float32)
+        return chunk, is_pad
+
+    def _say_clipped(self, beyond: np.ndarray) -> None:
+        """Count, and say once: (chunk_size, action_dim) bool."""
+        if not self.num_clipped:
+            dimension = int(beyond.sum(0).argmax())
+            bound = np.broadcast_to(self.action_bound, beyond.shape[1:])[dimension]
+            logger.warning(
+                f"Clipped {beyond.sum()} of {beyond.size} values of an action chunk: normalised they are beyond "
+                f"{bound:.4g}, far outside the data that the statistics are of (dimension {dimension}). `num_clipped` "
+                "of the robot goes on counting, this message is not repeated. Are there glitches in the recording?"
+            )
+        self.num_clipped += int(beyond.sum())
 
     def to_dict(self) -> dict:
         """What belongs to the robot alone, ready for JSON."""
@@ -276,6 +312,18 @@ def make_robots(robots: dict[str, dict] | None, single: dict, **shared) -> dict[
     }
 
 
+def sizes_for(robots: dict[str | None, dict], state_encoding: str) -> dict[str, int]:
+    """Choose `max_action_dim` and `max_state_dim` for robots as a processor is given them: 32, or what they need."""
+    dims = {"actions": [SMALLEST_ROOM], "state": [SMALLEST_ROOM]}
+    for robot in robots.values():
+        statistics = robot.get("statistics") or {}
+        for part in dims.keys() & statistics.keys():
+            dims[part] += [np.size(values) for values in statistics[part].values()]
+        dims["actions"] += [robot.get("action_dim") or 0]
+    sizes = {"max_action_dim": max(dims["actions"])}
+    return sizes | ({"max_state_dim": max(dims["state"])} if state_encoding == "continuous" else {})
+
+
 def robot_from_json(values: dict) -> dict:
     """Inverse of `RobotSpec.to_dict`, as arguments."""
     statistics = values["statistics"]
@@ -284,4 +332,4 @@ def robot_from_json(values: dict) -> dict:
     return {**values, "statistics": statistics}
 
 
-__all__ = ["RobotSpec", "make_robots", "robot_from_json"]
+__all__ = ["RobotSpec", "make_robots", "robot_from_json", "sizes_for"]

@@ -9,7 +9,7 @@ from typing import Self
 from transformers import AutoProcessor
 from transformers.dynamic_module_utils import custom_object_save
 
-from .robot_spec import robot_from_json
+from .robot_spec import robot_from_json, sizes_for
 from .saved_files import local_folder, read_json, write_files
 from .saved_settings import ROBOT_TYPES, check_saved, panics_as_errors, shortened
 from .tokenizer_registry import load_action_tokenizer
@@ -49,11 +49,15 @@ class SavedProcessor:
     def from_vlm(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> Self:
         """Make a processor for a policy on this VLM (Hub id or folder).
 
+        `max_action_dim` and, for a continuous state, `max_state_dim` are at least the sizes of the statistics, if they
+        are not given: the model is then made with `max_action_dim=processor.max_action_dim`.
+
         Keyword arguments are those of the class, and for the VLM's processor `revision`, `subfolder`, `token`,
         `cache_dir`, `force_download`, `local_files_only`, `trust_remote_code` and `use_fast`.
         """
         hub = {name: kwargs.pop(name) for name in (*HUB_ARGUMENTS, *_VLM_PROCESSOR_ARGUMENTS) if name in kwargs}
-        return cls(AutoProcessor.from_pretrained(pretrained_model_name_or_path, **hub), **kwargs)
+        sizes = sizes_for(kwargs.get("robots") or {None: kwargs}, kwargs.get("state_encoding", "text"))
+        return cls(AutoProcessor.from_pretrained(pretrained_model_name_or_path, **hub), **{**sizes, **kwargs})
 
     def to_dict(self) -> dict:
         """Return everything but the VLM's processor, ready for JSON."""

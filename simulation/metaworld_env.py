@@ -157,6 +157,7 @@ class MetaWorldVectorEnv(OneCameraVectorEnv):
         self.action_repeat = action_repeat
         self.fps = CONTROL_RATE // action_repeat
 
+        # One model for all scenes, a state for each.
         self.model = _load_model()
         self.data = [mujoco.MjData(self.model) for _ in range(num_envs)]
         self.renderer = mujoco.Renderer(self.model, image_size, image_size)

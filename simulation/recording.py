@@ -120,6 +120,7 @@ def record_demonstrations(
     if num_episodes < 1:
         raise ValueError(f"num_episodes must be at least 1, got {num_episodes}.")
     max_failures = num_episodes if max_failures is None else max_failures
+    # What would fail after an hour is looked at first.
     check_environment(env, Demonstrator)
     obs, info = env.reset(seed=list(range(seed, seed + env.num_envs)))
     check_first(env, obs, info)
@@ -136,6 +137,7 @@ def record_demonstrations(
         ) as writer,
         tqdm(total=num_episodes, desc="Recording demonstrations", unit="episode") as progress,
     ):
+        # Rounds of fresh scenes, until there are enough in which the expert succeeded; others are left out.
         while len(recorded) < num_episodes:
             seeds = list(range(next_seed, next_seed + env.num_envs))
             next_seed += env.num_envs

@@ -30,11 +30,13 @@ from ..processing import (
     load_action_tokenizer,
 )
 from ..processing.camera_names import place_cameras
+from ..processing.fast_tokenizer import MAX_CHUNKS
 from ..processing.saved_processor import CONFIG_FILE, SETTINGS, VLM_PROCESSOR_FOLDER
 from ..processing.tokenizer_registry import is_action_tokenizer_class
 from .camera_places import are_same, fill_places, new_names
 from .data.data_ranges import range_problems
 from .data.robot_dataset import RobotDataset, joint_statistics
+from .first_process import made_by_first_process
 from .lora import lora_config
 from .policy_options import DEFAULT_RECIPE, EXPERT_OPTIONS, MODEL_SETTINGS, PolicyOptions, refuse
 from .recipes import BACKBONE, EXPERT, Recipe, Stage, get_recipe, set_stage
@@ -103,6 +105,7 @@ class BasePolicy:
                 f"{path} holds the updates of LoRA alone. `kivla train` goes on from a whole policy: the one that it "
                 "leaves in --output_dir has them merged. (In Python: kivla.training.lora.load_lora.)"
             )
+        # Is it one of ours, and whole? Better to know before weights are loaded.
         kind = PreTrainedConfig.get_config_dict(self.folder)[0].get("model_type")
         if kind != KIVLAConfig.model_type:
             raise ValueError(
@@ -116,6 +119,7 @@ class BasePolicy:
                 "known. If it was converted, convert it again: `kivla convert` writes them. Otherwise save its "
                 "processor into the same folder (processor.save_pretrained)."
             )
+        # Settings that an older version did not save are the defaults of today.
         defaults = KIVLAProcessor.__init__.__kwdefaults__
         self.settings = {name: defaults[name] for name in SETTINGS} | KIVLAProcessor.saved_settings(self.folder)
         has_vlm_processor = (self.folder / VLM_PROCESSOR_FOLDER).is_dir()
@@ -306,6 +310,7 @@ def start_policy(
         ),
         **_robot_arguments(robots),
     )
+    config |= {name: getattr(processor, name) for name in ("max_action_dim", "max_state_dim")}  # as large as the data
     model = KIVLAForActionPrediction.from_vlm(vlm, **config, **options.loading)
     return BuiltPolicy(model, processor, notes, {"meaning": START, "base": str(vlm), "kept": [], "changed": []})
 
@@ -572,18 +577,26 @@ def new_tokenizer(
         return BinningActionTokenizer()
     if not is_action_tokenizer_class(kind):
         return load_action_tokenizer(kind)
-    chunks = normalized_chunks(sources, robots, normalization)
     given = {"vocab_size": options.action_vocab_size, "scale": options.action_scale}
     given = {name: value for name, value in given.items() if value is not None}
-    tokenizer = action_tokenizer_class(kind).fit(chunks, **given)
-    notes.append(
-        f"{'FAST' if kind == 'fast' else f'the action tokenizer {kind}'} is fitted: {_roundtrip(tokenizer, chunks)}"
-    )
+
+    def fit() -> tuple[ActionTokenizer, str]:
+        chunks = normalized_chunks(sources, robots, normalization)
+        try:
+            tokenizer = action_tokenizer_class(kind).fit(chunks, **given)
+        except ValueError as error:
+            names = [f"{data.name}: {', '.join(data.action_names)}" for data in sources if data.action_names]
+            raise ValueError(f"{error} The dimensions of {'; '.join(names)}." if names else str(error)) from error
+        name = "FAST" if kind == "fast" else f"the action tokenizer {kind}"
+        return tokenizer, f"{name} is fitted: {_roundtrip(tokenizer, chunks)}"
+
+    tokenizer, note = made_by_first_process(fit)
+    notes.append(note)
     return tokenizer
 
 
 def normalized_chunks(
-    sources: Sequence[RobotDataset], robots: dict[str | None, dict], normalization: str, max_chunks: int = 50_000
+    sources: Sequence[RobotDataset], robots: dict[str | None, dict], normalization: str, max_chunks: int = MAX_CHUNKS
 ) -> list[np.ndarray]:
     """Action chunks of the datasets as the policy sees them, each (H, Da); at most `max_chunks` of each dataset."""
     chunks = []

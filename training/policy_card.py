@@ -31,6 +31,7 @@ def trainer_facts(trainer, sources: Sequence[RobotDataset] | None = None) -> dic
     Args:
         sources: the demonstrations; by default those of its training dataset.
     """
+    # The policy itself, without what trains it.
     model = trainer.accelerator.unwrap_model(trainer.model)
     model = model.get_base_model() if isinstance(model, PeftModel) else model
     processor, args, log = trainer.processing_class, trainer.args, trainer.state.log_history

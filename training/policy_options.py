@@ -36,9 +36,12 @@ class PolicyOptions:
     )
     chunk_size: int | None = field(default=None, metadata={"help": "Actions in a chunk (H); 50."})
     max_action_dim: int | None = field(
-        default=None, metadata={"help": "Width of a chunk; shorter actions are padded; 32."}
+        default=None,
+        metadata={"help": "Width of a chunk; shorter actions are padded; 32, or the data's if that is more."},
     )
-    max_state_dim: int | None = field(default=None, metadata={"help": "Width of a continuous state; 32."})
+    max_state_dim: int | None = field(
+        default=None, metadata={"help": "Width of a continuous state; 32, or the data's if that is more."}
+    )
     state_encoding: str | None = field(
         default=None, metadata={"help": "text (in the prompt), continuous or none; the recipe's."}
     )

@@ -38,6 +38,7 @@ class Stage:
     share: float = 1.0
 
     def __post_init__(self):
+        # Types first: a recipe may come from a YAML file.
         weight, scale = self.flow_loss_weight, self.backbone_gradient_scale
         for name in ("flow_loss_weight", "backbone_gradient_scale", "share"):
             value = getattr(self, name)
@@ -47,6 +48,7 @@ class Stage:
             raise ValueError(f"trains must be a list of parts, got {self.trains!r}: write [{self.trains}].")
         if unknown := set(self.trains) - {BACKBONE, EXPERT}:
             raise ValueError(f"A stage trains {BACKBONE} and {EXPERT}, or one of them; got {sorted(unknown)}.")
+        # Then each number alone, then whether they make sense together.
         if not 0.0 <= weight < math.inf:
             raise ValueError(f"flow_loss_weight must be a number that is not negative, got {weight}.")
         if not 0.0 <= scale <= 1.0:

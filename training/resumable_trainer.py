@@ -342,6 +342,7 @@ class ResumableTrainer(Trainer):
         return super()._get_output_dir(trial) if self._aside is None else str(self._aside)
 
     def _save_checkpoint(self, model, trial) -> None:
+        # Written aside and published by one rename: a crash in between leaves no checkpoint that only looks whole.
         final = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
         if self._newest == final and final.is_dir():
             return  # nothing has happened since it was written
@@ -367,6 +368,7 @@ class ResumableTrainer(Trainer):
             if self.is_world_process_zero():
                 shutil.rmtree(aside, ignore_errors=True)
             raise not_written(final, error) from error
+        # It is there: now it may be uploaded, and older ones may go.
         self.accelerator.wait_for_everyone()
         self._newest = final
         if self.args.push_to_hub:

@@ -226,6 +226,7 @@ def make_trainer(
     Raises:
         ValueError: data, options and policy do not fit each other (beside what `check_options` says).
     """
+    # Data first: statistics, cameras and the action tokenizer of a new policy come from it.
     sources = load_sources(model_args, data_args)
     recipe_name, recipe = model_args.chosen_recipe
     with_vlm_data = data_args.vlm_dataset is not None and recipe.vlm_data
@@ -238,6 +239,7 @@ def make_trainer(
         built.notes.append(
             f"recipe {recipe_name} trains on no VLM data: {data_args.vlm_dataset} is for evaluation only."
         )
+    # What was assumed or derived is said, by one process.
     if args.process_index == 0:
         for note in built.notes:
             print(f"{note[0].upper()}{note[1:]}")

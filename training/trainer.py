@@ -198,6 +198,7 @@ class KIVLATrainer(ResumableTrainer):
                 eps=self.args.adam_epsilon,
                 weight_decay=self.args.weight_decay,
             )
+        # The library's groups are split in two: the expert's part of each gets its own rate.
         is_new = self.optimizer is None
         optimizer = super().create_optimizer(*args, **kwargs)
         if is_new and self.args.expert_learning_rate is not None:
@@ -568,6 +569,7 @@ class KIVLATrainer(ResumableTrainer):
         samples = returns_chunks or (self.args.sample_in_eval and not self.args.prediction_loss_only)
         if samples and self.is_zero3:
             raise ValueError("With ZeRO-3 devices cannot sample actions each on its own: use `kivla predict`.")
+        # Every evaluation draws the same noise, and leaves training's own random numbers as they were.
         model = self.accelerator.unwrap_model(self.model)
         was_training = model.training
         model.eval()
@@ -582,6 +584,7 @@ class KIVLATrainer(ResumableTrainer):
                 batch = self._prepare_inputs(batch)
                 with self.compute_loss_context_manager():
                     sums, *both = measure(batch)
+                # Sums, not means: batches and devices have unequal numbers of tokens and steps.
                 for name, values in sums.items():
                     gathered = self.accelerator.gather_for_metrics(values).double().sum(0)
                     totals[name] = totals.get(name, 0.0) + gathered
@@ -589,6 +592,7 @@ class KIVLATrainer(ResumableTrainer):
                 if returns_chunks:
                     chunks.append([self.accelerator.gather_for_metrics(values).cpu().numpy() for values in both])
         model.train(was_training)
+        # Sums become means; chunks, where they were asked for, go to the caller's own metric.
         metrics = metrics_of(totals, model.config.flow_loss_weight)
         predictions = label_ids = None
         if returns_chunks and totals["decoded"] > 0:
@@ -626,6 +630,6 @@ def _check_agreement(model: KIVLAForActionPrediction, processor: KIVLAProcessor)
         if ours != theirs:
             raise ValueError(
                 f"Model and processor disagree: {name} is {ours!r} in the model's config, {theirs!r} in the processor. "
-                "Make both with the same value."
+                f"Make both with the same value: KIVLAForActionPrediction.from_vlm(..., {name}={theirs!r})."
             )
     check_new_tokens(model.config.vlm_config, processor.action_token_ids.tolist())

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from ..command_line import parse
+from ..command_line import Refused, parse
 from ..hub_cards import lerobot_dataset_card
 from ..hub_cards.hub_names import public_name
 from ..training.data.lerobot.dataset import LeRobotDataset
@@ -27,9 +27,9 @@ def run(arguments: Sequence[str]) -> None:
     elif (folder / FACTS).is_file():
         write_card(folder, args.license, args.name)
     else:
-        raise SystemExit(
-            f"{folder} is no LeRobot dataset and has no {FACTS}, which `kivla train` leaves with a policy and from "
-            "which its card is made."
+        raise Refused(
+            f"kivla card: {folder} is no LeRobot dataset and has no {FACTS}, which `kivla train` leaves with a policy "
+            "and from which its card is made."
         )
     print(folder / "README.md")
 

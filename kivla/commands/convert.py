@@ -2,11 +2,9 @@
 
 from collections.abc import Sequence
 
-from ..command_line import parse
+from ..command_line import Refused, parse
 from ..conversion.convert import ConvertArguments, convert
-from ..conversion.weight_files import (
-    CheckpointError,
-)
+from ..conversion.weight_files import CheckpointError
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -14,4 +12,4 @@ def run(arguments: Sequence[str]) -> None:
     try:
         print(convert(args))
     except CheckpointError as error:
-        raise SystemExit(f"kivla convert: {error}") from error
+        raise Refused(f"kivla convert: {error}") from error

@@ -59,6 +59,7 @@ class DemoArguments:
 
 
 def run(arguments: Sequence[str]) -> None:
+    # Contradictions are refused before anything is written.
     demo, args = parse((DemoArguments, TabletopArguments), arguments, prog="kivla demo")
     if demo.from_scratch and demo.vlm:
         raise Refused("kivla demo: give either --vlm or --from_scratch true, which makes its own VLM.")
@@ -101,6 +102,7 @@ def run(arguments: Sequence[str]) -> None:
     after = once(folder / "questions_after.json", lambda: ask_policy(policy, demo.num_question_scenes))
     print(format_accuracy(after["accuracy"]), "\n")
 
+    # What each stage took, also where its result was there already.
     minutes = {
         "questions before": before["minutes"],
         "demonstrations": recorded["minutes"],

@@ -53,6 +53,7 @@ def run(arguments: Sequence[str]) -> None:
 
 def describe(config: KIVLAConfig) -> str:
     """Backbone and expert in words: layers that are read, heads, rotary embedding, parameters."""
+    # Built without memory for its weights: only their number is of interest.
     with torch.device("meta"):
         model = KIVLAForActionPrediction(copy.deepcopy(config))
     vlm, expert = (sum(p.numel() for p in part.parameters()) for part in (model.vlm, model.expert))
@@ -71,6 +72,7 @@ def describe(config: KIVLAConfig) -> str:
         "",
         "layers          heads  key/value heads  key size  value size  rotary embedding",
     ]
+    # Layers that are alike, one after the other, share a line.
     shown = ("num_attention_heads", "num_key_value_heads", "key_dim", "value_dim", "rope", "rope_start", "inv_freq")
     runs: list[tuple[tuple, list[int]]] = []
     for layer in config.expert_layers:
@@ -122,6 +124,7 @@ def attention_mask(config: KIVLAConfig, batch: dict) -> tuple[np.ndarray, list[t
         (T, T) with T = sequence + suffix of the expert; 0 = hidden, 1 = seen, 2 = seen with the gradient stopped; and
         the names and lengths of the groups of tokens.
     """
+    # The VLM in small, as long as the vocabulary holds the batch's tokens.
     layer = config.expert_layers[0]["layer"]
     vocabulary = int(batch["input_ids"].max()) + 1
     config = copy.deepcopy(config)
@@ -129,10 +132,12 @@ def attention_mask(config: KIVLAConfig, batch: dict) -> tuple[np.ndarray, list[t
     text.vocab_size = max(text.vocab_size, vocabulary)
     vlm = build_without_weights(config.vlm_config)
     fill_with_tiny_weights(vlm)
+    # One pass, in which the attention of one layer says which mask it was given.
     recorder = PrefixRecorder([layer])
     ours = ("labels", "expert_attention_mask", "actions", "action_mask", "state")
     with torch.no_grad():
         vlm(**{n: v for n, v in batch.items() if n not in ours}, use_cache=False, kivla_recorder=recorder)
+    # No mask is either full or causal attention; numbers are 0 where a token is seen; bools say so.
     length = batch["input_ids"].shape[1]
     backbone = recorder.masks[layer]
     if backbone is None:
@@ -142,6 +147,7 @@ def attention_mask(config: KIVLAConfig, batch: dict) -> tuple[np.ndarray, list[t
         backbone = backbone[0, 0]
         backbone = backbone if backbone.dtype == torch.bool else backbone == 0
 
+    # Below the VLM's rows those of the expert: what it reads of the prefix, and its own tokens.
     state = int(config.state_encoding == "continuous")
     suffix = state + config.chunk_size
     mask = np.zeros((length + suffix, length + suffix), dtype=int)
@@ -151,6 +157,7 @@ def attention_mask(config: KIVLAConfig, batch: dict) -> tuple[np.ndarray, list[t
     mask[length:, length:] = 1
     if state:
         mask[length, length + 1 :] = 0
+    # What each column is, in runs, for the picture's edges.
     is_learned = batch["labels"][0] != -100 if "labels" in batch else torch.zeros(length, dtype=torch.bool)
     is_image = batch["input_ids"][0] == config.vlm_config.image_token_id
     names = ["learned" if a else "image" if b else "text" for a, b in zip(is_learned, is_image, strict=True)]

@@ -50,6 +50,7 @@ def run(arguments: Sequence[str]) -> None:
         names = parse_cameras(args.cameras)
         pipe.processor.check_cameras(names)
     options = {"seed": args.seed, "num_steps": args.num_steps, "cameras": names}
+    # One observation, from the command line.
     if args.images is not None:
         observation = {
             "images": args.images,
@@ -62,6 +63,7 @@ def run(arguments: Sequence[str]) -> None:
         np.set_printoptions(precision=4, suppress=True)
         print(result["actions"])
         return
+    # Or frames of a dataset, with what was demonstrated beside what is predicted.
     processor = pipe.processor
     reader = dataset_reader(args.dataset_format)
     with refusals("kivla predict"):

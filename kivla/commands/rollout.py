@@ -55,22 +55,27 @@ def run(arguments: Sequence[str]) -> None:
         raise Refused(f"kivla rollout: --video_format is mp4 or gif, not {args.video_format!r}.")
     if args.video_format == "mp4" and video_format() == "gif" and args.num_videos > 0:
         raise Refused('kivla rollout: mp4 needs PyAV (pip install "kivla[video]"); --video_format gif does not.')
+    # One policy, or two that are compared in the same scenes.
     names = [args.policy] if args.compare is None else [args.policy, args.compare]
     pipes = [pipeline("action-prediction", model=name) for name in names]
     replan_every = args.replan_every or max(min(pipe.processor.chunk_size for pipe in pipes) // 2, 1)
+    # No more scenes at a time than episodes are asked for.
     env = make_env(args.env, min(args.num_envs, args.num_episodes), **parse_options(args.env_options))
     seeds = range(args.first_seed, args.first_seed + args.num_episodes)
     with refusals("kivla rollout"):
-        names = parse_cameras(args.cameras)
-        policies = [PipelinePolicy(pipe, args.seed, args.num_steps, args.clip_actions, names) for pipe in pipes]
+        cameras = parse_cameras(args.cameras)
+        policies = [PipelinePolicy(pipe, args.seed, args.num_steps, args.clip_actions, cameras) for pipe in pipes]
+    # Every policy meets the same scenes, by their seeds.
     reports, results = [], []
     for name, policy in zip(names, policies, strict=True):
         figures, result = evaluate(policy, env, seeds, replan_every, args.max_steps, args.swapped)
         reports.append({"policy": name, **figures, "clipped_share": policy.clipped_share})
         results.append(result)
+    # Videos are of a second run of chosen episodes: keeping all pictures of the first would take gigabytes.
     shown = choose_episodes(results[0].episodes, args.num_videos)
     shown = replay(policies[0], env, shown, replan_every, args.max_steps)
     env.close()
+    # The report: figures, and for two policies whether they differ by more than chance.
     report = {**asdict(args), "replan_every": replan_every, "policies": reports, "comparison": None}
     if args.compare is not None:
         report["comparison"] = asdict(mcnemar_test(*(result.success for result in results)))

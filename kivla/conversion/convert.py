@@ -123,6 +123,7 @@ def convert(args: ConvertArguments) -> Report:
     output = Path(args.output_dir)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise CheckpointError(f"{output} exists and is not an empty folder. Name a new one.")
+    # Which layout it is shows in the names of the weights.
     source = locate(args.source, args.allow_pickle)
     weights = Weights(source, args.allow_pickle)
     folder = source if source.is_dir() else source.parent
@@ -134,6 +135,7 @@ def convert(args: ConvertArguments) -> Report:
         )
     if args.to == "kivla" and layout == "KIVLA":
         raise CheckpointError(f"{args.source} is a KIVLA policy already. Use --to lerobot to export it.")
+    # Written aside, and moved when it is whole.
     output.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=output.parent, prefix=f".{output.name}_") as unfinished:
         written = Path(unfinished) / "policy"

@@ -43,6 +43,7 @@ def make_config(
     Raises:
         CheckpointError: widths that are no multiple of the number of heads; the length of a chunk is not known.
     """
+    # Weights tell widths, not numbers of heads: those are the config's, or PaliGemma's.
     vlm = given.get("vlm_config") or {}
     num_heads = vlm.get("text_config", {}).get("num_attention_heads", _NUM_HEADS)
     vision_num_heads = vlm.get("vision_config", {}).get("num_attention_heads", _VISION_NUM_HEADS)
@@ -52,6 +53,7 @@ def make_config(
             f"{num_heads} text heads and {vision_num_heads} vision heads do not fit the widths of the checkpoint "
             f"(queries {sizes.query_width}, keys {sizes.key_width}, vision {sizes.vision_hidden_size})."
         )
+    # Nor do they tell how long a chunk is.
     chunk_size = chunk_size or given.get("chunk_size") or given.get("action_horizon")
     if chunk_size is None:
         raise CheckpointError(
@@ -61,6 +63,7 @@ def make_config(
     is_pi05 = sizes.variant == "pi05"
     if not reads_state and not is_pi05:
         raise CheckpointError("--no_state_in_prompt is for π0.5: π0 never has the state in its prompt.")
+    # The backbone: every size from the shapes of the weights.
     vlm_config = PaliGemmaConfig(
         text_config={
             "model_type": "gemma",
@@ -87,6 +90,7 @@ def make_config(
         image_token_id=image_token or vlm.get("image_token_index") or IMAGE_TOKEN,
         tie_word_embeddings=is_tied,
     )
+    # The policy: what differs between π0 and π0.5 is how time, state and gradient are handled.
     return KIVLAConfig(
         vlm_config=vlm_config,
         expert_config={

@@ -18,7 +18,7 @@ from transformers import ProcessorMixin
 from ..modeling_kivla import KIVLAConfig
 from ..processing import KIVLAProcessor
 from ..processing.camera_names import PI_SLOTS, short_name
-from ..processing.normalization import statistics_from_json
+from ..processing.normalization import plain_statistics, statistics_from_json
 from ..processing.robot_spec import RobotSpec
 from ..processing.saved_processor import CONFIG_FILE, VLM_PROCESSOR_FOLDER
 from .pi_config import lerobot_settings
@@ -224,6 +224,7 @@ def write_lerobot_files(output: Path, variant: str, config: KIVLAConfig, process
 
     They normalise, write the prompt, tokenize; and normalise back.
     """
+    # config.json: what LeRobot makes the policy of.
     statistics = (processor.statistics if processor is not None else None) or {}
     features = _features(config, processor, statistics)
     ours = processor.normalization if processor is not None else _VARIANT_MODES[variant]
@@ -242,6 +243,7 @@ def write_lerobot_files(output: Path, variant: str, config: KIVLAConfig, process
     if processor is None:
         return
 
+    # The steps before the policy, in the order of LeRobot's own; then those after it.
     tokenizer = _step(
         "tokenizer_processor",
         max_length=200 if variant == "pi05" else 48,
@@ -260,10 +262,11 @@ def write_lerobot_files(output: Path, variant: str, config: KIVLAConfig, process
     else:
         before += [_step("pi0_new_line_processor"), tokenizer, device, normalizer]
     after = [_step("unnormalizer_processor", eps=1e-8, features=actions, norm_map=norm_map), device]
+    # Statistics go into a file beside each step that needs them.
     tensors = {
         f"{_FEATURES[name]}.{kind}": torch.from_numpy(numbers)  # float64: LeRobot rounds when it reads
         for name, values in statistics.items()
-        for kind, numbers in values.items()
+        for kind, numbers in plain_statistics(values).items()
     }
     for name, steps in ((PREPROCESSOR, before), (POSTPROCESSOR, after)):
         for i, step in enumerate(steps):

@@ -213,6 +213,7 @@ def read_sizes(shapes: Shapes) -> Sizes:
             raise CheckpointError(f"{name} is {tuple(shapes[name])}, expected {ndim} dimensions (1 misshapen key).")
         return tuple(shapes[name])
 
+    # How the flow time enters tells π0.5 (adaptive norms) from π0 (beside the action).
     adaptive = "expert.time_mlp_in.weight" in shapes, "expert.layers.0.input_layernorm.dense.weight" in shapes
     concat = "expert.action_time_mlp_in.weight" in shapes, "expert.state_proj.weight" in shapes
     if all(adaptive) == all(concat) or any(adaptive) == any(concat):
@@ -221,6 +222,7 @@ def read_sizes(shapes: Shapes) -> Sizes:
             f"input_layernorm.dense): found are {_some([n for n in shapes if n.startswith('expert.')])}. "
             "π0-FAST and PaliGemma have no action expert."
         )
+    # Every size is a side of some weight; only the number of heads is not (`make_config`).
     text, vision = "vlm.model.language_model.", "vlm.model.vision_tower."
     patches, _ = shape(vision + "embeddings.position_embedding.weight")
     vision_hidden, _, patch, _ = shape(vision + "embeddings.patch_embedding.weight", 4)

@@ -51,6 +51,7 @@ class PretrainArguments:
 
 def pretrain(args: PretrainArguments) -> None:
     """Train the VLM, or go on where it was interrupted; ask it about fresh scenes, and write its card."""
+    # A folder belongs to one set of arguments; a run that was stopped goes on from its checkpoint.
     folder = Path(args.output_dir)
     start = time.time()
     arguments = {n: v for n, v in asdict(args).items() if n not in ("output_dir", "save_steps", "num_eval_scenes")}
@@ -59,6 +60,7 @@ def pretrain(args: PretrainArguments) -> None:
     checkpoint = get_last_checkpoint(folder)
     processor, trainer = make_trainer(args, questions, checkpoint)
     trainer.train(resume_from_checkpoint=checkpoint)
+    # Saved in half precision, and measured as saved.
     vlm = folder / "vlm"
     minutes = (time.time() - start) / 60
     trainer.model.to(torch.bfloat16).save_pretrained(vlm)
@@ -102,6 +104,7 @@ def load_questions(folder: Path, args: PretrainArguments) -> datasets.Dataset:
 def make_trainer(
     args: PretrainArguments, questions: datasets.Dataset, checkpoint: str | None = None
 ) -> tuple[ProcessorMixin, Trainer]:
+    # Tokenizer and VLM are new, and as small as the questions.
     tokenizer = train_tokenizer(_words(questions))
     model, processor = make_tiny_vlm(
         args.architecture,

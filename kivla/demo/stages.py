@@ -157,6 +157,7 @@ def make_trainer(
     Args:
         start: the policy of the stage before, or the VLM of a new policy.
     """
+    # The policy, by the one interpreter of a recipe.
     data = LeRobotDataset(demonstrations, args.chunk_size)
     torch.manual_seed(seed)
     is_policy = AutoConfig.from_pretrained(start).model_type == KIVLAConfig.model_type
@@ -166,12 +167,14 @@ def make_trainer(
     model, processor = built.model, built.processor
     if args.freeze_vision:
         model.vlm.get_encoder("image").requires_grad_(False)
+    # Questions about pictures beside the demonstrations, so that the VLM goes on to talk.
     examples = data
     if args.question_share > 0 and get_recipe(args.recipe).vlm_data:
         # One question each: conversations would make the whole batch as long as they are.
         questions = VLMDataset(make_questions(5000, QUESTION_SEED + seed))
         weights = [1 - args.question_share, args.question_share]
         examples = Mixture([data, questions], weights, max_steps * args.batch_size, seed)
+    # Trained from scratch or nearly so, hence Muon and a high rate.
     training_args = KIVLATrainingArguments(
         output_dir=str(output_dir),
         max_steps=max_steps,

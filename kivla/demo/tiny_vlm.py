@@ -72,6 +72,7 @@ def make_tiny_vlm(
             f"Got image_size={image_size}, patch_size={patch_size}, hidden_size={hidden_size}: patches must fill the "
             "image, and hidden_size must be a multiple of 16."
         )
+    # The sizes of a decoder and of a vision tower, in the words that all configs share.
     text = {
         "vocab_size": len(tokenizer),
         "num_hidden_layers": num_layers,
@@ -96,6 +97,7 @@ def make_tiny_vlm(
         "patch_size": patch_size,
         "initializer_range": hidden_size**-0.5,
     }
+    # Random weights, but for the places of patches: so small a tower does not find out by itself what is where.
     config, processor = ARCHITECTURES[architecture](tokenizer, text, vision)
     torch.manual_seed(seed)
     model = AutoModelForImageTextToText.from_config(config)

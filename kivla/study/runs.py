@@ -27,12 +27,14 @@ class StudyArguments:
 
 def one_run(study: StudyArguments, args: TabletopArguments, demonstrations: Path, folder: Path, seed: int) -> dict:
     """Train, then measure every checkpoint; stages that are done are not done again."""
+    # Train once; every part that is finished is kept, so that a study which was stopped goes on.
     interval = max(study.max_steps // study.num_checkpoints, 1)
     policy = folder / "policy"
     trained = once(
         folder / "training.json",
         lambda: fine_tune(study.vlm, demonstrations, policy, args, study.max_steps, seed, interval, keep_all=True),
     )
+    # The curve: fewer episodes at every checkpoint.
     curve = []
     for step, checkpoint in trained["checkpoints"]:
         point = once(
@@ -42,6 +44,7 @@ def one_run(study: StudyArguments, args: TabletopArguments, demonstrations: Path
             ),
         )
         curve.append({"step": step, **point["success"]})
+    # The end: more episodes, also of pairs that were never shown, and the VLM's answers.
     figures = {}
     for name in ("touch", "touch_held_out_pairs"):
         figures[name] = once(

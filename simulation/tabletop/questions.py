@@ -275,6 +275,7 @@ def generate_questions(
     rng = np.random.default_rng(seed)
     pairs = ALL_PAIRS if split == "all" else SEEN_PAIRS
     forms = REFERENCES if split == "all" else SEEN_REFERENCES
+    # Answers given so far, by kind of question: a common answer is not asked for again before the others.
     given: dict[tuple[str, str], Counter] = defaultdict(Counter)
     scenes, questions = [], []
     for _ in range(num_scenes):

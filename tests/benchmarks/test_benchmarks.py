@@ -20,6 +20,7 @@ def quick_run(tmp_path_factory):
     return json.loads(output.read_text())
 
 
+@pytest.mark.slow
 def test_every_row_is_there(quick_run):
     rows = [
         [(row["what"], row["against"]) for row in measurement["comparisons"]]
@@ -74,12 +75,14 @@ def test_every_row_is_there(quick_run):
     assert rows == [draws, token_loss, *[sampling] * 3, *training, decoding, loading, serving, imports]
 
 
+@pytest.mark.slow
 def test_every_measurement_was_checked(quick_run):
     for measurement in quick_run["measurements"]:
         assert measurement["checks"], f"'{measurement['title']}' timed something without checking it first"
         assert all(len(row["values"]) == len(row["against_values"]) > 0 for row in measurement["comparisons"])
 
 
+@pytest.mark.slow
 def test_machine_is_described(quick_run):
     assert quick_run["machine"]["threads"] == 1
     assert quick_run["machine"]["torch"] == torch.__version__

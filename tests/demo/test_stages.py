@@ -68,12 +68,14 @@ def test_training_goes_on_from_the_last_checkpoint(vlm, demonstrations, policy, 
     assert all(torch.equal(expected[name], found[name]) for name in expected)
 
 
+@pytest.mark.slow
 def test_joint_training_differs_by_the_gradient_scale_alone(vlm, demonstrations, policy, tmp_path):
     joint = replace(TINY, recipe="joint")
     fine_tune(vlm, demonstrations, tmp_path, joint, max_steps=1)
     assert KIVLAForActionPrediction.from_pretrained(tmp_path).config.backbone_gradient_scale == 1.0
 
 
+@pytest.mark.slow
 def test_two_stages_are_one_run(vlm, demonstrations, tmp_path):
     trained = fine_tune(vlm, demonstrations, tmp_path, replace(TINY, recipe="pi0.5"), 9, save_steps=2, keep_all=True)
     assert [step for step, _ in trained["checkpoints"]] == [2, 4, 6], "7 steps of tokens, then 2 with the expert"

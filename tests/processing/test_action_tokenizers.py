@@ -287,6 +287,24 @@ def test_fit_refuses_a_vocabulary_smaller_than_the_range_of_the_data():
         FASTActionTokenizer.fit(chunks, vocab_size=10**7)
 
 
+def test_fit_names_the_dimension_that_does_not_fit():
+    chunks = smooth_chunks(20)
+    chunks[7, :, 2] += 500.0
+    with pytest.raises(ValueError, match="The largest is of dimension 2, counted from 0"):
+        FASTActionTokenizer.fit(chunks)
+
+
+def test_fit_learns_from_some_and_covers_all():
+    """Merges of a few chunks, spread evenly; the range of coefficients is that of all."""
+    chunks = smooth_chunks(300)
+    chunks[1] *= 3.0  # not among those that are chosen
+    chosen = chunks[np.linspace(0, 299, 30).round().astype(int)]
+    some = FASTActionTokenizer.fit(chunks, vocab_size=400, max_chunks=30)
+    alone = FASTActionTokenizer.fit(chosen, vocab_size=400)
+    assert some.roundtrip_error(chunks)["clipped"] == 0 < alone.roundtrip_error(chunks)["clipped"]
+    assert len(some.tokenizer.get_vocab()) < len(FASTActionTokenizer.fit(chunks, vocab_size=400).tokenizer.get_vocab())
+
+
 def test_fit_refuses_no_data_and_no_scale():
     with pytest.raises(ValueError, match="at least one"):
         FASTActionTokenizer.fit([])

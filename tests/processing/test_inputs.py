@@ -1,14 +1,19 @@
 """Images and numbers as people have them: the same result in every form, or a refusal that says why."""
 
+import base64
+import threading
 import warnings
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
+import datasets
 import numpy as np
 import pytest
 import torch
 from PIL import ExifTags, Image
 
 from kivla.processing import Normalizer
-from kivla.processing.image_input import as_rgb, open_image
+from kivla.processing.image_input import _say_16_bit, as_rgb, open_image
 from kivla.processing.normalization import as_numbers
 from tests.processing.test_processing_kivla import LONG, TRAJECTORIES, columns, image, make, shared
 
@@ -65,9 +70,11 @@ def test_rounding_beyond_the_range_is_none():
         (np.zeros((2, 4, 4, 3), np.uint8), r"got \(2, 4, 4, 3\)"),
         ([[1, 2], [3]], "an image must be"),
         ({"bytes": b""}, r"got \(\) \(dict\)"),
-        (b"abc", "an image must be"),
-        (Image.fromarray(PIXELS[..., 0].astype(np.uint16) * 256), "mode 'I;16'"),
-        (Image.fromarray(PIXELS[..., 0].astype(np.float32)), "mode 'F'"),
+        (b"abc", "an image file cannot be read: it is damaged, or none of PNG"),
+        ("no/such/file.png", "'no/such/file.png' cannot be read: .*No such file"),
+        ("data:image/png;base64,abcd", "cannot be read: it is damaged"),
+        (Image.fromarray(PIXELS[..., 0].astype(np.int32)), "mode 'I'.*range is not known"),
+        (Image.fromarray(PIXELS[..., 0].astype(np.float32)), r"must lie in \[0, 1\], got .* to 2"),
         (Image.new("RGB", (0, 4)), "no pixels"),
     ],
 )
@@ -76,34 +83,103 @@ def test_what_is_no_image_is_refused(given, message):
         as_rgb(given)
 
 
-def test_palettes_and_transparency():
-    """Colours as they are drawn; what is transparent keeps the colour beneath."""
-    palette = Image.fromarray(PIXELS).quantize(16)
-    np.testing.assert_array_equal(np.asarray(as_rgb(palette)), np.asarray(palette.convert("RGB")))
-    palette.info["transparency"] = 0
-    np.testing.assert_array_equal(np.asarray(as_rgb(palette)), np.asarray(palette.convert("RGB")))
-    grey = Image.fromarray(PIXELS[..., 0])
-    np.testing.assert_array_equal(np.asarray(as_rgb(grey.convert("LA")))[..., 1], PIXELS[..., 0])
-    assert (np.asarray(as_rgb(Image.new("1", (4, 4), 1))) == 255).all()
+# Every mode of a picture, and what it is as RGB; worked out from the pixels, not by Pillow where that is possible.
+GREY = PIXELS[..., 0]
+SIXTEEN_BITS = GREY.astype(np.uint16) * 256 + 99
 
 
-@pytest.mark.parametrize("form", ["path", "opened", "bytes"])
-@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
-@pytest.mark.parametrize("suffix", ["png", "tiff"])
-def test_photos_are_turned_upright(form, orientation, suffix, tmp_path):
-    """The same for a file, a PIL image, and the bytes in a dataset: as the camera was held."""
-    exif = Image.Exif()
-    exif[ExifTags.Base.Orientation] = orientation
-    file = tmp_path / f"photo.{suffix}"
-    Image.fromarray(PIXELS).save(file, exif=exif)
-    given = {
-        "path": lambda: file,
-        "opened": lambda: Image.open(file),
-        "bytes": lambda: open_image(file.read_bytes()),
-    }[form]()
-    turns = {1: 0, 3: 2, 6: 3, 8: 1}[orientation]
-    np.testing.assert_array_equal(np.asarray(as_rgb(given)), np.rot90(PIXELS, turns))
-    np.testing.assert_array_equal(np.asarray(as_rgb(as_rgb(given))), np.rot90(PIXELS, turns))
+def _palette() -> Image.Image:
+    """Four colours, of which one is transparent."""
+    image = Image.fromarray((GREY // 64).astype(np.uint8), mode="P")
+    image.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255, 9, 9, 9])
+    return image
+
+
+PALETTE = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255], [9, 9, 9]], np.uint8)[GREY // 64]
+ALPHA = np.where(GREY > 99, 255, 0).astype(np.uint8)
+AS_GREY = np.dstack([GREY] * 3)
+MODES = {  # how to make it, file type, options of `save`, the pixels
+    "RGB": (lambda: Image.fromarray(PIXELS), "png", {}, PIXELS),
+    "grey": (lambda: Image.fromarray(GREY), "png", {}, AS_GREY),
+    "black and white": (lambda: Image.fromarray(GREY > 99), "png", {}, (AS_GREY > 99) * np.uint8(255)),
+    "palette": (_palette, "png", {}, PALETTE),
+    "palette with a transparent colour": (_palette, "png", {"transparency": 0}, PALETTE),
+    "palette with alpha": (_palette, "png", {"transparency": bytes([0, 99, 255, 7])}, PALETTE),
+    "GIF": (_palette, "gif", {"transparency": 0}, PALETTE),
+    "grey and alpha": (lambda: Image.fromarray(np.dstack([GREY, ALPHA])), "png", {}, AS_GREY),
+    "RGBA": (lambda: Image.fromarray(np.dstack([PIXELS, ALPHA])), "png", {}, PIXELS),
+    "CMYK": (lambda: Image.fromarray(np.dstack([255 - PIXELS, GREY * 0]), mode="CMYK"), "tiff", {}, PIXELS),
+    "floats": (lambda: Image.fromarray(GREY / np.float32(255)), "tiff", {}, AS_GREY),
+    "16 bits": (lambda: Image.fromarray(SIXTEEN_BITS), "png", {}, AS_GREY),
+    "16 bits in TIFF": (lambda: Image.fromarray(SIXTEEN_BITS), "tiff", {}, AS_GREY),
+    "16 bits, high byte first": (lambda: Image.fromarray(SIXTEEN_BITS.astype(">u2")), "tiff", {}, AS_GREY),
+    "16 bits, turned": (lambda: Image.fromarray(SIXTEEN_BITS), "png", {"orientation": 6}, np.rot90(AS_GREY, 3)),
+    "palette, turned": (_palette, "png", {"orientation": 8}, np.rot90(PALETTE)),
+}
+
+
+def _vlm_data(file):
+    """As `datasets` decodes it."""
+    feature = datasets.Image()
+    return feature.decode_example({"bytes": file.read_bytes(), "path": None})
+
+
+DOORS = {
+    "path": lambda file: file,
+    "text path": str,
+    "data URI": lambda file: f"data:image/{file.suffix[1:]};base64,{base64.b64encode(file.read_bytes()).decode()}",
+    "bytes": lambda file: file.read_bytes(),
+    "opened": Image.open,
+    "decoded": lambda file: open_image(file.read_bytes()),
+    "VLM data": _vlm_data,
+}
+
+
+@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("mode", MODES)
+def test_every_picture_through_every_door(mode, door, tmp_path):
+    """The same pixels for a path, bytes, a PIL image and VLM data. What is transparent keeps the colour beneath."""
+    make, suffix, options, expected = MODES[mode]
+    options = dict(options)
+    if orientation := options.pop("orientation", None):
+        options["exif"] = Image.Exif()
+        options["exif"][ExifTags.Base.Orientation] = orientation
+    file = tmp_path / f"picture.{suffix}"
+    make().save(file, **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        pixels = np.asarray(as_rgb(DOORS[door](file)))
+    np.testing.assert_array_equal(pixels, expected)
+
+
+@pytest.mark.parametrize("door", ["path", "bytes", "opened", "VLM data"])
+@pytest.mark.parametrize("suffix", ["gif", "tiff", "webp"])
+def test_the_first_frame_of_several_is_taken(suffix, door, tmp_path):
+    red, blue = (Image.new("RGB", (8, 8), color) for color in ("red", "blue"))
+    file = tmp_path / f"two.{suffix}"
+    red.save(file, save_all=True, append_images=[blue], **({"lossless": True} if suffix == "webp" else {}))
+    assert Image.open(file).n_frames == 2
+    assert (np.asarray(as_rgb(DOORS[door](file))) == [255, 0, 0]).all()
+
+
+def test_16_bits_are_said_once(caplog):
+    _say_16_bit.cache_clear()
+    for _ in range(2):
+        as_rgb(Image.fromarray(SIXTEEN_BITS))
+    assert [r.message.split(":")[0] for r in caplog.records] == ["There are images with 16 bits a channel"]
+
+
+def test_a_url(tmp_path):
+    (tmp_path / "picture.png").write_bytes(b"")
+    Image.fromarray(PIXELS).save(tmp_path / "picture.png")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=tmp_path))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}/"
+    np.testing.assert_array_equal(np.asarray(as_rgb(url + "picture.png")), PIXELS)
+    with pytest.raises(ValueError, match=r"missing.png' cannot be read: HTTP Error 404"):
+        as_rgb(url + "missing.png")
+    server.shutdown()
+    server.server_close()
 
 
 # ------------------------------------------------------------------------------------------------------------- numbers

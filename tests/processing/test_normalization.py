@@ -6,13 +6,16 @@ import pytest
 import torch
 
 from kivla.processing import (
+    STATISTICS,
     Normalizer,
     clip_to_range,
     compute_statistics,
     discretize_state,
+    plain_statistics,
     statistics_from_json,
     statistics_to_json,
 )
+from kivla.processing.normalization import MOST
 from tests.helpers.tolerance import assert_close_relative
 
 MODES = ("quantile", "mean_std", "none")
@@ -107,6 +110,101 @@ def test_a_rare_event_survives_equal_quantiles(values):
     assert_close_relative(normalized[:3], np.float32([1, -1, 0]), what="normalised")
     back = normalizer.unnormalize(normalizer.normalize(values))[:, 1]
     assert_close_relative(back, values[:, 1], roundings=16, what="and back")
+
+
+# --- joints that rest ---
+
+
+def resting(kind: str, frames: int = 20_000) -> np.ndarray:
+    """Of real robots: what a joint does that rests in 99 % of the frames, (frames,)."""
+    rng = np.random.default_rng(1)
+    rare = np.zeros(frames)
+    rare[7::150] = 1.0
+    return {
+        "sparse gripper": rare,
+        "sparse gripper with noise": rare + rng.normal(0, 1e-5, frames),
+        "a joint that turns in 0.8 % of the frames": rng.choice([-1e-3, 0, 1e-3], frames)
+        + np.where(np.arange(frames) % 5000 < 40, np.linspace(0, 0.7, 40)[np.arange(frames) % 40], 0),
+        "a joint far from 0, with outliers at 0": np.where(rare, 0.0, 1.569 + rng.normal(0, 2.6e-4, frames)),
+        "both ways": rare * rng.choice([-2.0, 3.0], frames) + rng.normal(0, 1e-3, frames),
+        "one frame of all": np.where(np.arange(frames) == 777, 1.0, 0.3 + rng.normal(0, 1e-5, frames)),
+        "heavy tails": rng.standard_t(1.2, frames),
+        "a held joint with noise": 0.3 + rng.normal(0, 1e-5, frames),
+        "a held joint, rounded to float32": np.float32(1000 + rng.normal(0, 1e-5, frames)).astype(np.float64),
+    }[kind]
+
+
+RESTING = [
+    *("sparse gripper", "sparse gripper with noise", "a joint that turns in 0.8 % of the frames"),
+    *("a joint far from 0, with outliers at 0", "both ways", "one frame of all", "heavy tails"),
+    *("a held joint with noise", "a held joint, rounded to float32"),
+]
+
+
+@pytest.mark.parametrize("mode", ["quantile", "mean_std"])
+@pytest.mark.parametrize("kind", RESTING)
+def test_a_joint_at_rest_is_not_blown_up(kind, mode):
+    """Bounded, of an ordinary mean square (the flow loss begins at 1 + that), and back in robot units without loss."""
+    values = resting(kind)[:, None]
+    normalizer = Normalizer(compute_statistics(values), mode)
+    normalized = normalizer.normalize(values)
+    assert np.abs(normalized).max() <= MOST == 19
+    assert np.mean(normalized.astype(np.float64) ** 2) < 1.01
+    back = normalizer.unnormalize(normalized)
+    assert np.abs(back - values).max() <= 1e-6 * np.abs(values).max()
+    if "held" in kind and mode == "quantile":
+        assert np.abs(normalized).max() < 0.5, "noise of an encoder takes the range of a motion"
+
+
+@pytest.mark.parametrize("kind", RESTING[:6])
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 180 / np.pi, 4096.0])
+def test_the_rule_does_not_depend_on_units(kind, scale):
+    values = np.stack([resting(kind), scale * resting(kind)], axis=1)
+    normalized = Normalizer(compute_statistics(values)).normalize(values)
+    np.testing.assert_allclose(normalized[:, 0], normalized[:, 1], atol=5e-3)  # but for the 1e-6 of the formula
+
+
+def test_ordinary_statistics_have_no_ranges(values, statistics):
+    """Nothing changes for data that moves: what is saved and how it is normalised stay as they were."""
+    assert tuple(statistics) == STATISTICS
+    values[:, 1] = 0.7  # exactly constant
+    assert tuple(compute_statistics(values)) == STATISTICS
+
+
+def test_the_quantiles_stay_true_beside_the_ranges(values):
+    values[:, 1] = 0.3
+    values[:3, 1] = [1, -1, 2]
+    statistics = compute_statistics(values)
+    assert statistics["q01"][1] == statistics["q99"][1] == 0.3
+    assert (statistics["low"][1], statistics["high"][1]) == (-1, 2)
+    others = [0, 2, 3]
+    for name, true in (("low", "q01"), ("high", "q99"), ("scale", "std")):
+        np.testing.assert_array_equal(statistics[name][others], statistics[true][others])
+    plain = plain_statistics(statistics)
+    assert tuple(plain) == STATISTICS
+    for mode in ("quantile", "mean_std"):
+        np.testing.assert_array_equal(
+            Normalizer(plain, mode).normalize(values), Normalizer(statistics, mode).normalize(values)
+        )
+
+
+def test_older_statistics_normalise_as_before():
+    """A policy that was saved before the rule, or came from openpi, has no ranges, and gets none."""
+    values = np.stack([resting("sparse gripper with noise"), resting("sparse gripper")], axis=1)
+    older = {name: values for name, values in compute_statistics(values).items() if name in STATISTICS}
+    for loaded in (older, statistics_from_json(json.loads(json.dumps(statistics_to_json(older))))):
+        assert tuple(loaded) == STATISTICS
+        normalized = Normalizer(loaded).normalize(values)
+        assert_close_relative(normalized[:, 0], openpi(values, older, "quantile")[:, 0], roundings=16)
+        assert normalized[:, 0].max() > 10_000 and np.abs(normalized[:, 1]).max() <= 1
+
+
+@pytest.mark.parametrize("name", ["low", "high", "scale"])
+def test_half_of_the_ranges_is_refused(name):
+    statistics = compute_statistics(resting("both ways")[:, None])
+    del statistics[name]
+    with pytest.raises(ValueError, match="either all of"):
+        Normalizer(statistics)
 
 
 # --- clipping ---
@@ -227,7 +325,11 @@ def test_statistics_refuse_what_has_none(values):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_statistics_survive_json_exactly(statistics, dtype):
+@pytest.mark.parametrize("rests", [False, True])
+def test_statistics_survive_json_exactly(values, dtype, rests):
+    values[3:, 0] *= 1e-3 if rests else 1
+    statistics = compute_statistics(values)
+    assert ("low" in statistics) == rests
     statistics = {name: (array / 3).astype(dtype) for name, array in statistics.items()}
     back = statistics_from_json(json.loads(json.dumps(statistics_to_json(statistics))))
     assert list(back) == list(statistics)

@@ -590,6 +590,71 @@ def test_contradictory_settings_are_refused(options, message):
         make(**options)
 
 
+@pytest.mark.parametrize(
+    ("dim", "options", "sizes"),
+    [
+        (WIDTH, {}, (32, 32)),
+        (44, {}, (44, 32)),  # a state in the prompt needs no room
+        (44, {"state_encoding": "continuous"}, (44, 44)),
+        (44, {"max_action_dim": 50}, (50, 32)),
+        (44, {"normalization": "none", "statistics": None, "action_dim": 43}, (43, 32)),
+    ],
+)
+def test_a_processor_of_a_vlm_is_as_large_as_the_robot(dim, options, sizes, tmp_path):
+    vlm_processor("paligemma").save_pretrained(tmp_path)
+    statistics = {name: compute_statistics(np.random.default_rng(0).normal(size=(50, dim))) for name in STATISTICS}
+    processor = KIVLAProcessor.from_vlm(tmp_path, **{"statistics": statistics, **options})
+    assert (processor.max_action_dim, processor.max_state_dim) == sizes
+    if not options:
+        processor = KIVLAProcessor.from_vlm(
+            tmp_path, robots={"small": {"statistics": STATISTICS}, "large": {"statistics": statistics}}
+        )
+        assert processor.max_action_dim == max(32, dim)
+        with pytest.raises(ValueError, match="max_action_dim of at least"):
+            KIVLAProcessor.from_vlm(tmp_path, statistics=statistics, max_action_dim=dim - 1)
+
+
+@pytest.mark.parametrize("mode", ["quantile", "mean_std"])
+def test_actions_far_outside_the_data_are_clipped_and_counted(mode, caplog):
+    """What was recorded stays exact; a glitch in other data does not reach the loss."""
+    processor = make(normalization=mode, action_tokenizer=None)
+    robot, highest = processor.robot(), STATISTICS["actions"]["max"]
+    recorded, _ = robot.chunk(TRAJECTORIES[0], None, CHUNK)
+    np.testing.assert_array_equal(recorded[: len(TRAJECTORIES[0])], robot.actions.normalize(TRAJECTORIES[0]))
+    for _ in range(2):
+        glitch = np.stack([highest, highest])
+        glitch[1, 2] += 1e4
+        chunk, _ = robot.chunk(glitch, None, CHUNK)
+        assert chunk[1, 2] == chunk.max() == robot.action_bound[2] == 19
+        assert chunk.dtype == np.float32
+        np.testing.assert_array_equal(chunk[0], robot.actions.normalize(highest))
+    assert robot.num_clipped == 2 * (CHUNK - 1)  # the last action is held
+    assert [r.message.split(".")[0] for r in caplog.records] == [
+        f"Clipped {CHUNK - 1} of {CHUNK * WIDTH} values of an action chunk: normalised they are beyond 19, far outside "
+        "the data that the statistics are of (dimension 2)"
+    ]
+
+
+def test_older_statistics_keep_what_their_data_had():
+    """A policy that was trained with 38,570 goes on with it; without `min` and `max` nothing is known of it."""
+    values = np.random.default_rng(0).normal(0, 1e-5, (20_000, WIDTH))
+    values[::150] = 1.0
+    older = {name: v for name, v in compute_statistics(values).items() if name not in ("low", "high", "scale")}
+    for names, bound in ((older.keys(), 10_000), (older.keys() - {"min", "max"}, None)):
+        actions = {name: older[name] for name in names}
+        robot = make(statistics={**STATISTICS, "actions": actions}, action_tokenizer=None).robot()
+        chunk, _ = robot.chunk(np.ones((CHUNK, WIDTH)), None, CHUNK)
+        if bound is None:
+            assert chunk.max() == 19 and robot.num_clipped == CHUNK * WIDTH
+        else:
+            assert chunk.min() > bound and robot.num_clipped == 0
+
+
+def test_without_normalisation_nothing_is_clipped():
+    robot = make(normalization="none", statistics=None, action_tokenizer=None, action_dim=WIDTH).robot()
+    assert robot.chunk(np.full((CHUNK, WIDTH), 1e6), None, CHUNK)[0].max() == 1e6
+
+
 def test_state_that_is_wider_than_the_model():
     processor = make(state_encoding="continuous", max_state_dim=1)
     with pytest.raises(ValueError, match="2 values, but max_state_dim is 1"):

@@ -120,6 +120,28 @@ def test_options_on_top_of_a_recipe_go_where_the_expert_is_trained():
         PolicyOptions(backbone_gradient_scale=2.0).stages_of(RECIPES["joint"])
 
 
+@pytest.mark.parametrize("encoding", ["text", "continuous"])
+def test_a_humanoid_fits_the_defaults(vlm, tmp_path, encoding):
+    """Unless told otherwise, a new policy is at least as large as the data."""
+    data = demonstrations(tmp_path / "humanoid", dim=44)
+    told = ("max_action_dim", "max_state_dim", "action_vocab_size")
+    options = {name: value for name, value in SMALL.items() if name not in told}
+    built = start_policy(vlm, [data], PolicyOptions(**options, state_encoding=encoding, action_tokenizer="bins"))
+    state_dim = 44 if encoding == "continuous" else 32
+    for sizes in (built.model.config, built.processor):
+        assert (sizes.max_action_dim, sizes.max_state_dim) == (44, state_dim)
+    with pytest.raises(ValueError, match="max_action_dim of at least 44"):
+        start_policy(vlm, [data], PolicyOptions(**options, max_action_dim=43, action_tokenizer="bins"))
+
+
+def test_what_fast_cannot_hold_is_named(vlm, tmp_path):
+    data = demonstrations(tmp_path / "raw", scale=300.0)
+    with pytest.raises(
+        ValueError, match=r"The largest is of dimension \d, counted from 0\. .*/raw: joint_0, joint_1, joint_2\.$"
+    ):
+        start_policy(vlm, [data], PolicyOptions(**SMALL, normalization="none"))
+
+
 # ------------------------------------------------------------------------------------------------------------ continue
 def test_a_policy_continues_as_it_is(policy, data):
     built = continue_policy(BasePolicy(policy), [data], PolicyOptions(**SMALL))

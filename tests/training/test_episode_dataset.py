@@ -5,6 +5,7 @@ import pytest
 
 from kivla import LeRobotDataset
 from kivla.training.data.episode_dataset import EpisodeDataset
+from kivla.training.data.robot_dataset import RobotDataset
 from tests.helpers.policies import DATASET
 
 CHUNK = 8
@@ -85,3 +86,15 @@ def test_other_data_has_another_digest(both):
     again = InMemory(DATASET, 3, own.episodes, robot=own.robot)
     assert again.content_digest == own.content_digest, "the chunk size is no content"
     assert InMemory(DATASET, CHUNK, own.episodes[:1]).content_digest != own.content_digest
+
+
+def test_the_frames_of_an_episode_are_those_of_its_items(both):
+    own, lerobot = both
+    from_items = RobotDataset.episode_frames(lerobot, 2)
+    for data in (own, lerobot):
+        frames = data.episode_frames(2)
+        assert frames.keys() == from_items.keys()
+        for name in ("actions", "state"):
+            np.testing.assert_array_equal(frames[name], from_items[name], err_msg=name)
+        np.testing.assert_allclose(frames["timestamp"], from_items["timestamp"], atol=1e-5)
+        assert frames["texts"] == from_items["texts"]

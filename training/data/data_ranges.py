@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ...processing.normalization import plain_statistics
 from ...processing.robot_spec import RobotSpec
 from .robot_dataset import RobotDataset
 
@@ -78,6 +79,7 @@ def _problem(name: str, statistics: dict[str, np.ndarray], data: RobotDataset) -
 
 
 def _range(statistics: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    statistics = plain_statistics(statistics)
     if "q01" in statistics and "q99" in statistics:
         return statistics["q01"], statistics["q99"]
     return statistics["mean"] - 3 * statistics["std"], statistics["mean"] + 3 * statistics["std"]

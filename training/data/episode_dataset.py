@@ -141,6 +141,12 @@ class EpisodeDataset(RobotDataset):
         end = int(self._ends[number])
         return range(end - len(self._vectors[number]["actions"]), end)
 
+    def episode_frames(self, episode: int) -> dict:
+        vectors = self._vectors[self._episodes.index(episode)]
+        length = len(vectors["actions"])
+        texts = list(dict.fromkeys(self.read_text(episode, frame) for frame in range(length)))
+        return {**vectors, "timestamp": np.arange(length) / self.fps, "texts": texts}
+
     @cached_property
     def content_digest(self) -> str:
         """Of all actions, states and instructions, and of the first pictures of every episode."""

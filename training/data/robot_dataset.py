@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ...processing.normalization import STILL, with_ranges
 from ...processing.plugins import check_has, find_class
 from .column_statistics import column_statistics
 
@@ -43,6 +44,7 @@ class RobotDataset(torch.utils.data.Dataset, ABC):
         state_dim, action_dim: number of dimensions; `state_dim` is 0 without a state.
         state_names, action_names: names of the dimensions, or None.
         tasks: number → instruction.
+        notes: what was assumed, derived or chosen when it was opened, one plain sentence each.
     """
 
     name: str
@@ -55,6 +57,7 @@ class RobotDataset(torch.utils.data.Dataset, ABC):
     state_names: list[str] | None
     action_names: list[str] | None
     tasks: dict[int, str]
+    notes: Sequence[str] = ()
 
     @property
     @abstractmethod
@@ -85,6 +88,21 @@ class RobotDataset(torch.utils.data.Dataset, ABC):
     def episode_range(self, episode: int) -> range:
         """The items of an episode, given by its number."""
 
+    def episode_frames(self, episode: int) -> dict:
+        """All frames of an episode, given by its number, but their pictures.
+
+        Returns:
+            `actions` (T, Da) and, where there is one, `state` (T, Ds), float32; `timestamp` (T,), seconds; `texts`, the
+            episode's instructions, each once. A reader that has them without reading pictures says so here.
+        """
+        items = [self[item] for item in self.episode_range(episode)]
+        frames = {
+            "actions": np.stack([item["actions"][0] for item in items]),
+            "timestamp": np.array([item["timestamp"] for item in items]),
+            "texts": list(dict.fromkeys(item["text"] for item in items)),
+        }
+        return frames | ({"state": np.stack([item["state"] for item in items])} if self.state_dim else {})
+
     @property
     @abstractmethod
     def content_digest(self) -> str:
@@ -100,7 +118,8 @@ class RobotDataset(torch.utils.data.Dataset, ABC):
         """`{"state": {...}, "actions": {...}}`, each with mean, std, min, max, q01 and q99 as float64 (D,).
 
         Computed from the frames of the *selected* episodes, so nothing leaks from episodes that were held out, and
-        with true quantiles. Without a state there is no "state" entry.
+        with true quantiles. Without a state there is no "state" entry. Where a joint moves rarely, there are also low,
+        high and scale, by which it is normalised (`kivla.processing.with_ranges`); `notes` then names it.
         """
         return joint_statistics([self])
 
@@ -112,6 +131,8 @@ class RobotDataset(torch.utils.data.Dataset, ABC):
 
 def joint_statistics(datasets: Sequence[RobotDataset]) -> dict[str, dict[str, np.ndarray]]:
     """Compute `statistics` of several datasets of one robot, as if their frames were in one.
+
+    What joints move rarely, and how they are normalised, is added to the first one's `notes`.
 
     Raises:
         ValueError: actions or states of different sizes, or named differently.
@@ -131,7 +152,42 @@ def joint_statistics(datasets: Sequence[RobotDataset]) -> dict[str, dict[str, np
     def read(name: str) -> Iterator[np.ndarray]:
         return chain.from_iterable(data.vectors(name) for data in datasets)
 
-    return {name: column_statistics(partial(read, name), dim) for name, dim in dims.items()}
+    statistics = {name: with_ranges(column_statistics(partial(read, name), dim)) for name, dim in dims.items()}
+    for name, names in (("actions", first.action_names), ("state", first.state_names)):
+        notes = range_notes(name, statistics[name], names) if name in statistics else []
+        first.notes = [*first.notes, *(note for note in notes if note not in first.notes)]
+    return statistics
+
+
+def range_notes(what: str, statistics: dict[str, np.ndarray], names: Sequence[str] | None) -> list[str]:
+    """Say which dimensions are not normalised by their quantiles, and why; empty where all are.
+
+    Args:
+        what: "actions" or "state".
+        statistics: of `with_ranges`.
+        names: of the dimensions.
+    """
+    if "low" not in statistics:
+        return []
+    rare = (statistics["low"] == statistics["min"]) & (statistics["low"] != statistics["q01"])
+    rare |= (statistics["high"] == statistics["max"]) & (statistics["high"] != statistics["q99"])
+    still = ((statistics["low"] != statistics["q01"]) | (statistics["high"] != statistics["q99"])) & ~rare
+    notes = []
+    for dimension in np.flatnonzero(rare | still):
+        name = names[dimension] if names else f"dimension {dimension}"
+        q01, q99, low, high = (statistics[key][dimension] for key in ("q01", "q99", "min", "max"))
+        if rare[dimension]:
+            share = 100 * (q99 - q01) / (high - low)
+            notes.append(
+                f"{what}: {name} moves rarely (98 % of its values span {share:.2g} % of its range, {low:.4g} to "
+                f"{high:.4g}): it is normalised by its smallest and largest value"
+            )
+        else:
+            notes.append(
+                f"{what}: {name} hardly moves ({low:.6g} to {high:.6g}): it is normalised as if it moved over "
+                f"{100 * STILL:g} % of its value"
+            )
+    return notes
 
 
 def evenly_spread(length: int, count: int) -> np.ndarray:
@@ -162,4 +218,5 @@ __all__ = [
     "dataset_reader",
     "evenly_spread",
     "joint_statistics",
+    "range_notes",
 ]

@@ -133,6 +133,7 @@ def draw(path: Path, chunks: dict, report: dict, fps: float, count: int) -> None
 
 def format_report(report: dict) -> str:
     """Write the figures as a table, in robot units."""
+    # A row for each dimension, then all together.
     error, mean_error = report["action_error"], report["mean_action_error"]
     total = {"name": "all", "mae": error["mae"], "mean_action_mae": mean_error["mae"]}
     total["ratio"] = _ratio(total["mae"], total["mean_action_mae"])
@@ -149,6 +150,7 @@ def format_report(report: dict) -> str:
     lines.append("")
     for name, key in (("RMSE", "rmse"), ("end-point error", "end_point_error")):
         lines.append(f"{name:{width}}{error[key]:18.4f}{mean_error[key]:22.4f}")
+    # What only some reports have: jerk, action tokens, answers.
     jerk = report["smoothness"] and report["smoothness"]["jerk_ratio"]
     lines.append(f"{'jerk ratio':{width}}{'-' if jerk is None else f'{jerk:.2f}':>18}")
     if report["tokenizer"] is not None:

@@ -22,6 +22,7 @@ def predict_dataset(pipe, data: RobotDataset, num_frames: int, batch_size: int =
     Raises:
         ValueError: no chunk decoded.
     """
+    # Predict, batch by batch; the policy sees the observation alone.
     frames = evenly_spread(len(data), num_frames)
     predicted, examples, observed = [], [], ("images", "cameras", "text", "state", "robot")
     for start in tqdm(range(0, len(frames), batch_size), desc="Predicting", leave=False):
@@ -29,6 +30,7 @@ def predict_dataset(pipe, data: RobotDataset, num_frames: int, batch_size: int =
         observations = [{key: e[key] for key in observed if key in e} for e in batch]
         predicted += [result["actions"] for result in pipe(observations, **options)]
         examples += batch
+    # Sequences of action tokens that are no chunk count as failures, and have no error.
     decoded = np.array([chunk is not None for chunk in predicted])
     if not decoded.any():
         raise ValueError(
@@ -39,6 +41,7 @@ def predict_dataset(pipe, data: RobotDataset, num_frames: int, batch_size: int =
     predicted = np.stack([missing if chunk is None else chunk for chunk in predicted])
     demonstrated = np.stack([e["actions"] for e in examples])
     is_pad = np.stack([e["action_is_pad"] for e in examples])
+    # Beside a guess that looks at nothing: the average action, held for the whole chunk.
     statistics = pipe.processor.robot(data.robot).statistics or data.statistics
     mean = statistics["actions"]["mean"]
     real = ~is_pad & decoded[:, None]

@@ -1,9 +1,8 @@
-"""Robot demonstrations in LeRobot's format (v2.1 and v3.0) as a PyTorch dataset.
+"""Robot demonstrations in LeRobot's format (v2.0, v2.1 and v3.0) as a PyTorch dataset.
 
 Its own small reader: the `lerobot` package cannot be installed beside current torch, datasets and huggingface-hub.
 """
 
-import glob
 import hashlib
 import json
 import operator
@@ -13,20 +12,35 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 import pyarrow as pa
-from datasets.exceptions import DatasetGenerationError
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+from tqdm import tqdm
 
-from ....processing.image_input import open_image
 from ..robot_dataset import RobotDataset, evenly_spread
+from .dimension_names import dimension_names, make_unique
 from .frame_cache import FrameCache
-from .frame_table import blocks, episode_runs, matrix
-from .metadata import ACTION_KEY, STATE_KEY, LeRobotMetadata, feature_names, open_parquet
+from .frame_checks import FrameChecks
+from .frame_table import (
+    INDEX_COLUMNS,
+    DataFiles,
+    blocks,
+    check_lengths,
+    episode_runs,
+    is_picture,
+    is_vector,
+    load_table,
+    matrix,
+    scalars,
+    vectors,
+)
+from .metadata import LeRobotMetadata
+from .stored_image import read_image
+from .vector_keys import VectorPart, choose_keys
+from .video_placement import PlacementError, VideoTimes, frames_of_episodes, place_rows
 
-INDEX_COLUMNS = {"timestamp": "float64", "frame_index": "int64", "episode_index": "int64", "task_index": "int64"}
+_MANY_FILES = 50  # to be looked at, from where on there is a progress bar
 
 
 class LeRobotDataset(RobotDataset):
@@ -40,40 +54,56 @@ class LeRobotDataset(RobotDataset):
     ```
 
     The chunk holds the actions of the frames t, t+1, ..., t+H-1. Past the episode's end the last action is repeated
-    and `action_is_pad` is True (LeRobot's convention). `state` is absent where the dataset has no `observation.state`.
-    `timestamp` is in seconds since the episode's start.
+    and `action_is_pad` is True (LeRobot's convention). `state` is absent where the dataset has none. `frame_index`
+    counts an episode's rows from 0; `timestamp` is in seconds, as the dataset has it.
+
+    What a folder lacks and can be derived is derived: frame and task numbers, times, names, the place of a file.
+    `notes` says what. Features that are not used do not matter, and sizes are those of the data.
+
+    An episode's rows have the frames of its video one by one if there are as many of both. If not, they have the
+    nearest ones in time, where the two begin and end together. What cannot be told is refused.
 
     The tabular columns, and images that are stored in them, are copied once into the `datasets` cache and memory-mapped
-    from there. In memory are numbers for every episode, not for every frame: 48 bytes, and 16 for each camera that is
-    stored as video. Video frames are decoded when asked for; every data-loader worker opens its own files.
+    from there. In memory are numbers for every episode, not for every frame: 48 bytes, and 32 for each camera that is
+    stored as video (and 4 for each row that is placed by its time). Video frames are decoded when asked for; every
+    data-loader worker opens its own files.
 
     Args:
         folder_or_hub_id: a folder with `meta/info.json`, or the id of a dataset on the Hub, which is downloaded.
         chunk_size: H, the number of actions per item.
         episodes: the dataset's episode numbers to use, in this order; all by default.
         cameras: the cameras to use, in this order, as feature names (`"observation.images.wrist"`) or their last part
-            (`"wrist"`); by default all, in the order of `info.json`. Depth maps are not cameras.
+            (`"wrist"`); by default all that have files, in the order of `info.json`. Depth maps are not cameras.
         robot: the robot's name in a policy of several robots (`KIVLAProcessor(robots=...)`); every item then has it as
             `"robot"`.
         frame_cache_mb: keep decoded frames in memory, the most recently used ones, up to so many megabytes in every
             process that reads: for datasets that fit, and are read more than once.
+        action_key, state_key: the columns of actions and state: a name, or several that are put after each other; each
+            perhaps with a range of dimensions, `"action[0:7]"`. `state_key="none"` for no state. By default `action`
+            and `observation.state`, or what is plainly meant in their place.
+        keys: whose names of columns the dataset has: `"openpi"` (`actions`, `state`, `image`, `wrist_image`) or
+            `"gr00t"` (groups and names of `meta/modality.json`).
+        tolerance_s: how many seconds a row may be from its video frame where times decide; half a frame by default.
 
     Attributes:
         cameras: feature names of the cameras.
         episodes: the dataset's numbers of the selected episodes; `num_episodes` of them.
-        version: of LeRobot's format, "v2.1" or "v3.0".
+        version: of LeRobot's format, "v2.0", "v2.1" or "v3.0".
         fps: frames, and therefore actions, per second.
         state_dim, action_dim: number of dimensions; `state_dim` is 0 without a state.
         state_names, action_names: names of the dimensions, or None.
+        action_key, state_key: the columns that these are made of, in order.
+        tolerance_s: as above.
         robot_type: as in `info.json`, or None.
         tasks: task index → instruction.
         features: `info.json`'s description of every feature.
+        notes: what was assumed, derived or chosen, a sentence each.
 
     Raises:
-        FileNotFoundError: not a LeRobot dataset, or a data or video file of the selection is missing.
-        ValueError: an unsupported format version; an unknown camera or episode; damaged files; metadata that disagrees
-            with the data; NaN or infinity among the selected states and actions. Damage inside a video stream is
-            raised when the frame is read.
+        FileNotFoundError: not a LeRobot dataset, or data or video files of the selection are missing; all are named.
+        ValueError: an unsupported format version; an unknown camera, column or episode; damaged files; metadata that
+            contradicts the data; rows whose video frames cannot be told; NaN or infinity among the selected states and
+            actions. Damage inside a video stream is raised when the frame is read.
     """
 
     def __init__(
@@ -84,35 +114,57 @@ class LeRobotDataset(RobotDataset):
         cameras: Sequence[str] | None = None,
         robot: str | None = None,
         frame_cache_mb: float = 0,
+        action_key: str | Sequence[str] | None = None,
+        state_key: str | Sequence[str] | None = None,
+        keys: str | None = None,
+        tolerance_s: float | None = None,
     ):
         if chunk_size < 1:
             raise ValueError(f"chunk_size is the number of actions per item and must be at least 1, got {chunk_size}.")
+        if tolerance_s is not None and not tolerance_s > 0:
+            raise ValueError(f"tolerance_s is a number of seconds above 0, got {tolerance_s}.")
         self.name = str(folder_or_hub_id)
         self.chunk_size = chunk_size
         self.robot = robot
         self._frame_cache = FrameCache(int(frame_cache_mb * 1e6))
         self._metadata = LeRobotMetadata.load(_local_folder(folder_or_hub_id))
+        self.notes = self._metadata.notes  # and what comes while files are looked for
 
         info = self._metadata.info
         self.version = info["codebase_version"]
         self.fps = info["fps"]
+        self.tolerance_s = 0.5 / self.fps if tolerance_s is None else float(tolerance_s)
         self.robot_type = info.get("robot_type")
         self.features = info["features"]
-        self.tasks = self._metadata.tasks
-        self.action_dim = self._dimension(ACTION_KEY)
-        self.action_names = feature_names(self.features[ACTION_KEY])
-        has_state = STATE_KEY in self.features
-        self.state_dim = self._dimension(STATE_KEY) if has_state else 0
-        self.state_names = feature_names(self.features[STATE_KEY]) if has_state else None
-        self.cameras = self._select_cameras(cameras)
         # Positions in the metadata's episode arrays.
         self._positions = self._select_episodes(episodes)
-        lengths = self._metadata.episode_lengths[self._positions]
-        self._item_ends = np.cumsum(lengths)  # one past each selected episode's last item
-        self._table = self._load_table()
-        self._first_rows = self._check_episodes()  # each selected episode's first row of the table
+        self._item_ends = np.cumsum(self._lengths)  # one past each selected episode's last item
+
+        files, placed = self._look_at_files()
+        modality = self._metadata.modality() if keys == "gr00t" else None
+        columns = [name for name, types in files.types.items() if all(map(is_vector, types))]
+        try:
+            chosen = choose_keys(columns, self.features, keys, modality, action_key, state_key)
+        except ValueError as error:
+            raise ValueError(f"{self.name}: {error}") from error
+        self.notes += chosen.notes
+        self._parts = {"actions": chosen.actions} | ({"state": chosen.state} if chosen.state else {})
+        self._stored_images = [name for name, types in files.types.items() if all(map(is_picture, types))]
+        self.cameras = self._select_cameras(cameras, chosen.cameras)
+        stored = [camera for camera in self.cameras if camera in self._stored_images]
+        self._index_columns = [name for name in INDEX_COLUMNS if name in files.types]
+        vector_columns = list(dict.fromkeys(part.column for parts in self._parts.values() for part in parts))
+        try:
+            self._table = load_table(files, self._index_columns, vector_columns, stored)
+        except ValueError as error:
+            raise ValueError(f"{self.name}: {error}") from error
+        self._first_rows = self._find_episodes(placed, files.num_rows)  # each selected episode's first row of the table
+        self._widths: dict[str, int] = {}  # of the columns
+        self.action_dim, self.action_names = self._measure("actions", chosen.names)
+        self.state_dim, self.state_names = self._measure("state", chosen.names) if chosen.state else (0, None)
+        self.tasks, self._episode_tasks = self._derive_tasks()
         self._check_frames()
-        self._videos = self._open_videos()
+        self._videos = self._place_videos()
 
     def __len__(self) -> int:
         return int(self._item_ends[-1])
@@ -131,72 +183,102 @@ class LeRobotDataset(RobotDataset):
             raise IndexError(f"index {index} is out of range for {len(self)} frames")
         item %= len(self)
         selected = int(np.searchsorted(self._item_ends, item, side="right"))
-        rows, steps_left = self._rows(item, selected)
-        frame = {name: rows[name][0].as_py() for name in INDEX_COLUMNS}
+        rows, frame, steps_left = self._rows(item, selected)
         example = {
             "images": [
                 self._frame_cache.get((camera, item), lambda c=camera: self._image(c, selected, rows, frame))
                 for camera in self.cameras
             ],
             "cameras": list(self.cameras),
-            "text": self.tasks[frame["task_index"]],
+            "text": self.tasks[self._task(rows, selected)],
             "actions": self._chunk(rows, steps_left),
             "action_is_pad": np.arange(self.chunk_size) >= steps_left,
-            "episode_index": frame["episode_index"],
-            "frame_index": frame["frame_index"],
-            "timestamp": frame["timestamp"],
+            "episode_index": int(self._metadata.episode_indices[self._positions[selected]]),
+            "frame_index": frame,
+            "timestamp": self._time(rows, frame),
         }
         if self.state_dim:
-            example["state"] = matrix(rows[STATE_KEY][:1])[0].copy()
+            example["state"] = vectors(rows[:1], self._parts["state"])[0].copy()
         if self.robot is not None:
             example["robot"] = self.robot
         return example
 
     @classmethod
     def camera_names(cls, name: str | Path) -> list[str]:
-        """Feature names of a dataset's cameras, from its metadata alone."""
-        features = LeRobotMetadata.load(_local_folder(name)).info["features"]
-        return [key for key, feature in features.items() if _is_camera(feature)]
+        """Feature names of the cameras that have files, from a dataset's metadata alone."""
+        metadata = LeRobotMetadata.load(_local_folder(name))
+        everything = np.arange(len(metadata.episode_indices))
+        return [
+            key
+            for key, feature in metadata.info["features"].items()
+            if _is_camera(feature)
+            and (
+                feature["dtype"] == "image"
+                or any(not gone for gone in _videos_gone(metadata, key, everything).values())
+            )
+        ]
 
     def size_of(self, index: int) -> tuple[int, int]:
         """How many images an item has and how many characters of text; no image is decoded."""
         selected = int(np.searchsorted(self._item_ends, index, side="right"))
-        rows, _ = self._rows(index, selected)
-        return len(self.cameras), len(self.tasks[rows["task_index"][0].as_py()])
+        rows, _, _ = self._rows(index, selected)
+        return len(self.cameras), len(self.tasks[self._task(rows, selected)])
 
     def action_chunks(self, max_chunks: int) -> np.ndarray:
         """The `actions` of up to `max_chunks` items, spread evenly, (n, H, Da), without decoding any image."""
         items = evenly_spread(len(self), max_chunks)
         selected = np.searchsorted(self._item_ends, items, side="right")
-        pairs = zip(items.tolist(), selected.tolist(), strict=True)
-        return np.stack([self._chunk(*self._rows(item, episode)) for item, episode in pairs])
+        chunks = []
+        for item, episode in zip(items.tolist(), selected.tolist(), strict=True):
+            rows, _, steps_left = self._rows(item, episode)
+            chunks.append(self._chunk(rows, steps_left))
+        return np.stack(chunks)
 
     def vectors(self, name: str) -> Iterator[np.ndarray]:
         """All "actions" or "state" of the selected episodes, in blocks (frames, D) float32; no image is decoded."""
-        key = {"actions": ACTION_KEY, "state": STATE_KEY}[name]
-        return (column[key] for _, _, column in self._blocks([key]))
+        parts = self._parts[name]
+        return (vectors(rows, parts) for _, _, rows in self._blocks([part.column for part in parts]))
 
-    def _rows(self, item: int, selected: int) -> tuple[pa.Table, int]:
-        """The table's rows of an item's chunk, and how many steps its episode has left."""
+    def _rows(self, item: int, selected: int, count: int | None = None) -> tuple[pa.Table, int, int]:
+        """The table's rows of an item's chunk (or `count` of them), its place in the episode, and the steps left."""
         steps_left = int(self._item_ends[selected]) - item
-        length = int(self._metadata.episode_lengths[self._positions[selected]])
-        row = int(self._first_rows[selected]) + length - steps_left
-        return self._table[row : row + min(self.chunk_size, steps_left)], steps_left
+        frame = int(self._metadata.episode_lengths[self._positions[selected]]) - steps_left
+        row = int(self._first_rows[selected]) + frame
+        return self._table[row : row + min(count or self.chunk_size, steps_left)], frame, steps_left
 
     def _chunk(self, rows: pa.Table, steps_left: int) -> np.ndarray:
         """(H, Da), the last action of the episode repeated past its end."""
-        return matrix(rows[ACTION_KEY])[np.minimum(np.arange(self.chunk_size), steps_left - 1)]
+        return vectors(rows, self._parts["actions"])[np.minimum(np.arange(self.chunk_size), steps_left - 1)]
+
+    def _task(self, rows: pa.Table, selected: int) -> int:
+        if self._episode_tasks is not None:
+            return int(self._episode_tasks[selected])
+        return int(scalars(rows["task_index"][:1])[0])
+
+    def _time(self, rows: pa.Table, frame: int) -> float:
+        time = float(scalars(rows["timestamp"][:1])[0]) if "timestamp" in self._index_columns else np.nan
+        return frame / self.fps if np.isnan(time) else time
 
     @property
     def episodes(self) -> list[int]:
         return self._metadata.episode_indices[self._positions].tolist()
 
     @property
+    def action_key(self) -> list[str]:
+        return [str(part) for part in self._parts["actions"]]
+
+    @property
+    def state_key(self) -> list[str]:
+        return [str(part) for part in self._parts.get("state", ())]
+
+    @property
     def index_bytes(self) -> int:
         """Memory of the arrays with a number for every episode: what grows with the dataset."""
         metadata = self._metadata
         arrays = [metadata.episode_indices, metadata.episode_lengths, *metadata.placement.values()]
-        return sum(array.nbytes for array in [*arrays, self._positions, self._item_ends, self._first_rows])
+        arrays += [self._positions, self._item_ends, self._first_rows, *self._first_frames.values()]
+        arrays += [numbers for by_episode in self._frame_numbers.values() for numbers in by_episode.values()]
+        return sum(array.nbytes for array in arrays)
 
     def episode_range(self, episode: int) -> range:
         """The items of an episode, given by the dataset's own number for it."""
@@ -206,6 +288,17 @@ class LeRobotDataset(RobotDataset):
         selected = int(found[0])
         end = int(self._item_ends[selected])
         return range(end - int(self._metadata.episode_lengths[self._positions[selected]]), end)
+
+    def episode_frames(self, episode: int) -> dict:
+        items = self.episode_range(episode)
+        selected = int(np.searchsorted(self._item_ends, items.start, side="right"))
+        rows, _, _ = self._rows(items.start, selected, len(items))
+        if self._episode_tasks is None:
+            tasks = dict.fromkeys(scalars(rows["task_index"]).tolist())
+        else:
+            tasks = [int(self._episode_tasks[selected])]
+        frames = {name: vectors(rows, parts) for name, parts in self._parts.items()}
+        return frames | {"timestamp": self._times(selected), "texts": [self.tasks[index] for index in tasks]}
 
     @cached_property
     def meta_statistics(self) -> dict[str, dict[str, np.ndarray]] | None:
@@ -223,45 +316,33 @@ class LeRobotDataset(RobotDataset):
         Of actions, states, tasks and times of all frames; and of the files with the pictures, size, beginning and end:
         video and parquet files say there what they hold.
         """
-        columns = {name: hashlib.sha256() for name in (*INDEX_COLUMNS, *self._vector_keys())}
-        for _, _, block in self._blocks(list(columns)):
-            for name, digest in columns.items():
-                digest.update(np.ascontiguousarray(block[name]).data)
-        files = {
-            camera: self._metadata.video_files(camera, self._positions)
-            if self.features[camera]["dtype"] == "video"
-            else self._metadata.data_files()
-            for camera in self.cameras
-        }
-        pictures = {camera: [_digest_of_ends(path) for path in paths] for camera, paths in files.items()}
+        digests = {name: hashlib.sha256() for name in (*INDEX_COLUMNS, *self._parts)}
+        columns = [*self._index_columns, *(part.column for parts in self._parts.values() for part in parts)]
+        for rows, episodes, block in self._blocks(columns):
+            frames = rows - self._first_rows[episodes]
+            arrays = {name: scalars(block[name]) for name in self._index_columns}
+            arrays = {"timestamp": frames / self.fps, "frame_index": frames} | arrays
+            arrays.setdefault("episode_index", self._metadata.episode_indices[self._positions[episodes]])
+            if self._episode_tasks is not None:
+                arrays["task_index"] = self._episode_tasks[episodes]
+            arrays |= {name: vectors(block, parts) for name, parts in self._parts.items()}
+            for name, digest in digests.items():
+                digest.update(np.ascontiguousarray(arrays[name]).data)
+        pictures = {}
+        for camera in self.cameras:
+            is_stored = camera in self._stored_images
+            paths = self._data_paths if is_stored else self._metadata.video_files(camera, self._positions)
+            pictures[camera] = [_digest_of_ends(path) for path in paths]
+            if numbers := self._frame_numbers.get(camera):  # which were placed by their times
+                pictures[camera] += [hashlib.sha256(frames.tobytes()).hexdigest() for frames in numbers.values()]
         whole = [self.fps, self.episodes, sorted(self.tasks.items()), pictures]
-        whole += [digest.hexdigest() for digest in columns.values()]
+        whole += [digest.hexdigest() for digest in digests.values()]
         return hashlib.sha256(json.dumps(whole).encode()).hexdigest()[:16]
 
-    def _dimension(self, key: str) -> int:
-        if key not in self.features:
-            raise ValueError(
-                f"{self.name} has no feature {key!r}, only {_some(self.features)}. A robot dataset needs actions."
-            )
-        shape = self.features[key]["shape"]
-        if len(shape) != 1:
-            raise ValueError(f"{self.name}: {key!r} must be a vector, but info.json gives it the shape {shape}.")
-        return shape[0]
-
-    def _select_cameras(self, cameras: Sequence[str] | None) -> list[str]:
-        available = [key for key, feature in self.features.items() if _is_camera(feature)]
-        if cameras is None:
-            return available
-        selected = []
-        for name in cameras:
-            matches = [key for key in available if key == name or key.endswith(f".{name}")]
-            if len(matches) != 1:
-                problem = "names more than one camera" if matches else "is not a camera"
-                raise ValueError(f"{self.name}: {name!r} {problem} of this dataset. Its cameras: {_some(available)}.")
-            selected += matches
-        if len(set(selected)) != len(selected):
-            raise ValueError(f"{self.name}: a camera is selected twice in {list(cameras)}.")
-        return selected
+    # ------------------------------------------------------------------------------------------------------- opening
+    @property
+    def _lengths(self) -> np.ndarray:
+        return self._metadata.episode_lengths[self._positions]
 
     def _select_episodes(self, episodes: Sequence[int] | None) -> np.ndarray:
         indices = self._metadata.episode_indices
@@ -279,46 +360,73 @@ class LeRobotDataset(RobotDataset):
         order = np.argsort(indices)
         return order[np.searchsorted(indices, selected, sorter=order)]
 
-    def _load_table(self) -> datasets.Dataset:
-        """All rows, of the columns that are used, memory-mapped; slices of it are `pyarrow.Table`s."""
-        files = self._metadata.data_files()
-        num_rows, schema = 0, pa.schema([])
-        for path in files:
-            with open_parquet(path) as file:
-                num_rows += file.metadata.num_rows
-                schema = schema if len(schema) else file.schema_arrow
-        if num_rows != self._metadata.info["total_frames"]:  # before anything of that size is read
-            raise ValueError(
-                f"{self.name}: meta/info.json says total_frames = {self._metadata.info['total_frames']}, but the data "
-                f"files hold {num_rows}. The copy is probably incomplete: download or export it again."
-            )
-        features = datasets.Features({name: datasets.Value(dtype) for name, dtype in INDEX_COLUMNS.items()})
-        for key in self._vector_keys():
-            features[key] = datasets.List(datasets.Value("float32"), length=self._dimension(key))
-            # LeRobot writes vectors of length 1 as plain numbers.
-            if key in schema.names and not pa.types.is_nested(schema.field(key).type):
-                features[key] = datasets.Value("float32")
-        for camera in self.cameras:
-            if self.features[camera]["dtype"] == "image":
-                features[camera] = datasets.Image(decode=False)
-        if missing := sorted(features.keys() - set(schema.names)):
-            raise ValueError(f"{files[0]} lacks {missing}, which info.json or the format announces.")
-        paths: list = [glob.escape(str(file)) for file in files]  # `datasets` takes paths for patterns
-        try:
-            table = datasets.Dataset.from_parquet(paths, columns=list(features), features=features)
-        except (DatasetGenerationError, FileNotFoundError) as error:
-            for path in files:  # the file that is missing or damaged says so itself
-                with open_parquet(path) as file:
-                    file.read(columns=list(features))
-            raise ValueError(
-                f"{self.name}: the data files do not have the types and shapes of info.json. ({error.__cause__})"
-            ) from error
-        return table.with_format("arrow")
+    def _look_at_files(self) -> tuple[DataFiles, dict[Path, np.ndarray]]:
+        """The data files of all episodes, or if some are missing those of the selection; and the episodes in each."""
+        placed = self._metadata.data_files(np.arange(len(self._metadata.episode_indices)))
+        if not all(path.is_file() for path in placed):
+            placed = self._metadata.data_files(self._positions)
+            self._refuse_missing([path for path in placed if not path.is_file()], "data file")
+        self._data_paths = list(placed)
+        return DataFiles.look_at(self._data_paths), placed
 
-    def _check_episodes(self) -> np.ndarray:
+    def _select_cameras(self, cameras: Sequence[str] | None, preset: list[str] | None) -> list[str]:
+        announced = [key for key, feature in self.features.items() if _is_camera(feature)]
+        wanted = cameras if cameras is not None else preset
+        selected = []
+        for name in announced if wanted is None else wanted:
+            matches = [key for key in announced if key == name or (wanted is not None and key.endswith(f".{name}"))]
+            matches = [name] if name in matches else matches
+            if len(matches) != 1:
+                problem = "names more than one camera" if matches else "is not a camera"
+                raise ValueError(f"{self.name}: {name!r} {problem} of this dataset. Its cameras: {_some(announced)}.")
+            selected += matches
+        if len(set(selected)) != len(selected):
+            raise ValueError(f"{self.name}: a camera is selected twice in {list(wanted)}.")
+        gone = {
+            camera: _videos_gone(self._metadata, camera, self._positions)
+            for camera in selected
+            if camera not in self._stored_images
+        }
+        absent = [camera for camera, paths in gone.items() if all(paths.values())]
+        if absent and (wanted is not None or len(absent) == len(selected)):
+            raise FileNotFoundError(
+                f"{self.name}: info.json announces {_some(absent)}, but the folder holds no picture of "
+                f"{'them' if len(absent) > 1 else 'it'}. Download or copy the dataset again, or leave the cameras out "
+                "(cameras=[] for none)."
+            )
+        for camera in absent:
+            self.notes.append(
+                f"info.json announces the camera {camera}, but the folder holds no picture of it: left out."
+            )
+        selected = [camera for camera in selected if camera not in absent]
+        missing = [path for camera in selected for path, is_gone in gone.get(camera, {}).items() if is_gone]
+        self._refuse_missing(missing, f"video of the cameras {_some(selected)}")
+        return selected
+
+    def _refuse_missing(self, paths: list[Path], what: str) -> None:
+        if paths:
+            raise FileNotFoundError(
+                f"{self.name}: {len(paths)} {what}{'' if len(paths) == 1 else ', each'} missing: {_some(paths)}. "
+                "Download or copy the dataset again, or leave the episodes or the camera out."
+            )
+
+    def _find_episodes(self, placed: dict[Path, np.ndarray], num_rows: list[int]) -> np.ndarray:
         """Compare the episodes' lengths with the metadata; returns the first row of each selected one."""
-        indices, first_rows = episode_runs(self._table)
-        lengths = np.diff(first_rows, append=len(self._table))
+        all_lengths = self._metadata.episode_lengths
+        if "episode_index" in self._index_columns:
+            indices, first_rows = episode_runs(self._table)
+            lengths = np.diff(first_rows, append=len(self._table))
+        else:
+            self.notes.append("episode_index is missing: the rows of a data file are its episodes, in their order.")
+            for (path, held), rows in zip(placed.items(), num_rows, strict=True):
+                if rows != all_lengths[held].sum():
+                    raise ValueError(
+                        f"{path} has {rows} rows and its episodes {all_lengths[held].sum()}: without episode_index "
+                        "nobody can tell which are whose."
+                    )
+            held = np.concatenate(list(placed.values()))
+            indices, lengths = self._metadata.episode_indices[held], all_lengths[held]
+            first_rows = np.cumsum(lengths) - lengths
         order = np.argsort(indices)
         indices, first_rows, lengths = indices[order], first_rows[order], lengths[order]
         if (np.diff(indices) == 0).any():
@@ -326,96 +434,215 @@ class LeRobotDataset(RobotDataset):
         selected = self._metadata.episode_indices[self._positions]
         places = np.minimum(np.searchsorted(indices, selected), len(indices) - 1)
         found = np.where(indices[places] == selected, lengths[places], 0)
-        expected = self._metadata.episode_lengths[self._positions]
+        expected = self._lengths
         if (wrong := np.flatnonzero(found != expected)).size:
             first = wrong[0]
             raise ValueError(
                 f"{self.name}: episode {selected[first]} has {expected[first]} frames by its metadata, but "
                 f"{found[first]} in the data."
             )
+        unknown = ~np.isin(indices, self._metadata.episode_indices)
+        if unknown.any():
+            self.notes.append(
+                f"The data files hold {int(lengths[unknown].sum())} rows of episodes that the episode table does not "
+                f"list ({_some(indices[unknown])}): they are not used."
+            )
         return first_rows[places]
 
+    def _measure(self, kind: str, preset_names: dict[str, list[str]]) -> tuple[int, list[str] | None]:
+        """Size and names of the actions or the state; the size is that of the first selected row."""
+        first, label_of_all = int(self._first_rows[0]), kind.removesuffix("s")
+        row = self._table[first : first + 1]
+        names, measured, parts = [], [], self._parts[kind]  # names: (part's label, name) of every dimension
+        has_names = len(parts) > 1
+        for part in parts:
+            if check_lengths(row[part.column]) is not None:
+                raise ValueError(f"{self.name}: {part.column!r} is empty in the first row.")
+            width = self._widths[part.column] = matrix(row[part.column]).shape[1]
+            if part.end is not None and part.end > width:
+                raise ValueError(f"{self.name}: {part} asks for more than the {width} dimensions of the column.")
+            measured.append(VectorPart(part.column) if (part.start, part.end) == (0, width) else part)
+            label = label_of_all if len(parts) == 1 else part.column.rpartition(".")[2]
+            feature = self.features.get(part.column, {})
+            own, note = dimension_names(feature.get("names"), width, label)
+            has_names = has_names or own is not None
+            own = own or ([label] if width == 1 else [f"{label}_{i}" for i in range(width)])
+            names += [(label, name) for name in own[part.start : part.end]]
+            shape = feature.get("shape")
+            if isinstance(shape, list) and shape not in ([width], []) and not (width == 1 and shape == [1]):
+                self.notes.append(f"info.json gives {part.column} the shape {shape}; the data has {width} dimensions.")
+            self.notes += [note] if note else []
+        self._parts[kind] = tuple(measured)
+        plain = [name for _, name in names]
+        if len(set(plain)) < len(plain):
+            plain = make_unique([name if name == label else f"{label}.{name}" for label, name in names])
+        return len(names), preset_names.get(kind) or (plain if has_names else None)
+
+    def _derive_tasks(self) -> tuple[dict[int, str], np.ndarray | None]:
+        """Task number → instruction; and the task of each selected episode, where rows do not have one themselves."""
+        tasks = self._metadata.tasks
+        if tasks and "task_index" in self._index_columns:
+            return tasks, None
+        what = "task_index is missing" if tasks else "There is no table of tasks"
+        if len(tasks) == 1:
+            self.notes.append(f"{what}: there is only one task.")
+            return tasks, np.full(len(self._positions), next(iter(tasks)))
+        try:
+            listed = self._metadata.episode_tasks(self._positions)
+        except ValueError as error:
+            raise ValueError(f"{self.name}: {what}, and the episode table lists no tasks. ({error})") from error
+        for episode, its_tasks in zip(self.episodes, listed, strict=True):
+            if len(its_tasks) != 1 or not isinstance(its_tasks[0], str):
+                raise ValueError(f"{self.name}: {what}, and episode {episode} has not one task, but {its_tasks}.")
+        numbers = {text: number for number, text in tasks.items()}
+        for (text,) in listed:
+            numbers.setdefault(text, max(numbers.values(), default=-1) + 1)
+        self.notes.append(f"{what}: tasks are those that the episode table lists for each episode.")
+        tasks = {number: text for text, number in numbers.items()} | tasks
+        return tasks, np.array([numbers[text] for (text,) in listed])
+
     def _check_frames(self) -> None:
-        """Look at every frame of the selected episodes once, a block of them at a time."""
-        known_tasks = np.array(list(self.tasks), np.int64)
-        bad = dict.fromkeys(self._vector_keys(), 0)  # frames with NaN or infinity
-        first_bad = {}
-        last_time = np.nan
-        for rows, episodes, column in self._blocks([*INDEX_COLUMNS, *self._vector_keys()]):
-            expected = rows - self._first_rows[episodes]
-            steps = np.diff(column["timestamp"], prepend=last_time)
-            last_time = column["timestamp"][-1]
-            # NaN fails both
-            is_even = np.where(expected == 0, np.abs(column["timestamp"]) < 1e9, np.abs(steps * self.fps - 1.0) <= 0.5)
-            wrong_number = column["frame_index"] != expected
-            unknown_task = ~np.isin(column["task_index"], known_tasks)
-            if (wrong := wrong_number | ~is_even | unknown_task).any():
-                first = int(np.argmax(wrong))
-                episode = int(column["episode_index"][first])
-                if wrong_number[first]:
-                    length = self._metadata.episode_lengths[self._positions[episodes[first]]]
+        """Look at every row of the selected episodes once, a block of them at a time."""
+        numbers, tasks = self._metadata.episode_indices[self._positions], None
+        if self._episode_tasks is None:
+            tasks = list(self.tasks)
+        checks = FrameChecks(self.name, self.fps, numbers, self._first_rows, self._lengths, tasks)
+        for rows, episodes, block in self._blocks([*self._index_columns, *self._widths]):
+            for column, width in self._widths.items():
+                if (other := check_lengths(block[column])) is None and matrix(block[column]).shape[1] != width:
+                    other = 0
+                if other is not None:
+                    frame = rows[other] - self._first_rows[episodes[other]]
                     raise ValueError(
-                        f"{self.name}: the frames of episode {episode} are not numbered 0 to {length - 1}."
+                        f"{self.name}: {column!r} of episode {numbers[episodes[other]]}, frame {frame}, is empty or "
+                        f"has not the {width} dimensions of the first row."
                     )
-                if not is_even[first]:
-                    raise ValueError(
-                        f"{self.name}: at {self.fps} fps frames are {1 / self.fps:.4f} s apart, but the timestamps of "
-                        f"episode {episode} jump after frame {max(expected[first] - 1, 0)}."
-                    )
-                raise ValueError(
-                    f"{self.name}: episode {episode} has the task {column['task_index'][first]}, but the task table "
-                    f"has only {_some(self.tasks)}."
-                )
-            for key in bad:
-                not_finite = ~np.isfinite(column[key]).all(axis=1)
-                if not_finite.any():
-                    first_bad.setdefault(key, int(rows[np.argmax(not_finite)]))
-                    bad[key] += int(not_finite.sum())
-        for key, row in first_bad.items():
-            first = self._table[row]
-            raise ValueError(
-                f"{self.name}: {key!r} holds NaN or infinity in {bad[key]} frames; the first is episode "
-                f"{first['episode_index'][0]}, frame {first['frame_index'][0]}. Repair these frames, or leave the "
-                "episodes out with `episodes=[...]`."
-            )
+            columns = {name: scalars(block[name]) for name in self._index_columns}
+            for kind, parts in self._parts.items():
+                arrays = [matrix(block[part.column])[:, part.start : part.end] for part in parts]
+                columns[kind] = np.concatenate(arrays, axis=1) if len(arrays) > 1 else arrays[0]
+            checks.add(rows, episodes, columns)
+        keys = {"actions": self.action_key, "state": self.state_key}
+        checks.refuse_unfinite({kind: " + ".join(columns) for kind, columns in keys.items()})
+        for name, how in (("frame_index", "frames are numbered in the order of the rows"),
+                          ("timestamp", f"times are those of {self.fps} fps")):  # fmt: skip
+            if name not in self._index_columns:
+                self.notes.append(f"{name} is missing: {how}.")
+        self.notes += checks.check_times()
+        sizes = {"actions": (self.action_names, self.action_dim), "state": (self.state_names, self.state_dim)}
+        labels = {kind: names or [f"{kind} {i}" for i in range(size)] for kind, (names, size) in sizes.items()}
+        self.notes += checks.rounding(labels)
 
-    def _vector_keys(self) -> tuple[str, ...]:
-        return (ACTION_KEY, STATE_KEY) if self.state_dim else (ACTION_KEY,)
-
-    def _blocks(self, columns: Sequence[str]) -> Iterator[tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]]:
+    def _blocks(self, columns: Sequence[str]) -> Iterator[tuple[np.ndarray, np.ndarray, pa.Table]]:
         """Columns of the selected episodes; see `blocks`."""
-        return blocks(self._table, columns, self._first_rows, self._metadata.episode_lengths[self._positions])
+        return blocks(self._table, list(dict.fromkeys(columns)), self._first_rows, self._lengths)
 
-    def _open_videos(self) -> Any:  # `VideoReaders` of an optional dependency
-        """Check that the selected video files are there and whole. None when no camera is stored as video."""
-        cameras = [camera for camera in self.cameras if self.features[camera]["dtype"] == "video"]
+    def _place_videos(self) -> Any:  # `VideoReaders` of an optional dependency
+        """Find the frames of every selected episode in its videos. None when no camera is stored as video."""
+        self._first_frames: dict[str, np.ndarray] = {}
+        self._frame_numbers: dict[str, dict[int, np.ndarray]] = {}  # camera → selected episode → frames of its rows
+        cameras = [camera for camera in self.cameras if camera not in self._stored_images]
         if not cameras:
             return None
-        from .video import VideoReadError, VideoReaders, check_video_file  # PyAV is an optional dependency
+        from .video import VideoReaders  # PyAV is an optional dependency
 
+        files = {camera: self._metadata.video_files(camera, self._positions) for camera in cameras}
+        count = sum(map(len, files.values()))
+        progress = tqdm(total=count, desc="Looking at videos", unit="file", disable=count < _MANY_FILES)
         for camera in cameras:
-            for path in self._metadata.video_files(camera, self._positions):
-                if not path.is_file():
-                    raise FileNotFoundError(
-                        f"{self.name}: the video {path} of camera {camera!r} is missing. Download or copy it "
-                        "again, or leave the camera or the episode out."
-                    )
-                try:
-                    check_video_file(path)
-                except VideoReadError as error:
-                    raise ValueError(f"{self.name}: camera {camera!r}: {error}") from error
+            self._first_frames[camera] = np.zeros(len(self._positions), np.int64)
+            self._frame_numbers[camera] = {}
+            self._place_videos_of(camera, files[camera], progress)
+        progress.close()
         return VideoReaders()
 
-    def _image(self, camera: str, selected: int, rows: pa.Table, frame: dict) -> np.ndarray:
+    def _place_videos_of(self, camera: str, files: dict[Path, np.ndarray], progress: tqdm) -> None:
+        from .video import VideoReadError, check_video_file, frame_times
+
+        selected = np.full(len(self._metadata.episode_indices), -1)
+        selected[self._positions] = np.arange(len(self._positions))
+        beside = self._metadata.episodes_beside(camera)
+        drifts, offs = [], []  # in seconds
+        for path, held in files.items():
+            try:
+                check_video_file(path)
+                video = VideoTimes.of(frame_times(path), self.fps)
+            except VideoReadError as error:
+                raise ValueError(f"{self.name}: camera {camera!r}: {error}") from error
+            episode = None
+            try:
+                spans, drift = self._spans(camera, held, video, beside)
+                drifts += [drift] if drift > video.duration / 2 else []
+                for position, first, end in spans:
+                    episode, number = self._metadata.episode_indices[position], int(selected[position])
+                    placed = place_rows(
+                        self._times(number), video, first, end, self.fps, self.tolerance_s, is_alone=beside is None
+                    )
+                    self._first_frames[camera][number] = placed.first
+                    if placed.numbers is not None:
+                        self._frame_numbers[camera][number] = placed.numbers
+                        offs.append(placed.off)
+            except PlacementError as error:
+                episode = episode if error.episode is None else error.episode
+                raise ValueError(
+                    f"{self.name}: camera {camera!r}, episode {episode} in {path}: {error} Its pictures cannot be told "
+                    "apart; leave the episode or the camera out, or export the dataset again."
+                ) from error
+            progress.update()
+        if drifts:
+            self.notes.append(
+                f"{camera}: the episode table's times are up to {max(drifts):.4g} s off those of {len(drifts)} videos, "
+                "which have as many frames as rows: the frames are counted."
+            )
+        if offs:
+            off = np.concatenate(offs)
+            self.notes.append(
+                f"{camera}: {len(offs)} of {len(self._positions)} episodes have more or fewer frames than rows. Each "
+                f"row has the frame nearest in time: {int((off < 1e-3).sum())} of {len(off)} within 1 ms, the furthest "
+                f"{off.max():.4g} s off (tolerance {self.tolerance_s:.4g} s)."
+            )
+
+    def _spans(
+        self, camera: str, held: np.ndarray, video: VideoTimes, beside: dict | None
+    ) -> tuple[list[tuple[int, int, int]], float]:
+        """(position, first frame, one past the last) of the selected episodes in a video; and the table's drift."""
+        indices = self._metadata.episode_indices
+        if beside is None:
+            if len(held) > 1:
+                raise PlacementError("the file is that of another episode as well.", int(indices[held[1]]))
+            return [(int(held[0]), 0, len(video.seconds))], 0.0
+        group = beside[int(held[0])]
+        group = group[np.argsort(indices[group])]
+        is_used = np.isin(group, held)
+        starts, ends = self._metadata.video_spans(camera, group)
+        first, end, drift = frames_of_episodes(
+            video, indices[group], self._metadata.episode_lengths[group], starts, ends, is_used, indices, self.fps
+        )
+        chosen = zip(group[is_used].tolist(), first[is_used].tolist(), end[is_used].tolist(), strict=True)
+        return list(chosen), drift
+
+    def _times(self, selected: int) -> np.ndarray:
+        """The times of an episode's rows."""
+        first, length = int(self._first_rows[selected]), int(self._lengths[selected])
+        if "timestamp" not in self._index_columns:
+            return np.arange(length) / self.fps
+        return scalars(self._table[first : first + length]["timestamp"])
+
+    def _image(self, camera: str, selected: int, rows: pa.Table, frame: int) -> np.ndarray:
         """The RGB frame of a camera, uint8 (height, width, 3)."""
-        where = f"{self.name}, camera {camera!r}, episode {frame['episode_index']}, frame {frame['frame_index']}"
-        if self.features[camera]["dtype"] == "image":
-            return _decode_image(rows[camera][0].as_py(), where)
+        position = self._positions[selected]
+        where = f"{self.name}, camera {camera!r}, episode {self._metadata.episode_indices[position]}, frame {frame}"
+        if camera in self._stored_images:
+            try:
+                return read_image(rows[camera][0].as_py(), self._metadata.root)
+            except ValueError as error:
+                raise ValueError(f"{where}: {error}") from error
         from .video import VideoReadError
 
-        path, start = self._metadata.video(camera, self._positions[selected])
+        numbers = self._frame_numbers[camera].get(selected)
+        number = int(self._first_frames[camera][selected]) + frame if numbers is None else int(numbers[frame])
         try:
-            return self._videos.read(path, start + frame["timestamp"], self.fps)
+            return self._videos.read(self._metadata.video(camera, position), number)
         except VideoReadError as error:
             raise ValueError(f"{where}: {error}") from error
 
@@ -443,22 +670,18 @@ def _digest_of_ends(path: Path, length: int = 1 << 14) -> str:
 
 
 def _is_camera(feature: dict) -> bool:
-    if feature["dtype"] not in ("video", "image"):
+    if feature.get("dtype") not in ("video", "image"):
         return False
-    details = feature.get("info") or {}
-    return not (details.get("video.is_depth_map") or details.get("is_depth_map"))
+    details = [feature.get(name) for name in ("info", "video_info")]
+    details = [part for part in details if isinstance(part, dict)]
+    return not any(part.get("video.is_depth_map") or part.get("is_depth_map") for part in details)
 
 
-def _decode_image(stored: dict | None, where: str) -> np.ndarray:
-    if stored is None or stored["bytes"] is None:
-        raise ValueError(f"{where}: the data file holds no image here. Export the dataset again with embedded images.")
-    try:
-        image = open_image(stored["bytes"])
-    except ValueError as error:
-        raise ValueError(f"{where}: the stored image cannot be decoded: {error}") from error
-    if image.mode.startswith(("I", "F")):  # 16-bit and float pictures would be clipped without a word
-        raise ValueError(f"{where}: the image has mode {image.mode!r}; 8 bits per channel are expected.")
-    return np.array(image.convert("RGB"))
+def _videos_gone(metadata: LeRobotMetadata, camera: str, positions: np.ndarray) -> dict[Path, bool]:
+    """The video files of a camera → whether they are missing; none where the metadata does not say where they are."""
+    if not metadata.has_videos(camera):
+        return {}
+    return {path: not path.is_file() for path in metadata.video_files(camera, positions)}
 
 
 def _some(values) -> str:

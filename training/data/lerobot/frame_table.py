@@ -1,19 +1,123 @@
-"""The frames of a dataset, read in blocks: what is looked for among all of them costs no memory for each."""
+"""The rows of a dataset: one memory-mapped table of all data files, read in blocks so that no frame costs memory."""
 
+import glob
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import datasets
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from datasets.exceptions import DatasetGenerationError
+
+from .metadata import open_parquet
+from .vector_keys import VectorPart
 
 BLOCK_ROWS = 1 << 16
+INDEX_COLUMNS = {"timestamp": "float64", "frame_index": "int64", "episode_index": "int64", "task_index": "int64"}
+
+
+@dataclass(frozen=True)
+class DataFiles:
+    """What the parquet files of a dataset hold.
+
+    Attributes:
+        paths: the files, in order.
+        num_rows: of each.
+        types: column → its type, or the types that it has in several files.
+    """
+
+    paths: list[Path]
+    num_rows: list[int]
+    types: dict[str, list[pa.DataType]]
+
+    @classmethod
+    def look_at(cls, paths: Sequence[Path]) -> "DataFiles":
+        """Read the footers of the files. A column counts if every file has it."""
+        num_rows, types, seen = [], {}, None
+        for number, path in enumerate(paths):
+            with open_parquet(path) as file:
+                num_rows.append(file.metadata.num_rows)
+                schema = file.schema_arrow
+            if number and schema.equals(seen):
+                continue
+            seen = schema
+            there = {field.name: field.type for field in schema}
+            types = {name: types.get(name, []) for name in (types if number else there) if name in there}
+            for name, kinds in types.items():
+                if there[name] not in kinds:
+                    kinds.append(there[name])
+        return cls(list(paths), num_rows, types)
+
+
+def load_table(
+    files: DataFiles, index_columns: Sequence[str], vector_columns: Sequence[str], image_columns: Sequence[str]
+) -> datasets.Dataset:
+    """All rows, of these columns; slices of the table are `pyarrow.Table`s.
+
+    Floats are kept as float32, whole numbers and truth values as they are: large ones are not whole in float32.
+
+    Raises:
+        ValueError: a file is damaged, or its columns are not what others' are.
+    """
+    features = datasets.Features()
+    for name in index_columns:
+        nested = pa.types.is_nested(files.types[name][0])
+        features[name] = _feature(files.types[name]) if nested else datasets.Value(INDEX_COLUMNS[name])
+    for name in vector_columns:
+        features[name] = _with_float32(_feature(files.types[name]))
+    for name in image_columns:
+        is_path = not pa.types.is_struct(files.types[name][0])
+        features[name] = datasets.Value("string") if is_path else datasets.Image(decode=False)
+    paths: list = [glob.escape(str(path)) for path in files.paths]  # `datasets` takes paths for patterns
+    try:
+        table = datasets.Dataset.from_parquet(paths, columns=list(features), features=features)
+    except (DatasetGenerationError, FileNotFoundError) as error:
+        for path in files.paths:  # the file that is missing or damaged says so itself
+            with open_parquet(path) as file:
+                file.read(columns=list(features))
+        raise ValueError(f"the data files do not have the same types of columns. ({error.__cause__})") from error
+    return table.with_format("arrow")
+
+
+def _feature(types: Sequence[pa.DataType]) -> datasets.features.features.FeatureType:
+    """The type of a column as `datasets` has it; of one whose type differs among files, the widest."""
+    if len(types) == 1:
+        return datasets.Features.from_arrow_schema(pa.schema({"column": types[0]}))["column"]
+    return datasets.List(datasets.Value("float32")) if pa.types.is_nested(types[0]) else datasets.Value("float32")
+
+
+def _with_float32(feature):
+    if isinstance(feature, datasets.List):
+        return datasets.List(_with_float32(feature.feature), length=feature.length)
+    if isinstance(feature, datasets.LargeList):
+        return datasets.LargeList(_with_float32(feature.feature))
+    return datasets.Value("float32") if feature.dtype.startswith("float") else feature
+
+
+def is_vector(kind: pa.DataType) -> bool:
+    """Whether a column of this type can be dimensions: numbers or truth values, or lists of them."""
+    while _is_list(kind):
+        kind = kind.value_type
+    return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
+
+
+def is_picture(kind: pa.DataType) -> bool:
+    """Whether a column of this type can hold pictures: embedded, or the paths of files."""
+    is_embedded = pa.types.is_struct(kind) and {field.name for field in kind} == {"bytes", "path"}
+    return is_embedded or pa.types.is_string(kind)
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
 
 
 def episode_runs(table: datasets.Dataset) -> tuple[np.ndarray, np.ndarray]:
     """(R,) the `episode_index` of each run of rows that have the same, and (R,) its first row."""
     indices, first_rows, last = [], [], None
     for start in range(0, len(table), BLOCK_ROWS):
-        column = table[start : start + BLOCK_ROWS]["episode_index"].to_numpy()
+        column = scalars(table[start : start + BLOCK_ROWS]["episode_index"])
         begins = np.r_[last is None or column[0] != last, column[1:] != column[:-1]]
         indices.append(column[begins])
         first_rows.append(start + np.flatnonzero(begins))
@@ -25,15 +129,15 @@ def episode_runs(table: datasets.Dataset) -> tuple[np.ndarray, np.ndarray]:
 
 def blocks(
     table: datasets.Dataset, columns: Sequence[str], first_rows: np.ndarray, lengths: np.ndarray
-) -> Iterator[tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]]:
+) -> Iterator[tuple[np.ndarray, np.ndarray, pa.Table]]:
     """Columns of some episodes, in the order of the table.
 
     Args:
         first_rows, lengths: (E,) which rows an episode has; episodes do not overlap.
 
     Yields:
-        (n,) numbers of rows; (n,) which of the E episodes each is of; and the columns: (n,) numbers, or (n, D) vectors.
-        n is at most `BLOCK_ROWS`.
+        (n,) numbers of rows; (n,) which of the E episodes each is of; and the rows themselves. n is at most
+        `BLOCK_ROWS`.
     """
     order = np.argsort(first_rows)
     starts = first_rows[order]
@@ -46,23 +150,59 @@ def blocks(
         if not sizes.sum():
             continue
         rows = np.arange(sizes.sum()) + np.repeat(low - np.cumsum(sizes) + sizes, sizes)
-        slab = table[block_start:block_end]
-        arrays = {name: _array(slab[name]) for name in columns}
-        if len(rows) < block_end - block_start:
-            arrays = {name: array[rows - block_start] for name, array in arrays.items()}
-        yield rows, np.repeat(order[episodes], sizes), arrays
+        slab = table[block_start:block_end].select(columns)
+        yield rows, np.repeat(order[episodes], sizes), slab.take(rows - block_start) if len(rows) < len(slab) else slab
+
+
+def vectors(rows: pa.Table, parts: Sequence[VectorPart]) -> np.ndarray:
+    """(n, D) float32: the parts of each row after each other. A column that is one part may come without a copy."""
+    arrays = [matrix(rows[part.column])[:, part.start : part.end] for part in parts]
+    whole = arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=1)
+    return whole.astype(np.float32, copy=False)
 
 
 def matrix(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
-    """A column of vectors, or of numbers, as (rows, D) floats; without a copy where Arrow allows it."""
+    """A column of vectors, or of numbers, as (rows, D) in its own type; without a copy where Arrow allows it.
+
+    Vectors must be of one length (`check_lengths`); lists of lists are flattened. What is empty is NaN.
+    """
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    if pa.types.is_nested(array.type):
-        return array.flatten().to_numpy(zero_copy_only=False).reshape(len(array), -1)
-    return array.to_numpy(zero_copy_only=False)[:, None]
+    count = len(array)
+    while pa.types.is_nested(array.type):
+        array = array.flatten()
+    if pa.types.is_boolean(array.type):
+        array = array.cast(pa.uint8())
+    return array.to_numpy(zero_copy_only=False).reshape(count, -1)
 
 
-def _array(column: pa.ChunkedArray) -> np.ndarray:
-    return column.to_numpy() if pa.types.is_integer(column.type) or pa.types.is_float64(column.type) else matrix(column)
+def scalars(column: pa.ChunkedArray) -> np.ndarray:
+    """A column with one number a row, perhaps in a list, as (rows,)."""
+    return matrix(column).reshape(len(column))
 
 
-__all__ = ["BLOCK_ROWS", "blocks", "episode_runs", "matrix"]
+def check_lengths(column: pa.ChunkedArray) -> int | None:
+    """The first row whose vector is empty or of another length than the first one's; None where there is none."""
+    array = column.combine_chunks()
+    rows = np.arange(len(array))  # of the values, which are lists themselves at first
+    while pa.types.is_nested(array.type):
+        lengths = pc.fill_null(pc.list_value_length(array), -1).to_numpy(zero_copy_only=False)
+        if (wrong := (lengths != lengths[0]) | (lengths < 1)).any():
+            return int(rows[np.argmax(wrong)])
+        rows, array = np.repeat(rows, lengths), array.flatten()
+    return None
+
+
+__all__ = [
+    "BLOCK_ROWS",
+    "INDEX_COLUMNS",
+    "DataFiles",
+    "blocks",
+    "check_lengths",
+    "episode_runs",
+    "is_picture",
+    "is_vector",
+    "load_table",
+    "matrix",
+    "scalars",
+    "vectors",
+]

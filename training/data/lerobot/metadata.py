@@ -1,6 +1,6 @@
-"""The `meta/` folder of a LeRobot dataset, in one form for the formats v2.1 and v3.0.
+"""The `meta/` folder of a LeRobot dataset, in one form for the formats v2.0, v2.1 and v3.0.
 
-v2.1 has one data file and one video per episode and camera, and its tables are JSON lines. v3.0 puts many episodes in
+v2.x has one data file and one video per episode and camera, and its tables are JSON lines. v3.0 puts many episodes in
 one file, says in `meta/episodes/` where each one is, and its tables are parquet.
 """
 
@@ -9,7 +9,7 @@ import re
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
 from string import Formatter
@@ -18,18 +18,33 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-SUPPORTED_VERSIONS = ("v2.1", "v3.0")
+ONE_FILE_EACH = ("v2.0", "v2.1")  # versions with a file for every episode
+SUPPORTED_VERSIONS = (*ONE_FILE_EACH, "v3.0")
 STATE_KEY = "observation.state"
 ACTION_KEY = "action"
 STATISTIC_NAMES = ("mean", "std", "min", "max", "q01", "q99")
 _FILE_FIELDS = ("chunk_index", "file_index")
+_EPISODE_FIELDS = ("episode_chunk", "episode_index")
+_CHUNKS_SIZE = 1000  # episodes in a chunk, where info.json does not say
+_EACH = "chunk-{episode_chunk:03d}", "episode_{episode_index:06d}"
+_MANY = "chunk-{chunk_index:03d}", "file-{file_index:03d}"
+# Where files are if they are not where info.json says: GR00T's demonstrations have a template that nobody has followed.
+_USUAL_PATHS = {
+    True: {
+        "data_path": "data/{}/{}.parquet".format(*_EACH),
+        "video_path": "videos/{}/{{video_key}}/{}.mp4".format(*_EACH),
+    },
+    False: {
+        "data_path": "data/{}/{}.parquet".format(*_MANY),
+        "video_path": "videos/{{video_key}}/{}/{}.mp4".format(*_MANY),
+    },
+}
 
 # A dataset may come from a stranger. These are far beyond any dataset, and keep what is read bounded.
 _MAX_JSON_BYTES = 64_000_000
 _MAX_TABLE_BYTES = 2_000_000_000
 _MAX_TABLE_ROWS = 100_000_000
 _BATCH_ROWS = 4096
-_MAX_RANK, _MAX_SIDE = 8, 65_536
 _MAX_TEMPLATE = 1024
 _WIDTH = re.compile(r"0?\d{0,2}d?")
 
@@ -41,10 +56,11 @@ class LeRobotMetadata:
     Attributes:
         root: the dataset's folder.
         info: the content of `meta/info.json`.
-        tasks: task index → instruction.
+        tasks: task index → instruction; empty without a table of them.
         episode_indices: (E,) the dataset's own episode numbers.
         episode_lengths: (E,) frames of each episode.
-        placement: v3.0's columns that say which file holds an episode and where in it, each (E,); empty for v2.1.
+        placement: v3.0's columns that say which file holds an episode and where in it, each (E,); empty for v2.x.
+        notes: what in the metadata does not agree with itself and does no harm, a sentence each.
     """
 
     root: Path
@@ -53,6 +69,7 @@ class LeRobotMetadata:
     episode_indices: np.ndarray
     episode_lengths: np.ndarray
     placement: dict[str, np.ndarray]
+    notes: list[str] = field(default_factory=list)
 
     @classmethod
     def load(cls, root: Path) -> "LeRobotMetadata":
@@ -63,16 +80,16 @@ class LeRobotMetadata:
             ValueError: unsupported format version, or metadata that is damaged or disagrees with itself.
         """
         info = _read_info(root)
-        read_tables = _read_tables_v21 if info["codebase_version"] == "v2.1" else _read_tables_v30
-        metadata = cls(root, info, *read_tables(root, info))
+        read_tables = _read_tables_v2 if info["codebase_version"] in ONE_FILE_EACH else _read_tables_v3
+        metadata = cls(root, info, *read_tables(root))
         for key, found, what in (
             ("total_episodes", len(metadata.episode_indices), "episodes"),
             ("total_frames", int(metadata.episode_lengths.sum()), "frames"),
         ):
-            if info[key] != found:
-                raise ValueError(
-                    f"{root}: meta/info.json says {key} = {info[key]}, but the episode table lists {found} {what}. "
-                    "The copy is probably incomplete: download or export the dataset again."
+            if key in info and info[key] != found:
+                metadata.notes.append(
+                    f"meta/info.json says {key} = {info[key]}, but the episode table lists {found} {what}: the table "
+                    "is believed. If that is too few, the copy is incomplete."
                 )
         if len(np.unique(metadata.episode_indices)) != len(metadata.episode_indices):
             raise ValueError(f"{root}: the episode table lists an episode more than once.")
@@ -81,21 +98,65 @@ class LeRobotMetadata:
             raise ValueError(f"{root}: episode {empty} has no frames. Remove it from the dataset.")
         return metadata
 
-    def data_files(self) -> list[Path]:
-        """The parquet files that hold the rows, in the order of the episodes."""
-        positions = self._first_in_each_file("data", np.arange(len(self.episode_indices)))
-        return [self._path("data_path", **self._file_of("data", position)) for position in positions]
+    @property
+    def has_file_for_each(self) -> bool:
+        """Whether every episode has files of its own."""
+        return self.info["codebase_version"] in ONE_FILE_EACH
 
-    def video_files(self, camera: str, positions: np.ndarray) -> list[Path]:
-        """The video files of a camera that hold the episodes at these positions."""
-        return [self.video(camera, position)[0] for position in self._first_in_each_file(f"videos/{camera}", positions)]
+    def data_files(self, positions: np.ndarray) -> dict[Path, np.ndarray]:
+        """The parquet files that hold the rows of the episodes at these positions → the episodes in each, in order."""
+        return self._files("data_path", "data", positions)
 
-    def video(self, camera: str, position: int) -> tuple[Path, float]:
-        """The video file that holds an episode's frames of a camera, and where in it they start, in seconds."""
-        path = self._path("video_path", video_key=camera, **self._file_of(f"videos/{camera}", position))
-        if self.info["codebase_version"] == "v2.1":
-            return path, 0.0
-        return path, float(self._placed(f"videos/{camera}/from_timestamp")[position])
+    def video_files(self, camera: str, positions: np.ndarray) -> dict[Path, np.ndarray]:
+        """The video files of a camera that hold the episodes at these positions → the episodes in each, in order."""
+        return self._files("video_path", f"videos/{camera}", positions, video_key=camera)
+
+    def has_videos(self, camera: str) -> bool:
+        """Whether the metadata says of any episode where the videos of a camera are."""
+        fields = self._fields("video_path").intersection(_FILE_FIELDS)
+        columns = [self.placement.get(f"videos/{camera}/{name}") for name in fields]
+        return self.has_file_for_each or all(column is not None and (column >= 0).any() for column in columns)
+
+    def video(self, camera: str, position: int) -> Path:
+        """The video file that holds an episode's frames of a camera."""
+        return self._find("video_path", f"videos/{camera}", position, {"video_key": camera})
+
+    def video_spans(self, camera: str, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(n,) from where and (n,) to where in their file episodes are, in seconds; an end may be unknown: NaN."""
+        ends = self.placement.get(f"videos/{camera}/to_timestamp")
+        starts = self._placed(f"videos/{camera}/from_timestamp", positions)
+        return starts, np.full(len(positions), np.nan) if ends is None else np.where(ends >= 0, ends, np.nan)[positions]
+
+    def episodes_beside(self, camera: str) -> dict[int, np.ndarray] | None:
+        """Position of an episode → the positions of all that are in the same video; None where it has a file alone."""
+        if self.has_file_for_each or "episode_index" in self._fields("video_path"):
+            return None
+        chunk, file = (self.placement[f"videos/{camera}/{name}"].astype(np.int64) for name in _FILE_FIELDS)
+        place = (chunk << 32) + file
+        order = np.argsort(place, kind="stable")
+        groups = np.split(order, np.flatnonzero(np.diff(place[order])) + 1)
+        return {position: group for group in groups for position in group.tolist()}
+
+    def episode_tasks(self, positions: np.ndarray) -> list[list[str]]:
+        """The instructions that the episode table lists for each episode; read when asked for."""
+        if self.has_file_for_each:
+            path = self.root / "meta" / "episodes.jsonl"
+            listed = [row["tasks"] for row in _read_json_lines(path, ("tasks",))]
+        else:
+            listed = []
+            for path in _episode_tables(self.root):
+                with open_parquet(path) as file:
+                    table = _read_table(path, file, ["tasks"])
+                _need_columns(table, ("tasks",), path)
+                listed += table["tasks"].to_pylist()
+        return [
+            listed[position] if isinstance(listed[position], list) else [listed[position]] for position in positions
+        ]
+
+    def modality(self) -> dict | None:
+        """`meta/modality.json`, which GR00T has; None without it."""
+        path = self.root / "meta" / "modality.json"
+        return _read_json(path) if path.is_file() else None
 
     def statistics(self) -> dict[str, dict[str, np.ndarray]] | None:
         """`meta/stats.json` for state and actions, as float64 (D,); None without that file (v2.1 has none)."""
@@ -116,72 +177,97 @@ class LeRobotMetadata:
         except (TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"{path} does not hold lists of numbers by feature and statistic: {error}") from error
 
-    def _first_in_each_file(self, kind: str, positions: np.ndarray) -> list[int]:
-        """Of the episodes at these positions, the first one of every file; v2.1 has a file for each."""
-        if self.info["codebase_version"] == "v2.1":
-            return positions.tolist()
-        chunk, file = (self._placed(f"{kind}/{name}")[positions].astype(np.int64) for name in _FILE_FIELDS)
-        _, first = np.unique((chunk << 32) + file, return_index=True)
-        return positions[np.sort(first)].tolist()
+    def _files(self, key: str, kind: str, positions: np.ndarray, **names: str) -> dict[Path, np.ndarray]:
+        if self.has_file_for_each or not self._fields(key).isdisjoint(_EPISODE_FIELDS):
+            groups = positions[:, None]
+        else:
+            chunk, file = (self._placed(f"{kind}/{name}", positions).astype(np.int64) for name in _FILE_FIELDS)
+            _, first, number = np.unique((chunk << 32) + file, return_index=True, return_inverse=True)
+            order = np.argsort(number, kind="stable")
+            groups = np.split(positions[order], np.flatnonzero(np.diff(number[order])) + 1)
+            groups = [groups[i] for i in np.argsort(first)]  # in the order of the episodes
+        files: dict[Path, list] = {}
+        for group in groups:
+            files.setdefault(self._find(key, kind, int(group[0]), names), []).append(group)
+        return {path: np.concatenate(parts) for path, parts in files.items()}
 
-    def _file_of(self, kind: str, position: int) -> dict[str, int]:
-        """The fields of the path templates that depend on the episode."""
-        if self.info["codebase_version"] == "v2.1":
-            episode = int(self.episode_indices[position])
-            return {"episode_chunk": episode // self.info["chunks_size"], "episode_index": episode}
-        return {name: int(self._placed(f"{kind}/{name}")[position]) for name in _FILE_FIELDS}
+    def _fields(self, key: str) -> frozenset[str]:
+        """What a path template of info.json depends on."""
+        return self._checked(key, self._template(key))
 
-    def _placed(self, column: str) -> np.ndarray:
-        if column not in self.placement:
-            raise ValueError(f"{self.root}: meta/episodes has no column {column!r}, which info.json's features need.")
-        return self.placement[column]
-
-    def _path(self, key: str, **fields) -> Path:
-        """Fill a path template of info.json, which may come from a stranger: it must stay inside the folder."""
+    def _template(self, key: str) -> str:
         template = self.info.get(key)
+        if template is None:
+            return _USUAL_PATHS[self.has_file_for_each][key]
         if not isinstance(template, str):
             raise ValueError(f"{self.root}: meta/info.json needs {key!r}, a path template, but has {template!r}.")
+        return template
+
+    def _checked(self, key: str, template: str) -> frozenset[str]:
+        known = (*_FILE_FIELDS, *_EPISODE_FIELDS, *(("video_key",) if key == "video_path" else ()))
         try:
-            _check_template(template, tuple(sorted(fields)))
-            relative = PurePosixPath(template.format(**fields))
+            return _template_fields(template, known)
         except ValueError as error:
             raise ValueError(f"{self.root}: {key} = {template[:200]!r}: it {error}") from error
+
+    def _find(self, key: str, kind: str, position: int, names: dict[str, str]) -> Path:
+        """Where a file is by the template of info.json; or if it is not there, where such files usually are."""
+        template, usual = self._template(key), _USUAL_PATHS[self.has_file_for_each][key]
+        path = self._fill(key, template, kind, position, names)
+        if template == usual or path.is_file():
+            return path
+        if not self.has_file_for_each and f"{kind}/file_index" not in self.placement:
+            return path
+        other = self._fill(key, usual, kind, position, names)
+        if not other.is_file():
+            return path
+        note = f"Files are not where {key} of meta/info.json says, but where LeRobot puts them: {usual}."
+        if note not in self.notes:
+            self.notes.append(note)
+        return other
+
+    def _fill(self, key: str, template: str, kind: str, position: int, names: dict[str, str]) -> Path:
+        """Fill a path template, which may come from a stranger: it must stay inside the folder."""
+        wanted = self._checked(key, template)
+        fields = {name: self._field(name, kind, position) for name in wanted - names.keys()}
+        relative = PurePosixPath(template.format(**fields, **names))
         # Not `resolve()`: the Hub's cache is made of links that lead out of the folder.
         if relative.is_absolute() or ".." in relative.parts or "\0" in str(relative):
             raise ValueError(f"{self.root}: {key} = {template!r} leads out of the dataset's folder ({relative}).")
         return self.root / relative
 
+    def _field(self, name: str, kind: str, position: int) -> int:
+        """The value of a field of a path template for an episode."""
+        if name in _FILE_FIELDS and not self.has_file_for_each:
+            return int(self._placed(f"{kind}/{name}", position))
+        episode, size = int(self.episode_indices[position]), self.info.get("chunks_size", _CHUNKS_SIZE)
+        values = {"episode_index": episode, "file_index": episode % size}
+        return values.get(name, episode // size)
+
+    def _placed(self, column: str, positions: np.ndarray | int) -> np.ndarray:
+        """Values of the episode table. What it says of other episodes does not matter."""
+        if column not in self.placement:
+            raise ValueError(f"{self.root}: meta/episodes has no column {column!r}, which info.json's features need.")
+        values = self.placement[column][positions]
+        _check_numbers(self.root, column, values)
+        return values
+
 
 @lru_cache(maxsize=64)
-def _check_template(template: str, fields: tuple[str, ...]) -> None:
+def _template_fields(template: str, known: tuple[str, ...]) -> frozenset[str]:
     """A template is filled with `str.format`, which can read attributes and write any number of zeros: neither here."""
     if len(template) > _MAX_TEMPLATE:
         raise ValueError(f"is {len(template)} characters long; at most {_MAX_TEMPLATE} are taken.")
+    fields = set()
     for _, name, spec, conversion in Formatter().parse(template):
         if name is None:
             continue
-        if name not in fields:
-            raise ValueError(f"may only use the fields {list(fields)}.")
+        if name not in known:
+            raise ValueError(f"may only use the fields {sorted(known)}.")
         if conversion or not _WIDTH.fullmatch(spec):
             raise ValueError(f"writes {name} in a form other than a plain number such as {{{name}:06d}}.")
-
-
-def feature_names(feature: dict) -> list[str] | None:
-    """The names of a feature's dimensions, or None when it has none.
-
-    LeRobot has written them as a list, as `{"motors": list}` and as `{name: position}`.
-    """
-    names = feature.get("names")
-    if isinstance(names, dict):
-        values = list(names.values())
-        if len(values) == 1 and isinstance(values[0], list):
-            return values[0]
-        if not all(isinstance(value, int | float) for value in values):
-            raise ValueError(f"names must be a list, or map each name to its position, got {str(names)[:200]}.")
-        return sorted(names, key=names.get)
-    if not isinstance(names, list | None):
-        raise ValueError(f"names must be a list, or map each name to its position, got {str(names)[:200]}.")
-    return names
+        fields.add(name)
+    return frozenset(fields)
 
 
 @contextmanager
@@ -204,27 +290,20 @@ def _read_info(root: Path) -> dict:
     version = info.get("codebase_version")
     if version not in SUPPORTED_VERSIONS:
         raise ValueError(
-            f"{root} has LeRobot format {version!r}; supported are {' and '.join(SUPPORTED_VERSIONS)}. "
-            "Convert an older dataset with LeRobot's own scripts: from v1.x `convert_dataset_v1_to_v2.py`, then from "
-            "v2.0 `convert_dataset_v20_to_v21.py`. For a newer format, update kivla."
+            f"{root} has LeRobot format {version!r}; supported are {', '.join(SUPPORTED_VERSIONS)}. Convert an older "
+            "dataset with LeRobot's own script `convert_dataset_v1_to_v2.py`. For a newer format, update kivla."
         )
-    needed = {"fps", "features", "total_episodes", "total_frames"} | ({"chunks_size"} if version == "v2.1" else set())
-    if missing := sorted(needed - info.keys()):
+    if missing := sorted({"fps", "features"} - info.keys()):
         raise ValueError(f"{path} lacks {', '.join(missing)}.")
     fps = info["fps"]
     if not _is_number(fps) or not 0 < fps <= 1e6:
         raise ValueError(f"{path}: fps must be positive, got {str(fps)[:200]}.")
-    for name in sorted(needed - {"fps", "features"}):
-        if type(info[name]) is not int or not (name == "chunks_size") <= info[name] < 1 << 48:
+    for name in ("total_episodes", "total_frames", "chunks_size"):
+        if name in info and (type(info[name]) is not int or not (name == "chunks_size") <= info[name] < 1 << 48):
             raise ValueError(f"{path}: {name} must be a whole number, got {str(info[name])[:200]}.")
-    if not isinstance(info["features"], dict):
-        raise ValueError(f"{path}: features must be a map, got {type(info['features']).__name__}.")
-    for name, feature in info["features"].items():
-        if not _is_feature(feature):
-            raise ValueError(
-                f"{path}: the feature {name[:200]!r} must have a dtype (a string), a shape (a list of at most "
-                f"{_MAX_RANK} whole numbers up to {_MAX_SIDE}) and perhaps `info` (a map), got {str(feature)[:200]}."
-            )
+    features = info["features"]
+    if not isinstance(features, dict) or not all(isinstance(feature, dict) for feature in features.values()):
+        raise ValueError(f"{path}: features must be a map of maps, got {str(features)[:200]}.")
     return info
 
 
@@ -232,47 +311,44 @@ def _is_number(value) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _is_feature(feature) -> bool:
-    return (
-        isinstance(feature, dict)
-        and isinstance(feature.get("dtype"), str)
-        and isinstance(feature.get("shape"), list)
-        and len(feature["shape"]) <= _MAX_RANK
-        and all(type(side) is int and 0 <= side <= _MAX_SIDE for side in feature["shape"])
-        and isinstance(feature.get("info"), dict | None)
-    )
-
-
-def _read_tables_v30(root: Path, info: dict) -> tuple[dict, np.ndarray, np.ndarray, dict]:
+def _read_tables_v3(root: Path) -> tuple[dict, np.ndarray, np.ndarray, dict]:
     tasks_path = root / "meta" / "tasks.parquet"
-    with open_parquet(tasks_path) as file:
-        tasks = _read_table(tasks_path, file)
-    # The instruction is the table's pandas index, which older writers left without a name.
-    text_column = "task" if "task" in tasks.column_names else "__index_level_0__"
-    _need_columns(tasks, ("task_index", text_column), tasks_path)
-    tasks = _cast(tasks, {"task_index": pa.int64(), text_column: pa.large_string()}, tasks_path)
-    files = sorted((root / "meta" / "episodes").glob("*/*.parquet"))
-    if not files:
-        raise FileNotFoundError(f"{root} has no meta/episodes/*/*.parquet. Download or copy the dataset again.")
-    tables = [_read_episodes(file) for file in files]
+    tasks = _read_tasks_table(tasks_path) if tasks_path.is_file() else {}
+    tables = [_read_episodes(file) for file in _episode_tables(root)]
     try:
         episodes = pa.concat_tables(tables, promote_options="default")
     except pa.ArrowException as error:
         raise ValueError(f"{root}: the tables in meta/episodes do not fit together. ({error})") from error
-    if incomplete := [name for name in episodes.column_names if episodes[name].null_count]:
+    # Empty fields matter where they are used: a camera that is left out may have some.
+    arrays = {name: episodes[name].fill_null(-1).to_numpy() for name in episodes.column_names}
+    for name in ("episode_index", "length"):
+        _check_numbers(root, name, arrays[name])
+    return tasks, arrays.pop("episode_index"), arrays.pop("length"), arrays
+
+
+def _check_numbers(root: Path, name: str, values: np.ndarray) -> None:
+    if not np.all((values >= 0) & (values < 1e9)):  # false for NaN, too
         raise ValueError(
-            f"{root}: meta/episodes has empty fields in {', '.join(incomplete)}. Export the dataset again."
+            f"{root}: meta/episodes has values in {name} that are empty, negative, too large or NaN. Export the "
+            "dataset again."
         )
-    arrays = {name: episodes[name].to_numpy() for name in episodes.column_names}
-    for name, values in arrays.items():
-        if not ((values >= 0) & (values < 1e9)).all():  # false for NaN, too
-            raise ValueError(f"{root}: meta/episodes has values in {name} that are negative, too large or NaN.")
-    return (
-        _tasks(zip(tasks["task_index"].to_pylist(), tasks[text_column].to_pylist(), strict=True), tasks_path),
-        arrays.pop("episode_index"),
-        arrays.pop("length"),
-        arrays,
-    )
+
+
+def _read_tasks_table(path: Path) -> dict[int, str]:
+    with open_parquet(path) as file:
+        tasks = _read_table(path, file)
+    # The instruction is the table's pandas index, which older writers left without a name.
+    text_column = "task" if "task" in tasks.column_names else "__index_level_0__"
+    _need_columns(tasks, ("task_index", text_column), path)
+    tasks = _cast(tasks, {"task_index": pa.int64(), text_column: pa.large_string()}, path)
+    return _tasks(zip(tasks["task_index"].to_pylist(), tasks[text_column].to_pylist(), strict=True), path)
+
+
+def _episode_tables(root: Path) -> list[Path]:
+    files = sorted((root / "meta" / "episodes").glob("*/*.parquet"))
+    if not files:
+        raise FileNotFoundError(f"{root} has no meta/episodes/*/*.parquet. Download or copy the dataset again.")
+    return files
 
 
 def _read_episodes(path: Path) -> pa.Table:
@@ -280,7 +356,7 @@ def _read_episodes(path: Path) -> pa.Table:
     with open_parquet(path) as file:
         names = [name for name in file.schema_arrow.names if name.startswith(("data/", "videos/"))]
         types = {name: pa.int32() for name in names if name.endswith(_FILE_FIELDS)}
-        types |= {name: pa.float64() for name in names if name.endswith("/from_timestamp")}
+        types |= {name: pa.float64() for name in names if name.endswith(("/from_timestamp", "/to_timestamp"))}
         types |= {"episode_index": pa.int64(), "length": pa.int64()}
         table = _read_table(path, file, list(types))
     _need_columns(table, ("episode_index", "length"), path)
@@ -329,9 +405,10 @@ def _need_columns(table: pa.Table, columns: tuple[str, ...], where: Path) -> Non
         raise ValueError(f"{where} lacks the column {', '.join(missing)}; it has {', '.join(table.column_names)}.")
 
 
-def _read_tables_v21(root: Path, info: dict) -> tuple[dict, np.ndarray, np.ndarray, dict]:
+def _read_tables_v2(root: Path) -> tuple[dict, np.ndarray, np.ndarray, dict]:
     tasks_path, episodes_path = root / "meta" / "tasks.jsonl", root / "meta" / "episodes.jsonl"
-    tasks = ((row["task_index"], row["task"]) for row in _read_json_lines(tasks_path, ("task_index", "task")))
+    rows = _read_json_lines(tasks_path, ("task_index", "task")) if tasks_path.is_file() else ()
+    tasks = _tasks(((row["task_index"], row["task"]) for row in rows), tasks_path)
     episodes = array("q")  # index, length, index, ...: no objects for every episode
     for number, row in enumerate(_read_json_lines(episodes_path, ("episode_index", "length")), start=1):
         for name in ("episode_index", "length"):
@@ -339,7 +416,7 @@ def _read_tables_v21(root: Path, info: dict) -> tuple[dict, np.ndarray, np.ndarr
                 raise ValueError(f"{episodes_path}, line {number}: {name} must be a whole number, not {row[name]!r}.")
             episodes.append(row[name])
     table = np.array(episodes, np.int64).reshape(-1, 2)
-    return _tasks(tasks, tasks_path), table[:, 0].copy(), table[:, 1].copy(), {}
+    return tasks, table[:, 0].copy(), table[:, 1].copy(), {}
 
 
 def _read_json(path: Path) -> dict:
@@ -359,6 +436,8 @@ def _read_json_lines(path: Path, keys: tuple[str, ...]) -> Iterator[dict]:
         raise FileNotFoundError(f"{path} is missing. Download or copy the dataset again.")
     with path.open("rb") as lines:
         for number, line in enumerate(iter(partial(lines.readline, _MAX_JSON_BYTES), b""), start=1):
+            if not line.strip():
+                continue
             try:
                 row = json.loads(line)
             except (ValueError, RecursionError) as error:

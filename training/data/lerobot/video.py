@@ -1,4 +1,4 @@
-"""Frames out of video files, by time.
+"""Frames out of video files, by their number in the order in which they are shown.
 
 Training asks for frames in two patterns: one after the other (evaluation, statistics) and in random order
 (shuffled batches). A reader therefore keeps its file open and decodes on when the next frame is asked for, and
@@ -25,8 +25,12 @@ MAX_PIXELS = 64_000_000
 _MAX_BOXES = 10_000
 
 
+# A frame that is at most so many further on is decoded towards; further ones are jumped to.
+_NEAR = 4
+
+
 class VideoReadError(RuntimeError):
-    """A video file is damaged, or has no frame at the requested time."""
+    """A video file is damaged, or does not have the frame."""
 
 
 def check_video_file(path: Path) -> None:
@@ -61,55 +65,95 @@ def check_video_file(path: Path) -> None:
         raise VideoReadError(f"{path} ({size} bytes) is cut off or incomplete. Download or copy it again.")
 
 
-class VideoReader:
-    """One open video file with a constant frame rate; time 0 is its first frame."""
+def frame_times(path: Path) -> np.ndarray:
+    """(F,) when each frame of a video is shown, in seconds after the first one; nothing is decoded.
 
-    def __init__(self, path: Path, fps: float):
+    Raises:
+        VideoReadError: the file cannot be opened as a video.
+    """
+    container, stream = _open(path)
+    try:
+        pts = _presentation_times(path, container, stream)
+        return (pts - pts[0]) * float(stream.time_base)
+    finally:
+        container.close()
+
+
+def _open(path: Path):
+    """(container, its video stream)."""
+    try:
+        # A stranger's file: MP4 alone, not one of the playlists by which FFmpeg is led to other files and servers.
+        options = {"protocol_whitelist": "file"}
+        container = av.open(str(path), format="mp4", options=options, metadata_errors="replace")
+        stream = container.streams.video[0]
+    except (av.FFmpegError, IndexError, ValueError) as error:
+        raise VideoReadError(f"{path} cannot be opened as a video: {error}") from error
+    if stream.codec_context is None or stream.time_base is None:
+        raise VideoReadError(f"{path} holds no video that can be decoded.")
+    return container, stream
+
+
+def _presentation_times(path: Path, container, stream) -> np.ndarray:
+    """(F,) in units of the stream's time base, in order.
+
+    The file's index says when frames are *decoded*. Where that is at a steady rate so is their presentation, and the
+    index is enough; otherwise all packets are read.
+    """
+    entries = stream.index_entries
+    decoded = np.fromiter((entry.timestamp for entry in entries), np.int64, len(entries))
+    steps = np.diff(decoded)
+    is_whole = len(decoded) > 0 and len(decoded) == stream.frames and not any(entry.is_discard for entry in entries)
+    if is_whole and stream.start_time is not None and (len(steps) == 0 or (steps[0] > 0 and (steps == steps[0]).all())):
+        return stream.start_time + decoded - decoded[0]
+    try:
+        times = [packet.pts for packet in container.demux(stream) if packet.size and not packet.is_discard]
+    except av.FFmpegError as error:
+        raise VideoReadError(f"{path} cannot be read: {error}") from error
+    if not times or None in times:
+        raise VideoReadError(f"{path} has {'a frame without a time' if times else 'no frames'}.")
+    return np.unique(np.array(times, np.int64))
+
+
+class VideoReader:
+    """One open video file; its frames are numbered in the order in which they are shown.
+
+    Frames come out as a player shows them: turned, if the file says that the camera was.
+    """
+
+    def __init__(self, path: Path):
         self._path = path
-        self._frame_duration = 1.0 / fps
-        try:
-            # A stranger's file: MP4 alone, not one of the playlists by which FFmpeg is led to other files and servers.
-            options = {"protocol_whitelist": "file"}
-            self._container = av.open(str(path), format="mp4", options=options, metadata_errors="replace")
-            self._stream = self._container.streams.video[0]
-        except (av.FFmpegError, IndexError, ValueError) as error:
-            raise VideoReadError(f"{path} cannot be opened as a video: {error}") from error
-        context = self._stream.codec_context
-        if context is None or self._stream.time_base is None:
-            raise VideoReadError(f"{path} holds no video that can be decoded.")
-        self._check_size(context.width, context.height)
+        self._container, self._stream = _open(path)
+        self._check_size(self._stream.codec_context.width, self._stream.codec_context.height)
         # One thread, here and in `read`: parallelism comes from data-loader workers. More threads would compete with
         # them, would make every jump dearer (they decode ahead), and a forked worker would wait for them for ever.
         self._stream.codec_context.thread_count = 1
         self._reformatter = VideoReformatter()  # reused, because setting one up costs more than converting a frame
-        self._time_base = float(self._stream.time_base)
-        self._first_pts = self._stream.start_time or 0
-        self._time = -np.inf  # of the frame decoded last; nothing yet
+        self._pts = _presentation_times(path, self._container, self._stream)
+        self._number = _NOWHERE  # of the frame decoded last
 
-    def read(self, timestamp: float) -> np.ndarray:
-        """The frame at `timestamp` (seconds) as uint8 (height, width, 3) RGB.
+    def read(self, number: int) -> np.ndarray:
+        """A frame as uint8 (height, width, 3) RGB.
 
         Raises:
-            VideoReadError: no frame lies within half a frame of `timestamp`, or the frame cannot be decoded.
+            VideoReadError: there is no such frame, or it cannot be decoded.
         """
-        tolerance = 0.5 * self._frame_duration
+        if not 0 <= number < len(self._pts):
+            raise VideoReadError(f"{self._path} has {len(self._pts)} frames, and no frame {number}.")
         try:
-            if not -tolerance <= timestamp - self._time <= self._frame_duration + tolerance:
-                self._jump(timestamp)
-            while self._time < timestamp - tolerance:
-                self._advance(timestamp)
+            if not 0 <= number - self._number <= _NEAR:
+                self._jump(number)
+            while self._number < number:
+                self._advance(number)
         except av.FFmpegError as error:
-            self._time = -np.inf  # the decoder's state is unknown: the next read must jump
-            raise VideoReadError(f"{self._path} cannot be decoded at {timestamp:.4f} s: {error}") from error
-        # Frames are at least a frame's duration apart, so the first one inside the tolerance is the nearest one.
-        if self._time > timestamp + tolerance:
-            raise VideoReadError(
-                f"{self._path} has no frame within {tolerance:.4f} s of {timestamp:.4f} s; the nearest later one is "
-                f"at {self._time:.4f} s"
-            )
+            self._number = _NOWHERE  # the decoder's state is unknown: the next read must jump
+            raise VideoReadError(f"{self._path} cannot be decoded at frame {number}: {error}") from error
+        if self._number > number:
+            raise VideoReadError(f"{self._path} is damaged: frame {number} is missing. Download or copy it again.")
         if self._frame.is_corrupt:
-            raise VideoReadError(f"{self._path} is damaged at {timestamp:.4f} s. Download or copy it again.")
-        return self._reformatter.reformat(self._frame, format="rgb24", threads=1).to_ndarray()
+            raise VideoReadError(f"{self._path} is damaged at frame {number}. Download or copy it again.")
+        image = self._reformatter.reformat(self._frame, format="rgb24", threads=1).to_ndarray()
+        turns = round(self._frame.rotation / 90)  # to the left
+        return np.ascontiguousarray(np.rot90(image, turns)) if turns % 4 else image
 
     def _check_size(self, width: int, height: int) -> None:
         if width * height > MAX_PIXELS:
@@ -118,30 +162,34 @@ class VideoReader:
     def close(self) -> None:
         self._container.close()
 
-    def _jump(self, timestamp: float) -> None:
-        """Decode one frame at or before `timestamp`, from the nearest key frame."""
-        step_back = self._frame_duration
+    def _jump(self, number: int) -> None:
+        """Decode one frame at or before this one, from the nearest key frame."""
+        step_back = 1
         while True:
-            start = max(timestamp - step_back, 0.0)
-            self._container.seek(self._first_pts + int(start / self._time_base), stream=self._stream)
+            start = max(number - step_back, 0)
+            self._container.seek(int(self._pts[start]), stream=self._stream)
             self._frames: Iterator[av.VideoFrame] = self._container.decode(self._stream)
-            self._advance(timestamp)
+            self._advance(number)
             # In open groups of pictures a key frame is stored before frames that are shown earlier, and those cannot
             # be decoded from it: the jump came too late, so start further back.
-            if start == 0.0 or self._time < timestamp + 0.5 * self._frame_duration:
+            if start == 0 or self._number <= number:
                 return
             step_back *= 8
 
-    def _advance(self, timestamp: float) -> None:
+    def _advance(self, number: int) -> None:
         self._frame = next(self._frames, None)
         if self._frame is None:
-            self._time = -np.inf
-            raise VideoReadError(f"{self._path} ends before {timestamp:.4f} s")
-        if self._frame.pts is None:
-            self._time = -np.inf
-            raise VideoReadError(f"{self._path} has a frame without a time, near {timestamp:.4f} s")
+            self._number = _NOWHERE
+            raise VideoReadError(f"{self._path} ends before frame {number}.")
         self._check_size(self._frame.width, self._frame.height)
-        self._time = (self._frame.pts - self._first_pts) * self._time_base
+        pts = self._frame.pts
+        self._number = _NOWHERE if pts is None else int(np.searchsorted(self._pts, pts))
+        if pts is None or self._number == len(self._pts) or self._pts[self._number] != pts:
+            self._number = _NOWHERE
+            raise VideoReadError(f"{self._path} has a frame at an unexpected time, near frame {number}.")
+
+
+_NOWHERE = -(1 << 40)
 
 
 class VideoReaders:
@@ -155,7 +203,7 @@ class VideoReaders:
         self._max_open = max_open
         self._forget()
 
-    def read(self, path: Path, timestamp: float, fps: float) -> np.ndarray:
+    def read(self, path: Path, number: int) -> np.ndarray:
         """See `VideoReader.read`."""
         if self._process_id != os.getpid():  # a forked worker shares file offsets with its parent
             self._forget()
@@ -163,9 +211,9 @@ class VideoReaders:
             if len(self._readers) >= self._max_open:
                 _, oldest = self._readers.popitem(last=False)
                 oldest.close()
-            self._readers[path] = VideoReader(path, fps)
+            self._readers[path] = VideoReader(path)
         self._readers.move_to_end(path)
-        return self._readers[path].read(timestamp)
+        return self._readers[path].read(number)
 
     def _forget(self) -> None:
         self._readers: OrderedDict[Path, VideoReader] = OrderedDict()

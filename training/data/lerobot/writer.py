@@ -102,6 +102,7 @@ class LeRobotWriter:
         self._check_arguments()
         _check_free(self._folder)
 
+        # What is known of the dataset so far.
         self._features = self._describe_features()
         self._schema = self._data_schema()
         self._tasks: dict[str, int] = {}
@@ -110,6 +111,7 @@ class LeRobotWriter:
         self.num_episodes = 0
         self.num_frames = 0
 
+        # Written beside the folder and moved there when it is whole: nobody reads half a dataset.
         self._folder.parent.mkdir(parents=True, exist_ok=True)
         self._root = self._folder.with_name(f".{self._folder.name}.incomplete-{uuid.uuid4().hex[:8]}")
         self._root.mkdir()
@@ -217,6 +219,7 @@ class LeRobotWriter:
 
     def _describe_features(self) -> dict[str, dict]:
         """`features` of info.json."""
+        # Cameras first, then state and action, then the columns that every dataset has.
         features = {}
         for name, (height, width) in self._cameras.items():
             feature = {
@@ -308,6 +311,7 @@ class LeRobotWriter:
         return {key: columns[key].astype(dtype)[:, None] for key, dtype in INDEX_FEATURES.items()}  # (T, 1)
 
     def _write_episode(self, images: dict[str, np.ndarray], columns: dict[str, np.ndarray], task: str) -> None:
+        # The episode's row of meta/episodes: where its frames will be.
         length = len(columns[ACTION_KEY])
         row = {
             "episode_index": self.num_episodes,
@@ -317,6 +321,7 @@ class LeRobotWriter:
             "dataset_from_index": self.num_frames,
             "dataset_to_index": self.num_frames + length,
         }
+        # Its frames, in the order of the schema.
         arrays = [
             _png_array(images[field.name], field.type)
             if field.name in images
@@ -324,6 +329,7 @@ class LeRobotWriter:
             for field in self._schema
         ]
         self._data_files.append(pa.Table.from_arrays(arrays, schema=self._schema))
+        # Its videos, at the end of files that hold several episodes.
         for key, files in self._video_files.items():
             row |= files.place(f"videos/{key}")
             first_frame = files.current.num_frames if files.current else 0
@@ -331,6 +337,7 @@ class LeRobotWriter:
             row[f"videos/{key}/to_timestamp"] = (first_frame + length) / self._fps
             files.append(images[key])
 
+        # Its statistics: LeRobot merges those of episodes into those of the dataset.
         statistics = {}
         for key, frames in images.items():
             histogram = channel_histogram(frames)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from kivla.training.data.lerobot import frame_table
-from kivla.training.data.lerobot.frame_table import blocks, episode_runs
+from kivla.training.data.lerobot.frame_table import blocks, episode_runs, matrix
 
 LENGTHS = np.array([3, 1, 5, 4, 2])
 STARTS = np.cumsum(LENGTHS) - LENGTHS
@@ -42,7 +42,7 @@ def test_blocks_hold_the_rows_of_the_chosen_episodes(block_rows, table, chosen):
         assert 0 < len(number) <= block_rows
         rows += number.tolist()
         episodes += [chosen[i] for i in episode]
-        actions += columns["action"][:, 0].tolist()
+        actions += matrix(columns["action"])[:, 0].tolist()
     expected = [row for i in sorted(chosen) for row in range(STARTS[i], STARTS[i] + LENGTHS[i])]
     assert rows == expected
     assert episodes == [i for i in sorted(chosen) for _ in range(LENGTHS[i])]

@@ -1,0 +1,202 @@
+"""What is looked at in every row when a dataset is opened, once and a block at a time."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+# A step between two rows that is further from 1 / fps than this share of it is not even.
+_EVEN = 0.1
+# How far the rate of the times may be from fps: a robot's real rate is seldom the one it was asked for.
+_RATES = (2 / 3, 3 / 2)
+# Rounding to float32 that is coarser than this share of a dimension's range is said.
+_COARSE = 1e-3
+
+
+class FrameChecks:
+    """Faults and peculiarities of the rows of some episodes. Give all blocks to `add`, then ask.
+
+    Args:
+        name: of the dataset.
+        fps: by its metadata.
+        episodes, first_rows, lengths: (E,) number, first row and rows of each.
+        known_tasks: numbers of the tasks, or None if rows have none.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        fps: float,
+        episodes: np.ndarray,
+        first_rows: np.ndarray,
+        lengths: np.ndarray,
+        known_tasks: Sequence[int] | None,
+    ):
+        self._name, self._fps = name, fps
+        self._episodes, self._first_rows, self._lengths = episodes, first_rows, lengths
+        self._known_tasks = None if known_tasks is None else np.array(known_tasks, np.int64)
+        count = len(episodes)
+        self._times = np.full((2, count), np.nan)  # of the first and last row
+        self._shortest, self._longest = np.full(count, np.inf), np.full(count, -np.inf)  # steps
+        self._last_time = self._last_number = np.nan
+        self._has_times = self._is_numbered = False
+        self._has_gaps = np.zeros(count, bool)  # in the numbers of the frames
+        self._not_finite: dict[str, list] = {}  # by vector: how many rows, and the first one's place
+        self._ranges: dict[str, list] = {}  # by vector: smallest and largest values (D,), and whether they are whole
+
+    def add(self, rows: np.ndarray, episodes: np.ndarray, columns: dict[str, np.ndarray]) -> None:
+        """Look at a block.
+
+        Args:
+            rows, episodes: (n,) as from `frame_table.blocks`.
+            columns: those of `timestamp`, `frame_index` and `task_index` that there are, (n,); `actions` and `state`
+                (n, D), as they are stored.
+
+        Raises:
+            ValueError: a row's number is not after the one before; an unknown task.
+        """
+        frames = rows - self._first_rows[episodes]  # counted from 0 in each episode
+        if "frame_index" in columns:
+            self._add_numbers(frames, episodes, columns["frame_index"])
+        if "timestamp" in columns:
+            self._add_times(frames, episodes, columns["timestamp"])
+        if "task_index" in columns and self._known_tasks is not None:
+            unknown = ~np.isin(columns["task_index"], self._known_tasks)
+            if unknown.any():
+                first = int(np.argmax(unknown))
+                raise ValueError(
+                    f"{self._name}: episode {self._episodes[episodes[first]]} has the task "
+                    f"{columns['task_index'][first]}, but the task table has only "
+                    f"{', '.join(map(str, self._known_tasks[:20]))}."
+                )
+        for name in columns.keys() & {"actions", "state"}:
+            self._add_vectors(name, frames, episodes, columns[name])
+
+    def _add_numbers(self, frames: np.ndarray, episodes: np.ndarray, numbers: np.ndarray) -> None:
+        self._is_numbered = True
+        steps = np.diff(numbers, prepend=self._last_number)
+        self._last_number = numbers[-1]
+        wrong = (frames > 0) & ~(steps >= 1)
+        if wrong.any():
+            episode = episodes[int(np.argmax(wrong))]
+            raise ValueError(
+                f"{self._name}: the frames of episode {self._episodes[episode]} are not numbered 0 to "
+                f"{self._lengths[episode] - 1}, nor in any order that grows."
+            )
+        self._has_gaps[episodes[numbers != frames]] = True
+
+    def _add_times(self, frames: np.ndarray, episodes: np.ndarray, times: np.ndarray) -> None:
+        self._has_times = True
+        steps = np.diff(times, prepend=self._last_time)
+        self._last_time = times[-1]
+        is_first = frames == 0
+        self._times[0, episodes[is_first]] = times[is_first]
+        is_last = frames == self._lengths[episodes] - 1
+        self._times[1, episodes[is_last]] = times[is_last]
+        steps, episodes = steps[~is_first], episodes[~is_first]
+        np.minimum.at(self._shortest, episodes, steps)  # NaN stays
+        np.maximum.at(self._longest, episodes, steps)
+
+    def _add_vectors(self, name: str, frames: np.ndarray, episodes: np.ndarray, values: np.ndarray) -> None:
+        is_whole = values.dtype.kind in "iub"
+        if not is_whole:
+            bad = ~np.isfinite(values).all(axis=1)
+            if bad.any():
+                first = int(np.argmax(bad))
+                found = self._not_finite.setdefault(name, [0, self._episodes[episodes[first]], frames[first]])
+                found[0] += int(bad.sum())
+        low, high = values.min(axis=0).astype(np.float64), values.max(axis=0).astype(np.float64)
+        lowest, highest, whole = self._ranges.get(name, (low, high, is_whole))
+        self._ranges[name] = [np.minimum(low, lowest), np.maximum(high, highest), whole]
+
+    def refuse_unfinite(self, keys: dict[str, str]) -> None:
+        """
+        Args:
+            keys: what the vectors are called in the dataset.
+
+        Raises:
+            ValueError: there is NaN or infinity among actions or states.
+        """
+        for name, (count, episode, frame) in self._not_finite.items():
+            raise ValueError(
+                f"{self._name}: {keys[name]!r} holds NaN or infinity in {count} frames; the first is episode "
+                f"{episode}, frame {frame}. Repair these frames, or leave the episodes out with `episodes=[...]`."
+            )
+
+    def check_times(self) -> list[str]:
+        """What there is to say of the times, a sentence each.
+
+        Raises:
+            ValueError: rows go back in time, and no numbers say that their order is right; or the times run at another
+                rate than the dataset is said to have.
+        """
+        notes = []
+        if self._has_gaps.any():
+            notes.append(
+                f"frame_index leaves numbers out, or does not begin at 0, in {self._some(self._has_gaps)}: frames are "
+                "numbered in the order of the rows."
+            )
+        if not self._has_times:
+            return notes
+        many = self._lengths > 1
+        goes_back = self._shortest < -1e-9
+        if goes_back.any() and not self._is_numbered:
+            raise ValueError(
+                f"{self._name}: the timestamps go back in {self._some(goes_back)}, and without frame_index nobody can "
+                "tell in which order the rows are."
+            )
+        unusable = many & ~(np.isfinite(self._shortest) & np.isfinite(self._longest) & np.isfinite(self._times[0]))
+        still = many & ~unusable & (self._shortest == 0) & (self._longest == 0)
+        runs = many & ~unusable & ~still
+        durations = (self._times[1] - self._times[0]) / np.maximum(self._lengths - 1, 1)
+        if (runs & ~goes_back).any():
+            step = float(np.median(durations[runs & ~goes_back]))
+            if not _RATES[0] <= step * self._fps <= _RATES[1]:
+                raise ValueError(
+                    f"{self._name}: at {self._fps} fps frames are {1 / self._fps:.4f} s apart, but the timestamps are "
+                    f"{step:.4g} s apart. Correct fps in meta/info.json, or the timestamps (in seconds)."
+                )
+        late = np.isfinite(self._times[0]) & (np.abs(self._times[0]) * self._fps > _EVEN)
+        uneven = runs & (np.maximum(self._longest * self._fps - 1, 1 - self._shortest * self._fps) > _EVEN)
+        if unusable.any():
+            notes.append(f"Some timestamps are no numbers in {self._some(unusable)}.")
+        if still.any():
+            notes.append(f"The timestamps do not move in {self._some(still)}.")
+        if late.any():
+            begin = self._times[0, late]
+            places = f"{begin.min():.4g} s" + (f" to {begin.max():.4g} s" if np.ptp(begin) > 1e-6 else "")
+            notes.append(f"The timestamps begin at {places} and not at 0 in {self._some(late)}.")
+        if uneven.any():
+            notes.append(
+                f"The timestamps are uneven, {self._shortest[uneven].min():.4g} to {self._longest[uneven].max():.4g} s "
+                f"apart where {self._fps} fps are {1 / self._fps:.4g} s, in {self._some(uneven)}."
+            )
+        return notes
+
+    def rounding(self, names: dict[str, Sequence[str]]) -> list[str]:
+        """Where float32, in which policies compute, is coarse for what was recorded, a sentence each.
+
+        Args:
+            names: of the dimensions of each vector.
+        """
+        notes = []
+        for name, (low, high, is_whole) in self._ranges.items():
+            largest = np.maximum(np.abs(low), np.abs(high))
+            spacing = np.spacing(largest.astype(np.float32)).astype(np.float64)
+            coarse = (high > low) & ((spacing > _COARSE * (high - low)) | (is_whole & (largest > 1 << 24)))
+            if coarse.any():
+                worst = int(np.argmax(np.where(coarse, spacing / np.maximum(high - low, 1e-300), 0)))
+                notes.append(
+                    f"{int(coarse.sum())} dimensions of the {name} are too large for float32 and are rounded, most "
+                    f"{names[name][worst]!r}: its values, {low[worst]:.10g} to {high[worst]:.10g}, are rounded to "
+                    f"steps of {spacing[worst]:.4g}."
+                )
+        return notes
+
+    def _some(self, chosen: np.ndarray) -> str:
+        count, first = int(chosen.sum()), self._episodes[int(np.argmax(chosen))]
+        if count == 1:
+            return f"episode {first}"
+        return f"{'all ' if count == len(chosen) else ''}{count} episodes (the first is {first})"
+
+
+__all__ = ["FrameChecks"]

@@ -1,0 +1,200 @@
+"""Which frame of a video belongs to which row of an episode. What cannot be told for certain is refused.
+
+A video and the rows beside it are recorded by two programs. They agree where an episode has as many frames in the video
+as rows: then row k has frame k, whatever the clocks say. Where the numbers differ (a dropped row, a video of another
+frame rate) the times decide, if both begin and end together. In a file with several episodes those must lie one after
+the other: an episode that is said to begin a frame too late would otherwise show the wrong pictures, and nobody would
+see it.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+class PlacementError(ValueError):
+    """Rows for which the frames cannot be told.
+
+    Attributes:
+        episode: the number of the episode, where it is one of several in a file.
+    """
+
+    def __init__(self, message: str, episode: int | None = None):
+        super().__init__(message)
+        self.episode = episode
+
+
+@dataclass(frozen=True)
+class VideoTimes:
+    """When the frames of a video file are shown.
+
+    Attributes:
+        seconds: (F,) in order, from 0.
+        duration: of one frame, the median.
+    """
+
+    seconds: np.ndarray
+    duration: float
+
+    @classmethod
+    def of(cls, seconds: np.ndarray, fps: float) -> "VideoTimes":
+        """Take `fps` for the rate of a video of a single frame."""
+        return cls(seconds, float(np.median(np.diff(seconds))) if len(seconds) > 1 else 1 / fps)
+
+    @property
+    def end(self) -> float:
+        return float(self.seconds[-1]) + self.duration
+
+
+@dataclass(frozen=True)
+class PlacedRows:
+    """Where the rows of an episode are in their video.
+
+    Attributes:
+        first: the frame of the first row.
+        numbers: (n,) the frame of every row where they do not simply follow each other, otherwise None.
+        off: (n,) how far the rows' times are from those frames', in seconds; None if times did not matter.
+    """
+
+    first: int
+    numbers: np.ndarray | None = None
+    off: np.ndarray | None = None
+
+
+def place_rows(
+    row_times: np.ndarray, video: VideoTimes, first: int, end: int, fps: float, tolerance: float, is_alone: bool
+) -> PlacedRows:
+    """Place the rows of an episode among the frames `first` to `end` of a video.
+
+    Args:
+        row_times: (n,) seconds.
+        fps: of the rows.
+        tolerance: how many seconds a row may be from its frame, and the end of the rows from the end of the frames.
+        is_alone: the file holds this episode alone. It may then go on for one frame more after the rows' end.
+
+    Raises:
+        PlacementError: the numbers differ, and the times do not tell.
+    """
+    rows, frames = len(row_times), end - first
+    if rows == frames:
+        return PlacedRows(first)
+    numbers = f"{rows} rows, and {frames} frames in the video"
+    if not (np.isfinite(row_times).all() and (np.diff(row_times) > 0).all()):
+        raise PlacementError(f"{numbers}; its times do not grow from row to row, so they cannot tell which is which.")
+    if abs(row_times[0]) > tolerance:
+        raise PlacementError(
+            f"{numbers}; its times begin at {row_times[0]:.4g} s and not at 0, so they cannot tell which is which."
+        )
+    seconds = video.seconds[first:end] - video.seconds[first]
+    longer = float(seconds[-1] + video.duration - row_times[-1] - 1 / fps)
+    if not -tolerance <= longer <= tolerance + is_alone / fps:
+        how = f"{longer:.4g} s longer" if longer > 0 else f"{-longer:.4g} s shorter"
+        raise PlacementError(f"{numbers}, {how} than the rows (tolerance {tolerance:.4g} s).")
+    nearest = _nearest(seconds, row_times)
+    off = np.abs(seconds[nearest] - row_times)
+    # Half a frame, as numbers are written down
+    if (far := off > tolerance * (1 + 1e-6)).any():
+        raise PlacementError(
+            f"{numbers}; {int(far.sum())} rows have no frame within {tolerance:.4g} s, the worst is {off.max():.4g} s "
+            f"off (row {int(off.argmax())})."
+        )
+    return PlacedRows(first, (first + nearest).astype(np.int32), off)
+
+
+def frames_of_episodes(
+    video: VideoTimes,
+    episodes: np.ndarray,
+    lengths: np.ndarray,
+    starts: np.ndarray,
+    ends: np.ndarray,
+    is_used: np.ndarray,
+    known: np.ndarray,
+    fps: float,
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """Find the frames of the episodes that are in one video file, one after the other.
+
+    If the file has as many frames as all its episodes have rows, they are counted. Otherwise the table's times say
+    where an episode lies.
+
+    Args:
+        episodes: (n,) their numbers, growing.
+        lengths: (n,) their rows.
+        starts, ends: (n,) where they lie by the episode table, in seconds; an end may be NaN.
+        is_used: (n,) whether the episode matters.
+        known: numbers of all episodes of the dataset.
+        fps: of the rows.
+
+    Returns:
+        (n,) the first frame, and (n,) one past the last, of those that are used; and by how many seconds the table's
+        times are off where frames were counted.
+
+    Raises:
+        PlacementError: episodes overlap, have another order than their numbers, leave frames out between them for which
+            there is no reason, or lie past the end of the video.
+    """
+    ends = np.where(np.isnan(ends), np.append(starts[1:], video.end), ends)
+    has_hole = _check_neighbours(episodes, starts, ends, is_used, known, video.duration)
+    first, end = np.zeros(len(episodes), np.int64), np.zeros(len(episodes), np.int64)
+    if not has_hole and lengths.sum() == len(video.seconds):
+        end = np.cumsum(lengths)
+        first = end - lengths
+        return first, end, float(np.abs(video.seconds[first] - starts).max())
+    same_rate = abs(video.duration * fps - 1) < _SAME_RATE
+    for i in range(int(np.flatnonzero(is_used)[-1]) + 1):
+        if is_used[i] or same_rate:
+            first[i], end[i] = _frames_between(video, int(episodes[i]), float(starts[i]), float(ends[i]))
+        if not is_used[i] and same_rate and end[i] - first[i] != lengths[i]:
+            raise PlacementError(
+                f"it comes after episode {episodes[i]}, which has {lengths[i]} rows and {end[i] - first[i]} frames in "
+                "the same video: the episode table's times are not those of the video.",
+                int(episodes[np.argmax(is_used & (np.arange(len(episodes)) > i))]),
+            )
+    return first, end, 0.0
+
+
+# Of the duration of a frame: a video of which the frames last as long as the rows has one frame for each row.
+_SAME_RATE = 0.1
+
+
+def _frames_between(video: VideoTimes, episode: int, start: float, end: float) -> tuple[int, int]:
+    """The frames from `start` to `end` (seconds): the first one, and one past the last."""
+    half = video.duration / 2
+    where = f"it is said to lie from {start:.4f} s to {end:.4f} s of a video of {video.end:.4f} s"
+    if not start < end:
+        raise PlacementError(f"{where}, which is nothing.", episode)
+    if end > video.end + half:
+        raise PlacementError(f"{where}: the video is too short.", episode)
+    first = int(_nearest(video.seconds, np.array([start]))[0])
+    if abs(video.seconds[first] - start) > half:
+        raise PlacementError(f"{where}, and there is no frame at its beginning.", episode)
+    return first, int(np.searchsorted(video.seconds, end - half))
+
+
+def _check_neighbours(
+    episodes: np.ndarray, starts: np.ndarray, ends: np.ndarray, is_used: np.ndarray, known: np.ndarray, frame: float
+) -> bool:
+    """Check that the episodes lie one after the other, and say whether there is a hole between them.
+
+    A hole is fine where an episode is not in the table any more.
+    """
+    gaps = starts - np.append(0.0, ends[:-1])
+    matters = is_used | np.append(False, is_used[:-1])
+    for i in np.flatnonzero(matters & ~(np.abs(gaps) <= frame / 2)).tolist():
+        place = f"it lies from {starts[i]:.4f} s to {ends[i]:.4f} s of its video"
+        before = f"episode {episodes[i - 1]} before it ends at {ends[i - 1]:.4f} s" if i else "the video begins at 0 s"
+        was_removed = episodes[i] > 0 and episodes[i] - 1 not in known
+        if gaps[i] < 0 or not was_removed:
+            raise PlacementError(f"{place}, but {before}.", int(episodes[i]))
+    return bool((gaps > frame / 2).any())
+
+
+def _nearest(seconds: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """(n,) the index of the time nearest to each wanted one; of two that are as near, the earlier one."""
+    after = np.searchsorted(seconds, wanted).clip(1, max(len(seconds) - 1, 1))
+    if len(seconds) == 1:
+        return np.zeros(len(wanted), np.int64)
+    before = after - 1
+    return np.where(wanted - seconds[before] <= seconds[after] - wanted, before, after)
+
+
+__all__ = ["PlacedRows", "PlacementError", "VideoTimes", "frames_of_episodes", "place_rows"]
