@@ -27,6 +27,7 @@ class PipelinePolicy:
             others run beside it.
         num_steps: Euler steps; by default the model's.
         clip_actions: hold actions within the range of the policy's data; by default what its processor says.
+        respond: whether a policy that was taught to say a sub-task first says it, at every plan anew, and acts on it.
         cameras: where the environment has other names: the policy's camera → the environment's.
     """
 
@@ -36,9 +37,11 @@ class PipelinePolicy:
         seed: int = 0,
         num_steps: int | None = None,
         clip_actions: bool | None = None,
+        respond: bool = True,
         cameras: Mapping[str, str | None] | None = None,
     ):
         self.pipe = pipe
+        self.respond = respond
         self.options: dict = {"seed": seed, "num_steps": num_steps, "clip_actions": clip_actions}
         if cameras is not None:
             pipe.processor.check_cameras(cameras)
@@ -51,7 +54,10 @@ class PipelinePolicy:
         return self._clipped_values / self._values if self._values else None
 
     def __call__(self, observations: list[dict]) -> np.ndarray:
-        observations = [{**observation, "images": self._images(observation["images"])} for observation in observations]
+        said = {} if self.respond else {"response": ""}
+        observations = [
+            {**observation, **said, "images": self._images(observation["images"])} for observation in observations
+        ]
         results = self.pipe(observations, **self.options)
         chunks = np.stack([actions_of(result) for result in results])  # (n, H, Da)
         for result in results:

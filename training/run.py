@@ -24,6 +24,8 @@ from ..processing.chat_format import has_chat
 from .arguments import KIVLATrainingArguments
 from .build import CONTINUE, build_for_stage
 from .checkpoints import put_aside
+from .data.checks.findings import ERROR, WARNING
+from .data.checks.report import check_data
 from .data.collator import KIVLACollator
 from .data.dataset_checks import robot_datasets
 from .data.mixture import Mixture
@@ -228,6 +230,8 @@ def make_trainer(
     """
     # Data first: statistics, cameras and the action tokenizer of a new policy come from it.
     sources = load_sources(model_args, data_args)
+    if data_args.check_data and before is None and args.process_index == 0:
+        look_at(sources)
     recipe_name, recipe = model_args.chosen_recipe
     with_vlm_data = data_args.vlm_dataset is not None and recipe.vlm_data
     set_seed(args.seed)  # a new expert's weights
@@ -286,6 +290,24 @@ def load_sources(model_args: ModelArguments, data_args: DataArguments) -> list[R
     return sources
 
 
+def look_at(sources: list[RobotDataset]) -> None:
+    """Print the warnings of a quick `kivla check-data`.
+
+    Raises:
+        ValueError: it finds errors.
+    """
+    for data in sources:
+        findings = check_data(data, quick=True, progress=False).findings
+        for finding in findings:
+            if finding.level == WARNING:
+                print(f"Warning ({data.name}): {finding.text}")
+        if errors := [finding.text for finding in findings if finding.level == ERROR]:
+            raise ValueError(
+                f"{data.name} cannot be trained on: {' '.join(errors)} `kivla check-data` says more; with "
+                "--check_data false training begins all the same."
+            )
+
+
 def load_evaluation(
     data_args: DataArguments, sources: list[RobotDataset], processor: KIVLAProcessor
 ) -> dict[str, Subset]:
@@ -308,6 +330,8 @@ def load_vlm_data(data_args: DataArguments, processor: KIVLAProcessor, split: st
     """Read VLM data; a VLM that has no chat format learns one question at a time."""
     turns = "together" if has_chat(processor.vlm_processor) or data_args.vlm_streaming else "split"
     rows = {"num_rows": data_args.vlm_num_rows, "config": data_args.vlm_config}
+    if data_args.vlm_media_dir is not None:
+        rows["media_dir"] = data_args.vlm_media_dir
     return VLMDataset.load(data_args.vlm_dataset, split, streaming=data_args.vlm_streaming, turns=turns, **rows)
 
 

@@ -29,7 +29,7 @@ class EvaluateArguments:
     acts_by: str | None = field(default=None, metadata={"help": "flow or tokens; the policy's own way."})
     vlm_dataset: str | None = field(
         default=None,
-        metadata={"help": "Questions to ask as well: a folder of a `datasets` dataset with images and messages."},
+        metadata={"help": "Questions to ask as well: a folder of a `datasets` dataset with images and messages; JSON."},
     )
     num_plots: int = field(default=4, metadata={"help": "Chunks to draw, spread evenly."})
     output_dir: str = field(default="outputs/evaluate", metadata={"help": "Where figures and plots go."})

@@ -44,6 +44,9 @@ class RolloutArguments:
     clip_actions: bool | None = field(
         default=None, metadata={"help": "Hold actions within the range of the policy's data; it does, if it can."}
     )
+    respond: bool = field(
+        default=True, metadata={"help": "Let a policy that says its sub-task do so, at every plan; false: act at once."}
+    )
     num_videos: int = field(default=8, metadata={"help": "Episodes to show, failures and successes."})
     video_format: str = field(default="mp4", metadata={"help": "mp4 or gif."})
     output_dir: str = field(default="outputs/rollout", metadata={"help": "Where table, videos and JSON go."})
@@ -64,7 +67,9 @@ def run(arguments: Sequence[str]) -> None:
     seeds = range(args.first_seed, args.first_seed + args.num_episodes)
     with refusals("kivla rollout"):
         cameras = parse_cameras(args.cameras)
-        policies = [PipelinePolicy(pipe, args.seed, args.num_steps, args.clip_actions, cameras) for pipe in pipes]
+        policies = [
+            PipelinePolicy(pipe, args.seed, args.num_steps, args.clip_actions, args.respond, cameras) for pipe in pipes
+        ]
     # Every policy meets the same scenes, by their seeds.
     reports, results = [], []
     for name, policy in zip(names, policies, strict=True):

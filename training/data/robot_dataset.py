@@ -180,12 +180,12 @@ def range_notes(what: str, statistics: dict[str, np.ndarray], names: Sequence[st
             share = 100 * (q99 - q01) / (high - low)
             notes.append(
                 f"{what}: {name} moves rarely (98 % of its values span {share:.2g} % of its range, {low:.4g} to "
-                f"{high:.4g}): it is normalised by its smallest and largest value"
+                f"{high:.4g}): it is normalised by its smallest and largest value."
             )
         else:
             notes.append(
                 f"{what}: {name} hardly moves ({low:.6g} to {high:.6g}): it is normalised as if it moved over "
-                f"{100 * STILL:g} % of its value"
+                f"{100 * STILL:g} % of its value."
             )
     return notes
 
