@@ -26,6 +26,7 @@ from .build import CONTINUE, build_for_stage
 from .checkpoints import put_aside
 from .data.checks.findings import ERROR, WARNING
 from .data.checks.report import check_data
+from .data.collator import KIVLACollator
 from .data.dataset_checks import robot_datasets
 from .data.mixture import Mixture
 from .data.robot_dataset import RobotDataset, dataset_reader, evenly_spread
@@ -75,7 +76,7 @@ def train(
         folder = Path(stage_args.output_dir)
         is_last = number == len(stages)
         trainer, made = make_trainer(
-            model_args, data_args, stage_args, stage, start, run_facts(model_args, args, number)
+            model_args, data_args, stage_args, stage, start, run_facts(model_args, data_args, args, number)
         )
         made_from = made_from or made  # what the first stage begins with
         # Before anything is written: is the folder this run's, and where was it?
@@ -112,6 +113,7 @@ def train(
             what_it_is=recipe.description,
             vlm=model_args.vlm or model_args.policy,
             made_from=made_from,
+            cameras=data_args.mapping,
             vlm_dataset=data_args.vlm_dataset,
             trains_vlm_data=data_args.vlm_dataset is not None and recipe.vlm_data,
             minutes=(time.monotonic() - start_time) / 60,
@@ -146,12 +148,14 @@ def check_options(model_args: ModelArguments, data_args: DataArguments, args: KI
         raise ValueError("Several sources of examples are mixed for a number of steps: give --max_steps.")
 
 
-def run_facts(model_args: ModelArguments, args: KIVLATrainingArguments, number: int) -> dict:
+def run_facts(model_args: ModelArguments, data_args: DataArguments, args: KIVLATrainingArguments, number: int) -> dict:
     """Return what the run is beside what its trainer sees; see `ResumableTrainer`.
 
     Later stages go on from earlier ones, so that a run of several cannot be made longer.
     """
     facts = {"recipe": model_args.chosen_recipe[0], "meaning": model_args.meaning}
+    if any(camera != theirs for camera, theirs in (data_args.mapping or {}).items()):
+        facts["cameras"] = data_args.mapping
     if len(model_args.stages) > 1:
         steps = {"steps": args.max_steps} if args.max_steps > 0 else {"epochs": args.num_train_epochs}
         facts |= {"stage": f"{number} of {len(model_args.stages)}", "all_stages": steps}
@@ -233,7 +237,7 @@ def make_trainer(
     set_seed(args.seed)  # a new expert's weights
     with unsharded_init(args):
         start = {"before": before} if before is not None else {"vlm": model_args.vlm, "base": model_args.base}
-        options = {"adapt": model_args.adapt, "lora_rank": model_args.lora_rank}
+        options = {"adapt": model_args.adapt, "lora_rank": model_args.lora_rank, "cameras": data_args.mapping}
         built = build_for_stage(stage, sources, model_args, **start, **options)
     if data_args.vlm_dataset is not None and not with_vlm_data:
         built.notes.append(
@@ -255,6 +259,7 @@ def make_trainer(
         train_dataset=make_mixture(data_args, args, sources, processor, with_vlm_data),
         eval_dataset=load_evaluation(data_args, sources, processor),
         processing_class=processor,
+        data_collator=KIVLACollator(processor, data_args.mapping if model_args.meaning == CONTINUE else None),
         run_facts={**(facts or {}), "start": built.begins_with},
     )
     return trainer, built.facts
@@ -263,7 +268,7 @@ def make_trainer(
 def load_sources(model_args: ModelArguments, data_args: DataArguments) -> list[RobotDataset]:
     """Read the demonstrations to train on.
 
-    For a policy that goes on they have its chunk size, and its cameras if they are all there.
+    For a policy that goes on they have its chunk size, and of their cameras the policy's, if they are all there.
     """
     size = {} if model_args.base is None else {"chunk_size": model_args.base.config.chunk_size}
     size |= model_args.given("chunk_size")
@@ -273,7 +278,8 @@ def load_sources(model_args: ModelArguments, data_args: DataArguments) -> list[R
     sources = []
     for i, name in enumerate(data_args.dataset):
         robot = data_args.robots[i] if data_args.robots else None
-        cameras, episodes = data_args.cameras, data_args.episodes
+        mapping, episodes = data_args.mapping, data_args.episodes
+        cameras = None if mapping is None else [theirs for theirs in mapping.values() if theirs is not None]
         if cameras is None and model_args.meaning == CONTINUE:
             cameras = model_args.base.cameras_among(reader.camera_names(name), robot)
         read = partial(reader, name, cameras=cameras, robot=robot, **size)

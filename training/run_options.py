@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from ..processing.camera_names import check_names, parse_cameras
 from .build import ADAPT, CONTINUE, START, BasePolicy
 from .data.robot_dataset import DATASET_FORMAT_HELP
 from .policy_options import DEFAULT_RECIPE, PolicyOptions, refuse
@@ -95,7 +96,10 @@ class DataArguments:
     episodes: list[int] | None = field(default=None, metadata={"help": "Episodes to use; all but --eval_episodes."})
     eval_episodes: list[int] | None = field(default=None, metadata={"help": "Episodes held out for evaluation."})
     max_eval_frames: int = field(default=512, metadata={"help": "Evaluate on at most so many examples of each set."})
-    cameras: list[str] | None = field(default=None, metadata={"help": "Cameras to use, in this order; all."})
+    cameras: list[str] | None = field(
+        default=None,
+        metadata={"help": "Cameras to use, in this order; all. POLICY_NAME=DATA_NAME where names differ."},
+    )
     check_data: bool = field(
         default=True, metadata={"help": "Look at the data first, as `kivla check-data --quick`: errors end the run."}
     )
@@ -103,7 +107,13 @@ class DataArguments:
         default=0, metadata={"help": "Megabytes of decoded frames that every data-loader worker keeps in memory."}
     )
 
+    @property
+    def mapping(self) -> dict[str, str | None] | None:
+        """The policy's name of each camera → the data's; None if no cameras were chosen."""
+        return parse_cameras(self.cameras)
+
     def __post_init__(self):
+        check_names(self.mapping or {})
         self.dataset = [self.dataset] if isinstance(self.dataset, str) else list(self.dataset)
         if self.robots is None and len(self.dataset) > 1:
             raise ValueError(

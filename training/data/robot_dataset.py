@@ -23,7 +23,7 @@ class RobotDataset(torch.utils.data.Dataset, ABC):
     """Demonstrations of one robot: one item for each frame, the observation and the action chunk that starts there.
 
     ```python
-    data[i]  # {"images": [uint8 (height, width, 3) per camera, in the order of data.cameras], "text": str,
+    data[i]  # {"images": [uint8 (height, width, 3) per camera], "cameras": [their names, data.cameras], "text": str,
              #  "state": float32 (Ds,), "actions": float32 (H, Da), "action_is_pad": bool (H,),
              #  "episode_index": int, "frame_index": int, "timestamp": float}
     ```

@@ -50,7 +50,7 @@ class LeRobotDataset(RobotDataset):
 
     ```python
     data = LeRobotDataset("lerobot/pusht", chunk_size=16, episodes=range(180))
-    data[0]  # {"images": [uint8 (height, width, 3) per camera, in the order of data.cameras], "text": str,
+    data[0]  # {"images": [uint8 (height, width, 3) per camera], "cameras": [their names, data.cameras], "text": str,
              #  "state": float32 (Ds,), "actions": float32 (H, Da), "action_is_pad": bool (H,),
              #  "episode_index": int, "frame_index": int, "timestamp": float}
     ```
@@ -202,6 +202,7 @@ class LeRobotDataset(RobotDataset):
                 self._frame_cache.get((camera, item), lambda c=camera: self._image(c, selected, rows, frame))
                 for camera in self.cameras
             ],
+            "cameras": list(self.cameras),
             "text": self._text(rows, selected, frame),
             "actions": self._chunk(rows, steps_left),
             "action_is_pad": np.arange(self.chunk_size) >= steps_left,
