@@ -23,6 +23,7 @@ class Demonstration:
         actions: float32 (T, Da); action t was taken after image and state t were observed.
         instruction: what it was asked to do.
         success: whether it did.
+        subtasks: for each of the T steps the part of it that was then to be done; None where the environment says none.
     """
 
     images: dict[str, np.ndarray]
@@ -30,6 +31,7 @@ class Demonstration:
     actions: np.ndarray
     instruction: str
     success: bool
+    subtasks: list[str] | None = None
 
 
 def demonstrate(
@@ -55,13 +57,14 @@ def demonstrate(
     rngs = [np.random.default_rng(seed) for seed in seeds]
     obs, info = env.reset(seed=list(seeds))
     instructions = list(info["instruction"])
-    steps = []
+    steps, subtasks = [], []  # of all copies, by step
     lengths = np.zeros(env.num_envs, np.int64)
     running = np.ones(env.num_envs, bool)
     while running.any():
         actions = np.asarray(env.expert_actions(), np.float32)  # (N, Da)
         # Copies, because an environment may write the next observation into the same memory.
         steps.append(({name: obs["images"][name].copy() for name in env.cameras}, obs["state"].copy(), actions.copy()))
+        subtasks.append(list(info["subtask"]) if "subtask" in info else None)
         lengths += running
         executed = actions
         if action_noise is not None:
@@ -81,6 +84,7 @@ def demonstrate(
                 actions=np.stack([action[copy] for action in actions]),
                 instruction=instructions[copy],
                 success=bool(info["success"][copy]),
+                subtasks=[texts[copy] for texts in subtasks[:length]] if "subtask" in info else None,
             )
         )
     return demonstrations
@@ -96,6 +100,8 @@ def record_demonstrations(
     action_noise: Sequence[float] | None = None,
 ) -> list[int]:
     """Write successful episodes of an environment's scripted expert as a LeRobot v3.0 dataset.
+
+    Sub-tasks are written with them where the environment says them (`info["subtask"]`).
 
     Episodes have the seeds `seed`, `seed + 1`, ... and are written in this order without those that failed, so that
     the dataset does not depend on how many copies of the environment run at once. It appears in `folder` when it is
@@ -134,6 +140,7 @@ def record_demonstrations(
             action_names=env.action_names,
             robot_type=env.robot_type,
             image_format=image_format,
+            subtasks="subtask" in info,
         ) as writer,
         tqdm(total=num_episodes, desc="Recording demonstrations", unit="episode") as progress,
     ):
@@ -145,7 +152,9 @@ def record_demonstrations(
                 if len(recorded) == num_episodes:
                     break  # of the last round not all are needed
                 if episode.success:
-                    writer.add_episode(episode.images, episode.states, episode.actions, task=episode.instruction)
+                    writer.add_episode(
+                        episode.images, episode.states, episode.actions, episode.instruction, episode.subtasks
+                    )
                     recorded.append(episode_seed)
                     progress.update()
                     continue

@@ -53,6 +53,10 @@ class DatasetOptions(KeyOptions):
         """Make what opens a dataset: the format's class, with the columns that were chosen."""
         return partial(dataset_reader(self.dataset_format), **self.reader_arguments())
 
+    def camera_names(self, dataset: str) -> list[str]:
+        """Name the cameras of a dataset."""
+        return dataset_reader(self.dataset_format).camera_names(dataset)
+
     def chosen_episodes(self, dataset: str, also_without: list[int] | None = None) -> list[int] | None:
         """Say which episodes of a dataset to open; None for all.
 

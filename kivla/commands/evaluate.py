@@ -7,7 +7,8 @@ from pathlib import Path
 
 from transformers import pipeline
 
-from ..command_line import parse
+from ..command_line import parse, refusals
+from ..processing.camera_names import CAMERAS_HELP, parse_cameras
 from ..training.dataset_options import DatasetOptions
 from ..training.evaluation.policy_evaluation import draw, format_report, measure_answers, measure_chunks, predict
 from ..training.evaluation.tokenizer_error import measure
@@ -19,13 +20,14 @@ class EvaluateArguments(DatasetOptions):
     dataset: str = field(metadata={"help": "LeRobot dataset to measure on, best on held-out episodes."})
     num_frames: int = field(default=256, metadata={"help": "Frames to predict at, spread evenly."})
     robot: str | None = field(default=None, metadata={"help": "Whose data it is, of a policy of several robots."})
+    cameras: list[str] | None = field(default=None, metadata={"help": CAMERAS_HELP})
     num_steps: int | None = field(default=None, metadata={"help": "Euler steps; the policy's default."})
     seed: int = field(default=0, metadata={"help": "Seed of the noise."})
     batch_size: int = field(default=16, metadata={"help": "Observations at once."})
     acts_by: str | None = field(default=None, metadata={"help": "flow or tokens; the policy's own way."})
     vlm_dataset: str | None = field(
         default=None,
-        metadata={"help": "Questions to ask as well: a folder of a `datasets` dataset with images and messages."},
+        metadata={"help": "Questions to ask as well: a folder of a `datasets` dataset with images and messages; JSON."},
     )
     num_plots: int = field(default=4, metadata={"help": "Chunks to draw, spread evenly."})
     output_dir: str = field(default="outputs/evaluate", metadata={"help": "Where figures and plots go."})
@@ -35,8 +37,12 @@ def run(arguments: Sequence[str]) -> None:
     (args,) = parse((EvaluateArguments,), arguments, prog="kivla evaluate", positional="policy")
     pipe = pipeline("action-prediction", model=args.policy)
     robot = pipe.processor.robot(args.robot)
-    data = args.open(args.dataset, pipe.processor.chunk_size, robot.cameras, args.robot)
-    options = {"seed": args.seed, "num_steps": args.num_steps}
+    with refusals("kivla evaluate"):
+        names = parse_cameras(args.cameras)
+        pipe.processor.check_cameras(names)
+        cameras = robot.among(args.camera_names(args.dataset), names)
+    data = args.open(args.dataset, pipe.processor.chunk_size, cameras, args.robot)
+    options = {"seed": args.seed, "num_steps": args.num_steps, "cameras": names}
     if args.acts_by is not None:
         options["acts_by"] = args.acts_by
     chunks = predict(pipe, data, args.num_frames, args.batch_size, **options)

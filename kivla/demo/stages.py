@@ -29,6 +29,7 @@ from ..simulation.tabletop.tasks import TASK_KINDS
 from ..training.arguments import KIVLATrainingArguments
 from ..training.build import build_for_stage
 from ..training.data.lerobot.dataset import LeRobotDataset
+from ..training.data.lerobot.language import PERSISTENT_COLUMN
 from ..training.data.mixture import Mixture
 from ..training.data.vlm.dataset import VLMDataset
 from ..training.evaluation.vlm_answers import ask
@@ -46,7 +47,7 @@ TABLETOP_VLM = Path(simulation.__file__).parent / "tabletop_vlm"
 
 # Name of a set of roll-outs -> title, and options of the environment.
 ROLLOUTS = {
-    **{kind: (f"{kind.capitalize()} tasks, fresh scenes", {"kinds": [kind]}) for kind in TASK_KINDS},
+    **{kind: (f"{kind.capitalize().replace('_', ' ')} tasks, fresh scenes", {"kinds": [kind]}) for kind in TASK_KINDS},
     "touch_held_out_pairs": (
         "Touch tasks, target of a colour and shape never demonstrated together",
         {"kinds": ["touch"], "split": "held_out_pairs"},
@@ -69,6 +70,9 @@ class TabletopArguments:
 
     kinds: list[str] = field(
         default_factory=lambda: ["touch"], metadata={"help": f"Tasks to demonstrate: {', '.join(TASK_KINDS)}."}
+    )
+    subtasks: bool = field(
+        default=False, metadata={"help": "Teach it to say what to do now (touch_then_touch), and to act on that."}
     )
     num_demonstrations: int = field(default=3000, metadata={"help": "Episodes of the scripted expert."})
     action_noise: float = field(
@@ -98,6 +102,8 @@ class TabletopArguments:
     def __post_init__(self):
         if not self.kinds or set(self.kinds) - set(TASK_KINDS) or len(set(self.kinds)) < len(self.kinds):
             raise ValueError(f"--kinds takes one or more of {', '.join(TASK_KINDS)}, each once; got {self.kinds}.")
+        if self.subtasks and "touch_then_touch" not in self.kinds:
+            raise ValueError(f"--subtasks is for --kinds touch_then_touch, whose tasks have parts; got {self.kinds}.")
 
 
 def once(path: Path, make: Callable[[], dict]) -> dict:
@@ -158,7 +164,7 @@ def make_trainer(
         start: the policy of the stage before, or the VLM of a new policy.
     """
     # The policy, by the one interpreter of a recipe.
-    data = LeRobotDataset(demonstrations, args.chunk_size)
+    data = LeRobotDataset(demonstrations, args.chunk_size, subtask_key=PERSISTENT_COLUMN if args.subtasks else None)
     torch.manual_seed(seed)
     is_policy = AutoConfig.from_pretrained(start).model_type == KIVLAConfig.model_type
     built = build_for_stage(stage, [data], options(data, args), **{"before" if is_policy else "vlm": start})
@@ -212,6 +218,7 @@ def options(data: LeRobotDataset, args: TabletopArguments) -> PolicyOptions:
         expert_hidden_size=args.expert_hidden_size,
         expert_intermediate_size=args.expert_intermediate_size,
         expert_initializer_range=args.expert_hidden_size**-0.5,
+        expert_reads_response=args.subtasks or None,
         **(fitted if recipe.action_tokenizer == "fast" else {}),
     )
 

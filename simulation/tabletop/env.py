@@ -12,7 +12,7 @@ from gymnasium.vector import AutoresetMode
 
 from ..vector_env import OneCameraVectorEnv
 from . import tasks
-from .rendering import render
+from .rendering import GRIPPER_COLOR, render
 from .scenes import Scene
 from .tasks import SPLITS, TASK_KINDS, History, Task
 
@@ -31,12 +31,13 @@ class TabletopVectorEnv(OneCameraVectorEnv):
       ignores actions until the next reset; there is no automatic reset.
     * info: `instruction` and `swapped_instruction` (the same asked about another object), lists of N sentences;
       `success` (N,) about the scene's own instruction; `swapped_success` (N,) about the sentence given in its place.
+      With "touch_then_touch" among the kinds also `subtask`, N sentences: the part of the instruction to be done now.
 
     A table depends on its seed alone, not on the others: `reset(seed=[7, 8])` gives what two resets give.
 
     Args:
         num_envs: N.
-        kinds: the kinds of task to draw from: "touch", "move", "push", "put".
+        kinds: the kinds of task to draw from: "touch", "move", "push", "put", "touch_then_touch".
         split: "demonstrations", or what is held out from them: "held_out_pairs", "held_out_wordings",
             "held_out_relations".
         num_objects: objects on each table, 2 to 5.
@@ -121,6 +122,7 @@ class TabletopVectorEnv(OneCameraVectorEnv):
         self.history = History(
             self.scene.positions.copy(),
             first_touched=np.full(self.num_envs, -1),
+            second_touched=np.full(self.num_envs, -1),
             first_held=np.full(self.num_envs, -1),
             released=np.zeros(self.num_envs, dtype=bool),
         )
@@ -177,9 +179,16 @@ class TabletopVectorEnv(OneCameraVectorEnv):
             raise ValueError(f"The expert cannot follow {self.instructions[index]!r} on table {index}.")
         return tasks.expert_actions(self.told_task, self.scene, self.history, STEP)
 
+    @property
+    def num_touched(self) -> np.ndarray:
+        """(N,): of the objects that the scenes' own instructions name, how many were touched so far, in this order."""
+        first = self.history.first_touched == self.task.target
+        second = first & (self.task.anchor != self.task.target) & (self.history.second_touched == self.task.anchor)
+        return first.astype(int) + second
+
     def render(self) -> tuple[np.ndarray, ...]:
         """The tables from above, uint8 (render_size, render_size, 3) each."""
-        return tuple(render(self.scene, self.render_size))
+        return tuple(render(self.scene, self.render_size, self._ring_colors()))
 
     def _move(self, actions: np.ndarray, active: np.ndarray) -> None:
         scene, history, rows = self.scene, self.history, np.arange(self.num_envs)
@@ -192,6 +201,8 @@ class TabletopVectorEnv(OneCameraVectorEnv):
         distance = np.linalg.norm(scene.positions - moved[:, None], axis=-1)  # (N, K)
         nearest = distance.argmin(1)
         within_reach = (distance[rows, nearest] < tasks.REACH) & active
+        is_other = (history.first_touched >= 0) & (nearest != history.first_touched) & within_reach
+        history.second_touched = np.where((history.second_touched < 0) & is_other, nearest, history.second_touched)
         history.first_touched = np.where((history.first_touched < 0) & within_reach, nearest, history.first_touched)
 
         closed = np.where(active, actions[:, 2] > 0, scene.closed)
@@ -208,15 +219,25 @@ class TabletopVectorEnv(OneCameraVectorEnv):
 
     def _observe(self) -> dict:
         state = np.concatenate([self.scene.gripper, self.scene.closed[:, None]], axis=1, dtype=np.float32)
-        return {"images": {"top": render(self.scene, self.image_size)}, "state": state}
+        return {"images": {"top": render(self.scene, self.image_size, self._ring_colors())}, "state": state}
+
+    def _ring_colors(self) -> np.ndarray:
+        """(N,): where two objects are to be touched, the colour of the first one that was; else white."""
+        touched = self.history.first_touched
+        shows = (self.task.kind == tasks.TOUCH_TWICE) & (touched >= 0)
+        return np.where(shows, self.scene.colors[np.arange(self.num_envs), touched], GRIPPER_COLOR)
 
     def _info(self) -> dict:
-        return {
+        info = {
             "instruction": list(self.instructions),
             "swapped_instruction": list(self.swapped_instructions),
             "success": self.success.copy(),
             "swapped_success": self.told_success.copy(),
         }
+        if TASK_KINDS[tasks.TOUCH_TWICE] in self.kinds:
+            done = (self.history.first_touched >= 0).astype(int).tolist()
+            info["subtask"] = [tasks.subtask(*pair) for pair in zip(self.instructions, done, strict=True)]
+        return info
 
 
 class TabletopEnv(gymnasium.Env):

@@ -21,12 +21,13 @@ OFFSETS = 4  # sprites are placed on a grid of 1/4 pixel
 SUBSAMPLES = 8  # per pixel and axis, for the coverage
 
 
-def render(scenes: Scene, image_size: int) -> np.ndarray:
+def render(scenes: Scene, image_size: int, ring_colors: np.ndarray | None = None) -> np.ndarray:
     """Pictures of N stacked scenes, from above.
 
     Args:
         scenes: N tables.
         image_size: height and width in pixels.
+        ring_colors: (N,) the colour of each gripper's ring, an index into `PALETTE`; white by default.
 
     Returns:
         uint8 (N, image_size, image_size, 3).
@@ -40,9 +41,9 @@ def render(scenes: Scene, image_size: int) -> np.ndarray:
     sprite = np.concatenate(
         [np.take_along_axis(scenes.shapes, order, 1), len(SHAPE_NAMES) + scenes.closed[:, None].astype(int)], axis=1
     )
-    color = np.concatenate(
-        [np.take_along_axis(scenes.colors, order, 1), np.full((num_scenes, 1), GRIPPER_COLOR)], axis=1
-    )
+    if ring_colors is None:
+        ring_colors = np.full(num_scenes, GRIPPER_COLOR)
+    color = np.concatenate([np.take_along_axis(scenes.colors, order, 1), ring_colors[:, None]], axis=1)
     points = np.concatenate(
         [np.take_along_axis(scenes.positions, order[..., None], 1), scenes.gripper[:, None]], axis=1
     )  # (N, K + 1, 2)

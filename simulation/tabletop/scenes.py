@@ -114,7 +114,7 @@ def sample_points(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarra
 def _lay_out(rng: np.random.Generator, pairs: Sequence[Pair]) -> Scene:
     while True:
         points = sample_points(rng, (16, len(pairs) + 1))  # sixteen tries at once; the gripper first
-        good = np.flatnonzero(_well_spaced(points) & _paths_are_clear(points[:, 0], points[:, 1:]))
+        good = np.flatnonzero(_well_spaced(points) & paths_are_clear(points[:, 0], points[:, 1:], PATH_CLEARANCE))
         if len(good):
             break
     gripper, *positions = points[good[0]]
@@ -127,13 +127,13 @@ def _well_spaced(points: np.ndarray) -> np.ndarray:
     return (np.linalg.norm(points[:, first] - points[:, second], axis=-1) >= OBJECT_SPACING).all(1)
 
 
-def _paths_are_clear(start: np.ndarray, positions: np.ndarray) -> np.ndarray:
-    """start (B, 2), positions (B, K, 2) -> (B,) bool."""
+def paths_are_clear(start: np.ndarray, positions: np.ndarray, clearance: float) -> np.ndarray:
+    """Whether the straight ways from start (B, 2) to each of positions (B, K, 2) pass the others so far off: (B,)."""
     way = positions - start[:, None]
     along = (way @ way.swapaxes(1, 2)) / ((way * way).sum(-1, keepdims=True) + 1e-9)  # (B, to, past), 1 at the end
     nearest = start[:, None, None] + np.clip(along, 0, 1)[..., None] * way[:, :, None]  # (B, to, past, 2)
     distance = np.linalg.norm(nearest - positions[:, None], axis=-1)
-    return ((distance >= PATH_CLEARANCE) | np.eye(positions.shape[1], dtype=bool)).all((1, 2))
+    return ((distance >= clearance) | np.eye(positions.shape[1], dtype=bool)).all((1, 2))
 
 
 def pair_name(scene: Scene, index: int) -> str:

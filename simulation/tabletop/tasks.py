@@ -8,8 +8,13 @@ What is touched or moved *first* decides: whoever acts on the wrong object has f
 | move | move the red star left | an object has been carried `MOVED` along one axis | target, that direction |
 | push | push the red star to the left edge | an object has been carried to an edge | target, that edge |
 | put | put the red star left of the blue square | the first object is let go | target, there and near |
+| touch_then_touch | touch the red star, then touch the blue circle | two objects were touched | in this order |
 
-In the last three, taking hold of another object than the target is the end. Passing over objects is free.
+In move, push and put, taking hold of another object than the target is the end. Passing over objects is free.
+
+In touch_then_touch the anchor is touched second, and touching another object than the target first is the end. What has
+happened must be seen, since a policy remembers nothing: from the first touch on the gripper's ring has the colour of
+what it touched (in this kind alone). Each half of the sentence is a sub-task, and says what to do now: see `subtask`.
 """
 
 from collections.abc import Sequence
@@ -21,6 +26,7 @@ import numpy as np
 from .scenes import (
     HELD_OUT_PAIRS,
     OBJECT_SPACING,
+    PATH_CLEARANCE,
     REFERENCES,
     RELATION_MARGIN,
     RELATION_VECTORS,
@@ -29,16 +35,21 @@ from .scenes import (
     SEEN_REFERENCES,
     Scene,
     offset_towards,
+    paths_are_clear,
     references,
     sample_scene,
 )
 
-TASK_KINDS = ("touch", "move", "push", "put")
+TASK_KINDS = ("touch", "move", "push", "put", "touch_then_touch")
+TOUCHING = (TASK_KINDS.index("touch"), TASK_KINDS.index("touch_then_touch"))  # the gripper stays open
+TOUCH_TWICE = TASK_KINDS.index("touch_then_touch")
+THEN = ", then "  # between the sub-tasks of an instruction
 WORDINGS = {
     "touch": ("touch {x}", "reach {x}", "go to {x}"),
     "move": ("move {x} {direction}", "shift {x} {direction}"),
     "push": ("push {x} to the {edge} edge", "slide {x} to the {edge} edge"),
     "put": ("put {x} {relation} {anchor}", "place {x} {relation} {anchor}"),
+    "touch_then_touch": tuple(f"{verb} {{x}}{THEN}{verb} {{anchor}}" for verb in ("touch", "reach", "go to")),
 }
 # A task's `argument` is a direction, an edge or a relation: three words for each of `RELATION_VECTORS`.
 DIRECTIONS = ("left", "right", "up", "down")
@@ -59,6 +70,7 @@ REACH = 0.15  # table units between the gripper and an object's centre: it is to
 MOVED = 0.3
 EDGE = 0.75
 NEAR = OBJECT_SPACING - 0.01  # "put": at most this far from the anchor, hence never so at the start
+BETWEEN_CLEARANCE = PATH_CLEARANCE + 0.05  # as much for the way from where the first object was reached to the second
 MOVE_BY, PUSH_TO, PUT_AT = 0.4, 0.85, 0.35  # what the expert aims for
 ARRIVED = 0.02
 
@@ -66,8 +78,8 @@ ARRIVED = 0.02
 class Task(NamedTuple):
     """What is asked; all fields are ints, or (N,) int arrays for N scenes.
 
-    `kind` indexes `TASK_KINDS`, `target` and `anchor` the scene's objects (the anchor is the target but for "put"),
-    `argument` `DIRECTIONS`, `EDGES` or `PUT_RELATIONS`.
+    `kind` indexes `TASK_KINDS`, `target` and `anchor` the scene's objects (the anchor is the target but for "put" and
+    "touch_then_touch"), `argument` `DIRECTIONS`, `EDGES` or `PUT_RELATIONS`.
     """
 
     kind: int | np.ndarray
@@ -92,11 +104,13 @@ class History:
     Attributes:
         starts: (N, K, 2), where the K objects lay at first.
         first_touched, first_held: (N,), the object; -1 for none yet.
+        second_touched: (N,), the first object after it that is another one; -1 for none yet.
         released: (N,) bool, whether the first held object has been let go.
     """
 
     starts: np.ndarray
     first_touched: np.ndarray
+    second_touched: np.ndarray
     first_held: np.ndarray
     released: np.ndarray
 
@@ -142,6 +156,12 @@ def possible_tasks(scene: Scene, kind: str, target: int, split: str | None = Non
         return []
     if kind == "touch":
         return [Task(number, target, NO_ARGUMENT, target)]
+    if kind == "touch_then_touch":
+        others = [anchor for anchor in range(len(scene.colors)) if anchor != target]
+        if relations_held_out and not all(references(scene, anchor, SPLIT_REFERENCES[split]) for anchor in others):
+            return []
+        has_room = _ways_between_are_clear(scene.positions)
+        return [Task(number, target, NO_ARGUMENT, anchor) for anchor in others] if has_room else []
     way = RELATION_VECTORS @ position  # (4,) how far out it lies already
     room = way + MOVE_BY <= (LIMIT if kind == "move" else PUSH_TO)
     return [Task(number, target, int(argument), target) for argument in np.flatnonzero(room)]
@@ -150,6 +170,12 @@ def possible_tasks(scene: Scene, kind: str, target: int, split: str | None = Non
 def _room_beside(point: np.ndarray) -> np.ndarray:
     """(..., 2) -> (..., 4) bool: whether an object fits on each side."""
     return (np.abs(point[..., None, :] + PUT_AT * RELATION_VECTORS) <= LIMIT).all(-1)
+
+
+def _ways_between_are_clear(positions: np.ndarray) -> bool:
+    """Whether every object can be reached from every other one (K, 2): which is second must be uniform, too."""
+    others = [np.delete(positions, i, axis=0) for i in range(len(positions))]
+    return bool(paths_are_clear(positions, np.stack(others), BETWEEN_CLEARANCE).all())
 
 
 def _phrase(rng: np.random.Generator, scene: Scene, task: Task, split: str) -> str:
@@ -182,7 +208,7 @@ def parse_instruction(scene: Scene, instruction: str) -> Task | None:
         for target in range(len(scene.colors)):
             names = references(scene, target, REFERENCES)
             for task in possible_tasks(scene, kind, target):
-                anchors = references(scene, task.anchor, REFERENCES) if kind == "put" else [""]
+                anchors = references(scene, task.anchor, REFERENCES) if task.anchor != target else [""]
                 for wording in wordings:
                     if any(_fill(wording, task, x, anchor) == instruction for x in names for anchor in anchors):
                         return task._replace(kind=number)
@@ -209,8 +235,11 @@ def judge(task: Task, scene: Scene, history: History) -> tuple[np.ndarray, np.nd
     beside = (task.argument == NEXT_TO) | (offset_towards(argument, position, anchor) >= RELATION_MARGIN)
     put = (history.released, beside & (distance >= RELATION_MARGIN) & (distance <= NEAR))
 
-    decided, success = (np.choose(task.kind, outcomes) for outcomes in zip(touch, move, push, put, strict=True))
-    wrong = (task.kind != TASK_KINDS.index("touch")) & (history.first_held >= 0) & (history.first_held != task.target)
+    both = history.second_touched >= 0
+    twice = (both | (touched & ~touch[1]), touch[1] & (history.second_touched == task.anchor))
+
+    decided, success = (np.choose(task.kind, outcomes) for outcomes in zip(touch, move, push, put, twice, strict=True))
+    wrong = ~np.isin(task.kind, TOUCHING) & (history.first_held >= 0) & (history.first_held != task.target)
     return decided | wrong, decided & success & ~wrong
 
 
@@ -224,9 +253,10 @@ def expert_actions(task: Task, scene: Scene, history: History, step: float) -> n
         float32 (N, 3) actions: dx, dy in [-1, 1] and -1 (open) or 1 (close).
     """
     rows = np.arange(len(history.first_held))
-    position = scene.positions[rows, task.target]
+    is_second = (task.kind == TOUCH_TWICE) & (history.first_touched >= 0)
+    position = scene.positions[rows, np.where(is_second, task.anchor, task.target)]
     holds = scene.held == task.target
-    touches = task.kind == TASK_KINDS.index("touch")
+    touches = np.isin(task.kind, TOUCHING)
 
     to_target, to_goal = position - scene.gripper, _carry_goal(task, scene, history) - position
     way = np.where(holds[:, None], to_goal, to_target) / step
@@ -250,4 +280,10 @@ def _carry_goal(task: Task, scene: Scene, history: History) -> np.ndarray:
     beside = anchor[:, None] + PUT_AT * RELATION_VECTORS  # (N, 4, 2)
     distance = np.where(_room_beside(anchor), np.linalg.norm(beside - start[:, None], axis=-1), np.inf)
     side = np.where(task.argument == NEXT_TO, distance.argmin(-1), np.clip(task.argument, 0, len(RELATIONS) - 1))
-    return np.choose(np.asarray(task.kind)[:, None], [start, move, push, beside[rows, side]])
+    return np.choose(np.asarray(task.kind)[:, None], [start, move, push, beside[rows, side], start])
+
+
+def subtask(instruction: str, num_done: int) -> str:
+    """The part of an instruction that is to be done now: after `num_done` of "touch ..., then touch ..." are."""
+    parts = instruction.split(THEN)
+    return parts[min(num_done, len(parts) - 1)]

@@ -22,6 +22,7 @@ from ..robot_dataset import RobotDataset, evenly_spread
 from .dimension_names import dimension_names, make_unique
 from .frame_cache import FrameCache
 from .frame_checks import FrameChecks
+from .frame_questions import FrameQuestions
 from .frame_table import (
     INDEX_COLUMNS,
     DataFiles,
@@ -35,6 +36,7 @@ from .frame_table import (
     scalars,
     vectors,
 )
+from .language import read_language
 from .metadata import LeRobotMetadata
 from .stored_image import read_image
 from .vector_keys import VectorPart, choose_keys
@@ -48,7 +50,7 @@ class LeRobotDataset(RobotDataset):
 
     ```python
     data = LeRobotDataset("lerobot/pusht", chunk_size=16, episodes=range(180))
-    data[0]  # {"images": [uint8 (height, width, 3) per camera, in the order of data.cameras], "text": str,
+    data[0]  # {"images": [uint8 (height, width, 3) per camera], "cameras": [their names, data.cameras], "text": str,
              #  "state": float32 (Ds,), "actions": float32 (H, Da), "action_is_pad": bool (H,),
              #  "episode_index": int, "frame_index": int, "timestamp": float}
     ```
@@ -83,6 +85,9 @@ class LeRobotDataset(RobotDataset):
             and `observation.state`, or what is plainly meant in their place.
         keys: whose names of columns the dataset has: `"openpi"` (`actions`, `state`, `image`, `wrist_image`) or
             `"gr00t"` (groups and names of `meta/modality.json`).
+        subtask_key: the column with the sub-task of every frame, which becomes the `response` of its item: LeRobot's
+            `"language_persistent"`, a column of strings, or of numbers with a table in `meta/` (`"subtask_index"` and
+            `meta/subtasks.parquet`). By default items have no response.
         tolerance_s: how many seconds a row may be from its video frame where times decide; half a frame by default.
         revision: branch, tag or commit of a dataset on the Hub; `"lerobot/pusht@v2.1"` says the same.
 
@@ -119,6 +124,7 @@ class LeRobotDataset(RobotDataset):
         state_key: str | Sequence[str] | None = None,
         keys: str | None = None,
         tolerance_s: float | None = None,
+        subtask_key: str | None = None,
         revision: str | None = None,
     ):
         if chunk_size < 1:
@@ -166,6 +172,13 @@ class LeRobotDataset(RobotDataset):
         self.state_dim, self.state_names = self._measure("state", chosen.names) if chosen.state else (0, None)
         self.tasks, self._episode_tasks = self._derive_tasks()
         self._check_frames()
+        self.subtask_key = subtask_key
+        where = self._metadata.root, files.paths, files.types, self._first_rows, self._lengths
+        try:
+            self._language = read_language(*where, self._times, subtask_key)
+        except ValueError as error:
+            raise ValueError(f"{self.name}: {error}") from error
+        self.notes += self._language.notes
         self._videos = self._place_videos()
 
     def __len__(self) -> int:
@@ -191,7 +204,8 @@ class LeRobotDataset(RobotDataset):
                 self._frame_cache.get((camera, item), lambda c=camera: self._image(c, selected, rows, frame))
                 for camera in self.cameras
             ],
-            "text": self.tasks[self._task(rows, selected)],
+            "cameras": list(self.cameras),
+            "text": self._text(rows, selected, frame),
             "actions": self._chunk(rows, steps_left),
             "action_is_pad": np.arange(self.chunk_size) >= steps_left,
             "episode_index": int(self._metadata.episode_indices[self._positions[selected]]),
@@ -202,6 +216,8 @@ class LeRobotDataset(RobotDataset):
             example["state"] = vectors(rows[:1], self._parts["state"])[0].copy()
         if self.robot is not None:
             example["robot"] = self.robot
+        if (subtask := self._language.subtask(selected, frame)) is not None:
+            example["response"] = subtask
         return example
 
     @classmethod
@@ -222,8 +238,9 @@ class LeRobotDataset(RobotDataset):
     def size_of(self, index: int) -> tuple[int, int]:
         """How many images an item has and how many characters of text; no image is decoded."""
         selected = int(np.searchsorted(self._item_ends, index, side="right"))
-        rows, _, _ = self._rows(index, selected)
-        return len(self.cameras), len(self.tasks[self._task(rows, selected)])
+        rows, frame, _ = self._rows(index, selected)
+        response = self._language.subtask(selected, frame) or ""
+        return len(self.cameras), len(self._text(rows, selected, frame)) + len(response)
 
     def action_chunks(self, max_chunks: int) -> np.ndarray:
         """The `actions` of up to `max_chunks` items, spread evenly, (n, H, Da), without decoding any image."""
@@ -256,6 +273,10 @@ class LeRobotDataset(RobotDataset):
             return int(self._episode_tasks[selected])
         return int(scalars(rows["task_index"][:1])[0])
 
+    def _text(self, rows: pa.Table, selected: int, frame: int) -> str:
+        episode = int(self._metadata.episode_indices[self._positions[selected]])
+        return self._language.wording(self.tasks[self._task(rows, selected)], selected, frame, episode)
+
     def _time(self, rows: pa.Table, frame: int) -> float:
         time = float(scalars(rows["timestamp"][:1])[0]) if "timestamp" in self._index_columns else np.nan
         return frame / self.fps if np.isnan(time) else time
@@ -263,6 +284,19 @@ class LeRobotDataset(RobotDataset):
     @property
     def episodes(self) -> list[int]:
         return self._metadata.episode_indices[self._positions].tolist()
+
+    @cached_property
+    def questions(self) -> FrameQuestions:
+        """What is asked about frames of the selected cameras (`language_events`), as VLM data; perhaps none."""
+        starts = self._item_ends - self._lengths
+        return FrameQuestions(
+            self,
+            [
+                (int(starts[asked.selected]) + asked.frame, asked.camera, asked.question, asked.answer)
+                for asked in self._language.questions
+                if asked.camera is None or asked.camera in self.cameras
+            ],
+        )
 
     @property
     def action_key(self) -> list[str]:
@@ -301,6 +335,11 @@ class LeRobotDataset(RobotDataset):
         frames = {name: vectors(rows, parts) for name, parts in self._parts.items()}
         return frames | {"timestamp": self._times(selected), "texts": [self.tasks[index] for index in tasks]}
 
+    def video_files(self) -> dict[str, list[Path]]:
+        """The video files of the selected episodes, by camera; cameras that are stored as pictures have none."""
+        cameras = [camera for camera in self.cameras if camera not in self._stored_images]
+        return {camera: list(self._metadata.video_files(camera, self._positions)) for camera in cameras}
+
     @cached_property
     def meta_statistics(self) -> dict[str, dict[str, np.ndarray]] | None:
         """What LeRobot wrote into `meta/stats.json`, over all episodes; None when there is no such file.
@@ -337,7 +376,7 @@ class LeRobotDataset(RobotDataset):
             if numbers := self._frame_numbers.get(camera):  # which were placed by their times
                 pictures[camera] += [hashlib.sha256(frames.tobytes()).hexdigest() for frames in numbers.values()]
         whole = [self.fps, self.episodes, sorted(self.tasks.items()), pictures]
-        whole += [digest.hexdigest() for digest in digests.values()]
+        whole += [digest.hexdigest() for digest in digests.values()] + self._language.facts()
         return hashlib.sha256(json.dumps(whole).encode()).hexdigest()[:16]
 
     # ------------------------------------------------------------------------------------------------------- opening

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from .image_statistics import QUANTILES, channel_histogram, image_statistics, vector_statistics
+from .language import PERSISTENT_COLUMN, PERSISTENT_FEATURE, persistent_column, persistent_features
 
 STATE_KEY = "observation.state"
 ACTION_KEY = "action"
@@ -66,6 +67,8 @@ class LeRobotWriter:
             halving the resolution of the colours costs most where pictures are small and coloured edges sharp (a peak
             signal-to-noise ratio of 28 dB for rendered shapes at 48 pixels, 34 dB at 96).
             `"image"`: PNG in the data files. Exact, and needs no PyAV.
+        subtasks: whether every episode brings the sub-task of each frame. They are written as LeRobot's column
+            `language_persistent`, which LeRobot reads since mid-2026.
         data_file_size_in_mb, video_file_size_in_mb: a file that has reached this size takes no further episode, so
             files exceed it by less than an episode.
         chunks_size: files per folder.
@@ -90,6 +93,7 @@ class LeRobotWriter:
         data_file_size_in_mb: float = 100,
         video_file_size_in_mb: float = 200,
         chunks_size: int = 1000,
+        subtasks: bool = False,
     ):
         self._folder = Path(folder).expanduser().resolve()
         self._fps = fps
@@ -97,6 +101,7 @@ class LeRobotWriter:
         self._names = {STATE_KEY: list(state_names), ACTION_KEY: list(action_names)}
         self._robot_type = robot_type
         self._image_format = image_format
+        self._has_subtasks = subtasks
         self._sizes_in_mb = {"data": data_file_size_in_mb, "video": video_file_size_in_mb}
         self._chunks_size = chunks_size
         self._check_arguments()
@@ -133,7 +138,14 @@ class LeRobotWriter:
         else:
             self.discard()
 
-    def add_episode(self, images: Mapping[str, np.ndarray], states: np.ndarray, actions: np.ndarray, task: str) -> None:
+    def add_episode(
+        self,
+        images: Mapping[str, np.ndarray],
+        states: np.ndarray,
+        actions: np.ndarray,
+        task: str,
+        subtasks: Sequence[str | None] | None = None,
+    ) -> None:
         """Append an episode of T frames; frame t holds what was observed and the action that was then taken.
 
         Args:
@@ -141,6 +153,7 @@ class LeRobotWriter:
             states: float32 (T, Ds).
             actions: float32 (T, Da).
             task: the instruction.
+            subtasks: of each of the T frames, None where there is none; if the writer was made with `subtasks`.
 
         Raises:
             ValueError: the episode is not like that, is empty, or holds NaN or infinity. Nothing of it was written,
@@ -149,9 +162,11 @@ class LeRobotWriter:
         self._check_open()
         vectors = {STATE_KEY: states, ACTION_KEY: actions}
         self._check_episode(images, vectors, task)
+        self._check_subtasks(subtasks, len(actions))
         with self._discarded_on_error():
             columns = vectors | self._index_columns(len(actions), task)
-            self._write_episode({CAMERA_PREFIX + name: frames for name, frames in images.items()}, columns, task)
+            frames = {CAMERA_PREFIX + name: frames for name, frames in images.items()}
+            self._write_episode(frames, columns, task, subtasks)
 
     def close(self) -> None:
         """Complete the dataset and move it to its place. Closing it again does nothing.
@@ -244,7 +259,7 @@ class LeRobotWriter:
             features[key] = {"dtype": "float32", "shape": [len(names)], "names": names}
         for key, dtype in INDEX_FEATURES.items():
             features[key] = {"dtype": dtype, "shape": [1], "names": None}
-        return features
+        return features | ({PERSISTENT_COLUMN: PERSISTENT_FEATURE} if self._has_subtasks else {})
 
     def _data_schema(self) -> pa.Schema:
         """The columns of the data files, with the metadata by which `datasets` knows their features."""
@@ -252,6 +267,8 @@ class LeRobotWriter:
         for key, feature in self._features.items():
             if feature["dtype"] == "image":
                 columns[key] = datasets.Image()
+            elif key == PERSISTENT_COLUMN:
+                columns[key] = persistent_features()
             elif feature["dtype"] != "video":
                 value, shape = datasets.Value(feature["dtype"]), feature["shape"]
                 # LeRobot writes vectors of length 1 as plain numbers.
@@ -266,6 +283,8 @@ class LeRobotWriter:
             columns |= dict.fromkeys((f"videos/{key}/chunk_index", f"videos/{key}/file_index"), pa.int64())
             columns |= dict.fromkeys((f"videos/{key}/from_timestamp", f"videos/{key}/to_timestamp"), pa.float64())
         for key, feature in self._features.items():
+            if key == PERSISTENT_COLUMN:
+                continue  # words have no statistics
             for name in STATISTIC_NAMES:
                 whole = name == "count" or (name in ("min", "max") and feature["dtype"] == "int64")
                 column = pa.list_(pa.int64() if whole else pa.float64())
@@ -298,6 +317,15 @@ class LeRobotWriter:
         for name, size in self._cameras.items():
             _check_array(f"{where}, camera {name!r}", images[name], np.uint8, (length, *size, 3))
 
+    def _check_subtasks(self, subtasks: Sequence[str | None] | None, length: int) -> None:
+        if self._has_subtasks != (subtasks is not None):
+            wanted = "needs the sub-task of each frame" if self._has_subtasks else "cannot have sub-tasks"
+            raise ValueError(
+                f"Episode {self.num_episodes} {wanted}: the writer was made with subtasks={self._has_subtasks}."
+            )
+        if subtasks is not None and len(subtasks) != length:
+            raise ValueError(f"Episode {self.num_episodes} has {len(subtasks)} sub-tasks for {length} frames.")
+
     def _index_columns(self, length: int, task: str) -> dict[str, np.ndarray]:
         frames = np.arange(length)
         task_index = self._tasks.setdefault(task, len(self._tasks))
@@ -310,7 +338,13 @@ class LeRobotWriter:
         }
         return {key: columns[key].astype(dtype)[:, None] for key, dtype in INDEX_FEATURES.items()}  # (T, 1)
 
-    def _write_episode(self, images: dict[str, np.ndarray], columns: dict[str, np.ndarray], task: str) -> None:
+    def _write_episode(
+        self,
+        images: dict[str, np.ndarray],
+        columns: dict[str, np.ndarray],
+        task: str,
+        subtasks: Sequence[str | None] | None,
+    ) -> None:
         # The episode's row of meta/episodes: where its frames will be.
         length = len(columns[ACTION_KEY])
         row = {
@@ -322,12 +356,14 @@ class LeRobotWriter:
             "dataset_to_index": self.num_frames + length,
         }
         # Its frames, in the order of the schema.
-        arrays = [
-            _png_array(images[field.name], field.type)
-            if field.name in images
-            else _vector_array(columns[field.name], field.type)
-            for field in self._schema
-        ]
+        arrays = []
+        for field in self._schema:
+            if field.name in images:
+                arrays.append(_png_array(images[field.name], field.type))
+            elif field.name == PERSISTENT_COLUMN:
+                arrays.append(persistent_column(subtasks, columns["timestamp"][:, 0], field.type))
+            else:
+                arrays.append(_vector_array(columns[field.name], field.type))
         self._data_files.append(pa.Table.from_arrays(arrays, schema=self._schema))
         # Its videos, at the end of files that hold several episodes.
         for key, files in self._video_files.items():
@@ -372,6 +408,7 @@ class LeRobotWriter:
             if key in self._histograms
             else vector_statistics(self._written_column(key))
             for key in self._features
+            if key != PERSISTENT_COLUMN
         }
         _write_json(
             meta / "stats.json",

@@ -1,0 +1,114 @@
+"""`python -m benchmarks.subtasks`: does a policy that says its sub-task, and acts on it, do better than one without?
+
+The tabletop's task "touch the red star, then touch the blue circle". Two policies learn from the same demonstrations,
+with the same VLM, seed, steps and questions. One is taught to say what is to be done now ("touch the blue circle"), and
+its expert reads it; when it acts it says its own, at every plan anew. The other goes by the whole sentence alone.
+
+Every row goes to OUTPUT/row_*.json when it is measured; the same command goes on where it was stopped.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import pipeline
+
+from kivla.demo.stages import EVALUATION_SEED, TABLETOP_VLM, TabletopArguments, fine_tune, once, record
+from kivla.simulation import make_env
+from kivla.simulation.rollout import PipelinePolicy, rollout
+from kivla.simulation.rollout_evaluation import success_rate
+from kivla.training.evaluation.confidence import mcnemar_test
+from kivla.training.run_folder import claim_folder
+
+KIND = "touch_then_touch"
+# Row -> whether its policy learned sub-tasks, and whether it says them when it acts.
+ROWS = {
+    "says its sub-task and acts on it": (True, True),
+    "the same policy, saying nothing": (True, False),
+    "learned without sub-tasks": (False, False),
+}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.subtasks", description=__doc__)
+    parser.add_argument("--max_steps", type=int, default=1200, help="optimiser steps of each policy (default: 1200)")
+    parser.add_argument("--num_episodes", type=int, default=200, help="scenes, the same for all (default: 200)")
+    parser.add_argument("--num_demonstrations", type=int, default=3000, help="(default: 3000)")
+    parser.add_argument("--seed", type=int, default=0, help="of weights, order of the data and noise (default: 0)")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
+    parser.add_argument("--output", type=Path, default=Path("outputs/subtasks"), help="where everything goes")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    facts = {name: value for name, value in vars(options).items() if name not in ("output", "threads")}
+    claim_folder(options.output, facts, ("*.json", "demonstrations"))
+    print(format_rows(measure(options)))
+
+
+def measure(options: argparse.Namespace) -> list[dict]:
+    """Train both policies, and roll them out; what is there is not done again."""
+    args = {says: arguments(options, says) for says in (True, False)}
+    demonstrations = options.output / "demonstrations"
+    record(demonstrations, args[True])
+    rows = []
+    for number, (name, (learned, says)) in enumerate(ROWS.items()):
+        policy = options.output / ("policy_with_subtasks" if learned else "policy_without")
+        trained = once(
+            options.output / f"{policy.name}.json",
+            lambda policy=policy, learned=learned: fine_tune(
+                TABLETOP_VLM, demonstrations, policy, args[learned], options.max_steps, options.seed
+            ),
+        )
+        row = once(
+            options.output / f"row_{number}.json",
+            lambda policy=policy, says=says: {"touched": roll_out(policy, says, options.num_episodes)},
+        )
+        rows.append({"name": name, **row, "training_minutes": trained["minutes"]})
+    return rows
+
+
+def arguments(options: argparse.Namespace, subtasks: bool) -> TabletopArguments:
+    return TabletopArguments(kinds=[KIND], subtasks=subtasks, num_demonstrations=options.num_demonstrations)
+
+
+def roll_out(policy: Path, says: bool, num_episodes: int) -> list[int]:
+    """In every scene: how many of the two objects the policy touched, in the order that was asked for."""
+    env = make_env("tabletop", num_episodes, kinds=[KIND])
+    seeds = range(EVALUATION_SEED, EVALUATION_SEED + num_episodes)
+    acts = PipelinePolicy(pipeline("action-prediction", model=str(policy)), respond=says)
+    result = rollout(acts, env, seeds, TabletopArguments.replan_every, env.max_steps, description=policy.name)
+    touched = env.num_touched  # all scenes in one round, and a finished table keeps its state
+    if ((touched == 2) != result.success).any():
+        raise AssertionError("Success must be both objects touched in this order.")
+    return touched.tolist()
+
+
+def format_rows(rows: list[dict]) -> str:
+    """The rows as a Markdown table, with 95 % Wilson intervals; and whether the first and the last differ by chance."""
+    lines = [
+        "| policy | both, in this order | touched the first | of these, the second | training |",
+        "|---|--:|--:|--:|--:|",
+    ]
+    for row in rows:
+        touched = np.array(row["touched"])
+        first = touched[touched >= 1]
+        shares = [_percent(touched == 2), _percent(touched >= 1), _percent(first == 2) if len(first) else "-"]
+        lines.append(f"| {row['name']} | {' | '.join(shares)} | {row['training_minutes']:.0f} min |")
+    test = mcnemar_test(*(np.array(row["touched"]) == 2 for row in (rows[0], rows[-1])))
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"In {len(rows[0]['touched'])} scenes, the same for all. Only the first policy succeeds in "
+            f"{test.only_first}, only the last in {test.only_second}: p = {test.p_value:.2g} (McNemar's exact test).",
+        ]
+    )
+
+
+def _percent(outcomes: np.ndarray) -> str:
+    rate = success_rate(outcomes.tolist())
+    return f"{100 * rate['rate']:.1f} % ({100 * rate['low']:.1f} - {100 * rate['high']:.1f})"
+
+
+if __name__ == "__main__":
+    main()
