@@ -29,6 +29,9 @@ class PipelinePolicy:
         num_steps: Euler steps; by default the model's.
         clip_actions: hold actions within the range of the policy's data; by default what its processor says.
         respond: whether a policy that was taught to say a sub-task first says it, at every plan anew, and acts on it.
+
+    Raises:
+        ValueError: `respond` is False for a policy that says nothing anyway.
     """
 
     def __init__(
@@ -39,6 +42,8 @@ class PipelinePolicy:
         clip_actions: bool | None = None,
         respond: bool = True,
     ):
+        if not respond and not (pipe.processor.expert_reads_response or pipe.processor.responds_first):
+            raise ValueError("This policy was not taught to say anything before it acts: leave out respond=False.")
         self.pipe = pipe
         self.respond = respond
         self.options = {"seed": seed, "num_steps": num_steps, "clip_actions": clip_actions}
