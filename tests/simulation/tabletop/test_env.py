@@ -143,10 +143,8 @@ def test_two_objects_must_be_touched_in_the_order_of_the_sentence():
 
 
 def test_the_ring_and_the_subtask_say_what_is_done():
-    env, plain = TabletopVectorEnv(1, ["touch_then_touch"]), TabletopVectorEnv(1, ["touch"])
+    env = TabletopVectorEnv(1, ["touch_then_touch"], image_size=192)  # where the ring is wider than a pixel
     observation, info = env.reset(seed=3)
-    plain.reset(seed=3)
-    plain.scene = env.scene[0:1]
     first, second = info["instruction"][0].split(", then ")
     color = np.array(list(COLORS.values())[env.scene.colors[0, env.task.target[0]]])
     white = np.array((255, 255, 255))
@@ -160,7 +158,7 @@ def test_the_ring_and_the_subtask_say_what_is_done():
     touched = next(i for i, number in enumerate(count["white"]) if number == 0)
     assert 0 < touched < len(count["white"]) and min(count["white"][:touched]) > 0 and not any(count["white"][touched:])
     assert min(count["color"][touched:]) > max(count["color"][:touched]), "the ring has the colour of what it touched"
-    assert "subtask" not in plain.reset(seed=3)[1]
+    assert "subtask" not in TabletopVectorEnv(1, ["touch"]).reset(seed=3)[1]
 
 
 def test_which_object_is_second_cannot_be_found_without_the_sentence():
