@@ -15,6 +15,7 @@ COMMANDS = {
     "launch-files": "write files for `accelerate launch` and SLURM: DDP, FSDP2, DeepSpeed, several machines",
     "card": "write the card of a trained policy or of a LeRobot dataset",
     "profile": "show where the time of a training step goes, with the options of train",
+    "check-data": "look at a dataset before training: what it is, what was assumed, what to mend",
     "recipes": "list the training recipes",
     "record": "write demonstrations of a simulator's scripted expert as a LeRobot dataset",
     "predict": "predict action chunks with a trained policy, on a dataset or on images",

@@ -21,6 +21,9 @@ class KivlaConfig(PreTrainedConfig):
     Args:
         chunk_size: actions that the policy predicts at once; a property of the policy.
         n_action_steps: actions of a chunk to execute before the policy looks again, at most `chunk_size`.
+        cameras: where observations have other names than the policy: the policy's camera → LeRobot's key or the last
+            part of it (`--policy.cameras='{"wrist": "observation.images.image2"}'`). If it has every camera of the
+            policy, other images are left out.
         robot: whose cameras, state and actions these are, for a policy of several robots.
         acts_by: "flow" (the action expert) or "tokens" (the VLM's own); None for what the policy was trained for.
         num_steps: Euler steps of the action expert; the policy's own number if None.
@@ -36,6 +39,7 @@ class KivlaConfig(PreTrainedConfig):
 
     chunk_size: int = 50
     n_action_steps: int = 50
+    cameras: dict[str, str] | None = None
     robot: str | None = None
     acts_by: str | None = None
     num_steps: int | None = None

@@ -61,12 +61,13 @@ class KivlaPolicy(PreTrainedPolicy):
             )
         self.model = model
         self.processor = processor
-        self.cameras = processor.robot(config.robot).cameras
-        if self.cameras is None:
+        self.spec = processor.robot(config.robot)
+        if self.spec.cameras is None:
             raise ValueError(
                 "This policy has no camera names, which LeRobot needs. Give them to its processor: KIVLAProcessor"
                 '.from_pretrained(POLICY, cameras=["observation.images.front", ...]).save_pretrained(POLICY).'
             )
+        processor.check_cameras(config.cameras)
         self._pipeline: ActionPredictionPipeline | None = None
         self._has_warned_of_clipping = False
         self.reset()
@@ -173,7 +174,8 @@ class KivlaPolicy(PreTrainedPolicy):
             log.warning("%.0f %% of a chunk lay outside the range of the policy's data: clipped.", 100 * share)
 
     def _observations(self, batch: dict) -> list[dict]:
-        return to_observations(batch, self.cameras, self.processor.state_encoding != "none", self.config.robot)
+        reads_state = self.processor.state_encoding != "none"
+        return to_observations(batch, self.spec, reads_state, self.config.robot, self.config.cameras)
 
     # ------------------------------------------------------------------------------------------------ training
     def forward(self, batch: dict, reduction: str = "mean") -> tuple[Tensor, dict[str, float]]:

@@ -1,12 +1,14 @@
 """A batch of LeRobot's -> observations as KIVLA's pipeline and processor take them."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping
 from functools import cache
 
 import numpy as np
 from lerobot.utils.constants import OBS_IMAGE, OBS_IMAGES, OBS_PREFIX, OBS_STATE
 from torch import Tensor
+
+from kivla.processing.robot_spec import RobotSpec
 
 log = logging.getLogger(__name__)
 
@@ -16,26 +18,28 @@ def image_key(camera: str) -> str:
     return camera if camera.startswith(OBS_PREFIX) else f"{OBS_IMAGES}.{camera}"
 
 
-def to_observations(batch: dict, cameras: Sequence[str], reads_state: bool, robot: str | None = None) -> list[dict]:
+def to_observations(
+    batch: dict, spec: RobotSpec, reads_state: bool, robot: str | None = None, names: Mapping[str, str] | None = None
+) -> list[dict]:
     """One dict for each environment, or for each frame of a dataset.
 
     Args:
         batch: with images (B, 3, height, width), floats in [0, 1], by their keys; `observation.state` (B, Ds); `task`,
             B strings.
-        cameras: names of the policy's cameras. Those whose images the batch lacks are missing.
+        spec: the policy's robot, which knows its cameras. Those whose images the batch lacks are missing.
         reads_state: whether the policy reads the robot's state.
         robot: its name, for a policy of several robots.
+        names: an explicit mapping, the policy's camera → the key of its images.
 
     Returns:
         `images` (by camera name: arrays (height, width, 3), None for a missing camera), `text`, `state` and `robot`.
 
     Raises:
-        ValueError: no image is of one of the policy's cameras, or cameras are missing while there are images by other
-            names; images of another shape; not one instruction for each observation.
+        ValueError: no image is of one of the policy's cameras, or there are images that are not; images of another
+            shape; not one instruction for each observation.
     """
-    keys = {camera: image_key(camera) for camera in cameras}
-    _check_names(batch, list(keys.values()))
-    columns = {camera: _pixels(key, batch[key]) for camera, key in keys.items() if key in batch}
+    keys = _keys(batch, spec, names)
+    columns = {camera: _pixels(key, batch[key]) for camera, key in keys.items() if key is not None}
     text = batch.get("task")
     text = [text] if isinstance(text, str) else text
     size = len(next(value for key, value in batch.items() if key.startswith(OBS_PREFIX) and isinstance(value, Tensor)))
@@ -44,7 +48,7 @@ def to_observations(batch: dict, cameras: Sequence[str], reads_state: bool, robo
     state = batch[OBS_STATE].float().cpu().numpy() if reads_state and OBS_STATE in batch else [None] * size
     observations = []
     for i in range(size):
-        images = {camera: columns[camera][i] if camera in columns else None for camera in cameras}
+        images = {camera: columns[camera][i] if camera in columns else None for camera in keys}
         observations.append({"images": images, "text": text[i], "state": state[i], "robot": robot})
     return observations
 
@@ -57,23 +61,28 @@ def _pixels(key: str, images: Tensor) -> np.ndarray:
     return images.permute(0, 2, 3, 1).cpu().numpy()
 
 
-def _check_names(batch: dict, wanted: list[str]) -> None:
+def _keys(batch: dict, spec: RobotSpec, names: Mapping[str, str] | None) -> dict[str, str | None]:
+    """The key of each camera's images; None for one that is missing, which is said once."""
     given = [key for key in batch if key.startswith(OBS_IMAGE) and not key.endswith("_is_pad")]
-    missing, others = [key for key in wanted if key not in given], [key for key in given if key not in wanted]
-    if missing and (others or len(missing) == len(wanted)):
-        example = f'{{"{(others or ["observation.images.NAME"])[0]}": "{missing[0]}"}}'
-        raise ValueError(
-            f"The policy sees {wanted}, but the images are {given}. Say which is which (--rename_map='{example}'), and "
-            "leave out cameras that the policy does not know."
-        )
-    if missing:
+    missing = [] if names else spec.missing(given)
+    if 0 < len(missing) < len(spec.cameras) and len(given) == len(spec.cameras) - len(missing):
         _warn_of_missing(tuple(missing))
+        names = dict.fromkeys(missing)
+    try:
+        return spec.place(given, names)
+    except ValueError as error:
+        others = [key for key in given if key not in spec.has_cameras(given)] or ["observation.images.NAME"]
+        example = f'{{"{others[0]}": "{image_key((missing or spec.cameras)[0])}"}}'
+        raise ValueError(
+            f"{error} In LeRobot: --rename_map='{example}', or --policy.cameras='{{\"POLICY_NAME\": \"KEY\"}}'; or "
+            "leave out cameras that the policy does not know."
+        ) from error
 
 
 @cache
-def _warn_of_missing(keys: tuple[str, ...]) -> None:
+def _warn_of_missing(cameras: tuple[str, ...]) -> None:
     """Once, and not with every step."""
-    log.warning("There are no images of %s: the policy acts without these cameras.", ", ".join(keys))
+    log.warning("There are no images of %s: the policy acts without these cameras.", ", ".join(cameras))
 
 
 __all__ = ["image_key", "to_observations"]

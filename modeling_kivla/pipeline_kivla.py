@@ -10,6 +10,7 @@ from .eval_mode import eval_mode
 from .weights_state import weights_state
 
 _OBSERVATION = ("images", "text", "state", "robot")
+_OPTIONAL = ("cameras", "response")
 
 
 class ActionPredictionPipeline(Pipeline):
@@ -21,9 +22,10 @@ class ActionPredictionPipeline(Pipeline):
     pipe({"images": [base, wrist], "text": "pick up the cup", "state": [...]})   # {"actions": (H, action_dim)}
     ```
 
-    An observation has `images` (a list in the order of the processor's cameras, or a dict by camera name; PIL images,
-    arrays, paths or URLs), `text`, `state` if the policy reads one, and `robot` (a name) if it knows several. A list of
-    observations gives a list of results, computed `batch_size` at a time (all at once by default).
+    An observation has `images` (a dict by camera name, or a list in the order of the processor's cameras, or of
+    `cameras`, the names that come with it; PIL images, arrays, paths or URLs), `text`, `state` if the policy reads one,
+    and `robot` (a name) if it knows several. A list of observations gives a list of results, computed `batch_size` at a
+    time (all at once by default).
 
     A policy whose expert reads responses (`processor.expert_reads_response`), or that acts by tokens and was taught to
     say a response first (`processor.responds_first`), says what it is about to do, and then
@@ -33,9 +35,11 @@ class ActionPredictionPipeline(Pipeline):
     by default what the policy was trained for); `num_steps` (Euler steps); `seed`: with it every observation starts
     from the same noise, so its actions do not depend on what else is in the batch (tokens are decoded greedily);
     `clip_actions`, whether actions are held within the range of the robot's data (the processor's setting by default);
-    and `reuse_prefix`: keep what the expert reads of a call's observations, so that the VLM does not run if the next
-    call has the same images and prompt (another chunk of the same observation, or a continuous state that moved on)
-    and the model is as it was (same weights, same adapters, same mode).
+    `cameras`, where observations have other names than the policy: `{"front": "observation/image"}`, the policy's name
+    and theirs (None: no image; a mapping of all cameras leaves other images out); and `reuse_prefix`: keep what the
+    expert reads of a call's observations, so that the VLM does not run if the next call has the same images and prompt
+    (another chunk of the same observation, or a continuous state that moved on) and the model is as it was (same
+    weights, same adapters, same mode).
 
     A model that is in training acts as in eval mode, without dropout, and is in training again when the call is over.
 
@@ -84,12 +88,15 @@ class ActionPredictionPipeline(Pipeline):
         acts_by: str | None = None,
         clip_actions: bool | None = None,
         reuse_prefix: bool | None = None,
+        cameras: dict[str, str | None] | None = None,
     ):
+        self.processor.check_cameras(cameras)
         if acts_by not in ("flow", "tokens", None):
             raise ValueError(f'acts_by must be "flow" or "tokens", got {acts_by!r}.')
         forward = {"num_steps": num_steps, "seed": seed, "acts_by": acts_by, "reuse_prefix": reuse_prefix}
         given = {name: value for name, value in forward.items() if value is not None}
-        before = {} if acts_by is None else {"acts_by": acts_by}
+        before = {"acts_by": acts_by, "cameras": cameras}
+        before = {name: value for name, value in before.items() if value is not None}
         return before, given, {} if clip_actions is None else {"clip_actions": clip_actions}
 
     def __call__(self, observations: dict | list[dict], batch_size: int | None = None, **options):
@@ -104,15 +111,18 @@ class ActionPredictionPipeline(Pipeline):
                 results += self.run_single(batch[start : start + size], before, forward, after)
         return results[0] if isinstance(observations, dict) else results
 
-    def preprocess(self, observations: list[dict], acts_by: str | None = None):
+    def preprocess(
+        self, observations: list[dict], acts_by: str | None = None, cameras: dict[str, str | None] | None = None
+    ):
         for i, observation in enumerate(observations):
-            unknown = set(observation) - {*_OBSERVATION, "response"}
+            unknown = set(observation) - {*_OBSERVATION, *_OPTIONAL}
             if "text" not in observation or unknown:
                 raise ValueError(
                     f"Observation {i} has the keys {sorted(observation)}; expected are 'images', 'text' and, if the "
                     "policy reads the robot's state, 'state'."
                 )
         columns = {key: [observation.get(key) for observation in observations] for key in _OBSERVATION}
+        columns["images"] = [self._named(i, observation, cameras) for i, observation in enumerate(observations)]
         responses = [observation.get("response") for observation in observations]
         by_tokens = (acts_by or self.model.config.acts_by) == "tokens"
         says = self.processor.expert_reads_response or (by_tokens and self.processor.responds_first)
@@ -123,6 +133,14 @@ class ActionPredictionPipeline(Pipeline):
         # A response of no words is none.
         inputs = self.processor(**columns, given_response=[response or None for response in responses])
         return {"inputs": inputs, "robots": columns["robot"], "responses": responses}
+
+    def _named(self, i: int, observation: dict, cameras: dict[str, str | None] | None):
+        """The images by the names of the policy's cameras."""
+        try:
+            robot = self.processor.robot(observation.get("robot"))
+            return robot.named(observation.get("images"), observation.get("cameras"), cameras)
+        except ValueError as error:
+            raise ValueError(f"Example {i}: {error}") from error
 
     def _forward(
         self,

@@ -1,6 +1,6 @@
 """KIVLAProcessor: observations and actions in robot units -> what the model takes, and back."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import cast
 
@@ -12,6 +12,7 @@ from .action_constraint import ActionTokenConstraint
 from .action_token_ids import place_action_tokens
 from .action_tokenizers import ActionDecodingFailure, ActionTokenizer, check_action_tokenizer
 from .call_options import check_options
+from .camera_names import check_names
 from .image_input import pad_to_square
 from .normalization import as_numbers, discretize_state
 from .processor_card import PushedWithCard
@@ -37,7 +38,8 @@ class KIVLAProcessor(PushedWithCard, SavedProcessor, ProcessorMixin):
         chunk_size, max_action_dim, max_state_dim, state_encoding: as in the model's `KIVLAConfig`.
         normalization: "quantile" (1 % to 99 % onto [-1, 1]; π0.5), "mean_std" (π0) or "none".
         cameras: names of the cameras, in the order in which the model sees them. Every example that asks for actions
-            must then have an entry for each. None takes any number of images, in lists only.
+            must then have an entry for each. A dict gives each a second name: `{"front": "observation.images.cam_0"}`;
+            images then come by either. None takes any number of images, in lists only; `KIVLATrainer` names them.
         action_dim: real size of an action; by default that of the statistics, or `max_action_dim` without any.
         robots: for a policy of several robots, in place of the three above: name -> `{"statistics": ..., "cameras":
             ..., "action_dim": ...}`, the last two optional. Examples then say whose they are (`robot`).
@@ -85,7 +87,7 @@ class KIVLAProcessor(PushedWithCard, SavedProcessor, ProcessorMixin):
         max_state_dim: int = 32,
         state_encoding: str = "text",
         normalization: str = "quantile",
-        cameras: Sequence[str] | None = None,
+        cameras: Sequence[str] | Mapping[str, str] | None = None,
         action_dim: int | None = None,
         robots: dict[str, dict] | None = None,
         action_token_placement: str = "added",
@@ -213,6 +215,24 @@ class KIVLAProcessor(PushedWithCard, SavedProcessor, ProcessorMixin):
         """Cameras of the only robot; of several use `processor.robot(name)`."""
         return self.robot().cameras
 
+    def check_cameras(self, names: Mapping[str, str | None] | None) -> None:
+        """Check an explicit mapping of cameras, the policy's name → the one that images come with.
+
+        Raises:
+            ValueError: a name that is no camera of any of its robots, or one image for two cameras.
+        """
+        robots = self.robots.values()
+        if names is None or any(robot.cameras is None for robot in robots):
+            return
+        check_names(names)
+        known = set().union(*(robot.has_cameras(names) for robot in robots))
+        if unknown := [name for name in names if name not in known]:
+            cameras = list(dict.fromkeys(camera for robot in robots for camera in robot.cameras))
+            raise ValueError(
+                f"The policy has no camera {unknown[0]!r}; it has {cameras}. A camera is mapped as "
+                "POLICY_NAME=THEIR_NAME, or named as it is."
+            )
+
     @property
     def action_dim(self) -> int:
         """Size of an action of the only robot; of several use `processor.robot(name)`."""
@@ -247,9 +267,9 @@ class KIVLAProcessor(PushedWithCard, SavedProcessor, ProcessorMixin):
 
         Args:
             images: for each example a list of images in the order of `cameras`, or a dict by camera name (the last part
-                of `observation.images.wrist` will do). An image is a PIL image, a path or URL, or an array or tensor
-                with three channels, last or first (uint8, or floats in [0, 1]). None in the place of an image: this
-                camera is missing, and its tokens are left out.
+                of `observation.images.wrist` will do), which must have each of them and no others. An image is a PIL
+                image, a path or URL, or an array or tensor with three channels, last or first (uint8, or floats in
+                [0, 1]). None in the place of an image: this camera is missing, and its tokens are left out.
                 Greyscale or RGBA arrays are refused (repeat or drop channels); such PIL images and files are converted.
             text: for each example the instruction or question; for a conversation of several turns the list of its
                 questions. May be "" where actions are asked for.

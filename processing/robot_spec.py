@@ -1,14 +1,14 @@
 """One robot's side of a processor: what its numbers mean, and which cameras it has."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 from PIL import Image
 
-from .camera_names import match_cameras
+from .camera_names import check_names, match_known, place_cameras, suits
 from .image_input import as_rgb
 from .normalization import MOST, Normalizer, as_numbers, clip_to_range, statistics_from_json, statistics_to_json
 
@@ -24,27 +24,30 @@ class RobotSpec:
 
     Args:
         statistics: `{"state": {...}, "actions": {...}}` of this robot's data in its units, or None.
-        cameras: names of its cameras, in the order in which the model sees them; None for any number of images.
+        cameras: names of its cameras, in the order in which the model sees them, or a dict of them: name → another name
+            of the same camera; None for any number of images.
         action_dim: real size of an action; that of the statistics if None.
         normalization: "quantile", "mean_std" or "none".
         reads_state: whether the policy reads the robot's state.
         max_action_dim: width of the model's chunks.
 
     Attributes:
+        known_as: another name of a camera, where it has one.
         num_clipped: how many values of chunks to be learned lay beyond `action_bound` and were clipped to it.
 
     Raises:
-        ValueError: statistics that are missing or do not fit.
+        ValueError: statistics that are missing or do not fit, or a camera that is named twice.
     """
 
     statistics: dict[str, dict[str, np.ndarray]] | None
-    cameras: Sequence[str] | None
+    cameras: Sequence[str] | Mapping[str, str] | None
     action_dim: int | None
     normalization: str
     reads_state: bool
     max_action_dim: int
     actions: Normalizer = field(init=False)
     state: Normalizer | None = field(init=False, default=None)
+    known_as: dict[str, str] = field(init=False)
     num_clipped: int = field(init=False, default=0)
 
     def __post_init__(self):
@@ -54,7 +57,10 @@ class RobotSpec:
                 'statistics=LeRobotDataset(...).statistics, or normalization="none" if values are normalised already.'
             )
         statistics = self.statistics or {}
-        self.cameras = None if self.cameras is None else list(self.cameras)
+        known_as = self.cameras if isinstance(self.cameras, Mapping) else {}
+        self.known_as = {camera: name for camera, name in known_as.items() if name != camera}
+        self.cameras = None if self.cameras is None else _distinct(self.cameras)
+        self._check_known_names()
         self.actions = Normalizer(statistics.get("actions"), self.normalization)
         if self.reads_state:
             if self.normalization != "none" and "state" not in statistics:
@@ -108,26 +114,68 @@ class RobotSpec:
             return actions, None
         return clip_to_range(actions, *self.action_range)
 
+    def place(
+        self, given: Collection[str], names: Mapping[str, str | None] | None = None, selects: bool = False
+    ) -> dict[str, str | None]:
+        """Say which of the given names is which camera: see `place_cameras`."""
+        return place_cameras(given, self.cameras, self.known_as, names, selects)
+
+    def among(self, given: Collection[str], names: Mapping[str, str | None] | None = None) -> list[str] | None:
+        """Which of a dataset's cameras are its own, in their order; None for all, where it has no names.
+
+        Raises:
+            ValueError: some are not there.
+        """
+        if self.cameras is None and names is None:
+            return None
+        return [name for name in self.place(given, names, selects=True).values() if name is not None]
+
+    def missing(self, given: Collection[str]) -> list[str]:
+        """Its cameras that none of these names is of."""
+        return [
+            camera for camera in self.cameras or () if camera not in match_known(given, self.cameras, self.known_as)
+        ]
+
+    def has_cameras(self, names: Collection[str]) -> set[str]:
+        """Those of these names that are a camera of its own."""
+        return set(match_known(names, self.cameras or (), self.known_as).values())
+
+    def named(self, images, of_list: Sequence[str] | None = None, names: Mapping[str, str | None] | None = None):
+        """Bring images of any names under the names of the cameras.
+
+        Args:
+            images: a dict by name; or a list in the order of the cameras, or with names of its own.
+            of_list: names of a list's images, in its order.
+            names: an explicit mapping, see `place_cameras`.
+
+        Returns:
+            A dict by camera, None where an image is missing; a list where there are no names, or the robot has none.
+
+        Raises:
+            ValueError: unknown or missing names.
+        """
+        if of_list is not None and not isinstance(images, Mapping):
+            if len(of_list) != len(images) or len(set(of_list)) != len(of_list):
+                raise ValueError(f"there are {len(images)} images and the names {list(of_list)}. Name each once.")
+            if self.cameras is None and names is None:
+                return images
+            images = dict(zip(of_list, images, strict=True))
+        if not isinstance(images, Mapping):
+            return images
+        placed = self.place(list(images), names)
+        found = {camera: None if name is None else images[name] for camera, name in placed.items()}
+        return list(found.values()) if self.cameras is None else found
+
     def images(self, given, is_observation: bool) -> list[Image.Image]:
         """The images that are there, as RGB, in the order of the cameras.
 
         Args:
-            given: a list, a dict by camera name (in full, or its last part), or None.
+            given: a list, a dict by camera name (see `camera_names`), or None.
             is_observation: whether every camera must have its place (VLM data has any number of images).
         """
-        if isinstance(given, dict):
-            if self.cameras is None:
-                raise ValueError(
-                    f"`images` is a dict (of {sorted(given)}), but this processor has no camera names, hence no order. "
-                    "Pass a list, or make the processor with cameras=[...]."
-                )
-            names = match_cameras(list(given), self.cameras)
-            if len(given) != len(self.cameras) or len(names) != len(self.cameras):
-                raise ValueError(
-                    f"images are given for the cameras {sorted(given)}, but this processor has {self.cameras}. Pass "
-                    "every camera by its name; use None for one that is missing."
-                )
-            given = [given[names[camera]] for camera in self.cameras]
+        given = self.named(given)
+        if isinstance(given, Mapping):
+            given = list(given.values())
         if given is None:
             given = []
         if not isinstance(given, list | tuple):
@@ -222,7 +270,23 @@ class RobotSpec:
         statistics = self.statistics
         if statistics is not None:
             statistics = {name: statistics_to_json(values) for name, values in statistics.items()}
-        return {"statistics": statistics, "cameras": self.cameras, "action_dim": self.action_dim}
+        cameras = {name: self.known_as.get(name, name) for name in self.cameras} if self.known_as else self.cameras
+        return {"statistics": statistics, "cameras": cameras, "action_dim": self.action_dim}
+
+    def _check_known_names(self) -> None:
+        check_names(self.known_as)
+        for camera, name in self.known_as.items():
+            if others := [other for other in self.cameras if other != camera and suits(name, other)]:
+                raise ValueError(
+                    f"the camera {camera!r} cannot be known as {name!r}, which is a name of the camera {others[0]!r}, "
+                    "too. Give the policy's cameras other names."
+                )
+
+
+def _distinct(cameras: Collection[str]) -> list[str]:
+    if isinstance(cameras, str) or len(set(cameras)) != len(cameras):
+        raise ValueError(f"`cameras` must be a list of names, each once, got {cameras!r}.")
+    return list(cameras)
 
 
 def make_robots(robots: dict[str, dict] | None, single: dict, **shared) -> dict[str | None, RobotSpec]:

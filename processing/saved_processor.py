@@ -1,6 +1,7 @@
 """A processor on disk and on the Hub: `processor_config.json`, and the VLM's own processor in a folder beside it."""
 
 import json
+import logging
 import os
 from pathlib import Path
 from typing import Self
@@ -12,6 +13,8 @@ from .robot_spec import robot_from_json, sizes_for
 from .saved_files import local_folder, read_json, write_files
 from .saved_settings import ROBOT_TYPES, check_saved, panics_as_errors, shortened
 from .tokenizer_registry import load_action_tokenizer
+
+logger = logging.getLogger(__name__)
 
 VLM_PROCESSOR_FOLDER = "vlm_processor"
 CONFIG_FILE = "processor_config.json"
@@ -122,7 +125,7 @@ class SavedProcessor:
         if "statistics" in kwargs:
             settings["action_dim"] = None  # that of the new statistics
         if vlm_processor is not None:
-            return cls(vlm_processor, **{**settings, **kwargs})
+            return _with_warning(cls(vlm_processor, **{**settings, **kwargs}), folder)
         try:
             with panics_as_errors():
                 vlm_processor = AutoProcessor.from_pretrained(folder / VLM_PROCESSOR_FOLDER, **of_vlm)
@@ -133,7 +136,7 @@ class SavedProcessor:
                 f"{folder / VLM_PROCESSOR_FOLDER} cannot be loaded ({type(error).__name__}: {shortened(error, 500)}). "
                 "If it is damaged, download or save it again."
             ) from error
-        return cls(vlm_processor, **{**settings, **kwargs})
+        return _with_warning(cls(vlm_processor, **{**settings, **kwargs}), folder)
 
     @classmethod
     def saved_settings(cls, pretrained_model_name_or_path: str | os.PathLike, **hub) -> dict:
@@ -164,6 +167,18 @@ class SavedProcessor:
         else:
             settings |= robot_from_json({name: settings[name] for name in ROBOT_TYPES})
         return settings
+
+
+def _with_warning(processor, folder: Path):
+    """Say once, where a policy is loaded, that it does not know its cameras."""
+    if any(robot.cameras is None for robot in processor.robots.values()):
+        logger.warning(
+            "The policy in %s has no names for its cameras: it takes images as a list alone, and cannot tell whether "
+            "their number and order are those of its training. To name them: KIVLAProcessor.from_pretrained(..., "
+            "cameras=[...]).save_pretrained(...), in the order of its training.",
+            folder,
+        )
+    return processor
 
 
 def _local_folder(path: str | os.PathLike, subfolder: str | None = None, **hub) -> Path:

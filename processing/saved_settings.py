@@ -24,7 +24,7 @@ SAVED_TYPES = {
     "robots": dict,
     "prompt_frames": dict,
 }
-ROBOT_TYPES = {"statistics": dict | None, "cameras": list | None, "action_dim": int | None}
+ROBOT_TYPES = {"statistics": dict | None, "cameras": list | dict | None, "action_dim": int | None}
 
 
 # Whole numbers among the settings, and the lowest that makes sense
@@ -89,7 +89,9 @@ def check_saved(file: Path, settings: dict) -> None:
         _check_types(file, robot, ROBOT_TYPES)
         if not all(isinstance(values, dict) for values in (robot["statistics"] or {}).values()):
             raise ValueError(f"{file} is damaged: statistics must be maps, got {shortened(robot['statistics'])}.")
-        if not all(isinstance(camera, str) for camera in robot["cameras"] or []):
+        cameras = robot["cameras"] or []
+        known_as = cameras.values() if isinstance(cameras, dict) else []
+        if not all(isinstance(camera, str) for camera in [*cameras, *known_as]):
             raise ValueError(f"{file} is damaged: cameras must be names, got {shortened(robot['cameras'])}.")
 
 

@@ -4,14 +4,13 @@ All environments of a round start together, so they also plan together: every `r
 running are handed to the policy as one batch, and the first `replan_every` actions of each chunk are executed.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from tqdm.auto import tqdm
 
 from ..modeling_kivla import actions_of
-from ..processing.camera_names import match_cameras
 from .environments import Environment, check_first
 
 # A list of observations {"images": {camera: uint8 (height, width, 3)}, "text": str, "state": float32 (Ds,)}
@@ -29,6 +28,7 @@ class PipelinePolicy:
         num_steps: Euler steps; by default the model's.
         clip_actions: hold actions within the range of the policy's data; by default what its processor says.
         respond: whether a policy that was taught to say a sub-task first says it, at every plan anew, and acts on it.
+        cameras: where the environment has other names: the policy's camera → the environment's.
 
     Raises:
         ValueError: `respond` is False for a policy that says nothing anyway.
@@ -41,12 +41,16 @@ class PipelinePolicy:
         num_steps: int | None = None,
         clip_actions: bool | None = None,
         respond: bool = True,
+        cameras: Mapping[str, str | None] | None = None,
     ):
         if not respond and not (pipe.processor.expert_reads_response or pipe.processor.responds_first):
-            raise ValueError("This policy was not taught to say anything before it acts: leave out respond=False.")
+            raise ValueError("This policy was not taught to say anything before it acts: leave out respond=False (--respond false).")
         self.pipe = pipe
         self.respond = respond
-        self.options = {"seed": seed, "num_steps": num_steps, "clip_actions": clip_actions}
+        self.options: dict = {"seed": seed, "num_steps": num_steps, "clip_actions": clip_actions}
+        if cameras is not None:
+            pipe.processor.check_cameras(cameras)
+            self.options["cameras"] = cameras
         self._clipped_values = self._values = 0
 
     @property
@@ -67,19 +71,10 @@ class PipelinePolicy:
                 self._values += result["clipped"]["of"]
         return chunks
 
-    def _images(self, images: dict[str, np.ndarray]) -> list[np.ndarray]:
-        """Put the environment's images into the order of the policy's cameras.
-
-        The policy knows cameras by the names of its dataset's features, `observation.images.NAME`.
-        """
-        cameras = self.pipe.processor.cameras or list(images)
-        names = match_cameras(list(images), cameras)
-        if missing := [camera for camera in cameras if camera not in names]:
-            raise ValueError(
-                f"The policy looks through the cameras {cameras}, but the environment has no {missing}; it has "
-                f"{list(images)}. Was the policy trained for this environment?"
-            )
-        return [images[names[camera]] for camera in cameras]
+    def _images(self, images: dict[str, np.ndarray]) -> dict | list:
+        """By the environment's names, which the pipeline matches; of a policy without names, the only one there is."""
+        is_certain = self.pipe.processor.cameras is None and len(images) == 1
+        return list(images.values()) if is_certain and "cameras" not in self.options else images
 
 
 @dataclass

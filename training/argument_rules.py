@@ -121,8 +121,9 @@ DIFFERENT_PARAMETERS: dict[str, str] = {
     "args": "`KIVLATrainingArguments`. Plain `TrainingArguments` are taken, with the defaults of ours for what they do "
     "not have, and of `remove_unused_columns`.",
     "processing_class": "A `KIVLAProcessor`, and needed.",
-    "data_collator": "`KIVLACollator(processing_class)` by default.",
-    "train_dataset, eval_dataset": "Chunk size, cameras and action size are compared with the processor's.",
+    "data_collator": "`KIVLACollator(processing_class)` by default; with `cameras={...}` where the data name them "
+    "otherwise.",
+    "train_dataset, eval_dataset": "Chunk size, cameras (by name) and action size are compared with the processor's.",
     "compute_metrics": "Gets `EvalPrediction` with predicted and true chunks (N, H, D) in robot units: see "
     "`KIVLATrainer.predict`. What it returns stands beside the trainer's own metrics.",
     "optimizers": "Refused beside `muon` and `expert_learning_rate`, which are about the optimiser that is made "

@@ -4,13 +4,13 @@
 * *continue* (`continue_policy`): a policy goes on, on data of the same robot. Nothing of it changes but how it is
   trained, and everything must agree with the data.
 * *adapt* (`adapt_policy`): a base policy goes on to another robot or other data. Statistics and cameras become those of
-  the data; weights and conventions (prompt, padding, square images, token placement) stay the base's. A converted π0 or
-  π0.5 (`kivla convert`), with or without statistics, is such a base.
+  the data; weights and conventions (prompt, padding, square images, token placement, and the places of cameras that it
+  knows) stay the base's. A converted π0 or π0.5 (`kivla convert`), with or without statistics, is such a base.
 
 What is given and cannot apply is refused by name.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -29,10 +29,11 @@ from ..processing import (
     action_tokenizer_class,
     load_action_tokenizer,
 )
-from ..processing.camera_names import short_name
+from ..processing.camera_names import place_cameras
 from ..processing.fast_tokenizer import MAX_CHUNKS
 from ..processing.saved_processor import CONFIG_FILE, SETTINGS, VLM_PROCESSOR_FOLDER
 from ..processing.tokenizer_registry import is_action_tokenizer_class
+from .camera_places import are_same, fill_places, new_names
 from .data.data_ranges import range_problems
 from .data.robot_dataset import RobotDataset, joint_statistics
 from .first_process import made_by_first_process
@@ -147,12 +148,21 @@ class BasePolicy:
         kind = "none" if self.tokenizer is None else self.tokenizer.kind
         return "bins" if kind == BinningActionTokenizer.kind else kind
 
-    def cameras_among(self, names: Sequence[str], robot: str | None) -> list[str] | None:
-        """Return the cameras of a robot if a dataset that has these names has all of them; None otherwise."""
+    def cameras_of(self, robot: str | None) -> tuple[list[str] | None, dict[str, str]]:
+        """Return the names of a robot's cameras, and what else they are known as; None if it names none."""
         robots = self.settings.get("robots", {None: self.settings})
-        wanted = robots[robot]["cameras"] if robot in robots else None
-        there = {short_name(name) for name in names}
-        return wanted if wanted and {short_name(name) for name in wanted} <= there else None
+        cameras = robots[robot if robot in robots else next(iter(robots))]["cameras"]
+        return (None if cameras is None else list(cameras)), dict(cameras) if isinstance(cameras, dict) else {}
+
+    def cameras_among(self, names: Sequence[str], robot: str | None) -> list[str] | None:
+        """Return those of a dataset's names that are the cameras of a robot, if it has all of them; None otherwise."""
+        cameras, known_as = self.cameras_of(robot)
+        if not cameras:
+            return None
+        try:
+            return list(place_cameras(names, cameras, known_as, selects=True).values())
+        except ValueError:  # the differences are said where all of them are
+            return None
 
     @cached_property
     def own_recipe(self) -> Recipe:
@@ -235,6 +245,7 @@ def build_for_stage(
     adapt: bool = False,
     before: str | Path | None = None,
     lora_rank: int | None = None,
+    cameras: Mapping[str, str | None] | None = None,
 ) -> BuiltPolicy:
     """Make the policy that a stage of a recipe trains, ready for `KIVLATrainer`: what the stage freezes is frozen.
 
@@ -244,6 +255,7 @@ def build_for_stage(
         base: or go on from this policy; with `adapt`, take it to the data.
         before: or go on from what the stage before has left in this folder.
         lora_rank: train low-rank updates of the VLM's text decoder, and the expert in full.
+        cameras: the policy's names → those of the data, where that was told (`DataArguments.mapping`).
 
     Raises:
         ValueError: recipe, data, options and policy do not fit each other.
@@ -251,9 +263,9 @@ def build_for_stage(
     if before is not None:
         built = next_stage(before, options)
     elif base is None:
-        built = start_policy(vlm, sources, options)
+        built = start_policy(vlm, sources, options, cameras)
     else:
-        built = (adapt_policy if adapt else continue_policy)(base, sources, options)
+        built = (adapt_policy if adapt else continue_policy)(base, sources, options, cameras)
     built.begins_with = {"name": str(before or vlm or base.path)}
     if before is not None or base is not None:
         built.begins_with["expert"] = weights_digest(built.model.expert)
@@ -264,12 +276,18 @@ def build_for_stage(
 
 
 # --------------------------------------------------------------------------------------------------------------- start
-def start_policy(vlm: str | Path, sources: Sequence[RobotDataset], options: PolicyOptions) -> BuiltPolicy:
+def start_policy(
+    vlm: str | Path,
+    sources: Sequence[RobotDataset],
+    options: PolicyOptions,
+    cameras: Mapping[str, str | None] | None = None,
+) -> BuiltPolicy:
     """Make a new policy on a VLM; the action expert starts from random weights.
 
     Args:
         vlm: a folder or a Hub id.
         sources: what it will be trained on, read with `chunk_size`.
+        cameras: names for its cameras → those of the data, which it has otherwise.
 
     Raises:
         ValueError: options that cannot apply, or that contradict each other or the data.
@@ -278,6 +296,8 @@ def start_policy(vlm: str | Path, sources: Sequence[RobotDataset], options: Poli
     kind = options.action_tokenizer or recipe.action_tokenizer
     options.refuse_what_cannot_apply(recipe, kind, options.action_token_placement or "added")
     robots, notes = robots_of(sources), []
+    for robot in robots.values():
+        robot["cameras"] = new_names(robot["cameras"], cameras)
     config = options.config_kwargs()
     shared = ("chunk_size", "max_action_dim", "max_state_dim", "state_encoding")
     processor = KIVLAProcessor.from_vlm(
@@ -296,8 +316,16 @@ def start_policy(vlm: str | Path, sources: Sequence[RobotDataset], options: Poli
 
 
 # ------------------------------------------------------------------------------------------------------------ continue
-def continue_policy(base: BasePolicy, sources: Sequence[RobotDataset], options: PolicyOptions) -> BuiltPolicy:
+def continue_policy(
+    base: BasePolicy,
+    sources: Sequence[RobotDataset],
+    options: PolicyOptions,
+    cameras: Mapping[str, str | None] | None = None,
+) -> BuiltPolicy:
     """Load a policy to go on with, as it is, on data of the same robot.
+
+    Args:
+        cameras: the policy's names → those of the data, where they differ.
 
     Raises:
         ValueError: listing every option and every property of the data that does not agree with the policy, with both
@@ -322,11 +350,11 @@ def continue_policy(base: BasePolicy, sources: Sequence[RobotDataset], options: 
         )
     notes = [f"{base.path} goes on as it is: statistics, cameras and action tokens stay its own"]
     for data in sources:
-        if found := _differences(processor, data):
-            differences += found
-            continue
-        problems = range_problems(processor.robot(data.robot), data)  # smaller ones are said by KIVLATrainer
-        differences += [problem.text for problem in problems if problem.is_other]
+        found, same_sizes = _differences(processor, data, cameras)
+        differences += found
+        if same_sizes:
+            problems = range_problems(processor.robot(data.robot), data)  # smaller ones are said by KIVLATrainer
+            differences += [problem.text for problem in problems if problem.is_other]
     if differences:
         raise ValueError(
             f"{base.path} cannot go on as it is:\n"
@@ -341,34 +369,47 @@ def continue_policy(base: BasePolicy, sources: Sequence[RobotDataset], options: 
     for data in sources:
         robot = processor.robot(data.robot)
         if robot.cameras is None:
-            robot.cameras = data.cameras
-            notes.append(f"the policy named no cameras; it takes {data.cameras}, in this order")
+            robot.cameras = data.cameras if cameras is None else list(cameras)
+            notes.append(f"the policy named no cameras; they are {robot.cameras} from now on, in this order")
     model = base.model(processor, options, notes)
     facts = {"meaning": CONTINUE, "base": base.path, "kept": ["statistics, cameras, action tokens"], "changed": []}
     return BuiltPolicy(model, processor, notes, facts)
 
 
-def _differences(processor: KIVLAProcessor, data: RobotDataset) -> list[str]:
-    """List in what a policy and data that it is to go on with differ."""
+def _differences(
+    processor: KIVLAProcessor, data: RobotDataset, cameras: Mapping[str, str | None] | None
+) -> tuple[list[str], bool]:
+    """List in what a policy and data that it is to go on with differ, and whether they have the same sizes."""
     try:
         robot = processor.robot(data.robot)
     except ValueError as error:
-        return [f"{data.name}: {error}"]
-    differences = []
-    given, wanted = ([short_name(name) for name in names or ()] for names in (data.cameras, robot.cameras))
-    if robot.cameras is not None and given != wanted:
-        differences.append(f"{data.name} gives the cameras {data.cameras}, the policy sees {robot.cameras}")
+        return [f"{data.name}: {error}"], False
+    sizes, others = [], []
+    try:
+        processor.check_cameras(cameras)
+        if robot.cameras is not None:
+            robot.place(data.cameras, cameras)
+    except ValueError as error:
+        others.append(f"{data.name} gives the cameras {data.cameras}, the policy sees {robot.cameras}: {error}")
     if data.action_dim != robot.action_dim:
-        differences.append(f"{data.name} has {data.action_dim}-dimensional actions, the policy {robot.action_dim}")
+        sizes.append(f"{data.name} has {data.action_dim}-dimensional actions, the policy {robot.action_dim}")
     dim = robot.state.dim if robot.state is not None else None
     if dim is not None and data.state_dim != dim:
-        differences.append(f"{data.name} has a state of {data.state_dim} dimensions, the policy reads {dim}")
-    return differences
+        sizes.append(f"{data.name} has a state of {data.state_dim} dimensions, the policy reads {dim}")
+    return others + sizes, not sizes
 
 
 # --------------------------------------------------------------------------------------------------------------- adapt
-def adapt_policy(base: BasePolicy, sources: Sequence[RobotDataset], options: PolicyOptions) -> BuiltPolicy:
+def adapt_policy(
+    base: BasePolicy,
+    sources: Sequence[RobotDataset],
+    options: PolicyOptions,
+    cameras: Mapping[str, str | None] | None = None,
+) -> BuiltPolicy:
     """Load a base policy and take it to another robot or other data.
+
+    Args:
+        cameras: the base's places for cameras, or new names → those of the data; see `fill_places`.
 
     New: statistics, cameras, size of an action; where asked for chunk size, normalisation and action tokenizer (a
     recipe that needs another kind has it fitted). Kept: weights, prompt, padding, square images, placement of action
@@ -413,6 +454,8 @@ def adapt_policy(base: BasePolicy, sources: Sequence[RobotDataset], options: Pol
 
     # Statistics, cameras and, if it is new, the tokenizer come from the data.
     robots, notes = robots_of(sources), []
+    for robot_name, robot in robots.items():
+        robot["cameras"] = fill_places(base.path, *base.cameras_of(robot_name), robot["cameras"], cameras, notes)
     normalization = options.normalization or base.settings["normalization"]
     if keeps_tokenizer:
         tokenizer = base.tokenizer
@@ -435,7 +478,7 @@ def adapt_policy(base: BasePolicy, sources: Sequence[RobotDataset], options: Pol
     # What became of the base, for people and for the card.
     changed = ["statistics: those of the data"]
     before = [robot["cameras"] for robot in base.settings.get("robots", {None: base.settings}).values()]
-    changed += [f"cameras: {data.cameras}, in this order (base: {_or(before)})" for data in sources]
+    changed += [f"cameras: {list(robot['cameras'])}, in this order (base: {_or(before)})" for robot in robots.values()]
     changed += [
         f"{option}: {value} (base: {base.value(option)})"
         for option, value in options.given("chunk_size", "normalization", "expert_reads_response").items()
@@ -459,8 +502,8 @@ def adapt_policy(base: BasePolicy, sources: Sequence[RobotDataset], options: Pol
     return BuiltPolicy(model, processor, notes, {"meaning": ADAPT, "base": base.path, "kept": kept, "changed": changed})
 
 
-def _or(cameras: list[list[str] | None]) -> str:
-    return "; ".join("not known" if names is None else str(names) for names in cameras)
+def _or(cameras: list[Sequence[str] | None]) -> str:
+    return "; ".join("not known" if names is None else str(list(names)) for names in cameras)
 
 
 def _check_room(base: BasePolicy, sources: Sequence[RobotDataset]) -> None:
@@ -506,7 +549,7 @@ def robots_of(sources: Sequence[RobotDataset]) -> dict[str | None, dict]:
         by_robot.setdefault(data.robot, []).append(data)
     robots = {}
     for name, group in by_robot.items():
-        if any(data.cameras != group[0].cameras for data in group):
+        if not all(are_same(data.cameras, group[0].cameras) for data in group):
             raise ValueError(
                 f"The datasets of robot {name!r} have different cameras: {[data.cameras for data in group]}. Choose "
                 "common ones with --cameras, or give the robots different names."

@@ -24,6 +24,9 @@ from ..processing.chat_format import has_chat
 from .arguments import KIVLATrainingArguments
 from .build import CONTINUE, build_for_stage
 from .checkpoints import put_aside
+from .data.checks.findings import ERROR, WARNING
+from .data.checks.report import check_data
+from .data.collator import KIVLACollator
 from .data.dataset_checks import robot_datasets
 from .data.mixture import Mixture
 from .data.robot_dataset import RobotDataset, dataset_reader, evenly_spread
@@ -73,7 +76,7 @@ def train(
         folder = Path(stage_args.output_dir)
         is_last = number == len(stages)
         trainer, made = make_trainer(
-            model_args, data_args, stage_args, stage, start, run_facts(model_args, args, number)
+            model_args, data_args, stage_args, stage, start, run_facts(model_args, data_args, args, number)
         )
         made_from = made_from or made  # what the first stage begins with
         # Before anything is written: is the folder this run's, and where was it?
@@ -110,6 +113,7 @@ def train(
             what_it_is=recipe.description,
             vlm=model_args.vlm or model_args.policy,
             made_from=made_from,
+            cameras=data_args.mapping,
             vlm_dataset=data_args.vlm_dataset,
             trains_vlm_data=data_args.vlm_dataset is not None and recipe.vlm_data,
             minutes=(time.monotonic() - start_time) / 60,
@@ -144,12 +148,14 @@ def check_options(model_args: ModelArguments, data_args: DataArguments, args: KI
         raise ValueError("Several sources of examples are mixed for a number of steps: give --max_steps.")
 
 
-def run_facts(model_args: ModelArguments, args: KIVLATrainingArguments, number: int) -> dict:
+def run_facts(model_args: ModelArguments, data_args: DataArguments, args: KIVLATrainingArguments, number: int) -> dict:
     """Return what the run is beside what its trainer sees; see `ResumableTrainer`.
 
     Later stages go on from earlier ones, so that a run of several cannot be made longer.
     """
     facts = {"recipe": model_args.chosen_recipe[0], "meaning": model_args.meaning}
+    if any(camera != theirs for camera, theirs in (data_args.mapping or {}).items()):
+        facts["cameras"] = data_args.mapping
     if len(model_args.stages) > 1:
         steps = {"steps": args.max_steps} if args.max_steps > 0 else {"epochs": args.num_train_epochs}
         facts |= {"stage": f"{number} of {len(model_args.stages)}", "all_stages": steps}
@@ -224,12 +230,14 @@ def make_trainer(
     """
     # Data first: statistics, cameras and the action tokenizer of a new policy come from it.
     sources = load_sources(model_args, data_args)
+    if data_args.check_data and before is None and args.process_index == 0:
+        look_at(sources)
     recipe_name, recipe = model_args.chosen_recipe
     with_vlm_data = data_args.vlm_dataset is not None and recipe.vlm_data
     set_seed(args.seed)  # a new expert's weights
     with unsharded_init(args):
         start = {"before": before} if before is not None else {"vlm": model_args.vlm, "base": model_args.base}
-        options = {"adapt": model_args.adapt, "lora_rank": model_args.lora_rank}
+        options = {"adapt": model_args.adapt, "lora_rank": model_args.lora_rank, "cameras": data_args.mapping}
         built = build_for_stage(stage, sources, model_args, **start, **options)
     if data_args.vlm_dataset is not None and not with_vlm_data:
         built.notes.append(
@@ -251,6 +259,7 @@ def make_trainer(
         train_dataset=make_mixture(data_args, args, sources, processor, with_vlm_data),
         eval_dataset=load_evaluation(data_args, sources, processor),
         processing_class=processor,
+        data_collator=KIVLACollator(processor, data_args.mapping if model_args.meaning == CONTINUE else None),
         run_facts={**(facts or {}), "start": built.begins_with},
     )
     return trainer, built.facts
@@ -259,7 +268,7 @@ def make_trainer(
 def load_sources(model_args: ModelArguments, data_args: DataArguments) -> list[RobotDataset]:
     """Read the demonstrations to train on.
 
-    For a policy that goes on they have its chunk size, and its cameras if they are all there.
+    For a policy that goes on they have its chunk size, and of their cameras the policy's, if they are all there.
     """
     size = {} if model_args.base is None else {"chunk_size": model_args.base.config.chunk_size}
     size |= model_args.given("chunk_size")
@@ -269,7 +278,8 @@ def load_sources(model_args: ModelArguments, data_args: DataArguments) -> list[R
     sources = []
     for i, name in enumerate(data_args.dataset):
         robot = data_args.robots[i] if data_args.robots else None
-        cameras, episodes = data_args.cameras, data_args.episodes
+        mapping, episodes = data_args.mapping, data_args.episodes
+        cameras = None if mapping is None else [theirs for theirs in mapping.values() if theirs is not None]
         if cameras is None and model_args.meaning == CONTINUE:
             cameras = model_args.base.cameras_among(reader.camera_names(name), robot)
         read = partial(reader, name, cameras=cameras, robot=robot, **size)
@@ -278,6 +288,24 @@ def load_sources(model_args: ModelArguments, data_args: DataArguments) -> list[R
             episodes = [episode for episode in every if episode not in data_args.eval_episodes]
         sources.append(read(episodes=episodes))
     return sources
+
+
+def look_at(sources: list[RobotDataset]) -> None:
+    """Print the warnings of a quick `kivla check-data`.
+
+    Raises:
+        ValueError: it finds errors.
+    """
+    for data in sources:
+        findings = check_data(data, quick=True, progress=False).findings
+        for finding in findings:
+            if finding.level == WARNING:
+                print(f"Warning ({data.name}): {finding.text}")
+        if errors := [finding.text for finding in findings if finding.level == ERROR]:
+            raise ValueError(
+                f"{data.name} cannot be trained on: {' '.join(errors)} `kivla check-data` says more; with "
+                "--check_data false training begins all the same."
+            )
 
 
 def load_evaluation(
@@ -302,6 +330,8 @@ def load_vlm_data(data_args: DataArguments, processor: KIVLAProcessor, split: st
     """Read VLM data; a VLM that has no chat format learns one question at a time."""
     turns = "together" if has_chat(processor.vlm_processor) or data_args.vlm_streaming else "split"
     rows = {"num_rows": data_args.vlm_num_rows, "config": data_args.vlm_config}
+    if data_args.vlm_media_dir is not None:
+        rows["media_dir"] = data_args.vlm_media_dir
     return VLMDataset.load(data_args.vlm_dataset, split, streaming=data_args.vlm_streaming, turns=turns, **rows)
 
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from ..processing.camera_names import check_names, parse_cameras
 from .build import ADAPT, CONTINUE, START, BasePolicy
 from .data.robot_dataset import DATASET_FORMAT_HELP
 from .policy_options import DEFAULT_RECIPE, PolicyOptions, refuse
@@ -78,7 +79,13 @@ class DataArguments:
         default=None, metadata={"help": "Share of each dataset; by default by their numbers of frames."}
     )
     vlm_dataset: str | None = field(
-        default=None, metadata={"help": "Images with questions and answers: a Hub id, or a folder of `datasets`."}
+        default=None,
+        metadata={
+            "help": "Images with questions and answers: a Hub id, a folder of `datasets`, or JSON beside its pictures."
+        },
+    )
+    vlm_media_dir: str | None = field(
+        default=None, metadata={"help": "Folder that paths of its pictures are relative to; its own."}
     )
     vlm_split: str | None = field(default=None, metadata={"help": "Split of it to train on; train."})
     vlm_eval_split: str | None = field(default=None, metadata={"help": "Split to evaluate on; examples of vlm_split."})
@@ -89,12 +96,24 @@ class DataArguments:
     episodes: list[int] | None = field(default=None, metadata={"help": "Episodes to use; all but --eval_episodes."})
     eval_episodes: list[int] | None = field(default=None, metadata={"help": "Episodes held out for evaluation."})
     max_eval_frames: int = field(default=512, metadata={"help": "Evaluate on at most so many examples of each set."})
-    cameras: list[str] | None = field(default=None, metadata={"help": "Cameras to use, in this order; all."})
+    cameras: list[str] | None = field(
+        default=None,
+        metadata={"help": "Cameras to use, in this order; all. POLICY_NAME=DATA_NAME where names differ."},
+    )
+    check_data: bool = field(
+        default=True, metadata={"help": "Look at the data first, as `kivla check-data --quick`: errors end the run."}
+    )
     frame_cache_mb: float = field(
         default=0, metadata={"help": "Megabytes of decoded frames that every data-loader worker keeps in memory."}
     )
 
+    @property
+    def mapping(self) -> dict[str, str | None] | None:
+        """The policy's name of each camera → the data's; None if no cameras were chosen."""
+        return parse_cameras(self.cameras)
+
     def __post_init__(self):
+        check_names(self.mapping or {})
         self.dataset = [self.dataset] if isinstance(self.dataset, str) else list(self.dataset)
         if self.robots is None and len(self.dataset) > 1:
             raise ValueError(
@@ -112,7 +131,8 @@ class DataArguments:
         if self.dataset_weights is not None and len(self.dataset) == 1:
             refuse({"dataset_weights": "there is one dataset, and its weight is the whole"})
         if self.vlm_dataset is None:
-            names = ("vlm_split", "vlm_eval_split", "vlm_share", "vlm_config", "vlm_streaming", "vlm_num_rows")
+            names = ("split", "eval_split", "share", "config", "streaming", "num_rows", "media_dir")
+            names = [f"vlm_{name}" for name in names]
             refuse({name: "there is no --vlm_dataset" for name in names if getattr(self, name)})
         if self.vlm_num_rows is not None and not self.vlm_streaming:
             refuse({"vlm_num_rows": "it is for --vlm_streaming"})

@@ -24,6 +24,7 @@ from ..modeling_kivla.token_ids import check_new_tokens
 from ..processing import KIVLAProcessor
 from .argument_rules import check_trainer_arguments
 from .arguments import KIVLATrainingArguments
+from .data.camera_naming import name_cameras
 from .data.collator import KIVLACollator
 from .data.dataset_checks import check_dataset, warn_of_ranges
 from .data.mixture import Mixture
@@ -65,8 +66,10 @@ class KIVLATrainer(ResumableTrainer):
             action tokens, it is enlarged.
         args: [`KIVLATrainingArguments`].
         data_collator: a [`KIVLACollator`] by default.
-        train_dataset, eval_dataset: examples as dicts; chunk size, cameras and action size must be the processor's.
-        processing_class ([`KIVLAProcessor`]): makes the batches, and is saved with every checkpoint.
+        train_dataset, eval_dataset: examples as dicts; chunk size, cameras (by name, in any order) and action size must
+            be the processor's. Cameras with other names are mapped by `KIVLACollator(processor, cameras={...})`.
+        processing_class ([`KIVLAProcessor`]): makes the batches, and is saved with every checkpoint. If it has no names
+            for its cameras, it gets those of the training data.
         **kwargs: as for [`~transformers.Trainer`]. What differs is listed in `docs/training_arguments.md`.
 
     Raises:
@@ -111,6 +114,8 @@ class KIVLATrainer(ResumableTrainer):
             self._fit(model)
         if data_collator is None:
             data_collator = KIVLACollator(processing_class)
+        mapping = data_collator.cameras if isinstance(data_collator, KIVLACollator) else None
+        camera_notes = name_cameras(processing_class, train_dataset, mapping)  # before the run's identity is taken
         super().__init__(
             model,
             args,
@@ -122,6 +127,9 @@ class KIVLATrainer(ResumableTrainer):
         )
         self.model_accepts_loss_kwargs = True
         self._check_devices()
+        if self.is_world_process_zero():
+            for note in camera_notes:
+                logger.warning("%s", note)
         self._check_datasets()
         check_trained_dtype(self.model, self.accelerator)
         self.add_callback(ReshardAfterForward(self.accelerator))
@@ -294,7 +302,7 @@ class KIVLATrainer(ResumableTrainer):
     def _check_datasets(self) -> None:
         sets = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"evaluation": self.eval_dataset}
         for dataset in (self.train_dataset, *sets.values()):
-            check_dataset(dataset, self.processing_class)
+            self._check_dataset(dataset)
         if self.is_world_process_zero():
             warn_of_ranges(self.train_dataset, self.processing_class)
         args, metric = self.args, self.args.metric_for_best_model
@@ -311,6 +319,11 @@ class KIVLATrainer(ResumableTrainer):
                 f"metric_for_best_model={metric!r} is a metric of no evaluation set: there are "
                 f"{', '.join(map(str, names))}. Name one of them, as in 'eval_{names[0]}_loss'."
             )
+
+    def _check_dataset(self, dataset) -> None:
+        collator = self.data_collator
+        names = collator.cameras if isinstance(collator, KIVLACollator) else None
+        check_dataset(dataset, self.processing_class, names)
 
     def _check_images(self, with_images: list[int]) -> None:
         devices = self.accelerator.num_processes
@@ -505,12 +518,12 @@ class KIVLATrainer(ResumableTrainer):
         return loader
 
     def get_test_dataloader(self, test_dataset: Dataset) -> DataLoader:
-        check_dataset(test_dataset, self.processing_class)
+        self._check_dataset(test_dataset)
         return super().get_test_dataloader(test_dataset)
 
     def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:
         if not isinstance(eval_dataset, str):
-            check_dataset(eval_dataset, self.processing_class)
+            self._check_dataset(eval_dataset)
         return super().get_eval_dataloader(eval_dataset)
 
     def predict(

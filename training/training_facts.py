@@ -80,8 +80,8 @@ def write_facts(
         sources: what it was trained on.
         metrics: of its evaluation.
         arguments: of `kivla train`; None if it was trained from Python.
-        **facts: `example_text`, `recipe`, `what_it_is`, `vlm`, `made_from`, `vlm_dataset`, `trains_vlm_data`,
-            `minutes`.
+        **facts: `example_text`, `recipe`, `what_it_is`, `vlm`, `made_from`, `cameras`, `vlm_dataset`,
+            `trains_vlm_data`, `minutes`.
     """
     command = None if arguments is None else shlex.join(["kivla", "train", *map(_without_machine, arguments)])
     trainer.card_facts = {

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from transformers import pipeline
 
-from ..command_line import parse
+from ..command_line import parse, refusals
+from ..processing.camera_names import CAMERAS_HELP, parse_cameras
 from ..training.data.robot_dataset import DATASET_FORMAT_HELP, dataset_reader
 from ..training.evaluation.policy_evaluation import draw, format_report, measure_answers, measure_chunks, predict
 from ..training.evaluation.tokenizer_error import measure
@@ -21,13 +22,14 @@ class EvaluateArguments:
     episodes: list[int] | None = field(default=None, metadata={"help": "Episodes of it, best held-out ones; all."})
     num_frames: int = field(default=256, metadata={"help": "Frames to predict at, spread evenly."})
     robot: str | None = field(default=None, metadata={"help": "Whose data it is, of a policy of several robots."})
+    cameras: list[str] | None = field(default=None, metadata={"help": CAMERAS_HELP})
     num_steps: int | None = field(default=None, metadata={"help": "Euler steps; the policy's default."})
     seed: int = field(default=0, metadata={"help": "Seed of the noise."})
     batch_size: int = field(default=16, metadata={"help": "Observations at once."})
     acts_by: str | None = field(default=None, metadata={"help": "flow or tokens; the policy's own way."})
     vlm_dataset: str | None = field(
         default=None,
-        metadata={"help": "Questions to ask as well: a folder of a `datasets` dataset with images and messages."},
+        metadata={"help": "Questions to ask as well: a folder of a `datasets` dataset with images and messages; JSON."},
     )
     num_plots: int = field(default=4, metadata={"help": "Chunks to draw, spread evenly."})
     output_dir: str = field(default="outputs/evaluate", metadata={"help": "Where figures and plots go."})
@@ -38,8 +40,12 @@ def run(arguments: Sequence[str]) -> None:
     pipe = pipeline("action-prediction", model=args.policy)
     robot = pipe.processor.robot(args.robot)
     reader = dataset_reader(args.dataset_format)
-    data = reader(args.dataset, pipe.processor.chunk_size, args.episodes, robot.cameras, args.robot)
-    options = {"seed": args.seed, "num_steps": args.num_steps}
+    with refusals("kivla evaluate"):
+        names = parse_cameras(args.cameras)
+        pipe.processor.check_cameras(names)
+        cameras = robot.among(reader.camera_names(args.dataset), names)
+    data = reader(args.dataset, pipe.processor.chunk_size, args.episodes, cameras, args.robot)
+    options = {"seed": args.seed, "num_steps": args.num_steps, "cameras": names}
     if args.acts_by is not None:
         options["acts_by"] = args.acts_by
     chunks = predict(pipe, data, args.num_frames, args.batch_size, **options)

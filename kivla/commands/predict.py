@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 from transformers import pipeline
 
-from ..command_line import Refused, parse
+from ..command_line import Refused, parse, refusals
+from ..processing.camera_names import CAMERAS_HELP, parse_cameras
 from ..training.data.robot_dataset import DATASET_FORMAT_HELP, dataset_reader
 from ..training.evaluation.predictions import draw, predict_dataset
 
@@ -23,10 +24,13 @@ class PredictArguments:
     episodes: list[int] | None = field(default=None, metadata={"help": "Episodes of it; all."})
     num_frames: int = field(default=64, metadata={"help": "Frames to predict at, spread evenly."})
     num_plots: int = field(default=4, metadata={"help": "Chunks to draw, spread evenly."})
-    images: list[str] | None = field(default=None, metadata={"help": "Image files, in the order of the cameras."})
+    images: list[str] | None = field(
+        default=None, metadata={"help": "Image files, in the order of the policy's cameras, or of --cameras."}
+    )
     text: str | None = field(default=None, metadata={"help": "Instruction."})
     state: list[float] | None = field(default=None, metadata={"help": "The robot's state."})
     robot: str | None = field(default=None, metadata={"help": "Whose data it is, of a policy of several robots."})
+    cameras: list[str] | None = field(default=None, metadata={"help": CAMERAS_HELP})
     num_steps: int | None = field(default=None, metadata={"help": "Euler steps; the policy's default."})
     seed: int = field(default=0, metadata={"help": "Seed of the noise."})
     batch_size: int = field(default=16, metadata={"help": "Observations at once."})
@@ -42,18 +46,28 @@ def run(arguments: Sequence[str]) -> None:
         reason = "there is no --dataset" if args.dataset is None else "--dataset has its own"
         raise Refused(f"kivla predict: --{name} cannot apply: {reason}.")
     pipe = pipeline("action-prediction", model=args.policy)
-    options = {"seed": args.seed, "num_steps": args.num_steps}
+    with refusals("kivla predict"):
+        names = parse_cameras(args.cameras)
+        pipe.processor.check_cameras(names)
+    options = {"seed": args.seed, "num_steps": args.num_steps, "cameras": names}
     # One observation, from the command line.
     if args.images is not None:
-        observation = {"images": args.images, "text": args.text or "", "state": args.state, "robot": args.robot}
+        observation = {
+            "images": args.images,
+            "cameras": names and [name for name in names.values() if name],
+            "text": args.text or "",
+            "state": args.state,
+            "robot": args.robot,
+        }
         result = pipe(observation, **options)
         np.set_printoptions(precision=4, suppress=True)
         print(result["actions"])
         return
     # Or frames of a dataset, with what was demonstrated beside what is predicted.
     processor = pipe.processor
-    cameras = processor.robot(args.robot).cameras
     reader = dataset_reader(args.dataset_format)
+    with refusals("kivla predict"):
+        cameras = processor.robot(args.robot).among(reader.camera_names(args.dataset), names)
     data = reader(args.dataset, processor.chunk_size, args.episodes, cameras, args.robot)
     results = predict_dataset(pipe, data, args.num_frames, args.batch_size, **options)
     folder = Path(args.output_dir)

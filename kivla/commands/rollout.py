@@ -7,7 +7,8 @@ from pathlib import Path
 
 from transformers import pipeline
 
-from ..command_line import Refused, parse
+from ..command_line import Refused, parse, refusals
+from ..processing.camera_names import CAMERAS_HELP, parse_cameras
 from ..simulation.environments import ENV_HELP, make_env, parse_options
 from ..simulation.report_media import choose_episodes
 from ..simulation.rollout import PipelinePolicy
@@ -37,6 +38,7 @@ class RolloutArguments:
     compare: str | None = field(
         default=None, metadata={"help": "Another policy, in the same scenes: paired test (McNemar)."}
     )
+    cameras: list[str] | None = field(default=None, metadata={"help": CAMERAS_HELP})
     num_steps: int | None = field(default=None, metadata={"help": "Euler steps; the policy's default."})
     seed: int = field(default=0, metadata={"help": "Seed of the policy's noise."})
     clip_actions: bool | None = field(
@@ -63,7 +65,11 @@ def run(arguments: Sequence[str]) -> None:
     # No more scenes at a time than episodes are asked for.
     env = make_env(args.env, min(args.num_envs, args.num_episodes), **parse_options(args.env_options))
     seeds = range(args.first_seed, args.first_seed + args.num_episodes)
-    policies = [PipelinePolicy(pipe, args.seed, args.num_steps, args.clip_actions, args.respond) for pipe in pipes]
+    with refusals("kivla rollout"):
+        cameras = parse_cameras(args.cameras)
+        policies = [
+            PipelinePolicy(pipe, args.seed, args.num_steps, args.clip_actions, args.respond, cameras) for pipe in pipes
+        ]
     # Every policy meets the same scenes, by their seeds.
     reports, results = [], []
     for name, policy in zip(names, policies, strict=True):

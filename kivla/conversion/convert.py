@@ -21,11 +21,11 @@ from ..processing import KIVLAProcessor
 from .pi_config import empty_model, expected_weights, is_published_size, lerobot_variant, make_config
 from .pi_processors import (
     UnfinishedProcessor,
+    cameras_of,
     crop_statistics,
     export_notes,
     finished_processor,
     lerobot_action_dim,
-    lerobot_cameras,
     make_processor,
     read_statistics,
     step_notes,
@@ -41,6 +41,7 @@ DIFFERENCES = (
     "images are padded to squares as in openpi and LeRobot (square_images), and resized by PaliGemma's own processor",
     "openpi adds 1e-6 to the spread when it normalises, and so does KIVLA; LeRobot does not",
     "padded action dimensions hold noise, as in training (noise_padding)",
+    "images go by the names of the cameras; None leaves one out, as openpi masks it",
 )
 
 
@@ -242,4 +243,4 @@ def _processor(
         )
     notes += DIFFERENCES
     action_dim = None if statistics else args.action_dim or lerobot_action_dim(given)  # statistics tell it themselves
-    return make_processor(vlm_processor, config, statistics or None, mode, lerobot_cameras(given), action_dim)
+    return make_processor(vlm_processor, config, statistics or None, mode, cameras_of(given), action_dim)

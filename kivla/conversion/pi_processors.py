@@ -17,6 +17,7 @@ from transformers import ProcessorMixin
 
 from ..modeling_kivla import KIVLAConfig
 from ..processing import KIVLAProcessor
+from ..processing.camera_names import PI_SLOTS, short_name
 from ..processing.normalization import plain_statistics, statistics_from_json
 from ..processing.robot_spec import RobotSpec
 from ..processing.saved_processor import CONFIG_FILE, VLM_PROCESSOR_FOLDER
@@ -79,7 +80,7 @@ def make_processor(
     config: KIVLAConfig,
     statistics: Statistics | None,
     mode: str,
-    cameras: list[str] | None,
+    cameras: list[str],
     action_dim: int | None,
 ) -> KIVLAProcessor | UnfinishedProcessor:
     """The processor of a converted policy.
@@ -150,11 +151,12 @@ def crop_statistics(statistics: Statistics, dims: dict[str, int | None], notes: 
     return cropped
 
 
-def lerobot_cameras(settings: dict) -> list[str] | None:
-    """Names of the cameras in LeRobot's config.json, without the empty ones that it pads with; None without any."""
+def cameras_of(settings: dict) -> list[str]:
+    """Names of the cameras in LeRobot's config.json, without the empty ones that it pads with; openpi's three slots
+    where there are none."""
     features = settings.get("input_features") or {}
     names = [name for name, feature in features.items() if feature["type"] == "VISUAL" and "empty_camera" not in name]
-    return names or None
+    return [short_name(name) if short_name(name) in PI_SLOTS else name for name in names] or list(PI_SLOTS)
 
 
 def lerobot_action_dim(settings: dict) -> int | None:
@@ -296,13 +298,17 @@ def _step(name: str, **config) -> dict:
     return {"registry_name": name, "config": config}
 
 
+def _lerobot_name(camera: str) -> str:
+    return camera if camera.startswith("observation.") else f"observation.images.{camera}"
+
+
 def _features(config: KIVLAConfig, processor: KIVLAProcessor | None, statistics: Statistics) -> dict[str, dict]:
     size = config.vlm_config.vision_config.image_size
     cameras = (processor.cameras if processor is not None else None) or []
     dims = {name: len(next(iter(values.values()))) for name, values in statistics.items()}
     action_dim = config.max_action_dim if processor is None else processor.action_dim
     return {
-        **{name: {"type": "VISUAL", "shape": [3, size, size]} for name in cameras},
+        **{_lerobot_name(name): {"type": "VISUAL", "shape": [3, size, size]} for name in cameras},
         _FEATURES["state"]: {"type": "STATE", "shape": [dims.get("state", config.max_state_dim)]},
         _FEATURES["actions"]: {"type": "ACTION", "shape": [action_dim]},
     }

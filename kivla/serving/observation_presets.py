@@ -1,12 +1,12 @@
 """What robots call their cameras, their state and the instruction, and how that becomes an observation of ours."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from ..processing.camera_names import short_name
+from ..processing.camera_names import PI_SLOTS, match_cameras, match_known, short_name
 
 _PLAIN = ("images", "text", "state", "robot", "response")
 
@@ -22,7 +22,7 @@ class ObservationKeys:
     """Keys of one kind of openpi client; nested dicts are written with a slash.
 
     Attributes:
-        cameras: key of each image -> what the same camera is called in datasets.
+        cameras: key of each image -> what the same camera is called in datasets, and its slot in π0 and π0.5.
         state: keys whose values, one after the other, are the state.
         text: key of the instruction.
     """
@@ -35,48 +35,81 @@ class ObservationKeys:
 PRESETS = {
     "libero": ObservationKeys(
         cameras={
-            "observation/image": ("image", "agentview_image", "agentview_rgb"),
-            "observation/wrist_image": ("wrist_image", "image2", "eye_in_hand_image", "eye_in_hand_rgb"),
+            "observation/image": ("image", "agentview_image", "agentview_rgb", "base_0_rgb"),
+            "observation/wrist_image": (
+                *("wrist_image", "image2", "eye_in_hand_image", "eye_in_hand_rgb", "left_wrist_0_rgb"),
+            ),
         },
         state=("observation/state",),
     ),
     "droid": ObservationKeys(
         cameras={
-            "observation/exterior_image_1_left": ("exterior_image_1_left", "exterior_1_left"),
-            "observation/wrist_image_left": ("wrist_image_left", "wrist_left"),
+            "observation/exterior_image_1_left": ("exterior_image_1_left", "exterior_1_left", "base_0_rgb"),
+            "observation/wrist_image_left": ("wrist_image_left", "wrist_left", "left_wrist_0_rgb"),
         },
         state=("observation/joint_position", "observation/gripper_position"),
     ),
     "aloha": ObservationKeys(
-        cameras={f"images/{name}": (name,) for name in ("cam_high", "cam_low", "cam_left_wrist", "cam_right_wrist")},
+        cameras={
+            "images/cam_high": ("cam_high", "base_0_rgb"),
+            "images/cam_low": ("cam_low",),
+            "images/cam_left_wrist": ("cam_left_wrist", "left_wrist_0_rgb"),
+            "images/cam_right_wrist": ("cam_right_wrist", "right_wrist_0_rgb"),
+        },
         state=("state",),
     ),
 }
 PRESET_NAMES = ("plain", *PRESETS)
 
 
-def camera_keys(preset: str, cameras: Sequence[str] | None) -> list[str]:
-    """The key of the image for each of a policy's cameras, in their order.
+def camera_keys(
+    preset: str,
+    cameras: Sequence[str] | None,
+    names: Mapping[str, str | None] | None = None,
+    known_as: Mapping[str, str] | None = None,
+) -> list[str | None]:
+    """The key of the image for each of a policy's cameras, in their order; None for one that stays empty.
 
-    By name where all of them are known by theirs (`observation.images.wrist_image` is LIBERO's wrist camera), in the
-    order of the preset otherwise.
+    By name: `observation.images.wrist_image` is LIBERO's wrist camera. A slot of π0 or π0.5 for which such a robot has
+    no camera stays empty, as in openpi.
+
+    Args:
+        cameras: the policy's; None if it has no names: then those of `names`, in their order.
+        names: an explicit mapping, the policy's name → the robot's key (None: no image).
+        known_as: what else the policy's cameras are known as.
 
     Raises:
-        ValueError: the policy has more cameras than such a robot.
+        ValueError: a camera that is not known to be one of this robot's, or two that are the same.
     """
-    keys = PRESETS[preset].cameras
-    if cameras is None:
-        return list(keys)
-    by_name = {name: key for key, names in keys.items() for name in names}
-    found = [by_name.get(short_name(camera)) for camera in cameras]
-    if None not in found and len(set(found)) == len(found):
-        return found
-    if len(cameras) > len(keys):
+    keys, known_as, names = list(PRESETS[preset].cameras), known_as or {}, dict(names or {})
+    cameras = list(names) if cameras is None else list(cameras)
+    told = {camera: names[key] for camera, key in match_known(names, cameras, known_as).items()}
+    is_known = {name: key for key, theirs in PRESETS[preset].cameras.items() for name in theirs}
+    found: dict[str, str | None] = {}
+    for camera in cameras:
+        if camera in told:
+            theirs = told[camera]
+            matched = {} if theirs is None else match_cameras(keys, [theirs])
+            if theirs is None or theirs in matched:
+                found[camera] = matched.get(theirs)
+            continue
+        for name in (camera, known_as.get(camera, camera)):
+            if short_name(name) in is_known:
+                found.setdefault(camera, is_known[short_name(name)])
+    used = [key for key in found.values() if key is not None]
+    slots = {camera for camera in cameras if short_name(camera) in PI_SLOTS and camera not in told}
+    if used and len(slots) + len(told) == len(cameras):
+        found |= dict.fromkeys(slots - found.keys())
+    unclear = [camera for camera in cameras if camera not in found or used.count(found[camera]) > 1]
+    if unclear or not cameras:
+        free = [key for key in keys if key not in used or used.count(key) > 1]
+        example = " ".join(f"{short_name(c)}={key}" for c, key in zip(unclear or ["NAME"], free, strict=False))
         raise ValueError(
-            f"The policy has the cameras {list(cameras)}, but robots of the preset '{preset}' send only {list(keys)}. "
-            "Use --preset plain, and let the client name the cameras."
+            f"The policy has the cameras {cameras or 'without names'}, and robots of the preset '{preset}' send only "
+            f"{keys}: it is not known which is {' and which '.join(map(repr, unclear)) or 'which'}. Say it for each, "
+            f"for instance --cameras {example}; or use --preset plain, and let the client name the cameras."
         )
-    return list(keys)[: len(cameras)]
+    return [found[camera] for camera in cameras]
 
 
 class ObservationReader:
@@ -85,7 +118,10 @@ class ObservationReader:
     Args:
         preset: "plain" for observations in our own form, {"images": {...} or [...], "text": ..., "state": ...}, or a
             name of `PRESETS`.
-        cameras: those of the policy's processor.
+        cameras: those of the policy's processor, and
+        known_as: what else they are known as; for presets.
+        names: an explicit mapping of them, for presets: the policy's name → the robot's key. Where it has every camera,
+            other images of the preset are left out.
         default_text: the instruction for robots that send none.
         max_age_ms: an observation whose `timestamp` (Unix time in seconds, by the robot's clock) is further than this
             from now, in the past or the future, is refused, and so is one without. None looks at no timestamps.
@@ -100,11 +136,20 @@ class ObservationReader:
         cameras: Sequence[str] | None = None,
         default_text: str | None = None,
         max_age_ms: float | None = None,
+        names: Mapping[str, str | None] | None = None,
+        known_as: Mapping[str, str] | None = None,
     ):
         if max_age_ms is not None and not max_age_ms > 0:
             raise ValueError(f"The largest age of an observation must be positive, got {max_age_ms} ms.")
         self.keys = None if preset == "plain" else PRESETS[preset]
-        self.cameras = None if preset == "plain" else camera_keys(preset, cameras)
+        # The policy's cameras → keys
+        self.cameras: dict[str, str | None] | None = None
+        if preset != "plain":
+            keys = camera_keys(preset, cameras, names, known_as)
+            own = list(names or {}) if cameras is None else list(cameras)
+            self.cameras = dict(zip(own, keys, strict=True))
+            told = match_known(list(names or {}), own, known_as or {})
+            self._left_out = set(self.keys.cameras) - set(keys) if len(told) == len(own) else set()
         self.default_text = default_text
         self.max_age_ms = max_age_ms
 
@@ -163,21 +208,26 @@ class ObservationReader:
 
     def _of_preset(self, request: dict) -> dict:
         request, keys = _flat(request), self.keys
+        images = [key for key in self.cameras.values() if key is not None]
         if self.default_text is not None:
             request.setdefault(keys.text, self.default_text)
-        unknown = sorted(set(request) - {*keys.cameras, *keys.state, keys.text})
-        needed = [*self.cameras, keys.text]
+        unknown = sorted(set(request) - {*images, *self._left_out, *keys.state, keys.text})
+        needed = [*images, keys.text]
         if any(key in request for key in keys.state):  # none at all: the policy knows whether it reads the state
             needed += keys.state
         missing = [key for key in needed if key not in request]
         if unknown or missing:
             problems = [f"{what} {some}" for what, some in (("lacks", missing), ("has unknown", unknown)) if some]
+            hint = ""
+            if any(key in keys.cameras for key in unknown):
+                choice = " ".join(f"{short_name(c)}={key or ''}" for c, key in self.cameras.items())
+                hint = f" To leave images out, start the server with --cameras {choice}."
             raise ValueError(
-                f"The observation {' and '.join(problems)}; expected are {[*self.cameras, *keys.state, keys.text]}."
+                f"The observation {' and '.join(problems)}; expected are {[*images, *keys.state, keys.text]}.{hint}"
             )
         state = [_numbers(key, request[key]) for key in keys.state if key in request]
         return {
-            "images": [request[key] for key in self.cameras],
+            "images": [None if key is None else request[key] for key in self.cameras.values()],
             "text": request[keys.text],
             "state": np.concatenate(state) if state else None,
         }

@@ -3,10 +3,12 @@
 import asyncio
 import os
 import signal
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
 from ..modeling_kivla import actions_of
+from ..processing.camera_names import CAMERAS_HELP, check_names, parse_cameras
 from .observation_presets import PRESET_NAMES, ObservationReader
 from .policy_server import PolicyServer, RequestRefused
 
@@ -19,6 +21,7 @@ class ServeArguments:
     preset: str = field(
         default="plain", metadata={"help": f"How clients name what they observe: {', '.join(PRESET_NAMES)}."}
     )
+    cameras: list[str] | None = field(default=None, metadata={"help": CAMERAS_HELP})
     default_prompt: str | None = field(default=None, metadata={"help": "Instruction for clients that send none."})
     robot: str | None = field(default=None, metadata={"help": "Which robot it is, of a policy of several."})
     acts_by: Literal["flow", "tokens"] | None = field(
@@ -57,22 +60,31 @@ class ServedPolicy:
         pipe: `pipeline("action-prediction", ...)`.
         robot: of observations that do not say it.
         execute: only the first so many actions of each chunk, or None.
+        cameras: the policy's names of cameras → those that observations have.
 
     Raises:
-        ValueError: `execute` is not between 1 and the length of a chunk, or the robot is unknown.
+        ValueError: `execute` is not between 1 and the length of a chunk, or the robot or a camera is unknown.
     """
 
-    def __init__(self, pipe, robot: str | None = None, execute: int | None = None):
+    def __init__(
+        self,
+        pipe,
+        robot: str | None = None,
+        execute: int | None = None,
+        cameras: Mapping[str, str | None] | None = None,
+    ):
         chunk_size = pipe.processor.chunk_size
         if execute is not None and not 1 <= execute <= chunk_size:
             raise ValueError(f"--execute must be from 1 to {chunk_size}, the actions of a chunk, got {execute}.")
         if robot is not None:
             pipe.processor.robot(robot)
+        pipe.processor.check_cameras(cameras)
         self.pipe, self.robot, self.execute = pipe, robot, execute
+        self.options = {} if cameras is None else {"cameras": cameras}
 
     def __call__(self, observation: dict) -> dict:
         try:
-            result = self.pipe({"robot": self.robot, **observation})
+            result = self.pipe({"robot": self.robot, **observation}, **self.options)
         except ValueError as error:  # what the policy says of an observation: the client's doing, not a failure
             raise RequestRefused(str(error)) from error
         return {**result, "actions": actions_of(result)[: self.execute]}
@@ -85,14 +97,24 @@ def make_server(pipe, args: ServeArguments) -> PolicyServer:
     """
     if args.preset not in PRESET_NAMES:
         raise ValueError(f"--preset is one of {', '.join(PRESET_NAMES)}, not {args.preset!r}.")
-    policy = ServedPolicy(pipe, args.robot, args.execute)
-    # In the plain form clients name robot and cameras themselves
-    cameras = None if args.preset == "plain" else pipe.processor.robot(args.robot).cameras
-    read = ObservationReader(args.preset, cameras, args.default_prompt, args.max_observation_age_ms)
+    names, is_plain = parse_cameras(args.cameras), args.preset == "plain"
+    check_names(names or {})
+    pipe.processor.check_cameras(names)
+    # In the plain form clients name robot and cameras, which the pipeline places; a preset's keys are placed here
+    policy = ServedPolicy(pipe, args.robot, args.execute, names if is_plain else None)
+    robot = {}
+    if not is_plain:
+        spec = pipe.processor.robot(args.robot)
+        robot = {"cameras": spec.cameras, "known_as": spec.known_as, "names": names}
+    read = ObservationReader(
+        args.preset, default_text=args.default_prompt, max_age_ms=args.max_observation_age_ms, **robot
+    )
     metadata = {"policy": args.model, "preset": args.preset, "chunk_size": args.execute or pipe.processor.chunk_size}
     metadata["clips_actions"] = _clips_actions(pipe, args.clip_actions)
     if read.cameras is not None:
-        metadata["cameras"] = dict(zip(cameras or read.cameras, read.cameras, strict=True))
+        metadata["cameras"] = read.cameras
+    elif names is not None:
+        metadata["cameras"] = names
     return PolicyServer(
         policy,
         read,
@@ -118,7 +140,7 @@ async def serve_until_stopped(server: PolicyServer, host: str, port: int) -> Non
     async with server.listen(host, port) as port:
         print(f"Serving {server.metadata['policy']} on ws://{host}:{port}", flush=True)
         for camera, key in server.metadata.get("cameras", {}).items():
-            print(f"  {camera} is what clients send as {key}", flush=True)
+            print(f"  {camera} {'stays empty' if key is None else f'is what clients send as {key}'}", flush=True)
         if not server.metadata["clips_actions"]:
             print("Actions are not clipped to the range of the data (the policy has none, or --clip_actions false).")
         if server.api_key is None and host not in ("127.0.0.1", "::1", "localhost"):

@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from transformers import pipeline
 
@@ -77,6 +78,29 @@ def test_every_recipe_trains_saves_reloads_and_acts(sources, tmp_path, recipe, c
     for result, other in zip(results, again, strict=True):
         assert result["actions"].shape == (6, 4) and np.isfinite(result["actions"]).all()
         np.testing.assert_array_equal(result["actions"], other["actions"])
+
+
+def test_json_beside_its_pictures(sources, tmp_path):
+    """As LLaMA-Factory and LLaVA have it; trained on, evaluated on, and asked."""
+    (tmp_path / "pictures").mkdir()
+    rows = []
+    for i, color in enumerate(("red", "blue")):
+        Image.new("RGB", (32, 32), color).save(tmp_path / "pictures" / f"{i}.png")
+        conversation = [{"from": "human", "value": "<image>\nWhat color?"}, {"from": "gpt", "value": color}]
+        rows.append({"id": i, "image": f"{i}.png", "conversations": conversation})
+    (tmp_path / "llava.json").write_text(json.dumps(rows))
+    given = {"vlm_dataset": tmp_path / "llava.json", "vlm_media_dir": tmp_path / "pictures"}
+    main(command(sources, tmp_path / "policy", **given))
+    assert json.loads((tmp_path / "policy" / "eval_results.json").read_text())["eval_vlm_token_loss"] > 0
+    with pytest.raises(ValueError, match=r"2 pictures are not in .*: 0.png \(row 0\), 1.png \(row 1\)"):
+        main(command(sources, tmp_path / "other", vlm_dataset=tmp_path / "llava.json"))
+
+    (tmp_path / "llava.json").replace(tmp_path / "pictures" / "llava.json")
+    options = ["--num_frames", "3", "--num_steps", "2", "--output_dir", str(tmp_path / "evaluation")]
+    questions = ["--vlm_dataset", str(tmp_path / "pictures")]
+    main(["evaluate", str(tmp_path / "policy"), "--dataset", str(DATASET), *options, *questions])
+    report = json.loads((tmp_path / "evaluation" / "evaluate.json").read_text())
+    assert report["answers"]["num_questions"] == 2
 
 
 def test_a_frozen_vlm_answers_as_before(sources, tmp_path):

@@ -425,7 +425,8 @@ def test_statistics_come_along(tmp_path, vlm_processor, variant, layout):
         add_norm_stats(folder)
     run(folder, tmp_path / "kivla", vlm_processor=vlm_processor)
     processor = KIVLAProcessor.from_pretrained(tmp_path / "kivla")
-    assert processor.cameras == (CAMERAS if layout is lerobot else None)
+    slots = ["base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb"]
+    assert processor.cameras == (CAMERAS if layout is lerobot else slots)
     chunk = _random.normal(size=(CHUNK, TINY.dim))
     of = {name: {kind: np.array(v) for kind, v in values.items()} for name, values in NORM_STATS.items()}
     state = np.array([0.3, -0.2, 1.0])
@@ -440,7 +441,8 @@ def test_statistics_come_along(tmp_path, vlm_processor, variant, layout):
     assert_close_relative(actions, expected, roundings=16, dtype=torch.float32, what="actions")
 
     image = Image.new("RGB", (8, 8))
-    batch = processor(images=[[image, None]], text=["pick_up the cup"], state=[state])
+    given = [image, *([None] * (len(processor.cameras) - 1))]
+    batch = processor(images=[given], text=["pick_up the cup"], state=[state])
     words = processor.tokenizer.decode(batch["input_ids"][0])
     if variant == "pi05":
         bins = np.digitize(normalised, np.linspace(-1, 1, 257)[:-1]) - 1  # openpi; -1 below the range
@@ -501,14 +503,15 @@ def test_a_converted_policy_acts_in_a_pipeline(tmp_path, vlm_processor):
     main(["convert", str(source), str(tmp_path / "kivla"), "--vlm_processor", vlm_processor])
     pipe = pipeline("action-prediction", model=str(tmp_path / "kivla"))
     image = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
-    given = {"images": [image, image[::-1]], "text": "pick up the cup", "state": [0.1, 0.2, 0.3]}
+    images = {"left_wrist_0_rgb": image[::-1], "base_0_rgb": image, "right_wrist_0_rgb": None}
+    given = {"images": images, "text": "pick up the cup", "state": [0.1, 0.2, 0.3]}
     actions = pipe(given, seed=0, clip_actions=False)["actions"]  # openpi does not
     assert actions.shape == (CHUNK, ACTION_DIM) and np.isfinite(actions).all()
 
     # the same by hand: pixels in [-1, 1], the prompt's tokens, the noise of this seed
     tokens = pipe.processor(images=[given["images"]], text=[given["text"]], state=[given["state"]])["input_ids"][0]
     tokens = tokens[tokens != pipe.model.config.vlm_config.image_token_id][None]
-    pixels = torch.from_numpy(np.stack(given["images"])).permute(0, 3, 1, 2)[None] / 127.5 - 1
+    pixels = torch.from_numpy(np.stack([image, image[::-1]])).permute(0, 3, 1, 2)[None] / 127.5 - 1
     noise = torch.randn((1, CHUNK, TINY.dim), generator=torch.Generator().manual_seed(0))
     mask = torch.ones(1, 2, dtype=torch.bool), torch.ones_like(tokens, dtype=torch.bool)
     chunk = reference.sample_actions(reference.random_weights("pi05"), pixels, mask[0], tokens, mask[1], noise)[0]
@@ -522,7 +525,7 @@ def test_pi05_that_does_not_see_the_state(tmp_path, vlm_processor):
     add_norm_stats(source)
     run(source, tmp_path / "kivla", vlm_processor=vlm_processor, no_state_in_prompt=True)
     processor = KIVLAProcessor.from_pretrained(tmp_path / "kivla")
-    ids = processor(images=[[Image.new("RGB", (8, 8))]], text=["go"])["input_ids"][0]
+    ids = processor(images=[[Image.new("RGB", (8, 8)), None, None]], text=["go"])["input_ids"][0]
     assert processor.tokenizer.decode(ids).endswith("<image><bos>go\n")
     report = run(tmp_path / "kivla", tmp_path / "lerobot", to="lerobot")
     assert any("LeRobot's prompt is 'Task" in note for note in report.notes)

@@ -42,7 +42,7 @@ def test_droid_state_is_joints_then_gripper():
 
 
 def test_aloha_images_are_nested_and_may_come_without_prompt():
-    request = {"state": np.zeros(14), "images": {"cam_high": IMAGE, "cam_right_wrist": OTHER}}
+    request = {"state": np.zeros(14), "images": {"cam_high": IMAGE}}
     read = ObservationReader("aloha", ["observation.images.cam_high"], default_text="uncap the pen")
     observation = read(request)
     assert len(observation["images"]) == 1 and observation["images"][0] is IMAGE
@@ -51,12 +51,49 @@ def test_aloha_images_are_nested_and_may_come_without_prompt():
         ObservationReader("aloha", ["cam_high"])(request)
 
 
-def test_cameras_with_names_of_their_own_take_the_order_of_the_preset():
-    assert camera_keys("libero", ["front", "hand"]) == ["observation/image", "observation/wrist_image"]
-    assert camera_keys("libero", ["front"]) == ["observation/image"]
-    assert len(camera_keys("aloha", None)) == 4
-    with pytest.raises(ValueError, match="'libero' send only"):
-        camera_keys("libero", ["a", "b", "c"])
+UNKNOWN = [
+    ("libero", ["front", "hand"], "is 'front' and which 'hand'"),
+    ("libero", ["wrist_image", "front"], "is 'front'"),
+    ("libero", ["wrist", "top"], "is 'wrist' and which 'top'"),
+    ("libero", ["image", "agentview_image"], "is 'image' and which 'agentview_image'"),
+    ("libero", ["right_wrist_0_rgb"], "is 'right_wrist_0_rgb'"),
+    ("aloha", ["cam_left_wrist", "cam_right_wrist", "top"], "is 'top'"),
+    ("aloha", None, "is which"),
+]
+
+
+@pytest.mark.parametrize(("preset", "cameras", "unclear"), UNKNOWN)
+def test_no_camera_is_taken_by_its_position(preset, cameras, unclear):
+    with pytest.raises(ValueError, match=rf"send only.*{unclear}.*--cameras"):
+        ObservationReader(preset, cameras)
+
+
+def test_a_mapping_says_which_camera_is_which():
+    wrist, base = "observation/wrist_image", "observation/image"
+    cameras = ["wrist_image", "observation.images.front"]
+    assert camera_keys("libero", cameras, {"front": base}) == [wrist, base], "the other is known"
+    assert camera_keys("libero", None, {"hand": wrist, "front": base}) == [wrist, base], "a policy without names"
+    assert camera_keys("libero", ["cam"], known_as={"cam": "left_wrist_0_rgb"}) == [wrist]
+    for wrong in ({"front": "observation/depth"}, {"front": wrist}):
+        with pytest.raises(ValueError, match="--cameras"):
+            camera_keys("libero", cameras, wrong)
+
+
+def test_a_slot_of_pi_without_a_camera_stays_empty():
+    slots = ["observation.images.base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb"]
+    assert camera_keys("libero", slots) == ["observation/image", "observation/wrist_image", None]
+    images = ObservationReader("libero", slots)(LIBERO)["images"]
+    assert images[0] is IMAGE and images[1] is OTHER and images[2] is None
+    assert camera_keys("aloha", slots) == ["images/cam_high", "images/cam_left_wrist", "images/cam_right_wrist"]
+
+
+def test_an_image_that_the_policy_does_not_know_is_refused_until_it_is_left_out():
+    with pytest.raises(
+        ValueError, match=r"unknown \['observation/image'\].*--cameras wrist_image=observation/wrist_im"
+    ):
+        ObservationReader("libero", ["wrist_image"])(LIBERO)
+    read = ObservationReader("libero", ["wrist_image"], names={"wrist_image": "observation/wrist_image"})
+    assert [image is OTHER for image in read(LIBERO)["images"]] == [True]
 
 
 def test_plain():

@@ -18,6 +18,9 @@ class KIVLACollator:
     response and no actions. An example of a policy of several robots has `robot`, the name of its own. Other keys
     (`episode_index`, ...) are left out of the batch.
 
+    Images are a dict by camera name, or a list whose names are in the example's `cameras` (robot datasets have them):
+    they find their places by name. A list without names is in the order of the processor's cameras.
+
     A chunk has `chunk_size` steps. At the end of an episode it may have fewer, and says so by `action_is_pad` (False
     for each step that is there): without it, a short chunk is refused, since steps that are missing in all of the data
     would be acted, but never learned.
@@ -25,13 +28,16 @@ class KIVLACollator:
     Args:
         processor: the policy's processor. If it has named robots, the batch has a list `robot` with a name for each
             example (None for VLM data): for the evaluation in robot units, not for the model.
+        cameras: where the data have other names: the processor's camera → the name in the data.
 
     Raises:
-        ValueError: an example that is none, or does not fit the processor; the message says which, and what to do.
+        ValueError: a mapping of cameras that the processor does not have; and, when it is called, an example that is
+            none, or does not fit the processor: the message says which, and what to do.
     """
 
-    def __init__(self, processor: KIVLAProcessor):
-        self.processor = processor
+    def __init__(self, processor: KIVLAProcessor, cameras: Mapping[str, str | None] | None = None):
+        processor.check_cameras(cameras)
+        self.processor, self.cameras = processor, cameras
 
     def __call__(self, examples: Sequence[Mapping]) -> BatchFeature:
         for i, example in enumerate(examples):
@@ -42,10 +48,21 @@ class KIVLACollator:
                 )
             self._check_length(i, example)
         columns: dict[str, Any] = {key: [example.get(key) for example in examples] for key in _KEYS}
+        columns["images"] = [self._images(i, example) for i, example in enumerate(examples)]
         batch = self.processor(**columns)
         if None not in self.processor.robots:
             batch["robot"] = columns["robot"]
         return batch
+
+    def _images(self, i: int, example: Mapping):
+        """By camera where they have names."""
+        images, robots = example.get("images"), self.processor.robots
+        if example.get("robot") is None and len(robots) > 1:  # nobody knows whose cameras they are
+            return images
+        try:
+            return self.processor.robot(example.get("robot")).named(images, example.get("cameras"), self.cameras)
+        except ValueError as error:
+            raise ValueError(f"Example {i} of this batch: {error}") from error
 
     def _check_length(self, i: int, example: Mapping) -> None:
         actions, size = example.get("actions"), self.processor.chunk_size

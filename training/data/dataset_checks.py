@@ -1,6 +1,7 @@
 """Whether data and policy agree on sizes, before anything is read."""
 
 import logging
+from collections.abc import Mapping
 
 from torch.utils.data import ConcatDataset, Subset
 
@@ -25,12 +26,15 @@ def robot_datasets(dataset) -> list[RobotDataset]:
     return []
 
 
-def check_dataset(dataset, processor: KIVLAProcessor) -> None:
+def check_dataset(dataset, processor: KIVLAProcessor, names: Mapping[str, str | None] | None = None) -> None:
     """Check that a dataset fits the processor.
 
+    Args:
+        names: an explicit mapping of cameras: see `KIVLACollator`.
+
     Raises:
-        ValueError: a robot dataset in it has another chunk size, number or order of cameras or action size than the
-            processor, or belongs to an unknown robot.
+        ValueError: a robot dataset in it has another chunk size, other cameras or another action size than the
+            processor, or belongs to an unknown robot. (Cameras in another order are the same cameras.)
     """
     for data in robot_datasets(dataset):
         try:
@@ -48,20 +52,20 @@ def check_dataset(dataset, processor: KIVLAProcessor) -> None:
                 f"{data.name} has actions of {data.action_dim} dimensions, the processor's robot has "
                 f"{robot.action_dim}: is it the data of another robot?"
             )
-        if robot.cameras is None or data.cameras == robot.cameras:
+        if robot.cameras is None and names is None:
             continue
-        if len(data.cameras) != len(robot.cameras) or set(data.cameras) == set(robot.cameras):
+        try:
+            placed = robot.place(data.cameras, names)
+        except ValueError as error:
             raise ValueError(
-                f"{data.name} has the cameras {data.cameras}, the processor {robot.cameras}: the model would see "
-                "pictures where it expects others. Give both the same, in the same order: "
-                f"{type(data).__name__}(..., cameras={robot.cameras}), or KIVLAProcessor(..., cameras={data.cameras})."
+                f"{data.name}: {error} For KIVLATrainer the mapping is data_collator=KIVLACollator(processor, cameras="
+                f"{{...}}); fewer cameras are chosen by {type(data).__name__}(..., cameras=[...])."
+            ) from error
+        if list(placed.values()) != data.cameras and "cameras" not in data[0]:
+            raise ValueError(
+                f"{data.name} has the cameras {data.cameras}, the processor {robot.cameras}, and the examples of "
+                f'{type(data).__name__} do not say which image is which. Add "cameras": self.cameras to them.'
             )
-        logger.warning(
-            "%s has the cameras %s; they stand for the processor's %s, in this order.",
-            data.name,
-            data.cameras,
-            robot.cameras,
-        )
 
 
 def warn_of_ranges(dataset, processor: KIVLAProcessor) -> None:

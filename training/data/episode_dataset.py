@@ -109,6 +109,7 @@ class EpisodeDataset(RobotDataset):
         episode, vectors = self._episodes[number], self._vectors[number]
         example = {
             "images": self._images(episode, frame),
+            "cameras": list(self.cameras),
             "text": self.read_text(episode, frame),
             "actions": self._chunk(number, frame),
             "action_is_pad": np.arange(self.chunk_size) >= len(vectors["actions"]) - frame,

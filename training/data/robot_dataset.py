@@ -23,7 +23,7 @@ class RobotDataset(torch.utils.data.Dataset, ABC):
     """Demonstrations of one robot: one item for each frame, the observation and the action chunk that starts there.
 
     ```python
-    data[i]  # {"images": [uint8 (height, width, 3) per camera, in the order of data.cameras], "text": str,
+    data[i]  # {"images": [uint8 (height, width, 3) per camera], "cameras": [their names, data.cameras], "text": str,
              #  "state": float32 (Ds,), "actions": float32 (H, Da), "action_is_pad": bool (H,),
              #  "episode_index": int, "frame_index": int, "timestamp": float}
     ```
@@ -180,12 +180,12 @@ def range_notes(what: str, statistics: dict[str, np.ndarray], names: Sequence[st
             share = 100 * (q99 - q01) / (high - low)
             notes.append(
                 f"{what}: {name} moves rarely (98 % of its values span {share:.2g} % of its range, {low:.4g} to "
-                f"{high:.4g}): it is normalised by its smallest and largest value"
+                f"{high:.4g}): it is normalised by its smallest and largest value."
             )
         else:
             notes.append(
                 f"{what}: {name} hardly moves ({low:.6g} to {high:.6g}): it is normalised as if it moved over "
-                f"{100 * STILL:g} % of its value"
+                f"{100 * STILL:g} % of its value."
             )
     return notes
 

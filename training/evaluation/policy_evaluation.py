@@ -5,9 +5,11 @@ from pathlib import Path
 import datasets
 import numpy as np
 
+from ...processing.image_input import as_rgb
 from ...processing.normalization import EPSILON
 from ..data.robot_dataset import RobotDataset
 from ..data.vlm.dataset import VLMDataset
+from ..data.vlm.json_rows import json_files
 from .metrics import ActionError, AnswerMatch, Smoothness
 from .plots import plot_evaluation
 from .predictions import predict_dataset, spread_out, titles
@@ -81,10 +83,10 @@ def measure_answers(pipe, folder: str, batch_size: int) -> dict:
     Raises:
         ValueError: the folder has several splits, or rows that are not a question and its answer.
     """
-    rows = datasets.load_from_disk(folder)
+    rows = None if json_files(Path(folder)) else datasets.load_from_disk(folder)
     if isinstance(rows, datasets.DatasetDict):
         raise ValueError(f"{folder} has the splits {', '.join(rows)}; give the folder of one of them.")
-    examples = VLMDataset(rows)
+    examples = VLMDataset.load(folder) if rows is None else VLMDataset(rows)
     references = [examples[i]["response"] for i in range(len(examples))]
     if conversations := [i for i, reference in enumerate(references) if not isinstance(reference, str)]:
         raise ValueError(f"{folder}: row {conversations[0]} has several questions; every row must have just one.")
@@ -104,7 +106,8 @@ class _Questions:
 
     def __getitem__(self, rows: slice) -> dict[str, list]:
         batch = [self.examples[i] for i in range(*rows.indices(len(self)))]
-        return {"images": [e["images"] for e in batch], "messages": [[_question(e)] for e in batch]}
+        images = [[as_rgb(image) for image in example["images"]] for example in batch]
+        return {"images": images, "messages": [[_question(e)] for e in batch]}
 
 
 def _question(example: dict) -> dict:

@@ -24,10 +24,10 @@ def predict_dataset(pipe, data: RobotDataset, num_frames: int, batch_size: int =
     """
     # Predict, batch by batch; the policy sees the observation alone.
     frames = evenly_spread(len(data), num_frames)
-    predicted, examples = [], []
+    predicted, examples, observed = [], [], ("images", "cameras", "text", "state", "robot")
     for start in tqdm(range(0, len(frames), batch_size), desc="Predicting", leave=False):
         batch = [data[int(i)] for i in frames[start : start + batch_size]]
-        observations = [{key: e[key] for key in ("images", "text", "state", "robot") if key in e} for e in batch]
+        observations = [{key: e[key] for key in observed if key in e} for e in batch]
         predicted += [result["actions"] for result in pipe(observations, **options)]
         examples += batch
     # Sequences of action tokens that are no chunk count as failures, and have no error.

@@ -1,5 +1,7 @@
 """Data of other sizes than the policy's is refused before training, or with its first batch."""
 
+import re
+
 import datasets
 import pytest
 import torch
@@ -83,31 +85,20 @@ def test_the_end_of_an_episode_is_no_other_chunk_size(policy, short):
     assert batch["action_mask"].any(2).sum(1).tolist() == [OTHER] * 4
 
 
-def test_cameras(policy, tmp_path, caplog):
-    robot = policy[1].robot()
-    own = robot.cameras
-    try:
-        for cameras in ([*own, "observation.images.wrist"], []):
-            robot.cameras = cameras
-            with pytest.raises(ValueError, match="the model would see pictures where it expects others"):
-                make(policy, tmp_path, train_dataset=dataset())
-        robot.cameras = ["observation.images.front"]
-        with caplog.at_level("WARNING"):
+def test_cameras(policy, tmp_path, monkeypatch):
+    own = policy[1].cameras
+    for cameras, problem in (
+        ([*own, "observation.images.wrist"], "none is of 'observation.images.wrist'"),
+        ([], f"the policy has no camera '{own[0]}'"),
+        (["observation.images.front"], f"--cameras front={own[0]}"),
+    ):
+        monkeypatch.setattr(policy[1].robot(), "cameras", cameras)
+        with pytest.raises(ValueError, match=re.escape(problem)):
             make(policy, tmp_path, train_dataset=dataset())
-        assert "they stand for the processor's ['observation.images.front'], in this order" in caplog.text
-        robot.cameras = None
-        make(policy, tmp_path, train_dataset=dataset())
-    finally:
-        robot.cameras = own
-
-
-def test_the_order_of_cameras(policy, tmp_path, monkeypatch):
-    both = ["observation.images.left", "observation.images.right"]
-    data = LeRobotDataset(DATASET, chunk_size=CHUNK)
-    monkeypatch.setattr(data, "cameras", both[::-1])
-    monkeypatch.setattr(policy[1].robot(), "cameras", both)
-    with pytest.raises(ValueError, match="in the same order"):
-        make(policy, tmp_path, train_dataset=data)
+    mapped = KIVLACollator(policy[1], cameras={"front": own[0]})
+    make(policy, tmp_path, train_dataset=dataset(), data_collator=mapped)
+    with pytest.raises(ValueError, match="The policy has no camera 'top'; it has"):
+        KIVLACollator(policy[1], cameras={"top": own[0]})
 
 
 def test_another_robot(policy, tmp_path, monkeypatch):

@@ -50,7 +50,7 @@ class LeRobotDataset(RobotDataset):
 
     ```python
     data = LeRobotDataset("lerobot/pusht", chunk_size=16, episodes=range(180))
-    data[0]  # {"images": [uint8 (height, width, 3) per camera, in the order of data.cameras], "text": str,
+    data[0]  # {"images": [uint8 (height, width, 3) per camera], "cameras": [their names, data.cameras], "text": str,
              #  "state": float32 (Ds,), "actions": float32 (H, Da), "action_is_pad": bool (H,),
              #  "episode_index": int, "frame_index": int, "timestamp": float}
     ```
@@ -202,6 +202,7 @@ class LeRobotDataset(RobotDataset):
                 self._frame_cache.get((camera, item), lambda c=camera: self._image(c, selected, rows, frame))
                 for camera in self.cameras
             ],
+            "cameras": list(self.cameras),
             "text": self._text(rows, selected, frame),
             "actions": self._chunk(rows, steps_left),
             "action_is_pad": np.arange(self.chunk_size) >= steps_left,
@@ -331,6 +332,11 @@ class LeRobotDataset(RobotDataset):
             tasks = [int(self._episode_tasks[selected])]
         frames = {name: vectors(rows, parts) for name, parts in self._parts.items()}
         return frames | {"timestamp": self._times(selected), "texts": [self.tasks[index] for index in tasks]}
+
+    def video_files(self) -> dict[str, list[Path]]:
+        """The video files of the selected episodes, by camera; cameras that are stored as pictures have none."""
+        cameras = [camera for camera in self.cameras if camera not in self._stored_images]
+        return {camera: list(self._metadata.video_files(camera, self._positions)) for camera in cameras}
 
     @cached_property
     def meta_statistics(self) -> dict[str, dict[str, np.ndarray]] | None:

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from .json_rows import json_files, load_json
 from .layouts import (
     BOX_FORMATS,
     check_placeholders,
@@ -21,6 +22,7 @@ from .layouts import (
     read_images,
     text_of,
 )
+from .picture_files import check_pictures
 from .streaming import StreamedRows
 
 TURNS = ("together", "split")
@@ -52,7 +54,7 @@ class VLMDataset(torch.utils.data.Dataset):
     any placeholder go with any number of images.
 
     Args:
-        rows: a `datasets.Dataset` or `StreamedRows`, its images decoded and without a format.
+        rows: a `datasets.Dataset` or `StreamedRows`, without a format; its images are decoded, or paths.
         layout: one of those above; by default the one that fits the columns.
         columns: the columns that have other names: "images", "messages", "question", "answer", "caption" or "objects"
             → the column.
@@ -63,16 +65,18 @@ class VLMDataset(torch.utils.data.Dataset):
             "cup"}]` in pixels of the row's image (as Qwen2.5-VL has it), or "loc" for a VLM that has PaliGemma's
             location tokens, `<loc0000><loc0000><loc1023><loc1023> cup ; ...` (y_min, x_min, y_max, x_max in 1/1024 of
             the image).
+        media_dir: the folder that paths of images are relative to. Paths that leave it are refused.
 
     Attributes:
-        rows, layout, turns, prompt, box_format: as above.
+        rows, layout, turns, prompt, box_format, media_dir: as above.
         columns: part of the layout → its column.
 
     Raises:
         TypeError: several splits at once, or a stream that is not `StreamedRows`.
         ValueError: no rows; columns that fit no layout or several; an unknown option; `turns="split"` of a stream;
-            `objects` of another structure. When a row is read (with `turns="split"` the conversations at once), naming
-            its index: conversations, answers, images or boxes that are not as described, or are empty.
+            `objects` of another structure; paths of pictures that are missing or outside `media_dir`. When a row is
+            read (with `turns="split"` the conversations at once), naming its index: conversations, answers, images or
+            boxes that are not as described, or are empty.
     """
 
     def __init__(
@@ -83,6 +87,7 @@ class VLMDataset(torch.utils.data.Dataset):
         turns: str = "together",
         prompt: str = "caption en",
         box_format: str = "json",
+        media_dir: str | Path | None = None,
     ):
         if isinstance(rows, (datasets.DatasetDict, datasets.IterableDatasetDict)):
             raise TypeError(f"rows is a dict of the splits {', '.join(rows)}: give one of them.")
@@ -101,6 +106,10 @@ class VLMDataset(torch.utils.data.Dataset):
         self.turns = turns
         self.prompt = prompt
         self.box_format = box_format
+        self.media_dir = None if media_dir is None else Path(media_dir)
+        if self._has_paths():
+            column = self.columns["images"]
+            check_pictures((row[column] for row in rows.select_columns(column)), self.media_dir)
         self._category_names = self._find_category_names() if self.layout == "boxes" else None
         self._ends = self._count_turns() if turns == "split" and self.layout == "messages" else None
 
@@ -117,17 +126,20 @@ class VLMDataset(torch.utils.data.Dataset):
         """The dataset of this name on the Hub, or in this folder.
 
         Args:
-            name_or_path: what `datasets.load_dataset` takes, or a folder written by `save_to_disk`.
+            name_or_path: what `datasets.load_dataset` takes; a folder written by `save_to_disk`; or a JSON file (a
+                list, or lines) beside its pictures, as LLaVA, LLaMA-Factory and ShareGPT have it, or a folder of such
+                files, whose names are its splits.
             split: of the dataset. A folder that `Dataset.save_to_disk` wrote has only one, and it is not used.
             streaming: read while training instead of downloading first, see `StreamedRows`: loader workers read the
                 whole stream each.
             config: of a dataset that has several.
             num_rows: of a stream; needed where the dataset's information does not have it.
-            options: of `VLMDataset`.
+            options: of `VLMDataset`. `media_dir` is by default the folder itself, or that of the JSON file.
 
         Raises:
-            ValueError: no such split in a folder of `save_to_disk`; streaming from such a folder, or `num_rows` or
-                `config` where there is no use for it; what `VLMDataset` and `StreamedRows` raise.
+            ValueError: no such split in a folder of `save_to_disk` or of JSON files; damaged JSON; streaming from such
+                a folder, or `num_rows` or `config` where there is no use for it; what `VLMDataset` and `StreamedRows`
+                raise.
         """
         if num_rows is not None and not streaming:
             raise ValueError(f"num_rows={num_rows} is of streams: leave it out, or use rows.select(range({num_rows})).")
@@ -144,6 +156,12 @@ class VLMDataset(torch.utils.data.Dataset):
                     raise ValueError(f"{folder} has no split {split!r}, but {', '.join(rows)}.")
                 rows = rows[split]
             return cls(rows, **options)
+        if folder.exists():
+            options.setdefault("media_dir", folder if folder.is_dir() else folder.parent)
+        if json_files(folder):
+            if streaming or config is not None:
+                raise ValueError(f"{folder} is JSON: it is read whole. Leave out streaming and config.")
+            return cls(load_json(folder, split, options.get("columns")), **options)
         rows = datasets.load_dataset(str(name_or_path), config, split=split, streaming=streaming)
         return cls(StreamedRows(rows, num_rows) if streaming else rows, **options)
 
@@ -163,7 +181,7 @@ class VLMDataset(torch.utils.data.Dataset):
         if self._ends is not None:
             number = int(np.searchsorted(self._ends, item, side="right"))
         row = self.rows[number]
-        images = read_images(row[self.columns["images"]], number)
+        images = read_images(row[self.columns["images"]], number, self.media_dir)
         pairs = self._questions_and_answers(row, images, number)
         if self._ends is not None:
             pairs = [pairs[item - int(self._ends[number])]]  # counted from the end of the row's turns
@@ -186,6 +204,14 @@ class VLMDataset(torch.utils.data.Dataset):
         is_list = pa.types.is_list(images.type) or pa.types.is_large_list(images.type)
         words = [row[column][0].as_py() for part, column in self.columns.items() if part != "images"]
         return len(images) if is_list else int(images.is_valid), len(str(words))
+
+    def _has_paths(self) -> bool:
+        """Whether the images are paths, all of which can be looked for at once."""
+        if self.is_stream or self.media_dir is None:
+            return False
+        feature = self.rows.features[self.columns["images"]]
+        feature = feature.feature if isinstance(feature, (datasets.List, datasets.LargeList)) else feature
+        return isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string")
 
     def _questions_and_answers(self, row: dict, images: list, number: int) -> list[tuple[str, str]]:
         part = {name: row[column] for name, column in self.columns.items()}

@@ -6,8 +6,11 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 from PIL import Image
+
+from .picture_files import open_picture
 
 # What a layout is made of, and the names that its columns have: the first one that is present is taken.
 LAYOUTS = {
@@ -73,18 +76,24 @@ def _known_layouts() -> str:
     )
 
 
-def read_images(value, row: int) -> list:
+def read_images(value, row: int, media_dir: Path | None = None) -> list:
     """The content of an image column, one image or a list or None, as a list.
 
+    Args:
+        row: index, for messages of errors.
+        media_dir: where the files are that the column names, if it does.
+
     Raises:
-        ValueError: file names or undecoded images.
+        ValueError: file names without their folder, files that are not there, or undecoded images.
     """
     images = [] if value is None else value if isinstance(value, list) else [value]
+    if media_dir is not None:
+        images = [open_picture(image, media_dir, row) if isinstance(image, str) else image for image in images]
     for image in images:
         if image is None or isinstance(image, (str, bytes, Mapping)):
             raise ValueError(
                 f"Row {row} has an image of type {type(image).__name__}; expected is a decoded image. Where the column "
-                "holds files or bytes, use rows.cast_column(column, datasets.Image())."
+                "holds files or bytes, use rows.cast_column(column, datasets.Image()), or for paths media_dir."
             )
     return images
 
@@ -110,7 +119,7 @@ def read_conversation(messages: Sequence[Mapping], row: int) -> tuple[str, list[
     """
     if not isinstance(messages, list) or not messages:
         raise ValueError(f"Row {row} has no messages: expected is a list of them, got {messages!r:.80}.")
-    pairs = [pair for message in messages for pair in _roles_and_contents(message, row)]
+    pairs = [pair for message in messages for pair in roles_and_contents(message, row)]
     roles = [role for role, _ in pairs]
     first = 1 if roles[0] == "system" else 0
     turns = roles[first:]
@@ -136,7 +145,12 @@ def text_of(message: Mapping) -> str:
     return _words(message["content"])
 
 
-def _roles_and_contents(message: Mapping, row: int) -> Iterator[tuple[str, str | list | None]]:
+def roles_and_contents(message: Mapping, row: int) -> Iterator[tuple[str, str | list | None]]:
+    """The role (system, user or assistant) and content of a message; two of The Cauldron's.
+
+    Raises:
+        ValueError: unknown keys or roles.
+    """
     if not isinstance(message, Mapping):
         raise ValueError(f"Row {row} has the message {message!r:.80}; expected is a dict.")
     if {"user", "assistant"} <= message.keys():
@@ -154,6 +168,18 @@ def _roles_and_contents(message: Mapping, row: int) -> Iterator[tuple[str, str |
         f"Row {row} has a message with the keys {list(message)}; expected are role and content, from and value, or "
         "user and assistant."
     )
+
+
+def text_with_placeholders(content: str | list | None, row: int) -> str:
+    """Content as text, with `<image>` where there are images.
+
+    Raises:
+        ValueError: an item that is neither.
+    """
+    if isinstance(content, list):
+        _num_placeholders(content, row)  # checks the items
+        return "".join(item["text"] if item["type"] == "text" else IMAGE_PLACEHOLDER for item in content)
+    return content
 
 
 def _words(content: str | list | None) -> str:
@@ -290,5 +316,7 @@ __all__ = [
     "read_caption",
     "read_conversation",
     "read_images",
+    "roles_and_contents",
     "text_of",
+    "text_with_placeholders",
 ]

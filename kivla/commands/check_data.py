@@ -1,0 +1,54 @@
+"""`kivla check-data`: what a dataset of robot demonstrations is, and what to mend before anything is trained on it."""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..command_line import parse
+from ..training.data.checks.findings import Finding
+from ..training.data.checks.page import format_report
+from ..training.data.checks.report import DataReport, check_data
+from ..training.data.robot_dataset import DATASET_FORMAT_HELP, dataset_reader
+from ..training.evaluation.data_plot import draw_episode
+
+
+@dataclass
+class CheckDataArguments:
+    """Exit status: 0 without errors, 1 with errors (with --strict also with warnings)."""
+
+    dataset: str = field(metadata={"help": "LeRobot dataset: a Hub id or a folder."})
+    dataset_format: str = field(default="lerobot", metadata={"help": DATASET_FORMAT_HELP})
+    episodes: list[int] | None = field(default=None, metadata={"help": "Episodes to look at; all."})
+    cameras: list[str] | None = field(default=None, metadata={"help": "Cameras to look at; all."})
+    quick: bool = field(default=False, metadata={"help": "Look at 100 episodes and few pictures, as `train` does."})
+    strict: bool = field(default=False, metadata={"help": "Warnings fail, too."})
+    json: str | None = field(default=None, metadata={"help": "Write everything that was found to this file."})
+    plot: str | None = field(default=None, metadata={"help": "Draw an episode, pictures over traces, to this file."})
+    plot_episode: int | None = field(default=None, metadata={"help": "The episode to draw; the first."})
+
+
+def run(arguments: Sequence[str]) -> None:
+    (args,) = parse((CheckDataArguments,), arguments, prog="kivla check-data", positional="dataset")
+    reader = dataset_reader(args.dataset_format)
+    try:
+        data = reader(args.dataset, 1, args.episodes, args.cameras)
+    except (FileNotFoundError, ValueError) as error:  # what a reader refuses is a finding like others
+        data, report = None, DataReport(args.dataset, findings=[Finding("cannot_open", str(error))])
+    else:
+        report = check_data(data, args.quick)
+    print(format_report(report))
+    if args.json is not None:
+        _parent(args.json).write_text(json.dumps(report.to_json(), indent=2) + "\n", encoding="utf-8")
+    if args.plot is not None and data is not None:
+        draw_episode(_parent(args.plot), data, report, args.plot_episode)
+    if report.has_failed(args.strict):
+        sys.exit(1)
+
+
+def _parent(file: str) -> Path:
+    """The path of a file, its folder made."""
+    path = Path(file)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path

@@ -1,0 +1,392 @@
+"""Faults that are planted in a clean dataset are found, each by its name, and nothing else is."""
+
+import json
+import shutil
+from fractions import Fraction
+from itertools import pairwise
+from pathlib import Path
+
+import av
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image, ImageFilter
+
+from kivla import LeRobotDataset
+from kivla.cli import main
+from kivla.training.data.checks.episodes import check_gaps, time_gaps
+from kivla.training.data.checks.findings import RULES
+from kivla.training.data.checks.pictures import blur
+from kivla.training.data.checks.report import check_data
+from kivla.training.data.episode_dataset import EpisodeDataset
+from kivla.training.data.lerobot.key_frames import read_key_frames
+from kivla.training.data.lerobot.writer import LeRobotWriter
+from kivla.training.run import look_at
+from tests.helpers.lerobot_v21 import decode
+from tests.helpers.policies import DATASET
+
+FPS, LENGTH, EPISODES, SIDE = 10, 60, 8, 64
+NAMES = ["shoulder", "elbow", "wrist", "gripper"]
+TEXTS = ("pick up the cup", "open the drawer")
+
+
+class Made(EpisodeDataset):
+    """An arm that moves and stops, seen by two cameras; it follows its commands two frames late.
+
+    Args:
+        faults: names of functions of `FAULTS`, each of which spoils something.
+    """
+
+    def __init__(self, faults=(), chunk_size=1, episodes=None, cameras=None, robot=None):
+        rng = np.random.default_rng(0)
+        self.texts = {episode: TEXTS[episode % 2] for episode in range(EPISODES)}
+        self.arrays, self.pictures = {}, {}
+        for episode in range(EPISODES):
+            goals = rng.uniform(-1, 1, (3, 3))
+            # To one goal, to the next, and rest there: cosines have no corner at either end.
+            way = (1 - np.cos(np.linspace(0, np.pi, 25)))[:, None] / 2
+            ways = [way * (end - start) + start for start, end in pairwise(goals)]
+            arm = np.concatenate([*ways, np.repeat(goals[-1:], LENGTH - 50, axis=0)])
+            grip = (np.arange(LENGTH) > 24).astype(float)[:, None]
+            actions = np.hstack([arm, grip])
+            state = actions[np.maximum(np.arange(LENGTH) - 2, 0)] + rng.normal(0, 1e-4, actions.shape)
+            self.arrays[episode] = {"actions": actions, "state": state}
+            self.pictures[episode] = {"front": _pictures(state[:, :2], rng), "wrist": _pictures(state[:, 1:3], rng)}
+        for name in faults:
+            FAULTS[name](self)
+        lengths = {episode: len(arrays["state"]) for episode, arrays in self.arrays.items()}
+        names = {"action_names": NAMES, "state_names": NAMES}
+        layout = {"lengths": lengths, "all_cameras": ["front", "wrist"], "fps": FPS, **names}
+        super().__init__("made", chunk_size, episodes, cameras, robot, **layout)
+
+    def read_vectors(self, episode):
+        return self.arrays[episode]
+
+    def read_images(self, episode, frame):
+        return [self.pictures[episode][camera][frame] for camera in self.cameras]
+
+    def read_text(self, episode, frame):
+        return self.texts[episode]
+
+
+def _pictures(places, rng):
+    """A bright spot that moves with the arm over a pattern with edges; `places` (T, 2) lie in [-1, 1]."""
+    ground = np.kron(rng.integers(40, 160, (SIDE // 4, SIDE // 4, 3)), np.ones((4, 4, 1)))
+    pixel = np.linspace(-1.2, 1.2, SIDE)
+    rows, columns = (pixel - places[:, [axis]] for axis in (0, 1))  # (T, SIDE) each
+    spot = np.exp(-50 * (rows[:, :, None] ** 2 + columns[:, None] ** 2))[..., None]
+    return (ground + (255 - ground) * spot).astype(np.uint8)
+
+
+FAULTS = {}
+
+
+def fault(function):
+    FAULTS[function.__name__] = function
+    return function
+
+
+@fault
+def constant(data):
+    for arrays in data.arrays.values():
+        arrays["actions"][:, 2] = arrays["state"][:, 2] = 0.5
+
+
+@fault
+def all_constant(data):
+    for arrays in data.arrays.values():
+        arrays["actions"][:] = 0.5
+
+
+@fault
+def rare(data):
+    for arrays in data.arrays.values():
+        arrays["actions"][:, 1] *= 1e-3
+    data.arrays[3]["actions"][20:24, 1] = [0.3, 0.7, 0.7, 0.3]
+
+
+@fault
+def clipped(data):
+    for arrays in data.arrays.values():
+        arrays["actions"][:, 0] = arrays["actions"][:, 0].clip(-0.2, 0.2)
+
+
+@fault
+def jump(data):
+    data.arrays[5]["state"][40, 1] += 3
+
+
+@fault
+def stuck(data):
+    data.arrays[2]["state"][30:40] = data.arrays[2]["state"][30]
+
+
+@fault
+def repeated_rows(data):
+    for arrays in data.arrays.values():
+        arrays["state"][1::2] = arrays["state"][::2]
+
+
+@fault
+def state_first(data):
+    for arrays in data.arrays.values():
+        arrays["actions"] = np.concatenate([np.repeat(arrays["state"][:1], 3, axis=0), arrays["state"][:-3]])
+
+
+@fault
+def action_is_state(data):
+    for arrays in data.arrays.values():
+        arrays["actions"] = arrays["state"].copy()
+
+
+def _cut(data, episode, length):
+    data.arrays[episode] = {name: values[:length] for name, values in data.arrays[episode].items()}
+    data.pictures[episode] = {name: values[:length] for name, values in data.pictures[episode].items()}
+
+
+@fault
+def ends_moving(data):
+    _cut(data, 1, 38)
+
+
+@fault
+def short_episode(data):
+    for values in data.arrays[6].values():
+        values[6:14] = values[6]  # it ends at rest all the same
+    _cut(data, 6, 12)
+
+
+@fault
+def same_episode(data):
+    data.arrays[7] = data.arrays[4]
+    data.pictures[7] = data.pictures[4]
+
+
+@fault
+def no_text(data):
+    data.texts[0] = ""
+
+
+@fault
+def placeholder(data):
+    data.texts[2] = "test"
+
+
+@fault
+def spellings(data):
+    data.texts[4] = "Pick up  the cup."
+
+
+def _each(data, camera, change):
+    for pictures in data.pictures.values():
+        pictures[camera] = change(pictures[camera])
+
+
+@fault
+def black(data):
+    _each(data, "wrist", lambda images: images // 200)
+
+
+@fault
+def dark(data):
+    _each(data, "wrist", lambda images: images // 8)
+
+
+@fault
+def bright(data):
+    _each(data, "wrist", lambda images: images // 16 + 240)
+
+
+@fault
+def blurred(data):
+    def change(images):
+        soft = ImageFilter.GaussianBlur(4)
+        return np.stack([np.asarray(Image.fromarray(image).filter(soft)) for image in images])
+
+    _each(data, "wrist", change)
+
+
+@fault
+def frozen_camera(data):
+    _each(data, "wrist", lambda images: np.repeat(data.pictures[0]["wrist"][:1], len(images), axis=0))
+
+
+@fault
+def frozen(data):
+    data.pictures[0]["wrist"][:] = data.pictures[0]["wrist"][0]
+
+
+@fault
+def repeated_pictures(data):
+    _each(data, "wrist", lambda images: images[np.arange(len(images)) // 2 * 2])
+
+
+@fault
+def alternating(data):
+    def change(images):
+        images = images.copy()
+        images[::2] = images[::2, ::-1]
+        return images
+
+    _each(data, "wrist", change)
+
+
+@fault
+def unreadable(data):
+    def read_images(episode, frame):
+        raise ValueError(f"episode {episode}, frame {frame} is damaged")
+
+    data.read_images = read_images
+
+
+def codes(report, worse_than_note=True):
+    return {finding.code for finding in report.findings if finding.level != "note" or not worse_than_note}
+
+
+ALWAYS = {"lag"}  # a fact, as long as the state follows the actions
+
+
+@pytest.mark.parametrize("name", [None, *FAULTS])
+def test_a_planted_fault_is_found_and_nothing_else(name):
+    report = check_data(Made([name] if name else []), progress=False)
+    found = codes(report, worse_than_note=False)
+    assert found - ALWAYS == ({name} if name else set()), [finding.text for finding in report.findings]
+    if name:
+        assert report.has_failed() == (RULES[name].level == "error")
+
+
+def test_a_twin_with_many_faults_has_these_and_no_others():
+    planted = {"rare", "clipped", "jump", "stuck", "ends_moving", "same_episode", "placeholder", "spellings", "blurred"}
+    report = check_data(Made(sorted(planted)), progress=False)
+    assert codes(report, worse_than_note=False) - ALWAYS == planted, [finding.text for finding in report.findings]
+
+
+def test_what_is_said_of_a_fault_says_where_it_is():
+    report = check_data(Made(["jump", "frozen", "spellings", "rare"]), progress=False)
+    found = {finding.code: finding for finding in report.findings}
+    assert found["jump"].episodes == (5,) and found["jump"].dimensions == ("elbow",) and found["jump"].vector == "state"
+    assert "episode 5 frame 40" in found["jump"].text
+    assert found["frozen"].camera == "wrist" and found["frozen"].episodes == (0,)
+    assert found["rare"].dimensions == ("elbow",) and found["rare"].vector == "actions"
+    assert set(found["spellings"].episodes) == {0, 2, 4, 6}
+    levels = [finding.level for finding in report.findings]
+    assert levels == sorted(levels, key=("error", "warning", "note").index), "worst first"
+    assert not report.has_failed() and report.has_failed(strict=True)
+
+
+@pytest.mark.parametrize("frames", [1, 2, 5])
+def test_the_lag_is_measured(frames):
+    data = Made()
+    for arrays in data.arrays.values():
+        arrays["state"] = arrays["actions"][np.maximum(np.arange(LENGTH) - frames, 0)]
+    data._vectors = [data._checked(episode, LENGTH) for episode in data.episodes]
+    lag = check_data(data, progress=False).lag
+    assert lag.frames == frames and lag.meaning == "positions" and lag.correlation > 0.99
+
+
+def test_time_gaps():
+    times = np.arange(20) / FPS
+    times[12:] += 0.3
+    assert time_gaps(times, FPS).tolist() == [12]
+    assert time_gaps(np.arange(20) / 29.97 + 7, 30).tolist() == []
+    uneven = np.arange(40) / FPS + np.random.default_rng(0).uniform(-0.04, 0.04, 40)
+    assert np.diff(uneven).max() * FPS > 1.5 and not len(time_gaps(uneven, FPS)), "measured times are not lost frames"
+    (finding,) = check_gaps({4: (1, 0.4)}, 100)
+    assert finding.code == "time_gap" and finding.episodes == (4,)
+
+
+def test_blur_grows_with_blur():
+    sharp = np.kron(np.random.default_rng(0).integers(0, 255, (12, 12)), np.ones((6, 6)))
+    soft = np.mean([np.roll(sharp, shift, 1) for shift in range(-3, 4)], axis=0)
+    softer = np.mean([np.roll(soft, shift, 1) for shift in range(-6, 7)], axis=0)
+    assert blur(sharp) < 0.3 < blur(soft) < blur(softer)
+    assert blur(np.full((48, 48), 100.0)) == 0, "a picture of nothing is not blurred"
+
+
+def test_the_page_has_the_table_of_rules():
+    page = (Path(__file__).parents[4] / "docs/check_data.md").read_text()
+    for code, rule in RULES.items():
+        limit = "" if rule.limit is None else f"{rule.limit:g}"
+        assert f"| `{code}` | {rule.level} | {limit} | {rule.why} |" in page, f"docs/check_data.md has no row of {code}"
+
+
+def test_training_prints_warnings_and_ends_at_errors(capsys):
+    look_at([Made(["jump"])])
+    assert "Warning (made): elbow of the state jumps" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"made cannot be trained on: The actions never change.*--check_data false"):
+        look_at([Made(["all_constant"])])
+
+
+# --------------------------------------------------------------------------------------------------- LeRobot's folders
+def test_the_sample_gives_no_warning(tmp_path, capsys):
+    files = ["--json", f"{tmp_path}/report.json", "--plot", f"{tmp_path}/episode.png"]
+    main(["check-data", str(DATASET), "--strict", *files])
+    printed, report = capsys.readouterr().out, json.loads((tmp_path / "report.json").read_text())
+    assert "0 errors, 0 warnings" in printed and "gripper" in printed
+    assert {finding["level"] for finding in report["findings"]} == {"note"}
+    assert len(report["dimensions"]["actions"]["min"]) == len(report["dimensions"]["state"]["names"]) == 4
+    assert (tmp_path / "episode.png").stat().st_size > 10_000
+
+
+PLANTED = {"rare", "clipped", "jump", "ends_moving", "placeholder", "dark", "repeated_pictures"}
+
+
+@pytest.mark.parametrize("planted", [set(), PLANTED - {"dark"}, PLANTED - {"repeated_pictures"}], ids=len)
+def test_a_folder_and_its_broken_twins(planted, tmp_path, capsys):
+    made = Made(sorted(planted))
+    sizes = dict.fromkeys(made.cameras, (SIDE, SIDE))
+    with LeRobotWriter(tmp_path / "twin", FPS, sizes, NAMES, NAMES, "arm", image_format="video") as writer:
+        for episode, arrays in made.arrays.items():
+            vectors = (arrays["state"].astype(np.float32), arrays["actions"].astype(np.float32))
+            writer.add_episode(made.pictures[episode], *vectors, task=made.texts[episode])
+    try:
+        main(["check-data", str(tmp_path / "twin"), "--json", f"{tmp_path}/report.json"])
+    except SystemExit as status:
+        pytest.fail(f"exit status {status.code}: {capsys.readouterr().out}")
+    found = {finding["code"] for finding in json.loads((tmp_path / "report.json").read_text())["findings"]}
+    assert found - ALWAYS == planted, capsys.readouterr().out
+
+
+def test_columns_with_sub_tasks_are_named(tmp_path):
+    folder = shutil.copytree(DATASET, tmp_path / "twin")
+    (file,) = folder.glob("data/*/*.parquet")
+    table = pq.read_table(file)
+    pq.write_table(table.append_column("subtask", pa.array(["reach"] * len(table))), file)
+    info = json.loads((folder / "meta/info.json").read_text())
+    info["features"]["subtask"] = {"dtype": "string", "shape": [1], "names": None}
+    (folder / "meta/info.json").write_text(json.dumps(info))
+    found = {finding.code: finding.text for finding in check_data(LeRobotDataset(folder, 1), progress=False).findings}
+    assert "subtask: --subtask_key" in found["language"]
+
+
+def test_what_the_reader_refuses_is_an_error(tmp_path, capsys):
+    with pytest.raises(SystemExit) as status:
+        main(["check-data", str(tmp_path), "--json", f"{tmp_path}/report.json"])
+    assert status.value.code == 1
+    assert "cannot_open" in capsys.readouterr().out
+    assert json.loads((tmp_path / "report.json").read_text())["findings"][0]["code"] == "cannot_open"
+
+
+def test_sparse_key_frames_are_a_warning(tmp_path, capsys):
+    folder = shutil.copytree(DATASET, tmp_path / "twin")
+    (video,) = folder.glob("videos/*/*/*.mp4")
+    encode(decode(video), video, fps=80, distance=250)
+    key_frames = read_key_frames(video)
+    assert key_frames.key_frames == 1 and key_frames.decoded == pytest.approx((182 + 1) / 2)
+    with pytest.raises(SystemExit) as status:
+        main(["check-data", str(folder), "--strict"])
+    printed = capsys.readouterr().out
+    assert status.value.code == 1 and "key_frames" in printed and "ffmpeg" in printed and "1 warning" in printed
+
+
+def encode(frames: list[np.ndarray], path: Path, fps: int, distance: int) -> None:
+    with av.open(str(path), "w") as container:
+        options = {"qp": "0", "preset": "ultrafast", "g": str(distance), "x264-params": "scenecut=0"}
+        stream = container.add_stream("libx264", rate=fps, options=options)
+        stream.height, stream.width, stream.pix_fmt = frames[0].shape[0] * 2 // 3, frames[0].shape[1], "yuv420p"
+        for number, planes in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(planes, format="yuv420p")
+            frame.pts, frame.time_base = number, Fraction(1, fps)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())

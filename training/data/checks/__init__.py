@@ -1,0 +1,1 @@
+"""What can be said of robot data before anything is trained on it."""

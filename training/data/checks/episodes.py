@@ -1,0 +1,132 @@
+"""Episodes against each other: lengths, how they end, copies, times, instructions."""
+
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from .findings import Finding, limit, some
+
+# Below so many episodes none can be called unusual.
+_FEW = 4
+# Of the mean speed of the episode's moving half: slower is rest. Its last part is so many seconds.
+_REST, _END = 0.25, 0.2
+_AROUND = 5  # frames before and after a step in time
+_PLACEHOLDERS = {"test", "asdf", "todo", "tbd", "na", "none", "null", "xxx", "placeholder", "task", "valid", "no task"}
+
+
+def end_speed(values: np.ndarray, width: np.ndarray, fps: float) -> float:
+    """How fast an episode ends, relative to how fast it usually moves: about 0 at rest, about 1 in full motion.
+
+    Args:
+        values: (T, D) states, or actions that are positions.
+        width: (D,) the whole range; dimensions without one are left out.
+        fps: frames per second.
+    """
+    varies = width > 0
+    speed = np.linalg.norm(np.diff(values[:, varies], axis=0) / width[varies], axis=1)  # (T - 1,)
+    moving = speed[speed >= np.median(speed)] if len(speed) else speed
+    usual = float(moving.mean()) if len(moving) else 0.0
+    return float(speed[-max(round(_END * fps), 1) :].mean()) / usual if usual else 0.0
+
+
+def check_endings(episodes: Sequence[int], speeds: Sequence[float]) -> list[Finding]:
+    """Episodes that end in motion where nearly all others end at rest."""
+    at_rest = np.array(speeds) < _REST
+    if len(episodes) < _FEW or at_rest.all() or at_rest.mean() < limit("ends_moving"):
+        return []
+    cut = tuple(episode for episode, rest in zip(episodes, at_rest, strict=True) if not rest)
+    text = (
+        f"{len(cut)} of {len(episodes)} episodes end in full motion, the others at rest: {some(cut)}. They look "
+        "cut off: leave them out, or look at their last frames."
+    )
+    return [Finding("ends_moving", text, episodes=cut)]
+
+
+def check_lengths(episodes: Sequence[int], lengths: Sequence[int], fps: float) -> list[Finding]:
+    """Episodes far shorter or longer than the median."""
+    findings, median = [], float(np.median(lengths))
+    sizes = np.array(lengths)
+    for code, chosen, word in (
+        ("short_episode", sizes < limit("short_episode") * median, "shorter"),
+        ("long_episode", sizes > limit("long_episode") * median, "longer"),
+    ):
+        if len(episodes) >= _FEW and chosen.any():
+            found = tuple(int(episodes[i]) for i in np.flatnonzero(chosen))
+            places = some([f"{episodes[i]} ({sizes[i] / fps:.1f} s)" for i in np.flatnonzero(chosen)])
+            text = f"{len(found)} of {len(episodes)} episodes are far {word} than the median of {median / fps:.1f} s: "
+            findings.append(Finding(code, f"{text}{places}.", episodes=found))
+    return findings
+
+
+def check_copies(digests: Mapping[int, str]) -> list[Finding]:
+    """Episodes with the same actions and states."""
+    groups = defaultdict(list)
+    for episode, digest in digests.items():
+        groups[digest].append(episode)
+    copies = [group for group in groups.values() if len(group) > 1]
+    if not copies:
+        return []
+    equal = some([" = ".join(map(str, group)) for group in copies])
+    text = f"Episodes with the same states and actions: {equal}. Keep one of each."
+    return [Finding("same_episode", text, episodes=tuple(episode for group in copies for episode in group))]
+
+
+def time_gaps(times: np.ndarray, fps: float) -> np.ndarray:
+    """Frames before which time is missing, (n,): a long step, after which the clock stays behind.
+
+    Times that were measured are uneven, but the next ones make up for a late one.
+    """
+    steps = np.flatnonzero(np.diff(times) * fps > limit("time_gap") + 1e-3) + 1
+    late = times * fps - np.arange(len(times))  # frames
+    stays = [
+        np.median(late[frame : frame + _AROUND]) - np.median(late[max(frame - _AROUND, 0) : frame]) for frame in steps
+    ]
+    return steps[np.array(stays) > limit("time_gap") / 2]
+
+
+def check_gaps(gaps: Mapping[int, tuple[int, float]], frames: int) -> list[Finding]:
+    """`gaps`: episode → how many gaps it has, and the longest in seconds."""
+    if not gaps:
+        return []
+    count, longest = sum(number for number, _ in gaps.values()), max(seconds for _, seconds in gaps.values())
+    text = (
+        f"Time is missing between two frames in {count} places of {frames} frames, up to {longest:.2f} s: episodes "
+        f"{some(list(gaps))}. Actions there are further apart than a chunk thinks."
+    )
+    return [Finding("time_gap", text, episodes=tuple(gaps))]
+
+
+def check_texts(by_episode: Mapping[int, Sequence[str]], tasks: Sequence[str]) -> list[Finding]:
+    """Instructions: empty, placeholders, two spellings of one, and tasks that no frame has.
+
+    Args:
+        by_episode: the instructions of each episode.
+        tasks: of the task table.
+    """
+    findings, users = [], defaultdict(list)
+    for episode, texts in by_episode.items():
+        for text in texts:
+            users[text].append(episode)
+    if empty := tuple(users.pop("", ()) or ()):
+        text = f"{len(empty)} episodes have an empty instruction: {some(empty)}. Give the task a sentence."
+        findings.append(Finding("no_text", text, episodes=empty))
+    spellings = defaultdict(list)
+    for text in users:
+        plain = re.sub(r"[\W_]+", " ", text).strip().lower()
+        spellings[plain].append(text)
+        if plain in _PLACEHOLDERS:
+            said = f"The instruction of {len(users[text])} episodes is {text!r}. Write what is done there."
+            findings.append(Finding("placeholder", said, episodes=tuple(users[text])))
+    for same in spellings.values():
+        if len(same) > 1:
+            episodes = tuple(episode for text in same for episode in users[text])
+            said = f"One instruction in {len(same)} spellings: {some([repr(text) for text in same])}."
+            findings.append(Finding("spellings", said, episodes=episodes))
+    if unused := [text for text in tasks if text and text not in users]:
+        findings.append(Finding("unused_task", f"Of no frame: {some([repr(text) for text in unused])}."))
+    return findings
+
+
+__all__ = ["check_copies", "check_endings", "check_gaps", "check_lengths", "check_texts", "end_speed", "time_gaps"]

@@ -1,0 +1,283 @@
+"""Looks at a whole dataset: what it is, what was assumed, and what to mend before anything is trained on it."""
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from itertools import pairwise
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from ..lerobot.dataset import LeRobotDataset
+from ..robot_dataset import RobotDataset, evenly_spread
+from .dimensions import Dimensions, check_dimensions, measure
+from .episodes import check_copies, check_endings, check_gaps, check_lengths, check_texts, end_speed, time_gaps
+from .findings import ERROR, LEVELS, WARNING, Finding, limit, some
+from .motion import (
+    Lag,
+    check_lag,
+    describe_jumps,
+    describe_standstills,
+    jumps,
+    measure_lag,
+    repeated_rows,
+    standstills,
+)
+from .pictures import CameraView, Moment, busiest, changed, check_camera, look
+
+# How much is looked at: episodes by their vectors (None: all), episodes for what is compared among steps, episodes and
+# frames in a row by their pictures, video files by their packets.
+_ALL = {"episodes": None, "sample": 200, "pictures": 6, "in_a_row": 6, "videos": 100}
+_QUICK = {"episodes": 100, "sample": 50, "pictures": 2, "in_a_row": 1, "videos": 2}
+
+
+@dataclass
+class DataReport:
+    """What `check_data` found.
+
+    Attributes:
+        name: of the dataset.
+        facts: what it is, for people: title → text.
+        actions, state: of the dimensions; None without a state.
+        lag: of the state behind the actions; None without a state.
+        cameras: what was seen of each.
+        findings: worst first.
+    """
+
+    name: str
+    facts: dict[str, str] = field(default_factory=dict)
+    actions: Dimensions | None = None
+    state: Dimensions | None = None
+    lag: Lag | None = None
+    cameras: list[CameraView] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
+
+    def count(self, level: str) -> int:
+        """How many findings of a level there are."""
+        return sum(finding.level == level for finding in self.findings)
+
+    def has_failed(self, strict: bool = False) -> bool:
+        """Whether there is an error, or with `strict` a warning."""
+        return self.count(ERROR) > 0 or (strict and self.count(WARNING) > 0)
+
+    def to_json(self) -> dict:
+        """All of it, in numbers, strings, lists and dicts."""
+        return {
+            "name": self.name,
+            "facts": self.facts,
+            "findings": [{"level": finding.level, **asdict(finding)} for finding in self.findings],
+            "dimensions": {
+                table.name: {
+                    name: values.tolist() if isinstance(values, np.ndarray) else list(values)
+                    for name, values in vars(table).items()
+                    if name != "name"
+                }
+                for table in (self.actions, self.state)
+                if table is not None
+            },
+            "lag": None if self.lag is None else asdict(self.lag),
+            "cameras": {
+                view.name: {
+                    "shape": list(view.shape),
+                    "brightness": view.brightness,
+                    "blur": view.blur,
+                    "moments": {str(episode): asdict(moment) for episode, moment in view.moments.items()},
+                }
+                for view in self.cameras
+            },
+        }
+
+
+def check_data(data: RobotDataset, quick: bool = False, progress: bool = True) -> DataReport:
+    """Look at a dataset of any format.
+
+    All states and actions are read, an episode at a time, and a few pictures of a few episodes.
+
+    Args:
+        data: the dataset, opened: what a reader refuses is not seen here.
+        quick: look at 100 episodes spread evenly and at two pictures of each camera only.
+        progress: show a bar.
+    """
+    how_much = _QUICK if quick else _ALL
+    episodes = _spread(data.episodes, how_much["episodes"])
+    report = DataReport(data.name, _facts(data))
+    report.findings += [Finding("assumed", note) for note in data.notes]
+    total = len(episodes) * (7 if data.state_dim else 4)  # three readings of each vector, and one of both
+    with tqdm(total=total, desc="Checking data", unit=" episodes", disable=not progress, leave=False) as bar:
+        read = partial(_read, data, episodes, bar=bar)
+        report.actions = measure("actions", data.action_names, data.action_dim, partial(read, "actions"))
+        if data.state_dim:
+            report.state = measure("state", data.state_names, data.state_dim, partial(read, "state"))
+        report.findings += _check_vectors(data, report, episodes, _spread(episodes, how_much["sample"]), bar)
+        report.findings += _check_pictures(data, report, _spread(episodes, how_much["pictures"]), how_much["in_a_row"])
+        if isinstance(data, LeRobotDataset):
+            report.findings += _check_videos(data, report, how_much["videos"]) + _check_language(data)
+    report.findings.sort(key=lambda finding: -LEVELS.index(finding.level))
+    return report
+
+
+def _spread(episodes: list[int], count: int | None) -> list[int]:
+    return episodes if count is None else [episodes[i] for i in evenly_spread(len(episodes), count)]
+
+
+def _read(data: RobotDataset, episodes: list[int], name: str, bar: tqdm | None = None) -> Iterator[np.ndarray]:
+    for episode in episodes:
+        yield data.episode_frames(episode)[name]
+        if bar is not None:
+            bar.update()
+
+
+def _facts(data: RobotDataset) -> dict[str, str]:
+    lengths = [len(data.episode_range(episode)) for episode in data.episodes]
+    seconds = np.array(lengths) / data.fps
+    facts = {
+        "frames": f"{len(data):,} in {data.num_episodes:,} episodes, {len(data) / data.fps / 60:.1f} minutes at "
+        f"{data.fps:g} fps",
+        "episodes": f"{seconds.min():.1f} to {seconds.max():.1f} s, median {np.median(seconds):.1f} s",
+        "actions": f"{data.action_dim} dimensions",
+        "state": f"{data.state_dim} dimensions" if data.state_dim else "none",
+        "cameras": ", ".join(data.cameras) or "none",
+    }
+    if isinstance(data, LeRobotDataset):
+        facts = {"format": f"LeRobot {data.version}, robot {data.robot_type or 'not named'}", **facts}
+    return facts
+
+
+# ------------------------------------------------------------------------------------------------ states and actions
+def _check_vectors(
+    data: RobotDataset, report: DataReport, episodes: list[int], sample: list[int], bar: tqdm
+) -> list[Finding]:
+    actions, state = report.actions, report.state
+    assert actions is not None
+    findings = check_dimensions(actions) + (check_dimensions(state) if state else [])
+    if state is not None:
+        both = ((frames["actions"], frames["state"]) for frames in map(data.episode_frames, sample))
+        report.lag = measure_lag(both, actions, state, data.fps)
+        findings += check_lag(report.lag, data.fps)
+        steps = _usual_steps(data, sample, state)
+
+    jumping: dict[int, list[tuple[int, int]]] = defaultdict(list)
+    still, gaps, texts, digests, speeds = [], {}, {}, {}, []
+    repeated, moving, frames_in_all = 0, 0, 0
+    for episode in episodes:
+        frames = data.episode_frames(episode)
+        bar.update()
+        frames_in_all += len(frames["actions"])
+        texts[episode] = frames["texts"]
+        vectors = [np.ascontiguousarray(frames[name]).tobytes() for name in ("actions", "state") if name in frames]
+        digests[episode] = hashlib.sha256(b"".join(vectors)).hexdigest()
+        missing = time_gaps(frames["timestamp"], data.fps)
+        if len(missing):
+            gaps[episode] = (len(missing), float(np.diff(frames["timestamp"])[missing - 1].max()))
+        if state is None:
+            continue
+        runs = standstills(frames["state"], frames["actions"], actions.range, data.fps)
+        still += [(episode, *run) for run in runs]
+        width = np.where(state.is_constant | state.is_switch, np.inf, state.range)
+        for frame, dimension in zip(*jumps(frames["state"], width, steps), strict=True):
+            if frame not in {end for _, end in runs}:  # there it catches up
+                jumping[int(dimension)].append((episode, int(frame)))
+        speeds.append(end_speed(frames["state"], np.where(state.is_constant, 0, state.range), data.fps))
+        some_repeated, some_moving = repeated_rows(frames["state"])
+        repeated, moving = repeated + some_repeated, moving + some_moving
+    findings += describe_jumps(jumping, state) if state else []
+    findings += describe_standstills(still, data.fps)
+    if moving and repeated / moving >= limit("repeated_rows"):
+        text = (
+            f"{100 * repeated / moving:.0f} % of the frames in motion repeat the state of the frame before: the robot "
+            "reports slower than the recording."
+        )
+        findings.append(Finding("repeated_rows", text, "state"))
+    lengths = [len(data.episode_range(episode)) for episode in episodes]
+    findings += check_lengths(episodes, lengths, data.fps) + check_copies(digests)
+    findings += check_endings(episodes, speeds) if speeds else []
+    findings += check_gaps(gaps, frames_in_all)
+    said = list(dict.fromkeys(text for of_one in texts.values() for text in of_one))
+    report.facts["instructions"] = f"{len(said)}: {some([repr(text) for text in said], 3)}"
+    whole = len(episodes) == data.num_episodes
+    return findings + check_texts(texts, list(data.tasks.values()) if whole else [])
+
+
+def _usual_steps(data: RobotDataset, sample: list[int], table: Dimensions) -> np.ndarray:
+    """(D,) what 99 % of the steps of some episodes do not exceed."""
+    steps = np.concatenate([np.abs(np.diff(values, axis=0)) for values in _read(data, sample, table.name)])
+    return np.quantile(steps, 0.99, axis=0) if len(steps) else np.zeros(len(table.names))
+
+
+# ---------------------------------------------------------------------------------------------------------- pictures
+def _check_pictures(data: RobotDataset, report: DataReport, episodes: list[int], in_a_row: int) -> list[Finding]:
+    report.cameras = [CameraView(camera) for camera in data.cameras]
+    if not data.cameras:
+        return []
+    table = report.state or report.actions
+    assert table is not None
+    scale = np.where(table.is_constant, np.inf, table.range)
+    half = max(round(data.fps / 2), in_a_row)
+    for episode in episodes:
+        items = data.episode_range(episode)
+        movement = (np.abs(np.diff(data.episode_frames(episode)[table.name], axis=0)) / scale).sum(axis=1)
+        middle = busiest(movement, half)
+        first = min(max(middle - in_a_row // 2, 0), max(len(items) - in_a_row, 0))
+        run = range(first, min(first + in_a_row, len(items)))
+        around = (max(middle - half, 0), min(middle + half, len(items) - 1))
+        wanted = sorted({0, *run, *around, len(items) - 1} if in_a_row > 1 else {0})
+        try:
+            seen = {frame: data[items[frame]]["images"] for frame in wanted}
+        except ValueError as error:  # readers say so, with episode and frame
+            return [Finding("unreadable", str(error), episodes=(episode,))]
+        for i, view in enumerate(report.cameras):
+            look(view, [seen[frame][i] for frame in (wanted[0], middle if middle in seen else wanted[0], wanted[-1])])
+            if len(run) > 1:
+                steps = tuple(changed(seen[a][i], seen[b][i]) for a, b in pairwise(run))
+                moved = float(movement[around[0] : around[1]].sum())
+                twos = tuple(changed(seen[a][i], seen[b][i]) for a, b in zip(run[:-2], run[2:], strict=True))
+                view.moments[episode] = Moment(moved, steps, twos, changed(seen[around[0]][i], seen[around[1]][i]))
+    return [finding for view in report.cameras for finding in check_camera(view)]
+
+
+def _check_videos(data: LeRobotDataset, report: DataReport, count: int) -> list[Finding]:
+    """Of cameras that are stored as video: whether any frame can be had, and what a random one costs."""
+    findings, codecs = [], []
+    for camera, files in data.video_files().items():
+        from ..lerobot.key_frames import read_key_frames  # PyAV is an optional dependency
+
+        chosen = [files[i] for i in evenly_spread(len(files), count)]
+        videos = [read_key_frames(path) for path in chosen]
+        decoded = sum(video.decoded * video.frames for video in videos) / max(sum(video.frames for video in videos), 1)
+        codecs.append(f"{camera} {videos[0].codec}, {decoded:.1f} frames decoded for a random one")
+        late = [path.name for path, video in zip(chosen, videos, strict=True) if not video.starts_with_one]
+        if late:
+            text = f"Videos of {camera} begin without a key frame, so that their first frames are lost: {some(late)}."
+            findings.append(Finding("late_key_frame", f"{text} Encode them again.", camera=camera))
+        if decoded >= limit("key_frames"):
+            text = (
+                f"Key frames of {camera} are far apart: for a frame at random, as in training, {decoded:.0f} are "
+                f"decoded. Encode the videos again with a key frame every second frame, `ffmpeg -i {chosen[0].name} "
+                "-fps_mode passthrough -c:v libx264 -crf 18 -g 2 -bf 0 new.mp4`, or keep frames in memory: "
+                "--frame_cache_mb."
+            )
+            findings.append(Finding("key_frames", text, camera=camera))
+    if codecs:
+        report.facts["videos"] = "; ".join(codecs)
+    return findings
+
+
+def _check_language(data: LeRobotDataset) -> list[Finding]:
+    """Columns with words, or numbers of words, that are not read."""
+    kinds = ("language", "string")
+    names = [
+        name
+        for name, feature in data.features.items()
+        if name not in ("task", data.subtask_key) and (feature["dtype"] in kinds or "subtask" in name)
+    ]
+    if not names:
+        return []
+    text = (
+        f"More is said than the instruction, in {some(names)}: --subtask_key NAME makes a column what the policy says."
+    )
+    return [Finding("language", text)]
+
+
+__all__ = ["DataReport", "check_data"]
