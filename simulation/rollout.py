@@ -44,7 +44,9 @@ class PipelinePolicy:
         cameras: Mapping[str, str | None] | None = None,
     ):
         if not respond and not (pipe.processor.expert_reads_response or pipe.processor.responds_first):
-            raise ValueError("This policy was not taught to say anything before it acts: leave out respond=False (--respond false).")
+            raise ValueError(
+                "This policy was not taught to say anything before it acts: leave out respond=False (--respond false)."
+            )
         self.pipe = pipe
         self.respond = respond
         self.options: dict = {"seed": seed, "num_steps": num_steps, "clip_actions": clip_actions}
