@@ -202,8 +202,8 @@ def _not_drawn(report: DataReport, rows: list[Row]) -> str:
             constant = table.where(table.is_constant)
             moves = np.flatnonzero(~table.is_constant)
             others = [table.names[i] for i in moves if (table.name, i) not in drawn]
-            parts += [f"{table.name} never change {some(constant, 4)}"] if constant else []
-            parts += [f"{table.name} not drawn {some(others, 4)}"] if others else []
+            parts += [f"{table.name} that never change: {some(constant, 4)}"] if constant else []
+            parts += [f"{table.name} not drawn: {some(others, 4)}"] if others else []
     return "; ".join(parts)
 
 
