@@ -29,6 +29,9 @@ class PipelinePolicy:
         clip_actions: hold actions within the range of the policy's data; by default what its processor says.
         respond: whether a policy that was taught to say a sub-task first says it, at every plan anew, and acts on it.
         cameras: where the environment has other names: the policy's camera → the environment's.
+
+    Raises:
+        ValueError: `respond` is False for a policy that says nothing anyway.
     """
 
     def __init__(
@@ -40,6 +43,10 @@ class PipelinePolicy:
         respond: bool = True,
         cameras: Mapping[str, str | None] | None = None,
     ):
+        if not respond and not (pipe.processor.expert_reads_response or pipe.processor.responds_first):
+            raise ValueError(
+                "This policy was not taught to say anything before it acts: leave out respond=False (--respond false)."
+            )
         self.pipe = pipe
         self.respond = respond
         self.options: dict = {"seed": seed, "num_steps": num_steps, "clip_actions": clip_actions}

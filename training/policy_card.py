@@ -103,13 +103,16 @@ def _robots(processor, sources: Sequence[RobotDataset]) -> list[dict]:
         robot = processor.robot(name)
         statistics = robot.statistics or (data.statistics if data else {})
         state_dim = data.state_dim if data else len(statistics.get("state", {}).get("mean", ()))
-        of_data = {"dataset": None, "episodes": None, "frames": None, "fps": None}
+        of_data = {"dataset": None, "episodes": None, "frames": None, "fps": None, "notes": []}
         if data:
             of_data = {
                 "dataset": public_name(data.name),
                 "episodes": data.num_episodes,
                 "frames": len(data),
                 "fps": data.fps,
+                "notes": list(data.notes),
+                "action_key": list(data.action_key),
+                "state_key": list(data.state_key),
             }
         rows.append(
             {

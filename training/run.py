@@ -11,7 +11,6 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +28,7 @@ from .data.checks.report import check_data
 from .data.collator import KIVLACollator
 from .data.dataset_checks import robot_datasets
 from .data.mixture import Mixture
-from .data.robot_dataset import RobotDataset, dataset_reader, evenly_spread
+from .data.robot_dataset import RobotDataset, evenly_spread
 from .data.vlm.dataset import VLMDataset
 from .data_parallel import unsharded_init
 from .evaluation.plots import plot_training_curves
@@ -245,6 +244,9 @@ def make_trainer(
         )
     # What was assumed or derived is said, by one process.
     if args.process_index == 0:
+        for data in sources:
+            for note in data.notes:
+                print(f"{data.name}: {note}")
         for note in built.notes:
             print(f"{note[0].upper()}{note[1:]}")
     model, processor = built.model, built.processor
@@ -272,21 +274,17 @@ def load_sources(model_args: ModelArguments, data_args: DataArguments) -> list[R
     """
     size = {} if model_args.base is None else {"chunk_size": model_args.base.config.chunk_size}
     size |= model_args.given("chunk_size")
-    reader = dataset_reader(data_args.dataset_format)
     if data_args.frame_cache_mb:
         size["frame_cache_mb"] = data_args.frame_cache_mb
     sources = []
     for i, name in enumerate(data_args.dataset):
         robot = data_args.robots[i] if data_args.robots else None
-        mapping, episodes = data_args.mapping, data_args.episodes
+        mapping = data_args.mapping
         cameras = None if mapping is None else [theirs for theirs in mapping.values() if theirs is not None]
         if cameras is None and model_args.meaning == CONTINUE:
-            cameras = model_args.base.cameras_among(reader.camera_names(name), robot)
-        read = partial(reader, name, cameras=cameras, robot=robot, **size)
-        if data_args.eval_episodes:
-            every = read(episodes=episodes).episodes
-            episodes = [episode for episode in every if episode not in data_args.eval_episodes]
-        sources.append(read(episodes=episodes))
+            cameras = model_args.base.cameras_among(data_args.camera_names(name), robot)
+        episodes = data_args.chosen_episodes(name, also_without=data_args.eval_episodes)
+        sources.append(data_args.reader()(name, episodes=episodes, cameras=cameras, robot=robot, **size))
     return sources
 
 
@@ -316,7 +314,8 @@ def load_evaluation(
     evaluation = {name: _spread(data, data_args.max_eval_frames) for name, data in zip(names, sources, strict=True)}
     if data_args.eval_episodes:
         (data,) = sources
-        held_out = type(data)(data.name, data.chunk_size, data_args.eval_episodes, data.cameras, data.robot)
+        (name,) = data_args.dataset
+        held_out = data_args.reader()(name, data.chunk_size, data_args.eval_episodes, data.cameras, data.robot)
         evaluation["held_out"] = _spread(held_out, data_args.max_eval_frames)
     if data_args.vlm_dataset is not None:
         split = data_args.vlm_eval_split or data_args.vlm_split or VLM_SPLIT

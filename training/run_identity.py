@@ -168,7 +168,11 @@ def describe(data) -> dict:
 @describe.register
 def _(data: RobotDataset) -> dict:
     described = {"name": data.name, "episodes": data.num_episodes, "frames": len(data), "content": data.content_digest}
-    return {**described, "cameras": data.cameras, "robot": data.robot, "chunk_size": data.chunk_size}
+    described |= {"cameras": data.cameras, "robot": data.robot, "chunk_size": data.chunk_size}
+    # The usual ones are not said: runs of the time when there were no others may go on.
+    usual = {"action_key": ["action"], "state_key": ["observation.state"]}
+    keys = {"action_key": list(data.action_key), "state_key": list(data.state_key)}
+    return described | {name: key for name, key in keys.items() if key and key != usual[name]}
 
 
 @describe.register

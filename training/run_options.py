@@ -5,7 +5,8 @@ from functools import cached_property
 
 from ..processing.camera_names import check_names, parse_cameras
 from .build import ADAPT, CONTINUE, START, BasePolicy
-from .data.robot_dataset import DATASET_FORMAT_HELP
+from .data.episode_selection import parse_episodes
+from .dataset_options import DatasetOptions
 from .policy_options import DEFAULT_RECIPE, PolicyOptions, refuse
 from .recipes import Recipe, Stage, get_recipe, recipe_name
 
@@ -67,11 +68,10 @@ VLM_SPLIT, VLM_SHARE = "train", 0.2
 
 
 @dataclass
-class DataArguments:
+class DataArguments(DatasetOptions):
     """Which demonstrations and VLM data, and how they become inputs."""
 
-    dataset: list[str] = field(metadata={"help": "LeRobot datasets (v2.1 or v3.0): Hub ids or folders."})
-    dataset_format: str = field(default="lerobot", metadata={"help": DATASET_FORMAT_HELP})
+    dataset: list[str] = field(metadata={"help": "LeRobot datasets (v2.0, v2.1, v3.0): Hub ids or folders."})
     robots: list[str] | None = field(
         default=None, metadata={"help": "For several datasets the name of each one's robot; its numbers are its own."}
     )
@@ -93,8 +93,9 @@ class DataArguments:
     vlm_config: str | None = field(default=None, metadata={"help": "Configuration of it, where it has several."})
     vlm_streaming: bool = field(default=False, metadata={"help": "Stream it instead of downloading it first."})
     vlm_num_rows: int | None = field(default=None, metadata={"help": "Rows of a stream, where its info lacks them."})
-    episodes: list[int] | None = field(default=None, metadata={"help": "Episodes to use; all but --eval_episodes."})
-    eval_episodes: list[int] | None = field(default=None, metadata={"help": "Episodes held out for evaluation."})
+    eval_episodes: list[str] | None = field(
+        default=None, metadata={"help": "Episodes held out for evaluation, given like --episodes."}
+    )
     max_eval_frames: int = field(default=512, metadata={"help": "Evaluate on at most so many examples of each set."})
     cameras: list[str] | None = field(
         default=None,
@@ -113,6 +114,8 @@ class DataArguments:
         return parse_cameras(self.cameras)
 
     def __post_init__(self):
+        super().__post_init__()
+        self.eval_episodes = parse_episodes(self.eval_episodes, "eval_episodes")
         check_names(self.mapping or {})
         self.dataset = [self.dataset] if isinstance(self.dataset, str) else list(self.dataset)
         if self.robots is None and len(self.dataset) > 1:
@@ -124,8 +127,8 @@ class DataArguments:
             values = getattr(self, name)
             if values is not None and len(values) != len(self.dataset):
                 raise ValueError(f"--{name} has {len(values)} entries for {len(self.dataset)} datasets.")
-        if len(self.dataset) > 1 and (self.episodes or self.eval_episodes):
-            raise ValueError("--episodes and --eval_episodes are for a single dataset.")
+        if len(self.dataset) > 1 and (self.episodes or self.exclude_episodes or self.eval_episodes):
+            raise ValueError("--episodes, --exclude_episodes and --eval_episodes are for a single dataset.")
         if self.frame_cache_mb and self.dataset_format != "lerobot":
             refuse({"frame_cache_mb": f"it is for LeRobot datasets, and --dataset_format is {self.dataset_format}"})
         if self.dataset_weights is not None and len(self.dataset) == 1:

@@ -9,11 +9,12 @@ from ..command_line import Refused, parse
 from ..hub_cards import lerobot_dataset_card
 from ..hub_cards.hub_names import public_name
 from ..training.data.lerobot.dataset import LeRobotDataset
+from ..training.dataset_options import KeyOptions
 from ..training.training_facts import FACTS, write, write_card
 
 
 @dataclass
-class CardArguments:
+class CardArguments(KeyOptions):
     path: str = field(metadata={"help": "Folder of a policy from `kivla train`, or of a LeRobot dataset."})
     license: str | None = field(default=None, metadata={"help": "Identifier of the Hub, e.g. apache-2.0."})
     name: str | None = field(default=None, metadata={"help": "Title of the card; the folder's name."})
@@ -22,9 +23,13 @@ class CardArguments:
 def run(arguments: Sequence[str]) -> None:
     (args,) = parse((CardArguments,), arguments, prog="kivla card", positional="path")
     folder = Path(args.path)
+    keys = args.reader_arguments()
     if (folder / "meta" / "info.json").is_file():
-        write(folder / "README.md", partial(lerobot_dataset_card, dataset_facts(folder, args.name)), args.license)
+        facts = dataset_facts(folder, args.name, **keys)
+        write(folder / "README.md", partial(lerobot_dataset_card, facts), args.license)
     elif (folder / FACTS).is_file():
+        if keys:
+            raise Refused(f"kivla card: {', '.join(keys)} cannot apply: {folder} is a policy. Leave them out.")
         write_card(folder, args.license, args.name)
     else:
         raise Refused(
@@ -34,9 +39,13 @@ def run(arguments: Sequence[str]) -> None:
     print(folder / "README.md")
 
 
-def dataset_facts(folder: Path, name: str | None = None) -> dict:
-    """Collect what a card says of a LeRobot dataset."""
-    data = LeRobotDataset(folder, chunk_size=1)
+def dataset_facts(folder: Path, name: str | None = None, **keys) -> dict:
+    """Collect what a card says of a LeRobot dataset.
+
+    Args:
+        **keys: which columns it has; see `LeRobotDataset`.
+    """
+    data = LeRobotDataset(folder, chunk_size=1, **keys)
     parts = {
         "actions": ("action", data.action_names, data.action_dim),
         "state": ("state", data.state_names, data.state_dim),
@@ -52,8 +61,8 @@ def dataset_facts(folder: Path, name: str | None = None) -> dict:
         "robot_type": data.robot_type,
         "tasks": list(data.tasks.values()),
         "cameras": [
-            {"name": camera, "shape": data.features[camera]["shape"], "dtype": data.features[camera]["dtype"]}
-            for camera in data.cameras
+            {"name": camera, "shape": list(picture.shape), "dtype": data.features[camera]["dtype"]}
+            for camera, picture in zip(data.cameras, data[0]["images"], strict=True)
         ],
         "vectors": [
             {

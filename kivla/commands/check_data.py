@@ -6,21 +6,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..command_line import parse
+from ..command_line import parse, refusals
 from ..training.data.checks.findings import Finding
 from ..training.data.checks.page import format_report
 from ..training.data.checks.report import DataReport, check_data
-from ..training.data.robot_dataset import DATASET_FORMAT_HELP, dataset_reader
+from ..training.dataset_options import DatasetOptions
 from ..training.evaluation.data_plot import draw_episode
+from ..training.policy_options import refuse
 
 
 @dataclass
-class CheckDataArguments:
+class CheckDataArguments(DatasetOptions):
     """Exit status: 0 without errors, 1 with errors (with --strict also with warnings)."""
 
     dataset: str = field(metadata={"help": "LeRobot dataset: a Hub id or a folder."})
-    dataset_format: str = field(default="lerobot", metadata={"help": DATASET_FORMAT_HELP})
-    episodes: list[int] | None = field(default=None, metadata={"help": "Episodes to look at; all."})
     cameras: list[str] | None = field(default=None, metadata={"help": "Cameras to look at; all."})
     quick: bool = field(default=False, metadata={"help": "Look at 100 episodes and few pictures, as `train` does."})
     strict: bool = field(default=False, metadata={"help": "Warnings fail, too."})
@@ -31,12 +30,17 @@ class CheckDataArguments:
 
 def run(arguments: Sequence[str]) -> None:
     (args,) = parse((CheckDataArguments,), arguments, prog="kivla check-data", positional="dataset")
-    reader = dataset_reader(args.dataset_format)
+    if args.plot_episode is not None and args.plot is None:
+        with refusals("kivla check-data"):
+            refuse({"plot_episode": "there is no --plot"})
     try:
-        data = reader(args.dataset, 1, args.episodes, args.cameras)
+        data = args.open(args.dataset, 1, args.cameras, robot=None)
     except (FileNotFoundError, ValueError) as error:  # what a reader refuses is a finding like others
         data, report = None, DataReport(args.dataset, findings=[Finding("cannot_open", str(error))])
     else:
+        if args.plot_episode is not None:
+            with refusals("kivla check-data"):
+                data.episode_range(args.plot_episode)
         report = check_data(data, args.quick)
     print(format_report(report))
     if args.json is not None:

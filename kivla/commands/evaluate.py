@@ -9,17 +9,15 @@ from transformers import pipeline
 
 from ..command_line import parse, refusals
 from ..processing.camera_names import CAMERAS_HELP, parse_cameras
-from ..training.data.robot_dataset import DATASET_FORMAT_HELP, dataset_reader
+from ..training.dataset_options import DatasetOptions
 from ..training.evaluation.policy_evaluation import draw, format_report, measure_answers, measure_chunks, predict
 from ..training.evaluation.tokenizer_error import measure
 
 
 @dataclass
-class EvaluateArguments:
+class EvaluateArguments(DatasetOptions):
     policy: str = field(metadata={"help": "Trained KIVLA policy: a Hub id or a folder."})
-    dataset: str = field(metadata={"help": "LeRobot dataset to measure on."})
-    dataset_format: str = field(default="lerobot", metadata={"help": DATASET_FORMAT_HELP})
-    episodes: list[int] | None = field(default=None, metadata={"help": "Episodes of it, best held-out ones; all."})
+    dataset: str = field(metadata={"help": "LeRobot dataset to measure on, best on held-out episodes."})
     num_frames: int = field(default=256, metadata={"help": "Frames to predict at, spread evenly."})
     robot: str | None = field(default=None, metadata={"help": "Whose data it is, of a policy of several robots."})
     cameras: list[str] | None = field(default=None, metadata={"help": CAMERAS_HELP})
@@ -39,12 +37,11 @@ def run(arguments: Sequence[str]) -> None:
     (args,) = parse((EvaluateArguments,), arguments, prog="kivla evaluate", positional="policy")
     pipe = pipeline("action-prediction", model=args.policy)
     robot = pipe.processor.robot(args.robot)
-    reader = dataset_reader(args.dataset_format)
     with refusals("kivla evaluate"):
         names = parse_cameras(args.cameras)
         pipe.processor.check_cameras(names)
-        cameras = robot.among(reader.camera_names(args.dataset), names)
-    data = reader(args.dataset, pipe.processor.chunk_size, args.episodes, cameras, args.robot)
+        cameras = robot.among(args.camera_names(args.dataset), names)
+    data = args.open(args.dataset, pipe.processor.chunk_size, cameras, args.robot)
     options = {"seed": args.seed, "num_steps": args.num_steps, "cameras": names}
     if args.acts_by is not None:
         options["acts_by"] = args.acts_by

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
@@ -10,18 +10,16 @@ from transformers import pipeline
 
 from ..command_line import Refused, parse, refusals
 from ..processing.camera_names import CAMERAS_HELP, parse_cameras
-from ..training.data.robot_dataset import DATASET_FORMAT_HELP, dataset_reader
+from ..training.dataset_options import DatasetOptions
 from ..training.evaluation.predictions import draw, predict_dataset
 
 
 @dataclass
-class PredictArguments:
+class PredictArguments(DatasetOptions):
     """Give --dataset, or --images with --text (and --state if the policy reads one)."""
 
     policy: str = field(metadata={"help": "Trained KIVLA policy: a Hub id or a folder."})
     dataset: str | None = field(default=None, metadata={"help": "LeRobot dataset to predict on."})
-    dataset_format: str = field(default="lerobot", metadata={"help": DATASET_FORMAT_HELP})
-    episodes: list[int] | None = field(default=None, metadata={"help": "Episodes of it; all."})
     num_frames: int = field(default=64, metadata={"help": "Frames to predict at, spread evenly."})
     num_plots: int = field(default=4, metadata={"help": "Chunks to draw, spread evenly."})
     images: list[str] | None = field(
@@ -41,7 +39,8 @@ def run(arguments: Sequence[str]) -> None:
     (args,) = parse((PredictArguments,), arguments, prog="kivla predict", positional="policy")
     if (args.dataset is None) == (args.images is None):
         raise Refused("kivla predict: give either --dataset, or --images and --text.")
-    others = ("text", "state") if args.dataset is not None else ("episodes",)
+    of_dataset = [entry.name for entry in fields(DatasetOptions) if entry.default is None]
+    others = ("text", "state") if args.dataset is not None else of_dataset
     for name in [name for name in others if getattr(args, name) is not None]:
         reason = "there is no --dataset" if args.dataset is None else "--dataset has its own"
         raise Refused(f"kivla predict: --{name} cannot apply: {reason}.")
@@ -65,10 +64,9 @@ def run(arguments: Sequence[str]) -> None:
         return
     # Or frames of a dataset, with what was demonstrated beside what is predicted.
     processor = pipe.processor
-    reader = dataset_reader(args.dataset_format)
     with refusals("kivla predict"):
-        cameras = processor.robot(args.robot).among(reader.camera_names(args.dataset), names)
-    data = reader(args.dataset, processor.chunk_size, args.episodes, cameras, args.robot)
+        cameras = processor.robot(args.robot).among(args.camera_names(args.dataset), names)
+    data = args.open(args.dataset, processor.chunk_size, cameras, args.robot)
     results = predict_dataset(pipe, data, args.num_frames, args.batch_size, **options)
     folder = Path(args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)

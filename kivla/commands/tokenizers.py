@@ -7,16 +7,15 @@ from pathlib import Path
 
 from ..command_line import parse
 from ..processing import BinningActionTokenizer, FASTActionTokenizer, Normalizer
-from ..training.data.robot_dataset import DATASET_FORMAT_HELP, dataset_reader
+from ..training.dataset_options import DatasetOptions
 from ..training.evaluation.tokenizer_error import format_table, measure, split
 
 
 @dataclass
-class TokenizerArguments:
+class TokenizerArguments(DatasetOptions):
     """FAST is fitted on the episodes with an even number and measured, like bins, on those with an odd number."""
 
-    dataset: str = field(metadata={"help": "LeRobot dataset (v2.1 or v3.0): a Hub id or a folder."})
-    dataset_format: str = field(default="lerobot", metadata={"help": DATASET_FORMAT_HELP})
+    dataset: str = field(metadata={"help": "LeRobot dataset: a Hub id or a folder."})
     chunk_size: int = field(default=50, metadata={"help": "Actions in a chunk (H)."})
     num_chunks: int = field(default=2000, metadata={"help": "Chunks to fit on, and to measure on, spread evenly."})
     vocab_size: int = field(default=1024, metadata={"help": "Codes of FAST."})
@@ -29,7 +28,7 @@ class TokenizerArguments:
 
 def run(arguments: Sequence[str]) -> None:
     (args,) = parse((TokenizerArguments,), arguments, prog="kivla tokenizers", positional="dataset")
-    fitted_on, held_out = split(dataset_reader(args.dataset_format), args.dataset, args.chunk_size)
+    fitted_on, held_out = split(args.reader(), args.dataset, args.chunk_size, args.chosen_episodes(args.dataset))
     normalizer = Normalizer(fitted_on.statistics["actions"])
     chunks = normalizer.normalize(fitted_on.action_chunks(args.num_chunks))
     tokenizers = {

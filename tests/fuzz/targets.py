@@ -28,6 +28,7 @@ from tests.helpers.policies import DATASET, make_policy
 
 from .harness import HANG_SECONDS, Target
 from .mutations import mutate_bytes, mutate_json
+from .video_places import check as check_places
 
 CAMERA = "observation.images.corner2"
 
@@ -87,6 +88,20 @@ def dataset_file(name: str, mutate: Callable, cameras: list[str] | None, v21: bo
         return damaged_file(root / name, mutate, call)
 
     return prepare
+
+
+def video_places(folder: Path) -> Callable:
+    datasets.config.HF_DATASETS_CACHE = folder / "cache"
+    datasets.disable_progress_bars()
+
+    def feed(seed, count, attempt):
+        for number in range(count):
+            root = folder / f"data_{number}"
+            attempt(lambda root=root, number=number: check_places(root, (*seed, number)))
+            shutil.rmtree(root, ignore_errors=True)
+            shutil.rmtree(folder / "cache", ignore_errors=True)
+
+    return feed
 
 
 def image_file(folder: Path) -> Callable:
@@ -448,6 +463,7 @@ TARGETS = {
         Target("dataset v2.1: meta/info.json", dataset_file("meta/info.json", mutate_json, [], v21=True), share=0.4),
         Target("dataset v2.1: episodes.jsonl", dataset_file("meta/episodes.jsonl", mutate_bytes, [], True), share=0.4),
         Target("dataset v2.1: tasks.jsonl", dataset_file("meta/tasks.jsonl", mutate_bytes, [], True), share=0.2),
+        Target("dataset: places in videos", video_places, (ValueError,), share=0.5),
         Target("stored image", image_file, (ValueError,), share=2),
         Target("policy: config.json", policy_file("config.json", mutate_json, load_model), (ValueError, OSError)),
         Target(

@@ -48,6 +48,19 @@ def test_noise_disturbs_what_is_executed_and_not_what_is_recorded():
         np.testing.assert_array_equal(disturbed.actions[0], undisturbed.actions[0])
 
 
+def test_subtasks_are_recorded_where_the_environment_says_them(tmp_path):
+    env = TabletopVectorEnv(3, kinds=["touch", "touch_then_touch"])
+    record_demonstrations(env, tmp_path / "demos", num_episodes=6, image_format="image")
+    data = LeRobotDataset(tmp_path / "demos", 1, subtask_key="language_persistent")
+    kinds = set()
+    for episode in range(6):
+        items = [data[item] for item in data.episode_range(episode)]
+        parts = items[0]["text"].split(", then ")
+        assert list(dict.fromkeys(item["response"] for item in items)) == parts
+        kinds.add(len(parts))
+    assert kinds == {1, 2}, "otherwise this shows nothing of one of the kinds"
+
+
 def test_noise_of_another_robot_is_refused():
     with pytest.raises(ValueError, match=r"one standard deviation for each of \['dx'\], got 2 values"):
         demonstrate(FakeVectorEnv(1), [0], [0.1, 0.1])

@@ -140,8 +140,9 @@ def test_settings_that_make_no_sense_are_refused():
 class FakePipeline:
     """What `PipelinePolicy` uses of `pipeline("action-prediction")`."""
 
-    def __init__(self, cameras):
-        self.processor = type("Processor", (), {"cameras": cameras})
+    def __init__(self, cameras, responds=False):
+        settings = {"cameras": cameras, "expert_reads_response": responds, "responds_first": responds}
+        self.processor = type("Processor", (), settings)
         self.calls = []
 
     def __call__(self, observations, **options):
@@ -160,6 +161,18 @@ def test_pipeline_policy_hands_images_on_by_name():
         ((seen, options),) = pipe.calls
         assert [o["images"] for o in seen] == [expected] * 3
         assert options == {"seed": 5, "num_steps": 2, "clip_actions": None}
+
+
+def test_pipeline_policy_can_be_silent():
+    """A response of no words is what a pipeline takes for "act at once"."""
+    observations = [{"images": {"base": "BASE"}, "text": "go", "state": None}] * 2
+    for respond in (True, False):
+        pipe = FakePipeline(["base"], responds=True)
+        PipelinePolicy(pipe, respond=respond)(observations)
+        ((seen, _),) = pipe.calls
+        assert [o.get("response") for o in seen] == [None if respond else ""] * 2
+    with pytest.raises(ValueError, match="was not taught to say anything"):
+        PipelinePolicy(FakePipeline(["base"]), respond=False)
 
 
 def test_pipeline_policy_counts_what_was_clipped():

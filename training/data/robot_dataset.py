@@ -45,6 +45,7 @@ class RobotDataset(torch.utils.data.Dataset, ABC):
         state_names, action_names: names of the dimensions, or None.
         tasks: number → instruction.
         notes: what was assumed, derived or chosen when it was opened, one plain sentence each.
+        action_key, state_key: the columns that actions and state are made of, in formats that have a choice of them.
     """
 
     name: str
@@ -58,6 +59,8 @@ class RobotDataset(torch.utils.data.Dataset, ABC):
     action_names: list[str] | None
     tasks: dict[int, str]
     notes: Sequence[str] = ()
+    action_key: Sequence[str] = ()
+    state_key: Sequence[str] = ()
 
     @property
     @abstractmethod

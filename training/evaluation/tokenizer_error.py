@@ -1,5 +1,7 @@
 """What action tokenizers cost and what they lose, on chunks that they have not seen."""
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
 
 from ...processing import Normalizer
@@ -8,13 +10,19 @@ from ..data.robot_dataset import RobotDataset
 from .metrics import ChunkReconstruction
 
 
-def split(reader: type[RobotDataset], dataset: str, chunk_size: int) -> tuple[RobotDataset, RobotDataset]:
+def split(
+    reader: Callable[..., RobotDataset], dataset: str, chunk_size: int, episodes: Sequence[int] | None = None
+) -> tuple[RobotDataset, RobotDataset]:
     """The episodes with even and with odd numbers, without their pictures.
+
+    Args:
+        reader: what opens the dataset.
+        episodes: which of them; all by default.
 
     Raises:
         ValueError: there are none of one sort.
     """
-    every = reader(dataset, chunk_size, cameras=[]).episodes
+    every = reader(dataset, chunk_size, episodes, cameras=[]).episodes
     halves = [[episode for episode in every if episode % 2 == rest] for rest in (0, 1)]
     if not all(halves):
         raise ValueError(

@@ -126,6 +126,52 @@ def test_carrying_the_target_the_wrong_way_fails():
     assert not run(env, expert)["success"].any()
 
 
+def touch_in_turn(env, first, second):
+    """Straight to the first points until something was touched, then to the second."""
+    return lambda env: go_to(env, np.where(env.history.first_touched[:, None] >= 0, second, first))
+
+
+def test_two_objects_must_be_touched_in_the_order_of_the_sentence():
+    env, rows = TabletopVectorEnv(30, ["touch_then_touch"]), np.arange(30)
+    for order, touched, is_right in (("xy", 2, True), ("yx", 0, False), ("xz", 1, False), ("zx", 0, False)):
+        env.reset(seed=range(30))
+        x, y = env.task.target, env.task.anchor
+        places = {"x": x, "y": y, "z": 3 - x - y}
+        first, second = (env.scene.positions[rows, places[letter]].copy() for letter in order)
+        info = run(env, touch_in_turn(env, first, second))
+        assert (info["success"] == is_right).all() and (env.num_touched == touched).all(), order
+
+
+def test_the_ring_and_the_subtask_say_what_is_done():
+    env = TabletopVectorEnv(1, ["touch_then_touch"], image_size=192)  # where the ring is wider than a pixel
+    observation, info = env.reset(seed=3)
+    first, second = info["instruction"][0].split(", then ")
+    color = np.array(list(COLORS.values())[env.scene.colors[0, env.task.target[0]]])
+    white = np.array((255, 255, 255))
+    count = {"white": [], "color": []}
+    while not env.success[0]:
+        assert info["subtask"] == [second if env.history.first_touched[0] >= 0 else first]
+        picture = observation["images"]["top"][0]
+        count["white"].append((picture == white).all(-1).sum())
+        count["color"].append((picture == color).all(-1).sum())
+        observation, _, _, _, info = env.step(env.expert_actions())
+    touched = next(i for i, number in enumerate(count["white"]) if number == 0)
+    assert 0 < touched < len(count["white"]) and min(count["white"][:touched]) > 0 and not any(count["white"][touched:])
+    assert min(count["color"][touched:]) > max(count["color"][:touched]), "the ring has the colour of what it touched"
+    assert "subtask" not in TabletopVectorEnv(1, ["touch"]).reset(seed=3)[1]
+
+
+def test_which_object_is_second_cannot_be_found_without_the_sentence():
+    env, rows = TabletopVectorEnv(1500, ["touch_then_touch"], image_size=24), np.arange(1500)
+    env.reset(seed=range(1500))
+    positions, first, second = env.scene.positions, env.task.target, env.task.anchor
+    others = np.stack([(first + 1) % 3, (first + 2) % 3], axis=1)
+    distance = np.linalg.norm(positions[rows[:, None], others] - positions[rows, first][:, None], axis=-1)
+    nearer = others[rows, distance.argmin(1)]
+    assert binomtest(int((nearer == second).sum()), 1500, 1 / 2).pvalue > 1e-3
+    assert chisquare(np.bincount(second, minlength=3)).pvalue > 1e-3
+
+
 def test_doing_nothing_is_truncated_without_success():
     env = TabletopVectorEnv(2, max_steps=5)
     env.reset(seed=[0, 1])

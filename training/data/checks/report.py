@@ -104,20 +104,16 @@ def check_data(data: RobotDataset, quick: bool = False, progress: bool = True) -
     episodes = _spread(data.episodes, how_much["episodes"])
     report = DataReport(data.name, _facts(data))
     report.findings += [Finding("assumed", note) for note in data.notes]
-    with tqdm(total=4 if data.state_dim else 3, desc="Checking data", disable=not progress, leave=False) as bar:
-        report.actions = measure(
-            "actions", data.action_names, data.action_dim, partial(_read, data, episodes, "actions")
-        )
-        bar.update()
+    total = len(episodes) * (7 if data.state_dim else 4)  # three readings of each vector, and one of both
+    with tqdm(total=total, desc="Checking data", unit=" episodes", disable=not progress, leave=False) as bar:
+        read = partial(_read, data, episodes, bar=bar)
+        report.actions = measure("actions", data.action_names, data.action_dim, partial(read, "actions"))
         if data.state_dim:
-            report.state = measure("state", data.state_names, data.state_dim, partial(_read, data, episodes, "state"))
-            bar.update()
-        report.findings += _check_vectors(data, report, episodes, _spread(episodes, how_much["sample"]))
-        bar.update()
+            report.state = measure("state", data.state_names, data.state_dim, partial(read, "state"))
+        report.findings += _check_vectors(data, report, episodes, _spread(episodes, how_much["sample"]), bar)
         report.findings += _check_pictures(data, report, _spread(episodes, how_much["pictures"]), how_much["in_a_row"])
         if isinstance(data, LeRobotDataset):
-            report.findings += _check_videos(data, report, how_much["videos"])
-        bar.update()
+            report.findings += _check_videos(data, report, how_much["videos"]) + _check_language(data)
     report.findings.sort(key=lambda finding: -LEVELS.index(finding.level))
     return report
 
@@ -126,8 +122,11 @@ def _spread(episodes: list[int], count: int | None) -> list[int]:
     return episodes if count is None else [episodes[i] for i in evenly_spread(len(episodes), count)]
 
 
-def _read(data: RobotDataset, episodes: list[int], name: str) -> Iterator[np.ndarray]:
-    return (data.episode_frames(episode)[name] for episode in episodes)
+def _read(data: RobotDataset, episodes: list[int], name: str, bar: tqdm | None = None) -> Iterator[np.ndarray]:
+    for episode in episodes:
+        yield data.episode_frames(episode)[name]
+        if bar is not None:
+            bar.update()
 
 
 def _facts(data: RobotDataset) -> dict[str, str]:
@@ -147,7 +146,9 @@ def _facts(data: RobotDataset) -> dict[str, str]:
 
 
 # ------------------------------------------------------------------------------------------------ states and actions
-def _check_vectors(data: RobotDataset, report: DataReport, episodes: list[int], sample: list[int]) -> list[Finding]:
+def _check_vectors(
+    data: RobotDataset, report: DataReport, episodes: list[int], sample: list[int], bar: tqdm
+) -> list[Finding]:
     actions, state = report.actions, report.state
     assert actions is not None
     findings = check_dimensions(actions) + (check_dimensions(state) if state else [])
@@ -162,6 +163,7 @@ def _check_vectors(data: RobotDataset, report: DataReport, episodes: list[int], 
     repeated, moving, frames_in_all = 0, 0, 0
     for episode in episodes:
         frames = data.episode_frames(episode)
+        bar.update()
         frames_in_all += len(frames["actions"])
         texts[episode] = frames["texts"]
         vectors = [np.ascontiguousarray(frames[name]).tobytes() for name in ("actions", "state") if name in frames]
@@ -260,6 +262,22 @@ def _check_videos(data: LeRobotDataset, report: DataReport, count: int) -> list[
     if codecs:
         report.facts["videos"] = "; ".join(codecs)
     return findings
+
+
+def _check_language(data: LeRobotDataset) -> list[Finding]:
+    """Columns with words, or numbers of words, that are not read."""
+    kinds = ("language", "string")
+    names = [
+        name
+        for name, feature in data.features.items()
+        if name not in ("task", data.subtask_key) and (feature["dtype"] in kinds or "subtask" in name)
+    ]
+    if not names:
+        return []
+    text = (
+        f"More is said than the instruction, in {some(names)}: --subtask_key NAME makes a column what the policy says."
+    )
+    return [Finding("language", text)]
 
 
 __all__ = ["DataReport", "check_data"]

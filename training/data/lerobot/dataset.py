@@ -89,6 +89,7 @@ class LeRobotDataset(RobotDataset):
             `"language_persistent"`, a column of strings, or of numbers with a table in `meta/` (`"subtask_index"` and
             `meta/subtasks.parquet`). By default items have no response.
         tolerance_s: how many seconds a row may be from its video frame where times decide; half a frame by default.
+        revision: branch, tag or commit of a dataset on the Hub; `"lerobot/pusht@v2.1"` says the same.
 
     Attributes:
         cameras: feature names of the cameras.
@@ -124,6 +125,7 @@ class LeRobotDataset(RobotDataset):
         keys: str | None = None,
         tolerance_s: float | None = None,
         subtask_key: str | None = None,
+        revision: str | None = None,
     ):
         if chunk_size < 1:
             raise ValueError(f"chunk_size is the number of actions per item and must be at least 1, got {chunk_size}.")
@@ -601,6 +603,7 @@ class LeRobotDataset(RobotDataset):
         selected[self._positions] = np.arange(len(self._positions))
         beside = self._metadata.episodes_beside(camera)
         drifts, offs = [], []  # in seconds
+        other_rate = {"by row": None, "by time": None}  # an episode of each kind, of videos that have another rate
         for path, held in files.items():
             try:
                 check_video_file(path)
@@ -613,18 +616,23 @@ class LeRobotDataset(RobotDataset):
                 drifts += [drift] if drift > video.duration / 2 else []
                 for position, first, end in spans:
                     episode, number = self._metadata.episode_indices[position], int(selected[position])
-                    placed = place_rows(
-                        self._times(number), video, first, end, self.fps, self.tolerance_s, is_alone=beside is None
-                    )
+                    placed = place_rows(self._times(number), video, first, end, self.fps, self.tolerance_s)
                     self._first_frames[camera][number] = placed.first
+                    if not video.has_rate(self.fps) and len(video.seconds) > 1:
+                        other_rate["by row" if placed.numbers is None else "by time"] = episode
+                    if None not in other_rate.values():
+                        raise PlacementError(
+                            f"the videos do not run at {self.fps} fps, but episode {other_rate['by row']} has a frame "
+                            f"for each row and episode {other_rate['by time']} has not: their times mean nothing."
+                        )
                     if placed.numbers is not None:
                         self._frame_numbers[camera][number] = placed.numbers
                         offs.append(placed.off)
             except PlacementError as error:
                 episode = episode if error.episode is None else error.episode
                 raise ValueError(
-                    f"{self.name}: camera {camera!r}, episode {episode} in {path}: {error} Its pictures cannot be told "
-                    "apart; leave the episode or the camera out, or export the dataset again."
+                    f"{self.name}: camera {camera!r}, episode {episode} in {path}: {error} Leave the episode or the "
+                    "camera out, allow more with tolerance_s, or export the dataset again."
                 ) from error
             progress.update()
         if drifts:

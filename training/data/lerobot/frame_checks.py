@@ -93,8 +93,9 @@ class FrameChecks:
         is_last = frames == self._lengths[episodes] - 1
         self._times[1, episodes[is_last]] = times[is_last]
         steps, episodes = steps[~is_first], episodes[~is_first]
-        np.minimum.at(self._shortest, episodes, steps)  # NaN stays
-        np.maximum.at(self._longest, episodes, steps)
+        with np.errstate(invalid="ignore"):  # NaN stays
+            np.minimum.at(self._shortest, episodes, steps)
+            np.maximum.at(self._longest, episodes, steps)
 
     def _add_vectors(self, name: str, frames: np.ndarray, episodes: np.ndarray, values: np.ndarray) -> None:
         is_whole = values.dtype.kind in "iub"

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import datasets
 import numpy as np
 import pyarrow as pa
+from packaging.version import Version
 
 from ..example_order import fold_seed
 from .metadata import open_parquet
@@ -304,10 +305,11 @@ def _questions(values: pa.Array, first: int) -> Iterator[tuple[int, str | None, 
 
 # ------------------------------------------------------------------------------------------------------------ writing
 def persistent_features() -> datasets.List:
-    """The type of `language_persistent` as LeRobot has it."""
+    """The type of `language_persistent` as LeRobot has it: with JSON where `datasets` knows it, since 4.7."""
     text = datasets.Value("string")
     row = {"role": text, "content": text, "style": text, "timestamp": datasets.Value("float32"), "camera": text}
-    return datasets.List({**row, "tool_calls": datasets.List(datasets.Json())})
+    call = datasets.Json() if Version(datasets.__version__) >= Version("4.7") else text
+    return datasets.List({**row, "tool_calls": datasets.List(call)})
 
 
 def persistent_column(subtasks: Sequence[str | None], times: np.ndarray, kind: pa.ListType) -> pa.Array:

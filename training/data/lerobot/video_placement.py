@@ -45,6 +45,10 @@ class VideoTimes:
     def end(self) -> float:
         return float(self.seconds[-1]) + self.duration
 
+    def has_rate(self, fps: float) -> bool:
+        """Whether a frame lasts as long as a row, so that there should be one for each."""
+        return abs(self.duration * fps - 1) < 0.1
+
 
 @dataclass(frozen=True)
 class PlacedRows:
@@ -62,15 +66,14 @@ class PlacedRows:
 
 
 def place_rows(
-    row_times: np.ndarray, video: VideoTimes, first: int, end: int, fps: float, tolerance: float, is_alone: bool
+    row_times: np.ndarray, video: VideoTimes, first: int, end: int, fps: float, tolerance: float
 ) -> PlacedRows:
     """Place the rows of an episode among the frames `first` to `end` of a video.
 
     Args:
         row_times: (n,) seconds.
         fps: of the rows.
-        tolerance: how many seconds a row may be from its frame, and the end of the rows from the end of the frames.
-        is_alone: the file holds this episode alone. It may then go on for one frame more after the rows' end.
+        tolerance: how many seconds a row may be from its frame, and the video may go on after the rows' end.
 
     Raises:
         PlacementError: the numbers differ, and the times do not tell.
@@ -78,7 +81,9 @@ def place_rows(
     rows, frames = len(row_times), end - first
     if rows == frames:
         return PlacedRows(first)
-    numbers = f"{rows} rows, and {frames} frames in the video"
+    numbers = f"{rows} rows, and {max(frames, 0)} frames in the video"
+    if frames < 1:
+        raise PlacementError(f"{numbers}.")
     if not (np.isfinite(row_times).all() and (np.diff(row_times) > 0).all()):
         raise PlacementError(f"{numbers}; its times do not grow from row to row, so they cannot tell which is which.")
     if abs(row_times[0]) > tolerance:
@@ -86,14 +91,23 @@ def place_rows(
             f"{numbers}; its times begin at {row_times[0]:.4g} s and not at 0, so they cannot tell which is which."
         )
     seconds = video.seconds[first:end] - video.seconds[first]
-    longer = float(seconds[-1] + video.duration - row_times[-1] - 1 / fps)
-    if not -tolerance <= longer <= tolerance + is_alone / fps:
-        how = f"{longer:.4g} s longer" if longer > 0 else f"{-longer:.4g} s shorter"
-        raise PlacementError(f"{numbers}, {how} than the rows (tolerance {tolerance:.4g} s).")
+    if video.has_rate(fps) and tolerance <= 0.5 / fps:
+        lost = int((np.diff(row_times) * fps).round().sum()) - rows + 1
+        if lost != frames - rows:
+            raise PlacementError(
+                f"{numbers} of the same rate, while the rows' times have gaps for {lost} more: nobody can tell which "
+                "frame is missing or too many."
+            )
+    tolerance += 1e-6  # of times as they are written down
     nearest = _nearest(seconds, row_times)
     off = np.abs(seconds[nearest] - row_times)
-    # Half a frame, as numbers are written down
-    if (far := off > tolerance * (1 + 1e-6)).any():
+    longer = float(seconds[-1] + video.duration - row_times[-1] - 1 / fps)
+    if longer > tolerance:
+        raise PlacementError(
+            f"{numbers}, which goes on {longer:.4g} s longer than the rows (tolerance {tolerance:.4g} s): nobody can "
+            "tell where the frames too many are."
+        )
+    if (far := off > tolerance).any():
         raise PlacementError(
             f"{numbers}; {int(far.sum())} rows have no frame within {tolerance:.4g} s, the worst is {off.max():.4g} s "
             f"off (row {int(off.argmax())})."
@@ -129,18 +143,19 @@ def frames_of_episodes(
         times are off where frames were counted.
 
     Raises:
-        PlacementError: episodes overlap, have another order than their numbers, leave frames out between them for which
-            there is no reason, or lie past the end of the video.
+        PlacementError: up to the last one that is used and its neighbour, episodes overlap, have another order than
+            their numbers, or leave frames out between them for no reason; or one lies past the end of the video.
     """
     ends = np.where(np.isnan(ends), np.append(starts[1:], video.end), ends)
-    has_hole = _check_neighbours(episodes, starts, ends, is_used, known, video.duration)
+    last = int(np.flatnonzero(is_used)[-1])
+    has_hole = _check_neighbours(episodes[: last + 2], starts[: last + 2], ends[: last + 2], known, video.duration)
     first, end = np.zeros(len(episodes), np.int64), np.zeros(len(episodes), np.int64)
     if not has_hole and lengths.sum() == len(video.seconds):
         end = np.cumsum(lengths)
         first = end - lengths
         return first, end, float(np.abs(video.seconds[first] - starts).max())
-    same_rate = abs(video.duration * fps - 1) < _SAME_RATE
-    for i in range(int(np.flatnonzero(is_used)[-1]) + 1):
+    same_rate = video.has_rate(fps)
+    for i in range(last + 1):
         if is_used[i] or same_rate:
             first[i], end[i] = _frames_between(video, int(episodes[i]), float(starts[i]), float(ends[i]))
         if not is_used[i] and same_rate and end[i] - first[i] != lengths[i]:
@@ -150,10 +165,6 @@ def frames_of_episodes(
                 int(episodes[np.argmax(is_used & (np.arange(len(episodes)) > i))]),
             )
     return first, end, 0.0
-
-
-# Of the duration of a frame: a video of which the frames last as long as the rows has one frame for each row.
-_SAME_RATE = 0.1
 
 
 def _frames_between(video: VideoTimes, episode: int, start: float, end: float) -> tuple[int, int]:
@@ -171,15 +182,14 @@ def _frames_between(video: VideoTimes, episode: int, start: float, end: float) -
 
 
 def _check_neighbours(
-    episodes: np.ndarray, starts: np.ndarray, ends: np.ndarray, is_used: np.ndarray, known: np.ndarray, frame: float
+    episodes: np.ndarray, starts: np.ndarray, ends: np.ndarray, known: np.ndarray, frame: float
 ) -> bool:
     """Check that the episodes lie one after the other, and say whether there is a hole between them.
 
     A hole is fine where an episode is not in the table any more.
     """
     gaps = starts - np.append(0.0, ends[:-1])
-    matters = is_used | np.append(False, is_used[:-1])
-    for i in np.flatnonzero(matters & ~(np.abs(gaps) <= frame / 2)).tolist():
+    for i in np.flatnonzero(~(np.abs(gaps) <= frame / 2)).tolist():
         place = f"it lies from {starts[i]:.4f} s to {ends[i]:.4f} s of its video"
         before = f"episode {episodes[i - 1]} before it ends at {ends[i - 1]:.4f} s" if i else "the video begins at 0 s"
         was_removed = episodes[i] > 0 and episodes[i] - 1 not in known
@@ -194,7 +204,7 @@ def _nearest(seconds: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     if len(seconds) == 1:
         return np.zeros(len(wanted), np.int64)
     before = after - 1
-    return np.where(wanted - seconds[before] <= seconds[after] - wanted, before, after)
+    return np.where(wanted - seconds[before] <= seconds[after] - wanted + 1e-6, before, after)
 
 
 __all__ = ["PlacedRows", "PlacementError", "VideoTimes", "frames_of_episodes", "place_rows"]

@@ -8,9 +8,12 @@ from pathlib import Path
 
 import av
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image, ImageFilter
 
+from kivla import LeRobotDataset
 from kivla.cli import main
 from kivla.training.data.checks.episodes import check_gaps, time_gaps
 from kivla.training.data.checks.findings import RULES
@@ -18,6 +21,8 @@ from kivla.training.data.checks.pictures import blur
 from kivla.training.data.checks.report import check_data
 from kivla.training.data.episode_dataset import EpisodeDataset
 from kivla.training.data.lerobot.key_frames import read_key_frames
+from kivla.training.data.lerobot.writer import LeRobotWriter
+from kivla.training.run import look_at
 from tests.helpers.lerobot_v21 import decode
 from tests.helpers.policies import DATASET
 
@@ -306,6 +311,13 @@ def test_the_page_has_the_table_of_rules():
         assert f"| `{code}` | {rule.level} | {limit} | {rule.why} |" in page, f"docs/check_data.md has no row of {code}"
 
 
+def test_training_prints_warnings_and_ends_at_errors(capsys):
+    look_at([Made(["jump"])])
+    assert "Warning (made): elbow of the state jumps" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"made cannot be trained on: The actions never change.*--check_data false"):
+        look_at([Made(["all_constant"])])
+
+
 # --------------------------------------------------------------------------------------------------- LeRobot's folders
 def test_the_sample_gives_no_warning(tmp_path, capsys):
     files = ["--json", f"{tmp_path}/report.json", "--plot", f"{tmp_path}/episode.png"]
@@ -315,6 +327,47 @@ def test_the_sample_gives_no_warning(tmp_path, capsys):
     assert {finding["level"] for finding in report["findings"]} == {"note"}
     assert len(report["dimensions"]["actions"]["min"]) == len(report["dimensions"]["state"]["names"]) == 4
     assert (tmp_path / "episode.png").stat().st_size > 10_000
+
+
+def test_an_episode_to_draw_must_be_there(tmp_path, capsys):
+    for options, said in (
+        (["--plot_episode", "1"], "there is no --plot"),
+        (["--plot", f"{tmp_path}/episode.png", "--plot_episode", "9"], "episode 9 is not among"),
+    ):
+        with pytest.raises(SystemExit) as status:
+            main(["check-data", str(DATASET), *options])
+        assert status.value.code == 2 and said in capsys.readouterr().err
+
+
+PLANTED = {"rare", "clipped", "jump", "ends_moving", "placeholder", "dark", "repeated_pictures"}
+
+
+@pytest.mark.parametrize("planted", [set(), PLANTED - {"dark"}, PLANTED - {"repeated_pictures"}], ids=len)
+def test_a_folder_and_its_broken_twins(planted, tmp_path, capsys):
+    made = Made(sorted(planted))
+    sizes = dict.fromkeys(made.cameras, (SIDE, SIDE))
+    with LeRobotWriter(tmp_path / "twin", FPS, sizes, NAMES, NAMES, "arm", image_format="video") as writer:
+        for episode, arrays in made.arrays.items():
+            vectors = (arrays["state"].astype(np.float32), arrays["actions"].astype(np.float32))
+            writer.add_episode(made.pictures[episode], *vectors, task=made.texts[episode])
+    try:
+        main(["check-data", str(tmp_path / "twin"), "--json", f"{tmp_path}/report.json"])
+    except SystemExit as status:
+        pytest.fail(f"exit status {status.code}: {capsys.readouterr().out}")
+    found = {finding["code"] for finding in json.loads((tmp_path / "report.json").read_text())["findings"]}
+    assert found - ALWAYS == planted, capsys.readouterr().out
+
+
+def test_columns_with_sub_tasks_are_named(tmp_path):
+    folder = shutil.copytree(DATASET, tmp_path / "twin")
+    (file,) = folder.glob("data/*/*.parquet")
+    table = pq.read_table(file)
+    pq.write_table(table.append_column("subtask", pa.array(["reach"] * len(table))), file)
+    info = json.loads((folder / "meta/info.json").read_text())
+    info["features"]["subtask"] = {"dtype": "string", "shape": [1], "names": None}
+    (folder / "meta/info.json").write_text(json.dumps(info))
+    found = {finding.code: finding.text for finding in check_data(LeRobotDataset(folder, 1), progress=False).findings}
+    assert "subtask: --subtask_key" in found["language"]
 
 
 def test_what_the_reader_refuses_is_an_error(tmp_path, capsys):

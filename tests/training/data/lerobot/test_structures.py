@@ -1,0 +1,249 @@
+"""Folders as other programs write them: each opens, shows the right pictures, and says what was assumed."""
+
+import json
+import re
+import shutil
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from kivla.training.data.lerobot.dataset import LeRobotDataset
+from tests.helpers.lerobot_folder import CAMERA, number_of, picture, pictures_are_right, write_folder, write_video
+
+JOINTS = [f"joint_{i}" for i in range(7)]
+
+
+def names(stored):
+    def edit(info):
+        for key in ("action", "observation.state"):
+            info["features"][key]["names"] = stored
+
+    return {"edit_info": edit}
+
+
+def template(chunk):
+    def edit(info):
+        info["data_path"] = f"data/chunk-{chunk}/episode_{{episode_index:06d}}.parquet"
+        info["video_path"] = f"videos/chunk-{chunk}/{{video_key}}/episode_{{episode_index:06d}}.mp4"
+
+    return {"edit_info": edit}
+
+
+def columns(**changes):
+    """Change columns of every episode; None leaves one out."""
+
+    def edit(there, episode):
+        for name, change in changes.items():
+            if change is None:
+                del there[name]
+            else:
+                there[name] = change(there[name])
+
+    return {"edit_columns": edit}
+
+
+def channel_first(info):
+    info["features"][CAMERA] |= {"shape": [3, 64, 64], "names": ["channels", "height", "width"]}
+
+
+def jitter(times):
+    return times + np.random.default_rng(0).uniform(-0.04, 0.04, len(times))
+
+
+# What is written, and a note that there must be (None: none at all).
+STRUCTURES = {
+    "names in a list": (names([JOINTS]), None),
+    "one name for all": (names(["actions"]), "1 name.* for the 7 dimensions of action: they are numbered"),
+    "keys of openpi": ({"keys": ("actions", "state", "image")}, "actions are made of the column.* actions"),
+    "v2.0": ({"version": "v2.0"}, None),
+    "times begin one frame late": (columns(timestamp=lambda t: t + 0.1), r"begin at 0.1 s and not at 0 in all 3 ep"),
+    "no frame_index": (columns(frame_index=None), "frame_index is missing: frames are numbered"),
+    "chunk_index in v2.1": (template("{chunk_index:03d}"), None),
+    "episode_index as the chunk": (template("{episode_index:03d}"), "not where data_path of meta/info.json says"),
+    "measured times": (columns(timestamp=jitter), "uneven, .* apart where 10 fps are 0.1 s, in all 3 episodes"),
+    "many dimensions": ({"dim": 44}, None),
+    "channel first": ({"edit_info": channel_first}, None),
+    "no index columns at all": (
+        columns(frame_index=None, episode_index=None, index=None, task_index=None, timestamp=None),
+        "task_index is missing: there is only one task",
+    ),
+    "times in a list": (columns(timestamp=lambda t: t[:, None].tolist()), None),
+    "Unix times": (columns(timestamp=lambda t: t + 1.7e9), r"begin at 1.7e\+09 s and not at 0"),
+    "times that stand still": (columns(timestamp=lambda t: 0 * t), "timestamps do not move in all 3 episodes"),
+    "times that are no numbers": (columns(timestamp=lambda t: t + np.nan), "timestamps are no numbers in all 3 ep"),
+    "a doubled time": (columns(timestamp=lambda t: np.maximum(t - (t > 0.55) * 0.1, 0)), "uneven"),
+    "an even rate below fps": (columns(timestamp=lambda t: t / 0.85), "uneven, 0.1176"),
+    "29.97 fps": ({"fps": 29.97}, None),
+    "gaps in frame_index": (columns(frame_index=lambda i: i + (i > 4)), "frame_index leaves numbers out"),
+}
+
+
+@pytest.mark.parametrize("name", STRUCTURES)
+@pytest.mark.parametrize("version", ["v2.1", "v3.0"])
+def test_a_structure_opens_right(name, version, tmp_path):
+    options, note = STRUCTURES[name]
+    if version == "v3.0" and ("version" in options or "chunk" in name):
+        pytest.skip("is about v2.x")
+    data = LeRobotDataset(write_folder(tmp_path / "data", **{"version": version} | options), chunk_size=5)
+    assert pictures_are_right(data)
+    assert len(data) == 36 and data.action_dim == data.state_dim == options.get("dim", 7)
+    assert data.action_names is None or len(data.action_names) == data.action_dim
+    assert {data[i]["text"] for i in (0, 35)} == {"pick up the cup"}
+    assert data.notes if note else not data.notes, data.notes
+    assert note is None or any(re.search(note, said) for said in data.notes), data.notes
+    values = np.random.default_rng(0).normal(size=(12, data.action_dim)).cumsum(0).astype(np.float32)
+    np.testing.assert_array_equal(data[3]["actions"], values[3:8])
+    np.testing.assert_array_equal(data[3]["state"], values[3] + 1)
+
+
+def write_gr00t(root):
+    """The structure of the demonstration data of Isaac-GR00T, in small."""
+
+    def edit_columns(there, episode):
+        del there["frame_index"]
+        there["timestamp"] = there["timestamp"] + 0.05
+        there["task_index"] = np.full(len(there["timestamp"]), episode)
+
+    def edit_info(info):
+        template("{episode_index:03d}")["edit_info"](info)
+        info["features"]["observation.images.egoview"] = info["features"][CAMERA] | {"shape": [800, 1280, 3]}
+        info |= {"total_videos": 2, "total_chunks": 0}
+
+    write_folder(root, "v2.0", fps=20, dim=9, edit_columns=edit_columns, edit_info=edit_info)
+    tasks = [{"task_index": i, "task": f"pick up object {i}"} for i in range(3)]
+    (root / "meta/tasks.jsonl").write_text("".join(json.dumps(task) + "\n" for task in tasks))
+    (root / "meta/stats.json").write_text("{}")
+    groups = {"arm": {"start": 0, "end": 6}, "hand": {"start": 6, "end": 9}}
+    modality = {
+        "state": groups,
+        "action": groups | {"hand": {"start": 8, "end": 9, "original_key": "action"}},
+        "video": {"ego": {"original_key": CAMERA}},
+    }
+    (root / "meta/modality.json").write_text(json.dumps(modality))
+    return root
+
+
+def test_the_structure_of_gr00t(tmp_path):
+    root = write_gr00t(tmp_path / "gr00t")
+    data = LeRobotDataset(root, chunk_size=4)
+    assert pictures_are_right(data) and data.cameras == [CAMERA]
+    assert [data[data.episode_range(e).start]["text"][-1] for e in range(3)] == ["0", "1", "2"]
+    for note in ("egoview, but the folder", "frame_index is missing", "begin at 0.05 s", "not where data_path"):
+        assert any(note in said for said in data.notes), data.notes
+    with pytest.raises(
+        FileNotFoundError, match=r"announces observation\.images\.egoview, but the folder holds no picture"
+    ):
+        LeRobotDataset(root, cameras=["egoview"])
+    by_groups = LeRobotDataset(root, chunk_size=4, keys="gr00t")
+    assert by_groups.action_key == ["action[0:6]", "action[8:9]"] and by_groups.state_key == ["observation.state"]
+    assert by_groups.action_names == [*(f"arm.{i}" for i in range(6)), "hand"]
+    assert by_groups.state_names[6:] == ["hand.0", "hand.1", "hand.2"]
+    np.testing.assert_array_equal(by_groups[2]["actions"], data[2]["actions"][:, [0, 1, 2, 3, 4, 5, 8]])
+    assert by_groups.statistics["actions"]["mean"].shape == (7,)
+
+
+def test_rows_of_the_table_that_is_missing(tmp_path):
+    """Without tasks.jsonl the episode table says what each episode is about."""
+    root = write_folder(
+        tmp_path / "data",
+        edit_episodes=lambda episodes: [episode.update(tasks=[f"task {e % 2}"]) for e, episode in enumerate(episodes)],
+    )
+    (root / "meta/tasks.jsonl").unlink()
+    data = LeRobotDataset(root, chunk_size=2)
+    assert [data[data.episode_range(e).start]["text"] for e in range(3)] == ["task 0", "task 1", "task 0"]
+    assert any("no table of tasks" in note for note in data.notes)
+
+
+def test_a_camera_of_which_some_videos_are_missing_is_refused_with_all_of_them(tmp_path):
+    root = write_folder(tmp_path / "data")
+    for episode in (0, 2):
+        (root / f"videos/chunk-000/{CAMERA}/episode_{episode:06d}.mp4").unlink()
+    with pytest.raises(FileNotFoundError, match=r"2 video.* missing: .*episode_000000.mp4, .*episode_000002.mp4\."):
+        LeRobotDataset(root)
+    assert pictures_are_right(LeRobotDataset(root, episodes=[1]))
+
+
+def test_data_files_of_other_episodes_may_be_missing(tmp_path):
+    root = write_folder(tmp_path / "data")
+    (root / "data/chunk-000/episode_000000.parquet").unlink()
+    with pytest.raises(FileNotFoundError, match=r"1 data file missing: .*episode_000000\.parquet"):
+        LeRobotDataset(root)
+    assert pictures_are_right(LeRobotDataset(root, episodes=[2, 1]))
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pa.list_(pa.int64()),
+        pa.list_(pa.bool_()),
+        pa.list_(pa.float64(), 7),
+        pa.large_list(pa.float32()),
+        pa.list_(pa.float16()),
+        pa.list_(pa.list_(pa.float32(), 7)),
+    ],
+    ids=str,
+)
+def test_types_of_vectors(kind, tmp_path):
+    values = (np.arange(36 * 7).reshape(36, 7) % 2).astype(bool)
+    nested = pa.types.is_nested(kind.value_type)
+
+    def edit(there, episode):
+        rows = values[there["index"]]
+        rows = rows.astype(np.float16) if kind.value_type == pa.float16() else rows
+        rows = rows if kind.value_type == pa.bool_() or kind.value_type == pa.float16() else rows.astype(int)
+        rows = [[row] for row in rows.tolist()] if nested else list(rows)
+        there["action"] = pa.array(rows, kind)
+
+    data = LeRobotDataset(write_folder(tmp_path / "data", edit_columns=edit), chunk_size=3, cameras=[])
+    assert data.action_dim == 7 and data[4]["actions"].dtype == np.float32
+    np.testing.assert_array_equal(data[4]["actions"], values[4:7])
+
+
+def test_encoder_ticks_beyond_float32_are_said(tmp_path):
+    def edit(there, episode):
+        there["action"] = (np.arange(12)[:, None] * [1, 1] + [1 << 25, 5])[: len(there["index"])].tolist()
+
+    data = LeRobotDataset(
+        write_folder(tmp_path / "data", lengths=(12, 9), dim=2, edit_columns=edit), chunk_size=3, cameras=[]
+    )
+    (note,) = data.notes
+    assert re.search("1 dimensions of the actions are too large for float32 .* 'actions 0'.* steps of 4", note)
+
+
+def test_pictures_by_path(tmp_path):
+    """Written as the older LeRobot did while recording: files beside the table, and their paths in it."""
+    root = tmp_path / "data"
+
+    def edit(there, episode):
+        paths = [f"images/frame_{100 * episode + k}.png" for k in range(len(there["index"]))]
+        there[CAMERA] = [{"bytes": None, "path": path} for path in paths]
+        (root / "images").mkdir(parents=True, exist_ok=True)
+        for k, path in enumerate(paths):
+            Image.fromarray(picture(100 * episode + k)).save(root / path)
+
+    write_folder(root, edit_columns=edit, edit_info=lambda info: info["features"][CAMERA].update(dtype="image"))
+    assert pictures_are_right(LeRobotDataset(root, chunk_size=2))
+    moved = shutil.move(root, tmp_path / "moved")
+    assert pictures_are_right(LeRobotDataset(moved, chunk_size=2))
+    file = moved / "data/chunk-000/episode_000000.parquet"
+    table = pq.read_table(file)
+    for bad, message in ((str(tmp_path / "secret.png"), "outside of the dataset"), ("images/none.png", "is not in")):
+        stored = [{"bytes": None, "path": bad}, *table[CAMERA].to_pylist()[1:]]
+        array = pa.array(stored, table[CAMERA].type)
+        pq.write_table(table.set_column(table.column_names.index(CAMERA), CAMERA, array), file)
+        Image.fromarray(picture(0)).save(tmp_path / "secret.png")
+        with pytest.raises(ValueError, match=f"episode 0, frame 0: .*{message}"):
+            LeRobotDataset(moved)[0]
+
+
+@pytest.mark.parametrize("rotation", [90, -90, 180])
+def test_a_turned_video_is_shown_as_a_player_shows_it(rotation, tmp_path):
+    root = write_folder(tmp_path / "data", lengths=(5,))
+    write_video(root / f"videos/chunk-000/{CAMERA}/episode_000000.mp4", range(5), 10, rotation=rotation)
+    data = LeRobotDataset(root)
+    # The flag turns to the left by so many degrees.
+    for k in range(5):
+        assert number_of(data[k]["images"][0]) == number_of(np.rot90(picture(k), rotation // 90))
