@@ -78,6 +78,7 @@ class Finding:
         dimensions: their names; empty if it is not about dimensions.
         episodes: their numbers; empty if it is about all of them.
         camera: its name, if it is about one.
+        places: (episode, frame) of each, where there are some.
     """
 
     code: str
@@ -86,6 +87,7 @@ class Finding:
     dimensions: tuple[str, ...] = ()
     episodes: tuple[int, ...] = ()
     camera: str | None = None
+    places: tuple[tuple[int, int], ...] = ()
 
     @property
     def level(self) -> str:

@@ -178,7 +178,7 @@ def describe_jumps(found: dict[int, list[tuple[int, int]]], table: Dimensions) -
         text += " ..." if len(places) > 3 else ""
         text += ". Lost frames, an angle that wraps, or a bad reading: leave these episodes out, or mend them."
         episodes = tuple(dict.fromkeys(episode for episode, _ in places))
-        findings.append(Finding("jump", text, table.name, (name,), episodes))
+        findings.append(Finding("jump", text, table.name, (name,), episodes, places=tuple(places)))
     return findings
 
 
@@ -189,7 +189,8 @@ def describe_standstills(found: Sequence[tuple[int, int, int]], fps: float) -> l
     places = some([f"episode {episode} frames {first} to {end - 1}" for episode, first, end in found], 3)
     longest = max(end - first for _, first, end in found) / fps
     text = f"The state stands still while the actions move, for up to {longest:.1f} s: {places}. A lost connection?"
-    return [Finding("stuck", text, "state", episodes=tuple(dict.fromkeys(episode for episode, _, _ in found)))]
+    episodes = tuple(dict.fromkeys(episode for episode, _, _ in found))
+    return [Finding("stuck", text, "state", episodes=episodes, places=tuple(place[:2] for place in found))]
 
 
 __all__ = [

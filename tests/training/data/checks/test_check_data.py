@@ -329,6 +329,16 @@ def test_the_sample_gives_no_warning(tmp_path, capsys):
     assert (tmp_path / "episode.png").stat().st_size > 10_000
 
 
+def test_an_episode_to_draw_must_be_there(tmp_path, capsys):
+    for options, said in (
+        (["--plot_episode", "1"], "there is no --plot"),
+        (["--plot", f"{tmp_path}/episode.png", "--plot_episode", "9"], "episode 9 is not among"),
+    ):
+        with pytest.raises(SystemExit) as status:
+            main(["check-data", str(DATASET), *options])
+        assert status.value.code == 2 and said in capsys.readouterr().err
+
+
 PLANTED = {"rare", "clipped", "jump", "ends_moving", "placeholder", "dark", "repeated_pictures"}
 
 
