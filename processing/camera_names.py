@@ -142,10 +142,10 @@ def _refusal(
     problems += [f"the policy has no camera {name!r}" for name in unknown]
     text = f"images are given for the cameras {given}, but the policy has {list(cameras)}: {', '.join(problems)}. "
     if missing and unknown:
-        pairs = list(zip(missing, unknown, strict=False))
-        options = " ".join(f"{short_name(camera)}={name}" for camera, name in pairs)
-        mapping = ", ".join(f"{short_name(camera)!r}: {name!r}" for camera, name in pairs)
-        return f"{text}Say which is which, for instance --cameras {options} (in Python cameras={{{mapping}}})."
+        # With several, a guess by their order would be copied, and be wrong
+        theirs = unknown[0] if len(missing) == len(unknown) == 1 else "THEIR_NAME"
+        options = " ".join(f"{short_name(camera)}={theirs}" for camera in missing)
+        return f"{text}Say which is which: --cameras {options} (in Python cameras={{{short_name(missing[0])!r}: ...}})."
     if missing:
         return f"{text}Pass every camera by its name; use None for one that is missing."
     return f"{text}Leave it out; or choose: --cameras {' '.join(map(short_name, cameras))} (in Python cameras={{...}})."

@@ -22,7 +22,7 @@ from .action_tokenizers import ActionDecodingFailure, ActionTokenizer, as_chunks
 from .saved_files import local_folder, read_json, read_text, write_files
 from .saved_settings import check_fast, check_names, parse_tokenizer
 
-# What `fit` learns from: 2,000 chunks give the error of 32,000 within 0.6 %
+# What `fit` learns from: more chunks give the same error and no shorter codes (benchmarks/fitting_fast.md)
 MAX_CHUNKS = 2000
 # `chr(c)` for c in 0xD800..0xDFFF is a lone surrogate, which no UTF-8 text (hence no BPE string) can hold.
 FIRST_SURROGATE = 0xD800
@@ -100,8 +100,8 @@ class FASTActionTokenizer(ActionTokenizer):
             vocab_size: number of codes. With little data fewer may be learned; the rest stays unused.
             scale: see the class.
             max_chunks: how many chunks the BPE learns from, spread evenly; the range of coefficients is that of all.
-                Memory and time grow with it (6 GB and a minute for 32,000 chunks of 50 x 26), and more of them hardly
-                make the codes better.
+                Memory and time grow with it (3 GB and a minute for 29,000 chunks of 50 x 26), and more of them do not
+                make the codes better (benchmarks/fitting_fast.md).
 
         Raises:
             ValueError: no chunks, NaN or infinity in one (named), or more distinct coefficients than codes (the message

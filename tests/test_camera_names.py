@@ -267,7 +267,7 @@ def test_other_names_are_refused_until_they_are_mapped(policy, recorded, tmp_pat
     own, other = recorded("top", "wrist"), recorded("right", "left", bright="left")
     processor = policy[1](own.cameras)
     with pytest.raises(
-        ValueError, match=r"--cameras top=observation.images.right .*KIVLACollator\(processor, cameras="
+        ValueError, match=r"--cameras top=THEIR_NAME wrist=THEIR_NAME .*KIVLACollator\(processor, cameras="
     ):
         trained(policy, processor, other, tmp_path)
     mapped = KIVLACollator(processor, cameras={"top": "left", "wrist": "right"})

@@ -77,11 +77,10 @@ def fill_places(
     if slots and len(cameras) == 1 and not any(filled.values()):
         filled[own[0]] = cameras[0]  # as nothing stands in for a missing one, a single camera is the first in any slot
     if left := [camera for camera in cameras if camera not in filled.values()]:
-        free = [place for place in own if filled.get(place) is None]
-        example = " ".join(f"{place}={short_name(camera)}" for place, camera in zip(free, left, strict=False))
+        options = " ".join(f"{place}=CAMERA" for place in own if place not in found)
         raise ValueError(
             f"{base} has the places {own} for cameras, and it is not clear where {left} of the data belong. Say it: "
-            f"--cameras {example or f'{own[0]}=...'} (every camera that is to be used; others are left out)."
+            f"--cameras {options or f'{own[0]}=CAMERA'} (each that is to be used; others are left out)."
         )
     used = {place: filled[place] for place in own if filled.get(place) is not None}
     text = ", ".join(f"{place} is {camera}" for place, camera in used.items())

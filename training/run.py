@@ -133,6 +133,9 @@ def check_options(model_args: ModelArguments, data_args: DataArguments, args: KI
     with_vlm_data = data_args.vlm_dataset is not None and recipe.vlm_data
     if data_args.vlm_share is not None and not with_vlm_data:
         refuse({"vlm_share": f"recipe {recipe_name} trains on no VLM data"})
+    with_questions = data_args.question_share is not None
+    if with_questions and not recipe.vlm_data:
+        refuse({"question_share": f"recipe {recipe_name} trains on no VLM data"})
     if args.expert_learning_rate is not None and not any(EXPERT in stage.trains for stage in stages):
         refuse({"expert_learning_rate": f"recipe {recipe_name} trains no expert"})
     if model_args.lora_rank is not None and any(BACKBONE not in stage.trains for stage in stages):
@@ -143,7 +146,7 @@ def check_options(model_args: ModelArguments, data_args: DataArguments, args: KI
     if args.resume_from_checkpoint is not None and not Path(args.resume_from_checkpoint).is_dir():
         reason = "it names a checkpoint's folder, and there is none; without it, a run goes on from its newest one"
         refuse({"resume_from_checkpoint": f"{args.resume_from_checkpoint}: {reason}"})
-    if args.max_steps < 1 and (with_vlm_data or len(data_args.dataset) > 1):
+    if args.max_steps < 1 and (with_vlm_data or with_questions or len(data_args.dataset) > 1):
         raise ValueError("Several sources of examples are mixed for a number of steps: give --max_steps.")
 
 
@@ -250,7 +253,8 @@ def make_trainer(
         for note in built.notes:
             print(f"{note[0].upper()}{note[1:]}")
     model, processor = built.model, built.processor
-    if model.config.acts_by == "tokens" and processor.action_tokenizer is None and not with_vlm_data:
+    teaches_words = with_vlm_data or data_args.question_share is not None
+    if model.config.acts_by == "tokens" and processor.action_tokenizer is None and not teaches_words:
         raise ValueError(
             "There is nothing to train: this stage has no flow loss, the processor no action tokenizer, and there is "
             'no VLM data. Leave out --action_tokenizer none, or choose a recipe with an expert ("kivla recipes").'
@@ -342,15 +346,33 @@ def make_mixture(
     with_vlm_data: bool,
 ) -> Dataset:
     """Make what to train on: the dataset itself if there is one, otherwise a mixture as long as the run."""
-    if len(sources) == 1 and not with_vlm_data:
-        return sources[0]
-    weights = np.array(data_args.dataset_weights or [len(data) for data in sources], dtype=np.float64)
+    vlm_data: list[tuple[Dataset, float]] = []  # and its share
     if with_vlm_data:
         share = VLM_SHARE if data_args.vlm_share is None else data_args.vlm_share
-        weights = [*(weights / weights.sum() * (1 - share)), share]
-        sources = [*sources, load_vlm_data(data_args, processor, data_args.vlm_split or VLM_SPLIT)]
+        vlm_data.append((load_vlm_data(data_args, processor, data_args.vlm_split or VLM_SPLIT), share))
+    if data_args.question_share is not None:
+        vlm_data += questions_of(sources, data_args.question_share)
+    if len(sources) == 1 and not vlm_data:
+        return sources[0]
+    weights = np.array(data_args.dataset_weights or [len(data) for data in sources], dtype=np.float64)
+    shares = [share for _, share in vlm_data]
+    weights = [*(weights / weights.sum() * (1 - sum(shares))), *shares]
+    sources = [*sources, *(data for data, _ in vlm_data)]
     examples = args.max_steps * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     return Mixture(sources, weights, examples, args.seed if args.data_seed is None else args.data_seed)
+
+
+def questions_of(sources: list[RobotDataset], share: float) -> list[tuple[Dataset, float]]:
+    """Share out what is asked about frames of the demonstrations, by the numbers of questions.
+
+    Raises:
+        ValueError: nothing is.
+    """
+    asked = [data.questions for data in sources if len(data.questions)]
+    if not asked:
+        reason = "the datasets have no questions about frames of these cameras (LeRobot's column language_events)"
+        refuse({"question_share": reason})
+    return [(questions, share * len(questions) / sum(map(len, asked))) for questions in asked]
 
 
 def _spread(data: Dataset, count: int) -> Subset:

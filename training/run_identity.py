@@ -172,7 +172,8 @@ def _(data: RobotDataset) -> dict:
     # The usual ones are not said: runs of the time when there were no others may go on.
     usual = {"action_key": ["action"], "state_key": ["observation.state"]}
     keys = {"action_key": list(data.action_key), "state_key": list(data.state_key)}
-    return described | {name: key for name, key in keys.items() if key and key != usual[name]}
+    described |= {name: key for name, key in keys.items() if key and key != usual[name]}
+    return described | ({} if data.subtask_key is None else {"subtask_key": data.subtask_key})
 
 
 @describe.register

@@ -90,6 +90,14 @@ class DataArguments(DatasetOptions):
     vlm_split: str | None = field(default=None, metadata={"help": "Split of it to train on; train."})
     vlm_eval_split: str | None = field(default=None, metadata={"help": "Split to evaluate on; examples of vlm_split."})
     vlm_share: float | None = field(default=None, metadata={"help": "Share of VLM data among the examples; 0.2."})
+    subtask_key: str | None = field(
+        default=None,
+        metadata={"help": "Column with each frame's sub-task, to be said first: language_persistent, subtask, ..."},
+    )
+    question_share: float | None = field(
+        default=None,
+        metadata={"help": "Share of the demonstrations' own questions about frames (language_events); none."},
+    )
     vlm_config: str | None = field(default=None, metadata={"help": "Configuration of it, where it has several."})
     vlm_streaming: bool = field(default=False, metadata={"help": "Stream it instead of downloading it first."})
     vlm_num_rows: int | None = field(default=None, metadata={"help": "Rows of a stream, where its info lacks them."})
@@ -107,6 +115,11 @@ class DataArguments(DatasetOptions):
     frame_cache_mb: float = field(
         default=0, metadata={"help": "Megabytes of decoded frames that every data-loader worker keeps in memory."}
     )
+
+    def reader_arguments(self) -> dict:
+        """What of the dataset's options is given, by the names that `LeRobotDataset` has for it."""
+        language = {} if self.subtask_key is None else {"subtask_key": self.subtask_key}
+        return super().reader_arguments() | language
 
     @property
     def mapping(self) -> dict[str, str | None] | None:
@@ -139,6 +152,16 @@ class DataArguments(DatasetOptions):
             refuse({name: "there is no --vlm_dataset" for name in names if getattr(self, name)})
         if self.vlm_num_rows is not None and not self.vlm_streaming:
             refuse({"vlm_num_rows": "it is for --vlm_streaming"})
+        if self.dataset_format != "lerobot":
+            reason = f"it is for LeRobot datasets, and --dataset_format is {self.dataset_format}"
+            refuse({name: reason for name in ("subtask_key", "question_share") if getattr(self, name) is not None})
+        if self.question_share is not None:
+            others = 0 if self.vlm_dataset is None else VLM_SHARE if self.vlm_share is None else self.vlm_share
+            if not 0 < self.question_share < 1 - others:
+                raise ValueError(
+                    f"--question_share must lie between 0 and 1, together with --vlm_share; got {self.question_share}"
+                    f"{f' and {others}' if others else ''}. To use none, leave it out."
+                )
         if self.vlm_share is not None and not 0 < self.vlm_share < 1:
             raise ValueError(
                 f"--vlm_share must lie between 0 and 1, got {self.vlm_share}. To use none, leave out --vlm_dataset."

@@ -102,12 +102,11 @@ def camera_keys(
         found |= dict.fromkeys(slots - found.keys())
     unclear = [camera for camera in cameras if camera not in found or used.count(found[camera]) > 1]
     if unclear or not cameras:
-        free = [key for key in keys if key not in used or used.count(key) > 1]
-        example = " ".join(f"{short_name(c)}={key}" for c, key in zip(unclear or ["NAME"], free, strict=False))
+        options = " ".join(f"{short_name(camera)}=KEY" for camera in unclear or ["NAME"])
         raise ValueError(
             f"The policy has the cameras {cameras or 'without names'}, and robots of the preset '{preset}' send only "
-            f"{keys}: it is not known which is {' and which '.join(map(repr, unclear)) or 'which'}. Say it for each, "
-            f"for instance --cameras {example}; or use --preset plain, and let the client name the cameras."
+            f"{keys}: it is not known which is {' and which '.join(map(repr, unclear)) or 'which'}. Say it for each: "
+            f"--cameras {options}; or use --preset plain, and let the client name the cameras."
         )
     return [found[camera] for camera in cameras]
 

@@ -54,16 +54,18 @@ def small(arguments: list[str]) -> list[str]:
     return [*arguments, *SMALL[command], *expert]
 
 
-def record(folder: Path, seed: int) -> None:
-    """Four episodes of two cameras, five joints and smooth motion."""
+def record(folder: Path, seed: int, subtasks: bool = False) -> None:
+    """Four episodes of two cameras, five joints and smooth motion; perhaps with sub-tasks."""
     rng = np.random.default_rng(seed)
     joints = [f"joint_{i}" for i in range(5)]
     sizes = dict.fromkeys(CAMERAS, (SIDE, SIDE))
-    with LeRobotWriter(folder, 10, sizes, joints, joints, robot_type="arm", image_format="image") as writer:
+    parts = ["reach it"] * (LENGTH // 2) + ["close the hand"] * (LENGTH - LENGTH // 2) if subtasks else None
+    options = {"robot_type": "arm", "image_format": "image", "subtasks": subtasks}
+    with LeRobotWriter(folder, 10, sizes, joints, joints, **options) as writer:
         for _ in range(4):
             pictures = {name: rng.integers(0, 256, (LENGTH, SIDE, SIDE, 3), dtype=np.uint8) for name in CAMERAS}
             motion = rng.normal(size=(LENGTH, 5)).cumsum(axis=0).astype(np.float32) / 10
-            writer.add_episode(pictures, motion, motion, task="pick up the cup")
+            writer.add_episode(pictures, motion, motion, "pick up the cup", parts)
 
 
 def questions(folder: Path) -> None:
@@ -87,6 +89,7 @@ def make_stand_ins(folder: Path) -> None:
     KINDS["paligemma"].processor().save_pretrained(folder / "google/paligemma-3b-pt-224")  # of the π0.5 below
     for seed, name in enumerate(("your_dataset", "more_of_it", "more_of_the_same", "first", "second")):
         record(folder / "lerobot" / name, seed)
+    record(folder / "lerobot" / "your_annotated_dataset", seed=0, subtasks=True)
     twins.pi05(folder / "lerobot" / "pi05_base")
     (folder / "physical-intelligence").mkdir()
     twins.fast(folder / "physical-intelligence" / "fast")

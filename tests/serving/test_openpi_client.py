@@ -45,8 +45,9 @@ def test_a_thousand_requests_among_nonsense(openpi_python, tmp_path):
         texts=[one["text"] for one in frames],
         actions=np.stack([pipe(one)["actions"] for one in frames]),
     )
+    options = ["--preset", "libero", "--cameras", "corner2=observation/image"]
     robots = [openpi_python, Path(__file__).with_name("openpi_robots.py")]
-    with kivla_serve(policy, "--preset", "libero", "--seed", 7, "--num_steps", 2) as (process, port):
+    with kivla_serve(policy, *options, "--seed", 7, "--num_steps", 2) as (process, port):
         command = [*map(str, (*robots, port, tmp_path / "frames.npz", ROBOTS, REQUESTS))]
         environment = {**os.environ, "NO_PROXY": "127.0.0.1"}
         result = subprocess.run(command, capture_output=True, text=True, env=environment)

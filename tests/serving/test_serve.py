@@ -114,7 +114,8 @@ def test_a_robot_with_keys_of_its_own(policy):
         "observation/state": ours["state"].astype(np.float64),
         "prompt": ours["text"],
     }
-    metadata, (answer,) = through_a_server(pipe, [libero], preset="libero")
+    mapping = ["corner2=observation/image"]  # of all of the policy's cameras: other images are left out
+    metadata, (answer,) = through_a_server(pipe, [libero], preset="libero", cameras=mapping)
     expected = pipe(ours)["actions"]
     np.testing.assert_array_equal(answer["actions"], expected)
     cameras = {dataset().cameras[0]: "observation/image"}
@@ -122,7 +123,7 @@ def test_a_robot_with_keys_of_its_own(policy):
     assert metadata == {**about, "cameras": cameras}
     # ALOHA's images have their channels first
     aloha = {"images": {"cam_high": image.transpose(2, 0, 1)}, "state": ours["state"], "prompt": ours["text"]}
-    _, (answer,) = through_a_server(pipe, [aloha], preset="aloha")
+    _, (answer,) = through_a_server(pipe, [aloha], preset="aloha", cameras=["corner2=cam_high"])
     np.testing.assert_array_equal(answer["actions"], expected)
 
 

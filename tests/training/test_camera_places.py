@@ -42,9 +42,9 @@ def test_slots_are_told():
 @pytest.mark.parametrize(
     ("cameras", "mapping", "message"),
     [
-        (["front", "wrist"], None, r"not clear where \['front', 'wrist'\] .*--cameras base_0_rgb=front left_wrist_0_r"),
+        (["front", "wrist"], None, r"not clear where \['front', 'wrist'\] .*--cameras base_0_rgb=CAMERA left_wr"),
         (["image", "cam_high"], None, r"not clear where \['image', 'cam_high'\]"),
-        (["cam_high", "cam_low", "cam_left_wrist"], None, r"not clear where \['cam_low'\].*right_wrist_0_rgb=cam_low"),
+        (["cam_high", "cam_low", "cam_left_wrist"], None, r"not clear where \['cam_low'\].*right_wrist_0_rgb=CAMERA"),
         (["front", "wrist"], {BASE: "front"}, r"not clear where \['wrist'\]"),
         (["front", "wrist"], {"top": "front"}, "has no camera 'top'"),
         (["front", "wrist"], {BASE: "side"}, "have no camera 'side'"),

@@ -46,6 +46,7 @@ class RobotDataset(torch.utils.data.Dataset, ABC):
         tasks: number → instruction.
         notes: what was assumed, derived or chosen when it was opened, one plain sentence each.
         action_key, state_key: the columns that actions and state are made of, in formats that have a choice of them.
+        subtask_key: the column of the sub-tasks that examples have as `response`, or None.
     """
 
     name: str
@@ -61,6 +62,7 @@ class RobotDataset(torch.utils.data.Dataset, ABC):
     notes: Sequence[str] = ()
     action_key: Sequence[str] = ()
     state_key: Sequence[str] = ()
+    subtask_key: str | None = None
 
     @property
     @abstractmethod

@@ -10,23 +10,28 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from ..data.checks.dimensions import Dimensions
-from ..data.checks.findings import RULES, WARNING, some
+from ..data.checks.findings import WARNING, limit, some
 from ..data.checks.motion import pairs
 from ..data.checks.report import DataReport
 from ..data.robot_dataset import RobotDataset
 from .plots import DEMONSTRATED, OTHER, PREDICTED
 
 _STRIP, _TRACES = 8, 14  # pictures in a row, and dimensions at most
-_RARE, _USUAL, _END = "#f4a259", "#e8eef0", PREDICTED
+_USUAL, _RARE, _FAULT = "#e8eef0", "#f4a259", PREDICTED
+_PALE, _LIGHT, _DARK = "#c8c8c8", "#777777", "#555555"
 # Inches
-_WIDTH, _LEFT, _RIGHT, _TITLE, _ROW, _BOTTOM = 14.0, 1.6, 0.1, 0.95, 0.62, 0.55
+_WIDTH, _LEFT, _RIGHT, _TITLE, _ROW, _BOTTOM, _LINE, _GAP = 14.0, 1.6, 0.1, 0.95, 0.62, 0.55, 0.16, 0.06
+_STRIP_WIDTH = _WIDTH - _LEFT - _RIGHT
+
+# A state with the action that moves it: the table of each, its dimension, and a colour.
+Row = list[tuple[Dimensions, int, str]]
 
 
 def draw_episode(path: str | os.PathLike, data: RobotDataset, report: DataReport, episode: int | None = None) -> None:
     """Draw a strip of pictures of every camera over the traces of state and actions.
 
     The band behind a trace is where 98 % of all frames lie. Orange is where this episode leaves it, in a dimension that
-    hardly ever moves; red dots are frames at the limit of the data, and red lines jumps.
+    hardly ever moves. Red dots are frames at the limit of the data, and red lines jumps.
 
     Args:
         path: where the picture goes; the suffix decides its format.
@@ -38,154 +43,158 @@ def draw_episode(path: str | os.PathLike, data: RobotDataset, report: DataReport
     seconds = frames["timestamp"] - frames["timestamp"][0]
     # The frames at the middles of equal spans: each picture stands over its own place in the traces.
     shown = ((np.arange(_STRIP) + 0.5) / _STRIP * len(items)).astype(int)
-    examples = [data[items[int(frame)]] for frame in shown]
-    rows, cameras = _rows(report), len(data.cameras)
-    footer = textwrap.wrap(_hidden(report, rows), 190)
+    examples = [data[items[int(frame)]]["images"] for frame in shown]
+    rows = _rows(report)
+    heights = [_STRIP_WIDTH / _STRIP * image.shape[0] / image.shape[1] for image in examples[0]]
+    footer = textwrap.wrap(_not_drawn(report, rows), 190)
 
-    strip_width = _WIDTH - _LEFT - _RIGHT
-    heights = [strip_width / _STRIP * _aspect(examples[0]["images"][i]) for i in range(cameras)]
-    height = _TITLE + sum(heights) + 0.06 * cameras + _ROW * len(rows) + _BOTTOM + 0.16 * len(footer)
-    figure = Figure(figsize=(_WIDTH, height))
-
-    def place(left: float, top: float, width: float, tall: float) -> Axes:
-        """Axes by inches from the upper left corner."""
-        return figure.add_axes((left / _WIDTH, 1 - (top + tall) / height, width / _WIDTH, tall / height))
-
-    figure.text(
-        0.1 / _WIDTH, 1 - 0.12 / height, _title(report, episode, frames), fontsize=11, va="top", linespacing=1.5
+    page = _Page(_TITLE + sum(heights) + _GAP * len(heights) + _ROW * len(rows) + _BOTTOM + _LINE * len(footer))
+    page.text(0.12, _title(report, episode, frames), size=11, color="black")
+    page.figure.legend(
+        handles=_legend(report),
+        loc="upper right",
+        bbox_to_anchor=(1, 1 - 0.05 / page.height),
+        ncols=6,
+        fontsize=8,
+        frameon=False,
     )
-    legend = {
-        "loc": "upper right",
-        "bbox_to_anchor": (1, 1 - 0.05 / height),
-        "ncols": 5,
-        "fontsize": 8,
-        "frameon": False,
-    }
-    figure.legend(handles=_legend(report), **legend)
     top = _TITLE
-    for row, camera in enumerate(data.cameras):
-        for column, example in enumerate(examples):
-            width = strip_width / _STRIP
-            axis = place(_LEFT + column * width + 0.02, top, width - 0.04, heights[row])
-            axis.imshow(example["images"][row], aspect="auto")
-            axis.set(xticks=[], yticks=[])
-            axis.spines[:].set_visible(False)
-            if row == 0:
-                axis.set_title(f"{seconds[shown[column]]:.1f} s", fontsize=8, color="#555555", pad=3)
-            if column == 0:
-                axis.set_ylabel(camera.rpartition(".")[2], fontsize=8)
-        top += heights[row] + 0.06
-    for number, traces in enumerate(rows):
-        axis = place(_LEFT, top + 0.04, strip_width, _ROW - 0.08)
+    for camera, height in enumerate(heights):
+        axes = _draw_strip(page, top, height, [images[camera] for images in examples])
+        axes[0].set_ylabel(data.cameras[camera].rpartition(".")[2], fontsize=8)
+        if camera == 0:
+            for axis, frame in zip(axes, shown, strict=True):
+                axis.set_title(f"{seconds[frame]:.1f} s", fontsize=8, color=_DARK, pad=3)
+        top += height + _GAP
+    jumps = {(f.vector, f.dimensions[0]): f.places for f in report.findings if f.code == "jump"}
+    in_same_units = report.lag is not None and report.lag.frames is not None and report.lag.meaning == "positions"
+    for number, row in enumerate(rows):
+        axis = page.axes(_LEFT, top + 0.04, _STRIP_WIDTH, _ROW - 0.08)
         for frame in shown:
-            axis.axvline(seconds[frame], color="#c8c8c8", lw=0.6, zorder=0)
-        for table, dimension, color in traces:
-            _trace(axis, seconds, frames[table.name], table, dimension, color, is_main=table is traces[0][0])
-        name = traces[0][0].names[traces[0][1]]
-        axis.text(
-            -0.045,
-            0.5,
-            textwrap.shorten(name, 20, placeholder="…"),
-            fontsize=8,
-            ha="right",
-            va="center",
-            transform=axis.transAxes,
-        )
-        axis.tick_params(labelsize=6, length=2, colors="#777777", labelbottom=number == len(rows) - 1)
-        axis.spines[["top", "right", "bottom"]].set_visible(False)
-        axis.spines["left"].set_color("#cccccc")
+            axis.axvline(seconds[frame], color=_PALE, lw=0.6, zorder=0)
+        table, dimension, _ = row[0]
+        for of_episode, frame in jumps.get((table.name, table.names[dimension]), ()):
+            if of_episode == episode:
+                axis.axvline(seconds[frame], color=_FAULT, lw=1.5)
+        _draw_row(axis, seconds, frames, row, in_same_units)
         axis.set_xlim(-0.5 / data.fps, seconds[-1] + 0.5 / data.fps)
-        axis.locator_params(axis="y", nbins=3)
+        axis.tick_params(labelsize=6, length=2, colors=_LIGHT, labelbottom=number == len(rows) - 1)
+        if number == len(rows) - 1:
+            axis.set_xlabel("seconds", fontsize=8)
         top += _ROW
-    axis.set_xlabel("seconds", fontsize=8)
     for number, line in enumerate(footer):
-        figure.text(
-            0.1 / _WIDTH, 1 - (top + _BOTTOM - 0.05 + 0.16 * number) / height, line, fontsize=7, color="#777777"
-        )
-    figure.savefig(path, dpi=110)
+        page.text(top + _BOTTOM - 0.1 + _LINE * number, line, size=7, color=_LIGHT)
+    page.figure.savefig(path, dpi=110)
 
 
-def _title(report: DataReport, episode: int, frames: dict) -> str:
-    count, name = len(frames["timestamp"]), report.name.rstrip("/").split("/")
-    seconds = frames["timestamp"][-1] - frames["timestamp"][0]
-    said = textwrap.shorten("   ".join(frames["texts"]), 120)
-    return f"{'/'.join(name[-2:])}, episode {episode}: {count} frames, {seconds:.1f} s\n“{said}”"
+class _Page:
+    """A figure whose places are inches from its upper left corner."""
+
+    def __init__(self, height: float):
+        self.height = height
+        self.figure = Figure(figsize=(_WIDTH, height))
+
+    def axes(self, left: float, top: float, width: float, height: float) -> Axes:
+        place = (left / _WIDTH, 1 - (top + height) / self.height, width / _WIDTH, height / self.height)
+        return self.figure.add_axes(place)
+
+    def text(self, top: float, text: str, size: float, color: str) -> None:
+        style = {"fontsize": size, "color": color, "va": "top", "linespacing": 1.5}
+        self.figure.text(0.1 / _WIDTH, 1 - top / self.height, text, **style)
 
 
-def _rows(report: DataReport) -> list[list[tuple[Dimensions, int, str]]]:
-    """What is drawn together: a state with the action that moves it.
+def _draw_strip(page: _Page, top: float, height: float, images: list[np.ndarray]) -> list[Axes]:
+    width = _STRIP_WIDTH / _STRIP
+    axes = [page.axes(_LEFT + i * width + 0.02, top, width - 0.04, height) for i in range(len(images))]
+    for axis, image in zip(axes, images, strict=True):
+        axis.imshow(image, aspect="auto")
+        axis.set(xticks=[], yticks=[])
+        axis.spines[:].set_visible(False)
+    return axes
 
-    At most `_TRACES`: those that findings name, then those that move in most frames.
-    """
+
+def _draw_row(axis: Axes, seconds: np.ndarray, frames: dict, row: Row, in_same_units: bool) -> None:
+    (table, dimension, _), drawn = row[0], [axis]
+    if len(row) > 1 and not in_same_units:  # an action that is a step or a command: on an axis without numbers
+        drawn.append(axis.twinx())
+        drawn[1].set_yticks([])
+        drawn[1].spines[:].set_visible(False)
+    axis.axhspan(table.q01[dimension], table.q99[dimension], color=_USUAL, zorder=-1)
+    for (one, i, color), width in zip(row, (1.4, 1.1), strict=False):
+        where = drawn[-1] if (one, i) != (table, dimension) else axis
+        _draw_trace(where, seconds, frames[one.name][:, i], one, i, color, width)
+    for where, parts in zip(drawn, [row] if len(drawn) == 1 else [row[:1], row[1:]], strict=True):
+        low, high = min(one.min[i] for one, i, _ in parts), max(one.max[i] for one, i, _ in parts)
+        margin = 0.08 * (high - low or 1)
+        where.set_ylim(low - margin, high + margin)
+    name = textwrap.shorten(table.names[dimension], 20, placeholder="…")
+    axis.text(-0.045, 0.5, name, fontsize=8, ha="right", va="center", transform=axis.transAxes)
+    axis.spines[["top", "right", "bottom"]].set_visible(False)
+    axis.spines["left"].set_color(_PALE)
+    axis.locator_params(axis="y", nbins=3)
+
+
+def _draw_trace(
+    axis: Axes, seconds: np.ndarray, line: np.ndarray, table: Dimensions, i: int, color: str, width: float
+) -> None:
+    axis.plot(seconds, line, color=color, lw=width)
+    if table.is_rare[i]:
+        outside = (line < table.q01[i]) | (line > table.q99[i])
+        whole = axis.get_xaxis_transform()
+        axis.fill_between(seconds, 0, 1, where=outside, transform=whole, color=_RARE, alpha=0.5, lw=0)
+    elif not table.is_switch[i]:
+        at_min, at_max = (share[i] >= limit("at_limit") for share in (table.at_min, table.at_max))
+        at_end = (at_min & (line == table.min[i])) | (at_max & (line == table.max[i]))
+        axis.plot(seconds[at_end], line[at_end], ".", color=_FAULT, ms=3)
+
+
+def _rows(report: DataReport) -> list[Row]:
+    """What is drawn: at most `_TRACES` dimensions, those that findings name, then those that move in most frames."""
     actions, state = report.actions, report.state
     assert actions is not None
     if state is None:
-        rows = [[(actions, i, PREDICTED)] for i in range(len(actions.names))]
+        rows = [[(actions, i, OTHER)] for i in range(len(actions.names))]
     else:
-        partner = {int(s): int(a) for a, s in pairs(actions.names, state.names)}
+        partner = {int(s): int(a) for a, s in pairs(actions.names, state.names) if not actions.is_constant[a]}
         rows = [
             [(state, i, DEMONSTRATED)] + ([(actions, partner[i], OTHER)] if i in partner else [])
             for i in range(len(state.names))
         ]
         rows += [[(actions, i, OTHER)] for i in range(len(actions.names)) if i not in partner.values()]
-    rows = [row for row in rows if not all(table.is_constant[i] for table, i, _ in row)]
+    rows = [row for row in rows if not row[0][0].is_constant[row[0][1]] or len(row) > 1]
     named = {
         (finding.vector, name)
         for finding in report.findings
         for name in finding.dimensions
-        if RULES[finding.code].level == WARNING or finding.code in ("rare", "at_limit")
+        if finding.level == WARNING or finding.code in ("rare", "at_limit")
     }
 
     def order_of(j: int) -> tuple[bool, float]:
         is_named = any((table.name, table.names[i]) in named for table, i, _ in rows[j])
         return not is_named, min(table.at_rest[i] for table, i, _ in rows[j])
 
-    order = sorted(range(len(rows)), key=order_of)
-    return [rows[j] for j in sorted(order[:_TRACES])]
+    return [rows[j] for j in sorted(sorted(range(len(rows)), key=order_of)[:_TRACES])]
 
 
-def _trace(
-    axis: Axes, seconds: np.ndarray, values: np.ndarray, table: Dimensions, i: int, color: str, is_main: bool
-) -> None:
-    if table.is_constant[i] and not is_main:
-        return
-    line = values[:, i]
-    # Where the action has other units than the state (a step, a command), it gets an axis of its own, without numbers.
-    if not is_main:
-        axis = axis.twinx()
-        axis.set_yticks([])
-        axis.spines[:].set_visible(False)
-    axis.plot(seconds, line, color=color, lw=1.4 if is_main else 1.1, alpha=1 if is_main else 0.8)
-    low, high, width = table.min[i], table.max[i], table.range[i]
-    axis.set_ylim(low - 0.08 * (width or 1), high + 0.08 * (width or 1))
-    if table.is_constant[i]:
-        return
-    if is_main:
-        axis.axhspan(table.q01[i], table.q99[i], color=_USUAL, zorder=-1)
-    if table.is_rare[i]:
-        outside = (line < table.q01[i]) | (line > table.q99[i])
-        axis.fill_between(
-            seconds, 0, 1, where=outside, transform=axis.get_xaxis_transform(), color=_RARE, alpha=0.5, lw=0
-        )
-    elif not table.is_switch[i]:
-        at_end = ((line == low) & (table.at_min[i] > RULES["at_limit"].limit)) | (
-            (line == high) & (table.at_max[i] > RULES["at_limit"].limit)
-        )
-        axis.plot(seconds[at_end], line[at_end], ".", color=_END, ms=3)
+def _title(report: DataReport, episode: int, frames: dict) -> str:
+    count, name = len(frames["timestamp"]), report.name.rstrip("/").split("/")
+    seconds = frames["timestamp"][-1] - frames["timestamp"][0]
+    said = textwrap.shorten("   ".join(frames["texts"]), 100, placeholder=" …")
+    return f"{'/'.join(name[-2:])}, episode {episode}: {count} frames, {seconds:.1f} s\n“{said}”"
 
 
 def _legend(report: DataReport) -> list:
-    lines = [Line2D([], [], color=DEMONSTRATED, label="state")] if report.state else []
-    lines.append(Line2D([], [], color=OTHER if report.state else PREDICTED, label="action"))
     return [
-        *lines,
+        *([Line2D([], [], color=DEMONSTRATED, label="state")] if report.state else []),
+        Line2D([], [], color=OTHER, label="action"),
         Patch(color=_USUAL, label="where 98 % of all frames lie"),
         Patch(color=_RARE, alpha=0.5, label="rare"),
-        Line2D([], [], color=_END, marker=".", lw=0, label="at its limit"),
+        Line2D([], [], color=_FAULT, marker=".", lw=0, label="at its limit"),
+        Line2D([], [], color=_FAULT, lw=1.5, label="jump"),
     ]
 
 
-def _hidden(report: DataReport, rows: list) -> str:
+def _not_drawn(report: DataReport, rows: list[Row]) -> str:
     drawn = {(table.name, i) for row in rows for table, i, _ in row}
     parts: list[str] = []
     for table in (report.actions, report.state):
@@ -193,10 +202,9 @@ def _hidden(report: DataReport, rows: list) -> str:
             constant = table.where(table.is_constant)
             moves = np.flatnonzero(~table.is_constant)
             others = [table.names[i] for i in moves if (table.name, i) not in drawn]
-            parts += [f"{table.name}: never change {some(constant, 4)}"] if constant else []
-            parts += [f"{table.name}: not drawn {some(others, 4)}"] if others else []
+            parts += [f"{table.name} that never change: {some(constant, 4)}"] if constant else []
+            parts += [f"{table.name} not drawn: {some(others, 4)}"] if others else []
     return "; ".join(parts)
 
 
-def _aspect(image: np.ndarray) -> float:
-    return image.shape[0] / image.shape[1]
+__all__ = ["draw_episode"]

@@ -17,7 +17,7 @@ _SHOWN = 16
 
 def format_report(report: DataReport) -> str:
     """What the dataset is, a line for each dimension that moves, and the findings, worst first."""
-    lines = [report.name, *(f"  {title:14}{text}" for title, text in report.facts.items())]
+    lines = [report.name, *_fact_lines(report)]
     for table in (report.actions, report.state):
         if table is not None:
             lines += ["", *_dimension_lines(table)]
@@ -34,6 +34,13 @@ def format_findings(report: DataReport) -> Iterator[str]:
         )
     counts = [(report.count(level), level) for level in reversed(LEVELS)]
     yield ", ".join(f"{count} {level}{'' if count == 1 else 's'}" for count, level in counts)
+
+
+def _fact_lines(report: DataReport) -> Iterator[str]:
+    for title, text in report.facts.items():
+        yield from textwrap.wrap(
+            text, _WIDTH, initial_indent=f"  {title:14}", subsequent_indent=" " * 16, break_on_hyphens=False
+        )
 
 
 def _dimension_lines(table: Dimensions) -> Iterator[str]:
