@@ -8,12 +8,17 @@ import numpy as np
 from .dimensions import Dimensions
 from .findings import Finding, limit, some
 
-# A jump is so many times larger than the steps around it, and than 99 % of all steps.
+# A jump is so many times larger than the steps around it, and than 90 % of all steps.
 _TIMES_AROUND, _TIMES_USUAL = 5, 3
 # Of the range of an action, within the time of a standstill: below, there was nothing to follow.
 _ACTION_MOVES = 0.1
-# Correlation below which no lag is believed in.
-_CORRELATED = 0.5
+# Correlation below which nothing follows anything: an arm is close to the positions that it is told, and its steps are
+# what it makes of commanded ones.
+_CORRELATED = {"positions": 0.9, "steps": 0.5}
+# The state is first only if what is not explained shrinks to this part: slow motion correlates with itself at any lag.
+_CLEARLY = 0.7
+# Joints that turn without end begin anew after these (radians, degrees, ticks of usual encoders); the jump is so close.
+_TURNS, _CLOSE = (2 * np.pi, 360, 4096), 0.95
 
 
 def jumps(values: np.ndarray, width: np.ndarray, usual_step: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -25,7 +30,7 @@ def jumps(values: np.ndarray, width: np.ndarray, usual_step: np.ndarray) -> tupl
     Args:
         values: (T, D) of an episode.
         width: (D,) the whole range.
-        usual_step: (D,) what 99 % of all steps do not exceed.
+        usual_step: (D,) what 90 % of all steps do not exceed.
     """
     if len(values) < 2:
         return np.empty(0, int), np.empty(0, int)
@@ -127,15 +132,20 @@ def measure_lag(
     spread = np.sqrt(np.maximum(xx - x**2 / count, 0) * np.maximum(yy - y**2 / count, 0))
     correlations = np.where(spread > 0, (xy - x * y / count) / np.where(spread > 0, spread, 1), 0)  # (2, lags, P)
     best = correlations.max(axis=1)  # (2, P)
-    meaning = int(np.median(best[1]) > np.median(best[0]))
-    believed = best[meaning] >= _CORRELATED
-    correlation = float(np.median(best[meaning]))
-    if correlation < _CORRELATED:
-        return Lag(None, correlation, names, ("positions", "steps")[meaning], same / frames)
+    medians = np.median(best, axis=1)
+    meanings = [i for i, least in enumerate(_CORRELATED.values()) if medians[i] >= least]
+    if not meanings:
+        return Lag(None, float(medians.max()), names, "positions", same / frames)
+    number = max(meanings, key=lambda i: medians[i])
+    meaning = list(_CORRELATED)[number]
+    believed = best[number] >= _CORRELATED[meaning]
     # The dimensions move together: one lag for all, that of the mean of those that follow.
-    lag = int(lags[correlations[meaning][:, believed].mean(axis=1).argmax()])
+    by_lag = correlations[number][:, believed].mean(axis=1)
+    after = by_lag[longest:]
+    if 1 - by_lag.max() > _CLEARLY * (1 - after.max()):
+        by_lag = np.r_[np.full(longest, -1), after]
     names = tuple(name for name, yes in zip(names, believed, strict=True) if yes)
-    return Lag(lag, correlation, names, ("positions", "steps")[meaning], same / frames)
+    return Lag(int(lags[by_lag.argmax()]), float(medians[number]), names, meaning, same / frames)
 
 
 def check_lag(lag: Lag, fps: float) -> list[Finding]:
@@ -165,20 +175,34 @@ def check_lag(lag: Lag, fps: float) -> list[Finding]:
     return [Finding("lag", text, "actions", lag.dimensions)]
 
 
-def describe_jumps(found: dict[int, list[tuple[int, int]]], table: Dimensions) -> list[Finding]:
+def describe_jumps(found: dict[int, list[tuple[int, int]]], table: Dimensions, episodes: int) -> list[Finding]:
     """One finding for each dimension that jumps.
 
     Args:
         found: dimension → (episode, frame) of each jump.
+        episodes: how many were looked at.
     """
     findings = []
     for dimension, places in sorted(found.items()):
         name, first = table.names[dimension], ", ".join(f"episode {e} frame {t}" for e, t in places[:3])
-        text = f"{name} of the {table.name} jumps within one frame, {len(places)} times: {first}"
+        jumping = tuple(dict.fromkeys(episode for episode, _ in places))
+        turns = any(_CLOSE * turn <= table.range[dimension] <= turn * 1.01 for turn in _TURNS)
+        if len(jumping) > 2 and len(jumping) >= limit("in_steps") * episodes and not turns:
+            text = (
+                f"{name} of the {table.name} moves in single steps, in {len(jumping)} of {episodes} episodes: {first}."
+            )
+            findings.append(Finding("in_steps", text, table.name, (name,), jumping, places=tuple(places)))
+            continue
+        text = (
+            f"{name} of the {table.name} jumps within one frame, {len(places)} time{'s' * (len(places) > 1)}: {first}"
+        )
         text += " ..." if len(places) > 3 else ""
-        text += ". Lost frames, an angle that wraps, or a bad reading: leave these episodes out, or mend them."
-        episodes = tuple(dict.fromkeys(episode for episode, _ in places))
-        findings.append(Finding("jump", text, table.name, (name,), episodes, places=tuple(places)))
+        text += (
+            ". An angle that begins anew after a whole turn: unwrap it."
+            if turns
+            else (". Lost frames, or a bad reading: mend these episodes, or leave them out.")
+        )
+        findings.append(Finding("jump", text, table.name, (name,), jumping, places=tuple(places)))
     return findings
 
 

@@ -102,7 +102,7 @@ def check_data(data: RobotDataset, quick: bool = False, progress: bool = True) -
     """
     how_much = _QUICK if quick else _ALL
     episodes = _spread(data.episodes, how_much["episodes"])
-    report = DataReport(data.name, _facts(data))
+    report = DataReport(data.name, _facts(data, episodes))
     report.findings += [Finding("assumed", note) for note in data.notes]
     total = len(episodes) * (7 if data.state_dim else 4)  # three readings of each vector, and one of both
     with tqdm(total=total, desc="Checking data", unit=" episodes", disable=not progress, leave=False) as bar:
@@ -129,8 +129,8 @@ def _read(data: RobotDataset, episodes: list[int], name: str, bar: tqdm | None =
             bar.update()
 
 
-def _facts(data: RobotDataset) -> dict[str, str]:
-    lengths = [len(data.episode_range(episode)) for episode in data.episodes]
+def _facts(data: RobotDataset, episodes: list[int]) -> dict[str, str]:
+    lengths = [len(data.episode_range(episode)) for episode in episodes]
     seconds = np.array(lengths) / data.fps
     facts = {
         "frames": f"{len(data):,} in {data.num_episodes:,} episodes, {len(data) / data.fps / 60:.1f} minutes at "
@@ -151,13 +151,16 @@ def _check_vectors(
 ) -> list[Finding]:
     actions, state = report.actions, report.state
     assert actions is not None
-    findings = check_dimensions(actions) + (check_dimensions(state) if state else [])
+    findings: list[Finding] = []
+    are_positions = False
     if state is not None:
         both = ((frames["actions"], frames["state"]) for frames in map(data.episode_frames, sample))
         report.lag = measure_lag(both, actions, state, data.fps)
-        findings += check_lag(report.lag, data.fps)
+        are_positions = report.lag.frames is not None and report.lag.meaning == "positions"
+        findings += check_dimensions(state) + check_lag(report.lag, data.fps)
         steps = _usual_steps(data, sample, state)
 
+    findings += check_dimensions(actions, are_positions)
     jumping: dict[int, list[tuple[int, int]]] = defaultdict(list)
     still, gaps, texts, digests, speeds = [], {}, {}, {}, []
     repeated, moving, frames_in_all = 0, 0, 0
@@ -182,7 +185,7 @@ def _check_vectors(
         speeds.append(end_speed(frames["state"], np.where(state.is_constant, 0, state.range), data.fps))
         some_repeated, some_moving = repeated_rows(frames["state"])
         repeated, moving = repeated + some_repeated, moving + some_moving
-    findings += describe_jumps(jumping, state) if state else []
+    findings += describe_jumps(jumping, state, len(episodes)) if state else []
     findings += describe_standstills(still, data.fps)
     if moving and repeated / moving >= limit("repeated_rows"):
         text = (
@@ -201,9 +204,9 @@ def _check_vectors(
 
 
 def _usual_steps(data: RobotDataset, sample: list[int], table: Dimensions) -> np.ndarray:
-    """(D,) what 99 % of the steps of some episodes do not exceed."""
+    """(D,) what 90 % of the steps of some episodes do not exceed."""
     steps = np.concatenate([np.abs(np.diff(values, axis=0)) for values in _read(data, sample, table.name)])
-    return np.quantile(steps, 0.99, axis=0) if len(steps) else np.zeros(len(table.names))
+    return np.quantile(steps, 0.9, axis=0) if len(steps) else np.zeros(len(table.names))
 
 
 # ---------------------------------------------------------------------------------------------------------- pictures
@@ -255,8 +258,8 @@ def _check_videos(data: LeRobotDataset, report: DataReport, count: int) -> list[
             text = (
                 f"Key frames of {camera} are far apart: for a frame at random, as in training, {decoded:.0f} are "
                 f"decoded. Encode the videos again with a key frame every second frame, `ffmpeg -i {chosen[0].name} "
-                "-fps_mode passthrough -c:v libx264 -crf 18 -g 2 -bf 0 new.mp4`, or keep frames in memory: "
-                "--frame_cache_mb."
+                "-fps_mode passthrough -c:v libx264 -crf 18 -g 2 -bf 0 new.mp4`, each in its own place, or keep frames "
+                "in memory: --frame_cache_mb."
             )
             findings.append(Finding("key_frames", text, camera=camera))
     if codecs:
@@ -266,11 +269,10 @@ def _check_videos(data: LeRobotDataset, report: DataReport, count: int) -> list[
 
 def _check_language(data: LeRobotDataset) -> list[Finding]:
     """Columns with words, or numbers of words, that are not read."""
-    kinds = ("language", "string")
     names = [
         name
         for name, feature in data.features.items()
-        if name not in ("task", data.subtask_key) and (feature["dtype"] in kinds or "subtask" in name)
+        if name not in ("task", data.subtask_key) and (feature["dtype"] == "string" or "subtask" in name)
     ]
     if not names:
         return []

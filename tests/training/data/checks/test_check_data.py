@@ -15,13 +15,16 @@ from PIL import Image, ImageFilter
 
 from kivla import LeRobotDataset
 from kivla.cli import main
+from kivla.training.data.checks.dimensions import measure
 from kivla.training.data.checks.episodes import check_gaps, time_gaps
 from kivla.training.data.checks.findings import RULES
+from kivla.training.data.checks.motion import measure_lag
 from kivla.training.data.checks.pictures import blur
 from kivla.training.data.checks.report import check_data
 from kivla.training.data.episode_dataset import EpisodeDataset
 from kivla.training.data.lerobot.key_frames import read_key_frames
 from kivla.training.data.lerobot.writer import LeRobotWriter
+from kivla.training.evaluation.data_plot import draw_episode
 from kivla.training.run import look_at
 from tests.helpers.lerobot_v21 import decode
 from tests.helpers.policies import DATASET
@@ -35,7 +38,7 @@ class Made(EpisodeDataset):
     """An arm that moves and stops, seen by two cameras; it follows its commands two frames late.
 
     Args:
-        faults: names of functions of `FAULTS`, each of which spoils something.
+        faults: functions, or names of those in `FAULTS`: each spoils something.
     """
 
     def __init__(self, faults=(), chunk_size=1, episodes=None, cameras=None, robot=None):
@@ -53,9 +56,9 @@ class Made(EpisodeDataset):
             state = actions[np.maximum(np.arange(LENGTH) - 2, 0)] + rng.normal(0, 1e-4, actions.shape)
             self.arrays[episode] = {"actions": actions, "state": state}
             self.pictures[episode] = {"front": _pictures(state[:, :2], rng), "wrist": _pictures(state[:, 1:3], rng)}
-        for name in faults:
-            FAULTS[name](self)
-        lengths = {episode: len(arrays["state"]) for episode, arrays in self.arrays.items()}
+        for spoil in faults:
+            (FAULTS[spoil] if isinstance(spoil, str) else spoil)(self)
+        lengths = {episode: len(arrays["actions"]) for episode, arrays in self.arrays.items()}
         names = {"action_names": NAMES, "state_names": NAMES}
         layout = {"lengths": lengths, "all_cameras": ["front", "wrist"], "fps": FPS, **names}
         super().__init__("made", chunk_size, episodes, cameras, robot, **layout)
@@ -115,6 +118,14 @@ def clipped(data):
 @fault
 def jump(data):
     data.arrays[5]["state"][40, 1] += 3
+
+
+@fault
+def in_steps(data):
+    rng = np.random.default_rng(1)
+    for arrays in data.arrays.values():  # a gripper that opens to any width at once
+        arrays["actions"][:, 3] = np.repeat(rng.uniform(0, 1, 3), LENGTH // 3)
+        arrays["state"][:, 3] = arrays["actions"][np.maximum(np.arange(LENGTH) - 2, 0), 3]
 
 
 @fault
@@ -277,12 +288,50 @@ def test_what_is_said_of_a_fault_says_where_it_is():
 
 @pytest.mark.parametrize("frames", [1, 2, 5])
 def test_the_lag_is_measured(frames):
-    data = Made()
-    for arrays in data.arrays.values():
-        arrays["state"] = arrays["actions"][np.maximum(np.arange(LENGTH) - frames, 0)]
-    data._vectors = [data._checked(episode, LENGTH) for episode in data.episodes]
-    lag = check_data(data, progress=False).lag
+    def delay(data):
+        for arrays in data.arrays.values():
+            arrays["state"] = arrays["actions"][np.maximum(np.arange(LENGTH) - frames, 0)]
+
+    lag = check_data(Made([delay]), progress=False).lag
     assert lag.frames == frames and lag.meaning == "positions" and lag.correlation > 0.99
+
+
+def test_an_angle_that_begins_anew_is_named():
+    def turn(data):
+        for arrays in data.arrays.values():
+            arrays["state"][:, 1] = np.mod(np.linspace(0, 9, LENGTH), 2 * np.pi) - np.pi
+
+    found = {finding.code: finding.text for finding in check_data(Made([turn]), progress=False).findings}
+    assert "whole turn" in found["jump"] and "8 times" in found["jump"]
+
+
+def test_slow_motion_is_not_taken_for_a_shift():
+    """The state of slow motion is much like itself a frame earlier or later; a little noise decides which is more."""
+    rng = np.random.default_rng(0)
+    waves = [np.sin(np.linspace(0, 3, 200)[:, None] + rng.uniform(0, 6, (1, 4))) for _ in range(8)]
+    for noise in (1e-3, 1e-2, 5e-2):
+        actions, states = ([wave + rng.normal(0, noise, wave.shape) for wave in waves] for _ in range(2))
+        tables = measure("actions", NAMES, 4, lambda a=actions: a), measure("state", NAMES, 4, lambda s=states: s)
+        assert measure_lag(zip(actions, states, strict=True), *tables, fps=10).frames >= 0
+
+
+@pytest.mark.parametrize("length", [1, 2, 3])
+def test_episodes_of_a_few_frames(length):
+    report = check_data(
+        Made([lambda data: [_cut(data, episode, length) for episode in range(EPISODES)]]), progress=False
+    )
+    assert not report.has_failed(), [finding.text for finding in report.findings]
+
+
+def test_any_words_can_be_drawn(tmp_path):
+    data = Made([no_state, lambda data: data.texts.update({0: "pay $5 or $x^{ for the cup"})], cameras=["wrist"])
+    draw_episode(tmp_path / "episode.png", data, check_data(data, progress=False))
+    assert (tmp_path / "episode.png").stat().st_size > 10_000
+
+
+def no_state(data):
+    for arrays in data.arrays.values():
+        del arrays["state"]
 
 
 def test_time_gaps():
