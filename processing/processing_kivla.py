@@ -213,7 +213,7 @@ class KIVLAProcessor(PushedWithCard, SavedProcessor, ProcessorMixin):
     @property
     def cameras(self) -> Sequence[str] | None:
         """Cameras of the only robot; of several use `processor.robot(name)`."""
-        return self.robot().cameras
+        return cast(Sequence[str] | None, self.robot().cameras)
 
     def check_cameras(self, names: Mapping[str, str | None] | None) -> None:
         """Check an explicit mapping of cameras, the policy's name → the one that images come with.
@@ -227,7 +227,7 @@ class KIVLAProcessor(PushedWithCard, SavedProcessor, ProcessorMixin):
         check_names(names)
         known = set().union(*(robot.has_cameras(names) for robot in robots))
         if unknown := [name for name in names if name not in known]:
-            cameras = list(dict.fromkeys(camera for robot in robots for camera in robot.cameras))
+            cameras = list(dict.fromkeys(camera for robot in robots for camera in robot.cameras or ()))
             raise ValueError(
                 f"The policy has no camera {unknown[0]!r}; it has {cameras}. A camera is mapped as "
                 "POLICY_NAME=THEIR_NAME, or named as it is."
@@ -268,9 +268,10 @@ class KIVLAProcessor(PushedWithCard, SavedProcessor, ProcessorMixin):
         Args:
             images: for each example a list of images in the order of `cameras`, or a dict by camera name (the last part
                 of `observation.images.wrist` will do), which must have each of them and no others. An image is a PIL
-                image, a path or URL, or an array or tensor with three channels, last or first (uint8, or floats in
-                [0, 1]). None in the place of an image: this camera is missing, and its tokens are left out.
-                Greyscale or RGBA arrays are refused (repeat or drop channels); such PIL images and files are converted.
+                image, a path or URL, the bytes of a file, or an array or tensor with three channels, last or first
+                (uint8, or floats in [0, 1]); `image_input.as_rgb` says how each becomes RGB. None in the place of an
+                image: this camera is missing, and its tokens are left out. Greyscale or RGBA arrays are refused (repeat
+                or drop channels); such PIL images and files are converted.
             text: for each example the instruction or question; for a conversation of several turns the list of its
                 questions. May be "" where actions are asked for.
             state: for each example (Ds,), robot units; None for an example that does not ask for actions.

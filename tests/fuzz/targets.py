@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import json
 import shutil
 import threading
 from collections.abc import Callable
@@ -18,11 +19,12 @@ from PIL import Image
 from kivla import BinningActionTokenizer, FASTActionTokenizer, KIVLAForActionPrediction, KIVLAProcessor, LeRobotDataset
 from kivla.conversion.weight_files import Weights
 from kivla.processing import Normalizer, load_action_tokenizer, statistics_from_json
-from kivla.processing.image_input import as_rgb, open_image
+from kivla.processing.image_input import as_rgb
 from kivla.serving.msgpack_numpy import packb, unpackb
 from kivla.serving.observation_presets import ObservationReader
 from kivla.serving.policy_server import PolicyServer
 from kivla.training.data.lerobot.metadata import STATISTIC_NAMES
+from kivla.training.data.vlm.dataset import VLMDataset
 from tests.helpers.lerobot_v21 import write_v21_twin
 from tests.helpers.policies import DATASET, make_policy
 
@@ -119,9 +121,28 @@ def image_file(folder: Path) -> Callable:
         for number in range(count):
             rng = np.random.default_rng((*seed, number))
             data = mutate_bytes(files[rng.integers(len(files))], rng)
-            attempt(lambda data=data: open_image(data).convert("RGB"))
+            attempt(lambda data=data: as_rgb(data))
 
     return feed
+
+
+def vlm_json(name: str, mutate: Callable) -> Callable:
+    """JSON beside its pictures, or JSON lines."""
+
+    def prepare(folder: Path) -> Callable:
+        Image.new("RGB", (8, 8)).save(folder / "a.png")
+        conversation = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "a cup"}]
+        answer = {"role": "assistant", "content": [{"type": "text", "text": "red"}]}
+        question = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Color?"}]}
+        rows = [
+            {"id": 1, "image": "a.png", "conversations": conversation},
+            {"messages": [question, answer], "images": ["a.png"], "system": "Be short."},
+        ]
+        lines = "\n".join(map(json.dumps, rows))
+        (folder / name).write_text(lines if name.endswith(".jsonl") else json.dumps(rows))
+        return damaged_file(folder / name, mutate, lambda: list(VLMDataset.load(folder / name)))
+
+    return prepare
 
 
 # Policies ------------------------------------------------------------------------------------------------------------
@@ -342,8 +363,8 @@ def good_request() -> dict:
 
 READERS = {
     "plain": ObservationReader(),
-    "libero": ObservationReader("libero"),
-    "droid": ObservationReader("droid", default_text="pick"),
+    "libero": ObservationReader("libero", ["image", "wrist_image"]),
+    "droid": ObservationReader("droid", ["exterior_image_1_left", "wrist_image_left"], default_text="pick"),
     "with an age": ObservationReader(max_age_ms=1e12),
 }
 
@@ -465,6 +486,8 @@ TARGETS = {
         Target("dataset v2.1: tasks.jsonl", dataset_file("meta/tasks.jsonl", mutate_bytes, [], True), share=0.2),
         Target("dataset: places in videos", video_places, (ValueError,), share=0.5),
         Target("stored image", image_file, (ValueError,), share=2),
+        Target("VLM data: JSON", vlm_json("rows.json", mutate_json), (ValueError,)),
+        Target("VLM data: JSON lines", vlm_json("rows.jsonl", mutate_bytes), (ValueError,)),
         Target("policy: config.json", policy_file("config.json", mutate_json, load_model), (ValueError, OSError)),
         Target(
             "policy: model.safetensors",

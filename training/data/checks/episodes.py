@@ -10,6 +10,8 @@ from .findings import Finding, limit, some
 
 # Below so many episodes none can be called unusual.
 _FEW = 4
+# Median deviations of the lengths from their median, beyond which one is unusual: three standard deviations or so.
+_SPREAD = 4.5
 # Of the mean speed of the episode's moving half: slower is rest. Its last part is so many seconds.
 _REST, _END = 0.25, 0.2
 _AROUND = 5  # frames before and after a step in time
@@ -48,9 +50,10 @@ def check_lengths(episodes: Sequence[int], lengths: Sequence[int], fps: float) -
     """Episodes far shorter or longer than the median."""
     findings, median = [], float(np.median(lengths))
     sizes = np.array(lengths)
+    ordinary = _SPREAD * np.median(np.abs(sizes - median))  # frames from the median: some tasks take any time
     for code, chosen, word in (
-        ("short_episode", sizes < limit("short_episode") * median, "shorter"),
-        ("long_episode", sizes > limit("long_episode") * median, "longer"),
+        ("short_episode", sizes < min(limit("short_episode") * median, median - ordinary), "shorter"),
+        ("long_episode", sizes > max(limit("long_episode") * median, median + ordinary), "longer"),
     ):
         if len(episodes) >= _FEW and chosen.any():
             found = tuple(int(episodes[i]) for i in np.flatnonzero(chosen))

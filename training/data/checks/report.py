@@ -151,13 +151,16 @@ def _check_vectors(
 ) -> list[Finding]:
     actions, state = report.actions, report.state
     assert actions is not None
-    findings = check_dimensions(actions) + (check_dimensions(state) if state else [])
+    findings: list[Finding] = []
+    are_positions = False
     if state is not None:
         both = ((frames["actions"], frames["state"]) for frames in map(data.episode_frames, sample))
         report.lag = measure_lag(both, actions, state, data.fps)
-        findings += check_lag(report.lag, data.fps)
+        are_positions = report.lag.frames is not None and report.lag.meaning == "positions"
+        findings += check_dimensions(state) + check_lag(report.lag, data.fps)
         steps = _usual_steps(data, sample, state)
 
+    findings += check_dimensions(actions, are_positions)
     jumping: dict[int, list[tuple[int, int]]] = defaultdict(list)
     still, gaps, texts, digests, speeds = [], {}, {}, {}, []
     repeated, moving, frames_in_all = 0, 0, 0
@@ -266,11 +269,10 @@ def _check_videos(data: LeRobotDataset, report: DataReport, count: int) -> list[
 
 def _check_language(data: LeRobotDataset) -> list[Finding]:
     """Columns with words, or numbers of words, that are not read."""
-    kinds = ("language", "string")
     names = [
         name
         for name, feature in data.features.items()
-        if name not in ("task", data.subtask_key) and (feature["dtype"] in kinds or "subtask" in name)
+        if name not in ("task", data.subtask_key) and (feature["dtype"] == "string" or "subtask" in name)
     ]
     if not names:
         return []

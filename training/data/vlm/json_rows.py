@@ -79,8 +79,8 @@ def rows_of(file: Path, columns: Mapping[str, str]) -> datasets.Dataset:
         return datasets.Dataset.from_dict(
             {name: [row.get(name) for row in rows] for name in dict.fromkeys(chain(*rows))}
         )
-    except (TypeError, ValueError) as error:  # of pyarrow: a column of several types
-        raise ValueError(f"{file}: the rows do not have the same types: {error}") from error
+    except (TypeError, ValueError, OverflowError) as error:  # of pyarrow: a column of several types, huge numbers
+        raise ValueError(f"{file}: a column cannot be read as one type: {error}") from error
 
 
 def _uniform(row: Mapping, names: Mapping[str, Sequence[str]], number: int) -> dict:
@@ -117,7 +117,7 @@ def _parsed(file: Path) -> Iterator:
             for number, line in enumerate(stream, 1):  # noqa: B007 (for the message)
                 if line.strip():
                     yield json.loads(line)
-        except ValueError as error:  # of JSON, or of text that is no UTF-8
+        except (ValueError, RecursionError) as error:  # of JSON, or of text that is no UTF-8
             raise ValueError(f"{file} is no JSON{f', line {number}' if number else ''}: {error}") from error
 
 

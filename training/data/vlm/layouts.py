@@ -160,7 +160,7 @@ def roles_and_contents(message: Mapping, row: int) -> Iterator[tuple[str, str | 
     for role_key, content_key in (("role", "content"), ("from", "value")):
         if {role_key, content_key} <= message.keys():
             role = message[role_key]
-            if role not in _ROLES:
+            if not isinstance(role, str) or role not in _ROLES:
                 raise ValueError(f"Row {row} has a message of {role!r}; known are {', '.join(_ROLES)}.")
             yield _ROLES[role], message[content_key]
             return
@@ -176,8 +176,8 @@ def text_with_placeholders(content: str | list | None, row: int) -> str:
     Raises:
         ValueError: an item that is neither.
     """
+    _num_placeholders(content, row)  # checks the items
     if isinstance(content, list):
-        _num_placeholders(content, row)  # checks the items
         return "".join(item["text"] if item["type"] == "text" else IMAGE_PLACEHOLDER for item in content)
     return content
 
@@ -195,9 +195,10 @@ def _num_placeholders(content: str | list | None, row: int) -> int:
     items = content if isinstance(content, list) else [{"type": "text", "text": content or ""}]
     number = 0
     for item in items:
-        if item["type"] == "text" and isinstance(item["text"], str):
+        kind = item.get("type") if isinstance(item, Mapping) else None
+        if kind == "text" and isinstance(item.get("text"), str):
             number += item["text"].count(IMAGE_PLACEHOLDER)
-        elif item["type"] == "image":
+        elif kind == "image":
             number += 1
         else:
             raise ValueError(

@@ -51,11 +51,11 @@ def check_pictures(rows: Iterable[str | Sequence[str] | None], folder: Path) -> 
     for row, names in enumerate(rows):
         for name in [names] if isinstance(names, str) else names or ():
             try:
-                is_there = picture_path(name, folder).is_file()
+                is_there = os.path.isfile(picture_path(name, folder))
             except ValueError as error:
                 raise ValueError(f"Row {row}: {error}") from error
             if not is_there:
-                missing.append(f"{name} (row {row})")
+                missing.append(f"{name[:200]} (row {row})")
     if missing:
         more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
         raise ValueError(
