@@ -27,6 +27,7 @@ from .frame_table import (
     blocks,
     check_lengths,
     episode_runs,
+    first_without_picture,
     is_picture,
     is_vector,
     load_table,
@@ -174,6 +175,7 @@ class LeRobotDataset(RobotDataset):
         self.state_dim, self.state_names = self._measure("state", chosen.names) if chosen.state else (0, None)
         self.tasks, self._episode_tasks = self._derive_tasks()
         self._check_frames()
+        self._check_stored_images(stored)
         self.subtask_key = subtask_key
         where = self._metadata.root, files.paths, files.types, self._first_rows, self._lengths
         try:
@@ -586,6 +588,19 @@ class LeRobotDataset(RobotDataset):
         sizes = {"actions": (self.action_names, self.action_dim), "state": (self.state_names, self.state_dim)}
         labels = {kind: names or [f"{kind} {i}" for i in range(size)] for kind, (names, size) in sizes.items()}
         self.notes += checks.rounding(labels)
+
+    def _check_stored_images(self, cameras: Sequence[str]) -> None:
+        """Refuse rows without a picture, which would end a run when they are reached."""
+        for first, length, episode in zip(
+            self._first_rows.tolist(), self._lengths.tolist(), self.episodes, strict=True
+        ):
+            for camera in cameras:
+                frame = first_without_picture(self._table[first : first + length][camera])
+                if frame is not None:
+                    raise ValueError(
+                        f"{self.name}, camera {camera!r}, episode {episode}, frame {frame}: the data file holds no "
+                        "image here. Leave the camera or the episode out."
+                    )
 
     def _blocks(self, columns: Sequence[str]) -> Iterator[tuple[np.ndarray, np.ndarray, pa.Table]]:
         """Columns of the selected episodes; see `blocks`."""
