@@ -1,8 +1,9 @@
 """`python -m benchmarks.subtasks`: does a policy that says its sub-task, and acts on it, do better than one without?
 
-The tabletop's task "touch the red star, then touch the blue circle". Two policies learn from the same demonstrations,
-with the same VLM, seed, steps and questions. One is taught to say what is to be done now ("touch the blue circle"), and
-its expert reads it; when it acts it says its own, at every plan anew. The other goes by the whole sentence alone.
+The tabletop's task "touch the red star, then touch the blue circle". Two policies go on from the same one, which can
+touch single objects (`kivla demo` makes it), with the same demonstrations, seed, steps and questions. One is taught to
+say what is to be done now ("touch the blue circle"), and its expert reads it; when it acts it says its own, at every
+plan anew. The other goes by the whole sentence alone.
 
 Every row goes to OUTPUT/row_*.json when it is measured; the same command goes on where it was stopped.
 """
@@ -32,7 +33,10 @@ ROWS = {
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.subtasks", description=__doc__)
-    parser.add_argument("--max_steps", type=int, default=1200, help="optimiser steps of each policy (default: 1200)")
+    parser.add_argument(
+        "--start", default=str(TABLETOP_VLM), help="what both go on from: a policy that can touch, a VLM"
+    )
+    parser.add_argument("--max_steps", type=int, default=400, help="optimiser steps of each policy (default: 400)")
     parser.add_argument("--num_episodes", type=int, default=200, help="scenes, the same for all (default: 200)")
     parser.add_argument("--num_demonstrations", type=int, default=3000, help="(default: 3000)")
     parser.add_argument("--seed", type=int, default=0, help="of weights, order of the data and noise (default: 0)")
@@ -56,7 +60,7 @@ def measure(options: argparse.Namespace) -> list[dict]:
         trained = once(
             options.output / f"{policy.name}.json",
             lambda policy=policy, learned=learned: fine_tune(
-                TABLETOP_VLM, demonstrations, policy, args[learned], options.max_steps, options.seed
+                options.start, demonstrations, policy, args[learned], options.max_steps, options.seed
             ),
         )
         row = once(

@@ -213,7 +213,7 @@ class KIVLAProcessor(PushedWithCard, SavedProcessor, ProcessorMixin):
     @property
     def cameras(self) -> Sequence[str] | None:
         """Cameras of the only robot; of several use `processor.robot(name)`."""
-        return self.robot().cameras
+        return cast(Sequence[str] | None, self.robot().cameras)
 
     def check_cameras(self, names: Mapping[str, str | None] | None) -> None:
         """Check an explicit mapping of cameras, the policy's name → the one that images come with.
@@ -227,7 +227,7 @@ class KIVLAProcessor(PushedWithCard, SavedProcessor, ProcessorMixin):
         check_names(names)
         known = set().union(*(robot.has_cameras(names) for robot in robots))
         if unknown := [name for name in names if name not in known]:
-            cameras = list(dict.fromkeys(camera for robot in robots for camera in robot.cameras))
+            cameras = list(dict.fromkeys(camera for robot in robots for camera in robot.cameras or ()))
             raise ValueError(
                 f"The policy has no camera {unknown[0]!r}; it has {cameras}. A camera is mapped as "
                 "POLICY_NAME=THEIR_NAME, or named as it is."

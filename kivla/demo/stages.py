@@ -171,6 +171,7 @@ def make_trainer(
     for note in built.notes:
         print(note)
     model, processor = built.model, built.processor
+    processor.expert_reads_response = args.subtasks
     if args.freeze_vision:
         model.vlm.get_encoder("image").requires_grad_(False)
     # Questions about pictures beside the demonstrations, so that the VLM goes on to talk.
@@ -218,7 +219,6 @@ def options(data: LeRobotDataset, args: TabletopArguments) -> PolicyOptions:
         expert_hidden_size=args.expert_hidden_size,
         expert_intermediate_size=args.expert_intermediate_size,
         expert_initializer_range=args.expert_hidden_size**-0.5,
-        expert_reads_response=args.subtasks or None,
         **(fitted if recipe.action_tokenizer == "fast" else {}),
     )
 

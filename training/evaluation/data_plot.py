@@ -49,7 +49,7 @@ def draw_episode(path: str | os.PathLike, data: RobotDataset, report: DataReport
     footer = textwrap.wrap(_not_drawn(report, rows), 190)
 
     page = _Page(_TITLE + sum(heights) + _GAP * len(heights) + _ROW * len(rows) + _BOTTOM + _LINE * len(footer))
-    page.text(0.12, _title(report, episode, frames), size=11, color="black")
+    page.text(0.12, _title(report, episode, seconds, data.episode_texts(episode)), size=11, color="black")
     page.figure.legend(
         handles=_legend(report),
         loc="upper right",
@@ -61,7 +61,7 @@ def draw_episode(path: str | os.PathLike, data: RobotDataset, report: DataReport
     top = _TITLE
     for camera, height in enumerate(heights):
         axes = _draw_strip(page, top, height, [images[camera] for images in examples])
-        axes[0].set_ylabel(data.cameras[camera].rpartition(".")[2], fontsize=8)
+        axes[0].set_ylabel(data.cameras[camera].rpartition(".")[2], fontsize=8, parse_math=False)
         if camera == 0:
             for axis, frame in zip(axes, shown, strict=True):
                 axis.set_title(f"{seconds[frame]:.1f} s", fontsize=8, color=_DARK, pad=3)
@@ -99,7 +99,7 @@ class _Page:
         return self.figure.add_axes(place)
 
     def text(self, top: float, text: str, size: float, color: str) -> None:
-        style = {"fontsize": size, "color": color, "va": "top", "linespacing": 1.5}
+        style = {"fontsize": size, "color": color, "va": "top", "linespacing": 1.5, "parse_math": False}
         self.figure.text(0.1 / _WIDTH, 1 - top / self.height, text, **style)
 
 
@@ -128,7 +128,7 @@ def _draw_row(axis: Axes, seconds: np.ndarray, frames: dict, row: Row, in_same_u
         margin = 0.08 * (high - low or 1)
         where.set_ylim(low - margin, high + margin)
     name = textwrap.shorten(table.names[dimension], 20, placeholder="…")
-    axis.text(-0.045, 0.5, name, fontsize=8, ha="right", va="center", transform=axis.transAxes)
+    axis.text(-0.045, 0.5, name, fontsize=8, ha="right", va="center", transform=axis.transAxes, parse_math=False)
     axis.spines[["top", "right", "bottom"]].set_visible(False)
     axis.spines["left"].set_color(_PALE)
     axis.locator_params(axis="y", nbins=3)
@@ -176,11 +176,10 @@ def _rows(report: DataReport) -> list[Row]:
     return [rows[j] for j in sorted(sorted(range(len(rows)), key=order_of)[:_TRACES])]
 
 
-def _title(report: DataReport, episode: int, frames: dict) -> str:
-    count, name = len(frames["timestamp"]), report.name.rstrip("/").split("/")
-    seconds = frames["timestamp"][-1] - frames["timestamp"][0]
-    said = textwrap.shorten("   ".join(frames["texts"]), 100, placeholder=" …")
-    return f"{'/'.join(name[-2:])}, episode {episode}: {count} frames, {seconds:.1f} s\n“{said}”"
+def _title(report: DataReport, episode: int, seconds: np.ndarray, texts: list[str]) -> str:
+    name = "/".join(report.name.rstrip("/").split("/")[-2:])
+    said = textwrap.shorten("   ".join(texts), 100, placeholder=" …")
+    return f"{name}, episode {episode}: {len(seconds)} frames, {seconds[-1]:.1f} s\n“{said}”"
 
 
 def _legend(report: DataReport) -> list:

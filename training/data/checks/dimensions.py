@@ -105,8 +105,14 @@ def _in_blocks(episodes: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         yield np.concatenate(waiting)
 
 
-def check_dimensions(table: Dimensions) -> list[Finding]:
-    """What is constant, rare, or piled up at an end."""
+def check_dimensions(table: Dimensions, are_positions: bool = False) -> list[Finding]:
+    """What is constant, rare, or piled up at an end.
+
+    Args:
+        table: of the dimensions.
+        are_positions: of actions, whether they are positions that the state follows: a speed has a largest value, and
+            may keep it; a position that stays at its end has been cut off.
+    """
     what, findings = table.name, []
     total = len(table.names)
     if (names := table.where(table.is_constant)) and what == "actions" and len(names) == total:
@@ -130,7 +136,7 @@ def check_dimensions(table: Dimensions) -> list[Finding]:
         where = " and ".join(
             f"{100 * share:.0f} % at {value:.4g}" for share, value in ends if share >= limit("at_limit")
         )
-        is_clipped = what == "actions" and piled[i] >= limit("clipped")
+        is_clipped = are_positions and piled[i] >= limit("clipped")
         text = f"{table.names[i]} of the {what} is at its limit in many frames: {where}."
         if is_clipped:
             text += " Was it clipped when it was recorded?"

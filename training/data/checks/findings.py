@@ -31,7 +31,7 @@ RULES = {
     "all_constant": Rule(ERROR, None, "the actions never change, in any dimension"),
     "rare": Rule(NOTE, 0.1, "1 - 99 % range / whole range: what happens in so few frames is hard to learn"),
     "at_limit": Rule(NOTE, 0.02, "share of frames exactly at the smallest or largest value: a limit was reached"),
-    "clipped": Rule(WARNING, 0.3, "the same share of an action that is no switch: what was asked for is cut off"),
+    "clipped": Rule(WARNING, 0.3, "the same share of actions that are positions: what was asked for is cut off"),
     "jump": Rule(WARNING, 0.25, "step / whole range, in one frame, of a state that moves slowly before and after"),
     "in_steps": Rule(NOTE, 0.3, "share of episodes in which a dimension jumps, from which on that is how it moves"),
     "stuck": Rule(WARNING, 0.5, "seconds without any change of the state while the actions move: a lost connection"),
@@ -42,8 +42,8 @@ RULES = {
     "state_first": Rule(WARNING, 1, "frames by which the actions follow the state: they are shifted, or late"),
     "action_is_state": Rule(WARNING, 0.99, "share of frames whose action is the same frame's state: a policy stays"),
     # -------------------------------------------------------------------------------------------------- episodes
-    "short_episode": Rule(WARNING, 0.25, "length / median length: probably stopped by mistake"),
-    "long_episode": Rule(NOTE, 4, "length / median length: probably not stopped in time"),
+    "short_episode": Rule(WARNING, 0.25, "length / median length, where lengths vary less: stopped by mistake"),
+    "long_episode": Rule(NOTE, 4, "length / median length, where lengths vary less: not stopped in time"),
     "ends_moving": Rule(WARNING, 0.8, "share of episodes that end at rest, from which on the others look cut off"),
     "same_episode": Rule(WARNING, None, "two episodes are the same: one may be held out, the other not"),
     "time_gap": Rule(WARNING, 1.5, "frames between two rows: frames were lost between them"),
@@ -52,7 +52,7 @@ RULES = {
     "placeholder": Rule(WARNING, None, "instructions such as 'test' or 'todo'"),
     "spellings": Rule(WARNING, None, "instructions that differ in case, spaces or full stops only"),
     "unused_task": Rule(NOTE, None, "a task of the table that no frame has"),
-    "language": Rule(NOTE, None, "columns with more language than the instruction"),
+    "language": Rule(NOTE, None, "columns of words that are not read: perhaps sub-tasks"),
     # -------------------------------------------------------------------------------------------------- pictures
     "unreadable": Rule(ERROR, None, "a picture that was looked at cannot be read"),
     "black": Rule(WARNING, 8, "brightness (of 255) that no pixel of any picture exceeds: a covered or dead camera"),
@@ -108,4 +108,9 @@ def some(values: Sequence, count: int = 6) -> str:
     return ", ".join(map(str, islice(values, count))) + (f" and {more} more" if more > 0 else "")
 
 
-__all__ = ["ERROR", "LEVELS", "NOTE", "RULES", "WARNING", "Finding", "Rule", "limit", "some"]
+def counted(number: int, word: str) -> str:
+    """`1 episode`, `2 episodes`."""
+    return f"{number} {word}" if number == 1 else f"{number} {word}s"
+
+
+__all__ = ["ERROR", "LEVELS", "NOTE", "RULES", "WARNING", "Finding", "Rule", "counted", "limit", "some"]

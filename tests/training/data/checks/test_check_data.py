@@ -24,6 +24,7 @@ from kivla.training.data.checks.report import check_data
 from kivla.training.data.episode_dataset import EpisodeDataset
 from kivla.training.data.lerobot.key_frames import read_key_frames
 from kivla.training.data.lerobot.writer import LeRobotWriter
+from kivla.training.evaluation.data_plot import draw_episode
 from kivla.training.run import look_at
 from tests.helpers.lerobot_v21 import decode
 from tests.helpers.policies import DATASET
@@ -57,7 +58,7 @@ class Made(EpisodeDataset):
             self.pictures[episode] = {"front": _pictures(state[:, :2], rng), "wrist": _pictures(state[:, 1:3], rng)}
         for spoil in faults:
             (FAULTS[spoil] if isinstance(spoil, str) else spoil)(self)
-        lengths = {episode: len(arrays["state"]) for episode, arrays in self.arrays.items()}
+        lengths = {episode: len(arrays["actions"]) for episode, arrays in self.arrays.items()}
         names = {"action_names": NAMES, "state_names": NAMES}
         layout = {"lengths": lengths, "all_cameras": ["front", "wrist"], "fps": FPS, **names}
         super().__init__("made", chunk_size, episodes, cameras, robot, **layout)
@@ -320,6 +321,17 @@ def test_episodes_of_a_few_frames(length):
         Made([lambda data: [_cut(data, episode, length) for episode in range(EPISODES)]]), progress=False
     )
     assert not report.has_failed(), [finding.text for finding in report.findings]
+
+
+def test_any_words_can_be_drawn(tmp_path):
+    data = Made([no_state, lambda data: data.texts.update({0: "pay $5 or $x^{ for the cup"})], cameras=["wrist"])
+    draw_episode(tmp_path / "episode.png", data, check_data(data, progress=False))
+    assert (tmp_path / "episode.png").stat().st_size > 10_000
+
+
+def no_state(data):
+    for arrays in data.arrays.values():
+        del arrays["state"]
 
 
 def test_time_gaps():

@@ -151,6 +151,8 @@ def test_older_ways_to_store_subtasks(copy, store):
     key = store(copy)
     data = LeRobotDataset(copy, 2, subtask_key=key)
     assert responses(data) == ALL
+    last = LeRobotDataset(copy, 2, episodes=[1], subtask_key=key)
+    assert responses(last) == SAID[1], "parts of the file that are not selected are passed over, and counted"
     assert any(f"{key} has 3 different sub-tasks" in note for note in data.notes)
     assert data.size_of(0) == (2, len(TASK) + len("pick up the cup"))
 
