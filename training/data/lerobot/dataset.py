@@ -342,12 +342,17 @@ class LeRobotDataset(RobotDataset):
         items = self.episode_range(episode)
         selected = int(np.searchsorted(self._item_ends, items.start, side="right"))
         rows, _, _ = self._rows(items.start, selected, len(items))
-        if self._episode_tasks is None:
-            tasks = dict.fromkeys(scalars(rows["task_index"]).tolist())
-        else:
-            tasks = [int(self._episode_tasks[selected])]
-        frames = {name: vectors(rows, parts) for name, parts in self._parts.items()}
-        return frames | {"timestamp": self._times(selected), "texts": [self.tasks[index] for index in tasks]}
+        return {name: vectors(rows, parts) for name, parts in self._parts.items()} | {
+            "timestamp": self._times(selected)
+        }
+
+    def episode_texts(self, episode: int) -> list[str]:
+        items = self.episode_range(episode)
+        selected = int(np.searchsorted(self._item_ends, items.start, side="right"))
+        if self._episode_tasks is not None:
+            return [self.tasks[int(self._episode_tasks[selected])]]
+        rows, _, _ = self._rows(items.start, selected, len(items))
+        return [self.tasks[index] for index in dict.fromkeys(scalars(rows["task_index"]).tolist())]
 
     def video_files(self) -> dict[str, list[Path]]:
         """The video files of the selected episodes, by camera; cameras that are stored as pictures have none."""
