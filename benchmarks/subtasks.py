@@ -37,6 +37,7 @@ def main(arguments: list[str] | None = None) -> None:
         "--start", default=str(TABLETOP_VLM), help="what both go on from: a policy that can touch, a VLM"
     )
     parser.add_argument("--max_steps", type=int, default=400, help="optimiser steps of each policy (default: 400)")
+    parser.add_argument("--learning_rate", type=float, default=3e-4, help="lower than a VLM's own (default: 3e-4)")
     parser.add_argument("--num_episodes", type=int, default=200, help="scenes, the same for all (default: 200)")
     parser.add_argument("--num_demonstrations", type=int, default=3000, help="(default: 3000)")
     parser.add_argument("--seed", type=int, default=0, help="of weights, order of the data and noise (default: 0)")
@@ -72,7 +73,8 @@ def measure(options: argparse.Namespace) -> list[dict]:
 
 
 def arguments(options: argparse.Namespace, subtasks: bool) -> TabletopArguments:
-    return TabletopArguments(kinds=[KIND], subtasks=subtasks, num_demonstrations=options.num_demonstrations)
+    given = {name: getattr(options, name) for name in ("num_demonstrations", "learning_rate")}
+    return TabletopArguments(kinds=[KIND], subtasks=subtasks, **given)
 
 
 def roll_out(policy: Path, says: bool, num_episodes: int) -> list[int]:
