@@ -40,7 +40,7 @@ def main() -> None:
 def ask(address: str, observation: dict) -> dict:
     """One request. A robot keeps its connection open, and sends one observation after the other."""
     with connect(address, max_size=None) as server:
-        server.recv()  # what the server says of itself: the policy, its cameras, its chunk size
+        server.recv()  # what the server says of itself: policy, preset, length of a chunk
         server.send(packb(observation))
         return unpackb(server.recv(decode=False))
 

@@ -31,13 +31,19 @@ COMMANDS = {
 }
 
 
+# What some commands need beside the core, and the extra that brings it (pyproject.toml)
+EXTRAS = {"gymnasium": "sim", "websockets": "server", "msgpack": "server"}
+IMPORT = "--import"
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     if not arguments or arguments[0] in ("-h", "--help"):
         print("usage: kivla COMMAND [CONFIG.yaml] [--option value ...]\n")
         for name, description in COMMANDS.items():
             print(f"  {name:15}{description}")
-        print("\n`kivla COMMAND --help` lists the options of a command.")
+        print("\n`kivla COMMAND --help` lists the options of a command. Each takes `--import MODULE`: for a policy")
+        print("with an action tokenizer of your own, whose class must be known when it is loaded.")
         return
     command, *rest = arguments
     if command not in COMMANDS:
@@ -47,7 +53,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(2)
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # last, so that it hides nothing: pkg.module:Class of one's own is found here
-    import_module(f"kivla.commands.{command.replace('-', '_')}").run(rest)
+    while IMPORT in rest[:-1]:
+        place = rest.index(IMPORT)
+        import_module(rest[place + 1])
+        del rest[place : place + 2]
+    try:
+        found = import_module(f"kivla.commands.{command.replace('-', '_')}")
+    except ImportError as error:
+        if error.name not in EXTRAS:
+            raise
+        hint = f"Install the extra: pip install 'kivla[{EXTRAS[error.name]}]'"
+        print(f"kivla {command}: it needs {error.name}. {hint}", file=sys.stderr)
+        sys.exit(2)
+    found.run(rest)
 
 
 if __name__ == "__main__":

@@ -7,9 +7,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, fields
 from itertools import takewhile
+from pathlib import Path
 
 import yaml
-from transformers import HfArgumentParser
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import (
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+)
+from transformers import HfArgumentParser, PreTrainedConfig, pipeline
 
 
 def parse(
@@ -30,7 +38,10 @@ def parse(
     Raises:
         SystemExit: an unknown option, an unknown key in the file, or options that do not go together.
     """
-    parser = HfArgumentParser(dataclass_types, prog=prog)
+    names = [positional] if isinstance(positional, str) else positional
+    usage = " ".join([prog, *(f"[{name.upper()}]" for name in names), "[--option value ...]"])
+    # No abbreviations: a misspelt option is none that happens to begin alike.
+    parser = HfArgumentParser(dataclass_types, prog=prog, usage=usage, allow_abbrev=False)
     for action in parser._actions:  # argparse has no public way to change this
         action.required = action.required or action.dest in required
     arguments = list(arguments)
@@ -45,15 +56,13 @@ def parse(
         for action in parser._actions:  # a default fulfils a requirement
             action.required = action.required and action.dest not in defaults
     else:
-        names = [positional] if isinstance(positional, str) else positional
         words = takewhile(lambda argument: not argument.startswith("-"), list(arguments))
         for i, (name, _) in enumerate(zip(names, words, strict=False)):
             arguments.insert(2 * i, f"--{name}")
-    # Before argparse says what is missing: a misspelt option is the reason why it is. (It takes unique beginnings.)
+    # Before argparse says what is missing: a misspelt option is the reason why it is.
     options = [option for action in parser._actions for option in action.option_strings]
-    given = [argument.partition("=")[0] for argument in arguments if argument.startswith("--")]
-    for name in given:
-        if not any(option.startswith(name) for option in options):
+    for name in [argument.partition("=")[0] for argument in arguments if argument.startswith("--")]:
+        if name not in options:
             near = difflib.get_close_matches(name, options, n=1)
             hint = f"Did you mean {near[0]}?" if near else f"`{prog} --help` lists what there is."
             parser.error(f"there is no option {name}. {hint}")
@@ -62,6 +71,33 @@ def parse(
     if rest:
         parser.error(f"there is no place for {' '.join(rest)}. `{prog} --help` lists what there is.")
     return tuple(parsed)
+
+
+def policy_pipeline(prog: str, policy: str, **options):
+    """Load the policy that a command was given, as `pipeline("action-prediction")`.
+
+    Args:
+        policy: a folder or a Hub id.
+        options: of the pipeline.
+
+    Raises:
+        Refused: there is neither; or it is something else, such as a VLM.
+    """
+    if not Path(policy).is_dir():
+        try:
+            hf_hub_download(policy, "config.json")
+        except (HFValidationError, RepositoryNotFoundError, LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+            raise Refused(
+                f"{prog}: {policy!r} is neither a folder here nor a policy that can be had from the Hugging Face Hub. "
+                f"Check the spelling, and for a private one log in with `hf auth login`. ({error})"
+            ) from error
+    kind = PreTrainedConfig.get_config_dict(policy)[0].get("model_type")
+    if kind not in (None, "kivla"):
+        raise Refused(
+            f"{prog}: {policy} is no KIVLA policy: its config.json has model_type = {kind!r}. A VLM becomes one by "
+            "`kivla train --vlm`, and π0 or π0.5 by `kivla convert`."
+        )
+    return pipeline("action-prediction", model=policy, **options)
 
 
 class Refused(SystemExit):

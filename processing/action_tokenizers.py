@@ -74,14 +74,15 @@ class ActionTokenizer(ABC):
     `from_dict`; the rest may stay as it is here. `KIVLAProcessor(..., action_tokenizer=MyTokenizer())` takes it, and
     so does `kivla train --action_tokenizer my_package.my_module:MyTokenizer`, which makes it with `fit`.
 
-    A policy is saved with `to_dict()`, and loads again where the class is known by its `kind`: once its module is
-    imported, or, without any import, where its package is installed and names it in its pyproject.toml:
+    A policy is saved with `to_dict()` and its `kind`, and loads again where the class is known by it: once its module
+    is imported (`kivla rollout policy --import my_module`), or, without any import, where its package is installed and
+    names it in its pyproject.toml:
 
         [project.entry-points."kivla.action_tokenizers"]
         my_kind = "my_package.my_module:MyTokenizer"
 
     Attributes:
-        kind: the name in `to_dict()` and in `ACTION_TOKENIZERS`.
+        kind: the name in saved policies and in `ACTION_TOKENIZERS`.
         vocab_size: number of codes to reserve in the VLM's vocabulary.
         num_clipped: how many values (bins) or DCT coefficients (FAST) this object has clipped while encoding.
         files: what `from_pretrained` reads in a folder or on the Hub. A kind with a layout of its own has its own here.
@@ -123,7 +124,7 @@ class ActionTokenizer(ABC):
 
     @abstractmethod
     def to_dict(self) -> dict[str, Any]:
-        """`{"kind": ..., ...}`: everything needed to rebuild the tokenizer, ready for JSON."""
+        """Everything needed to rebuild the tokenizer, ready for JSON. (`kind` is saved with it: `saved`.)"""
 
     @classmethod
     @abstractmethod
@@ -272,9 +273,13 @@ class ActionTokenizer(ABC):
         folder = local_folder(folder_or_hub_id, cls.files, **hub_kwargs)
         return cls.from_dict(read_json(folder / cls.FILE))
 
+    def saved(self) -> dict[str, Any]:
+        """What is saved with a policy: `to_dict()`, and the kind that says which class rebuilds it."""
+        return {**self.to_dict(), "kind": self.kind}
+
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         """Writes what `from_pretrained` reads. Files appear complete or not at all."""
-        write_files(folder, {self.FILE: json.dumps(self.to_dict(), indent=2)})
+        write_files(folder, {self.FILE: json.dumps(self.saved(), indent=2)})
 
 
 def check_action_tokenizer(found) -> None:

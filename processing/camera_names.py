@@ -145,7 +145,8 @@ def _refusal(
         # With several, a guess by their order would be copied, and be wrong
         theirs = unknown[0] if len(missing) == len(unknown) == 1 else "THEIR_NAME"
         options = " ".join(f"{short_name(camera)}={theirs}" for camera in missing)
-        return f"{text}Say which is which: --cameras {options} (in Python cameras={{{short_name(missing[0])!r}: ...}})."
+        mapping = ", ".join(f"{short_name(camera)!r}: {theirs!r}" for camera in missing)
+        return f"{text}Say which is which: --cameras {options} (in Python cameras={{{mapping}}})."
     if missing:
         return f"{text}Pass every camera by its name; use None for one that is missing."
     return f"{text}Leave it out; or choose: --cameras {' '.join(map(short_name, cameras))} (in Python cameras={{...}})."

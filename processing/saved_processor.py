@@ -57,11 +57,17 @@ class SavedProcessor:
         """
         hub = {name: kwargs.pop(name) for name in (*HUB_ARGUMENTS, *_VLM_PROCESSOR_ARGUMENTS) if name in kwargs}
         sizes = sizes_for(kwargs.get("robots") or {None: kwargs}, kwargs.get("state_encoding", "text"))
-        return cls(AutoProcessor.from_pretrained(pretrained_model_name_or_path, **hub), **{**sizes, **kwargs})
+        vlm_processor = AutoProcessor.from_pretrained(pretrained_model_name_or_path, **hub)
+        if isinstance(vlm_processor, SavedProcessor):
+            raise ValueError(
+                f"{pretrained_model_name_or_path} is a KIVLA policy, not a VLM. Go on from it by kivla train --policy; "
+                "in Python KIVLAProcessor.from_pretrained."
+            )
+        return cls(vlm_processor, **{**sizes, **kwargs})
 
     def to_dict(self) -> dict:
         """Return everything but the VLM's processor, ready for JSON."""
-        tokenizer = None if self.action_tokenizer is None else self.action_tokenizer.to_dict()
+        tokenizer = None if self.action_tokenizer is None else self.action_tokenizer.saved()
         settings = {name: getattr(self, name) for name in SETTINGS}
         robots = {name: robot.to_dict() for name, robot in self.robots.items()}
         robots = robots.get(None, {"robots": robots})

@@ -109,6 +109,30 @@ def test_where_the_package_is_not_installed_the_action_tokenizer_is_named(traine
         KIVLAProcessor.from_pretrained(trained[0])
 
 
+def test_commands_import_the_module_that_they_are_told(trained, tmp_path, monkeypatch):
+    """A tokenizer of one file, without a package: its policy acts where the command is told the file's module."""
+    monkeypatch.delitem(ACTION_TOKENIZERS, "companding")
+    monkeypatch.delitem(sys.modules, "companding_tokenizer")
+    options = ["--env", ENVIRONMENT, "--max_steps", "2", "--num_episodes", "1", "--num_videos", "0"]
+    options += ["--output_dir", str(tmp_path)]
+    with pytest.raises(ValueError, match="Unknown action tokenizer 'companding'"):
+        main(["rollout", str(trained[0]), *options])
+    main(["rollout", str(trained[0]), *options, "--import", "companding_tokenizer"])
+    assert (tmp_path / "rollout.json").is_file()
+
+
+def test_the_kind_is_saved_by_whoever_saves(tmp_path):
+    class Silent(action_tokenizer_class(TOKENIZER)):
+        kind = "silent"
+
+        def to_dict(self):
+            return {name: value for name, value in super().to_dict().items() if name != "kind"}
+
+    Silent(limit=3.0).save_pretrained(tmp_path)
+    assert type(load_action_tokenizer(tmp_path)) is Silent
+    del ACTION_TOKENIZERS["silent"]
+
+
 def test_an_action_tokenizer_by_itself_on_disk(tmp_path, entry_points, monkeypatch):
     tokenizer = action_tokenizer_class(TOKENIZER)(limit=2.0, vocab_size=32)
     tokenizer.save_pretrained(tmp_path / "saved")

@@ -453,9 +453,9 @@ def adapt_policy(
     _check_room(base, sources)
 
     # Statistics, cameras and, if it is new, the tokenizer come from the data.
-    robots, notes = robots_of(sources), []
+    robots, notes, changed = robots_of(sources), [], ["statistics: those of the data"]
     for robot_name, robot in robots.items():
-        robot["cameras"] = fill_places(base.path, *base.cameras_of(robot_name), robot["cameras"], cameras, notes)
+        robot["cameras"] = fill_places(base.path, *base.cameras_of(robot_name), robot["cameras"], cameras, changed)
     normalization = options.normalization or base.settings["normalization"]
     if keeps_tokenizer:
         tokenizer = base.tokenizer
@@ -476,7 +476,6 @@ def adapt_policy(
         **_robot_arguments(robots),
     )
     # What became of the base, for people and for the card.
-    changed = ["statistics: those of the data"]
     before = [robot["cameras"] for robot in base.settings.get("robots", {None: base.settings}).values()]
     changed += [f"cameras: {list(robot['cameras'])}, in this order (base: {_or(before)})" for robot in robots.values()]
     changed += [

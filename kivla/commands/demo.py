@@ -41,6 +41,7 @@ from ..training.evaluation.predictions import draw, predict_dataset
 from ..training.run_folder import claim_folder
 
 OTHER_STAGES_MINUTES = 3.0  # what everything but fine-tuning takes on two cores
+TOO_FEW_STEPS = 300
 SLOWDOWN = 1.25  # the average step of a long run takes longer than the quick quarter of a few
 
 
@@ -158,6 +159,10 @@ def _plan(demo: DemoArguments, vlm: Path, demonstrations: Path, folder: Path, ar
     seconds = seconds_per_step(vlm, demonstrations, folder / "scratch", args, num_steps=25)
     steps = int((demo.minutes - OTHER_STAGES_MINUTES) * 60 / (SLOWDOWN * seconds))
     print(f"   {seconds:.2f} s a step on this machine: {steps} steps")
+    if steps < TOO_FEW_STEPS:
+        print(
+            f"   Too few to learn the task, which takes about a thousand: give it more than {demo.minutes} --minutes."
+        )
     return {"seconds_per_step": seconds, "max_steps": steps}
 
 

@@ -5,9 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from transformers import pipeline
-
-from ..command_line import parse, refusals
+from ..command_line import parse, policy_pipeline, refusals
 from ..processing.camera_names import CAMERAS_HELP, parse_cameras
 from ..training.dataset_options import DatasetOptions
 from ..training.evaluation.policy_evaluation import draw, format_report, measure_answers, measure_chunks, predict
@@ -35,7 +33,7 @@ class EvaluateArguments(DatasetOptions):
 
 def run(arguments: Sequence[str]) -> None:
     (args,) = parse((EvaluateArguments,), arguments, prog="kivla evaluate", positional="policy")
-    pipe = pipeline("action-prediction", model=args.policy)
+    pipe = policy_pipeline("kivla evaluate", args.policy)
     robot = pipe.processor.robot(args.robot)
     with refusals("kivla evaluate"):
         names = parse_cameras(args.cameras)

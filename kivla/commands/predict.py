@@ -6,9 +6,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
-from transformers import pipeline
 
-from ..command_line import Refused, parse, refusals
+from ..command_line import Refused, parse, policy_pipeline, refusals
 from ..processing.camera_names import CAMERAS_HELP, parse_cameras
 from ..training.dataset_options import DatasetOptions
 from ..training.evaluation.predictions import draw, predict_dataset
@@ -44,7 +43,7 @@ def run(arguments: Sequence[str]) -> None:
     for name in [name for name in others if getattr(args, name) is not None]:
         reason = "there is no --dataset" if args.dataset is None else "--dataset has its own"
         raise Refused(f"kivla predict: --{name} cannot apply: {reason}.")
-    pipe = pipeline("action-prediction", model=args.policy)
+    pipe = policy_pipeline("kivla predict", args.policy)
     with refusals("kivla predict"):
         names = parse_cameras(args.cameras)
         pipe.processor.check_cameras(names)

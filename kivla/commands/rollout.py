@@ -5,9 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from transformers import pipeline
-
-from ..command_line import Refused, parse, refusals
+from ..command_line import Refused, parse, policy_pipeline, refusals
 from ..processing.camera_names import CAMERAS_HELP, parse_cameras
 from ..simulation.environments import ENV_HELP, make_env, parse_options
 from ..simulation.report_media import choose_episodes
@@ -60,7 +58,7 @@ def run(arguments: Sequence[str]) -> None:
         raise Refused('kivla rollout: mp4 needs PyAV (pip install "kivla[video]"); --video_format gif does not.')
     # One policy, or two that are compared in the same scenes.
     names = [args.policy] if args.compare is None else [args.policy, args.compare]
-    pipes = [pipeline("action-prediction", model=name) for name in names]
+    pipes = [policy_pipeline("kivla rollout", name) for name in names]
     replan_every = args.replan_every or max(min(pipe.processor.chunk_size for pipe in pipes) // 2, 1)
     # No more scenes at a time than episodes are asked for.
     env = make_env(args.env, min(args.num_envs, args.num_episodes), **parse_options(args.env_options))

@@ -4,9 +4,7 @@ import asyncio
 import logging
 from collections.abc import Sequence
 
-from transformers import pipeline
-
-from ..command_line import parse
+from ..command_line import parse, policy_pipeline
 from ..serving.served_policy import ServeArguments, make_server, serve_until_stopped
 
 
@@ -15,7 +13,7 @@ def run(arguments: Sequence[str]) -> None:
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("kivla").setLevel(logging.INFO)
     options = {name: getattr(args, name) for name in ("acts_by", "num_steps", "seed", "clip_actions", "reuse_prefix")}
-    pipe = pipeline("action-prediction", model=args.model, **options)
+    pipe = policy_pipeline("kivla serve", args.model, **options)
     if args.compile_expert:
         pipe.model.compile_expert()
     try:

@@ -33,7 +33,9 @@ try:
     from .msgpack_numpy import packb, unpackb
     from .server_metrics import ServerMetrics
 except ImportError as error:
-    raise ImportError("The policy server needs websockets and msgpack: `pip install 'kivla[server]'`.") from error
+    raise ImportError(
+        "The policy server needs websockets and msgpack: `pip install 'kivla[server]'`.", name=error.name
+    ) from error
 
 log = logging.getLogger(__name__)
 

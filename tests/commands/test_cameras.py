@@ -113,7 +113,8 @@ def test_an_adapted_policy_keeps_the_places_of_its_base(world):
     )
     processor = KIVLAProcessor.from_pretrained(world / "adapted")
     assert processor.cameras == ["observation.images.right", "observation.images.left"]
-    assert any("cameras: ['observation.images.right'" in change for change in facts["made_from"]["changed"])
+    changed = "; ".join(facts["made_from"]["changed"])
+    assert "base's places: hand is observation.images.right, top is observation.images.left" in changed
     images = [{"top": np.full((32, 32, 3), 250, np.uint8), "hand": np.full((32, 32, 3), 10, np.uint8)}]
     pixels = processor(images=images, text=["go"], state=[np.zeros(3)])["pixel_values"].mean((1, 2, 3))
     assert pixels[0] < 0 < pixels[1], "by the base's names, too"

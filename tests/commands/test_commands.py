@@ -1,6 +1,7 @@
 """The `kivla` command, each sub-command from end to end on tiny models."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -151,6 +152,34 @@ def test_unknown_key_in_yaml(tmp_path, capsys):
     assert "unknown keys: datset" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "words", [["evaluate", "--dataset", "d"], ["predict", "--dataset", "d"], ["rollout"], ["serve"]]
+)
+def test_what_is_no_policy_is_named_before_anything_is_done(words, vlm, capsys, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for name, said in (
+        ("no_such_folder", "neither a folder here nor"),
+        (str(vlm), "is no KIVLA policy: its config.json"),
+    ):
+        with pytest.raises(SystemExit) as refusal:
+            main([words[0], name, *words[1:]])
+        assert said in capsys.readouterr().err and refusal.value.code == 2
+
+
+def test_a_policy_is_no_vlm(policy):
+    with pytest.raises(ValueError, match="is a KIVLA policy, not a VLM"):
+        KIVLAProcessor.from_vlm(policy)
+
+
+def test_a_missing_extra_is_named(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "msgpack", None)
+    for module in [name for name in sys.modules if name.startswith(("kivla.serving", "kivla.commands.serve"))]:
+        monkeypatch.delitem(sys.modules, module)
+    with pytest.raises(SystemExit) as refusal:
+        main(["serve", "--help"])
+    assert "pip install 'kivla[server]'" in capsys.readouterr().err and refusal.value.code == 2
+
+
 def test_vlm_or_policy(tmp_path):
     two_stages = ["--vlm", "x", "--dataset", "y", "--output_dir", "z", "--recipe", "pi0.5", "--max_steps", "9"]
     with pytest.raises(SystemExit, match="kivla train: --resume_from_checkpoint cannot apply: a run of 2 stages"):
@@ -183,6 +212,7 @@ def test_profile_says_where_a_step_goes(vlm, tmp_path, capsys):
             ["train", "--datset", "data"],
             "no option --datset. Did you mean --dataset?",
         ),  # which is required, and missing
+        (["train", "--max_step", "3"], "there is no option --max_step. Did you mean --max_steps?"),  # no abbreviation
         (["evaluate", "policy", "other", "--dataset", "data"], "there is no place for other"),
     ],
 )

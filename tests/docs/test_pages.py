@@ -20,7 +20,7 @@ NAME = re.compile(r"`(kivla(?:\.\w+)+)")
 OPTION = re.compile(r"`[^`]*?--(\w+)(?![\w.])")
 LINK = re.compile(r"\]\((?!https?://|#)([^)\s]+)\)")
 CODE_BLOCK = re.compile(r"^```.*?^```$", re.M | re.S)
-OPTIONS_OF_OTHERS = {"rename_map", "dry_run", "write", "quick", "help", "image_size"}
+OPTIONS_OF_OTHERS = {"import", "rename_map", "dry_run", "write", "quick", "help", "image_size"}
 
 
 def prose(document: Path) -> str:

@@ -9,6 +9,7 @@ import json
 import re
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from threading import Thread
 
 
@@ -16,7 +17,8 @@ class Hub:
     """State of the stand-in.
 
     Attributes:
-        repos: name -> revision -> path -> content. "main" is the newest; commits have their hash as name, too.
+        repos: name -> revision -> path -> content, of models and of datasets. "main" is the newest;
+            commits have their hash as name, too.
         log: (method, path) of every request.
         cut: how many downloads of safetensors are cut off in the middle.
     """
@@ -36,6 +38,24 @@ class Hub:
         sha = hashlib.sha1(repr(sorted(files.items())).encode()).hexdigest()
         self.repos[repo][revision] = self.repos[repo][sha] = files
         return sha
+
+    def upload(self, repo: str, folder: Path, revision: str = "main") -> str:
+        """Make a folder's files a revision of a repository."""
+        files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        sha = hashlib.sha1(
+            repr([(name, hash(content)) for name, content in sorted(files.items())]).encode()
+        ).hexdigest()
+        repository = self.repos.setdefault(repo, {})
+        repository[revision] = repository[sha] = files
+        return sha
+
+    def downloads(self) -> set[str]:
+        """Names of the files of which the content was asked for."""
+        return {
+            path.split("/resolve/")[1].partition("/")[2]
+            for method, path in self.log
+            if "/resolve/" in path and method == "GET"
+        }
 
     def sha(self, repo: str, revision: str) -> str:
         files = self.repos[repo][revision]
@@ -93,14 +113,14 @@ class _Handler(BaseHTTPRequestHandler):
         self.hub.log.append((self.command, path))
         if path == "/api/whoami-v2":
             return self._json({"name": "user", "type": "user", "auth": {"accessToken": {"role": "write"}}})
-        if match := re.fullmatch(r"/api/models/([^/]+/[^/]+?)(?:/revision/([^/]+))?", path):
+        if match := re.fullmatch(r"/api/(?:models|datasets)/([^/]+/[^/]+?)(?:/revision/([^/]+))?", path):
             repo, revision = match[1], match[2] or "main"
             if revision not in self.hub.repos.get(repo, {}):
                 return self._missing(repo)
             files = self.hub.repos[repo][revision]
             siblings = [{"rfilename": name, "size": len(content)} for name, content in files.items()]
             return self._json({"id": repo, "modelId": repo, "sha": self.hub.sha(repo, revision), "siblings": siblings})
-        if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/tree/([^/]+)/?(.*)", path):
+        if match := re.fullmatch(r"/api/(?:models|datasets)/([^/]+/[^/]+)/tree/([^/]+)/?(.*)", path):
             files = {n: c for n, c in self.hub.repos[match[1]][match[2]].items() if n.startswith(match[3])}
             if not files:
                 return self._json({"error": "no entry"}, 404, X_Error_Code="EntryNotFound")
@@ -108,7 +128,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self._json(
                 [{"type": "file", "path": n, "size": len(c), "oid": digests[n]} for n, c in files.items()]
             )
-        if match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
+        if match := re.fullmatch(r"/(?:datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             repo, revision, name = match.groups()
             if revision not in self.hub.repos.get(repo, {}):
                 return self._missing(repo)

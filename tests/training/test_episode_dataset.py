@@ -97,4 +97,4 @@ def test_the_frames_of_an_episode_are_those_of_its_items(both):
         for name in ("actions", "state"):
             np.testing.assert_array_equal(frames[name], from_items[name], err_msg=name)
         np.testing.assert_allclose(frames["timestamp"], from_items["timestamp"], atol=1e-5)
-        assert frames["texts"] == from_items["texts"]
+        assert data.episode_texts(2) == RobotDataset.episode_texts(lerobot, 2)

@@ -76,7 +76,8 @@ def _names(part, robot: str | None) -> tuple[list[str], bool] | None:
             names = list(images)
         if names is not None:
             return list(names), False
-        return [f"camera_{i}" for i in range(len(images or ()))], True
+        if images is None or isinstance(images, list | tuple):  # the processor refuses all else
+            return [f"camera_{i}" for i in range(len(images or ()))], True
     return None
 
 

@@ -143,9 +143,10 @@ class EpisodeDataset(RobotDataset):
 
     def episode_frames(self, episode: int) -> dict:
         vectors = self._vectors[self._episodes.index(episode)]
-        length = len(vectors["actions"])
-        texts = list(dict.fromkeys(self.read_text(episode, frame) for frame in range(length)))
-        return {**vectors, "timestamp": np.arange(length) / self.fps, "texts": texts}
+        return {**vectors, "timestamp": np.arange(len(vectors["actions"])) / self.fps}
+
+    def episode_texts(self, episode: int) -> list[str]:
+        return list(dict.fromkeys(self.read_text(episode, i) for i in range(len(self.episode_range(episode)))))
 
     @cached_property
     def content_digest(self) -> str:

@@ -19,15 +19,17 @@ def parse_episodes(words: str | Iterable[str | int] | None, option: str = "episo
         option: what messages call it.
 
     Raises:
-        ValueError: something else.
-        FileNotFoundError: there is no such file.
+        ValueError: something else, or there is no such file.
     """
     if words is None:
         return None
     numbers: list[int] = []
     for word in words.split() if isinstance(words, str) else words:
         if isinstance(word, str) and word.startswith("@"):
-            lines = Path(word[1:]).expanduser().read_text(encoding="utf-8").splitlines()
+            file = Path(word[1:]).expanduser()
+            if not file.is_file():
+                raise ValueError(f"--{option} {word}: there is no file {file}.")
+            lines = file.read_text(encoding="utf-8").splitlines()
             for part in " ".join(line.partition("#")[0] for line in lines).replace(",", " ").split():
                 numbers += _numbers(part.strip("[]"), option)
         else:

@@ -94,19 +94,23 @@ class RobotDataset(torch.utils.data.Dataset, ABC):
         """The items of an episode, given by its number."""
 
     def episode_frames(self, episode: int) -> dict:
-        """All frames of an episode, given by its number, but their pictures.
+        """The numbers of all frames of an episode, given by its own.
+
+        A reader that has them without reading pictures has its own way.
 
         Returns:
-            `actions` (T, Da) and, where there is one, `state` (T, Ds), float32; `timestamp` (T,), seconds; `texts`, the
-            episode's instructions, each once. A reader that has them without reading pictures says so here.
+            `actions` (T, Da) and, where there is one, `state` (T, Ds), float32; `timestamp` (T,), seconds.
         """
         items = [self[item] for item in self.episode_range(episode)]
         frames = {
             "actions": np.stack([item["actions"][0] for item in items]),
             "timestamp": np.array([item["timestamp"] for item in items]),
-            "texts": list(dict.fromkeys(item["text"] for item in items)),
         }
         return frames | ({"state": np.stack([item["state"] for item in items])} if self.state_dim else {})
+
+    def episode_texts(self, episode: int) -> list[str]:
+        """The instructions of an episode, each once, in order; as `episode_frames`."""
+        return list(dict.fromkeys(self[item]["text"] for item in self.episode_range(episode)))
 
     @property
     @abstractmethod

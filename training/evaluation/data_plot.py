@@ -49,7 +49,7 @@ def draw_episode(path: str | os.PathLike, data: RobotDataset, report: DataReport
     footer = textwrap.wrap(_not_drawn(report, rows), 190)
 
     page = _Page(_TITLE + sum(heights) + _GAP * len(heights) + _ROW * len(rows) + _BOTTOM + _LINE * len(footer))
-    page.text(0.12, _title(report, episode, frames), size=11, color="black")
+    page.text(0.12, _title(report, episode, seconds, data.episode_texts(episode)), size=11, color="black")
     page.figure.legend(
         handles=_legend(report),
         loc="upper right",
@@ -176,11 +176,10 @@ def _rows(report: DataReport) -> list[Row]:
     return [rows[j] for j in sorted(sorted(range(len(rows)), key=order_of)[:_TRACES])]
 
 
-def _title(report: DataReport, episode: int, frames: dict) -> str:
-    count, name = len(frames["timestamp"]), report.name.rstrip("/").split("/")
-    seconds = frames["timestamp"][-1] - frames["timestamp"][0]
-    said = textwrap.shorten("   ".join(frames["texts"]), 100, placeholder=" …")
-    return f"{'/'.join(name[-2:])}, episode {episode}: {count} frames, {seconds:.1f} s\n“{said}”"
+def _title(report: DataReport, episode: int, seconds: np.ndarray, texts: list[str]) -> str:
+    name = "/".join(report.name.rstrip("/").split("/")[-2:])
+    said = textwrap.shorten("   ".join(texts), 100, placeholder=" …")
+    return f"{name}, episode {episode}: {len(seconds)} frames, {seconds[-1]:.1f} s\n“{said}”"
 
 
 def _legend(report: DataReport) -> list:

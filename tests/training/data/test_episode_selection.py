@@ -32,6 +32,11 @@ def test_what_is_no_number_is_refused_by_name(word):
         parse_episodes([word], "eval_episodes")
 
 
+def test_a_file_that_is_not_there():
+    with pytest.raises(ValueError, match=r"--episodes @none\.txt: there is no file none\.txt"):
+        parse_episodes(["@none.txt"])
+
+
 def test_leaving_out():
     assert without([0, 1, 2, 3], [1, 3]) == [0, 2]
     with pytest.raises(ValueError, match=r"not among those to use: \[7\]"):

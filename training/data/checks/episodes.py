@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from .findings import Finding, limit, some
+from .findings import Finding, counted, limit, some
 
 # Below so many episodes none can be called unusual.
 _FEW = 4
@@ -40,7 +40,7 @@ def check_endings(episodes: Sequence[int], speeds: Sequence[float]) -> list[Find
         return []
     cut = tuple(episode for episode, rest in zip(episodes, at_rest, strict=True) if not rest)
     text = (
-        f"{len(cut)} of {len(episodes)} episodes end in full motion, the others at rest: {some(cut)}. They look "
+        f"Of {len(episodes)} episodes these end in full motion, the others at rest: {some(cut)}. They look "
         "cut off: leave them out, or look at their last frames."
     )
     return [Finding("ends_moving", text, episodes=cut)]
@@ -58,7 +58,7 @@ def check_lengths(episodes: Sequence[int], lengths: Sequence[int], fps: float) -
         if len(episodes) >= _FEW and chosen.any():
             found = tuple(int(episodes[i]) for i in np.flatnonzero(chosen))
             places = some([f"{episodes[i]} ({sizes[i] / fps:.1f} s)" for i in np.flatnonzero(chosen)])
-            text = f"{len(found)} of {len(episodes)} episodes are far {word} than the median of {median / fps:.1f} s: "
+            text = f"Far {word} than the median of {median / fps:.1f} s, of {len(episodes)} episodes: "
             findings.append(Finding(code, f"{text}{places}.", episodes=found))
     return findings
 
@@ -95,8 +95,8 @@ def check_gaps(gaps: Mapping[int, tuple[int, float]], frames: int) -> list[Findi
         return []
     count, longest = sum(number for number, _ in gaps.values()), max(seconds for _, seconds in gaps.values())
     text = (
-        f"Time is missing between two frames in {count} places of {frames} frames, up to {longest:.2f} s: episodes "
-        f"{some(list(gaps))}. Actions there are further apart than a chunk thinks."
+        f"Time is missing between two of {frames} frames in {counted(count, 'place')}, up to {longest:.2f} s (episodes "
+        f"{some(list(gaps))}). Actions there are further apart than a chunk thinks."
     )
     return [Finding("time_gap", text, episodes=tuple(gaps))]
 
@@ -113,14 +113,14 @@ def check_texts(by_episode: Mapping[int, Sequence[str]], tasks: Sequence[str]) -
         for text in texts:
             users[text].append(episode)
     if empty := tuple(users.pop("", ()) or ()):
-        text = f"{len(empty)} episodes have an empty instruction: {some(empty)}. Give the task a sentence."
+        text = f"The instruction of {counted(len(empty), 'episode')} is empty: {some(empty)}. Give the task a sentence."
         findings.append(Finding("no_text", text, episodes=empty))
     spellings = defaultdict(list)
     for text in users:
         plain = re.sub(r"[\W_]+", " ", text).strip().lower()
         spellings[plain].append(text)
         if plain in _PLACEHOLDERS:
-            said = f"The instruction of {len(users[text])} episodes is {text!r}. Write what is done there."
+            said = f"The instruction of {counted(len(users[text]), 'episode')} is {text!r}. Write what is done there."
             findings.append(Finding("placeholder", said, episodes=tuple(users[text])))
     for same in spellings.values():
         if len(same) > 1:
@@ -128,7 +128,7 @@ def check_texts(by_episode: Mapping[int, Sequence[str]], tasks: Sequence[str]) -
             said = f"One instruction in {len(same)} spellings: {some([repr(text) for text in same])}."
             findings.append(Finding("spellings", said, episodes=episodes))
     if unused := [text for text in tasks if text and text not in users]:
-        findings.append(Finding("unused_task", f"Of no frame: {some([repr(text) for text in unused])}."))
+        findings.append(Finding("unused_task", f"No frame has the task {some([repr(text) for text in unused])}."))
     return findings
 
 

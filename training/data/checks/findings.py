@@ -108,4 +108,9 @@ def some(values: Sequence, count: int = 6) -> str:
     return ", ".join(map(str, islice(values, count))) + (f" and {more} more" if more > 0 else "")
 
 
-__all__ = ["ERROR", "LEVELS", "NOTE", "RULES", "WARNING", "Finding", "Rule", "limit", "some"]
+def counted(number: int, word: str) -> str:
+    """`1 episode`, `2 episodes`."""
+    return f"{number} {word}" if number == 1 else f"{number} {word}s"
+
+
+__all__ = ["ERROR", "LEVELS", "NOTE", "RULES", "WARNING", "Finding", "Rule", "counted", "limit", "some"]

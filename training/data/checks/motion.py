@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .dimensions import Dimensions
-from .findings import Finding, limit, some
+from .findings import Finding, counted, limit, some
 
 # A jump is so many times larger than the steps around it, and than 90 % of all steps.
 _TIMES_AROUND, _TIMES_USUAL = 5, 3
@@ -193,9 +193,7 @@ def describe_jumps(found: dict[int, list[tuple[int, int]]], table: Dimensions, e
             )
             findings.append(Finding("in_steps", text, table.name, (name,), jumping, places=tuple(places)))
             continue
-        text = (
-            f"{name} of the {table.name} jumps within one frame, {len(places)} time{'s' * (len(places) > 1)}: {first}"
-        )
+        text = f"{name} of the {table.name} jumps within one frame, {counted(len(places), 'time')}: {first}"
         text += " ..." if len(places) > 3 else ""
         text += (
             ". An angle that begins anew after a whole turn: unwrap it."

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from .dimensions import Dimensions
-from .findings import LEVELS, some
+from .findings import LEVELS, counted, some
 from .report import DataReport
 
 _WIDTH = 118
@@ -33,7 +33,7 @@ def format_findings(report: DataReport) -> Iterator[str]:
             finding.text, _WIDTH, initial_indent=start, subsequent_indent=" " * len(start), break_on_hyphens=False
         )
     counts = [(report.count(level), level) for level in reversed(LEVELS)]
-    yield ", ".join(f"{count} {level}{'' if count == 1 else 's'}" for count, level in counts)
+    yield ", ".join(counted(count, level) for count, level in counts)
 
 
 def _fact_lines(report: DataReport) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import pairwise
@@ -31,6 +31,8 @@ from .pictures import CameraView, Moment, busiest, changed, check_camera, look
 # frames in a row by their pictures, video files by their packets.
 _ALL = {"episodes": None, "sample": 200, "pictures": 6, "in_a_row": 6, "videos": 100}
 _QUICK = {"episodes": 100, "sample": 50, "pictures": 2, "in_a_row": 1, "videos": 2}
+
+FramesOf = Callable[[int], dict[str, np.ndarray]]  # `RobotDataset.episode_frames`
 
 
 @dataclass
@@ -106,11 +108,14 @@ def check_data(data: RobotDataset, quick: bool = False, progress: bool = True) -
     report.findings += [Finding("assumed", note) for note in data.notes]
     total = len(episodes) * (7 if data.state_dim else 4)  # three readings of each vector, and one of both
     with tqdm(total=total, desc="Checking data", unit=" episodes", disable=not progress, leave=False) as bar:
-        read = partial(_read, data, episodes, bar=bar)
+        frames_of = data.episode_frames
+        if quick:  # few enough to be read once
+            frames_of = {episode: data.episode_frames(episode) for episode in episodes}.__getitem__
+        read = partial(_read, frames_of, episodes, bar)
         report.actions = measure("actions", data.action_names, data.action_dim, partial(read, "actions"))
         if data.state_dim:
             report.state = measure("state", data.state_names, data.state_dim, partial(read, "state"))
-        report.findings += _check_vectors(data, report, episodes, _spread(episodes, how_much["sample"]), bar)
+        report.findings += _check_vectors(data, report, frames_of, episodes, _spread(episodes, how_much["sample"]), bar)
         report.findings += _check_pictures(data, report, _spread(episodes, how_much["pictures"]), how_much["in_a_row"])
         if isinstance(data, LeRobotDataset):
             report.findings += _check_videos(data, report, how_much["videos"]) + _check_language(data)
@@ -122,11 +127,10 @@ def _spread(episodes: list[int], count: int | None) -> list[int]:
     return episodes if count is None else [episodes[i] for i in evenly_spread(len(episodes), count)]
 
 
-def _read(data: RobotDataset, episodes: list[int], name: str, bar: tqdm | None = None) -> Iterator[np.ndarray]:
+def _read(frames_of: FramesOf, episodes: list[int], bar: tqdm, name: str) -> Iterator[np.ndarray]:
     for episode in episodes:
-        yield data.episode_frames(episode)[name]
-        if bar is not None:
-            bar.update()
+        yield frames_of(episode)[name]
+        bar.update()
 
 
 def _facts(data: RobotDataset, episodes: list[int]) -> dict[str, str]:
@@ -140,6 +144,8 @@ def _facts(data: RobotDataset, episodes: list[int]) -> dict[str, str]:
         "state": f"{data.state_dim} dimensions" if data.state_dim else "none",
         "cameras": ", ".join(data.cameras) or "none",
     }
+    if len(episodes) < data.num_episodes:
+        facts["looked at"] = f"{len(episodes)} episodes"
     if isinstance(data, LeRobotDataset):
         facts = {"format": f"LeRobot {data.version}, robot {data.robot_type or 'not named'}", **facts}
     return facts
@@ -147,28 +153,33 @@ def _facts(data: RobotDataset, episodes: list[int]) -> dict[str, str]:
 
 # ------------------------------------------------------------------------------------------------ states and actions
 def _check_vectors(
-    data: RobotDataset, report: DataReport, episodes: list[int], sample: list[int], bar: tqdm
+    data: RobotDataset,
+    report: DataReport,
+    frames_of: FramesOf,
+    episodes: list[int],
+    sample: list[int],
+    bar: tqdm,
 ) -> list[Finding]:
     actions, state = report.actions, report.state
     assert actions is not None
     findings: list[Finding] = []
     are_positions = False
     if state is not None:
-        both = ((frames["actions"], frames["state"]) for frames in map(data.episode_frames, sample))
+        both = ((frames["actions"], frames["state"]) for frames in map(frames_of, sample))
         report.lag = measure_lag(both, actions, state, data.fps)
         are_positions = report.lag.frames is not None and report.lag.meaning == "positions"
         findings += check_dimensions(state) + check_lag(report.lag, data.fps)
-        steps = _usual_steps(data, sample, state)
+        steps = _usual_steps(map(frames_of, sample), state)
 
     findings += check_dimensions(actions, are_positions)
     jumping: dict[int, list[tuple[int, int]]] = defaultdict(list)
     still, gaps, texts, digests, speeds = [], {}, {}, {}, []
     repeated, moving, frames_in_all = 0, 0, 0
     for episode in episodes:
-        frames = data.episode_frames(episode)
+        frames = frames_of(episode)
         bar.update()
         frames_in_all += len(frames["actions"])
-        texts[episode] = frames["texts"]
+        texts[episode] = data.episode_texts(episode)
         vectors = [np.ascontiguousarray(frames[name]).tobytes() for name in ("actions", "state") if name in frames]
         digests[episode] = hashlib.sha256(b"".join(vectors)).hexdigest()
         missing = time_gaps(frames["timestamp"], data.fps)
@@ -203,9 +214,9 @@ def _check_vectors(
     return findings + check_texts(texts, list(data.tasks.values()) if whole else [])
 
 
-def _usual_steps(data: RobotDataset, sample: list[int], table: Dimensions) -> np.ndarray:
+def _usual_steps(episodes: Iterable[dict], table: Dimensions) -> np.ndarray:
     """(D,) what 90 % of the steps of some episodes do not exceed."""
-    steps = np.concatenate([np.abs(np.diff(values, axis=0)) for values in _read(data, sample, table.name)])
+    steps = np.concatenate([np.abs(np.diff(frames[table.name], axis=0)) for frames in episodes])
     return np.quantile(steps, 0.9, axis=0) if len(steps) else np.zeros(len(table.names))
 
 

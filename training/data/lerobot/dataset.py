@@ -14,8 +14,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 from tqdm import tqdm
 
 from ..robot_dataset import RobotDataset, evenly_spread
@@ -29,6 +27,7 @@ from .frame_table import (
     blocks,
     check_lengths,
     episode_runs,
+    first_without_picture,
     is_picture,
     is_vector,
     load_table,
@@ -36,6 +35,7 @@ from .frame_table import (
     scalars,
     vectors,
 )
+from .hub_files import HubFolder
 from .language import read_language
 from .metadata import LeRobotMetadata
 from .stored_image import read_image
@@ -131,11 +131,14 @@ class LeRobotDataset(RobotDataset):
             raise ValueError(f"chunk_size is the number of actions per item and must be at least 1, got {chunk_size}.")
         if tolerance_s is not None and not tolerance_s > 0:
             raise ValueError(f"tolerance_s is a number of seconds above 0, got {tolerance_s}.")
-        self.name = str(folder_or_hub_id)
         self.chunk_size = chunk_size
         self.robot = robot
         self._frame_cache = FrameCache(int(frame_cache_mb * 1e6))
-        self._metadata = LeRobotMetadata.load(_local_folder(folder_or_hub_id))
+        self._hub = _on_hub(folder_or_hub_id, revision)
+        self.name = str(folder_or_hub_id) if self._hub is None else self._hub.repo
+        self._metadata = _metadata_of(folder_or_hub_id, self._hub)
+        if self._hub is not None and self._hub.revision:
+            self._metadata.notes.append(f"The dataset's revision {self._hub.revision} is read, not the newest one.")
         self.notes = self._metadata.notes  # and what comes while files are looked for
 
         info = self._metadata.info
@@ -172,6 +175,7 @@ class LeRobotDataset(RobotDataset):
         self.state_dim, self.state_names = self._measure("state", chosen.names) if chosen.state else (0, None)
         self.tasks, self._episode_tasks = self._derive_tasks()
         self._check_frames()
+        self._check_stored_images(stored)
         self.subtask_key = subtask_key
         where = self._metadata.root, files.paths, files.types, self._first_rows, self._lengths
         try:
@@ -223,7 +227,17 @@ class LeRobotDataset(RobotDataset):
     @classmethod
     def camera_names(cls, name: str | Path) -> list[str]:
         """Feature names of the cameras that have files, from a dataset's metadata alone."""
-        metadata = LeRobotMetadata.load(_local_folder(name))
+        hub = _on_hub(name)
+        if hub is not None:
+            metadata, first = LeRobotMetadata.load(hub.root), np.array([0])
+            cameras = {key: feature for key, feature in metadata.info["features"].items() if _is_camera(feature)}
+            return [
+                camera
+                for camera, feature in cameras.items()
+                if feature["dtype"] == "image"
+                or (metadata.has_videos(camera) and all(map(hub.has, metadata.video_files(camera, first))))
+            ]
+        metadata = _metadata_of(name, None)
         everything = np.arange(len(metadata.episode_indices))
         return [
             key
@@ -328,12 +342,17 @@ class LeRobotDataset(RobotDataset):
         items = self.episode_range(episode)
         selected = int(np.searchsorted(self._item_ends, items.start, side="right"))
         rows, _, _ = self._rows(items.start, selected, len(items))
-        if self._episode_tasks is None:
-            tasks = dict.fromkeys(scalars(rows["task_index"]).tolist())
-        else:
-            tasks = [int(self._episode_tasks[selected])]
-        frames = {name: vectors(rows, parts) for name, parts in self._parts.items()}
-        return frames | {"timestamp": self._times(selected), "texts": [self.tasks[index] for index in tasks]}
+        return {name: vectors(rows, parts) for name, parts in self._parts.items()} | {
+            "timestamp": self._times(selected)
+        }
+
+    def episode_texts(self, episode: int) -> list[str]:
+        items = self.episode_range(episode)
+        selected = int(np.searchsorted(self._item_ends, items.start, side="right"))
+        if self._episode_tasks is not None:
+            return [self.tasks[int(self._episode_tasks[selected])]]
+        rows, _, _ = self._rows(items.start, selected, len(items))
+        return [self.tasks[index] for index in dict.fromkeys(scalars(rows["task_index"]).tolist())]
 
     def video_files(self) -> dict[str, list[Path]]:
         """The video files of the selected episodes, by camera; cameras that are stored as pictures have none."""
@@ -402,9 +421,11 @@ class LeRobotDataset(RobotDataset):
 
     def _look_at_files(self) -> tuple[DataFiles, dict[Path, np.ndarray]]:
         """The data files of all episodes, or if some are missing those of the selection; and the episodes in each."""
-        placed = self._metadata.data_files(np.arange(len(self._metadata.episode_indices)))
-        if not all(path.is_file() for path in placed):
-            placed = self._metadata.data_files(self._positions)
+        placed = {}
+        if self._hub is None:
+            placed = self._metadata.data_files(np.arange(len(self._metadata.episode_indices)))
+        if not placed or not all(path.is_file() for path in placed):
+            placed = self._metadata.data_files(np.sort(self._positions))
             self._refuse_missing([path for path in placed if not path.is_file()], "data file")
         self._data_paths = list(placed)
         return DataFiles.look_at(self._data_paths), placed
@@ -573,6 +594,19 @@ class LeRobotDataset(RobotDataset):
         labels = {kind: names or [f"{kind} {i}" for i in range(size)] for kind, (names, size) in sizes.items()}
         self.notes += checks.rounding(labels)
 
+    def _check_stored_images(self, cameras: Sequence[str]) -> None:
+        """Refuse rows without a picture, which would end a run when they are reached."""
+        for first, length, episode in zip(
+            self._first_rows.tolist(), self._lengths.tolist(), self.episodes, strict=True
+        ):
+            for camera in cameras:
+                frame = first_without_picture(self._table[first : first + length][camera])
+                if frame is not None:
+                    raise ValueError(
+                        f"{self.name}, camera {camera!r}, episode {episode}, frame {frame}: the data file holds no "
+                        "image here. Leave the camera or the episode out."
+                    )
+
     def _blocks(self, columns: Sequence[str]) -> Iterator[tuple[np.ndarray, np.ndarray, pa.Table]]:
         """Columns of the selected episodes; see `blocks`."""
         return blocks(self._table, list(dict.fromkeys(columns)), self._first_rows, self._lengths)
@@ -693,17 +727,19 @@ class LeRobotDataset(RobotDataset):
             raise ValueError(f"{where}: {error}") from error
 
 
-def _local_folder(folder_or_hub_id: str | Path) -> Path:
-    folder = Path(folder_or_hub_id).expanduser()
-    if folder.is_dir():
-        return folder
-    try:
-        return Path(snapshot_download(str(folder_or_hub_id), repo_type="dataset"))
-    except (HFValidationError, RepositoryNotFoundError, LocalEntryNotFoundError) as error:
-        raise FileNotFoundError(
-            f"{str(folder_or_hub_id)!r} is neither a folder here nor a dataset that can be had from the Hugging Face "
-            f"Hub. Check the spelling, and for a private dataset log in with `hf auth login`. ({error})"
-        ) from error
+def _on_hub(folder_or_hub_id: str | Path, revision: str | None = None) -> HubFolder | None:
+    """The dataset on the Hub; None if it is a folder of this machine."""
+    if not Path(folder_or_hub_id).expanduser().is_dir():
+        return HubFolder(str(folder_or_hub_id), revision)
+    if revision is not None:
+        raise ValueError(f"{folder_or_hub_id} is a folder, which has no revision {revision!r}.")
+    return None
+
+
+def _metadata_of(folder_or_hub_id: str | Path, hub: HubFolder | None) -> LeRobotMetadata:
+    if hub is not None:
+        return LeRobotMetadata.load(hub.root, hub.fetch)
+    return LeRobotMetadata.load(Path(folder_or_hub_id).expanduser())
 
 
 def _digest_of_ends(path: Path, length: int = 1 << 14) -> str:

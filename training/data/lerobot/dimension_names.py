@@ -26,9 +26,10 @@ def dimension_names(stored, size: int, label: str) -> tuple[list[str] | None, st
         return [f"{label}_{i}" for i in range(size)], sentence
     plain = [name for _, name in found]
     names = plain if _all_differ(plain) else [f"{group}.{name}" if group else name for group, name in found]
-    names = [name if isinstance(name, str) and name.strip() else f"{label}_{i}" for i, name in enumerate(names)]
+    is_name = [isinstance(name, str) and bool(name.strip()) for name in plain]
+    names = [name if is_name[i] else f"{label}_{i}" for i, name in enumerate(names)]
     unique = make_unique(names)
-    changed = any(not isinstance(name, str) for name in plain) or unique != names
+    changed = not all(is_name) or unique != names
     sentence = f"Some names of {label} in info.json are missing or not different: they are numbered."
     return unique, sentence if changed else None
 

@@ -180,6 +180,20 @@ def scalars(column: pa.ChunkedArray) -> np.ndarray:
     return matrix(column).reshape(len(column))
 
 
+def first_without_picture(column: pa.ChunkedArray) -> int | None:
+    """The first row that has neither a picture nor the path of one; None where there is none. Nothing is copied."""
+    passed = 0
+    for chunk in column.chunks:
+        if pa.types.is_struct(chunk.type):
+            there = pc.or_(*(pc.is_valid(pc.struct_field(chunk, name)) for name in ("bytes", "path")))
+        else:
+            there = pc.is_valid(chunk)
+        if not pc.all(there).as_py() and len(there):
+            return passed + there.to_pylist().index(False)
+        passed += len(chunk)
+    return None
+
+
 def check_lengths(column: pa.ChunkedArray) -> int | None:
     """The first row whose vector is empty or of another length than the first one's; None where there is none."""
     array = column.combine_chunks()
@@ -199,6 +213,7 @@ __all__ = [
     "blocks",
     "check_lengths",
     "episode_runs",
+    "first_without_picture",
     "is_picture",
     "is_vector",
     "load_table",

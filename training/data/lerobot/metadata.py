@@ -7,7 +7,7 @@ one file, says in `meta/episodes/` where each one is, and its tables are parquet
 import json
 import re
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
@@ -49,6 +49,10 @@ _MAX_TEMPLATE = 1024
 _WIDTH = re.compile(r"0?\d{0,2}d?")
 
 
+def _nothing(paths: Sequence[Path]) -> None:
+    """What is in a folder is there."""
+
+
 @dataclass(frozen=True)
 class LeRobotMetadata:
     """What `meta/` says about a dataset. Episodes are addressed by their *position* in these arrays.
@@ -61,6 +65,7 @@ class LeRobotMetadata:
         episode_lengths: (E,) frames of each episode.
         placement: v3.0's columns that say which file holds an episode and where in it, each (E,); empty for v2.x.
         notes: what in the metadata does not agree with itself and does no harm, a sentence each.
+        fetch: makes files be there, if the dataset has them.
     """
 
     root: Path
@@ -70,9 +75,10 @@ class LeRobotMetadata:
     episode_lengths: np.ndarray
     placement: dict[str, np.ndarray]
     notes: list[str] = field(default_factory=list)
+    fetch: Callable[[Sequence[Path]], None] = _nothing
 
     @classmethod
-    def load(cls, root: Path) -> "LeRobotMetadata":
+    def load(cls, root: Path, fetch: Callable[[Sequence[Path]], None] = _nothing) -> "LeRobotMetadata":
         """Read and check `root/meta`.
 
         Raises:
@@ -81,7 +87,7 @@ class LeRobotMetadata:
         """
         info = _read_info(root)
         read_tables = _read_tables_v2 if info["codebase_version"] in ONE_FILE_EACH else _read_tables_v3
-        metadata = cls(root, info, *read_tables(root))
+        metadata = cls(root, info, *read_tables(root), fetch=fetch)
         for key, found, what in (
             ("total_episodes", len(metadata.episode_indices), "episodes"),
             ("total_frames", int(metadata.episode_lengths.sum()), "frames"),
@@ -186,6 +192,13 @@ class LeRobotMetadata:
             order = np.argsort(number, kind="stable")
             groups = np.split(positions[order], np.flatnonzero(np.diff(number[order])) + 1)
             groups = [groups[i] for i in np.argsort(first)]  # in the order of the episodes
+        template, usual = self._template(key), _USUAL_PATHS[self.has_file_for_each][key]
+        firsts = [int(group[0]) for group in groups]
+        paths = [self._fill(key, template, kind, first, names) for first in firsts]
+        self.fetch(paths)
+        if template != usual and self._knows_usual(kind):
+            gone = [first for first, path in zip(firsts, paths, strict=True) if not path.is_file()]
+            self.fetch([self._fill(key, usual, kind, first, names) for first in gone])
         files: dict[Path, list] = {}
         for group in groups:
             files.setdefault(self._find(key, kind, int(group[0]), names), []).append(group)
@@ -216,7 +229,7 @@ class LeRobotMetadata:
         path = self._fill(key, template, kind, position, names)
         if template == usual or path.is_file():
             return path
-        if not self.has_file_for_each and f"{kind}/file_index" not in self.placement:
+        if not self._knows_usual(kind):
             return path
         other = self._fill(key, usual, kind, position, names)
         if not other.is_file():
@@ -225,6 +238,10 @@ class LeRobotMetadata:
         if note not in self.notes:
             self.notes.append(note)
         return other
+
+    def _knows_usual(self, kind: str) -> bool:
+        """Whether it is known where files usually are."""
+        return self.has_file_for_each or f"{kind}/file_index" in self.placement
 
     def _fill(self, key: str, template: str, kind: str, position: int, names: dict[str, str]) -> Path:
         """Fill a path template, which may come from a stranger: it must stay inside the folder."""

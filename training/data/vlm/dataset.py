@@ -1,7 +1,8 @@
 """Images with text, as VLM fine-tuning has them, as examples for a policy."""
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 
 import datasets
@@ -108,8 +109,7 @@ class VLMDataset(torch.utils.data.Dataset):
         self.box_format = box_format
         self.media_dir = None if media_dir is None else Path(media_dir)
         if self._has_paths():
-            column = self.columns["images"]
-            check_pictures((row[column] for row in rows.select_columns(column)), self.media_dir)
+            check_pictures(self._values("images"), self.media_dir)
         self._category_names = self._find_category_names() if self.layout == "boxes" else None
         self._ends = self._count_turns() if turns == "split" and self.layout == "messages" else None
 
@@ -235,9 +235,13 @@ class VLMDataset(torch.utils.data.Dataset):
 
     def _count_turns(self) -> np.ndarray:
         """One past each row's last example."""
-        column = self.columns["messages"]
-        conversations = (row[column] for row in self.rows.select_columns(column))
-        return np.cumsum([len(read_conversation(messages, i)[1]) for i, messages in enumerate(conversations)])
+        conversations = enumerate(self._values("messages"))
+        return np.cumsum([len(read_conversation(messages, i)[1]) for i, messages in conversations])
+
+    def _values(self, part: str) -> Iterator:
+        """One column of all rows, read in batches; nothing else is."""
+        column = self.columns[part]
+        return chain.from_iterable(batch[column] for batch in self.rows.select_columns(column).iter(batch_size=1000))
 
     def _find_category_names(self) -> Sequence[str] | None:
         """Names of the numbers that stand for categories; None where the rows have the names themselves."""

@@ -439,6 +439,18 @@ def test_sparse_key_frames_are_a_warning(tmp_path, capsys):
     assert status.value.code == 1 and "key_frames" in printed and "ffmpeg" in printed and "1 warning" in printed
 
 
+def test_a_video_that_begins_without_a_key_frame_is_seen(tmp_path):
+    whole, late = tmp_path / "whole.mp4", tmp_path / "late.mp4"
+    encode(decode(DATASET / "videos/observation.images.corner2/chunk-000/file-000.mp4")[:20], whole, fps=80, distance=8)
+    with av.open(str(whole)) as source, av.open(str(late), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in [packet for packet in source.demux(video=0) if packet.dts is not None][3:]:
+            packet.stream = stream
+            target.mux(packet)
+    assert read_key_frames(whole).starts_with_one and read_key_frames(whole).key_frames == 3
+    assert not read_key_frames(late).starts_with_one
+
+
 def encode(frames: list[np.ndarray], path: Path, fps: int, distance: int) -> None:
     with av.open(str(path), "w") as container:
         options = {"qp": "0", "preset": "ultrafast", "g": str(distance), "x264-params": "scenecut=0"}

@@ -11,11 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from huggingface_hub.errors import RepositoryNotFoundError
 from PIL import Image
 from transformers import Trainer, TrainingArguments
 
-from kivla.training.data.lerobot import dataset as lerobot_dataset
 from kivla.training.data.lerobot.dataset import LeRobotDataset
 from tests.helpers.lerobot_v21 import decode, encode, write_v21_twin
 from tests.helpers.tolerance import assert_close_relative
@@ -427,34 +425,6 @@ def test_the_hugging_face_trainer_trains_on_it(workers, tmp_path):
     result = Trainer(TinyPolicy(), arguments, train_dataset=data, data_collator=collate).train()
     assert result.global_step == 3
     assert np.isfinite(result.training_loss)
-
-
-# The Hub
-
-
-def test_a_hub_id_is_downloaded_as_a_dataset(monkeypatch):
-    asked = []
-
-    def download(repo_id, repo_type):
-        asked.append((repo_id, repo_type))
-        return str(FIXTURE)
-
-    monkeypatch.setattr(lerobot_dataset, "snapshot_download", download)
-    assert len(LeRobotDataset("someone/reach")) == 182
-    assert asked == [("someone/reach", "dataset")]
-
-
-def test_neither_a_folder_nor_on_the_hub(monkeypatch, tmp_path):
-    with pytest.raises(FileNotFoundError, match="neither a folder here nor a dataset"):
-        LeRobotDataset(tmp_path / "no/such/folder")  # no valid Hub id, so nothing is asked over the network
-
-    def download(repo_id, repo_type):
-        response = type("Response", (), {"headers": {}, "request": None, "status_code": 404})()
-        raise RepositoryNotFoundError("404", response=response)
-
-    monkeypatch.setattr(lerobot_dataset, "snapshot_download", download)
-    with pytest.raises(FileNotFoundError, match="'someone/typo' is neither"):
-        LeRobotDataset("someone/typo")
 
 
 # Bad arguments

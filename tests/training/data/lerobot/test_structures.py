@@ -1,5 +1,6 @@
 """Folders as other programs write them: each opens, shows the right pictures, and says what was assumed."""
 
+import io
 import json
 import re
 import shutil
@@ -237,6 +238,27 @@ def test_pictures_by_path(tmp_path):
         Image.fromarray(picture(0)).save(tmp_path / "secret.png")
         with pytest.raises(ValueError, match=f"episode 0, frame 0: .*{message}"):
             LeRobotDataset(moved)[0]
+
+
+@pytest.mark.parametrize("empty", [None, {"bytes": None, "path": None}], ids=str)
+def test_a_row_without_a_picture_is_refused_at_opening(empty, tmp_path):
+    content = io.BytesIO()
+    Image.fromarray(picture(0)).save(content, "PNG")
+
+    def edit(there, episode):
+        there[CAMERA] = [{"bytes": content.getvalue(), "path": None}] * len(there["index"])
+        if episode == 1:
+            there[CAMERA] = [*there[CAMERA][:4], empty, *there[CAMERA][5:]]
+
+    root = write_folder(
+        tmp_path / "data",
+        "v3.0",
+        edit_columns=edit,
+        edit_info=lambda info: info["features"][CAMERA].update(dtype="image"),
+    )
+    with pytest.raises(ValueError, match=f"camera '{CAMERA}', episode 1, frame 4: the data file holds no image here"):
+        LeRobotDataset(root)
+    assert len(LeRobotDataset(root, episodes=[0, 2])) == 27
 
 
 @pytest.mark.parametrize("rotation", [90, -90, 180])
