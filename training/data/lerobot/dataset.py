@@ -637,10 +637,10 @@ class LeRobotDataset(RobotDataset):
 
         selected = np.full(len(self._metadata.episode_indices), -1)
         selected[self._positions] = np.arange(len(self._positions))
-        beside = self._metadata.episodes_beside(camera)
+        beside = self._metadata.episodes_beside(camera, [int(held[0]) for held in files.values()])
         drifts, offs = [], []  # in seconds
         other_rate = {"by row": None, "by time": None}  # an episode of each kind, of videos that have another rate
-        for path, held in files.items():
+        for i, (path, held) in enumerate(files.items()):
             try:
                 check_video_file(path)
                 video = VideoTimes.of(frame_times(path), self.fps)
@@ -648,7 +648,7 @@ class LeRobotDataset(RobotDataset):
                 raise ValueError(f"{self.name}: camera {camera!r}: {error}") from error
             episode = None
             try:
-                spans, drift = self._spans(camera, held, video, beside)
+                spans, drift = self._spans(camera, held, video, None if beside is None else beside[i])
                 drifts += [drift] if drift > video.duration / 2 else []
                 for position, first, end in spans:
                     episode, number = self._metadata.episode_indices[position], int(selected[position])
@@ -685,16 +685,20 @@ class LeRobotDataset(RobotDataset):
             )
 
     def _spans(
-        self, camera: str, held: np.ndarray, video: VideoTimes, beside: dict | None
+        self, camera: str, held: np.ndarray, video: VideoTimes, beside: np.ndarray | None
     ) -> tuple[list[tuple[int, int, int]], float]:
-        """(position, first frame, one past the last) of the selected episodes in a video; and the table's drift."""
+        """(position, first frame, one past the last) of the selected episodes in a video; and the table's drift.
+
+        Args:
+            held: positions of the selected episodes in it.
+            beside: positions of all episodes in it, or None if every episode has a video of its own.
+        """
         indices = self._metadata.episode_indices
         if beside is None:
             if len(held) > 1:
                 raise PlacementError("the file is that of another episode as well.", int(indices[held[1]]))
             return [(int(held[0]), 0, len(video.seconds))], 0.0
-        group = beside[int(held[0])]
-        group = group[np.argsort(indices[group])]
+        group = beside[np.argsort(indices[beside])]
         is_used = np.isin(group, held)
         starts, ends = self._metadata.video_spans(camera, group)
         first, end, drift = frames_of_episodes(

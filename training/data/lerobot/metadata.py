@@ -133,15 +133,15 @@ class LeRobotMetadata:
         starts = self._placed(f"videos/{camera}/from_timestamp", positions)
         return starts, np.full(len(positions), np.nan) if ends is None else np.where(ends >= 0, ends, np.nan)[positions]
 
-    def episodes_beside(self, camera: str) -> dict[int, np.ndarray] | None:
-        """Position of an episode → the positions of all that are in the same video; None where it has a file alone."""
+    def episodes_beside(self, camera: str, positions: Sequence[int]) -> list[np.ndarray] | None:
+        """For each of these positions those of all episodes that are in the same video; None if each has its own."""
         if self.has_file_for_each or "episode_index" in self._fields("video_path"):
             return None
         chunk, file = (self.placement[f"videos/{camera}/{name}"].astype(np.int64) for name in _FILE_FIELDS)
         place = (chunk << 32) + file
         order = np.argsort(place, kind="stable")
-        groups = np.split(order, np.flatnonzero(np.diff(place[order])) + 1)
-        return {position: group for group in groups for position in group.tolist()}
+        starts, ends = (np.searchsorted(place[order], place[positions], side) for side in ("left", "right"))
+        return [order[start:end] for start, end in zip(starts, ends, strict=True)]
 
     def episode_tasks(self, positions: np.ndarray) -> list[list[str]]:
         """The instructions that the episode table lists for each episode; read when asked for."""
