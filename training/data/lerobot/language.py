@@ -6,7 +6,6 @@ each with the time from which it holds; `language_events` has rows on the frames
 strings, or of numbers with a table in `meta/`.
 """
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +17,7 @@ import pyarrow as pa
 from packaging.version import Version
 
 from ..example_order import fold_seed
-from .metadata import open_parquet
+from .metadata import open_parquet, read_json_lines, read_table
 
 PERSISTENT_COLUMN, EVENTS_COLUMN = "language_persistent", "language_events"
 PERSISTENT_FEATURE = {"dtype": "language", "shape": [1], "names": None}  # in info.json
@@ -278,9 +277,9 @@ def _text_table(root: Path, key: str, kind: pa.DataType) -> dict[int, str]:
         raise ValueError(f"{key!r} has numbers, and there is no table of them: none of {looked}.")
     if found.suffix == ".parquet":
         with open_parquet(found) as file:
-            rows = file.read().to_pylist()
+            rows = read_table(found, file).to_pylist()
     else:
-        rows = [json.loads(line) for line in found.read_text(encoding="utf-8").splitlines() if line.strip()]
+        rows = read_json_lines(found, ())
     pairs = [
         ([v for v in row.values() if type(v) is int], [v for v in row.values() if isinstance(v, str)]) for row in rows
     ]

@@ -147,12 +147,12 @@ class LeRobotMetadata:
         """The instructions that the episode table lists for each episode; read when asked for."""
         if self.has_file_for_each:
             path = self.root / "meta" / "episodes.jsonl"
-            listed = [row["tasks"] for row in _read_json_lines(path, ("tasks",))]
+            listed = [row["tasks"] for row in read_json_lines(path, ("tasks",))]
         else:
             listed = []
             for path in _episode_tables(self.root):
                 with open_parquet(path) as file:
-                    table = _read_table(path, file, ["tasks"])
+                    table = read_table(path, file, ["tasks"])
                 _need_columns(table, ("tasks",), path)
                 listed += table["tasks"].to_pylist()
         return [
@@ -353,7 +353,7 @@ def _check_numbers(root: Path, name: str, values: np.ndarray) -> None:
 
 def _read_tasks_table(path: Path) -> dict[int, str]:
     with open_parquet(path) as file:
-        tasks = _read_table(path, file)
+        tasks = read_table(path, file)
     # The instruction is the table's pandas index, which older writers left without a name.
     text_column = "task" if "task" in tasks.column_names else "__index_level_0__"
     _need_columns(tasks, ("task_index", text_column), path)
@@ -375,7 +375,7 @@ def _read_episodes(path: Path) -> pa.Table:
         types = {name: pa.int32() for name in names if name.endswith(_FILE_FIELDS)}
         types |= {name: pa.float64() for name in names if name.endswith(("/from_timestamp", "/to_timestamp"))}
         types |= {"episode_index": pa.int64(), "length": pa.int64()}
-        table = _read_table(path, file, list(types))
+        table = read_table(path, file, list(types))
     _need_columns(table, ("episode_index", "length"), path)
     return _cast(table, types, path)
 
@@ -398,7 +398,7 @@ def _tasks(pairs: Iterable[tuple], where: Path) -> dict[int, str]:
     return tasks
 
 
-def _read_table(path: Path, file: pq.ParquetFile, columns: Sequence[str] | None = None) -> pa.Table:
+def read_table(path: Path, file: pq.ParquetFile, columns: Sequence[str] | None = None) -> pa.Table:
     """Those of the columns that are there (all by default). A small file may unpack to any size: read in batches.
 
     What the file itself says of its sizes is a stranger's word; and pyarrow 26 ends the process over damaged ones.
@@ -424,10 +424,10 @@ def _need_columns(table: pa.Table, columns: tuple[str, ...], where: Path) -> Non
 
 def _read_tables_v2(root: Path) -> tuple[dict, np.ndarray, np.ndarray, dict]:
     tasks_path, episodes_path = root / "meta" / "tasks.jsonl", root / "meta" / "episodes.jsonl"
-    rows = _read_json_lines(tasks_path, ("task_index", "task")) if tasks_path.is_file() else ()
+    rows = read_json_lines(tasks_path, ("task_index", "task")) if tasks_path.is_file() else ()
     tasks = _tasks(((row["task_index"], row["task"]) for row in rows), tasks_path)
     episodes = array("q")  # index, length, index, ...: no objects for every episode
-    for number, row in enumerate(_read_json_lines(episodes_path, ("episode_index", "length")), start=1):
+    for number, row in enumerate(read_json_lines(episodes_path, ("episode_index", "length")), start=1):
         for name in ("episode_index", "length"):
             if type(row[name]) is not int or not 0 <= row[name] < 1 << 48:
                 raise ValueError(f"{episodes_path}, line {number}: {name} must be a whole number, not {row[name]!r}.")
@@ -448,7 +448,8 @@ def _read_json(path: Path) -> dict:
     return values
 
 
-def _read_json_lines(path: Path, keys: tuple[str, ...]) -> Iterator[dict]:
+def read_json_lines(path: Path, keys: tuple[str, ...]) -> Iterator[dict]:
+    """The maps of a file, one a line, each with these keys; what is wrong is said with its line."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing. Download or copy the dataset again.")
     with path.open("rb") as lines:
