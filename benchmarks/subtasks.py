@@ -56,10 +56,9 @@ class TellsSubtask(TabletopVectorEnv):
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.subtasks", description=__doc__)
     parser.add_argument("--start", default="outputs/demo/policy", help="a policy that can touch (default: the demo's)")
-    parser.add_argument("--max_steps", type=int, default=400, help="optimiser steps of each policy (default: 400)")
-    parser.add_argument("--learning_rate", type=float, default=3e-4, help="lower than a VLM's own (default: 3e-4)")
+    parser.add_argument("--max_steps", type=int, default=1200, help="optimiser steps of each policy (default: 1200)")
     parser.add_argument("--num_episodes", type=int, default=200, help="scenes, the same for all (default: 200)")
-    parser.add_argument("--num_demonstrations", type=int, default=3000, help="(default: 3000)")
+    parser.add_argument("--num_demonstrations", type=int, default=1500, help="(default: 1500)")
     parser.add_argument("--seed", type=int, default=0, help="of weights, order of the data and noise (default: 0)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
     parser.add_argument("--output", type=Path, default=Path("outputs/subtasks"), help="where everything goes")
@@ -96,8 +95,7 @@ def measure(options: argparse.Namespace) -> list[dict]:
 
 
 def arguments(options: argparse.Namespace, subtasks: bool) -> TabletopArguments:
-    given = {name: getattr(options, name) for name in ("num_demonstrations", "learning_rate")}
-    return TabletopArguments(kinds=[KIND], subtasks=subtasks, **given)
+    return TabletopArguments(kinds=[KIND], subtasks=subtasks, num_demonstrations=options.num_demonstrations)
 
 
 def roll_out(row: Row, policy: Path, num_episodes: int) -> list[int]:

@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--output_dir", default="outputs/example_policy")
     parser.add_argument("--chunk_size", type=int, default=8, help="actions that the policy predicts at a time")
     parser.add_argument("--expert_width", type=int, default=64, help="of the action expert; 1024 for a VLM of 3B")
-    parser.add_argument("--max_steps", type=int, default=400)
+    parser.add_argument("--max_steps", type=int, default=1000)
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--learning_rate", type=float, default=1e-3)
     parser.add_argument("--bf16", action="store_true", help="mixed precision, for GPUs")

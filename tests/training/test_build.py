@@ -1,7 +1,5 @@
 """The one builder of policies: what starts, continues and is adapted, what stays, and what is refused by name."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
@@ -28,11 +26,7 @@ def demonstrations(folder, scale=1.0, dim=3, cameras=("front",), seed=0, state=T
             pictures = {camera: np.zeros((30, 8, 8, 3), np.uint8) for camera in cameras}
             actions = rng.uniform(-scale, scale, (30, dim)).astype(np.float32)
             writer.add_episode(pictures, actions, actions, task="go")
-    if not state:
-        info = json.loads((folder / "meta" / "info.json").read_text())
-        del info["features"]["observation.state"]
-        (folder / "meta" / "info.json").write_text(json.dumps(info))
-    return LeRobotDataset(folder, chunk_size)
+    return LeRobotDataset(folder, chunk_size, state_key=None if state else "none")
 
 
 @pytest.fixture(scope="module")

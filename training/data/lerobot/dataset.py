@@ -112,6 +112,8 @@ class LeRobotDataset(RobotDataset):
             actions. Damage inside a video stream is raised when the frame is read.
     """
 
+    notes: list[str]
+
     def __init__(
         self,
         folder_or_hub_id: str | Path,
@@ -442,7 +444,7 @@ class LeRobotDataset(RobotDataset):
                 raise ValueError(f"{self.name}: {name!r} {problem} of this dataset. Its cameras: {_some(announced)}.")
             selected += matches
         if len(set(selected)) != len(selected):
-            raise ValueError(f"{self.name}: a camera is selected twice in {list(wanted)}.")
+            raise ValueError(f"{self.name}: a camera is selected twice in {selected}.")
         gone = {
             camera: _videos_gone(self._metadata, camera, self._positions)
             for camera in selected

@@ -1,6 +1,6 @@
 """What is looked at in every row when a dataset is opened, once and a block at a time."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -173,7 +173,7 @@ class FrameChecks:
             )
         return notes
 
-    def rounding(self, names: dict[str, Sequence[str]]) -> list[str]:
+    def rounding(self, names: Mapping[str, Sequence[str]]) -> list[str]:
         """Where float32, in which policies compute, is coarse for what was recorded, a sentence each.
 
         Args:

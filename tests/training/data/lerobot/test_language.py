@@ -20,11 +20,11 @@ TASK = "clear the table"
 SAID = [["pick up the cup"] * 2 + ["carry it"] * 3, [None, "carry it", "carry it", "let go"]]
 
 
-def write(folder, subtasks=None):
+def write(folder, subtasks=None, **more):
     generator = np.random.default_rng(0)
     options = {"state_names": ["x"], "action_names": ["dx"], "robot_type": "point", "image_format": "image"}
     cameras = {"front": (8, 8), "wrist": (8, 8)}
-    with LeRobotWriter(folder, FPS, cameras, subtasks=subtasks is not None, **options) as writer:
+    with LeRobotWriter(folder, FPS, cameras, subtasks=subtasks is not None, **options, **more) as writer:
         for number, length in enumerate(LENGTHS):
             images = {name: generator.integers(0, 256, (length, 8, 8, 3), np.uint8) for name in cameras}
             vectors = generator.normal(size=(2, length, 1)).astype(np.float32)
@@ -72,6 +72,16 @@ def test_written_subtasks_are_read_as_responses(tmp_path):
     chosen = LeRobotDataset(folder, 2, episodes=[1, 0], subtask_key=PERSISTENT_COLUMN)
     assert responses(chosen) == SAID[1] + SAID[0]
     assert data.content_digest != LeRobotDataset(folder, 2, subtask_key=PERSISTENT_COLUMN).content_digest
+
+
+def test_subtasks_of_several_files(tmp_path):
+    folder = write(tmp_path / "dataset", SAID, data_file_size_in_mb=1e-6)
+    first, second = sorted((folder / "data").glob("*/*"))
+    for path, texts in ((first, SAID[0]), (second, SAID[1])):
+        pq.write_table(pq.read_table(path).append_column("subtask", pa.array(texts, pa.string())), path)
+    for key in (PERSISTENT_COLUMN, "subtask"):
+        assert responses(LeRobotDataset(folder, 2, subtask_key=key)) == ALL
+        assert responses(LeRobotDataset(folder, 2, episodes=[1], subtask_key=key)) == SAID[1]
 
 
 def test_the_written_column_is_lerobots(tmp_path):
