@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.path.append(os.getcwd())  # last, so that it hides nothing: pkg.module:Class of one's own is found here
     while IMPORT in rest[:-1]:
         place = rest.index(IMPORT)
-        import_module(rest[place + 1])
+        _import(command, rest[place + 1])
         del rest[place : place + 2]
     try:
         found = import_module(f"kivla.commands.{command.replace('-', '_')}")
@@ -66,6 +66,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"kivla {command}: it needs {error.name}. {hint}", file=sys.stderr)
         sys.exit(2)
     found.run(rest)
+
+
+def _import(command: str, module: str) -> None:
+    try:
+        import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise  # it is there, and needs another one that is not
+        hint = "Run from the folder that it is in, or set PYTHONPATH."
+        print(f"kivla {command}: --import {module}: there is no such module here. {hint}", file=sys.stderr)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -214,6 +214,7 @@ def test_profile_says_where_a_step_goes(vlm, tmp_path, capsys):
         ),  # which is required, and missing
         (["train", "--max_step", "3"], "there is no option --max_step. Did you mean --max_steps?"),  # no abbreviation
         (["evaluate", "policy", "other", "--dataset", "data"], "there is no place for other"),
+        (["predict", "policy", "--import", "no_such_module"], "--import no_such_module: there is no such module here"),
     ],
 )
 def test_what_is_misspelt_or_too_much_is_named(words, said, capsys):

@@ -73,7 +73,8 @@ def place_rows(
     Args:
         row_times: (n,) seconds.
         fps: of the rows.
-        tolerance: how many seconds a row may be from its frame, and the video may go on after the rows' end.
+        tolerance: how many seconds a row may be from its frame. With more than half a frame the video may also end so
+            much before or after the rows.
 
     Raises:
         PlacementError: the numbers differ, and the times do not tell.
@@ -91,7 +92,8 @@ def place_rows(
             f"{numbers}; its times begin at {row_times[0]:.4g} s and not at 0, so they cannot tell which is which."
         )
     seconds = video.seconds[first:end] - video.seconds[first]
-    if video.has_rate(fps) and tolerance <= 0.5 / fps:
+    is_strict = tolerance <= 0.5 / fps  # nobody has asked for more
+    if video.has_rate(fps) and is_strict:
         lost = int((np.diff(row_times) * fps).round().sum()) - rows + 1
         if lost != frames - rows:
             raise PlacementError(
@@ -101,11 +103,12 @@ def place_rows(
     tolerance += 1e-6  # of times as they are written down
     nearest = _nearest(seconds, row_times)
     off = np.abs(seconds[nearest] - row_times)
-    longer = float(seconds[-1] + video.duration - row_times[-1] - 1 / fps)
-    if longer > tolerance:
+    slack = video.duration / 2 + 1e-6 if is_strict else tolerance
+    after_last_row = float(seconds[-1] - row_times[-1])
+    if not -slack <= after_last_row <= 1 / fps - video.duration + slack:
         raise PlacementError(
-            f"{numbers}, which goes on {longer:.4g} s longer than the rows (tolerance {tolerance:.4g} s): nobody can "
-            "tell where the frames too many are."
+            f"{numbers}, which has its last one {after_last_row:.4g} s after the last row: nobody can tell where "
+            "frames are missing or too many."
         )
     if (far := off > tolerance).any():
         raise PlacementError(
