@@ -67,7 +67,8 @@ class LeRobotDataset(RobotDataset):
 
     The tabular columns, and images that are stored in them, are copied once into the `datasets` cache and memory-mapped
     from there. In memory are numbers for every episode, not for every frame: 48 bytes, and 32 for each camera that is
-    stored as video (and 4 for each row that is placed by its time). Video frames are decoded when asked for; every
+    stored as video (and 4 for each row that is placed by its time); and the words of language columns, a sub-task once
+    for as long as it holds. Video frames are decoded when asked for; every
     data-loader worker opens its own files.
 
     Args:
@@ -99,7 +100,8 @@ class LeRobotDataset(RobotDataset):
         state_dim, action_dim: number of dimensions; `state_dim` is 0 without a state.
         state_names, action_names: names of the dimensions, or None.
         action_key, state_key: the columns that these are made of, in order.
-        tolerance_s: as above.
+        tolerance_s, subtask_key: as above.
+        questions: what is asked about frames (`language_events`), as VLM data.
         robot_type: as in `info.json`, or None.
         tasks: task index → instruction.
         features: `info.json`'s description of every feature.
