@@ -152,7 +152,8 @@ class RobotSpec:
             A dict by camera, None where an image is missing; a list where there are no names, or the robot has none.
 
         Raises:
-            ValueError: unknown or missing names; or a list without names where a mapping gives a camera another, or none.
+            ValueError: unknown or missing names; or a list without names where a mapping gives a camera another name,
+                or no image.
         """
         if of_list is not None and not isinstance(images, Mapping):
             if len(of_list) != len(images) or len(set(of_list)) != len(of_list):
