@@ -122,4 +122,18 @@ def test_openpis_columns(tmp_path):
     root = write_folder(tmp_path / "data", keys=("actions", "state", "wrist_image"))
     data = LeRobotDataset(root, chunk_size=4, keys="openpi")
     assert (data.action_key, data.state_key, data.cameras) == (["actions"], ["state"], ["wrist_image"])
-    assert pictures_are_right(data) and not data.notes
+    assert pictures_are_right(data) and data.notes == ["The dataset has no image, which openpi's keys have."]
+
+
+def test_openpis_keys_that_are_not_here_are_refused_or_said(tmp_path):
+    root = write_folder(tmp_path / "usual")
+    with pytest.raises(ValueError, match=r"keys of openpi are actions, state, image, wrist_image, and none .* is here"):
+        LeRobotDataset(root, chunk_size=4, keys="openpi", action_key="action")
+    root = write_folder(tmp_path / "mixed", keys=("actions", "observation.state", "observation.images.front"))
+    data = LeRobotDataset(root, chunk_size=4, keys="openpi")
+    assert (data.action_key, data.state_key) == (["actions"], ["observation.state"])
+    assert data.cameras == ["observation.images.front"]
+    assert data.notes == [
+        "None of the cameras of openpi is here: where none are chosen, all that are here are used.",
+        "The state is made of the column(s) observation.state.",
+    ]
