@@ -115,7 +115,13 @@ def choose_keys(
             notes.append(f"The actions are made of the column(s) {_and(action_key)}.")
     if state_key is None:
         state_key = _default(ordered, _STATE_KEYS, _STATE_PARTS, "state") or NO_STATE
-        if state_key not in (["observation.state"], NO_STATE) or preset == "openpi":
+        announced = [name for name in features if name in _STATE_KEYS or name.startswith(_STATE_PARTS)]
+        if state_key == NO_STATE and announced:
+            notes.append(
+                f"info.json announces the state {_and(announced)}, but the data files have no such column of numbers: "
+                "there is no state."
+            )
+        if state_key != NO_STATE and (state_key != ["observation.state"] or preset == "openpi"):
             notes.append(f"The state is made of the column(s) {_and(state_key)}.")
     parts = {
         "actions": _parts(action_key, columns),

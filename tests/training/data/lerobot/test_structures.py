@@ -50,6 +50,10 @@ def channel_first(info):
     info["features"][CAMERA] |= {"shape": [3, 64, 64], "names": ["channels", "height", "width"]}
 
 
+def capitals(info):
+    info["features"][CAMERA]["dtype"] = "Video"
+
+
 def jitter(times):
     return times + np.random.default_rng(0).uniform(-0.04, 0.04, len(times))
 
@@ -67,6 +71,7 @@ STRUCTURES = {
     "measured times": (columns(timestamp=jitter), "uneven, .* apart where 10 fps are 0.1 s, in all 3 episodes"),
     "many dimensions": ({"dim": 44}, None),
     "channel first": ({"edit_info": channel_first}, None),
+    "a dtype in capitals": ({"edit_info": capitals}, None),
     "no index columns at all": (
         columns(frame_index=None, episode_index=None, index=None, task_index=None, timestamp=None),
         "task_index is missing: there is only one task",

@@ -50,6 +50,12 @@ def test_what_is_not_clear_is_refused_with_what_there_is(columns, message):
         chosen(columns)
 
 
+def test_a_state_that_is_announced_and_absent_is_said():
+    found = choose_keys(["action"], {"action": {}, "observation.state": {}}, None, None, None, None)
+    assert found.state == () and "announces the state observation.state" in found.notes[0]
+    assert choose_keys(["action"], {"action": {}}, None, None, None, None).notes == []
+
+
 def test_what_is_asked_for():
     columns = ["action", "joint_position", "gripper_position", "odd[0:2]"]
     assert chosen(columns, "joint_position", ["joint_position", "gripper_position"]) == (
