@@ -81,8 +81,8 @@ def write_facts(
         metrics: of its evaluation.
         arguments: of `kivla train`; None if it was trained from Python.
         **facts: `example_text`, `recipe`, `what_it_is`, `vlm`, `made_from`, `cameras`, `vlm_dataset`,
-            `trains_vlm_data`, `texts` (`summarize_texts` and where they are from; or None), `text_dataset` (trained on),
-            `text_share`, `minutes`.
+            `trains_vlm_data`, `texts` (`summarize_texts` and where they are from; or None), `text_dataset`,
+            `text_share` (of what it is trained on), `minutes`.
     """
     command = None if arguments is None else shlex.join(["kivla", "train", *map(_without_machine, arguments)])
     trainer.card_facts = {
