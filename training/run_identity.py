@@ -173,6 +173,8 @@ def _(data: RobotDataset) -> dict:
     usual = {"action_key": ["action"], "state_key": ["observation.state"]}
     keys = {"action_key": list(data.action_key), "state_key": list(data.state_key)}
     described |= {name: key for name, key in keys.items() if key and key != usual[name]}
+    if data.file_windows is not None:  # on which the order depends
+        described["window_bytes"] = data.file_windows.window_bytes
     return described | ({} if data.subtask_key is None else {"subtask_key": data.subtask_key})
 
 

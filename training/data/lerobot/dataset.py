@@ -6,16 +6,17 @@ Its own small reader: the `lerobot` package cannot be installed beside current t
 import hashlib
 import json
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 from tqdm import tqdm
 
+from ..file_windows import FileWindows
 from ..robot_dataset import RobotDataset, evenly_spread
 from .dimension_names import dimension_names, make_unique
 from .frame_cache import FrameCache
@@ -39,9 +40,12 @@ from .hub_files import HubFolder
 from .language import read_language
 from .metadata import LeRobotMetadata
 from .stored_image import read_image
+from .streamed_videos import StreamedVideos
 from .vector_keys import VectorPart, choose_keys
 from .video_placement import PlacementError, VideoTimes, frames_of_episodes, place_rows
 
+T = TypeVar("T")
+STREAM_GB = 20.0
 _MANY_FILES = 50  # to be looked at, from where on there is a progress bar
 
 
@@ -91,6 +95,9 @@ class LeRobotDataset(RobotDataset):
             `meta/subtasks.parquet`). By default items have no response.
         tolerance_s: how many seconds a row may be from its video frame where times decide; half a frame by default.
         revision: branch, tag or commit of a dataset on the Hub; `"lerobot/pusht@v2.1"` says the same.
+        streaming: of a dataset on the Hub fetch each video when a frame of it is first asked for, and keep only the
+            last ones. Data files are downloaded whole. What is wrong with a video is then raised when it is fetched.
+        stream_gb: how many gigabytes of videos are kept; 20.
 
     Attributes:
         cameras: feature names of the cameras.
@@ -130,6 +137,8 @@ class LeRobotDataset(RobotDataset):
         tolerance_s: float | None = None,
         subtask_key: str | None = None,
         revision: str | None = None,
+        streaming: bool = False,
+        stream_gb: float | None = None,
     ):
         if chunk_size < 1:
             raise ValueError(f"chunk_size is the number of actions per item and must be at least 1, got {chunk_size}.")
@@ -138,9 +147,16 @@ class LeRobotDataset(RobotDataset):
         self.chunk_size = chunk_size
         self.robot = robot
         self._frame_cache = FrameCache(int(frame_cache_mb * 1e6))
+        if stream_gb is not None and not (streaming and stream_gb > 0):
+            raise ValueError(f"stream_gb is a number above 0, and for streaming=True, got {stream_gb}.")
         self._hub = _on_hub(folder_or_hub_id, revision)
+        self._stream = None
+        if streaming:
+            if self._hub is None:
+                raise ValueError(f"{folder_or_hub_id} is a folder of this machine. Leave out streaming.")
+            self._stream = StreamedVideos(self._hub, int((stream_gb or STREAM_GB) * 1e9))
         self.name = str(folder_or_hub_id) if self._hub is None else self._hub.repo
-        self._metadata = _metadata_of(folder_or_hub_id, self._hub)
+        self._metadata = _metadata_of(folder_or_hub_id, self._hub, streaming)
         if self._hub is not None and self._hub.revision:
             self._metadata.notes.append(f"The dataset's revision {self._hub.revision} is read, not the newest one.")
         self.notes = self._metadata.notes  # and what comes while files are looked for
@@ -151,6 +167,16 @@ class LeRobotDataset(RobotDataset):
         self.tolerance_s = 0.5 / self.fps if tolerance_s is None else float(tolerance_s)
         self.robot_type = info.get("robot_type")
         self.features = info["features"]
+        if streaming:
+            if not any(_is_camera(feature) and feature["dtype"] == "video" for feature in self.features.values()):
+                raise ValueError(
+                    f"{self.name} has no videos that could be streamed: pictures are in its data files, which are "
+                    "downloaded whole. Leave out streaming."
+                )
+            self.notes.append(
+                f"Videos are streamed, and at most {self._stream.max_bytes / 1e9:g} GB of them kept, in "
+                f"{self._stream.folder}. They are checked when they are fetched, not now."
+            )
         # Positions in the metadata's episode arrays.
         self._positions = self._select_episodes(episodes)
         self._item_ends = np.cumsum(self._lengths)  # one past each selected episode's last item
@@ -167,6 +193,8 @@ class LeRobotDataset(RobotDataset):
         self._stored_images = [name for name, types in files.types.items() if all(map(is_picture, types))]
         self.cameras = self._select_cameras(cameras, chosen.cameras)
         stored = [camera for camera in self.cameras if camera in self._stored_images]
+        if streaming and stored:
+            self.notes.append(f"Pictures of {_some(stored)} are in the data files, which are downloaded whole.")
         self._index_columns = [name for name in INDEX_COLUMNS if name in files.types]
         vector_columns = list(dict.fromkeys(part.column for parts in self._parts.values() for part in parts))
         try:
@@ -359,9 +387,16 @@ class LeRobotDataset(RobotDataset):
         return [self.tasks[index] for index in dict.fromkeys(scalars(rows["task_index"]).tolist())]
 
     def video_files(self) -> dict[str, list[Path]]:
-        """The video files of the selected episodes, by camera; cameras that are stored as pictures have none."""
+        """The video files of the selected episodes, by camera; cameras that are stored as pictures have none.
+
+        They are read by `read_video`.
+        """
         cameras = [camera for camera in self.cameras if camera not in self._stored_images]
         return {camera: list(self._metadata.video_files(camera, self._positions)) for camera in cameras}
+
+    def read_video(self, path: Path, read: Callable[[Path], T]) -> T:
+        """Read a video file, which is fetched first if it is streamed."""
+        return read(path) if self._stream is None else self._stream.use(path, read)
 
     @cached_property
     def meta_statistics(self) -> dict[str, dict[str, np.ndarray]] | None:
@@ -395,6 +430,9 @@ class LeRobotDataset(RobotDataset):
         for camera in self.cameras:
             is_stored = camera in self._stored_images
             paths = self._data_paths if is_stored else self._metadata.video_files(camera, self._positions)
+            if self._stream is not None and not is_stored:  # not here, and placed as they come
+                pictures[camera] = [self._hub.listing[self._hub.name_of(path)].digest for path in paths]
+                continue
             pictures[camera] = [_digest_of_ends(path) for path in paths]
             if numbers := self._frame_numbers.get(camera):  # which were placed by their times
                 pictures[camera] += [hashlib.sha256(frames.tobytes()).hexdigest() for frames in numbers.values()]
@@ -616,62 +654,41 @@ class LeRobotDataset(RobotDataset):
         return blocks(self._table, list(dict.fromkeys(columns)), self._first_rows, self._lengths)
 
     def _place_videos(self) -> Any:  # `VideoReaders` of an optional dependency
-        """Find the frames of every selected episode in its videos. None when no camera is stored as video."""
-        self._first_frames: dict[str, np.ndarray] = {}
+        """Find the frames of every selected episode in its videos. None when no camera is stored as video.
+
+        Of streamed videos, which are not here yet, a file's are found when it is fetched: see `_place_streamed`.
+        """
+        self._first_frames: dict[str, np.ndarray] = {}  # camera → of each selected episode; -1 is not found yet
         self._frame_numbers: dict[str, dict[int, np.ndarray]] = {}  # camera → selected episode → frames of its rows
+        self._other_rates: dict[str, dict[str, int]] = {}  # camera → "by row", "by time" → an episode of such videos
         cameras = [camera for camera in self.cameras if camera not in self._stored_images]
         if not cameras:
             return None
         from .video import VideoReaders  # PyAV is an optional dependency
 
         files = {camera: self._metadata.video_files(camera, self._positions) for camera in cameras}
+        for camera in cameras:
+            self._first_frames[camera] = np.full(len(self._positions), -1, np.int64)
+            self._frame_numbers[camera], self._other_rates[camera] = {}, {}
+        if self._stream is not None:
+            self._streamed_files = files
+            self.file_windows = self._make_windows(files)
+            return VideoReaders(open_file=self._open_video)
         count = sum(map(len, files.values()))
         progress = tqdm(total=count, desc="Looking at videos", unit="file", disable=count < _MANY_FILES)
         for camera in cameras:
-            self._first_frames[camera] = np.zeros(len(self._positions), np.int64)
-            self._frame_numbers[camera] = {}
             self._place_videos_of(camera, files[camera], progress)
         progress.close()
         return VideoReaders()
 
     def _place_videos_of(self, camera: str, files: dict[Path, np.ndarray], progress: tqdm) -> None:
-        from .video import VideoReadError, check_video_file, frame_times
-
-        selected = np.full(len(self._metadata.episode_indices), -1)
-        selected[self._positions] = np.arange(len(self._positions))
+        selected = self._selected_numbers()
         beside = self._metadata.episodes_beside(camera, [int(held[0]) for held in files.values()])
         drifts, offs = [], []  # in seconds
-        other_rate = {"by row": None, "by time": None}  # an episode of each kind, of videos that have another rate
         for i, (path, held) in enumerate(files.items()):
-            try:
-                check_video_file(path)
-                video = VideoTimes.of(frame_times(path), self.fps)
-            except VideoReadError as error:
-                raise ValueError(f"{self.name}: camera {camera!r}: {error}") from error
-            episode = None
-            try:
-                spans, drift = self._spans(camera, held, video, None if beside is None else beside[i])
-                drifts += [drift] if drift > video.duration / 2 else []
-                for position, first, end in spans:
-                    episode, number = self._metadata.episode_indices[position], int(selected[position])
-                    placed = place_rows(self._times(number), video, first, end, self.fps, self.tolerance_s)
-                    self._first_frames[camera][number] = placed.first
-                    if not video.has_rate(self.fps) and len(video.seconds) > 1:
-                        other_rate["by row" if placed.numbers is None else "by time"] = episode
-                    if None not in other_rate.values():
-                        raise PlacementError(
-                            f"the videos do not run at {self.fps} fps, but episode {other_rate['by row']} has a frame "
-                            f"for each row and episode {other_rate['by time']} has not: their times mean nothing."
-                        )
-                    if placed.numbers is not None:
-                        self._frame_numbers[camera][number] = placed.numbers
-                        offs.append(placed.off)
-            except PlacementError as error:
-                episode = episode if error.episode is None else error.episode
-                raise ValueError(
-                    f"{self.name}: camera {camera!r}, episode {episode} in {path}: {error} Leave the episode or the "
-                    "camera out, allow more with tolerance_s, or export the dataset again."
-                ) from error
+            drift, off = self._place_video(camera, path, held, None if beside is None else beside[i], selected)
+            drifts += [drift] if drift else []
+            offs += off
             progress.update()
         if drifts:
             self.notes.append(
@@ -685,6 +702,98 @@ class LeRobotDataset(RobotDataset):
                 f"row has the frame nearest in time: {int((off < 1e-3).sum())} of {len(off)} within 1 ms, the furthest "
                 f"{off.max():.4g} s off (tolerance {self.tolerance_s:.4g} s)."
             )
+
+    def _place_streamed(self, camera: str, position: int) -> None:
+        """Find the frames of all selected episodes that are in the same video of a camera as this one."""
+        path = self._metadata.video(camera, position)
+        beside = self._metadata.episodes_beside(camera, [position])
+        held = self._streamed_files[camera][path]
+        self._place_video(camera, path, held, None if beside is None else beside[0], self._selected_numbers())
+
+    def _place_video(
+        self, camera: str, path: Path, held: np.ndarray, beside: np.ndarray | None, selected: np.ndarray
+    ) -> tuple[float, list[np.ndarray]]:
+        """Find the frames of the selected episodes in a video.
+
+        Args:
+            held, beside: see `_spans`.
+            selected: see `_selected_numbers`.
+
+        Returns:
+            How far the episode table's times are off, if by more than half a frame; and of each episode that is placed
+            by time, how far its rows are from their frames. In seconds.
+        """
+        from .video import VideoReadError, check_video_file, frame_times
+
+        def read_times(file: Path) -> np.ndarray:
+            check_video_file(file)
+            return frame_times(file)
+
+        try:
+            video = VideoTimes.of(self.read_video(path, read_times), self.fps)
+        except VideoReadError as error:
+            raise ValueError(f"{self.name}: camera {camera!r}: {error}") from error
+        episode, rows, other_rate = None, {}, self._other_rates[camera]
+        try:
+            spans, drift = self._spans(camera, held, video, beside)
+            for position, first, end in spans:
+                episode, number = self._metadata.episode_indices[position], int(selected[position])
+                placed = rows[number] = place_rows(self._times(number), video, first, end, self.fps, self.tolerance_s)
+                if not video.has_rate(self.fps) and len(video.seconds) > 1:
+                    other_rate["by row" if placed.numbers is None else "by time"] = episode
+                if len(other_rate) > 1:
+                    raise PlacementError(
+                        f"the videos do not run at {self.fps} fps, but episode {other_rate['by row']} has a frame "
+                        f"for each row and episode {other_rate['by time']} has not: their times mean nothing."
+                    )
+        except PlacementError as error:
+            episode = episode if error.episode is None else error.episode
+            raise ValueError(
+                f"{self.name}: camera {camera!r}, episode {episode} in {path}: {error} Leave the episode or the "
+                "camera out, allow more with tolerance_s, or export the dataset again."
+            ) from error
+        for number, placed in rows.items():  # all of the file, or none
+            self._first_frames[camera][number] = placed.first
+            if placed.numbers is not None:
+                self._frame_numbers[camera][number] = placed.numbers
+        offs = [placed.off for placed in rows.values() if placed.off is not None]
+        return drift if drift > video.duration / 2 else 0.0, offs
+
+    def _selected_numbers(self) -> np.ndarray:
+        """Position of an episode → which of the selected ones it is, or -1."""
+        selected = np.full(len(self._metadata.episode_indices), -1)
+        selected[self._positions] = np.arange(len(self._positions))
+        return selected
+
+    def _make_windows(self, files: dict[str, dict[Path, np.ndarray]]) -> FileWindows:
+        """Group the episodes by the files of the camera that has the fewest.
+
+        A file of another camera with episodes of two groups is counted, and perhaps fetched, for both.
+        """
+        selected = self._selected_numbers()
+        groups = [selected[held] for held in min(files.values(), key=len).values()]
+        group_of = np.empty(len(self._positions), np.int64)
+        for number, episodes in enumerate(groups):
+            group_of[episodes] = number
+        sizes = np.zeros(len(groups), np.int64)
+        for by_path in files.values():
+            for path, held in by_path.items():
+                sizes[np.unique(group_of[selected[held]])] += self._hub.listing[self._hub.name_of(path)].size
+        # Half of the space is for the window that is trained on, and half for what is loaded ahead, the next one.
+        window_bytes = self._stream.max_bytes // 2
+        if sizes.max() > window_bytes:
+            raise ValueError(
+                f"{self.name}: stream_gb must be twice as large as the videos that belong together, "
+                f"{2 * sizes.max() / 1e9:.3g} GB, got {self._stream.max_bytes / 1e9:.3g}."
+            )
+        starts = self._item_ends - self._lengths
+        pieces = [np.stack([starts[episodes], self._lengths[episodes]], axis=1) for episodes in groups]
+        return FileWindows(pieces, sizes, window_bytes)
+
+    def _open_video(self, path: Path) -> Any:
+        from .video import VideoReader
+
+        return self.read_video(path, VideoReader)
 
     def _spans(
         self, camera: str, held: np.ndarray, video: VideoTimes, beside: np.ndarray | None
@@ -727,6 +836,8 @@ class LeRobotDataset(RobotDataset):
                 raise ValueError(f"{where}: {error}") from error
         from .video import VideoReadError
 
+        if self._first_frames[camera][selected] < 0:
+            self._place_streamed(camera, int(position))
         numbers = self._frame_numbers[camera].get(selected)
         number = int(self._first_frames[camera][selected]) + frame if numbers is None else int(numbers[frame])
         try:
@@ -744,9 +855,11 @@ def _on_hub(folder_or_hub_id: str | Path, revision: str | None = None) -> HubFol
     return None
 
 
-def _metadata_of(folder_or_hub_id: str | Path, hub: HubFolder | None) -> LeRobotMetadata:
+def _metadata_of(folder_or_hub_id: str | Path, hub: HubFolder | None, streaming: bool = False) -> LeRobotMetadata:
+    if hub is not None and streaming:
+        return LeRobotMetadata.load(hub.root, fetch=hub.fetch, has=hub.lists)
     if hub is not None:
-        return LeRobotMetadata.load(hub.root, hub.fetch)
+        return LeRobotMetadata.load(hub.root, fetch=hub.fetch, fetch_videos=hub.fetch)
     return LeRobotMetadata.load(Path(folder_or_hub_id).expanduser())
 
 
@@ -771,7 +884,7 @@ def _videos_gone(metadata: LeRobotMetadata, camera: str, positions: np.ndarray) 
     """The video files of a camera → whether they are missing; none where the metadata does not say where they are."""
     if not metadata.has_videos(camera):
         return {}
-    return {path: not path.is_file() for path in metadata.video_files(camera, positions)}
+    return {path: not metadata.has(path) for path in metadata.video_files(camera, positions)}
 
 
 def _some(values) -> str:

@@ -8,7 +8,7 @@ otherwise jumps to the key frame before the wanted one and decodes forward from 
 import os
 import struct
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -197,10 +197,13 @@ class VideoReaders:
 
     Safe to use from forked and spawned data-loader workers: every process opens its own files. Not safe to share
     between threads.
+
+    Args:
+        open_file: makes the reader of a path.
     """
 
-    def __init__(self, max_open: int = 16):
-        self._max_open = max_open
+    def __init__(self, max_open: int = 16, open_file: Callable[[Path], VideoReader] = VideoReader):
+        self._max_open, self._open_file = max_open, open_file
         self._forget()
 
     def read(self, path: Path, number: int) -> np.ndarray:
@@ -211,7 +214,7 @@ class VideoReaders:
             if len(self._readers) >= self._max_open:
                 _, oldest = self._readers.popitem(last=False)
                 oldest.close()
-            self._readers[path] = VideoReader(path)
+            self._readers[path] = self._open_file(path)
         self._readers.move_to_end(path)
         return self._readers[path].read(number)
 
@@ -220,7 +223,7 @@ class VideoReaders:
         self._process_id = os.getpid()
 
     def __getstate__(self) -> dict:
-        return {"max_open": self._max_open}
+        return {"max_open": self._max_open, "open_file": self._open_file}
 
     def __setstate__(self, state: dict) -> None:
         self.__init__(**state)
