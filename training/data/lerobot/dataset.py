@@ -741,6 +741,11 @@ class LeRobotDataset(RobotDataset):
                 placed = rows[number] = place_rows(self._times(number), video, first, end, self.fps, self.tolerance_s)
                 if not video.has_rate(self.fps) and len(video.seconds) > 1:
                     other_rate["by row" if placed.numbers is None else "by time"] = episode
+                if self._stream is not None and "by row" in other_rate:
+                    raise PlacementError(
+                        f"the video does not run at {self.fps} fps, but has a frame for each row. If that is right, "
+                        "the other videos tell, which are not here: leave out streaming."
+                    )
                 if len(other_rate) > 1:
                     raise PlacementError(
                         f"the videos do not run at {self.fps} fps, but episode {other_rate['by row']} has a frame "

@@ -111,6 +111,15 @@ def test_what_cannot_be_placed_is_refused_when_it_is_fetched(hub, tmp_path):
         data[12]
 
 
+def test_videos_of_another_rate_need_all_others(hub, tmp_path):
+    root = write_folder(tmp_path / "slow", video_fps=5)
+    assert len(LeRobotDataset(root, 3)) == 36, "all have a frame for each row"
+    hub.upload("user/slow", root)
+    data = LeRobotDataset("user/slow", 3, streaming=True)
+    with pytest.raises(ValueError, match=r"does not run at 10 fps, but has a frame for each row.*leave out streaming"):
+        data[0]
+
+
 def test_missing_videos_are_named_at_opening(hub):
     del hub.repos["user/arm"]["main"][video(1, CAMERA)]
     with pytest.raises(FileNotFoundError, match=r"1 video.* missing: .*episode_000001.mp4"):
