@@ -36,7 +36,8 @@ class ActionPredictionPipeline(Pipeline):
     from the same noise, so its actions do not depend on what else is in the batch (tokens are decoded greedily);
     `clip_actions`, whether actions are held within the range of the robot's data (the processor's setting by default);
     `cameras`, where observations have other names than the policy: `{"front": "observation/image"}`, the policy's name
-    and theirs (None: no image; a mapping of all cameras leaves other images out); and `reuse_prefix`: keep what the
+    and theirs (None: no image; a mapping of all cameras leaves other images out; a list without names cannot be
+    mapped); and `reuse_prefix`: keep what the
     expert reads of a call's observations, so that the VLM does not run if the next call has the same images and prompt
     (another chunk of the same observation, or a continuous state that moved on) and the model is as it was (same
     weights, same adapters, same mode).

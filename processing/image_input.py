@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 # Without those that run programs (EPS) or read other files
 _FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "JPEG2000")
 MAX_PIXELS = 64_000_000
+_MAX_DOWNLOAD = 256_000_000  # bytes
 # What Pillow raises for damaged files, depending on where the damage is
 _DAMAGE = (OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, KeyError, OverflowError, struct.error)
 
@@ -102,7 +103,7 @@ def _from_place(place: str) -> Image.Image:
     try:
         if place.startswith(("http://", "https://")):
             with urlopen(Request(place, headers={"User-Agent": "kivla"}), timeout=60) as response:
-                data = response.read()
+                data = response.read(_MAX_DOWNLOAD)  # what is longer is cut off, and then no image
         elif place.startswith("data:image/"):
             data = base64.b64decode(place.partition(",")[2])
         else:

@@ -146,13 +146,14 @@ class RobotSpec:
         Args:
             images: a dict by name; or a list in the order of the cameras, or with names of its own.
             of_list: names of a list's images, in its order.
-            names: an explicit mapping, see `place_cameras`.
+            names: an explicit mapping, see `place_cameras`. A list without names cannot be mapped.
 
         Returns:
             A dict by camera, None where an image is missing; a list where there are no names, or the robot has none.
 
         Raises:
-            ValueError: unknown or missing names.
+            ValueError: unknown or missing names; or a list without names where a mapping gives a camera another name,
+                or no image.
         """
         if of_list is not None and not isinstance(images, Mapping):
             if len(of_list) != len(images) or len(set(of_list)) != len(of_list):
@@ -161,6 +162,12 @@ class RobotSpec:
                 return images
             images = dict(zip(of_list, images, strict=True))
         if not isinstance(images, Mapping):
+            if images is not None and names and self._renames(names):
+                raise ValueError(
+                    f"images are a list without names, but cameras={dict(names)} goes by names. Give a dict by name; "
+                    "or, beside the list, the names of its images in `cameras`; or leave the mapping out: then the "
+                    f"list is in the order of the policy's cameras{f', {self.cameras}' if self.cameras else ''}."
+                )
             return images
         placed = self.place(list(images), names)
         found = {camera: None if name is None else images[name] for camera, name in placed.items()}
@@ -272,6 +279,12 @@ class RobotSpec:
             statistics = {name: statistics_to_json(values) for name, values in statistics.items()}
         cameras = {name: self.known_as.get(name, name) for name in self.cameras} if self.known_as else self.cameras
         return {"statistics": statistics, "cameras": cameras, "action_dim": self.action_dim}
+
+    def _renames(self, names: Mapping[str, str | None]) -> bool:
+        """Whether a mapping gives a camera another name than its own, or none."""
+        told = match_known(names, self.cameras or list(names), self.known_as)
+        given = {camera: names[key] for camera, key in told.items()}
+        return any(name is None or not match_known([name], [camera], self.known_as) for camera, name in given.items())
 
     def _check_known_names(self) -> None:
         check_names(self.known_as)

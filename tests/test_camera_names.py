@@ -189,6 +189,26 @@ def test_cameras_are_right_or_refused(policy, door, seed):
     torch.testing.assert_close(see(policy, processor, given, turned), expected)
 
 
+def test_a_list_without_names_is_not_mapped(policy):
+    own, images = cameras_of(np.random.default_rng(3), 2)
+    processor, (first, second), listed = policy[1](own), own, list(images.values())
+    expected = by_pipeline(policy, processor, images)
+    for same in ({first: first}, {first: first.rpartition(".")[2], second: second}):
+        torch.testing.assert_close(by_pipeline(policy, processor, listed, same), expected)
+    example = {"images": listed, "text": "go", "state": np.zeros(4), "actions": np.zeros((CHUNK, 4), np.float32)}
+    for mapping in ({first: "c1", second: None}, {first: second, second: first}, {second: None}, {first: "c1"}):
+        with pytest.raises(ValueError, match=r"a list without names, but cameras=.*Give a dict by name"):
+            by_pipeline(policy, processor, listed, mapping)
+        with pytest.raises(ValueError, match="Example 0 of this batch: images are a list without names"):
+            KIVLACollator(processor, mapping)([example])
+        # Questions about pictures have no cameras
+        question = {"images": [picture(5)], "text": "what?", "response": "a cup"}
+        torch.testing.assert_close(
+            KIVLACollator(processor, mapping)([question])["pixel_values"],
+            KIVLACollator(processor)([question])["pixel_values"],
+        )
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_presets_find_their_keys_by_name(policy, preset):
     keys = PRESETS[preset].cameras

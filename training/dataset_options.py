@@ -61,7 +61,11 @@ class DatasetOptions(KeyOptions):
         """Say which episodes of a dataset to open; None for all.
 
         Args:
-            also_without: episodes that are left out beside `exclude_episodes`, whether they are there or not.
+            also_without: those of `--eval_episodes`, which are left out beside `exclude_episodes`, whether they are
+                there or not.
+
+        Raises:
+            ValueError: no episode is left.
         """
         if not self.exclude_episodes and not also_without:
             return self.episodes
@@ -70,7 +74,13 @@ class DatasetOptions(KeyOptions):
             episodes = self.reader()(dataset, chunk_size=1, cameras=[]).episodes
         if self.exclude_episodes:
             episodes = without(episodes, self.exclude_episodes)
-        return [episode for episode in episodes if episode not in set(also_without or ())]
+        rest = [episode for episode in episodes if episode not in set(also_without or ())]
+        if not rest:
+            raise ValueError(
+                f"--eval_episodes holds out all {len(episodes)} episodes of {dataset} that are to be used: nothing is "
+                "left to train on. Hold out fewer."
+            )
+        return rest
 
     def open(self, dataset: str, chunk_size: int, cameras: list[str] | None, robot: str | None) -> RobotDataset:
         """Open a dataset as the options say."""

@@ -135,6 +135,11 @@ class DataArguments(DatasetOptions):
     def __post_init__(self):
         super().__post_init__()
         self.eval_episodes = parse_episodes(self.eval_episodes, "eval_episodes")
+        if both := sorted(set(self.exclude_episodes or ()) & set(self.eval_episodes or ())):
+            raise ValueError(
+                f"--exclude_episodes and --eval_episodes both name the episodes {both}: those that are left out are "
+                "not evaluated on, and those that are held out are not trained on anyway. Name each once."
+            )
         check_names(self.mapping or {})
         self.dataset = [self.dataset] if isinstance(self.dataset, str) else list(self.dataset)
         if self.robots is None and len(self.dataset) > 1:

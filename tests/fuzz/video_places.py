@@ -46,10 +46,14 @@ def random_faults(rng: np.random.Generator) -> dict:
         for _ in range(int(rng.choice([0, 0, 1, 2])))
     ]
     swap = rng.permutation(len(lengths))[:2] if rng.random() < 0.2 else None
+    of_rows = rng.random() < 0.5  # the table is that of the rows, whatever is in the video
 
     def edit_episodes(episodes):
         if FROM not in episodes[0]:
             return
+        for episode, start in zip(episodes, np.cumsum([0, *lengths]), strict=False):
+            if of_rows:
+                episode[FROM], episode[TO] = start / FPS, (start + episode["length"]) / FPS
         if swap is not None:
             one, two = (episodes[i] for i in swap)
             for column in (FROM, TO):

@@ -30,6 +30,11 @@ def test_episodes_of_training_and_evaluation(root, tmp_path):
     assert sources(root, exclude_episodes=[0])[0].episodes == [1, 2, 3, 4]
     with pytest.raises(ValueError, match=r"not among those to use: \[9\]"):
         sources(root, exclude_episodes=["9"])
+    for options in ({"eval_episodes": ["0-4"]}, {"episodes": ["1-2"], "eval_episodes": ["1", "2"]}):
+        with pytest.raises(
+            ValueError, match=r"--eval_episodes holds out all \d episodes .* nothing is left to train on"
+        ):
+            sources(root, **options)
 
 
 def test_columns_are_those_of_the_evaluation_too(root):
@@ -54,6 +59,7 @@ def test_a_run_goes_on_with_the_same_columns_only(root):
         ({"stream_gb": 5}, "--stream_gb cannot apply: it is for --streaming true"),
         ({"streaming": True, "dataset_format": "mine:Mine"}, "--streaming cannot apply: it is for LeRobot datasets"),
         ({"streaming": True, "question_share": 0.1}, "--question_share cannot apply: the questions are about frames"),
+        ({"exclude_episodes": ["1-3"], "eval_episodes": ["0", "3"]}, r"_episodes both name the episodes \[3\]"),
         ({"episodes": ["one"]}, "--episodes takes numbers, ranges"),
         ({"dataset": ["a", "b"], "robots": ["x", "y"], "exclude_episodes": [1]}, "are for a single dataset"),
     ],

@@ -19,7 +19,8 @@ class KIVLACollator:
     (`episode_index`, ...) are left out of the batch.
 
     Images are a dict by camera name, or a list whose names are in the example's `cameras` (robot datasets have them):
-    they find their places by name. A list without names is in the order of the processor's cameras.
+    they find their places by name. A list without names is in the order of the processor's cameras, and cannot be
+    mapped.
 
     A chunk has `chunk_size` steps. At the end of an episode it may have fewer, and says so by `action_is_pad` (False
     for each step that is there): without it, a short chunk is refused, since steps that are missing in all of the data
@@ -56,11 +57,13 @@ class KIVLACollator:
 
     def _images(self, i: int, example: Mapping):
         """By camera where they have names."""
-        images, robots = example.get("images"), self.processor.robots
+        images, names, robots = example.get("images"), example.get("cameras"), self.processor.robots
         if example.get("robot") is None and len(robots) > 1:  # nobody knows whose cameras they are
             return images
+        if example.get("actions") is None and names is None and not isinstance(images, Mapping):
+            return images  # VLM data: any images, of no camera
         try:
-            return self.processor.robot(example.get("robot")).named(images, example.get("cameras"), self.cameras)
+            return self.processor.robot(example.get("robot")).named(images, names, self.cameras)
         except ValueError as error:
             raise ValueError(f"Example {i} of this batch: {error}") from error
 

@@ -11,15 +11,15 @@ _MOST = 10_000_000  # of episodes in a range: beyond it is a slip of the hand
 def parse_episodes(words: str | Iterable[str | int] | None, option: str = "episodes") -> list[int] | None:
     """Read numbers (`7`), ranges with both ends (`0-49`), and files (`@held_out.txt`), in their order.
 
-    A file has numbers and ranges with spaces, commas or new lines between them; a JSON list is one, too. What follows a
-    `#` is a comment.
+    Commas are as good as spaces (`3,7`). A file has numbers and ranges with spaces, commas or new lines between them; a
+    JSON list is one, too. What follows a `#` is a comment.
 
     Args:
         words: a text, or several; numbers are taken as they are. None stays None.
         option: what messages call it.
 
     Raises:
-        ValueError: something else, or there is no such file.
+        ValueError: something else, or there is no such file, or nothing in it.
     """
     if words is None:
         return None
@@ -30,10 +30,16 @@ def parse_episodes(words: str | Iterable[str | int] | None, option: str = "episo
             if not file.is_file():
                 raise ValueError(f"--{option} {word}: there is no file {file}.")
             lines = file.read_text(encoding="utf-8").splitlines()
-            for part in " ".join(line.partition("#")[0] for line in lines).replace(",", " ").split():
-                numbers += _numbers(part.strip("[]"), option)
+            parts = [part.strip("[]") for part in _split(" ".join(line.partition("#")[0] for line in lines))]
+            if not any(parts):
+                raise ValueError(f"--{option} {word}: the file {file} names no episode.")
+            for part in filter(None, parts):
+                numbers += _numbers(part, option)
+        elif isinstance(word, str):
+            for part in _split(word) or [word]:
+                numbers += _numbers(part, option)
         else:
-            numbers += _numbers(word, option)
+            numbers.append(word)
     return numbers
 
 
@@ -51,11 +57,13 @@ def without(episodes: Sequence[int], left_out: Sequence[int], option: str = "exc
     return rest
 
 
-def _numbers(word: str | int, option: str) -> list[int]:
-    if not isinstance(word, str):
-        return [word]
-    if not word or word.isdecimal():
-        return [int(word)] if word else []
+def _split(words: str) -> list[str]:
+    return words.replace(",", " ").split()
+
+
+def _numbers(word: str, option: str) -> list[int]:
+    if word.isdecimal():
+        return [int(word)]
     match = _RANGE.fullmatch(word)
     first, last = (int(match[1]), int(match[2])) if match else (0, -1)
     if not 0 <= last - first < _MOST:

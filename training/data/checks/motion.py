@@ -21,7 +21,9 @@ _CLEARLY = 0.7
 _TURNS, _CLOSE = (2 * np.pi, 360, 4096), 0.95
 
 
-def jumps(values: np.ndarray, width: np.ndarray, usual_step: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def jumps(
+    values: np.ndarray, width: np.ndarray, usual_step: np.ndarray, is_rare: np.ndarray | bool = False
+) -> tuple[np.ndarray, np.ndarray]:
     """Frames into which a dimension jumps, and the dimensions: two (n,) int arrays.
 
     A jump is a large part of the range in one step, while the steps before and after are small. One frame that is out
@@ -31,6 +33,8 @@ def jumps(values: np.ndarray, width: np.ndarray, usual_step: np.ndarray) -> tupl
         values: (T, D) of an episode.
         width: (D,) the whole range.
         usual_step: (D,) what 90 % of all steps do not exceed.
+        is_rare: (D,) dimensions that hardly ever move. Any motion of theirs is a large step beside small ones: there,
+            only a single frame that is out of place is a jump.
     """
     if len(values) < 2:
         return np.empty(0, int), np.empty(0, int)
@@ -38,6 +42,9 @@ def jumps(values: np.ndarray, width: np.ndarray, usual_step: np.ndarray) -> tupl
     padded = np.pad(steps, ((1, 2), (0, 0)))
     around = np.maximum(padded[:-3], padded[3:])  # the step before, and the second after: a jump back may lie between
     large = steps > np.maximum(limit("jump") * width, _TIMES_USUAL * usual_step)
+    # From before a step to after the next one: little, where that goes back
+    beyond = np.pad(np.abs(values[2:] - values[:-2]), ((0, 1), (0, 0)), constant_values=np.inf)
+    large &= ~np.asarray(is_rare) | (steps > _TIMES_AROUND * beyond)
     frames, dimensions = np.nonzero(large & (steps > _TIMES_AROUND * around))
     return frames + 1, dimensions
 

@@ -190,7 +190,7 @@ def _check_vectors(
         runs = standstills(frames["state"], frames["actions"], actions.range, data.fps)
         still += [(episode, *run) for run in runs]
         width = np.where(state.is_constant | state.is_switch, np.inf, state.range)
-        for frame, dimension in zip(*jumps(frames["state"], width, steps), strict=True):
+        for frame, dimension in zip(*jumps(frames["state"], width, steps, state.is_rare), strict=True):
             if frame not in {end for _, end in runs}:  # there it catches up
                 jumping[int(dimension)].append((episode, int(frame)))
         speeds.append(end_speed(frames["state"], np.where(state.is_constant, 0, state.range), data.fps))

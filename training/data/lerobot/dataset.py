@@ -818,7 +818,15 @@ class LeRobotDataset(RobotDataset):
         is_used = np.isin(group, held)
         starts, ends = self._metadata.video_spans(camera, group)
         first, end, drift = frames_of_episodes(
-            video, indices[group], self._metadata.episode_lengths[group], starts, ends, is_used, indices, self.fps
+            video,
+            indices[group],
+            self._metadata.episode_lengths[group],
+            starts,
+            ends,
+            is_used,
+            indices,
+            self.fps,
+            self.tolerance_s,
         )
         chosen = zip(group[is_used].tolist(), first[is_used].tolist(), end[is_used].tolist(), strict=True)
         return list(chosen), drift

@@ -8,8 +8,8 @@ import numpy as np
 _EVEN = 0.1
 # How far the rate of the times may be from fps: a robot's real rate is seldom the one it was asked for.
 _RATES = (2 / 3, 3 / 2)
-# Rounding to float32 that is coarser than this share of a dimension's range is said.
-_COARSE = 1e-3
+# Steps of float32 that are coarser than this share of a dimension's standard deviation are said.
+_COARSE = 0.1
 
 
 class FrameChecks:
@@ -41,7 +41,9 @@ class FrameChecks:
         self._has_times = self._is_numbered = False
         self._has_gaps = np.zeros(count, bool)  # in the numbers of the frames
         self._not_finite: dict[str, list] = {}  # by vector: how many rows, and the first one's place
-        self._ranges: dict[str, list] = {}  # by vector: smallest and largest values (D,), and whether they are whole
+        # By vector, (D,) each: smallest and largest values; a value, how many there are, their sum and sum of squares
+        # from there (of large values that change little, plain squares would lose what they change by)
+        self._ranges: dict[str, list] = {}
 
     def add(self, rows: np.ndarray, episodes: np.ndarray, columns: dict[str, np.ndarray]) -> None:
         """Look at a block.
@@ -98,16 +100,17 @@ class FrameChecks:
             np.maximum.at(self._longest, episodes, steps)
 
     def _add_vectors(self, name: str, frames: np.ndarray, episodes: np.ndarray, values: np.ndarray) -> None:
-        is_whole = values.dtype.kind in "iub"
-        if not is_whole:
+        if values.dtype.kind not in "iub":
             bad = ~np.isfinite(values).all(axis=1)
             if bad.any():
                 first = int(np.argmax(bad))
                 found = self._not_finite.setdefault(name, [0, self._episodes[episodes[first]], frames[first]])
                 found[0] += int(bad.sum())
         low, high = values.min(axis=0).astype(np.float64), values.max(axis=0).astype(np.float64)
-        lowest, highest, whole = self._ranges.get(name, (low, high, is_whole))
-        self._ranges[name] = [np.minimum(low, lowest), np.maximum(high, highest), whole]
+        lowest, highest, middle, count, total, squares = self._ranges.get(name, (low, high, low, 0, 0.0, 0.0))
+        away = values.astype(np.float64) - middle
+        moments = [count + len(values), total + away.sum(axis=0), squares + (away**2).sum(axis=0)]
+        self._ranges[name] = [np.minimum(low, lowest), np.maximum(high, highest), middle, *moments]
 
     def refuse_unfinite(self, keys: dict[str, str]) -> None:
         """
@@ -180,15 +183,17 @@ class FrameChecks:
             names: of the dimensions of each vector.
         """
         notes = []
-        for name, (low, high, is_whole) in self._ranges.items():
+        for name, (low, high, _, count, total, squares) in self._ranges.items():
             largest = np.maximum(np.abs(low), np.abs(high))
             spacing = np.spacing(largest.astype(np.float32)).astype(np.float64)
-            coarse = (high > low) & ((spacing > _COARSE * (high - low)) | (is_whole & (largest > 1 << 24)))
+            std = np.sqrt(np.maximum(squares / count - (total / count) ** 2, 0))
+            coarse = (high > low) & (spacing > _COARSE * std)
             if coarse.any():
-                worst = int(np.argmax(np.where(coarse, spacing / np.maximum(high - low, 1e-300), 0)))
+                worst = int(np.argmax(np.where(coarse, spacing / np.maximum(std, 1e-300), 0)))
+                verb = "dimension changes" if coarse.sum() == 1 else "dimensions change"
                 notes.append(
-                    f"{int(coarse.sum())} dimensions of the {name} are too large for float32 and are rounded, most "
-                    f"{names[name][worst]!r}: its values, {low[worst]:.10g} to {high[worst]:.10g}, are rounded to "
+                    f"{int(coarse.sum())} {verb} so little in the {name}, for values so large, that float32 rounds "
+                    f"away what matters, most of {names[name][worst]!r}: {low[worst]:.10g} to {high[worst]:.10g}, in "
                     f"steps of {spacing[worst]:.4g}."
                 )
         return notes

@@ -329,6 +329,9 @@ def _read_info(root: Path) -> dict:
     features = info["features"]
     if not isinstance(features, dict) or not all(isinstance(feature, dict) for feature in features.values()):
         raise ValueError(f"{path}: features must be a map of maps, got {str(features)[:200]}.")
+    for feature in features.values():  # "Video" is a camera as well
+        if isinstance(feature.get("dtype"), str):
+            feature["dtype"] = feature["dtype"].lower()
     return info
 
 

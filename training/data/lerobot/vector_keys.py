@@ -12,6 +12,7 @@ KEY_PRESETS = ("openpi", "gr00t")
 NO_STATE = "none"
 
 _ACTION_KEYS, _STATE_KEYS = ("action", "actions"), ("observation.state", "state")
+_OPENPI, _OPENPI_CAMERAS = ("actions", "state"), ("image", "wrist_image")
 # Columns with one of these beginnings are parts of one vector, unless they say the same thing twice in other terms.
 _ACTION_PARTS, _STATE_PARTS = ("action.", "actions."), ("observation.state.", "observation.states.", "state.")
 _TERMS = {
@@ -77,9 +78,17 @@ def choose_keys(
     ordered = [name for name in features if name in columns] + [name for name in columns if name not in features]
     cameras, names, notes = None, {}, []
     if preset == "openpi":
+        if not {*_OPENPI, *_OPENPI_CAMERAS} & {*columns, *features}:
+            raise ValueError(
+                f"the keys of openpi are {', '.join((*_OPENPI, *_OPENPI_CAMERAS))}, and none of them is here. The "
+                f"columns: {', '.join(columns)}. Leave the preset out (keys, --dataset_keys), or choose another."
+            )
         action_key = action_key or "actions"
-        state_key = state_key or ("state" if "state" in columns else NO_STATE)
-        cameras = [name for name in features if name in ("image", "wrist_image")]
+        if state_key is None and "state" in columns:
+            state_key = "state"
+        cameras = [name for name in features if name in _OPENPI_CAMERAS]
+        if cameras and (absent := [name for name in _OPENPI_CAMERAS if name not in cameras]):
+            notes.append(f"The dataset has no {_and(absent)}, which openpi's keys have.")
     elif preset == "gr00t":
         if modality is None:
             raise ValueError("the keys of GR00T are in meta/modality.json, and there is none.")
@@ -88,9 +97,13 @@ def choose_keys(
             action_key, names["actions"] = parts["action"]
         if state_key is None:
             state_key, names["state"] = parts["state"] if parts["state"][0] else (NO_STATE, [])
+            if not parts["state"][0]:
+                notes.append("meta/modality.json has no groups of the state: there is none.")
         cameras = [_original_key(entry, f"observation.images.{name}") for name, entry in _group(modality, "video")]
     elif preset is not None:
         raise ValueError(f"there are no keys {preset!r}; known are {', '.join(KEY_PRESETS)}.")
+    if cameras == []:
+        notes.append(f"None of the cameras of {preset} is here: where none are chosen, all that are here are used.")
     if action_key is None:
         action_key = _default(ordered, _ACTION_KEYS, _ACTION_PARTS, "action")
         if action_key is None:
@@ -102,13 +115,19 @@ def choose_keys(
             notes.append(f"The actions are made of the column(s) {_and(action_key)}.")
     if state_key is None:
         state_key = _default(ordered, _STATE_KEYS, _STATE_PARTS, "state") or NO_STATE
-        if state_key not in (["observation.state"], NO_STATE):
+        announced = [name for name in features if name in _STATE_KEYS or name.startswith(_STATE_PARTS)]
+        if state_key == NO_STATE and announced:
+            notes.append(
+                f"info.json announces the state {_and(announced)}, but the data files have no such column of numbers: "
+                "there is no state."
+            )
+        if state_key != NO_STATE and (state_key != ["observation.state"] or preset == "openpi"):
             notes.append(f"The state is made of the column(s) {_and(state_key)}.")
     parts = {
         "actions": _parts(action_key, columns),
         "state": () if is_no_state(state_key) else _parts(state_key, columns),
     }
-    return VectorKeys(parts["actions"], parts["state"], cameras, names, notes)
+    return VectorKeys(parts["actions"], parts["state"], cameras or None, names, notes)
 
 
 def is_no_state(state_key: str | Sequence[str]) -> bool:

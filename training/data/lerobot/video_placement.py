@@ -127,6 +127,7 @@ def frames_of_episodes(
     is_used: np.ndarray,
     known: np.ndarray,
     fps: float,
+    tolerance: float,
 ) -> tuple[np.ndarray, np.ndarray, float]:
     """Find the frames of the episodes that are in one video file, one after the other.
 
@@ -140,6 +141,7 @@ def frames_of_episodes(
         is_used: (n,) whether the episode matters.
         known: numbers of all episodes of the dataset.
         fps: of the rows.
+        tolerance: with more than half a frame (seconds) the video may go on for so long after its last episode.
 
     Returns:
         (n,) the first frame, and (n,) one past the last, of those that are used; and by how many seconds the table's
@@ -147,7 +149,8 @@ def frames_of_episodes(
 
     Raises:
         PlacementError: up to the last one that is used and its neighbour, episodes overlap, have another order than
-            their numbers, or leave frames out between them for no reason; or one lies past the end of the video.
+            their numbers, or leave frames out between them for no reason; one lies past the end of the video; or the
+            video goes on after the last one.
     """
     ends = np.where(np.isnan(ends), np.append(starts[1:], video.end), ends)
     last = int(np.flatnonzero(is_used)[-1])
@@ -157,6 +160,15 @@ def frames_of_episodes(
         end = np.cumsum(lengths)
         first = end - lengths
         return first, end, float(np.abs(video.seconds[first] - starts).max())
+    # Frames after the last episode may as well be too many before the first: then every picture is another one's.
+    tail, allowed = video.end - float(ends[-1]), tolerance if tolerance > 0.5 / fps else video.duration / 2
+    was_removed = episodes[-1] < known.max() and episodes[-1] + 1 not in known
+    if tail > allowed + 1e-6 and not was_removed:
+        raise PlacementError(
+            f"the video goes on for {tail:.4g} s after it, the last one in the file, and has {len(video.seconds)} "
+            f"frames for {lengths.sum()} rows: nobody can tell whether the frames too many are at its end.",
+            int(episodes[-1]),
+        )
     same_rate = video.has_rate(fps)
     for i in range(last + 1):
         if is_used[i] or same_rate:

@@ -50,6 +50,10 @@ def channel_first(info):
     info["features"][CAMERA] |= {"shape": [3, 64, 64], "names": ["channels", "height", "width"]}
 
 
+def capitals(info):
+    info["features"][CAMERA]["dtype"] = "Video"
+
+
 def jitter(times):
     return times + np.random.default_rng(0).uniform(-0.04, 0.04, len(times))
 
@@ -67,6 +71,7 @@ STRUCTURES = {
     "measured times": (columns(timestamp=jitter), "uneven, .* apart where 10 fps are 0.1 s, in all 3 episodes"),
     "many dimensions": ({"dim": 44}, None),
     "channel first": ({"edit_info": channel_first}, None),
+    "a dtype in capitals": ({"edit_info": capitals}, None),
     "no index columns at all": (
         columns(frame_index=None, episode_index=None, index=None, task_index=None, timestamp=None),
         "task_index is missing: there is only one task",
@@ -211,7 +216,21 @@ def test_encoder_ticks_beyond_float32_are_said(tmp_path):
         write_folder(tmp_path / "data", lengths=(12, 9), dim=2, edit_columns=edit), chunk_size=3, cameras=[]
     )
     (note,) = data.notes
-    assert re.search("1 dimensions of the actions are too large for float32 .* 'actions 0'.* steps of 4", note)
+    assert re.search("1 dimension changes so little in the actions.* float32 .* 'actions 0'.* steps of 4", note)
+
+
+@pytest.mark.parametrize(("noise", "is_said"), [(1e-5, False), (1e-6, True)])
+def test_what_float32_rounds_away_is_measured_by_what_changes(tmp_path, noise, is_said):
+    """Steps of 2.4e-7 at 3: noise of 1e-5 has them by the dozens, of 1e-6 hardly any."""
+
+    def edit(there, episode):
+        values = 3 + np.random.default_rng(episode).normal(0, noise, (len(there["index"]), 2))
+        there["action"] = values.astype(np.float32).tolist()
+
+    data = LeRobotDataset(
+        write_folder(tmp_path / "data", lengths=(200, 150), dim=2, edit_columns=edit), chunk_size=3, cameras=[]
+    )
+    assert any("2 dimensions change so little in the actions" in note for note in data.notes) == is_said, data.notes
 
 
 def test_pictures_by_path(tmp_path):

@@ -50,6 +50,12 @@ def test_what_is_not_clear_is_refused_with_what_there_is(columns, message):
         chosen(columns)
 
 
+def test_a_state_that_is_announced_and_absent_is_said():
+    found = choose_keys(["action"], {"action": {}, "observation.state": {}}, None, None, None, None)
+    assert found.state == () and "announces the state observation.state" in found.notes[0]
+    assert choose_keys(["action"], {"action": {}}, None, None, None, None).notes == []
+
+
 def test_what_is_asked_for():
     columns = ["action", "joint_position", "gripper_position", "odd[0:2]"]
     assert chosen(columns, "joint_position", ["joint_position", "gripper_position"]) == (
@@ -116,4 +122,18 @@ def test_openpis_columns(tmp_path):
     root = write_folder(tmp_path / "data", keys=("actions", "state", "wrist_image"))
     data = LeRobotDataset(root, chunk_size=4, keys="openpi")
     assert (data.action_key, data.state_key, data.cameras) == (["actions"], ["state"], ["wrist_image"])
-    assert pictures_are_right(data) and not data.notes
+    assert pictures_are_right(data) and data.notes == ["The dataset has no image, which openpi's keys have."]
+
+
+def test_openpis_keys_that_are_not_here_are_refused_or_said(tmp_path):
+    root = write_folder(tmp_path / "usual")
+    with pytest.raises(ValueError, match=r"keys of openpi are actions, state, image, wrist_image, and none .* is here"):
+        LeRobotDataset(root, chunk_size=4, keys="openpi", action_key="action")
+    root = write_folder(tmp_path / "mixed", keys=("actions", "observation.state", "observation.images.front"))
+    data = LeRobotDataset(root, chunk_size=4, keys="openpi")
+    assert (data.action_key, data.state_key) == (["actions"], ["observation.state"])
+    assert data.cameras == ["observation.images.front"]
+    assert data.notes == [
+        "None of the cameras of openpi is here: where none are chosen, all that are here are used.",
+        "The state is made of the column(s) observation.state.",
+    ]

@@ -119,15 +119,36 @@ def test_an_episode_that_was_taken_out_of_the_table_leaves_a_hole(tmp_path):
     assert data.episodes == [0, 2] and pictures_are_right(data)
 
 
-def test_frames_after_the_last_episode_do_not_matter(tmp_path):
-    videos = [range(12), range(100, 109), [*range(200, 215), 7, 7, 7]]
+@pytest.mark.parametrize("video_fps", [10, 30])
+@pytest.mark.parametrize("frames", [1, 3])
+def test_a_file_with_frames_too_many_is_refused(frames, video_fps, tmp_path):
+    """They may be at its end or at its beginning, where they would shift every picture; the table is the same."""
+
+    def edit(episodes):  # what the table says where the file has no frame too many
+        for episode, start in zip(episodes, np.cumsum([0, *LENGTHS]), strict=False):
+            episode[FROM], episode[TO] = start / 10, (start + episode["length"]) / 10
+
+    for name, videos in (
+        ("before", [[*[7] * frames, *range(12)], range(100, 109), range(200, 215)]),
+        ("after", [range(12), range(100, 109), [*range(200, 215), *[7] * frames]]),
+    ):
+        videos = [np.repeat(list(video), video_fps // 10).tolist() for video in videos]
+        root = write_folder(tmp_path / name, "v3.0", videos=videos, video_fps=video_fps, edit_episodes=edit)
+        with pytest.raises(ValueError, match=r"the video goes on for 0\.\d+ s after it, the last one in the file"):
+            LeRobotDataset(root)
+    assert pictures_are_right(LeRobotDataset(root, chunk_size=2, tolerance_s=0.1 * frames + 0.01))
+
+
+def test_an_episode_taken_out_of_the_table_hides_no_shift(tmp_path):
+    """The one after it is said to begin a frame too early: it would show the last picture of the one taken out."""
 
     def edit(episodes):
-        episodes[2][TO] = 3.6
+        for key in (FROM, TO):
+            episodes[2][key] -= 0.1
+        del episodes[1]
 
-    assert pictures_are_right(
-        LeRobotDataset(write_folder(tmp_path / "data", "v3.0", videos=videos, edit_episodes=edit), chunk_size=2)
-    )
+    with pytest.raises(ValueError, match=r"the video goes on for 0\.1 s after it"):
+        LeRobotDataset(write_folder(tmp_path / "data", "v3.0", edit_episodes=edit))
 
 
 @pytest.mark.parametrize("extra", [1, 3])
@@ -185,14 +206,11 @@ PLACES |= {
     if one != two
 }
 SELECTIONS = ([0], [1], [2], [0, 2])
-# A file may be longer than its episodes: then their places alone say where they are.
-TAILS = {"no tail": [], "a tail": [7] * 14}
 
 
-@pytest.mark.parametrize(("lengths", "tail"), [((12, 9, 15), "no tail"), ((12, 12, 12), "a tail")], ids=str)
-def test_wrong_places_in_a_video_are_right_or_refused(lengths, tail, tmp_path):
+@pytest.mark.parametrize("lengths", [(12, 9, 15), (12, 12, 12)], ids=str)
+def test_wrong_places_in_a_video_are_right_or_refused(lengths, tmp_path):
     videos = [[100 * e + k for k in range(n)] for e, n in enumerate(lengths)]
-    videos[-1] += TAILS[tail]
     root, right, refused = tmp_path / "data", [], []
 
     def end(episodes):
