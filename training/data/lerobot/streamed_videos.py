@@ -52,7 +52,10 @@ class StreamedVideos:
 
     def files(self) -> list[Path]:
         """The files that are there, of any revision, those used longest ago first."""
-        files = [path for path in self.folder.rglob("*") if path.is_file() and ".cache" not in path.parts]
+        # Not what `huggingface_hub` notes down beside them, in `.cache` of each revision.
+        revisions = self.folder.glob("*/*")
+        own = [path for top in revisions if top.name != ".cache" for path in (top, *top.rglob("*"))]
+        files = [path for path in own if path.is_file()]
         return sorted(files, key=lambda path: path.stat().st_mtime_ns)
 
     def _make_room(self, size: int) -> None:
