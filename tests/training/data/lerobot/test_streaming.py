@@ -7,7 +7,7 @@ import pytest
 
 from kivla.training.data.lerobot.dataset import LeRobotDataset
 from kivla.training.data.mixture import Mixture
-from tests.helpers.lerobot_folder import CAMERA, write_folder, write_video
+from tests.helpers.lerobot_folder import CAMERA, pictures_are_right, write_folder, write_video
 from tests.training.data.lerobot.conftest import WRIST
 
 
@@ -59,6 +59,29 @@ def test_examples_are_those_of_the_folder(hub, tmp_path, version):
     for item in range(len(local)):
         assert_equal(data[item], local[item])
     assert any("at most 20 GB" in note for note in data.notes)
+
+
+def test_files_with_several_episodes_are_fetched_once(hub, tmp_path):
+    def in_two_files(episodes):
+        for episode, (file, start, end) in zip(episodes, [(0, 0, 1.2), (1, 0, 0.9), (1, 0.9, 2.4)], strict=True):
+            values = {"file_index": file, "from_timestamp": start, "to_timestamp": end}
+            episode |= {f"videos/{CAMERA}/{name}": value for name, value in values.items()}
+
+    root = write_folder(tmp_path / "two", "v3.0", edit_episodes=in_two_files)
+    for file, numbers in enumerate((range(12), [*range(100, 109), *range(200, 215)])):
+        write_video(root / f"videos/{CAMERA}/chunk-000/file-{file:03d}.mp4", list(numbers), 10)
+    hub.upload("user/two", root)
+    largest = (root / f"videos/{CAMERA}/chunk-000/file-001.mp4").stat().st_size
+    data = LeRobotDataset("user/two", 3, streaming=True, stream_gb=2 * largest / 1e9)
+    local = LeRobotDataset(root, 3)
+    order = list(data.file_windows.epoch(seed=1))
+    for item in order:
+        assert_equal(data[item], local[item])
+    assert len([name for name in requests(hub) if name.endswith(".mp4")]) == 2
+    assert pictures_are_right(data)
+    episodes = [data[item]["episode_index"] for item in order]
+    later = [episode for episode in episodes if episode]
+    assert later != sorted(later) and later != sorted(later, reverse=True), "episodes of a file are mixed"
 
 
 def test_no_more_is_kept_than_asked_for_and_what_is_there_is_not_fetched_again(hub, stream_gb):
