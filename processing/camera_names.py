@@ -98,7 +98,7 @@ def place_cameras(
     missing = [camera for camera in cameras if camera not in placed]
     unknown = [name for name in given if name not in placed.values()]
     if missing or (unknown and not selects):
-        raise ValueError(_refusal(list(given), cameras, missing, unknown, wanted))
+        raise ValueError(_refusal(list(given), cameras, missing, unknown, wanted, placed))
     return {camera: placed[camera] for camera in cameras}
 
 
@@ -135,21 +135,35 @@ def parse_cameras(entries: Sequence[str] | None) -> dict[str, str | None] | None
 
 
 def _refusal(
-    given: list[str], cameras: Sequence[str], missing: list[str], unknown: list[str], wanted: Mapping[str, str]
+    given: list[str],
+    cameras: Sequence[str],
+    missing: list[str],
+    unknown: list[str],
+    wanted: Mapping[str, str],
+    placed: Mapping[str, str | None],
 ) -> str:
     problems = [f"there is no {wanted[camera]!r} for {camera!r}" for camera in missing if camera in wanted]
     problems += [f"none is of {camera!r}" for camera in missing if camera not in wanted]
     problems += [f"the policy has no camera {name!r}" for name in unknown]
     text = f"images are given for the cameras {given}, but the policy has {list(cameras)}: {', '.join(problems)}. "
+    # With several, a guess by their order would be copied, and be wrong
+    guess = unknown[0] if len(missing) == len(unknown) == 1 else "THEIR_NAME" if unknown else None
+    # All cameras: a mapping is copied whole, and chooses what is read of a dataset
+    mapping = {short_name(camera): placed.get(camera, guess) for camera in cameras}
+    if len(mapping) < len(cameras):
+        mapping = {camera: placed.get(camera, guess) for camera in cameras}
+    options = f"--cameras {' '.join(map(_entry, mapping, mapping.values()))} (in Python cameras={mapping})"
     if missing and unknown:
-        # With several, a guess by their order would be copied, and be wrong
-        theirs = unknown[0] if len(missing) == len(unknown) == 1 else "THEIR_NAME"
-        options = " ".join(f"{short_name(camera)}={theirs}" for camera in missing)
-        mapping = ", ".join(f"{short_name(camera)!r}: {theirs!r}" for camera in missing)
-        return f"{text}Say which is which: --cameras {options} (in Python cameras={{{mapping}}})."
+        return f"{text}Say which is which: {options}."
     if missing:
-        return f"{text}Pass every camera by its name; use None for one that is missing."
-    return f"{text}Leave it out; or choose: --cameras {' '.join(map(short_name, cameras))} (in Python cameras={{...}})."
+        some = f", or say so: {options}" if any(mapping.values()) else ""
+        return f"{text}Pass every camera by its name; use None for one that is missing{some}."
+    return f"{text}Leave it out; or choose: {options}."
+
+
+def _entry(camera: str, theirs: str | None) -> str:
+    """As `parse_cameras` reads it."""
+    return camera if theirs is not None and suits(theirs, camera) else f"{camera}={theirs or ''}"
 
 
 def _parts(name: str) -> tuple[str, ...]:

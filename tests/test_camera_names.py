@@ -1,5 +1,6 @@
 """Swapped, renamed, missing and extra cameras are right or refused at every door: by name, never by position."""
 
+import re
 import sys
 import types
 
@@ -16,7 +17,7 @@ from kivla import (
     KIVLATrainingArguments,
     LeRobotDataset,
 )
-from kivla.processing.camera_names import match_cameras, parse_cameras
+from kivla.processing.camera_names import match_cameras, parse_cameras, place_cameras
 from kivla.serving.observation_presets import PRESETS, ObservationReader
 from kivla.serving.served_policy import ServeArguments, make_server
 from kivla.simulation import LeRobotWriter
@@ -337,6 +338,27 @@ def test_an_old_policy_says_so_and_takes_lists_or_a_mapping(policy, caplog):
         by_pipeline(policy, old, images)
     torch.testing.assert_close(by_pipeline(policy, old, images, {"first": "a", "second": "b"}), expected)
     torch.testing.assert_close(by_collator(policy, old, images), expected)
+
+
+# ------------------------------------------------------------------------------------------------------------ messages
+@pytest.mark.parametrize(
+    ("given", "names", "options"),
+    [
+        (["top"], None, "use None for one that is missing, or say so: --cameras top wrist= (in Python"),
+        (["c1"], {"top": "c1"}, "or say so: --cameras top=c1 wrist= (in Python cameras={'top': 'c1', 'wrist': None})"),
+        (["top", "wrist"], {"top": "wrist"}, "Say which is which: --cameras top=wrist wrist=top (in Python"),
+        (["top", "wrist", "side"], {"top": "side"}, "or choose: --cameras top=side wrist (in Python"),
+        (["top", "wrist", "side"], None, "or choose: --cameras top wrist (in Python"),
+        ([], None, "use None for one that is missing."),
+    ],
+)
+def test_what_a_refusal_suggests_is_taken(given, names, options):
+    own = ["observation.images.top", "observation.images.wrist"]
+    with pytest.raises(ValueError, match=re.escape(options)) as refusal:
+        place_cameras(given, own, names=names)
+    if "--cameras" in options:
+        words = str(refusal.value).partition("--cameras ")[2].partition(" (in Python")[0].split()
+        assert None not in place_cameras(given, own, names=parse_cameras(words)).values() or "wrist=" in words
 
 
 # ------------------------------------------------------------------------------------------------------------ matching

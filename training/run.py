@@ -23,6 +23,7 @@ from ..processing.chat_format import has_chat
 from .arguments import KIVLATrainingArguments
 from .build import CONTINUE, build_for_stage
 from .checkpoints import put_aside
+from .data.camera_naming import unseen_note
 from .data.checks.findings import ERROR, WARNING
 from .data.checks.report import check_data
 from .data.collator import KIVLACollator
@@ -285,10 +286,14 @@ def load_sources(model_args: ModelArguments, data_args: DataArguments) -> list[R
         robot = data_args.robots[i] if data_args.robots else None
         mapping = data_args.mapping
         cameras = None if mapping is None else [theirs for theirs in mapping.values() if theirs is not None]
+        names: list[str] = []
         if cameras is None and model_args.meaning == CONTINUE:
-            cameras = model_args.base.cameras_among(data_args.camera_names(name), robot)
+            names = data_args.camera_names(name)
+            cameras = model_args.base.cameras_among(names, robot)
         episodes = data_args.chosen_episodes(name, also_without=data_args.eval_episodes)
-        sources.append(data_args.reader()(name, episodes=episodes, cameras=cameras, robot=robot, **size))
+        data = data_args.reader()(name, episodes=episodes, cameras=cameras, robot=robot, **size)
+        data.notes = [*data.notes, *unseen_note(data, names)]
+        sources.append(data)
     return sources
 
 

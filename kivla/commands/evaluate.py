@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..command_line import parse, policy_pipeline, refusals
 from ..processing.camera_names import CAMERAS_HELP, parse_cameras
+from ..training.data.camera_naming import unseen_note
 from ..training.dataset_options import DatasetOptions
 from ..training.evaluation.policy_evaluation import draw, format_report, measure_answers, measure_chunks, predict
 from ..training.evaluation.tokenizer_error import measure
@@ -38,8 +39,11 @@ def run(arguments: Sequence[str]) -> None:
     with refusals("kivla evaluate"):
         names = parse_cameras(args.cameras)
         pipe.processor.check_cameras(names)
-        cameras = robot.among(args.camera_names(args.dataset), names)
+        there = args.camera_names(args.dataset)
+        cameras = robot.among(there, names)
     data = args.open(args.dataset, pipe.processor.chunk_size, cameras, args.robot)
+    for note in [*data.notes, *unseen_note(data, there)]:
+        print(f"{data.name}: {note}")
     options = {"seed": args.seed, "num_steps": args.num_steps, "cameras": names}
     if args.acts_by is not None:
         options["acts_by"] = args.acts_by

@@ -9,6 +9,7 @@ import numpy as np
 
 from ..command_line import Refused, parse, policy_pipeline, refusals
 from ..processing.camera_names import CAMERAS_HELP, parse_cameras
+from ..training.data.camera_naming import unseen_note
 from ..training.dataset_options import DatasetOptions
 from ..training.evaluation.predictions import draw, predict_dataset
 
@@ -64,8 +65,11 @@ def run(arguments: Sequence[str]) -> None:
     # Or frames of a dataset, with what was demonstrated beside what is predicted.
     processor = pipe.processor
     with refusals("kivla predict"):
-        cameras = processor.robot(args.robot).among(args.camera_names(args.dataset), names)
+        there = args.camera_names(args.dataset)
+        cameras = processor.robot(args.robot).among(there, names)
     data = args.open(args.dataset, processor.chunk_size, cameras, args.robot)
+    for note in [*data.notes, *unseen_note(data, there)]:
+        print(f"{data.name}: {note}")
     results = predict_dataset(pipe, data, args.num_frames, args.batch_size, **options)
     folder = Path(args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)

@@ -107,6 +107,17 @@ def test_a_policy_goes_on_with_data_of_other_names_when_they_are_mapped(world):
     assert before.to_dict() == after.to_dict(), "the policy's names stay"
 
 
+def test_a_camera_that_the_policy_does_not_have_is_left_out_and_said(world, capsys):
+    record(world / "three", top=250, side=99, hand=10)
+    said = "The policy does not see the data's camera observation.images.side."
+    train(world, "three_policy", "three", "--policy", world / "policy")
+    assert said in capsys.readouterr().out
+    predicted(world, "three_errors", "three")
+    assert said in capsys.readouterr().out
+    main(["predict", str(world / "policy"), "--dataset", str(world / "three"), "--output_dir", str(world / "chunks")])
+    assert said in capsys.readouterr().out
+
+
 def test_an_adapted_policy_keeps_the_places_of_its_base(world):
     facts = train(
         world, "adapted", "other", "--policy", world / "policy", "--adapt", "--cameras", "hand=right", "top=left"

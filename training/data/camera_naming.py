@@ -1,6 +1,6 @@
 """A policy knows its cameras by name: where its processor has none, they come from what it is trained on."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 
 from torch.utils.data import ConcatDataset, Dataset, Subset
@@ -50,6 +50,19 @@ def name_cameras(processor: KIVLAProcessor, dataset, mapping: Mapping[str, str |
     return notes
 
 
+def unseen_note(data: RobotDataset, names: Sequence[str]) -> list[str]:
+    """Say which cameras of a dataset were passed over because the policy has no such; empty where none were.
+
+    Args:
+        data: opened with the policy's cameras.
+        names: of all cameras that it has.
+    """
+    unseen = [name for name in names if name not in data.cameras]
+    if not unseen:
+        return []
+    return [f"The policy does not see the data's {'camera' if len(unseen) == 1 else 'cameras'} {', '.join(unseen)}."]
+
+
 def _parts(dataset) -> Iterator[Dataset]:
     """What a dataset is made of. (Items of a `Subset` are looked at through it: others may not be there.)"""
     parts = {ConcatDataset: "datasets", Mixture: "sources"}
@@ -85,4 +98,4 @@ def _first(part) -> Iterator:
     return (part[i] for i in range(min(len(part), _LOOKED_AT))) if has_length(part) else islice(part, _LOOKED_AT)
 
 
-__all__ = ["name_cameras"]
+__all__ = ["name_cameras", "unseen_note"]

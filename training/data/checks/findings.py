@@ -34,6 +34,7 @@ RULES = {
     "clipped": Rule(WARNING, 0.3, "the same share of actions that are positions: what was asked for is cut off"),
     "jump": Rule(WARNING, 0.25, "step / whole range, in one frame, of a state that moves slowly before and after"),
     "in_steps": Rule(NOTE, 0.3, "share of episodes in which a dimension jumps, from which on that is how it moves"),
+    "rare_jump": Rule(NOTE, None, "a rare dimension is elsewhere for a single frame: its own motion, or a bad reading"),
     "stuck": Rule(WARNING, 0.5, "seconds without any change of the state while the actions move: a lost connection"),
     "repeated_rows": Rule(WARNING, 0.3, "share of moving frames that repeat the frame before: recorded too fast"),
     # ------------------------------------------------------------------------------------- states and actions

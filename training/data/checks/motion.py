@@ -200,6 +200,13 @@ def describe_jumps(found: dict[int, list[tuple[int, int]]], table: Dimensions, e
             )
             findings.append(Finding("in_steps", text, table.name, (name,), jumping, places=tuple(places)))
             continue
+        if table.is_rare[dimension]:
+            text = (
+                f"{name} of the {table.name}, which hardly ever moves, is elsewhere for a single frame, "
+                f"{counted(len(places), 'time')}: {first}. Its own motion, or a bad reading?"
+            )
+            findings.append(Finding("rare_jump", text, table.name, (name,), jumping, places=tuple(places)))
+            continue
         text = f"{name} of the {table.name} jumps within one frame, {counted(len(places), 'time')}: {first}"
         text += " ..." if len(places) > 3 else ""
         text += (

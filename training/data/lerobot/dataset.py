@@ -24,6 +24,7 @@ from .frame_checks import FrameChecks
 from .frame_questions import FrameQuestions
 from .frame_table import (
     INDEX_COLUMNS,
+    ROW_NUMBER,
     DataFiles,
     blocks,
     check_lengths,
@@ -33,6 +34,7 @@ from .frame_table import (
     is_vector,
     load_table,
     matrix,
+    numbered_runs,
     scalars,
     vectors,
 )
@@ -198,7 +200,10 @@ class LeRobotDataset(RobotDataset):
         self._index_columns = [name for name in INDEX_COLUMNS if name in files.types]
         vector_columns = list(dict.fromkeys(part.column for parts in self._parts.values() for part in parts))
         try:
-            self._table = load_table(files, self._index_columns, vector_columns, stored)
+            # Which rows are whose is said by their episode's number, or else by their own
+            is_numbered = "episode_index" not in files.types and ROW_NUMBER in files.types
+            numbers = [*self._index_columns, ROW_NUMBER] if is_numbered else self._index_columns
+            self._table = load_table(files, numbers, vector_columns, stored)
         except ValueError as error:
             raise ValueError(f"{self.name}: {error}") from error
         self._first_rows = self._find_episodes(placed, files.num_rows)  # each selected episode's first row of the table
@@ -520,16 +525,13 @@ class LeRobotDataset(RobotDataset):
             indices, first_rows = episode_runs(self._table)
             lengths = np.diff(first_rows, append=len(self._table))
         else:
-            self.notes.append("episode_index is missing: the rows of a data file are its episodes, in their order.")
             for (path, held), rows in zip(placed.items(), num_rows, strict=True):
                 if rows != all_lengths[held].sum():
                     raise ValueError(
                         f"{path} has {rows} rows and its episodes {all_lengths[held].sum()}: without episode_index "
                         "nobody can tell which are whose."
                     )
-            held = np.concatenate(list(placed.values()))
-            indices, lengths = self._metadata.episode_indices[held], all_lengths[held]
-            first_rows = np.cumsum(lengths) - lengths
+            indices, first_rows, lengths = self._find_without_numbers(list(placed.values()))
         order = np.argsort(indices)
         indices, first_rows, lengths = indices[order], first_rows[order], lengths[order]
         if (np.diff(indices) == 0).any():
@@ -551,6 +553,38 @@ class LeRobotDataset(RobotDataset):
                 f"list ({_some(indices[unknown])}): they are not used."
             )
         return first_rows[places]
+
+    def _find_without_numbers(self, files: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Number, first row and length of each episode, where rows do not say of which episode they are.
+
+        Args:
+            files: positions of the episodes that each data file has, as many rows as theirs.
+        """
+        metadata, lengths = self._metadata, self._metadata.episode_lengths
+        shared = [held for held in files if len(held) > 1]
+        if shared and ROW_NUMBER in self._table.column_names:
+            starts = metadata.first_indices()
+            order = np.argsort(starts, kind="stable")
+            runs, first_rows, firsts = numbered_runs(self._table, starts[order])
+            positions = order[runs]
+            if (runs < 0).any() or (firsts != starts[positions]).any():
+                raise ValueError(
+                    f"{self.name}: episode_index is missing, and the numbers in the column {ROW_NUMBER!r} are not "
+                    "those of the episode table: nobody can tell which rows are whose. Export the dataset again."
+                )
+            self.notes.append(f"episode_index is missing: the column {ROW_NUMBER!r} says which rows are whose.")
+            return metadata.episode_indices[positions], first_rows, np.diff(first_rows, append=len(self._table))
+        # Numbers of frames begin anew with each episode, and are checked: they tell episodes of different lengths apart
+        is_told = "frame_index" in self._index_columns
+        if any(not is_told or len(np.unique(lengths[held])) < len(held) for held in shared):
+            raise ValueError(
+                f"{self.name}: episode_index and {ROW_NUMBER} are missing, and a data file holds several episodes, "
+                f"{'of equal lengths' if is_told else 'without frame_index'}: nobody can tell in which order. Export "
+                "the dataset again with these columns."
+            )
+        self.notes.append("episode_index is missing: the rows of a data file are its episodes, in their order.")
+        held = np.concatenate(files)
+        return metadata.episode_indices[held], np.cumsum(lengths[held]) - lengths[held], lengths[held]
 
     def _measure(self, kind: str, preset_names: dict[str, list[str]]) -> tuple[int, list[str] | None]:
         """Size and names of the actions or the state; the size is that of the first selected row."""

@@ -1,7 +1,7 @@
 """The rows of a dataset: one memory-mapped table of all data files, read in blocks so that no frame costs memory."""
 
 import glob
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from .vector_keys import VectorPart
 
 BLOCK_ROWS = 1 << 16
 INDEX_COLUMNS = {"timestamp": "float64", "frame_index": "int64", "episode_index": "int64", "task_index": "int64"}
+ROW_NUMBER = "index"  # of a row among all of the dataset; only read where nothing else says which episode it is of
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def load_table(
     features = datasets.Features()
     for name in index_columns:
         nested = pa.types.is_nested(files.types[name][0])
-        features[name] = _feature(files.types[name]) if nested else datasets.Value(INDEX_COLUMNS[name])
+        features[name] = _feature(files.types[name]) if nested else datasets.Value(INDEX_COLUMNS.get(name, "int64"))
     for name in vector_columns:
         features[name] = _with_float32(_feature(files.types[name]))
     for name in image_columns:
@@ -115,9 +116,29 @@ def _is_list(kind: pa.DataType) -> bool:
 
 def episode_runs(table: datasets.Dataset) -> tuple[np.ndarray, np.ndarray]:
     """(R,) the `episode_index` of each run of rows that have the same, and (R,) its first row."""
+    return _runs(table, "episode_index", lambda column: column)
+
+
+def numbered_runs(table: datasets.Dataset, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Runs of rows whose numbers in the dataset, `index`, are of one episode.
+
+    Args:
+        starts: (E,) the number of each episode's first row, in growing order.
+
+    Returns:
+        (R,) which of the E episodes each run is of, -1 for numbers before the first; (R,) its first row; and (R,) the
+        number of that row.
+    """
+    episodes, rows = _runs(table, ROW_NUMBER, lambda column: np.searchsorted(starts, column, side="right") - 1)
+    return episodes, rows, np.array([scalars(table[row : row + 1][ROW_NUMBER])[0] for row in rows.tolist()], np.int64)
+
+
+def _runs(
+    table: datasets.Dataset, name: str, episode_of: Callable[[np.ndarray], np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
     indices, first_rows, last = [], [], None
     for start in range(0, len(table), BLOCK_ROWS):
-        column = scalars(table[start : start + BLOCK_ROWS]["episode_index"])
+        column = episode_of(scalars(table[start : start + BLOCK_ROWS][name]))
         begins = np.r_[last is None or column[0] != last, column[1:] != column[:-1]]
         indices.append(column[begins])
         first_rows.append(start + np.flatnonzero(begins))
@@ -209,6 +230,7 @@ def check_lengths(column: pa.ChunkedArray) -> int | None:
 __all__ = [
     "BLOCK_ROWS",
     "INDEX_COLUMNS",
+    "ROW_NUMBER",
     "DataFiles",
     "blocks",
     "check_lengths",
@@ -218,6 +240,7 @@ __all__ = [
     "is_vector",
     "load_table",
     "matrix",
+    "numbered_runs",
     "scalars",
     "vectors",
 ]

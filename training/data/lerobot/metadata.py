@@ -166,6 +166,26 @@ class LeRobotMetadata:
             listed[position] if isinstance(listed[position], list) else [listed[position]] for position in positions
         ]
 
+    def first_indices(self) -> np.ndarray:
+        """(E,) the `index` of each episode's first row among all rows: as the episode table says, or counted in the
+        order of the episodes' numbers. Read when asked for."""
+        if not self.has_file_for_each:
+            column = "dataset_from_index"
+            parts = []
+            for path in _episode_tables(self.root):
+                with open_parquet(path) as file:
+                    table = read_table(path, file, [column])
+                if column in table.column_names:
+                    parts.append(_cast(table, {column: pa.int64()}, path)[column].fill_null(-1).to_numpy())
+            if parts and sum(map(len, parts)) == len(self.episode_indices):
+                starts = np.concatenate(parts)
+                _check_numbers(self.root, column, starts)
+                return starts
+        order = np.argsort(self.episode_indices)
+        starts = np.empty_like(self.episode_lengths)
+        starts[order] = np.cumsum(self.episode_lengths[order]) - self.episode_lengths[order]
+        return starts
+
     def modality(self) -> dict | None:
         """`meta/modality.json`, which GR00T has; None without it."""
         path = self.root / "meta" / "modality.json"

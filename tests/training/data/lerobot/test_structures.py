@@ -91,7 +91,7 @@ STRUCTURES = {
 @pytest.mark.parametrize("version", ["v2.1", "v3.0"])
 def test_a_structure_opens_right(name, version, tmp_path):
     options, note = STRUCTURES[name]
-    if version == "v3.0" and ("version" in options or "chunk" in name):
+    if version == "v3.0" and ("version" in options or "chunk" in name or name == "no index columns at all"):
         pytest.skip("is about v2.x")
     data = LeRobotDataset(write_folder(tmp_path / "data", **{"version": version} | options), chunk_size=5)
     assert pictures_are_right(data)
@@ -103,6 +103,60 @@ def test_a_structure_opens_right(name, version, tmp_path):
     values = np.random.default_rng(0).normal(size=(12, data.action_dim)).cumsum(0).astype(np.float32)
     np.testing.assert_array_equal(data[3]["actions"], values[3:8])
     np.testing.assert_array_equal(data[3]["state"], values[3] + 1)
+
+
+def turn_files(root, drop):
+    """A v3.0 data file whose second episode comes first, without some columns."""
+    path = root / "data/chunk-000/file-000.parquet"
+    table = pq.read_table(path)
+    episodes = table["episode_index"].to_numpy()
+    order = np.argsort(np.where(episodes == 0, 1, np.where(episodes == 1, 0, episodes)), kind="stable")
+    pq.write_table(table.take(order).drop_columns(list(drop)), path)
+
+
+@pytest.mark.parametrize("starts", ["in the table", "counted"])
+def test_without_episode_index_the_rows_own_numbers_say_whose_they_are(starts, tmp_path):
+    def edit_episodes(episodes):
+        for episode in episodes if starts == "in the table" else ():
+            episode["dataset_from_index"] = 100 + 12 * episode["episode_index"]
+
+    def edit_columns(there, episode):
+        there["index"] = there["index"] + (100 if starts == "in the table" else 0)
+
+    edits = {"edit_episodes": edit_episodes, "edit_columns": edit_columns}
+    root = write_folder(tmp_path / "data", version="v3.0", lengths=(12, 12, 12), **edits)
+    turn_files(root, ["episode_index"])
+    data = LeRobotDataset(root, chunk_size=5)
+    assert pictures_are_right(data) and [data[i]["episode_index"] for i in (0, 12, 24)] == [0, 1, 2]
+    assert data.notes == ["episode_index is missing: the column 'index' says which rows are whose."]
+    first = np.random.default_rng(0).normal(size=(12, 7)).cumsum(0).astype(np.float32)
+    np.testing.assert_array_equal(data[3]["actions"], first[3:8])
+    assert LeRobotDataset(root, chunk_size=5, episodes=[1]).episodes == [1]
+
+
+@pytest.mark.parametrize(
+    ("lengths", "drop", "problem"),
+    [
+        ((12, 12, 12), ("episode_index", "index"), "several episodes, of equal lengths: nobody can tell"),
+        ((12, 10, 14), ("episode_index", "index", "frame_index"), "several episodes, without frame_index: nobody"),
+        ((12, 10, 14), ("episode_index", "index"), "of episode . are not numbered"),
+    ],
+)
+def test_an_order_of_episodes_that_nothing_tells_is_refused(lengths, drop, problem, tmp_path):
+    root = write_folder(tmp_path / "data", version="v3.0", lengths=lengths)
+    turn_files(root, drop)
+    with pytest.raises(ValueError, match=problem):
+        LeRobotDataset(root, chunk_size=5)
+
+
+def test_row_numbers_that_are_not_those_of_the_table_are_refused(tmp_path):
+    def edit_columns(there, episode):
+        del there["episode_index"]
+        there["index"] = there["index"] + 3
+
+    root = write_folder(tmp_path / "data", version="v3.0", edit_columns=edit_columns)
+    with pytest.raises(ValueError, match="the column 'index' are not those of the episode table"):
+        LeRobotDataset(root, chunk_size=5)
 
 
 def write_gr00t(root):
