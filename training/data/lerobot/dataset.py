@@ -265,25 +265,18 @@ class LeRobotDataset(RobotDataset):
     def camera_names(cls, name: str | Path) -> list[str]:
         """Feature names of the cameras that have files, from a dataset's metadata alone."""
         hub = _on_hub(name)
-        if hub is not None:
-            metadata, first = LeRobotMetadata.load(hub.root), np.array([0])
-            cameras = {key: feature for key, feature in metadata.info["features"].items() if _is_camera(feature)}
-            return [
-                camera
-                for camera, feature in cameras.items()
-                if feature["dtype"] == "image"
-                or (metadata.has_videos(camera) and all(map(hub.has, metadata.video_files(camera, first))))
-            ]
-        metadata = _metadata_of(name, None)
-        everything = np.arange(len(metadata.episode_indices))
+        metadata = _metadata_of(name, None) if hub is None else LeRobotMetadata.load(hub.root)
+
+        def has_videos(camera: str) -> bool:
+            if hub is not None:  # by the first episode's: nothing is fetched
+                return metadata.has_videos(camera) and all(map(hub.has, metadata.video_files(camera, np.array([0]))))
+            everything = np.arange(len(metadata.episode_indices))
+            return any(not gone for gone in _videos_gone(metadata, camera, everything).values())
+
         return [
-            key
-            for key, feature in metadata.info["features"].items()
-            if _is_camera(feature)
-            and (
-                feature["dtype"] == "image"
-                or any(not gone for gone in _videos_gone(metadata, key, everything).values())
-            )
+            camera
+            for camera, feature in metadata.info["features"].items()
+            if _is_camera(feature) and (feature["dtype"] == "image" or has_videos(camera))
         ]
 
     def size_of(self, index: int) -> tuple[int, int]:

@@ -31,8 +31,9 @@ class VideoCodec:
     pixel_format: str
 
 
-# A key frame every second frame, because training jumps to random frames (LeRobot's choice, too).
-AV1 = VideoCodec("libsvtav1", "yuv420p", {"g": "2", "crf": "30"}, "av1", "yuv420p")
+# A key frame every second frame, because training jumps to random frames (LeRobot's choice, too). One level of
+# parallelism: with more SVT-AV1 starts dozens of threads for each file, and has been seen to wait for them for ever.
+AV1 = VideoCodec("libsvtav1", "yuv420p", {"g": "2", "crf": "30", "svtav1-params": "lp=1"}, "av1", "yuv420p")
 # Without lookahead ("zerolatency"), which only serves to distribute a bit rate, no frame is held back.
 LOSSLESS_H264 = VideoCodec(
     "libx264rgb",
