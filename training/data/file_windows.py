@@ -7,6 +7,7 @@ so do the examples of a window. What comes when is a function of seed and positi
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from .example_order import shuffled
 
@@ -15,12 +16,12 @@ class FileWindows:
     """Which item stands at a position of an epoch, for items that come in pieces out of groups of files.
 
     Args:
-        pieces: for each group of files its pieces, (first item, number of items) each: an episode is a piece.
+        pieces: for each group of files its pieces, (n, 2): first item and number of items. An episode is a piece.
         sizes: bytes of each group.
         window_bytes: how large the groups of a window may be together; one alone may be larger.
     """
 
-    def __init__(self, pieces: Sequence[Sequence[tuple[int, int]]], sizes: Sequence[int], window_bytes: int):
+    def __init__(self, pieces: Sequence[ArrayLike], sizes: ArrayLike, window_bytes: int):
         self.window_bytes = window_bytes
         self._pieces = [np.array(own, np.int64).reshape(-1, 2) for own in pieces]
         self._counts = np.array([own[:, 1].sum() for own in self._pieces])  # items of each group

@@ -149,14 +149,8 @@ class LeRobotDataset(RobotDataset):
         self.chunk_size = chunk_size
         self.robot = robot
         self._frame_cache = FrameCache(int(frame_cache_mb * 1e6))
-        if stream_gb is not None and not (streaming and stream_gb > 0):
-            raise ValueError(f"stream_gb is a number above 0, and for streaming=True, got {stream_gb}.")
         self._hub = _on_hub(folder_or_hub_id, revision)
-        self._stream = None
-        if streaming:
-            if self._hub is None:
-                raise ValueError(f"{folder_or_hub_id} is a folder of this machine. Leave out streaming.")
-            self._stream = StreamedVideos(self._hub, int((stream_gb or STREAM_GB) * 1e9))
+        self._stream = _stream_of(folder_or_hub_id, self._hub, streaming, stream_gb)
         self.name = str(folder_or_hub_id) if self._hub is None else self._hub.repo
         self._metadata = _metadata_of(folder_or_hub_id, self._hub, streaming)
         if self._hub is not None and self._hub.revision:
@@ -169,7 +163,7 @@ class LeRobotDataset(RobotDataset):
         self.tolerance_s = 0.5 / self.fps if tolerance_s is None else float(tolerance_s)
         self.robot_type = info.get("robot_type")
         self.features = info["features"]
-        if streaming:
+        if self._stream is not None:
             if not any(_is_camera(feature) and feature["dtype"] == "video" for feature in self.features.values()):
                 raise ValueError(
                     f"{self.name} has no videos that could be streamed: pictures are in its data files, which are "
@@ -195,7 +189,7 @@ class LeRobotDataset(RobotDataset):
         self._stored_images = [name for name, types in files.types.items() if all(map(is_picture, types))]
         self.cameras = self._select_cameras(cameras, chosen.cameras)
         stored = [camera for camera in self.cameras if camera in self._stored_images]
-        if streaming and stored:
+        if self._stream is not None and stored:
             self.notes.append(f"Pictures of {_some(stored)} are in the data files, which are downloaded whole.")
         self._index_columns = [name for name in INDEX_COLUMNS if name in files.types]
         vector_columns = list(dict.fromkeys(part.column for parts in self._parts.values() for part in parts))
@@ -429,7 +423,7 @@ class LeRobotDataset(RobotDataset):
             is_stored = camera in self._stored_images
             paths = self._data_paths if is_stored else self._metadata.video_files(camera, self._positions)
             if self._stream is not None and not is_stored:  # not here, and placed as they come
-                pictures[camera] = [self._hub.listing[self._hub.name_of(path)].digest for path in paths]
+                pictures[camera] = [self._stream.digest(path) for path in paths]
                 continue
             pictures[camera] = [_digest_of_ends(path) for path in paths]
             if numbers := self._frame_numbers.get(camera):  # which were placed by their times
@@ -699,7 +693,7 @@ class LeRobotDataset(RobotDataset):
             self._frame_numbers[camera], self._other_rates[camera] = {}, {}
         if self._stream is not None:
             self._streamed_files = files
-            self.file_windows = self._make_windows(files)
+            self.file_windows = self._make_windows(files, self._stream)
             return VideoReaders(open_file=self._open_video)
         count = sum(map(len, files.values()))
         progress = tqdm(total=count, desc="Looking at videos", unit="file", disable=count < _MANY_FILES)
@@ -797,7 +791,7 @@ class LeRobotDataset(RobotDataset):
         selected[self._positions] = np.arange(len(self._positions))
         return selected
 
-    def _make_windows(self, files: dict[str, dict[Path, np.ndarray]]) -> FileWindows:
+    def _make_windows(self, files: dict[str, dict[Path, np.ndarray]], stream: StreamedVideos) -> FileWindows:
         """Group the episodes by the files of the camera that has the fewest.
 
         A file of another camera with episodes of two groups is counted, and perhaps fetched, for both.
@@ -810,13 +804,13 @@ class LeRobotDataset(RobotDataset):
         sizes = np.zeros(len(groups), np.int64)
         for by_path in files.values():
             for path, held in by_path.items():
-                sizes[np.unique(group_of[selected[held]])] += self._hub.listing[self._hub.name_of(path)].size
+                sizes[np.unique(group_of[selected[held]])] += stream.size(path)
         # Half of the space is for the window that is trained on, and half for what is loaded ahead, the next one.
-        window_bytes = self._stream.max_bytes // 2
+        window_bytes = stream.max_bytes // 2
         if sizes.max() > window_bytes:
             raise ValueError(
                 f"{self.name}: stream_gb must be twice as large as the videos that belong together, "
-                f"{2 * sizes.max() / 1e9:.3g} GB, got {self._stream.max_bytes / 1e9:.3g}."
+                f"{2 * sizes.max() / 1e9:.3g} GB, got {stream.max_bytes / 1e9:.3g}."
             )
         starts = self._item_ends - self._lengths
         pieces = [np.stack([starts[episodes], self._lengths[episodes]], axis=1) for episodes in groups]
@@ -893,6 +887,18 @@ def _on_hub(folder_or_hub_id: str | Path, revision: str | None = None) -> HubFol
     if revision is not None:
         raise ValueError(f"{folder_or_hub_id} is a folder, which has no revision {revision!r}.")
     return None
+
+
+def _stream_of(
+    name: str | Path, hub: HubFolder | None, streaming: bool, stream_gb: float | None
+) -> StreamedVideos | None:
+    if stream_gb is not None and not (streaming and stream_gb > 0):
+        raise ValueError(f"stream_gb is a number above 0, and for streaming=True, got {stream_gb}.")
+    if not streaming:
+        return None
+    if hub is None:
+        raise ValueError(f"{name} is a folder of this machine. Leave out streaming.")
+    return StreamedVideos(hub, int((STREAM_GB if stream_gb is None else stream_gb) * 1e9))
 
 
 def _metadata_of(folder_or_hub_id: str | Path, hub: HubFolder | None, streaming: bool = False) -> LeRobotMetadata:

@@ -1,5 +1,8 @@
 """Videos of a dataset on the Hub that are fetched when they are needed, and of which only so many are kept."""
 
+import os
+import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -10,18 +13,21 @@ from huggingface_hub.utils import WeakFileLock
 from .hub_files import HubFolder
 
 T = TypeVar("T")
+_AT_ONCE = 16  # downloads by all processes together
+_LEFT_AFTER_S = 3600  # a download that has not grown for so long is of a process that was killed
 
 
 class StreamedVideos:
     """A folder of its own for the videos of a dataset, which never holds more than a number of bytes.
 
-    The files that were used longest ago make room for new ones. All processes of a machine share the folder (ranks,
-    loader workers, runs), and a run that goes on finds what it left there. Files that are in the Hub's cache already
-    are read there, and nothing is ever deleted there.
+    The files that were opened longest ago make room for new ones. All processes of a machine share the folder (ranks,
+    loader workers, runs): a file that several want is fetched by one of them, and a run that goes on finds what it
+    left there. Files that are in the Hub's cache already are read there, and nothing is ever deleted there.
 
     Args:
         hub: the dataset.
-        max_bytes: how much is kept. (A file that is deleted while a process has it open is gone when that closes it.)
+        max_bytes: how much is kept. (While files are fetched, it may be as many more as are fetched at once. A file
+            that is deleted while a process has it open is gone when that closes it.)
 
     Attributes:
         folder: where the files are: `kivla/streamed` in `HF_HOME`.
@@ -29,42 +35,66 @@ class StreamedVideos:
 
     def __init__(self, hub: HubFolder, max_bytes: int):
         self.hub, self.max_bytes = hub, max_bytes
-        self.folder = Path(constants.HF_HOME) / "kivla" / "streamed" / hub.repo.replace("/", "--")
+        streamed = Path(constants.HF_HOME) / "kivla" / "streamed"
+        self.folder = streamed / hub.repo.replace("/", "--")
+        self._locks = streamed / ".locks" / self.folder.name
+        self._locks.mkdir(parents=True, exist_ok=True)
+        now = time.time()
+        for path in self.folder.glob("*/.cache/**/*.incomplete"):
+            if now - path.stat().st_mtime > _LEFT_AFTER_S:
+                path.unlink(missing_ok=True)
 
     def use(self, path: Path, read: Callable[[Path], T]) -> T:
         """Read a file, given by its place in the dataset's folder, after it was fetched if it is not there.
 
         Args:
-            read: opens the file. It stays there until this returns; what was opened can be read on.
+            read: opens the file, and what was opened can be read on. It is called again if another process deletes the
+                file before it is open.
         """
         if path.is_file():
             return read(path)
         streamed = self.folder / self.hub.commit / self.hub.name_of(path)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        lock = self.folder.with_suffix(".lock")
         while True:
-            with WeakFileLock(lock):
-                if streamed.is_file():
-                    streamed.touch()  # used now
-                    return read(streamed)
-                self._make_room(self.hub.listing[self.hub.name_of(path)].size)
-            self.hub.download(path, self.folder / self.hub.commit)  # others may read meanwhile
+            try:
+                os.utime(streamed)  # used now
+                return read(streamed)
+            except Exception:
+                if streamed.is_file():  # otherwise another process has made room
+                    raise
+            self._fetch(path, streamed)
+
+    def size(self, path: Path) -> int:
+        """Bytes of a file, fetched or not."""
+        return self.hub.listing[self.hub.name_of(path)].size
+
+    def digest(self, path: Path) -> str:
+        """Digest of a file's content, fetched or not, as the Hub has it."""
+        return self.hub.listing[self.hub.name_of(path)].digest
 
     def files(self) -> list[Path]:
         """The files that are there, of any revision, those used longest ago first."""
         # Not what `huggingface_hub` notes down beside them, in `.cache` of each revision.
-        revisions = self.folder.glob("*/*")
-        own = [path for top in revisions if top.name != ".cache" for path in (top, *top.rglob("*"))]
-        files = [path for path in own if path.is_file()]
+        tops = [path for path in self.folder.glob("*/*") if path.name != ".cache"]
+        files = [path for top in tops for path in (top, *top.rglob("*")) if path.is_file()]
         return sorted(files, key=lambda path: path.stat().st_mtime_ns)
 
+    def _fetch(self, path: Path, streamed: Path) -> None:
+        """Download a file; of several processes that want it one does, and the others wait."""
+        number = zlib.crc32(streamed.name.encode()) % _AT_ONCE
+        with WeakFileLock(self._locks / f"{number}.lock"):
+            if streamed.is_file():
+                return
+            with WeakFileLock(self._locks / "room.lock"):
+                self._make_room(self.size(path))
+            self.hub.download(path, self.folder / self.hub.commit)
+
     def _make_room(self, size: int) -> None:
-        files = self.files()
-        kept = sum(path.stat().st_size for path in files)
-        for path in files:
+        files = [(path, path.stat().st_size) for path in self.files()]
+        kept = sum(size for _, size in files)
+        for path, freed in files:
             if kept + size <= self.max_bytes:
                 return
-            kept -= path.stat().st_size
+            kept -= freed
             path.unlink()
 
 

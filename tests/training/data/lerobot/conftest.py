@@ -27,6 +27,8 @@ def hub(tmp_path, monkeypatch):
         monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / ".cache/huggingface"))
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        for name, value in (("HF_ENDPOINT", endpoint), ("HF_HUB_OFFLINE", "0"), ("HF_HOME", tmp_path / "home")):
+            monkeypatch.setenv(name, str(value))  # of processes that are started anew
         stand_in.upload("user/arm", write_folder(tmp_path / "old", lengths=(5, 6)), "v1")
         stand_in.upload("user/arm", root)
         yield stand_in

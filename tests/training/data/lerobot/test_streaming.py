@@ -1,9 +1,11 @@
 """Videos are fetched when they are needed, each about once an epoch, and only so many are kept."""
 
+import os
 import pickle
 
 import numpy as np
 import pytest
+from torch.utils.data import DataLoader
 
 from kivla.training.data.lerobot.dataset import LeRobotDataset
 from kivla.training.data.mixture import Mixture
@@ -101,6 +103,47 @@ def test_no_more_is_kept_than_asked_for_and_what_is_there_is_not_fetched_again(h
     for first in (0, 12, 21):
         again[first]
     assert {video(e, c) for e in range(3) for c in (CAMERA, WRIST)} > set(requests(hub)) > set()
+
+
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+def test_processes_fetch_each_file_once_for_all(hub, tmp_path, stream_gb, start):
+    """Workers want frames of the same files at the same time."""
+    data = LeRobotDataset("user/arm", 3, streaming=True, stream_gb=stream_gb)
+    order = list(data.file_windows.epoch(seed=2))
+    loader = DataLoader(data, batch_size=None, sampler=order, num_workers=2, multiprocessing_context=start)
+    local = LeRobotDataset(tmp_path / "data", 3)
+    for item, example in zip(order, loader, strict=True):
+        assert_equal({name: np.asarray(value) for name, value in example.items()}, local[item])
+    videos = [name for name in requests(hub) if name.endswith(".mp4")]
+    assert len(videos) == len(set(videos)) == 6
+
+
+def test_a_file_that_another_process_deletes_is_fetched_again(hub, tmp_path, stream_gb):
+    stream = LeRobotDataset("user/arm", 3, streaming=True, stream_gb=stream_gb)._stream
+    path = stream.hub.root / video(1, CAMERA)
+    calls = []
+
+    def read(file):
+        calls.append(file)
+        if len(calls) == 1:
+            file.unlink()
+        return file.read_bytes()
+
+    assert stream.use(path, read) == (tmp_path / "data" / video(1, CAMERA)).read_bytes()
+    assert requests(hub)[-2:] == [video(1, CAMERA)] * 2
+    with pytest.raises(ZeroDivisionError):
+        stream.use(path, lambda file: 1 / 0)
+
+
+def test_downloads_that_were_killed_leave_nothing(hub):
+    stream = LeRobotDataset("user/arm", 3, streaming=True)._stream
+    left = [stream.folder / stream.hub.commit / f".cache/huggingface/download/videos/{n}.incomplete" for n in "ab"]
+    left[0].parent.mkdir(parents=True)
+    for path in left:
+        path.touch()
+    os.utime(left[0], (0, 0))
+    LeRobotDataset("user/arm", 3, streaming=True)
+    assert not left[0].exists() and left[1].exists(), "the other one may be going on"
 
 
 def test_a_mixture_goes_on_with_the_files_it_is_at(hub, stream_gb):

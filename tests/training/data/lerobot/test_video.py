@@ -87,7 +87,7 @@ def test_only_a_few_files_stay_open(tmp_path):
 
         def close(self):
             super().close()
-            closed.append(self._path)
+            closed.append(self.path)
 
     readers = VideoReaders(max_open=2, open_file=Counted)
     frames = decode_rgb(SOURCE)
@@ -95,6 +95,19 @@ def test_only_a_few_files_stay_open(tmp_path):
         np.testing.assert_array_equal(readers.read(paths[number], number), frames[number])
     assert opened == paths
     assert closed == [paths[1], paths[2], paths[3]]
+
+
+def test_a_file_that_was_deleted_is_closed_when_another_one_is_opened(tmp_path):
+    paths = [Path(shutil.copy(SOURCE, tmp_path / f"{number}.mp4")) for number in range(3)]
+    readers = VideoReaders()
+    first, _ = (readers.read(path, 5) for path in paths[:2])
+    paths[0].unlink()
+    np.testing.assert_array_equal(readers.read(paths[0], 5), first)  # while it is open
+    paths[1].unlink()
+    readers.read(paths[2], 5)
+    with pytest.raises(VideoReadError, match="No such file"):
+        readers.read(paths[0], 5)
+    assert list(readers._readers) == [paths[2]]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
