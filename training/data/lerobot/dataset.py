@@ -8,17 +8,17 @@ import json
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
-from tqdm import tqdm
 
-from ..file_windows import FileWindows
 from ..robot_dataset import RobotDataset, evenly_spread
+from .camera_selection import cameras_with_files, is_camera, select_cameras
 from .dimension_names import dimension_names, make_unique
+from .episode_rows import derive_tasks, find_episodes
+from .episode_videos import EpisodeVideos, digest_of_ends
 from .frame_cache import FrameCache
 from .frame_checks import FrameChecks
 from .frame_questions import FrameQuestions
@@ -28,27 +28,24 @@ from .frame_table import (
     DataFiles,
     blocks,
     check_lengths,
-    episode_runs,
     first_without_picture,
     is_picture,
     is_vector,
     load_table,
     matrix,
-    numbered_runs,
     scalars,
     vectors,
 )
 from .hub_files import HubFolder
 from .language import read_language
+from .messages import refuse_missing, some
 from .metadata import LeRobotMetadata
 from .stored_image import read_image
 from .streamed_videos import StreamedVideos
 from .vector_keys import VectorPart, choose_keys
-from .video_placement import PlacementError, VideoTimes, frames_of_episodes, place_rows
 
 T = TypeVar("T")
 STREAM_GB = 20.0
-_MANY_FILES = 50  # to be looked at, from where on there is a progress bar
 
 
 class LeRobotDataset(RobotDataset):
@@ -164,7 +161,7 @@ class LeRobotDataset(RobotDataset):
         self.robot_type = info.get("robot_type")
         self.features = info["features"]
         if self._stream is not None:
-            if not any(_is_camera(feature) and feature["dtype"] == "video" for feature in self.features.values()):
+            if not any(is_camera(feature) and feature["dtype"] == "video" for feature in self.features.values()):
                 raise ValueError(
                     f"{self.name} has no videos that could be streamed: pictures are in its data files, which are "
                     "downloaded whole. Leave out streaming."
@@ -187,10 +184,12 @@ class LeRobotDataset(RobotDataset):
         self.notes += chosen.notes
         self._parts = {"actions": chosen.actions} | ({"state": chosen.state} if chosen.state else {})
         self._stored_images = [name for name, types in files.types.items() if all(map(is_picture, types))]
-        self.cameras = self._select_cameras(cameras, chosen.cameras)
+        wanted = cameras if cameras is not None else chosen.cameras
+        self.cameras, notes = select_cameras(self.name, self._metadata, self._positions, self._stored_images, wanted)
+        self.notes += notes
         stored = [camera for camera in self.cameras if camera in self._stored_images]
         if self._stream is not None and stored:
-            self.notes.append(f"Pictures of {_some(stored)} are in the data files, which are downloaded whole.")
+            self.notes.append(f"Pictures of {some(stored)} are in the data files, which are downloaded whole.")
         self._index_columns = [name for name in INDEX_COLUMNS if name in files.types]
         vector_columns = list(dict.fromkeys(part.column for parts in self._parts.values() for part in parts))
         try:
@@ -200,11 +199,16 @@ class LeRobotDataset(RobotDataset):
             self._table = load_table(files, numbers, vector_columns, stored)
         except ValueError as error:
             raise ValueError(f"{self.name}: {error}") from error
-        self._first_rows = self._find_episodes(placed, files.num_rows)  # each selected episode's first row of the table
+        self._first_rows, notes = find_episodes(  # each selected episode's first row of the table
+            self.name, self._metadata, self._table, self._positions, placed, files.num_rows
+        )
+        self.notes += notes
         self._widths: dict[str, int] = {}  # of the columns
         self.action_dim, self.action_names = self._measure("actions", chosen.names)
         self.state_dim, self.state_names = self._measure("state", chosen.names) if chosen.state else (0, None)
-        self.tasks, self._episode_tasks = self._derive_tasks()
+        has_numbers = "task_index" in self._index_columns
+        self.tasks, self._episode_tasks, notes = derive_tasks(self.name, self._metadata, self._positions, has_numbers)
+        self.notes += notes
         self._check_frames()
         self._check_stored_images(stored)
         self.subtask_key = subtask_key
@@ -214,7 +218,12 @@ class LeRobotDataset(RobotDataset):
         except ValueError as error:
             raise ValueError(f"{self.name}: {error}") from error
         self.notes += self._language.notes
-        self._videos = self._place_videos()
+        filmed = [camera for camera in self.cameras if camera not in stored]
+        self._videos = EpisodeVideos(
+            self.name, self._metadata, filmed, self._positions, self._times, self.tolerance_s, self._stream
+        )
+        self.notes += self._videos.notes
+        self.file_windows = self._videos.windows(self._item_ends)
 
     def __len__(self) -> int:
         return int(self._item_ends[-1])
@@ -260,18 +269,7 @@ class LeRobotDataset(RobotDataset):
         """Feature names of the cameras that have files, from a dataset's metadata alone."""
         hub = _on_hub(name)
         metadata = _metadata_of(name, None) if hub is None else LeRobotMetadata.load(hub.root)
-
-        def has_videos(camera: str) -> bool:
-            if hub is not None:  # by the first episode's: nothing is fetched
-                return metadata.has_videos(camera) and all(map(hub.has, metadata.video_files(camera, np.array([0]))))
-            everything = np.arange(len(metadata.episode_indices))
-            return any(not gone for gone in _videos_gone(metadata, camera, everything).values())
-
-        return [
-            camera
-            for camera, feature in metadata.info["features"].items()
-            if _is_camera(feature) and (feature["dtype"] == "image" or has_videos(camera))
-        ]
+        return cameras_with_files(metadata, hub)
 
     def size_of(self, index: int) -> tuple[int, int]:
         """How many images an item has and how many characters of text; no image is decoded."""
@@ -349,15 +347,14 @@ class LeRobotDataset(RobotDataset):
         """Memory of the arrays with a number for every episode: what grows with the dataset."""
         metadata = self._metadata
         arrays = [metadata.episode_indices, metadata.episode_lengths, *metadata.placement.values()]
-        arrays += [self._positions, self._item_ends, self._first_rows, *self._first_frames.values()]
-        arrays += [numbers for by_episode in self._frame_numbers.values() for numbers in by_episode.values()]
-        return sum(array.nbytes for array in arrays)
+        arrays += [self._positions, self._item_ends, self._first_rows]
+        return sum(array.nbytes for array in arrays) + self._videos.index_bytes
 
     def episode_range(self, episode: int) -> range:
         """The items of an episode, given by the dataset's own number for it."""
         found = np.flatnonzero(self._metadata.episode_indices[self._positions] == episode)
         if not len(found):
-            raise ValueError(f"{self.name}: episode {episode} is not among the selected ones, {_some(self.episodes)}.")
+            raise ValueError(f"{self.name}: episode {episode} is not among the selected ones, {some(self.episodes)}.")
         selected = int(found[0])
         end = int(self._item_ends[selected])
         return range(end - int(self._metadata.episode_lengths[self._positions[selected]]), end)
@@ -383,12 +380,11 @@ class LeRobotDataset(RobotDataset):
 
         They are read by `read_video`.
         """
-        cameras = [camera for camera in self.cameras if camera not in self._stored_images]
-        return {camera: list(self._metadata.video_files(camera, self._positions)) for camera in cameras}
+        return self._videos.files()
 
     def read_video(self, path: Path, read: Callable[[Path], T]) -> T:
         """Read a video file, which is fetched first if it is streamed."""
-        return read(path) if self._stream is None else self._stream.use(path, read)
+        return self._videos.read_file(path, read)
 
     @cached_property
     def meta_statistics(self) -> dict[str, dict[str, np.ndarray]] | None:
@@ -418,16 +414,11 @@ class LeRobotDataset(RobotDataset):
             arrays |= {name: vectors(block, parts) for name, parts in self._parts.items()}
             for name, digest in digests.items():
                 digest.update(np.ascontiguousarray(arrays[name]).data)
-        pictures = {}
-        for camera in self.cameras:
-            is_stored = camera in self._stored_images
-            paths = self._data_paths if is_stored else self._metadata.video_files(camera, self._positions)
-            if self._stream is not None and not is_stored:  # not here, and placed as they come
-                pictures[camera] = [self._stream.digest(path) for path in paths]
-                continue
-            pictures[camera] = [_digest_of_ends(path) for path in paths]
-            if numbers := self._frame_numbers.get(camera):  # which were placed by their times
-                pictures[camera] += [hashlib.sha256(frames.tobytes()).hexdigest() for frames in numbers.values()]
+        is_stored = not set(self.cameras).isdisjoint(self._stored_images)
+        stored = [digest_of_ends(path) for path in self._data_paths] if is_stored else []
+        pictures = {
+            camera: stored if camera in self._stored_images else self._videos.digests(camera) for camera in self.cameras
+        }
         whole = [self.fps, self.episodes, sorted(self.tasks.items()), pictures]
         whole += [digest.hexdigest() for digest in digests.values()] + self._language.facts()
         return hashlib.sha256(json.dumps(whole).encode()).hexdigest()[:16]
@@ -447,9 +438,9 @@ class LeRobotDataset(RobotDataset):
         if not len(selected):
             raise ValueError(f"{self.name}: `episodes` is empty. Leave it out to use all episodes.")
         if not (known := np.isin(selected, indices)).all():
-            raise ValueError(f"{self.name} has no episode {_some(selected[~known])}. Its episodes: {_some(indices)}.")
+            raise ValueError(f"{self.name} has no episode {some(selected[~known])}. Its episodes: {some(indices)}.")
         if len(np.unique(selected)) != len(selected):
-            raise ValueError(f"{self.name}: an episode is selected twice in {_some(selected)}.")
+            raise ValueError(f"{self.name}: an episode is selected twice in {some(selected)}.")
         order = np.argsort(indices)
         return order[np.searchsorted(indices, selected, sorter=order)]
 
@@ -460,118 +451,9 @@ class LeRobotDataset(RobotDataset):
             placed = self._metadata.data_files(np.arange(len(self._metadata.episode_indices)))
         if not placed or not all(path.is_file() for path in placed):
             placed = self._metadata.data_files(np.sort(self._positions))
-            self._refuse_missing([path for path in placed if not path.is_file()], "data file")
+            refuse_missing(self.name, [path for path in placed if not path.is_file()], "data file")
         self._data_paths = list(placed)
         return DataFiles.look_at(self._data_paths), placed
-
-    def _select_cameras(self, cameras: Sequence[str] | None, preset: list[str] | None) -> list[str]:
-        announced = [key for key, feature in self.features.items() if _is_camera(feature)]
-        wanted = cameras if cameras is not None else preset
-        selected = []
-        for name in announced if wanted is None else wanted:
-            matches = [key for key in announced if key == name or (wanted is not None and key.endswith(f".{name}"))]
-            matches = [name] if name in matches else matches
-            if len(matches) != 1:
-                problem = "names more than one camera" if matches else "is not a camera"
-                raise ValueError(f"{self.name}: {name!r} {problem} of this dataset. Its cameras: {_some(announced)}.")
-            selected += matches
-        if len(set(selected)) != len(selected):
-            raise ValueError(f"{self.name}: a camera is selected twice in {selected}.")
-        gone = {
-            camera: _videos_gone(self._metadata, camera, self._positions)
-            for camera in selected
-            if camera not in self._stored_images
-        }
-        absent = [camera for camera, paths in gone.items() if all(paths.values())]
-        if absent and (wanted is not None or len(absent) == len(selected)):
-            raise FileNotFoundError(
-                f"{self.name}: info.json announces {_some(absent)}, but the folder holds no picture of "
-                f"{'them' if len(absent) > 1 else 'it'}. Download or copy the dataset again, or leave the cameras out "
-                "(cameras=[] for none)."
-            )
-        for camera in absent:
-            self.notes.append(
-                f"info.json announces the camera {camera}, but the folder holds no picture of it: left out."
-            )
-        selected = [camera for camera in selected if camera not in absent]
-        missing = [path for camera in selected for path, is_gone in gone.get(camera, {}).items() if is_gone]
-        self._refuse_missing(missing, f"video of the cameras {_some(selected)}")
-        return selected
-
-    def _refuse_missing(self, paths: list[Path], what: str) -> None:
-        if paths:
-            raise FileNotFoundError(
-                f"{self.name}: {len(paths)} {what}{'' if len(paths) == 1 else ', each'} missing: {_some(paths)}. "
-                "Download or copy the dataset again, or leave the episodes or the camera out."
-            )
-
-    def _find_episodes(self, placed: dict[Path, np.ndarray], num_rows: list[int]) -> np.ndarray:
-        """Compare the episodes' lengths with the metadata; returns the first row of each selected one."""
-        all_lengths = self._metadata.episode_lengths
-        if "episode_index" in self._index_columns:
-            indices, first_rows = episode_runs(self._table)
-            lengths = np.diff(first_rows, append=len(self._table))
-        else:
-            for (path, held), rows in zip(placed.items(), num_rows, strict=True):
-                if rows != all_lengths[held].sum():
-                    raise ValueError(
-                        f"{path} has {rows} rows and its episodes {all_lengths[held].sum()}: without episode_index "
-                        "nobody can tell which are whose."
-                    )
-            indices, first_rows, lengths = self._find_without_numbers(list(placed.values()))
-        order = np.argsort(indices)
-        indices, first_rows, lengths = indices[order], first_rows[order], lengths[order]
-        if (np.diff(indices) == 0).any():
-            raise ValueError(f"{self.name}: the frames of an episode are not in one piece in the data files.")
-        selected = self._metadata.episode_indices[self._positions]
-        places = np.minimum(np.searchsorted(indices, selected), len(indices) - 1)
-        found = np.where(indices[places] == selected, lengths[places], 0)
-        expected = self._lengths
-        if (wrong := np.flatnonzero(found != expected)).size:
-            first = wrong[0]
-            raise ValueError(
-                f"{self.name}: episode {selected[first]} has {expected[first]} frames by its metadata, but "
-                f"{found[first]} in the data."
-            )
-        unknown = ~np.isin(indices, self._metadata.episode_indices)
-        if unknown.any():
-            self.notes.append(
-                f"The data files hold {int(lengths[unknown].sum())} rows of episodes that the episode table does not "
-                f"list ({_some(indices[unknown])}): they are not used."
-            )
-        return first_rows[places]
-
-    def _find_without_numbers(self, files: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Number, first row and length of each episode, where rows do not say of which episode they are.
-
-        Args:
-            files: positions of the episodes that each data file has, as many rows as theirs.
-        """
-        metadata, lengths = self._metadata, self._metadata.episode_lengths
-        shared = [held for held in files if len(held) > 1]
-        if shared and ROW_NUMBER in self._table.column_names:
-            starts = metadata.first_indices()
-            order = np.argsort(starts, kind="stable")
-            runs, first_rows, firsts = numbered_runs(self._table, starts[order])
-            positions = order[runs]
-            if (runs < 0).any() or (firsts != starts[positions]).any():
-                raise ValueError(
-                    f"{self.name}: episode_index is missing, and the numbers in the column {ROW_NUMBER!r} are not "
-                    "those of the episode table: nobody can tell which rows are whose. Export the dataset again."
-                )
-            self.notes.append(f"episode_index is missing: the column {ROW_NUMBER!r} says which rows are whose.")
-            return metadata.episode_indices[positions], first_rows, np.diff(first_rows, append=len(self._table))
-        # Numbers of frames begin anew with each episode, and are checked: they tell episodes of different lengths apart
-        is_told = "frame_index" in self._index_columns
-        if any(not is_told or len(np.unique(lengths[held])) < len(held) for held in shared):
-            raise ValueError(
-                f"{self.name}: episode_index and {ROW_NUMBER} are missing, and a data file holds several episodes, "
-                f"{'of equal lengths' if is_told else 'without frame_index'}: nobody can tell in which order. Export "
-                "the dataset again with these columns."
-            )
-        self.notes.append("episode_index is missing: the rows of a data file are its episodes, in their order.")
-        held = np.concatenate(files)
-        return metadata.episode_indices[held], np.cumsum(lengths[held]) - lengths[held], lengths[held]
 
     def _measure(self, kind: str, preset_names: dict[str, list[str]]) -> tuple[int, list[str] | None]:
         """Size and names of the actions or the state; the size is that of the first selected row."""
@@ -601,29 +483,6 @@ class LeRobotDataset(RobotDataset):
         if len(set(plain)) < len(plain):
             plain = make_unique([name if name == label else f"{label}.{name}" for label, name in names])
         return len(names), preset_names.get(kind) or (plain if has_names else None)
-
-    def _derive_tasks(self) -> tuple[dict[int, str], np.ndarray | None]:
-        """Task number → instruction; and the task of each selected episode, where rows do not have one themselves."""
-        tasks = self._metadata.tasks
-        if tasks and "task_index" in self._index_columns:
-            return tasks, None
-        what = "task_index is missing" if tasks else "There is no table of tasks"
-        if len(tasks) == 1:
-            self.notes.append(f"{what}: there is only one task.")
-            return tasks, np.full(len(self._positions), next(iter(tasks)))
-        try:
-            listed = self._metadata.episode_tasks(self._positions)
-        except ValueError as error:
-            raise ValueError(f"{self.name}: {what}, and the episode table lists no tasks. ({error})") from error
-        for episode, its_tasks in zip(self.episodes, listed, strict=True):
-            if len(its_tasks) != 1 or not isinstance(its_tasks[0], str):
-                raise ValueError(f"{self.name}: {what}, and episode {episode} has not one task, but {its_tasks}.")
-        numbers = {text: number for number, text in tasks.items()}
-        for (text,) in listed:
-            numbers.setdefault(text, max(numbers.values(), default=-1) + 1)
-        self.notes.append(f"{what}: tasks are those that the episode table lists for each episode.")
-        tasks = {number: text for text, number in numbers.items()} | tasks
-        return tasks, np.array([numbers[text] for (text,) in listed])
 
     def _check_frames(self) -> None:
         """Look at every row of the selected episodes once, a block of them at a time."""
@@ -674,184 +533,6 @@ class LeRobotDataset(RobotDataset):
         """Columns of the selected episodes; see `blocks`."""
         return blocks(self._table, list(dict.fromkeys(columns)), self._first_rows, self._lengths)
 
-    def _place_videos(self) -> Any:  # `VideoReaders` of an optional dependency
-        """Find the frames of every selected episode in its videos. None when no camera is stored as video.
-
-        Of streamed videos, which are not here yet, a file's are found when it is fetched: see `_place_streamed`.
-        """
-        self._first_frames: dict[str, np.ndarray] = {}  # camera → of each selected episode; -1 is not found yet
-        self._frame_numbers: dict[str, dict[int, np.ndarray]] = {}  # camera → selected episode → frames of its rows
-        self._other_rates: dict[str, dict[str, int]] = {}  # camera → "by row", "by time" → an episode of such videos
-        cameras = [camera for camera in self.cameras if camera not in self._stored_images]
-        if not cameras:
-            return None
-        from .video import VideoReaders  # PyAV is an optional dependency
-
-        files = {camera: self._metadata.video_files(camera, self._positions) for camera in cameras}
-        for camera in cameras:
-            self._first_frames[camera] = np.full(len(self._positions), -1, np.int64)
-            self._frame_numbers[camera], self._other_rates[camera] = {}, {}
-        if self._stream is not None:
-            self._streamed_files = files
-            self.file_windows = self._make_windows(files, self._stream)
-            return VideoReaders(open_file=self._open_video)
-        count = sum(map(len, files.values()))
-        progress = tqdm(total=count, desc="Looking at videos", unit="file", disable=count < _MANY_FILES)
-        for camera in cameras:
-            self._place_videos_of(camera, files[camera], progress)
-        progress.close()
-        return VideoReaders()
-
-    def _place_videos_of(self, camera: str, files: dict[Path, np.ndarray], progress: tqdm) -> None:
-        selected = self._selected_numbers()
-        beside = self._metadata.episodes_beside(camera, [int(held[0]) for held in files.values()])
-        drifts, offs = [], []  # in seconds
-        for i, (path, held) in enumerate(files.items()):
-            drift, off = self._place_video(camera, path, held, None if beside is None else beside[i], selected)
-            drifts += [drift] if drift else []
-            offs += off
-            progress.update()
-        if drifts:
-            self.notes.append(
-                f"{camera}: the episode table's times are up to {max(drifts):.4g} s off those of {len(drifts)} videos, "
-                "which have as many frames as rows: the frames are counted."
-            )
-        if offs:
-            off = np.concatenate(offs)
-            self.notes.append(
-                f"{camera}: {len(offs)} of {len(self._positions)} episodes have more or fewer frames than rows. Each "
-                f"row has the frame nearest in time: {int((off < 1e-3).sum())} of {len(off)} within 1 ms, the furthest "
-                f"{off.max():.4g} s off (tolerance {self.tolerance_s:.4g} s)."
-            )
-
-    def _place_streamed(self, camera: str, position: int) -> None:
-        """Find the frames of all selected episodes that are in the same video of a camera as this one."""
-        path = self._metadata.video(camera, position)
-        beside = self._metadata.episodes_beside(camera, [position])
-        held = self._streamed_files[camera][path]
-        self._place_video(camera, path, held, None if beside is None else beside[0], self._selected_numbers())
-
-    def _place_video(
-        self, camera: str, path: Path, held: np.ndarray, beside: np.ndarray | None, selected: np.ndarray
-    ) -> tuple[float, list[np.ndarray]]:
-        """Find the frames of the selected episodes in a video.
-
-        Args:
-            held, beside: see `_spans`.
-            selected: see `_selected_numbers`.
-
-        Returns:
-            How far the episode table's times are off, if by more than half a frame; and of each episode that is placed
-            by time, how far its rows are from their frames. In seconds.
-        """
-        from .video import VideoReadError, check_video_file, frame_times
-
-        def read_times(file: Path) -> np.ndarray:
-            check_video_file(file)
-            return frame_times(file)
-
-        try:
-            video = VideoTimes.of(self.read_video(path, read_times), self.fps)
-        except VideoReadError as error:
-            raise ValueError(f"{self.name}: camera {camera!r}: {error}") from error
-        episode, rows, other_rate = None, {}, self._other_rates[camera]
-        try:
-            spans, drift = self._spans(camera, held, video, beside)
-            for position, first, end in spans:
-                episode, number = self._metadata.episode_indices[position], int(selected[position])
-                placed = rows[number] = place_rows(self._times(number), video, first, end, self.fps, self.tolerance_s)
-                if not video.has_rate(self.fps) and len(video.seconds) > 1:
-                    other_rate["by row" if placed.numbers is None else "by time"] = episode
-                if self._stream is not None and "by row" in other_rate:
-                    raise PlacementError(
-                        f"the video does not run at {self.fps} fps, but has a frame for each row. If that is right, "
-                        "the other videos tell, which are not here: leave out streaming."
-                    )
-                if len(other_rate) > 1:
-                    raise PlacementError(
-                        f"the videos do not run at {self.fps} fps, but episode {other_rate['by row']} has a frame "
-                        f"for each row and episode {other_rate['by time']} has not: their times mean nothing."
-                    )
-        except PlacementError as error:
-            episode = episode if error.episode is None else error.episode
-            raise ValueError(
-                f"{self.name}: camera {camera!r}, episode {episode} in {path}: {error} Leave the episode or the "
-                "camera out, allow more with tolerance_s, or export the dataset again."
-            ) from error
-        for number, placed in rows.items():  # all of the file, or none
-            self._first_frames[camera][number] = placed.first
-            if placed.numbers is not None:
-                self._frame_numbers[camera][number] = placed.numbers
-        offs = [placed.off for placed in rows.values() if placed.off is not None]
-        return drift if drift > video.duration / 2 else 0.0, offs
-
-    def _selected_numbers(self) -> np.ndarray:
-        """Position of an episode → which of the selected ones it is, or -1."""
-        selected = np.full(len(self._metadata.episode_indices), -1)
-        selected[self._positions] = np.arange(len(self._positions))
-        return selected
-
-    def _make_windows(self, files: dict[str, dict[Path, np.ndarray]], stream: StreamedVideos) -> FileWindows:
-        """Group the episodes by the files of the camera that has the fewest.
-
-        A file of another camera with episodes of two groups is counted, and perhaps fetched, for both.
-        """
-        selected = self._selected_numbers()
-        groups = [selected[held] for held in min(files.values(), key=len).values()]
-        group_of = np.empty(len(self._positions), np.int64)
-        for number, episodes in enumerate(groups):
-            group_of[episodes] = number
-        sizes = np.zeros(len(groups), np.int64)
-        for by_path in files.values():
-            for path, held in by_path.items():
-                sizes[np.unique(group_of[selected[held]])] += stream.size(path)
-        # Half of the space is for the window that is trained on, and half for what is loaded ahead, the next one.
-        window_bytes = stream.max_bytes // 2
-        if sizes.max() > window_bytes:
-            raise ValueError(
-                f"{self.name}: stream_gb must be twice as large as the videos that belong together, "
-                f"{2 * sizes.max() / 1e9:.3g} GB, got {stream.max_bytes / 1e9:.3g}."
-            )
-        starts = self._item_ends - self._lengths
-        pieces = [np.stack([starts[episodes], self._lengths[episodes]], axis=1) for episodes in groups]
-        return FileWindows(pieces, sizes, window_bytes)
-
-    def _open_video(self, path: Path) -> Any:
-        from .video import VideoReader
-
-        return self.read_video(path, VideoReader)
-
-    def _spans(
-        self, camera: str, held: np.ndarray, video: VideoTimes, beside: np.ndarray | None
-    ) -> tuple[list[tuple[int, int, int]], float]:
-        """(position, first frame, one past the last) of the selected episodes in a video; and the table's drift.
-
-        Args:
-            held: positions of the selected episodes in it.
-            beside: positions of all episodes in it, or None if every episode has a video of its own.
-        """
-        indices = self._metadata.episode_indices
-        if beside is None:
-            if len(held) > 1:
-                raise PlacementError("the file is that of another episode as well.", int(indices[held[1]]))
-            return [(int(held[0]), 0, len(video.seconds))], 0.0
-        group = beside[np.argsort(indices[beside])]
-        is_used = np.isin(group, held)
-        starts, ends = self._metadata.video_spans(camera, group)
-        first, end, drift = frames_of_episodes(
-            video,
-            indices[group],
-            self._metadata.episode_lengths[group],
-            starts,
-            ends,
-            is_used,
-            indices,
-            self.fps,
-            self.tolerance_s,
-        )
-        chosen = zip(group[is_used].tolist(), first[is_used].tolist(), end[is_used].tolist(), strict=True)
-        return list(chosen), drift
-
     def _times(self, selected: int) -> np.ndarray:
         """The times of an episode's rows."""
         first, length = int(self._first_rows[selected]), int(self._lengths[selected])
@@ -870,12 +551,8 @@ class LeRobotDataset(RobotDataset):
                 raise ValueError(f"{where}: {error}") from error
         from .video import VideoReadError
 
-        if self._first_frames[camera][selected] < 0:
-            self._place_streamed(camera, int(position))
-        numbers = self._frame_numbers[camera].get(selected)
-        number = int(self._first_frames[camera][selected]) + frame if numbers is None else int(numbers[frame])
         try:
-            return self._videos.read(self._metadata.video(camera, position), number)
+            return self._videos.read(camera, selected, frame)
         except VideoReadError as error:
             raise ValueError(f"{where}: {error}") from error
 
@@ -907,32 +584,3 @@ def _metadata_of(folder_or_hub_id: str | Path, hub: HubFolder | None, streaming:
     if hub is not None:
         return LeRobotMetadata.load(hub.root, fetch=hub.fetch, fetch_videos=hub.fetch)
     return LeRobotMetadata.load(Path(folder_or_hub_id).expanduser())
-
-
-def _digest_of_ends(path: Path, length: int = 1 << 14) -> str:
-    size = path.stat().st_size
-    with path.open("rb") as stream:
-        digest = hashlib.sha256(f"{size} ".encode() + stream.read(length))
-        stream.seek(max(size - length, 0))
-        digest.update(stream.read(length))
-    return digest.hexdigest()
-
-
-def _is_camera(feature: dict) -> bool:
-    if feature.get("dtype") not in ("video", "image"):
-        return False
-    details = [feature.get(name) for name in ("info", "video_info")]
-    details = [part for part in details if isinstance(part, dict)]
-    return not any(part.get("video.is_depth_map") or part.get("is_depth_map") for part in details)
-
-
-def _videos_gone(metadata: LeRobotMetadata, camera: str, positions: np.ndarray) -> dict[Path, bool]:
-    """The video files of a camera → whether they are missing; none where the metadata does not say where they are."""
-    if not metadata.has_videos(camera):
-        return {}
-    return {path: not metadata.has(path) for path in metadata.video_files(camera, positions)}
-
-
-def _some(values) -> str:
-    """A few of many values, for a message."""
-    return f"{', '.join(map(str, islice(values, 20)))}{', ...' if len(values) > 20 else ''}"

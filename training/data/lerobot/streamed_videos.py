@@ -3,13 +3,15 @@
 import os
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 from huggingface_hub import constants
 from huggingface_hub.utils import WeakFileLock
 
+from ..file_windows import FileWindows
 from .hub_files import HubFolder
 
 T = TypeVar("T")
@@ -70,6 +72,37 @@ class StreamedVideos:
     def digest(self, path: Path) -> str:
         """Digest of a file's content, fetched or not, as the Hub has it."""
         return self.hub.listing[self.hub.name_of(path)].digest
+
+    def windows(self, files: Sequence[Mapping[Path, np.ndarray]], ends: np.ndarray) -> FileWindows:
+        """Group episodes by the files of the camera that has the fewest: the order to train in.
+
+        A file of another camera with episodes of two groups is counted, and perhaps fetched, for both.
+
+        Args:
+            files: for each camera, file → the (n,) episodes that it has.
+            ends: (E,) one past each episode's last item.
+
+        Raises:
+            ValueError: two groups do not fit.
+        """
+        groups = list(min(files, key=len).values())
+        group_of = np.empty(len(ends), np.int64)
+        for number, episodes in enumerate(groups):
+            group_of[episodes] = number
+        sizes = np.zeros(len(groups), np.int64)
+        for by_path in files:
+            for path, episodes in by_path.items():
+                sizes[np.unique(group_of[episodes])] += self.size(path)
+        # Half of the space is for the window that is trained on, and half for what is loaded ahead, the next one.
+        window_bytes = self.max_bytes // 2
+        if sizes.max() > window_bytes:
+            raise ValueError(
+                "stream_gb must be twice as large as the videos that belong together, "
+                f"{2 * sizes.max() / 1e9:.3g} GB, got {self.max_bytes / 1e9:.3g}."
+            )
+        starts = np.append(0, ends[:-1])
+        pieces = [np.stack([starts[episodes], (ends - starts)[episodes]], axis=1) for episodes in groups]
+        return FileWindows(pieces, sizes, window_bytes)
 
     def files(self) -> list[Path]:
         """The files that are there, of any revision, those used longest ago first."""
