@@ -11,6 +11,7 @@ from ..training.data.camera_naming import unseen_note
 from ..training.dataset_options import DatasetOptions
 from ..training.evaluation.policy_evaluation import draw, format_report, measure_answers, measure_chunks, predict
 from ..training.evaluation.tokenizer_error import measure
+from ..training.training_facts import trained_columns
 
 
 @dataclass
@@ -41,6 +42,11 @@ def run(arguments: Sequence[str]) -> None:
         pipe.processor.check_cameras(names)
         there = args.camera_names(args.dataset)
         cameras = robot.among(there, names)
+    if args.dataset_format == "lerobot" and args.dataset_keys is None:
+        for key, columns in trained_columns(args.policy, args.robot).items():
+            if getattr(args, key) is None:
+                setattr(args, key, columns)
+                print(f"{args.dataset}: read as what the policy was trained on, --{key} {' '.join(columns)}")
     data = args.open(args.dataset, pipe.processor.chunk_size, cameras, args.robot)
     for note in [*data.notes, *unseen_note(data, there)]:
         print(f"{data.name}: {note}")

@@ -140,6 +140,11 @@ class RobotDataset(torch.utils.data.Dataset, ABC):
         """All cameras of a dataset, given by its folder or Hub id."""
         return list(cls(name, chunk_size=1).cameras)
 
+    @classmethod
+    def episode_numbers(cls, name: str | Path) -> list[int]:
+        """Numbers of all episodes of a dataset, given by its folder or Hub id."""
+        return list(cls(name, chunk_size=1, cameras=[]).episodes)
+
 
 def joint_statistics(datasets: Sequence[RobotDataset]) -> dict[str, dict[str, np.ndarray]]:
     """Compute `statistics` of several datasets of one robot, as if their frames were in one.

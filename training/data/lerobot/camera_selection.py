@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..camera_choice import choose_cameras
 from .hub_files import HubFolder
 from .messages import refuse_missing, some
 from .metadata import LeRobotMetadata
@@ -52,7 +53,7 @@ def select_cameras(
         name: the dataset's, for messages.
         positions: of the selected episodes.
         stored_images: cameras whose pictures are in the data files.
-        wanted: names of cameras, or their last parts; None for all that have files.
+        wanted: see `choose_cameras`; None for all that have files.
 
     Returns:
         The cameras' feature names, and notes.
@@ -62,16 +63,7 @@ def select_cameras(
         FileNotFoundError: pictures are missing.
     """
     announced = [key for key, feature in metadata.info["features"].items() if is_camera(feature)]
-    selected = []
-    for camera in announced if wanted is None else wanted:
-        matches = [key for key in announced if key == camera or (wanted is not None and key.endswith(f".{camera}"))]
-        matches = [camera] if camera in matches else matches
-        if len(matches) != 1:
-            problem = "names more than one camera" if matches else "is not a camera"
-            raise ValueError(f"{name}: {camera!r} {problem} of this dataset. Its cameras: {some(announced)}.")
-        selected += matches
-    if len(set(selected)) != len(selected):
-        raise ValueError(f"{name}: a camera is selected twice in {selected}.")
+    selected = choose_cameras(name, announced, wanted)
     gone = {camera: _videos_gone(metadata, camera, positions) for camera in selected if camera not in stored_images}
     absent = [camera for camera, paths in gone.items() if all(paths.values())]
     if absent and (wanted is not None or len(absent) == len(selected)):

@@ -268,8 +268,12 @@ class LeRobotDataset(RobotDataset):
     def camera_names(cls, name: str | Path) -> list[str]:
         """Feature names of the cameras that have files, from a dataset's metadata alone."""
         hub = _on_hub(name)
-        metadata = _metadata_of(name, None) if hub is None else LeRobotMetadata.load(hub.root)
-        return cameras_with_files(metadata, hub)
+        return cameras_with_files(_metadata_alone(name, hub), hub)
+
+    @classmethod
+    def episode_numbers(cls, name: str | Path) -> list[int]:
+        """Numbers of all episodes, from a dataset's metadata alone."""
+        return _metadata_alone(name, _on_hub(name)).episode_indices.tolist()
 
     def size_of(self, index: int) -> tuple[int, int]:
         """How many images an item has and how many characters of text; no image is decoded."""
@@ -578,9 +582,14 @@ def _stream_of(
     return StreamedVideos(hub, int((STREAM_GB if stream_gb is None else stream_gb) * 1e9))
 
 
-def _metadata_of(folder_or_hub_id: str | Path, hub: HubFolder | None, streaming: bool = False) -> LeRobotMetadata:
-    if hub is not None and streaming:
+def _metadata_of(folder_or_hub_id: str | Path, hub: HubFolder | None, streaming: bool) -> LeRobotMetadata:
+    if hub is None:
+        return _metadata_alone(folder_or_hub_id, None)
+    if streaming:
         return LeRobotMetadata.load(hub.root, fetch=hub.fetch, has=hub.lists)
-    if hub is not None:
-        return LeRobotMetadata.load(hub.root, fetch=hub.fetch, fetch_videos=hub.fetch)
-    return LeRobotMetadata.load(Path(folder_or_hub_id).expanduser())
+    return LeRobotMetadata.load(hub.root, fetch=hub.fetch, fetch_videos=hub.fetch)
+
+
+def _metadata_alone(folder_or_hub_id: str | Path, hub: HubFolder | None) -> LeRobotMetadata:
+    """The metadata, by which nothing else is downloaded."""
+    return LeRobotMetadata.load(Path(folder_or_hub_id).expanduser() if hub is None else hub.root)
