@@ -18,6 +18,7 @@ from peft import PeftModel
 from torch.utils.data import Dataset, Subset
 from transformers import set_seed
 
+from ..hub_cards.hub_names import public_name
 from ..processing import KIVLAProcessor
 from ..processing.chat_format import has_chat
 from .arguments import KIVLATrainingArguments
@@ -34,10 +35,11 @@ from .data.vlm.dataset import VLMDataset
 from .data_parallel import unsharded_init
 from .evaluation.plots import plot_training_curves
 from .evaluation.predictions import draw
+from .evaluation.text_nll import HeldOutTexts, TextScores, summarize_texts
 from .policy_options import refuse
 from .recipes import BACKBONE, EXPERT, Stage, split_steps
 from .run_folder import write_json
-from .run_options import VLM_SHARE, VLM_SPLIT, DataArguments, ModelArguments
+from .run_options import TEXT_SPLIT, VLM_SHARE, VLM_SPLIT, DataArguments, ModelArguments
 from .trainer import KIVLATrainer
 from .training_facts import chunks_to_show, write_card, write_facts
 
@@ -90,11 +92,20 @@ def train(
         if len(stages) > 1 and args.process_index == 0:
             print(f"\nStage {number} of {len(stages)}: trains {' and '.join(stage.trains)}, {stage.config}")
         before = answers_before(trainer, output_dir / "vlm_before.json")
+        texts_then = texts_before(trainer, output_dir / "text_before.json")
+        if texts_then is not None:
+            before[f"{BEFORE}_text_nll"] = texts_then.mean
         trainer.train(resume_from_checkpoint=checkpoint)
         trainer.state.log_history.insert(0, {**before, "step": 0})
         save(trainer, folder)
         start = folder
     metrics = {**before, **trainer.evaluate()}
+    texts = None
+    if texts_then is not None:
+        held_out = trainer.eval_dataset["text"]
+        texts = {"dataset": public_name(held_out.name), "text_length": held_out.text_length}
+        texts |= summarize_texts(trainer.text_scores["eval_text"], texts_then)
+        metrics |= {f"text_nll_difference{suffix}": texts["difference"][name] for name, suffix in _BOUNDS.items()}
     sources = robot_datasets(trainer.train_dataset)
     shown_chunks = chunks_to_show(trainer, sources[0], output_dir)  # on all devices: they act together
     if trainer.is_world_process_zero():
@@ -114,6 +125,7 @@ def train(
             vlm=model_args.vlm or model_args.policy,
             made_from=made_from,
             cameras=data_args.mapping,
+            texts=texts,
             vlm_dataset=data_args.vlm_dataset,
             trains_vlm_data=data_args.vlm_dataset is not None and recipe.vlm_data,
             minutes=(time.monotonic() - start_time) / 60,
@@ -180,6 +192,7 @@ def save(trainer: KIVLATrainer, folder: Path) -> None:
 
 
 BEFORE = "before"
+_BOUNDS = {"mean": "", "low": "_low", "high": "_high"}  # of an interval, as metrics have them
 
 
 def answers_before(trainer: KIVLATrainer, path: Path) -> dict[str, float]:
@@ -192,6 +205,21 @@ def answers_before(trainer: KIVLATrainer, path: Path) -> dict[str, float]:
             write_json(path, metrics)
         trainer.accelerator.wait_for_everyone()
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def texts_before(trainer: KIVLATrainer, path: Path) -> TextScores | None:
+    """Measure once how well the policy's VLM predicts the held-out texts before any training; None without any.
+
+    Its new action tokens are there already.
+    """
+    if "text" not in trainer.eval_dataset:
+        return None
+    if not path.is_file():
+        trainer.evaluate({"text": trainer.eval_dataset["text"]}, metric_key_prefix=BEFORE)
+        if trainer.is_world_process_zero():
+            write_json(path, trainer.text_scores[f"{BEFORE}_text"].to_dict())
+        trainer.accelerator.wait_for_everyone()
+    return TextScores.from_dict(json.loads(path.read_text(encoding="utf-8")))
 
 
 def split_run(stages: Sequence[Stage], args: KIVLATrainingArguments) -> list[KIVLATrainingArguments]:
@@ -317,8 +345,8 @@ def look_at(sources: list[RobotDataset]) -> None:
 
 def load_evaluation(
     data_args: DataArguments, sources: list[RobotDataset], processor: KIVLAProcessor
-) -> dict[str, Subset]:
-    """Choose what to evaluate on: some training frames (of each robot), held-out episodes and VLM data if any."""
+) -> dict[str, Dataset]:
+    """Choose what to evaluate on: some training frames of each robot; held-out episodes, VLM data and texts if any."""
     names = [f"train_{data.robot}" if len(sources) > 1 else "train" for data in sources]
     evaluation = {name: _spread(data, data_args.max_eval_frames) for name, data in zip(names, sources, strict=True)}
     if data_args.eval_episodes:
@@ -331,6 +359,9 @@ def load_evaluation(
         questions = load_vlm_data(data_args, processor, split)
         first = range(min(data_args.max_eval_frames, len(questions)))  # a stream would be read to its end otherwise
         evaluation["vlm"] = Subset(questions, first) if questions.is_stream else _spread(questions, len(first))
+    if data_args.eval_text_dataset is not None:
+        where = (data_args.eval_text_dataset, data_args.eval_text_column, data_args.eval_text_split or TEXT_SPLIT)
+        evaluation["text"] = HeldOutTexts.load(*where, data_args.eval_text_config, data_args.max_eval_frames)
     return evaluation
 
 

@@ -65,6 +65,7 @@ class ModelArguments(PolicyOptions):
 
 
 VLM_SPLIT, VLM_SHARE = "train", 0.2
+TEXT_SPLIT = "train"
 
 
 @dataclass
@@ -104,6 +105,16 @@ class DataArguments(DatasetOptions):
     eval_episodes: list[str] | None = field(
         default=None, metadata={"help": "Episodes held out for evaluation, given like --episodes."}
     )
+    eval_text_dataset: str | None = field(
+        default=None,
+        metadata={
+            "help": "Held-out texts that the VLM predicts at every evaluation, and before: a Hub id, a folder, JSON or "
+            "Parquet."
+        },
+    )
+    eval_text_column: str | None = field(default=None, metadata={"help": "Column of the texts; text, or the only one."})
+    eval_text_split: str | None = field(default=None, metadata={"help": "Split of them; train."})
+    eval_text_config: str | None = field(default=None, metadata={"help": "Configuration of it, where it has several."})
     max_eval_frames: int = field(default=512, metadata={"help": "Evaluate on at most so many examples of each set."})
     cameras: list[str] | None = field(
         default=None,
@@ -167,6 +178,9 @@ class DataArguments(DatasetOptions):
             names = ("split", "eval_split", "share", "config", "streaming", "num_rows", "media_dir")
             names = [f"vlm_{name}" for name in names]
             refuse({name: "there is no --vlm_dataset" for name in names if getattr(self, name)})
+        if self.eval_text_dataset is None:
+            names = [f"eval_text_{name}" for name in ("column", "split", "config")]
+            refuse({name: "there is no --eval_text_dataset" for name in names if getattr(self, name) is not None})
         if self.vlm_num_rows is not None and not self.vlm_streaming:
             refuse({"vlm_num_rows": "it is for --vlm_streaming"})
         if self.dataset_format != "lerobot":

@@ -38,6 +38,7 @@ from .data_parallel import (
 )
 from .evaluation.demonstrations import WithDemonstrations
 from .evaluation.evaluation_step import LOSS_SUMS, EvaluationStep, metrics_of, summary
+from .evaluation.text_nll import HeldOutTexts, TextScores, text_nll
 from .evaluation.token_sums import token_sums
 from .muon import MuonWithAdamW
 from .policy_card import with_author_words, write_trainer_card
@@ -67,7 +68,8 @@ class KIVLATrainer(ResumableTrainer):
         args: [`KIVLATrainingArguments`].
         data_collator: a [`KIVLACollator`] by default.
         train_dataset, eval_dataset: examples as dicts; chunk size, cameras (by name, in any order) and action size must
-            be the processor's. Cameras with other names are mapped by `KIVLACollator(processor, cameras={...})`.
+            be the processor's. Cameras with other names are mapped by `KIVLACollator(processor, cameras={...})`. To
+            evaluate on, plain texts may be among them: [`HeldOutTexts`].
         processing_class ([`KIVLAProcessor`]): makes the batches, and is saved with every checkpoint. If it has no names
             for its cameras, it gets those of the training data.
         **kwargs: as for [`~transformers.Trainer`]. What differs is listed in `docs/training_arguments.md`.
@@ -145,6 +147,7 @@ class KIVLATrainer(ResumableTrainer):
         self._learned: list[list[int]] = []
         self._ddp_gradients: DDPGradients | None = None
         self.card_facts: dict = {}  # what its caller knows of the policy, for the card
+        self.text_scores: dict[str, TextScores] = {}  # text by text, of every evaluation's last time: "eval_text", ...
 
     def _fit(self, model: nn.Module) -> None:
         """Check that model and processor have the same sizes, and give the model a row for every token."""
@@ -562,9 +565,13 @@ class KIVLATrainer(ResumableTrainer):
         the training data would give), `times_better_than_mean` = mean_action_mae / action_mae, and `action_mae_0`, ...
         for each dimension. A policy that says what it is about to do acts on its own words, as it does when deployed;
         `action_mae_given_response` is its error after the demonstrated ones. And what `compute_metrics` returns.
+
+        Of [`HeldOutTexts`] there is `nll` alone, nats a token; `text_scores` has it text by text.
         """
         if ignore_keys:
             raise ValueError(f"ignore_keys={ignore_keys} is for outputs of the model; chunks are none. Leave it out.")
+        if isinstance(dataloader.dataset, HeldOutTexts):
+            return self._read_texts(dataloader.dataset, metric_key_prefix)
         returns_chunks = not (self.args.prediction_loss_only if prediction_loss_only is None else prediction_loss_only)
         samples = returns_chunks or (self.args.sample_in_eval and not self.args.prediction_loss_only)
         if samples and self.is_zero3:
@@ -607,6 +614,16 @@ class KIVLATrainer(ResumableTrainer):
             metrics={_with_prefix(name, metric_key_prefix): value for name, value in metrics.items()},
             num_samples=num_samples,
         )
+
+    def _read_texts(self, texts: HeldOutTexts, metric_key_prefix: str) -> EvalLoopOutput:
+        """Let the VLM predict texts. Every device reads all of them: they are few, and sharded weights need it."""
+        model, processor = self.accelerator.unwrap_model(self.model), self.processing_class
+        settings = {"batch_size": self.args.eval_batch_size, "action_token_ids": processor.action_token_ids}
+        with whole_weights(model, self.accelerator), self.compute_loss_context_manager():
+            scores = text_nll(model, processor.tokenizer, texts.texts, texts.text_length, **settings)
+        self.text_scores[metric_key_prefix] = scores
+        metrics = {_with_prefix("nll", metric_key_prefix): scores.mean}
+        return EvalLoopOutput(predictions=scores.nll, label_ids=None, metrics=metrics, num_samples=len(texts))
 
 
 def _with_prefix(name: str, prefix: str) -> str:

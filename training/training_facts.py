@@ -104,7 +104,7 @@ def write_facts(
         metrics: of its evaluation.
         arguments: of `kivla train`; None if it was trained from Python.
         **facts: `example_text`, `recipe`, `what_it_is`, `vlm`, `made_from`, `cameras`, `vlm_dataset`,
-            `trains_vlm_data`, `minutes`.
+            `trains_vlm_data`, `texts` (`summarize_texts` and where they are from; or None), `minutes`.
     """
     command = None if arguments is None else shlex.join(["kivla", "train", *map(_without_machine, arguments)])
     trainer.card_facts = {
