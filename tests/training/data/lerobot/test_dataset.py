@@ -448,9 +448,9 @@ def test_bad_arguments(arguments, message):
 
 def test_an_ambiguous_camera(several_files, tmp_path):
     root = shutil.copytree(several_files, tmp_path / "copy")
-    edit_features(root, lambda features: features.update({"other.wrist": features[CAMERA]}))
-    with pytest.raises(ValueError, match=f"'wrist' names more than one camera.*{WRIST}', 'other.wrist'"):
-        LeRobotDataset(root, cameras=["wrist"])
+    edit_features(root, lambda features: features.update({f"{arm}.hand": features[CAMERA] for arm in ("a", "b")}))
+    with pytest.raises(ValueError, match=r"'hand' names more than one camera: \['a.hand', 'b.hand'\]"):
+        LeRobotDataset(root, cameras=["hand"])
 
 
 # Damaged datasets
