@@ -227,8 +227,10 @@ class VLMDataset(torch.utils.data.Dataset):
 
     def _messages_of(self, row: dict, number: int) -> list:
         """The conversation of a row, of a layout that is one."""
-        part = {name: row[column] for name, column in self.columns.items()}
-        return part["messages"] if self.layout == "messages" else instruction_messages(part, number)
+        if self.layout == "messages":
+            return row[self.columns["messages"]]
+        part = {name: row[column] for name, column in self.columns.items() if name != "images"}
+        return instruction_messages(part, number)
 
     def _questions_and_answers(self, row: dict, images: list, number: int) -> list[tuple[str, str]]:
         if self.layout in _CONVERSATIONS:
