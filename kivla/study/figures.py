@@ -67,6 +67,8 @@ def plot_over_steps(path: str | os.PathLike, groups: Sequence[Group], before: di
             _style(axis)
             if name in ("token_gradient", "flow_gradient", "token_loss"):
                 axis.set_yscale("log")
+                axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+                axis.yaxis.set_minor_formatter(lambda value, _: "")
             if name in ("lost", "cosine"):
                 axis.axhline(0, color="#999999", lw=0.8, zorder=0)
         of_row[0].set_ylabel(label, fontsize=9)
@@ -100,6 +102,10 @@ class _Styles:
             for i, condition in enumerate(self.conditions):
                 look = {"marker": MARKERS[i % len(MARKERS)], "ls": DASHES[i % len(DASHES)]}
                 lines.append(Line2D([], [], color="#777777", label=condition, **look))
+            small = {"color": "#777777", "ls": "none"}
+            lines.append(Line2D([], [], marker=".", ms=6, label="on the way", **small))
+            lines.append(Line2D([], [], marker="o", ms=9, label="at the end, 95 %", **small))
+            lines.append(Line2D([], [], marker="x", ms=5, label="one seed", **small))
         return lines
 
 
@@ -144,13 +150,17 @@ def _kept_axis(axis: Axes, groups: Sequence[Group], before: dict) -> None:
         other.axvline(0, color="#999999", lw=0.8, zorder=0)
         unit = "nats a token more on held-out texts" if has_texts else "share of right answers fewer"
         other.set_xlabel(f"knowledge lost, {unit}\n(right: kept; 0: the VLM before)", fontsize=9)
-    most = max(_kept(group, before, group.last_step)[2] for group in groups)
+    found = [_kept(group, before, step) for group in groups for step in (group.acts_at() if has_texts else [0])]
+    least, most = min(low for _, low, _ in found), max(high for _, _, high in found)
     if has_texts and most > FAR:
         axis.set_xscale("symlog", linthresh=FAR / 4, linscale=0.8)
-        ticks = [tick for tick in (0, 0.1, 0.2, 0.5, 1, 2, 5, 10) if tick <= 1.3 * most]
+        ticks = [tick for tick in (0, 0.1, 0.2, 0.5, 1, 2, 5, 10) if tick <= 1.2 * most]
         axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axis.minorticks_off()
-    axis.invert_xaxis()
+        axis.set_xlim(1.2 * most, min(least, 0) - FAR / 40)
+    else:
+        margin = 0.06 * (max(most, 0) - min(least, 0) + 1e-3)
+        axis.set_xlim(max(most, 0) + margin, min(least, 0) - margin)
 
 
 def _draw_over_steps(axis: Axes, group: Group, before: dict, name: str, color: str) -> None:

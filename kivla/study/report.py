@@ -45,18 +45,16 @@ def format_tables(groups: Sequence[Group], before: dict, left_out: dict[str, str
 def results_table(groups: Sequence[Group], before: dict, target: float) -> str:
     """A line for each group, all its seeds together, at the end."""
     rollouts, has_texts, has_answers = groups[0].rollouts, before["texts"] is not None, before["answers"] is not None
-    header = ["recipe", "condition", "seeds", "learning rates"]
-    header += ["nats lost a token", "of each seed"] if has_texts else []
+    header = ["recipe", "condition", "learning rates"] + (["nats lost a token", "by seed"] if has_texts else [])
     header += ["answers right (before: " + _percent(before["answers"]["accuracy"]) + ")"] if has_answers else []
     for name in rollouts:
         header.append(COLUMNS.get(name, name.replace("_", " ")))
-        header += ["told otherwise: the original target", "the one named"] if name == rollouts[0] else []
+        header += ["by seed", "told otherwise: the original target", "the one named"] if name == rollouts[0] else []
     header += ["action error"] + ([f"steps to {_percent(target)}"] if rollouts else [])
     lines = []
     for group in groups:
         rates = group.rows[0]["learning_rate"], group.rows[0]["expert_learning_rate"]
-        line = [group.recipe, group.condition, " ".join(map(str, group.seeds))]
-        line.append(" / ".join(f"{rate:g}" for rate in rates if rate is not None))
+        line = [group.recipe, group.condition, " / ".join(f"{rate:g}" for rate in rates if rate is not None)]
         if has_texts:
             each = [group.of_seed(seed).lost(before, group.last_step).mean for seed in group.seeds]
             line += [_interval(group.lost(before, group.last_step)), " ".join(f"{lost:+.2f}" for lost in each)]
@@ -85,7 +83,7 @@ def pairs_table(groups: Sequence[Group], before: dict) -> str:
             if found is None:
                 continue
             lost = "-" if found["lost"] is None else _interval(found["lost"])
-            success = "-" if found["success"] is None else f"{100 * found['success']:+.1f} (p = {found['p_value']:.3f})"
+            success = "-" if found["success"] is None else _points(found["success"])
             lines.append([second.name, first.name, lost, success])
     return _table(["this", "against", "nats lost a token more", "success, points more"], lines) if lines else ""
 
@@ -132,6 +130,10 @@ def _percent(share: float) -> str:
 
 def _rate(row: dict, name: str = "rate") -> str:
     return f"{100 * row[name]:.1f} % ({100 * row['low']:.1f} - {100 * row['high']:.1f})"
+
+
+def _points(found: Interval) -> str:
+    return f"{100 * found.mean:+.1f} ({100 * found.low:+.1f} to {100 * found.high:+.1f})"
 
 
 def _interval(found: Interval, signed: bool = True) -> str:

@@ -151,7 +151,7 @@ def one_run(shop: Workshop, cell: Cell, rates: Rates, seed: int) -> tuple[dict, 
     """
     study, folder = shop.study, shop.folder / f"{cell.folder}_{seed}"
     acts_at = {round(study.max_steps * n / study.num_checkpoints) for n in range(1, study.num_checkpoints + 1)}
-    looks_at = {*range(0, study.max_steps, study.measure_every), study.max_steps}
+    looks_at = {*range(0, study.max_steps, study.measure_every), *acts_at}
 
     def measure(step: int, measurements: Measurements) -> None:
         measured = folder / "measured"
@@ -164,7 +164,7 @@ def one_run(shop: Workshop, cell: Cell, rates: Rates, seed: int) -> tuple[dict, 
         if step == study.max_steps and study.num_question_scenes:
             once(measured / "answers.json", measurements.answers)
 
-    log = train(shop, cell, rates, seed, folder, study.max_steps, looks_at | acts_at, measure)
+    log = train(shop, cell, rates, seed, folder, study.max_steps, looks_at, measure)
     row = {
         "recipe": recipe_name(cell.recipe),
         "condition": cell.condition,
