@@ -200,15 +200,13 @@ def _rate(totals: np.ndarray, counts: np.ndarray) -> dict[str, float]:
 
 def format_texts(report: dict) -> str:
     """What `summarize_texts` returns, in words."""
-    nll, change = report["nll"], report["difference"]
     lines = [
-        f"{report['num_texts']} texts, {report['num_tokens']} tokens: {_with_interval(nll)} nats a token "
-        f"({report['of_action_tokens']:.4f} of it because of action tokens)"
+        f"{report['num_texts']} texts, {report['num_tokens']} tokens: {_with_interval(report['nll'])} nats a token, "
+        f"{report['of_action_tokens']:.4f} of it because of action tokens"
     ]
-    if change is not None:
-        lines.append(
-            f"before {_with_interval(report['before'])}; difference on the same texts {_with_interval(change)}"
-        )
+    if report["difference"] is not None:
+        lines.append(f"    before: {_with_interval(report['before'])}")
+        lines.append(f"    difference on the same texts: {_with_interval(report['difference'])}")
     return "\n".join(lines)
 
 

@@ -105,7 +105,7 @@ def test_the_difference_is_paired():
     assert report["nll"]["high"] - report["nll"]["low"] > 0.3
     assert report["difference"]["low"] == pytest.approx(0.1) == report["difference"]["high"]
     assert json.loads(json.dumps(report)) == report
-    assert "difference on the same texts 0.1000 (0.1000 to 0.1000)" in format_texts(report)
+    assert "difference on the same texts: 0.1000 (0.1000 to 0.1000)" in format_texts(report)
 
 
 def test_other_texts_are_not_compared():
