@@ -26,26 +26,24 @@ _COMPARED = ("recipe", "backbone_gradient_scale", "flow_loss_weight")
 def run(arguments: Sequence[str]) -> None:
     study, told = parse((StudyArguments, PolicyOptions), arguments, prog="kivla study")
     with refusals("kivla study"):  # what is misspelt is better known now
-        refuse(
-            dict.fromkeys(told.given(*_COMPARED), "it is what a study compares: name --recipes, or a YAML file of one")
-        )
+        reason = "it is what a study compares: name --recipes, or a YAML file of one"
+        refuse(dict.fromkeys(told.given(*_COMPARED), reason))
         cells, left_out = choose_cells(study.recipes, study.conditions)
     folder = Path(study.output_dir)
     if study.run:
         claim_folder(folder, {**study.fixed, **asdict(told)}, ("rows.jsonl", "work"))
         _run(Workshop(study, told), cells, {cell.name: reason for cell, reason in left_out.items()})
-    print(f"\n{write_report(folder, study.target_success)}\n\nFigure, tables, rows and logs: {folder}")
+    print(f"\n{write_report(folder, study.target_success)}\n\nFigures, tables, rows and logs: {folder}")
 
 
 def _run(shop: Workshop, cells: list[Cell], left_out: dict[str, str]) -> None:
     study, folder = shop.study, Path(shop.study.output_dir)
+    file = folder / "rows.jsonl"
     todo = _plan(shop, cells, left_out)
     write_json(folder / "left_out.json", left_out)
     write_json(folder / "before.json", before(shop))
     for number, (cell, seed) in enumerate(todo, 1):
-        file = folder / "rows.jsonl"
-        rows = read_rows(file)
-        if (recipe_name(cell.recipe), cell.condition, seed) in {_key(row) for row in rows}:
+        if (recipe_name(cell.recipe), cell.condition, seed) in {_key(row) for row in read_rows(file)}:
             continue
         trials = pilot(shop, cell)
         write_json(folder / "pilot" / f"{cell.folder}.json", trials)
@@ -53,31 +51,33 @@ def _run(shop: Workshop, cells: list[Cell], left_out: dict[str, str]) -> None:
         print(f"\nRun {number} of {len(todo)}: {cell.name}, seed {seed}, learning rates {rates}", flush=True)
         row, log = one_run(shop, cell, rates, seed)
         write_log(folder / "logs" / f"{cell.folder}_{seed}.csv", log)
-        write_rows(file, [*rows, row])
+        write_rows(file, [*read_rows(file), row])  # of another process, too, that may work on other recipes
         write_report(folder, study.target_success)
 
 
 def _plan(shop: Workshop, cells: list[Cell], left_out: dict[str, str]) -> list[tuple[Cell, int]]:
     """Say what the study will take; and leave out, by name, the last runs that do not fit the budget."""
-    study, todo, hours = shop.study, [], 0.0
-    print("Estimated core-hours, from a few timed steps:")
-    for cell in cells:
-        cost = core_hours(shop, cell)
+    study = shop.study
+    print("Estimated core-hours, from a few timed steps of each:")
+    costs = {cell: core_hours(shop, cell) for cell in cells}
+    for cell, cost in costs.items():
+        step, of_pilot, of_run = cost["step"], cost["pilot"], cost["run"]
         print(
-            f"  {cell.name:40} {cost['step']:6.2f} s a step, pilot {cost['pilot']:5.2f} h, "
-            f"{len(study.seeds)} runs of {cost['run']:5.2f} h",
-            flush=True,
+            f"  {cell.name:36}{step:8.2f} s a step; pilot {of_pilot:.2f}, each of {len(study.seeds)} runs {of_run:.2f}"
         )
-        for seed in study.seeds:
-            needs = cost["run"] + (cost["pilot"] if seed == study.seeds[0] else 0.0)
-            if study.core_hours is not None and hours + needs > study.core_hours:
-                left_out[f"{cell.name}, seed {seed}"] = f"it does not fit --core_hours {study.core_hours:g}"
-                continue
+    # One seed of every recipe before the next, one condition before the next: what is left out is the end.
+    runs = [(cell, seed) for c in study.conditions for seed in study.seeds for cell in cells if cell.condition == c]
+    todo, hours = [], 0.0
+    for cell, seed in runs:
+        needs = costs[cell]["run"] + (costs[cell]["pilot"] if seed == study.seeds[0] else 0.0)
+        if study.core_hours is not None and hours + needs > study.core_hours:
+            left_out[f"{cell.name}, seed {seed}"] = f"beyond --core_hours {study.core_hours:g}"
+        else:
             hours += needs
             todo.append((cell, seed))
-    print(f"  together {hours:.1f} core-hours")
+    print(f"{len(todo)} runs, together {hours:.1f} core-hours.")
     for name, reason in left_out.items():
-        print(f"  left out: {name}: {reason}")
+        print(f"Left out: {name} ({reason}).")
     return todo
 
 

@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from ..training.recipes import Stage, get_recipe, recipe_name
+from ..training.recipes import EXPERT, Stage, get_recipe, recipe_name
 
 COLD = "cold"
 # What a condition may add to a recipe; several are joined by "+".
 WARMUP, REPLAY, QUESTIONS = "warmup", "replay", "questions"
+WARMUP_STAGE = Stage((EXPERT,))
 INGREDIENTS = (WARMUP, REPLAY, QUESTIONS)
 
 

@@ -24,7 +24,7 @@ def time_cell(shop: Workshop, cell: Cell) -> dict:
 
 
 def _time(shop: Workshop, cell: Cell) -> dict:
-    scratch = shop.folder / "timing" / "scratch"
+    scratch = shop.folder / "timing" / f"{cell.folder}_scratch"
     shutil.rmtree(scratch, ignore_errors=True)
     stage = cell.stages(shop.study.max_steps, shop.study.warmup_steps)[-1]
     clock = _StepClock()

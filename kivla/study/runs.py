@@ -58,7 +58,7 @@ def best_rates(trials: list[dict]) -> Rates:
 def _trial(shop: Workshop, cell: Cell, rates: Rates) -> dict:
     study = shop.study
     print(f"Pilot: {cell.name}, learning rates {rates}, {study.pilot_steps} steps")
-    scratch, found = shop.folder / "pilot" / "scratch", {}
+    scratch, found = shop.folder / "pilot" / f"{cell.folder}_scratch", {}
     shutil.rmtree(scratch, ignore_errors=True)
 
     def measure(step: int, measurements: Measurements) -> None:

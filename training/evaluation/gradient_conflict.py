@@ -1,6 +1,6 @@
 """What the two losses ask of the language model: how strongly each pulls, and whether in the same direction."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -11,7 +11,7 @@ from .token_sums import token_sums
 
 
 def gradient_conflict(
-    model: KIVLAForActionPrediction, batch: Mapping, action_token_ids: torch.Tensor, seed: int = 0
+    model: KIVLAForActionPrediction, batch: Mapping, action_token_ids: Sequence[int], seed: int = 0
 ) -> dict[str, float | None]:
     """Measure both losses of a batch, and the gradient that each alone gives the language model's layers.
 
@@ -49,12 +49,12 @@ def gradient_conflict(
     norms = [None if gradient is None else _dot(gradient, gradient) ** 0.5 for gradient in (token, flow)]
     accuracy = None
     if output.token_loss is not None:
-        sums = token_sums(output.logits.detach(), inputs["labels"], action_token_ids)
+        sums = token_sums(output.logits.detach(), inputs["labels"], torch.as_tensor(action_token_ids))
         actions = float(sums["action_tokens"].sum())
         accuracy = float(sums["correct_action_tokens"].sum()) / actions if actions else None
     return {
-        "token_loss": None if output.token_loss is None else float(output.token_loss),
-        "flow_loss": None if output.flow_loss is None else float(output.flow_loss),
+        "token_loss": None if output.token_loss is None else output.token_loss.item(),
+        "flow_loss": None if output.flow_loss is None else output.flow_loss.item(),
         "action_token_accuracy": accuracy,
         "token_gradient": norms[0],
         "flow_gradient": norms[1],
