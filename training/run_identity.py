@@ -36,6 +36,7 @@ from .data.mixture import Mixture
 from .data.robot_dataset import RobotDataset, evenly_spread
 from .data.vlm.dataset import VLMDataset
 from .data.vlm.streaming import StreamedRows
+from .data.vlm.texts import TextDataset
 
 # The training arguments that a run's result depends on. (What splits a step's examples among devices and micro-batches
 # is not among them, but their product is.)
@@ -44,6 +45,7 @@ MATTERS = (
     *("optim", "optim_args", "optim_target_modules", "muon", "weight_decay", "adam_beta1", "adam_beta2"),
     *("adam_epsilon", "max_grad_norm", "clip_per_part", "ema_decay", "neftune_noise_alpha", "bf16", "fp16"),
     *("seed", "data_seed", "bucket_by_length", "dataloader_drop_last", "train_sampling_strategy"),
+    "text_loss_weight",
 )
 # Those that do not: where and how fast it runs, what is logged, evaluated and saved, what to do about faults; how many
 # steps it has; and what the trainer refuses or does not look at.
@@ -180,6 +182,11 @@ def _(data: RobotDataset) -> dict:
 def _(data: VLMDataset) -> dict:
     how = {name: getattr(data, name) for name in ("layout", "columns", "turns", "prompt", "box_format")}
     return {**how, **describe(data.rows)}
+
+
+@describe.register
+def _(data: TextDataset) -> dict:
+    return {"length": data.length, **describe(data.rows)}
 
 
 @describe.register

@@ -81,7 +81,8 @@ def write_facts(
         metrics: of its evaluation.
         arguments: of `kivla train`; None if it was trained from Python.
         **facts: `example_text`, `recipe`, `what_it_is`, `vlm`, `made_from`, `cameras`, `vlm_dataset`,
-            `trains_vlm_data`, `minutes`.
+            `trains_vlm_data`, `texts` (`summarize_texts` and where they are from; or None), `text_dataset`,
+            `text_share` (of what it is trained on), `minutes`.
     """
     command = None if arguments is None else shlex.join(["kivla", "train", *map(_without_machine, arguments)])
     trainer.card_facts = {
@@ -91,7 +92,7 @@ def write_facts(
         "before": metrics.get("before_vlm_answer_accuracy"),
         "after": metrics.get("eval_vlm_answer_accuracy"),
         **facts,
-        **{name: public_name(facts[name]) for name in ("vlm", "vlm_dataset")},
+        **{name: public_name(facts[name]) for name in ("vlm", "vlm_dataset", "text_dataset")},
     }
     report = {**trainer_facts(trainer, sources), **trainer.card_facts}
     (folder / FACTS).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")

@@ -136,7 +136,7 @@ def test_texts_alone_and_the_vlm_before(policy, texts, questions, tmp_path, caps
 
     main(["evaluate", vlm, *options, "--output_dir", str(tmp_path / "vlm")])
     alone = json.loads((tmp_path / "vlm" / "evaluate.json").read_text())
-    assert alone["texts"]["text_by_text"]["nll"] == by_text["before"]
+    assert alone["texts"]["text_by_text"]["nll"] == row["text_by_text_before"]["nll"]
     assert alone["texts"]["difference"] is alone["texts"]["before"] is alone["answers_before"] is None
     assert alone["answers"] == report["answers_before"]
 
