@@ -69,7 +69,9 @@ class StudyArguments:
         default=None, metadata={"help": "Plain texts for replay: a Hub id, a folder, JSON lines or Parquet."}
     )
     text_column: str | None = field(default=None, metadata={"help": "Its column of texts; text."})
-    text_share: float = field(default=0.5, metadata={"help": "Share of texts among the examples, under replay."})
+    text_share: float = field(default=0.25, metadata={"help": "Share of texts among the examples, under replay."})
+    text_length: int = field(default=128, metadata={"help": "Most tokens of a text that is replayed."})
+    text_loss_weight: float = field(default=1.0, metadata={"help": "Of their loss, a mean of its own."})
     eval_text_dataset: str | None = field(
         default=None, metadata={"help": "Held-out texts of another source: what the VLM knew of them, and still knows."}
     )

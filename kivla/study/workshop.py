@@ -10,12 +10,14 @@ from transformers import AutoConfig
 
 from ..demo.stages import QUESTION_SEED, TabletopArguments, options, record
 from ..modeling_kivla import KIVLAConfig
+from ..processing import KIVLAProcessor
 from ..simulation import make_questions
 from ..training.arguments import KIVLATrainingArguments
 from ..training.build import build_for_stage
 from ..training.data.lerobot.dataset import LeRobotDataset
 from ..training.data.mixture import Mixture
 from ..training.data.vlm.dataset import VLMDataset
+from ..training.data.vlm.texts import TextDataset
 from ..training.evaluation.text_nll import HeldOutTexts
 from ..training.policy_options import PolicyOptions
 from ..training.recipes import Stage, get_recipe
@@ -127,14 +129,15 @@ class Workshop:
         of_tabletop = TabletopArguments(recipe=recipe, **{n: value for n, value in told.items() if n in known})
         return replace(options(self.data, of_tabletop), **told)
 
-    def examples(self, cell: Cell, num_examples: int, seed: int) -> Dataset:
+    def examples(self, cell: Cell, processor: KIVLAProcessor, num_examples: int, seed: int) -> Dataset:
         """What a run of a cell is trained on."""
-        others: list[tuple[Dataset, float]] = []
+        study, others = self.study, []
         if REPLAY in cell.added:
-            others.append((self._replay, self.study.text_share))
+            where = (study.text_dataset, processor, study.text_column)
+            others.append((TextDataset.load(*where, length=study.text_length), study.text_share))
         if QUESTIONS in cell.added:
             questions = VLMDataset(make_questions(5000, QUESTION_SEED + seed))
-            others.append((questions, self.study.question_share))
+            others.append((questions, study.question_share))
         if not others:
             return self.data
         sources, shares = zip(*others, strict=True)
@@ -171,6 +174,7 @@ class Workshop:
             warmup_steps=min(50, max_steps // 10),
             learning_rate=rates.vlm,
             expert_learning_rate=rates.expert,
+            text_loss_weight=study.text_loss_weight if REPLAY in cell.added else 1.0,
             muon=study.muon,
             logging_steps=max(study.measure_every // 10, 1),
             seed=seed,
@@ -181,7 +185,7 @@ class Workshop:
         return KIVLATrainer(
             built.model,
             args,
-            train_dataset=self.examples(cell, max_steps * study.batch_size, seed),
+            train_dataset=self.examples(cell, built.processor, max_steps * study.batch_size, seed),
             processing_class=built.processor,
             run_facts={"recipe": cell.recipe, "condition": cell.condition, "start": built.begins_with},
         )

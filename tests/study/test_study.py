@@ -15,6 +15,7 @@ from kivla.study.report import write_report
 from kivla.study.runs import best_rates, read_rows, write_log
 from kivla.study.summary import bootstrap_seeds, compare, groups_of
 from kivla.study.workshop import Rates
+from tests.helpers.policies import DATASET
 
 TINY = {
     "num_demonstrations": 20,
@@ -191,15 +192,17 @@ class Killed(Exception):
     pass
 
 
-def test_a_study_that_is_killed_goes_on(command, tmp_path, monkeypatch, capsys):
+@pytest.mark.slow
+@pytest.mark.parametrize("call", [1, 2], ids=["half way", "at the end"])
+def test_a_study_that_is_killed_goes_on(command, tmp_path, monkeypatch, capsys, call):
     """Killed in the middle of a measurement, it neither trains nor measures again what is there."""
     study = [*command, "--output_dir", str(tmp_path), "--recipes", "insulated", "--conditions", "cold", "--seeds", "0"]
-    study += ["--expert_learning_rates", "1e-3", "3e-3"]
+    study += ["--expert_learning_rates", "1e-3", "3e-3", "--rollouts", "touch"]
     real, seen = StudyMeasurements.acts, []
 
     def acts(self, name):
         seen.append(name)
-        if len(seen) == 2:
+        if len(seen) == call:
             raise Killed
         return real(self, name)
 
@@ -218,3 +221,17 @@ def test_a_study_that_is_killed_goes_on(command, tmp_path, monkeypatch, capsys):
     assert [trial["expert_learning_rate"] for trial in trials] == [1e-3, 3e-3]
     assert "core-hours" in capsys.readouterr().out
     assert not list(work.rglob("checkpoint-*")), "what is of no use any more is removed"
+
+
+@pytest.mark.slow
+def test_without_a_simulator_it_is_the_error_of_held_out_actions(command, tmp_path):
+    tabletop = ("--num_demonstrations", "--num_episodes", "--num_question_scenes")
+    options = dict(zip(command[1::2], command[2::2], strict=True))
+    options = {name: value for name, value in options.items() if name not in tabletop}
+    options |= {"--output_dir": str(tmp_path), "--dataset": str(DATASET), "--chunk_size": "4", "--seeds": "0"}
+    words = [word for pair in options.items() for word in pair]
+    main(["study", *words, "--recipes", "joint", "pi0", "--conditions", "cold", "--expert_learning_rates", "1e-3"])
+    joint, pi0 = read_rows(tmp_path / "rows.jsonl")
+    assert set(joint["acts"][-1]) == {"step", "action_error"} and joint["answers"] is None
+    assert joint["points"][0]["cosine"] is not None and pi0["points"][0]["cosine"] is None
+    assert (tmp_path / "study.pdf").is_file() and "does as told" not in (tmp_path / "table.md").read_text()
