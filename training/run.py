@@ -16,9 +16,10 @@ from pathlib import Path
 import numpy as np
 from peft import PeftModel
 from torch.utils.data import Dataset, Subset
-from transformers import set_seed
+from transformers import AutoModelForImageTextToText, PreTrainedModel, set_seed
 
 from ..hub_cards.hub_names import public_name
+from ..modeling_kivla import KIVLAForActionPrediction
 from ..processing import KIVLAProcessor
 from ..processing.chat_format import has_chat
 from .arguments import KIVLATrainingArguments
@@ -155,8 +156,9 @@ def check_options(model_args: ModelArguments, data_args: DataArguments, args: KI
     if data_args.text_dataset is not None and not recipe.vlm_data:
         reason = f"recipe {recipe_name} trains on demonstrations alone; one of your own may have vlm_data: true"
         refuse({"text_dataset": reason})
-    if data_args.text_dataset is None and args.text_loss_weight != 1:
-        refuse({"text_loss_weight": "there is no --text_dataset"})
+    if data_args.text_dataset is None:
+        of_text = {"text_loss_weight": args.text_loss_weight != 1, "anchor_weight": args.anchor_weight != 0}
+        refuse({name: "there is no --text_dataset" for name, is_given in of_text.items() if is_given})
     if args.expert_learning_rate is not None and not any(EXPERT in stage.trains for stage in stages):
         refuse({"expert_learning_rate": f"recipe {recipe_name} trains no expert"})
     if model_args.lora_rank is not None and any(BACKBONE not in stage.trains for stage in stages):
@@ -304,9 +306,17 @@ def make_trainer(
         eval_dataset=load_evaluation(data_args, sources, processor),
         processing_class=processor,
         data_collator=KIVLACollator(processor, data_args.mapping if model_args.meaning == CONTINUE else None),
+        ref_model=untouched_vlm(model_args) if args.anchor_weight > 0 and before is not None else None,
         run_facts={**(facts or {}), "start": built.begins_with},
     )
     return trainer, built.facts
+
+
+def untouched_vlm(model_args: ModelArguments) -> PreTrainedModel:
+    """Read the VLM that the run began with: a later stage's own has been trained."""
+    if model_args.base is None:
+        return AutoModelForImageTextToText.from_pretrained(model_args.vlm, **model_args.loading)
+    return KIVLAForActionPrediction.from_pretrained(model_args.base.folder, **model_args.loading).vlm
 
 
 def load_sources(model_args: ModelArguments, data_args: DataArguments) -> list[RobotDataset]:

@@ -45,7 +45,7 @@ MATTERS = (
     *("optim", "optim_args", "optim_target_modules", "muon", "weight_decay", "adam_beta1", "adam_beta2"),
     *("adam_epsilon", "max_grad_norm", "clip_per_part", "ema_decay", "neftune_noise_alpha", "bf16", "fp16"),
     *("seed", "data_seed", "bucket_by_length", "dataloader_drop_last", "train_sampling_strategy"),
-    "text_loss_weight",
+    *("text_loss_weight", "anchor_weight"),
 )
 # Those that do not: where and how fast it runs, what is logged, evaluated and saved, what to do about faults; how many
 # steps it has; and what the trainer refuses or does not look at.

@@ -16,13 +16,14 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import record_function
 from torch.utils.data import DataLoader, Dataset, SequentialSampler
 from tqdm.auto import tqdm
-from transformers import EvalPrediction, Trainer, TrainingArguments
+from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput, PredictionOutput, denumpify_detensorize, has_length
 
 from ..modeling_kivla import KIVLAForActionPrediction
 from ..modeling_kivla.token_ids import check_new_tokens
 from ..processing import KIVLAProcessor
 from ..processing.sequences import are_documents
+from .anchor import Anchor
 from .argument_rules import check_trainer_arguments
 from .arguments import KIVLATrainingArguments
 from .data.camera_naming import name_cameras
@@ -54,7 +55,7 @@ EXAMPLES_BEFORE_WARNING = 256
 class KIVLATrainer(ResumableTrainer):
     r"""
     Fine-tunes a KIVLA model: `loss = token_loss + flow_loss_weight · flow_loss`, and with plain text among the data
-    `+ text_loss_weight · text_loss`.
+    `+ text_loss_weight · text_loss + anchor_weight · anchor_loss`.
 
     What it does about interruptions and faults is in [`ResumableTrainer`].
 
@@ -74,6 +75,8 @@ class KIVLATrainer(ResumableTrainer):
             evaluate on, plain texts may be among them: [`HeldOutTexts`].
         processing_class ([`KIVLAProcessor`]): makes the batches, and is saved with every checkpoint. If it has no names
             for its cameras, it gets those of the training data.
+        ref_model: for `anchor_weight`, the untouched VLM, where the model's own has been trained already. By default
+            the model's is untouched, and a copy of it is kept (with LoRA none is needed).
         **kwargs: as for [`~transformers.Trainer`]. What differs is listed in `docs/training_arguments.md`.
 
     Raises:
@@ -99,6 +102,7 @@ class KIVLATrainer(ResumableTrainer):
         train_dataset=None,
         eval_dataset=None,
         processing_class: KIVLAProcessor | None = None,
+        ref_model: PreTrainedModel | None = None,
         **kwargs,
     ):
         args = KIVLATrainingArguments.of(args)
@@ -148,6 +152,10 @@ class KIVLATrainer(ResumableTrainer):
         self._stop_is_asked = False  # by a signal that any device has received: the counts of a step say so
         self._learned: list[list[int]] = []
         self._step_has_documents = False
+        self._anchor: Anchor | None = None
+        self._anchor_sum = torch.zeros(())
+        if args.anchor_weight > 0:
+            self._anchor = Anchor(self.model, self._action_token_ids, processing_class.vocab_size, ref_model)
         self._ddp_gradients: DDPGradients | None = None
         self.card_facts: dict = {}  # what its caller knows of the policy, for the card
         self.text_scores: dict[str, TextScores] = {}  # text by text, of every evaluation's last time: "eval_text", ...
@@ -295,6 +303,11 @@ class KIVLATrainer(ResumableTrainer):
                 "With ZeRO-3 devices cannot sample actions each on its own. Give sample_in_eval=False, and measure the "
                 "policy afterwards (`kivla evaluate`); or use FSDP2, which gathers the weights for it."
             )
+        if self.args.anchor_weight > 0 and self._is_sharded:
+            raise ValueError(
+                "anchor_weight compares with the untouched VLM, which every device needs whole: with FSDP and ZeRO-3 "
+                "none has it. Leave out anchor_weight, or use DDP (ddp.yaml of `kivla launch-files`)."
+            )
         if self.is_fsdp_enabled and isinstance(self.model, PeftModel):
             raise ValueError(
                 "FSDP cannot share out the weights that LoRA wraps. Use DDP (ddp.yaml of `kivla launch-files`): with "
@@ -373,11 +386,21 @@ class KIVLATrainer(ResumableTrainer):
             learns = {"with_token_loss": always or some_tokens > 0, "with_flow_loss": always or some_actions > 0}
             if self._step_has_documents:
                 learns["token_loss_weights"] = self._token_loss_weights(inputs, tokens, texts)
+        predictions = None
+        if self._anchor is not None and model.training and are_documents(inputs["labels"]).any():
+            with record_function("kivla::anchor"), self.accelerator.autocast():
+                predictions = self._anchor.predictions(inputs)
         with record_function("kivla::forward"):
             counts = {"num_supervised_tokens": tokens.clamp(min=1), "num_supervised_actions": actions.clamp(min=1)}
             outputs = model(**inputs, **counts, **learns)
         # Data-parallel training averages gradients over ranks; the counts above already span them.
-        loss = outputs.loss if num_items_in_batch is None else outputs.loss * self.accelerator.num_processes
+        loss = outputs.loss
+        if predictions is not None:
+            divergence = self._anchor.divergence(outputs.logits, predictions, inputs["labels"])
+            self._anchor_sum = self._anchor_sum.to(loss.device) + divergence.detach()
+            loss = loss + self.args.anchor_weight * divergence / texts
+        if num_items_in_batch is not None:
+            loss = loss * self.accelerator.num_processes
         if model.training:
             self._count(outputs, inputs, tokens, actions)
             if self._ddp_gradients is not None and model.require_backward_grad_sync:
@@ -455,8 +478,12 @@ class KIVLATrainer(ResumableTrainer):
         if "loss" in logs or "train_loss" in logs:
             self._say_steps_that_are_not_learned(at_end="train_loss" in logs)
         if "loss" in logs:
-            sums = self.accelerator.reduce(self._sums, "sum")
-            logs.update(summary(dict(zip(LOSS_SUMS, sums, strict=True))))
+            sums = dict(zip(LOSS_SUMS, self.accelerator.reduce(self._sums, "sum"), strict=True))
+            logs.update(summary(sums))
+            if self._anchor is not None:
+                divergence = self.accelerator.reduce(self._anchor_sum.to(self.args.device), "sum")
+                logs["anchor_loss"] = float(divergence / sums["text_tokens"].clamp(min=1))
+                self._anchor_sum.zero_()
             logs.update({name: float(norm) for name, norm in self._gradient_norms.items()})
             count, total, squares = self.accelerator.reduce(self._moments.to(self.args.device), "sum")
             if count.any():  # the variance of noise - actions: noise has 1

@@ -21,7 +21,7 @@ TEXTS = datasets.Dataset.from_dict({"text": ["A cup holds tea.", "Coffee is dark
 QUESTION = {"images": [], "text": "is it red?", "response": "no"}
 
 
-def make_trainer(folder, train_dataset=None, eval_dataset=None, **arguments) -> KIVLATrainer:
+def make_trainer(folder, num_examples=12, **arguments) -> KIVLATrainer:
     model, processor = make_policy(folder / "vlm")
     model.double()  # the loss itself is in float32
     settings = {
@@ -36,10 +36,9 @@ def make_trainer(folder, train_dataset=None, eval_dataset=None, **arguments) -> 
         "dataloader_pin_memory": False,
     }
     args = KIVLATrainingArguments(output_dir=str(folder / "run"), **{**settings, **arguments})
-    if train_dataset is None:
-        texts = TextDataset(TEXTS, processor, length=24)
-        train_dataset = Mixture([dataset(), texts, [QUESTION]], [2, 2, 1], 12, seed=2)
-    return KIVLATrainer(model, args, train_dataset=train_dataset, eval_dataset=eval_dataset, processing_class=processor)
+    texts = TextDataset(TEXTS, processor, length=24)
+    mixture = Mixture([dataset(), texts, [QUESTION]], [2, 2, 1], num_examples, seed=2)
+    return KIVLATrainer(model, args, train_dataset=mixture, processing_class=processor)
 
 
 def steps(trainer: KIVLATrainer) -> list[dict]:
@@ -49,7 +48,7 @@ def steps(trainer: KIVLATrainer) -> list[dict]:
 
 def gradients(trainer: KIVLATrainer, batches: list[dict]) -> dict[str, torch.Tensor]:
     """Of the VLM, from one optimiser step of these micro-batches."""
-    trainer.model.zero_grad()
+    trainer.model.train().zero_grad()
     torch.manual_seed(0)
     count = trainer._get_num_items_in_batch(batches, torch.device("cpu"))
     for batch in batches:
@@ -143,7 +142,7 @@ def test_kivla_train_mixes_texts_in(sources, tmp_path):
         ({"text_dataset": "x", "text_share": 0.8, "vlm_share": 0.3}, "less than 1 together"),
         ({"text_dataset": "x", "recipe": "pi0"}, "--text_dataset cannot apply: recipe pi0 trains on demonstrations"),
         ({"text_dataset": "x", "max_steps": -1}, "give --max_steps"),
-        ({"text_dataset": "x", "text_loss_weight": -1}, "text_loss_weight must be a positive number, got -1"),
+        ({"text_dataset": "x", "text_loss_weight": -1}, "text_loss_weight must be a number that is not negative"),
     ],
 )
 def test_what_cannot_apply_is_refused_in_a_line(sources, tmp_path, options, message, capsys):
