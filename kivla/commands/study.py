@@ -59,7 +59,7 @@ def _plan(shop: Workshop, cells: list[Cell], left_out: dict[str, str]) -> list[t
     """Say what the study will take; and leave out, by name, the last runs that do not fit the budget."""
     study = shop.study
     print("Estimated core-hours, from a few timed steps of each:")
-    costs = {cell: core_hours(shop, cell) for cell in cells}
+    costs = {cell: core_hours(shop, cell, cells[0]) for cell in cells}
     for cell, cost in costs.items():
         step, of_pilot, of_run = cost["step"], cost["pilot"], cost["run"]
         print(

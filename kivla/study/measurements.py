@@ -53,7 +53,7 @@ class Measurements:
         env = make_env("tabletop", min(study.num_episodes, 100), **ROLLOUTS[name][1])
         seeds = range(EVALUATION_SEED, EVALUATION_SEED + study.num_episodes)
         with eval_mode(self.model):
-            policy = PipelinePolicy(self._pipe())
+            policy = PipelinePolicy(self.pipe())
             is_first = name == study.rollouts[0]
             figures, result = evaluate(policy, env, seeds, study.replan_every, env.max_steps, swapped=is_first)
         env.close()
@@ -70,7 +70,7 @@ class Measurements:
         Each dimension is in units of its standard deviation.
         """
         with eval_mode(self.model):
-            return error_by_episode(self._pipe(), self.shop.held_out, self.shop.study.num_held_out_frames)
+            return error_by_episode(self.pipe(), self.shop.held_out, self.shop.study.num_held_out_frames)
 
     def answers(self) -> dict:
         """Accuracy of the answers to questions about the tabletop."""
@@ -78,7 +78,7 @@ class Measurements:
             num_scenes = self.shop.study.num_question_scenes
             return score_answers(self.model, self.processor.vlm_processor, num_scenes)["accuracy"]["all"]
 
-    def _pipe(self):
+    def pipe(self):
         return pipeline("action-prediction", model=self.model, processor=self.processor, device=self.model.device)
 
 

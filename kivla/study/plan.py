@@ -5,44 +5,95 @@ What is timed is the cores' time, whatever else the machine does meanwhile.
 
 import shutil
 import time
+from collections.abc import Callable
 
 import numpy as np
 from transformers import TrainerCallback
 
 from ..demo.stages import once
 from ..simulation import make_env
+from ..training.evaluation.text_nll import HeldOutTexts
 from .cells import Cell
-from .measurements import Measurements
+from .measurements import NUM_PROBES, Measurements, error_by_episode, score_texts
 from .runs import grid
 from .workshop import Workshop
 
-TIMED_STEPS = 4  # the first is slower, and the quickest of the others counts
+TIMED_STEPS = 3  # the first is slower, and the quickest of the others counts
+TIMED_TEXTS, TIMED_FRAMES = 4, 8
+PASSES_OF_PROBE = 1.5  # of an optimiser step: one pass forward and two backward, of as many examples
 SHARE_OF_EPISODE = 0.5  # of its longest time: a good policy needs a quarter, one that wanders all of it
 
 
-def time_cell(shop: Workshop, cell: Cell) -> dict:
-    """Time an optimiser step of a cell's last stage, a look at the texts and a plan of actions; done once."""
-    return once(shop.folder / "timing" / f"{cell.folder}.json", lambda: _time(shop, cell))
+def core_hours(shop: Workshop, cell: Cell, first: Cell) -> dict[str, float]:
+    """Estimate what a cell takes.
+
+    Args:
+        first: the cell whose policy the measurements are timed with; they take the same for all.
+
+    Returns:
+        Core-hours of its `pilot` and of each `run`, and core-seconds of an optimiser `step`.
+    """
+    study, timed = shop.study, _once(shop, first, "measuring", _time_measuring)
+    step = _once(shop, cell, "steps", _time_steps)["step"]
+    probe = PASSES_OF_PROBE * step * NUM_PROBES / study.batch_size
+    texts = timed["text"] * (0 if shop.texts is None else len(shop.texts))
+    held_out = timed["plan"] * min(study.num_held_out_frames, len(shop.held_out))
+    # In closed loop every picture that the policy looks at costs a plan; the first loop has the swapped control.
+    plans = 0.0
+    if study.rollouts:
+        env = make_env("tabletop", 1)
+        per_episode = SHARE_OF_EPISODE * env.max_steps / study.replan_every
+        plans = per_episode * study.num_episodes * (len(study.rollouts) + 1)
+    acting = study.num_checkpoints * (held_out + plans * timed["plan"])
+    looks = len(range(0, study.max_steps, study.measure_every)) + 1
+    questions = 6 * (study.num_question_scenes or 0) * timed["plan"]
+    trials = len(grid(shop, cell)) if len(grid(shop, cell)) > 1 else 0
+    return {
+        "pilot": trials * (study.pilot_steps * step + held_out + texts) / 3600,
+        "run": (study.max_steps * step + looks * (probe + texts) + acting + questions) / 3600,
+        "step": step,
+    }
 
 
-def _time(shop: Workshop, cell: Cell) -> dict:
-    scratch = shop.folder / "timing" / f"{cell.folder}_scratch"
-    shutil.rmtree(scratch, ignore_errors=True)
-    stage = cell.stages(shop.study.max_steps, shop.study.warmup_steps)[-1]
+def _once(shop: Workshop, cell: Cell, what: str, measure: Callable) -> dict:
+    folder = shop.folder / "timing"
+
+    def in_scratch() -> dict:
+        scratch = folder / f"{cell.folder}_scratch"
+        shutil.rmtree(scratch, ignore_errors=True)
+        stage = cell.stages(shop.study.max_steps, shop.study.warmup_steps)[-1]
+        options = {"seed": 0, "save_strategy": "no", "max_steps": TIMED_STEPS}
+        trainer = shop.make_trainer(cell, stage, grid(shop, cell)[0], shop.study.vlm, scratch, **options)
+        found = measure(shop, trainer)
+        shutil.rmtree(scratch, ignore_errors=True)
+        return found
+
+    return once(folder / f"{cell.folder}_{what}.json", in_scratch)
+
+
+def _time_steps(shop: Workshop, trainer) -> dict:
     clock = _StepClock()
-    trainer = shop.make_trainer(
-        cell, stage, grid(shop, cell)[0], shop.study.vlm, scratch, TIMED_STEPS, seed=0, save_strategy="no"
-    )
     trainer.add_callback(clock)
     trainer.train()
-    measurements = Measurements(shop, trainer.model, trainer.processing_class)
-    found = {"step": float(np.min(np.diff(clock.times)))}
-    for name, measure in (("knowledge", measurements.knowledge), ("action_error", measurements.action_error)):
-        start = time.process_time()
-        measure()
-        found[name] = time.process_time() - start
-    shutil.rmtree(scratch, ignore_errors=True)
-    return found
+    return {"step": float(np.min(np.diff(clock.times)))}
+
+
+def _time_measuring(shop: Workshop, trainer) -> dict:
+    measurements, text = Measurements(shop, trainer.model, trainer.processing_class), 0.0
+    if shop.texts is not None:
+        few = HeldOutTexts(shop.texts.texts[:TIMED_TEXTS], shop.texts.text_length)
+        text = _seconds(lambda: score_texts(trainer.model, trainer.processing_class.tokenizer, few)) / len(few)
+    frames = min(TIMED_FRAMES, len(shop.held_out))
+    return {
+        "text": text,
+        "plan": _seconds(lambda: error_by_episode(measurements.pipe(), shop.held_out, frames)) / frames,
+    }
+
+
+def _seconds(measure: Callable) -> float:
+    start = time.process_time()
+    measure()
+    return time.process_time() - start
 
 
 class _StepClock(TrainerCallback):
@@ -51,23 +102,3 @@ class _StepClock(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         self.times.append(time.process_time())
-
-
-def core_hours(shop: Workshop, cell: Cell) -> dict[str, float]:
-    """Estimate what a cell takes: its pilot, and each of its runs."""
-    study, timed = shop.study, time_cell(shop, cell)
-    num_trials = len(grid(shop, cell))
-    trials = 0 if num_trials == 1 else num_trials
-    # A plan of a chunk costs what a held-out frame does, and the pictures of a closed loop are planned for all along.
-    plans = 0.0
-    if study.rollouts:
-        env = make_env("tabletop", 1)
-        per_episode = SHARE_OF_EPISODE * env.max_steps / study.replan_every
-        plans = per_episode * study.num_episodes * (len(study.rollouts) + 1)  # the first one also with swapped words
-    plan = timed["action_error"] / min(study.num_held_out_frames, len(shop.held_out))
-    acting = study.num_checkpoints * (timed["action_error"] + plans * plan)
-    looks = len(range(0, study.max_steps, study.measure_every)) + 1
-    questions = 6 * (study.num_question_scenes or 0) * plan
-    run = study.max_steps * timed["step"] + looks * timed["knowledge"] + acting + questions
-    trial = study.pilot_steps * timed["step"] + timed["action_error"] + timed["knowledge"]
-    return {"pilot": trials * trial / 3600, "run": run / 3600, "step": timed["step"]}
