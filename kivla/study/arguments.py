@@ -11,7 +11,7 @@ MAX_HELD_OUT_EPISODES = 100
 _ON_THE_TABLETOP = {
     "num_demonstrations": 3000,
     "replan_every": 4,
-    "rollouts": [name for name in ("touch", "touch_synonyms") if name in ROLLOUTS],
+    "rollouts": ["touch_synonyms"],  # the word of the demonstrations, a synonym, another object: in the same scenes
     "num_episodes": 100,
     "num_question_scenes": 50,
 }
@@ -85,7 +85,11 @@ class StudyArguments:
     )
     replan_every: int | None = field(default=None, metadata={"help": "Actions before the policy looks again; 4."})
     rollouts: list[str] | None = field(
-        default=None, metadata={"help": f"Closed loops on the tabletop: {', '.join(ROLLOUTS)}."}
+        default=None,
+        metadata={
+            "help": f"Closed loops on the tabletop: {', '.join(ROLLOUTS)}; touch_synonyms. The first is also told about "
+            "another object."
+        },
     )
     num_episodes: int | None = field(default=None, metadata={"help": "Scenes of each closed loop; 100."})
     num_checkpoints: int = field(

@@ -16,7 +16,7 @@ matplotlib.use("Agg")
 # A colour for each recipe and a marker for each condition, in the order in which they come.
 COLORS = ("#00798c", "#d1495b", "#edae49", "#222222", "#66a182", "#8d6a9f", "#2e4057", "#b56576")
 MARKERS, DASHES = ("o", "s", "^", "D", "v", "P"), ("-", "--", ":", "-.", (0, (1, 2)), (0, (6, 2)))
-TITLES = {"touch": "told in words of the demonstrations", "touch_synonyms": "told in words never demonstrated"}
+TITLES = {"told": "told in words of the demonstrations", "synonym": "told in words never demonstrated"}
 FAR = 1.0  # nats a token beyond which the axis of knowledge is logarithmic
 
 
@@ -26,14 +26,14 @@ def plot_kept_against_success(path: str | os.PathLike, groups: Sequence[Group], 
     A small point for every step at which the policy acted, a large one with 95 % intervals at the end, and a thin cross
     for every seed. The best corner is the upper right one.
     """
-    panels: list[str | None] = list(groups[0].rollouts) or [None]
+    panels: list[tuple[str, str] | None] = list(groups[0].loops) or [None]
     figure = Figure(figsize=(5.6 * len(panels) + 2.2, 5.6), layout="constrained")
     all_axes = figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
     styles = _Styles(groups)
-    for axis, rollouts in zip(all_axes, panels, strict=True):
+    for axis, loop in zip(all_axes, panels, strict=True):
         for group in groups:
-            _draw_path(axis, group, before, rollouts, styles)
-        axis.set_title(TITLES.get(rollouts, (rollouts or "held-out demonstrations").replace("_", " ")), fontsize=11)
+            _draw_path(axis, group, before, loop, styles)
+        axis.set_title(_title(loop, panels), fontsize=11)
         _style(axis)
     _kept_axis(all_axes[0], groups, before)
     if panels[0] is None:
@@ -109,10 +109,17 @@ class _Styles:
         return lines
 
 
-def _draw_path(axis: Axes, group: Group, before: dict, rollouts: str | None, styles: _Styles) -> None:
+def _title(loop: tuple[str, str] | None, panels: list) -> str:
+    if loop is None:
+        return "held-out demonstrations"
+    name, told = loop
+    return TITLES[told] if name == panels[0][0] else f"{name.replace('_', ' ')}, {TITLES[told]}"
+
+
+def _draw_path(axis: Axes, group: Group, before: dict, loop: tuple[str, str] | None, styles: _Styles) -> None:
     color, marker = styles.color(group), styles.marker(group)
     steps = group.acts_at() if before["texts"] is not None else [group.last_step]
-    points = [(_kept(group, before, step), _acts(group, rollouts, step)) for step in steps]
+    points = [(_kept(group, before, step), _acts(group, loop, step)) for step in steps]
     xs, ys = zip(*((x[0], y[0]) for x, y in points), strict=True)
     axis.plot(xs, ys, color=color, ls=styles.dashes(group), lw=1.2, alpha=0.8)
     axis.plot(xs[:-1], ys[:-1], color=color, marker=marker, ms=4, ls="none", alpha=0.8)
@@ -122,7 +129,7 @@ def _draw_path(axis: Axes, group: Group, before: dict, rollouts: str | None, sty
     if len(group.seeds) > 1:
         for seed in group.seeds:
             alone = group.of_seed(seed)
-            x, y = _kept(alone, before, group.last_step)[0], _acts(alone, rollouts, group.last_step)[0]
+            x, y = _kept(alone, before, group.last_step)[0], _acts(alone, loop, group.last_step)[0]
             axis.plot(x, y, color=color, marker="x", ms=5, mew=0.9, alpha=0.7)
 
 
@@ -135,11 +142,11 @@ def _kept(group: Group, before: dict, step: int) -> tuple[float, float, float]:
     return known - answers["accuracy"], known - answers["high"], known - answers["low"]
 
 
-def _acts(group: Group, rollouts: str | None, step: int) -> tuple[float, float, float]:
-    if rollouts is None:
+def _acts(group: Group, loop: tuple[str, str] | None, step: int) -> tuple[float, float, float]:
+    if loop is None:
         error = group.action_error(step)
         return error.mean, error.low, error.high
-    rate = group.rate(rollouts, step)
+    rate = group.rate(loop, step)
     return rate["rate"], rate["low"], rate["high"]
 
 

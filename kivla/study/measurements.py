@@ -48,20 +48,29 @@ class Measurements:
         return score_texts(self.model, self.processor.tokenizer, self.shop.texts, self.processor.action_token_ids)
 
     def acts(self, name: str) -> dict:
-        """Outcomes of a closed loop, scene by scene; of the first also with the swapped instruction."""
+        """Outcomes of a closed loop, scene by scene.
+
+        Returns:
+            `told`, with words of the demonstrations. Of the study's first closed loop also `told_otherwise_original`
+            and `told_otherwise_named`: told about another object, whether the original one was touched, and whether the
+            named one. And where there are words that were never demonstrated, `synonym`, with these in the same scenes,
+            and `words`, which they were.
+        """
         study = self.shop.study
         env = make_env("tabletop", min(study.num_episodes, 100), **ROLLOUTS[name][1])
         seeds = range(EVALUATION_SEED, EVALUATION_SEED + study.num_episodes)
         with eval_mode(self.model):
-            policy = PipelinePolicy(self.pipe())
-            is_first = name == study.rollouts[0]
-            figures, result = evaluate(policy, env, seeds, study.replan_every, env.max_steps, swapped=is_first)
+            policy, swapped = PipelinePolicy(self.pipe()), name == study.rollouts[0]
+            figures, _ = evaluate(policy, env, seeds, study.replan_every, env.max_steps, swapped)
         env.close()
-        outcomes = {"success": _bits(result.success), "instructions": [e.instruction for e in result.episodes]}
-        if is_first:
-            told = figures["swapped"]["episodes"]
-            outcomes["swapped_original"] = _bits([episode["success"] for episode in told])
-            outcomes["swapped"] = _bits([episode["swapped_success"] for episode in told])
+        own, plain = figures["episodes"], figures["plain"]
+        outcomes: dict = {"told": _bits(own if plain is None else plain["episodes"])}
+        if plain is not None:
+            outcomes |= {"synonym": _bits(own), "words": [episode["word"] for episode in own]}
+        if swapped:
+            episodes = figures["swapped"]["episodes"]
+            outcomes["told_otherwise_original"] = _bits(episodes)
+            outcomes["told_otherwise_named"] = _bits(episodes, "swapped_success")
         return outcomes
 
     def action_error(self) -> dict:
@@ -117,5 +126,5 @@ def error_by_episode(pipe, data: LeRobotDataset, num_frames: int) -> dict:
     return {"error": own, "of_mean_action": mean}
 
 
-def _bits(outcomes) -> str:
-    return "".join("1" if outcome else "0" for outcome in outcomes)
+def _bits(episodes: list[dict], outcome: str = "success") -> str:
+    return "".join("1" if episode[outcome] else "0" for episode in episodes)

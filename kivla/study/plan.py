@@ -38,12 +38,14 @@ def core_hours(shop: Workshop, cell: Cell, first: Cell) -> dict[str, float]:
     probe = PASSES_OF_PROBE * step * NUM_PROBES / study.batch_size
     texts = timed["text"] * (0 if shop.texts is None else len(shop.texts))
     held_out = timed["plan"] * min(study.num_held_out_frames, len(shop.held_out))
-    # In closed loop every picture that the policy looks at costs a plan; the first loop has the swapped control.
+    # In closed loop every picture that the policy looks at costs a plan. Some scenes are gone through several times:
+    # the first loop's also with the swapped word, and synonyms' also with the word of the demonstrations.
     plans = 0.0
     if study.rollouts:
         env = make_env("tabletop", 1)
         per_episode = SHARE_OF_EPISODE * env.max_steps / study.replan_every
-        plans = per_episode * study.num_episodes * (len(study.rollouts) + 1)
+        times = len(study.rollouts) + 1 + ("touch_synonyms" in study.rollouts)
+        plans = per_episode * study.num_episodes * times
     acting = study.num_checkpoints * (held_out + plans * timed["plan"])
     looks = len(range(0, study.max_steps, study.measure_every)) + 1
     questions = 6 * (study.num_question_scenes or 0) * timed["plan"]

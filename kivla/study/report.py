@@ -12,7 +12,8 @@ from .figures import plot_kept_against_success, plot_over_steps
 from .runs import read_rows
 from .summary import Group, compare, groups_of
 
-COLUMNS = {"touch": "does as told", "touch_synonyms": "told in words never demonstrated"}
+_RUN = ("recipe", "condition", "seed", "learning_rate", "expert_learning_rate")
+COLUMNS = {"told": "does as told", "synonym": "told in words never demonstrated"}
 
 
 def write_report(folder: Path, target: float) -> str:
@@ -28,6 +29,8 @@ def write_report(folder: Path, target: float) -> str:
     tables = format_tables(groups, before, left_out, target)
     write_whole(folder / "table.md", tables + "\n")
     write_whole(folder / "points.csv", points_csv(groups, before))
+    if any(told == "synonym" for _, told in groups[0].loops):
+        write_whole(folder / "words.csv", words_csv(groups))
     for suffix in ("png", "pdf"):
         plot_kept_against_success(folder / f"study.{suffix}", groups, before)
         plot_over_steps(folder / f"over_steps.{suffix}", groups, before)
@@ -44,33 +47,32 @@ def format_tables(groups: Sequence[Group], before: dict, left_out: dict[str, str
 
 def results_table(groups: Sequence[Group], before: dict, target: float) -> str:
     """A line for each group, all its seeds together, at the end."""
-    rollouts, has_texts, has_answers = groups[0].rollouts, before["texts"] is not None, before["answers"] is not None
-    header = ["recipe", "condition", "learning rates"] + (["nats lost a token", "by seed"] if has_texts else [])
-    header += ["answers right (before: " + _percent(before["answers"]["accuracy"]) + ")"] if has_answers else []
-    for name in rollouts:
-        header.append(COLUMNS.get(name, name.replace("_", " ")))
-        header += ["by seed", "told otherwise: the original target", "the one named"] if name == rollouts[0] else []
-    header += ["action error"] + ([f"steps to {_percent(target)}"] if rollouts else [])
-    lines = []
-    for group in groups:
-        rates = group.rows[0]["learning_rate"], group.rows[0]["expert_learning_rate"]
-        line = [group.recipe, group.condition, " / ".join(f"{rate:g}" for rate in rates if rate is not None)]
-        if has_texts:
-            each = [group.of_seed(seed).lost(before, group.last_step).mean for seed in group.seeds]
-            line += [_interval(group.lost(before, group.last_step)), " ".join(f"{lost:+.2f}" for lost in each)]
-        if has_answers:
-            line.append(_rate(group.answers(), "accuracy"))
-        for name in rollouts:
-            line.append(_rate(group.rate(name)))
-            if name == rollouts[0]:
-                line += [
-                    _rate(group.rate(name, outcome="swapped_original")),
-                    _rate(group.rate(name, outcome="swapped")),
-                ]
-        line.append(_interval(group.action_error(), signed=False))
-        line += [" ".join(str(step or "-") for step in group.steps_to(target))] if rollouts else []
-        lines.append(line)
-    return _table(header, lines)
+    texts, answers, loops = before["texts"] is not None, before["answers"], groups[0].loops
+    header = ["recipe", "condition", "learning rates"] + (["nats lost a token", "by seed"] if texts else [])
+    header += [f"answers right (before: {_percent(answers['accuracy'])})"] if answers is not None else []
+    if loops:
+        header += [COLUMNS["told"], "by seed", f"steps to {_percent(target)}"]
+        header += ["told otherwise: touches the original one", "touches the named one"]
+        header += [COLUMNS[told] if name == loops[0][0] else f"{name}: {COLUMNS[told]}" for name, told in loops[1:]]
+    return _table([*header, "action error"], [_results_line(group, before, target) for group in groups])
+
+
+def _results_line(group: Group, before: dict, target: float) -> list[str]:
+    rates = group.rows[0]["learning_rate"], group.rows[0]["expert_learning_rate"]
+    line = [group.recipe, group.condition, " / ".join(f"{rate:g}" for rate in rates if rate is not None)]
+    alone = [group.of_seed(seed) for seed in group.seeds]
+    if before["texts"] is not None:
+        line.append(_interval(group.lost(before, group.last_step)))
+        line.append(" ".join(f"{one.lost(before, one.last_step).mean:+.2f}" for one in alone))
+    if before["answers"] is not None:
+        line.append(_rate(group.answers(), "accuracy"))
+    if group.loops:
+        name, _ = main = group.loops[0]
+        line += [_rate(group.rate(main)), " ".join(_percent(one.rate(main)["rate"]) for one in alone)]
+        line.append(" ".join(str(step or "-") for step in group.steps_to(target)))
+        line += [_rate(group.rate((name, f"told_otherwise_{touched}"))) for touched in ("original", "named")]
+        line += [_rate(group.rate(loop)) for loop in group.loops[1:]]
+    return [*line, _interval(group.action_error(), signed=False)]
 
 
 def pairs_table(groups: Sequence[Group], before: dict) -> str:
@@ -91,22 +93,35 @@ def pairs_table(groups: Sequence[Group], before: dict) -> str:
 def points_csv(groups: Sequence[Group], before: dict) -> str:
     """Every measurement of every run, a line for each run and step."""
     lines: list[dict] = []
-    for group in groups:
-        for row in group.rows:
-            acts = {act["step"]: act for act in row["acts"]}
-            for point in row["points"]:
-                run = {
-                    name: row[name] for name in ("recipe", "condition", "seed", "learning_rate", "expert_learning_rate")
-                }
-                of_losses = {name: value for name, value in point.items() if name not in ("step", "texts")}
-                line = {**run, "step": point["step"], **of_losses}
-                if point["texts"] is not None:
-                    line["nll"] = sum(point["texts"]["nll"]) / sum(point["texts"]["tokens"])
-                for name, outcomes in acts.get(point["step"], {}).items():
-                    if name not in ("step", "action_error"):
-                        bits = {key: value for key, value in outcomes.items() if key != "instructions"}
-                        line |= {f"{name}_{key}": value.count("1") / len(value) for key, value in bits.items()}
-                lines.append(line)
+    for row in (row for group in groups for row in group.rows):
+        acts = {act["step"]: act["rollouts"] for act in row["acts"]}
+        for point in row["points"]:
+            line = {name: row[name] for name in _RUN} | {"step": point["step"]}
+            line |= {name: value for name, value in point.items() if name not in ("step", "texts")}
+            if point["texts"] is not None:
+                line["nll"] = sum(point["texts"]["nll"]) / sum(point["texts"]["tokens"])
+            for name, outcomes in acts.get(point["step"], {}).items():
+                told = {way: bits for way, bits in outcomes.items() if way != "words"}
+                line |= {f"{name}_{way}": bits.count("1") / len(bits) for way, bits in told.items()}
+            lines.append(line)
+    return _csv(lines)
+
+
+def words_csv(groups: Sequence[Group]) -> str:
+    """Of each word that was never demonstrated the scenes, and the successes with it and with the demonstrated one."""
+    lines: list[dict] = []
+    for row in (row for group in groups for row in group.rows):
+        for name, outcomes in row["acts"][-1]["rollouts"].items():
+            words = outcomes.get("words", [])
+            for word in sorted(set(words)):
+                places = [i for i, other in enumerate(words) if other == word]
+                line = {**{name: row[name] for name in _RUN}, "rollouts": name, "word": word, "scenes": len(places)}
+                counts = {way: sum(outcomes[way][i] == "1" for i in places) for way in ("synonym", "told")}
+                lines.append(line | counts)
+    return _csv(lines)
+
+
+def _csv(lines: list[dict]) -> str:
     text = io.StringIO()
     names = list(dict.fromkeys(name for line in lines for name in line))
     writer = csv.DictWriter(text, names, lineterminator="\n")

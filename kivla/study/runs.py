@@ -176,7 +176,7 @@ def one_run(shop: Workshop, cell: Cell, rates: Rates, seed: int) -> tuple[dict, 
             {
                 "step": step,
                 "action_error": _read(folder, f"action_error_{step}"),
-                **{name: _read(folder, f"{name}_{step}") for name in study.rollouts or ()},
+                "rollouts": {name: _read(folder, f"{name}_{step}") for name in study.rollouts or ()},
             }
             for step in sorted(acts_at)
         ],

@@ -55,17 +55,20 @@ class Group:
 
     # ----------------------------------------------------------------------------------------------------- actions
     @property
-    def rollouts(self) -> list[str]:
-        """The closed loops that were tried; the first one also with swapped instructions."""
-        return [name for name in self.rows[0]["acts"][0] if name not in ("step", "action_error")]
+    def loops(self) -> list[tuple[str, str]]:
+        """What was tried in closed loop: the name of the roll-outs and how it was told; the first is the main one."""
+        found = self.rows[0]["acts"][0]["rollouts"]
+        return [(name, told) for name in found for told in ("told", "synonym") if told in found[name]]
 
-    def outcomes(self, rollouts: str, step: int | None = None, outcome: str = "success") -> list[bool]:
-        """The outcomes of a closed loop, seed by seed and scene by scene; at the end by default."""
-        return [bit == "1" for row in self.rows for bit in _at(row["acts"], step)[rollouts][outcome]]
+    def outcomes(self, loop: tuple[str, str], step: int | None = None) -> np.ndarray:
+        """The outcomes of a closed loop, (seeds, scenes) bool; at the end by default."""
+        name, told = loop
+        found = [_at(row["acts"], step)["rollouts"][name][told] for row in self.rows]
+        return np.array([[bit == "1" for bit in bits] for bits in found])
 
-    def rate(self, rollouts: str, step: int | None = None, outcome: str = "success") -> dict:
+    def rate(self, loop: tuple[str, str], step: int | None = None) -> dict:
         """The share of these outcomes, with Wilson's interval over all episodes."""
-        return success_rate(self.outcomes(rollouts, step, outcome))
+        return success_rate(self.outcomes(loop, step).flatten())
 
     def action_error(self, step: int | None = None) -> Interval:
         """The error of held-out actions, episode by episode, as a share of that of always doing the mean action."""
@@ -73,11 +76,9 @@ class Group:
         return bootstrap_seeds(np.array([error["error"] for error in found]), found[0]["of_mean_action"])
 
     def steps_to(self, target: float) -> list[int | None]:
-        """For each seed the first step at which the policy acted with so much success."""
-        return [
-            next((act["step"] for act in row["acts"] if _share(act[self.rollouts[0]]["success"]) >= target), None)
-            for row in self.rows
-        ]
+        """For each seed the first step at which the main closed loop had so much success."""
+        rates = {step: self.outcomes(self.loops[0], step).mean(1) for step in self.acts_at()}
+        return [next((step for step in rates if rates[step][i] >= target), None) for i in range(len(self.rows))]
 
     def acts_at(self) -> list[int]:
         return [act["step"] for act in self.rows[0]["acts"]]
@@ -104,9 +105,9 @@ def compare(first: Group, second: Group, before: dict) -> dict[str, Interval | N
     if before["texts"] is not None:
         costs = first.text_costs(first.last_step) - second.text_costs(second.last_step)
         lost = bootstrap_seeds(costs, before["texts"]["tokens"])
-    if first.rollouts and second.rollouts:
-        ours, theirs = (np.array(group.outcomes(first.rollouts[0])).reshape(len(both), -1) for group in (first, second))
-        success = bootstrap_seeds(ours.astype(float) - theirs)
+    if first.loops and second.loops:
+        ours, theirs = (group.outcomes(first.loops[0]).astype(float) for group in (first, second))
+        success = bootstrap_seeds(ours - theirs)
     return {"lost": lost, "success": success}
 
 
@@ -133,6 +134,3 @@ def bootstrap_seeds(totals: np.ndarray, counts: Sequence[float] | None = None, n
 def _at(entries: list[dict], step: int | None) -> dict:
     return entries[-1] if step is None else next(entry for entry in entries if entry["step"] == step)
 
-
-def _share(bits: str) -> float:
-    return bits.count("1") / len(bits)
