@@ -87,8 +87,8 @@ class StudyArguments:
     rollouts: list[str] | None = field(
         default=None,
         metadata={
-            "help": f"Closed loops on the tabletop: {', '.join(ROLLOUTS)}; touch_synonyms. The first is also told about "
-            "another object."
+            "help": f"Closed loops on the tabletop: {', '.join(ROLLOUTS)}; touch_synonyms. In the first one the policy "
+            "is also told about another object."
         },
     )
     num_episodes: int | None = field(default=None, metadata={"help": "Scenes of each closed loop; 100."})

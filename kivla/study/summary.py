@@ -133,4 +133,3 @@ def bootstrap_seeds(totals: np.ndarray, counts: Sequence[float] | None = None, n
 
 def _at(entries: list[dict], step: int | None) -> dict:
     return entries[-1] if step is None else next(entry for entry in entries if entry["step"] == step)
-

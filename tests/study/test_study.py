@@ -86,7 +86,8 @@ def row(recipe: str, seed: int, lost: float, successes: int, condition: str = "c
     point |= {"token_gradient": 3.0, "flow_gradient": None if recipe == "tokens" else 2.0, "cosine": 0.1}
     costs = [30 + 10 * lost, 31 + 10 * lost, 29 + 10 * lost, 30 + 10 * lost]
     texts = {"nll": costs, "tokens": [10] * 4, "of_action_tokens": 0.0}
-    acted = {"success": bits, "swapped_original": "0" * 10, "swapped": bits, "instructions": ["touch it"] * 10}
+    acted = {"told": bits, "synonym": "1" + "0" * 9, "words": ["crimson"] * 10}
+    acted = {"touch_synonyms": {**acted, "told_otherwise_original": "0" * 10, "told_otherwise_named": bits}}
     return {
         "recipe": recipe,
         "condition": condition,
@@ -95,8 +96,8 @@ def row(recipe: str, seed: int, lost: float, successes: int, condition: str = "c
         "expert_learning_rate": 1e-3,
         "points": [{"step": step, **point, "texts": texts} for step in (0, 10, 20)],
         "acts": [
-            {"step": 10, "action_error": {"error": [1.0, 2.0], "of_mean_action": [2.0, 4.0]}, "touch": acted},
-            {"step": 20, "action_error": {"error": [1.0, 2.0], "of_mean_action": [2.0, 4.0]}, "touch": acted},
+            {"step": 10, "action_error": {"error": [1.0, 2.0], "of_mean_action": [2.0, 4.0]}, "rollouts": acted},
+            {"step": 20, "action_error": {"error": [1.0, 2.0], "of_mean_action": [2.0, 4.0]}, "rollouts": acted},
         ],
         "answers": {"accuracy": 0.8, "low": 0.7, "high": 0.9, "correct": 8, "asked": 10},
     }
@@ -113,7 +114,8 @@ def test_what_is_lost_is_the_mean_over_seeds_against_the_vlm_before():
     lost = group.lost(BEFORE, 20)
     assert lost.mean == pytest.approx(0.2)
     assert (lost.low, lost.high) == pytest.approx((0.1, 0.3)), "the interval knows that the seeds lie apart"
-    assert group.rate("touch")["successes"] == 11 and group.action_error().mean == 0.5
+    assert group.rate(group.loops[0])["successes"] == 11 and group.action_error().mean == 0.5
+    assert group.steps_to(0.6) == [None, 10]
     assert group.answers()["accuracy"] == 0.8
 
 
@@ -148,6 +150,8 @@ def test_the_report_is_made_of_the_rows_alone(tmp_path):
     assert "pi0, warmup (it has no new tokens to warm up)" in tables
     assert {file.name for file in tmp_path.iterdir()} >= {"study.png", "study.pdf", "over_steps.png", "points.csv"}
     assert len((tmp_path / "points.csv").read_text().splitlines()) == 1 + 4 * 3
+    words = (tmp_path / "words.csv").read_text().splitlines()
+    assert words[1] == "insulated,cold,0,0.0001,0.001,touch_synonyms,crimson,10,1,8"
 
 
 def test_a_row_that_an_interrupt_cut_off_is_left_out(tmp_path, capsys):
@@ -197,7 +201,7 @@ class Killed(Exception):
 def test_a_study_that_is_killed_goes_on(command, tmp_path, monkeypatch, capsys, call):
     """Killed in the middle of a measurement, it neither trains nor measures again what is there."""
     study = [*command, "--output_dir", str(tmp_path), "--recipes", "insulated", "--conditions", "cold", "--seeds", "0"]
-    study += ["--expert_learning_rates", "1e-3", "3e-3", "--rollouts", "touch"]
+    study += ["--expert_learning_rates", "1e-3", "3e-3"]
     real, seen = StudyMeasurements.acts, []
 
     def acts(self, name):
@@ -216,7 +220,8 @@ def test_a_study_that_is_killed_goes_on(command, tmp_path, monkeypatch, capsys, 
     (done,) = read_rows(tmp_path / "rows.jsonl")
     assert [point["step"] for point in done["points"]] == [0, 2, 4]
     assert [act["step"] for act in done["acts"]] == [2, 4]
-    assert len(done["acts"][-1]["touch"]["success"]) == TINY["num_episodes"]
+    acted = done["acts"][-1]["rollouts"]["touch_synonyms"]
+    assert {len(acted.pop(told)) for told in (*acted,)} == {TINY["num_episodes"]}
     trials = json.loads((tmp_path / "pilot" / "insulated_cold.json").read_text())
     assert [trial["expert_learning_rate"] for trial in trials] == [1e-3, 3e-3]
     assert "core-hours" in capsys.readouterr().out
@@ -232,6 +237,6 @@ def test_without_a_simulator_it_is_the_error_of_held_out_actions(command, tmp_pa
     words = [word for pair in options.items() for word in pair]
     main(["study", *words, "--recipes", "joint", "pi0", "--conditions", "cold", "--expert_learning_rates", "1e-3"])
     joint, pi0 = read_rows(tmp_path / "rows.jsonl")
-    assert set(joint["acts"][-1]) == {"step", "action_error"} and joint["answers"] is None
+    assert joint["acts"][-1]["rollouts"] == {} and joint["answers"] is None
     assert joint["points"][0]["cosine"] is not None and pi0["points"][0]["cosine"] is None
     assert (tmp_path / "study.pdf").is_file() and "does as told" not in (tmp_path / "table.md").read_text()
