@@ -11,7 +11,7 @@ from pathlib import Path
 from ..command_line import parse, refusals
 from ..study.arguments import StudyArguments
 from ..study.cells import Cell, choose_cells
-from ..study.plan import core_hours
+from ..study.plan import core_hours, steps_that_fit
 from ..study.report import write_report
 from ..study.runs import before, best_rates, one_run, pilot, read_rows, write_log, write_rows
 from ..study.workshop import Workshop
@@ -76,6 +76,9 @@ def _plan(shop: Workshop, cells: list[Cell], left_out: dict[str, str]) -> list[t
             hours += needs
             todo.append((cell, seed))
     print(f"{len(todo)} runs, together {hours:.1f} core-hours.")
+    if len(todo) < len(runs):
+        steps = steps_that_fit(list(costs.values()), len(study.seeds), study.max_steps, study.core_hours)
+        print(f"All {len(runs)} would fit {study.core_hours:g} core-hours with about --max_steps {steps}.")
     for name, reason in left_out.items():
         print(f"Left out: {name} ({reason}).")
     return todo

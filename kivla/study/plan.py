@@ -31,7 +31,8 @@ def core_hours(shop: Workshop, cell: Cell, first: Cell) -> dict[str, float]:
         first: the cell whose policy the measurements are timed with; they take the same for all.
 
     Returns:
-        Core-hours of its `pilot` and of each `run`, and core-seconds of an optimiser `step`.
+        Core-hours of its `pilot`, of each `run`, and of what `growing` part of a run depends on its steps; core-seconds
+        of an optimiser `step`.
     """
     study, timed = shop.study, _once(shop, first, "measuring", _time_measuring)
     step = _once(shop, cell, "steps", _time_steps)["step"]
@@ -50,11 +51,20 @@ def core_hours(shop: Workshop, cell: Cell, first: Cell) -> dict[str, float]:
     looks = len(range(0, study.max_steps, study.measure_every)) + 1
     questions = 6 * (study.num_question_scenes or 0) * timed["plan"]
     trials = len(grid(shop, cell)) if len(grid(shop, cell)) > 1 else 0
+    growing = study.max_steps * step + looks * (probe + texts)
     return {
         "pilot": trials * (study.pilot_steps * step + held_out + texts) / 3600,
-        "run": (study.max_steps * step + looks * (probe + texts) + acting + questions) / 3600,
+        "run": (growing + acting + questions) / 3600,
+        "growing": growing / 3600,
         "step": step,
     }
+
+
+def steps_that_fit(costs: list[dict[str, float]], num_seeds: int, max_steps: int, budget: float) -> int:
+    """How many steps every run could have for all to fit a budget in core-hours; about, and 0 for none."""
+    fixed = sum(cost["pilot"] + num_seeds * (cost["run"] - cost["growing"]) for cost in costs)
+    growing = sum(num_seeds * cost["growing"] for cost in costs)
+    return max(int(max_steps * (budget - fixed) / growing), 0)
 
 
 def _once(shop: Workshop, cell: Cell, what: str, measure: Callable) -> dict:

@@ -11,6 +11,7 @@ from kivla.demo.tiny_vlm import make_tiny_vlm, train_tokenizer
 from kivla.study.arguments import StudyArguments
 from kivla.study.cells import Cell, choose_cells
 from kivla.study.measurements import Measurements as StudyMeasurements
+from kivla.study.plan import steps_that_fit
 from kivla.study.report import write_report
 from kivla.study.runs import best_rates, read_rows, write_log
 from kivla.study.summary import bootstrap_seeds, compare, groups_of
@@ -76,6 +77,13 @@ def test_a_recipe_is_compared_and_not_told(capsys):
     with pytest.raises(Refused):
         main(["study", "--recipe", "joint"])
     assert "--recipe cannot apply" in capsys.readouterr().err
+
+
+def test_how_many_steps_fit_a_budget():
+    costs = [{"pilot": 1.0, "run": 3.0, "growing": 2.0}, {"pilot": 0.0, "run": 3.0, "growing": 2.0}]
+    assert steps_that_fit(costs, num_seeds=2, max_steps=100, budget=13.0) == 100, "1 + 4 x 3 hours"
+    assert steps_that_fit(costs, 2, 100, 9.0) == 50
+    assert steps_that_fit(costs, 2, 100, 1.0) == 0
 
 
 # ----------------------------------------------------------------------------------------------------------------- rows
