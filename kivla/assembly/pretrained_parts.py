@@ -18,6 +18,7 @@ from transformers import (
 )
 
 LLAVA_FEATURE_LAYER = -2  # of the tower's hidden states, those that LLaVA takes
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class VisionTower(NamedTuple):
@@ -29,17 +30,17 @@ class VisionTower(NamedTuple):
 
 
 def load_text_model(
-    name: str, gguf_file: str | None = None, dtype: str | torch.dtype = "auto"
+    name: str, gguf_file: str | None = None, dtype: str = "auto"
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A causal language model and its tokenizer.
 
     Args:
         name: Hub id or folder.
         gguf_file: the weights' file in it, if they are GGUF; they are dequantised.
-        dtype: of the weights; "auto" is what they are stored in.
+        dtype: of the weights: "float32", "bfloat16" or "float16"; "auto" is what they are stored in, of GGUF float32.
 
     Raises:
-        ValueError: it is a VLM already; it is quantised and no GGUF file; weights are missing; `gguf` is not installed.
+        ValueError: it is a VLM already; it is quantised and no GGUF; weights are missing or stay packed; no `gguf`.
     """
     if gguf_file is not None and find_spec("gguf") is None:
         raise ValueError(f"{gguf_file} is read with the package gguf. Install the extra: pip install 'kivla[gguf]'")
@@ -49,19 +50,20 @@ def load_text_model(
         raise ValueError(f"{name} ({config.model_type}) is more than a language model. Give a causal language model.")
     if gguf_file is None and getattr(config, "quantization_config", None) is not None:
         raise ValueError(f"The weights of {name} are quantised. Give the language model before quantisation, or GGUF.")
-    if gguf_file is not None and dtype == "auto":
-        dtype = torch.float32
+    is_gguf = gguf_file is not None
     model, found = AutoModelForCausalLM.from_pretrained(
-        name, gguf_file=gguf_file, dtype=dtype, output_loading_info=True
+        name, gguf_file=gguf_file, dtype=torch.float32 if is_gguf else dtype, output_loading_info=True
     )
     if found["missing_keys"]:
         raise ValueError(
             f"{gguf_file or name} lacks weights of {type(model).__name__}: {sorted(found['missing_keys'])}."
         )
-    return model, tokenizer
+    if not all(weight.is_floating_point() for weight in model.state_dict().values()):
+        raise ValueError(f"transformers left the weights of {gguf_file} packed. It unpacks them without `kernels`.")
+    return model if dtype == "auto" else model.to(DTYPES[dtype]), tokenizer
 
 
-def load_vision_tower(name: str, dtype: str | torch.dtype = "auto", feature_layer: int | None = None) -> VisionTower:
+def load_vision_tower(name: str, dtype: str = "auto", feature_layer: int | None = None) -> VisionTower:
     """The vision tower of a CLIP, SigLIP, DINOv2, ViT, ... or of a VLM.
 
     Args:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..assembly import assemble_vlm, load_text_model, load_vision_tower
+from ..assembly.pretrained_parts import DTYPES
 from ..command_line import parse, refusals
 
 
@@ -29,7 +30,7 @@ class AssembleArguments:
         default="auto",
         metadata={
             "help": "Precision of the saved weights; `auto`: the language model's.",
-            "choices": ["auto", "float32", "bfloat16", "float16"],
+            "choices": ["auto", *DTYPES],
         },
     )
     seed: int = field(default=0, metadata={"help": "Seed of the new projector."})

@@ -23,6 +23,8 @@ from ..hub_cards.hub_names import public_name
 from ..modeling_kivla.next_token import next_token_loss, supervised_tokens
 from ..simulation.tabletop.answers import answer_accuracy, format_accuracy
 from ..simulation.tabletop.questions import make_questions
+from ..training.data.vlm.text_rows import load_texts
+from ..training.evaluation.text_nll import text_tokens
 from ..training.evaluation.vlm_answers import ask
 from ..training.run_folder import claim_folder, write_json
 from .pretraining import EVALUATION_SEED, ConversationCollator
@@ -33,21 +35,21 @@ from .word_alignment import align_words
 class TeachArguments:
     output_dir: str = field(metadata={"help": "Where checkpoints and the VLM (in `vlm/`) go."})
     vlm: str = field(metadata={"help": "A LLaVA, as `kivla assemble-vlm` makes it: Hub id or folder."})
-    texts: str | None = field(
-        default=None, metadata={"help": "Plain texts to replay: JSON lines with a column `text`."}
+    text_dataset: str | None = field(
+        default=None, metadata={"help": "Plain texts to replay: a Hub id, a folder of `datasets`, JSON or Parquet."}
     )
-    text_share: float = field(default=0.5, metadata={"help": "Share of the rows that are texts."})
-    text_tokens: int = field(default=128, metadata={"help": "Tokens of a text, at most."})
+    text_share: float = field(default=0.25, metadata={"help": "Share of the rows that are texts, where there are any."})
+    text_length: int = field(default=128, metadata={"help": "Tokens of a text, at most."})
     kinds: list[str] = field(
-        default_factory=lambda: ["place", "at", "color", "shape", "presence", "holding", "held", "gripper_place"],
+        default_factory=lambda: ["place", "at", "color", "shape", "held", "gripper_place"],
         metadata={"help": "Kinds of questions."},
     )
     num_scenes: int = field(default=20_000, metadata={"help": "Pictures to learn from."})
-    alignment_steps: int = field(default=500, metadata={"help": "Steps of the projector alone on words; seconds."})
+    alignment_steps: int = field(default=300, metadata={"help": "Steps of the projector alone on words; seconds."})
     max_steps: int = field(default=1500, metadata={"help": "Steps with the language model."})
-    batch_size: int = field(default=4, metadata={"help": "Rows in a step: pictures and texts."})
-    learning_rate: float = field(default=5e-4, metadata={"help": "Of the updates (AdamW); falls to 0 as a cosine."})
-    projector_learning_rate: float = field(default=1e-3, metadata={"help": "Of the projector beside them."})
+    batch_size: int = field(default=2, metadata={"help": "Rows in a step: pictures and texts."})
+    learning_rate: float = field(default=4e-4, metadata={"help": "Of the updates (AdamW); falls to 0 as a cosine."})
+    projector_learning_rate: float = field(default=3e-5, metadata={"help": "Of the projector beside them."})
     lora_rank: int = field(default=16, metadata={"help": "Rank of the updates, on all linear layers."})
     save_steps: int = field(default=100, metadata={"help": "Steps between checkpoints; the same command resumes."})
     num_eval_scenes: int = field(default=200, metadata={"help": "Fresh scenes for the accuracy."})
@@ -104,7 +106,7 @@ def save_vlm(vlm, processor: ProcessorMixin, folder: Path) -> None:
 def make_trainer(args: TeachArguments, vlm, processor: ProcessorMixin) -> "TeachingTrainer":
     options = {"kinds": args.kinds, "questions_per_scene": len(args.kinds)}
     questions = make_questions(args.num_scenes, args.seed, multi_turn=True, **options)
-    texts = args.texts and datasets.load_dataset("json", data_files=args.texts, split="train")
+    texts = args.text_dataset and load_texts(args.text_dataset)
     torch.manual_seed(args.seed)
     lora = LoraConfig(
         r=args.lora_rank,
@@ -139,7 +141,7 @@ def make_trainer(args: TeachArguments, vlm, processor: ProcessorMixin) -> "Teach
         model,
         training_args,
         train_dataset=MixedRows(questions, texts, args.text_share if texts else 0.0),
-        data_collator=LessonCollator(processor, args.text_tokens),
+        data_collator=LessonCollator(processor, args.text_length),
         processing_class=processor,
         optimizers=(optimizer, None),
     )
@@ -164,19 +166,17 @@ class MixedRows(Dataset):
 class LessonCollator:
     """Rows with `messages` and rows with `text` -> one batch, and `is_text` (B,) that tells them apart."""
 
-    def __init__(self, processor: ProcessorMixin, text_tokens: int):
-        self.tokenizer, self.text_tokens = processor.tokenizer, text_tokens
+    def __init__(self, processor: ProcessorMixin, text_length: int):
+        self.tokenizer, self.text_length = processor.tokenizer, text_length
         self.conversations = ConversationCollator(processor)
 
     def __call__(self, rows: Sequence[dict]) -> dict[str, torch.Tensor]:
         talks = [row for row in rows if "messages" in row]
-        texts = [row["text"] for row in rows if "messages" not in row]
+        texts = text_tokens(self.tokenizer, [row["text"] for row in rows if "text" in row], self.text_length)
         parts = [dict(self.conversations(talks))] if talks else []
-        if texts:
-            options = {"padding": True, "padding_side": "right", "truncation": True, "max_length": self.text_tokens}
-            part = self.tokenizer(texts, return_tensors="pt", **options)
-            part["labels"] = part["input_ids"].where(part["attention_mask"].bool(), -100)
-            parts.append(dict(part))
+        for ids in texts:
+            tokens = torch.tensor([ids])
+            parts.append({"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "labels": tokens})
         longest = max(part["input_ids"].shape[1] for part in parts)
         padding = {"input_ids": self.tokenizer.pad_token_id, "attention_mask": 0, "labels": -100}
         batch = {

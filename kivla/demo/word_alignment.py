@@ -19,6 +19,9 @@ from ..training.muon import MuonWithAdamW
 
 PLACE_NAMES = ("top", "bottom", "left", "right", "center")
 WORDS = (*COLOR_NAMES, *SHAPE_NAMES, *PLACE_NAMES, "gripper")
+BATCH_SIZE = 32
+SHARPNESS = 15.0  # of the cosine between a patch and a word
+POSITIVE_WEIGHT = 5.0  # few words fit a patch
 NEAR = 1.6  # patches: closer to an object's middle, a patch may show a part of it
 
 
@@ -33,39 +36,39 @@ class Lesson(NamedTuple):
 def align_words(
     vlm: PreTrainedModel,
     processor: ProcessorMixin,
-    num_scenes: int = 2000,
-    num_steps: int = 500,
-    learning_rate: float = 2e-3,
+    num_scenes: int = 600,
+    num_steps: int = 300,
+    learning_rate: float = 5e-3,
     seed: int = 0,
 ) -> float:
-    """Train the projector of a LLaVA alone; projected features keep the size of word embeddings.
+    """Train the projector of a LLaVA alone; what it projects has the size of words' embeddings.
 
     Returns:
-        the share of the objects' patches of fresh scenes whose colour is the nearest one.
+        the share of the objects' patches in fresh scenes that are nearest to the right colour.
     """
     projector = vlm.model.multi_modal_projector
     words = word_embeddings(vlm, processor)
-    size = vlm.get_input_embeddings().weight.detach().float().square().mean().sqrt()
     lesson = make_lesson(vlm, processor, num_scenes, seed)
-    sharpness = torch.nn.Parameter(torch.tensor([20.0]))
-    bias = torch.nn.Parameter(torch.full((len(WORDS),), -5.0))
-    named = [*projector.named_parameters(), ("sharpness", sharpness), ("bias", bias)]
+    _standardize_inputs(projector, lesson.features)
+    bias = torch.nn.Parameter(torch.full((len(WORDS),), -4.0))
     for parameter in projector.parameters():
         parameter.requires_grad_(True)
-    optimizer = MuonWithAdamW(named, lr=learning_rate)
+    optimizer = MuonWithAdamW([*projector.named_parameters(), ("bias", bias)], lr=learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_steps)
     generator = torch.Generator().manual_seed(seed)
     for _ in range(num_steps):
-        rows = torch.randint(num_scenes, (32,), generator=generator)
-        found = F.normalize(projector(lesson.features[rows]), dim=-1) @ words.T * sharpness + bias
-        loss = F.binary_cross_entropy_with_logits(found, lesson.shows[rows], lesson.counts[rows])
+        rows = torch.randint(num_scenes, (BATCH_SIZE,), generator=generator)
+        found = F.normalize(projector(lesson.features[rows]), dim=-1) @ words.T * SHARPNESS + bias
+        loss = F.binary_cross_entropy_with_logits(
+            found, lesson.shows[rows], lesson.counts[rows], pos_weight=torch.tensor(POSITIVE_WEIGHT)
+        )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
-    # Back to the size of words, then the exam.
     with torch.no_grad():
-        factor = size / projector(lesson.features[:64]).square().mean().sqrt()
+        size = vlm.get_input_embeddings().weight.float().square().mean().sqrt()
+        factor = size / projector(lesson.features[:BATCH_SIZE]).square().mean().sqrt()
         projector.linear_2.weight *= factor
         projector.linear_2.bias *= factor
         exam = make_lesson(vlm, processor, 100, seed + 1_000_000)
@@ -73,6 +76,15 @@ def align_words(
         there = exam.shows[..., colors].any(-1)
         nearest = (projector(exam.features[there]) @ words[colors].T).argmax(-1)
         return (nearest == exam.shows[there][:, colors].argmax(-1)).float().mean().item()
+
+
+@torch.no_grad()
+def _standardize_inputs(projector: torch.nn.Module, features: torch.Tensor) -> None:
+    """New weights of the first layer, which sees every feature with mean 0 and size 1: towers have some huge ones."""
+    mean, std = features.flatten(0, 1).mean(0), features.flatten(0, 1).std(0)
+    projector.linear_1.reset_parameters()
+    projector.linear_1.weight /= std
+    projector.linear_1.bias.copy_(-(projector.linear_1.weight @ mean))
 
 
 def word_embeddings(vlm: PreTrainedModel, processor: ProcessorMixin) -> torch.Tensor:

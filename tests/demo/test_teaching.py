@@ -27,7 +27,7 @@ SMALL += ["--save_steps", "2", "--num_eval_scenes", "3", "--learning_rate", "0.1
 def texts(tmp_path_factory):
     file = tmp_path_factory.mktemp("texts") / "texts.jsonl"
     file.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
-    return ["--texts", str(file)]
+    return ["--text_dataset", str(file)]
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def test_an_interrupted_run_ends_like_an_undisturbed_one(taught, texts, tmp_path
 def test_texts_are_learned_whole_and_of_conversations_the_answers():
     processor = AutoProcessor.from_pretrained(TABLETOP_VLM)
     rows = list(make_questions(2, seed=0, multi_turn=True, questions_per_scene=3))
-    batch = LessonCollator(processor, text_tokens=6)([rows[0], {"text": TEXTS[0]}, rows[1]])
+    batch = LessonCollator(processor, text_length=6)([rows[0], {"text": TEXTS[0]}, rows[1]])
     assert batch["is_text"].tolist() == [False, False, True] and len(batch["pixel_values"]) == 2
     learned = [processor.tokenizer.decode(labels[labels != -100]) for labels in batch["labels"]]
     for said, row in zip(learned, rows, strict=False):
@@ -97,5 +97,5 @@ def test_a_new_projector_learns_the_words():
     torch.manual_seed(0)
     for layer in (vlm.model.multi_modal_projector.linear_1, vlm.model.multi_modal_projector.linear_2):
         layer.reset_parameters()
-    share = align_words(vlm, processor, num_scenes=100, num_steps=60)
+    share = align_words(vlm, processor, num_scenes=60, num_steps=40)
     assert share > 0.6, "colours are hardly nearer than by chance, 0.125"
