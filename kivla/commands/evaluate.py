@@ -36,9 +36,10 @@ from ..training.evaluation.text_nll import (
 )
 from ..training.evaluation.tokenizer_error import measure
 from ..training.policy_options import refuse
+from ..training.training_facts import trained_columns
 
 # What an option is about that is of no use without it
-_OF_TEXTS = ("text_column", "text_split", "num_texts", "text_length")
+_OF_TEXTS = ("text_column", "text_split", "text_config", "num_texts", "text_length")
 _NOT_OF_CHUNKS = ("policy", "dataset", "before", "vlm_dataset", "batch_size", "output_dir", "text_dataset", *_OF_TEXTS)
 
 
@@ -61,6 +62,7 @@ class EvaluateArguments(DatasetOptions):
     )
     text_column: str | None = field(default=None, metadata={"help": "Column of the texts; text, or the only one."})
     text_split: str = field(default="train", metadata={"help": "Split of them."})
+    text_config: str | None = field(default=None, metadata={"help": "Configuration of it, where it has several."})
     num_texts: int = field(default=NUM_TEXTS, metadata={"help": "So many of them, spread evenly."})
     text_length: int = field(default=TEXT_LENGTH, metadata={"help": "Tokens of each text, from its beginning."})
     vlm_dataset: str | None = field(
@@ -142,6 +144,11 @@ def act(pipe, args: EvaluateArguments) -> tuple:
         pipe.processor.check_cameras(names)
         there = args.camera_names(args.dataset)
         cameras = robot.among(there, names)
+    if args.dataset_format == "lerobot" and args.dataset_keys is None:
+        for key, columns in trained_columns(args.policy, args.robot).items():
+            if getattr(args, key) is None:
+                setattr(args, key, columns)
+                print(f"{args.dataset}: read as what the policy was trained on, --{key} {' '.join(columns)}")
     data = args.open(args.dataset, pipe.processor.chunk_size, cameras, args.robot)
     for note in [*data.notes, *unseen_note(data, there)]:
         print(f"{data.name}: {note}")
@@ -165,15 +172,15 @@ def know(speaker: Speaker, args: EvaluateArguments) -> dict:
         before = Speaker.load(args.before, speaker.model.device, speaker.model.dtype)
     with refusals("kivla evaluate"):
         if args.text_dataset is not None:
-            texts = HeldOutTexts.load(
-                args.text_dataset, args.text_column, args.text_split, args.num_texts, args.text_length
-            )
+            where = (args.text_dataset, args.text_column, args.text_split, args.text_config)
+            texts = HeldOutTexts.load(*where, args.num_texts, args.text_length)
             scores = speaker.read(texts, args.batch_size)
             scores_before = None if before is None else before.read(texts, args.batch_size)
-            sums = {"tokens": scores.tokens.tolist(), "nll": scores.nll.tolist()}
-            if scores_before is not None:
-                sums["before"] = scores_before.nll.tolist()
-            report["texts"] = {**summarize_texts(scores, scores_before), "text_by_text": sums}
+            report["texts"] = {
+                **summarize_texts(scores, scores_before),
+                "text_by_text": scores.to_dict(),
+                "text_by_text_before": None if scores_before is None else scores_before.to_dict(),
+            }
         if args.vlm_dataset is not None:
             report["answers"] = measure_answers(*speaker[:2], args.vlm_dataset, args.batch_size)
             if before is not None:
