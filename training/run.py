@@ -34,8 +34,9 @@ from .data.vlm.dataset import VLMDataset
 from .data_parallel import unsharded_init
 from .evaluation.plots import plot_training_curves
 from .evaluation.predictions import draw
+from .parts import BACKBONE, RATE_ARGUMENTS
 from .policy_options import refuse
-from .recipes import BACKBONE, EXPERT, Stage, split_steps
+from .recipes import Stage, split_steps
 from .run_folder import write_json
 from .run_options import VLM_SHARE, VLM_SPLIT, DataArguments, ModelArguments
 from .trainer import KIVLATrainer
@@ -88,7 +89,7 @@ def train(
             start = folder
             continue
         if len(stages) > 1 and args.process_index == 0:
-            print(f"\nStage {number} of {len(stages)}: trains {' and '.join(stage.trains)}, {stage.config}")
+            print(f"\nStage {number} of {len(stages)}: trains {', '.join(stage.trains)}, {stage.config}")
         before = answers_before(trainer, output_dir / "vlm_before.json")
         trainer.train(resume_from_checkpoint=checkpoint)
         trainer.state.log_history.insert(0, {**before, "step": 0})
@@ -137,9 +138,15 @@ def check_options(model_args: ModelArguments, data_args: DataArguments, args: KI
     with_questions = data_args.question_share is not None
     if with_questions and not recipe.vlm_data:
         refuse({"question_share": f"recipe {recipe_name} trains on no VLM data"})
-    if args.expert_learning_rate is not None and not any(EXPERT in stage.trains for stage in stages):
-        refuse({"expert_learning_rate": f"recipe {recipe_name} trains no expert"})
-    if model_args.lora_rank is not None and any(BACKBONE not in stage.trains for stage in stages):
+    trained = set().union(*(stage.parts for stage in stages))
+    refuse(
+        {
+            name: f"recipe {recipe_name} trains no {part.replace('_', ' ')}"
+            for part, name in RATE_ARGUMENTS.items()
+            if getattr(args, name) is not None and part not in trained
+        }
+    )
+    if model_args.lora_rank is not None and BACKBONE not in trained:
         raise ValueError(f"Recipe {recipe_name} freezes the VLM: leave out --lora_rank.")
     if args.resume_from_checkpoint is not None and len(stages) > 1:
         reason = f"a run of {len(stages)} stages finds where it was by itself, by the same command"
@@ -195,9 +202,13 @@ def answers_before(trainer: KIVLATrainer, path: Path) -> dict[str, float]:
 
 
 def split_run(stages: Sequence[Stage], args: KIVLATrainingArguments) -> list[KIVLATrainingArguments]:
-    """Make the arguments of every stage: its share of steps or epochs, and its folder; the last writes the policy."""
+    """Make the arguments of every stage: learning rates, its share of steps or epochs, and its folder.
+
+    The last one writes the policy.
+    """
+    given = {name: getattr(args, name) for name in RATE_ARGUMENTS.values()}
     if len(stages) == 1:
-        return [args]
+        return [replace(args, **stages[0].rate_arguments(**given))]
     total = sum(stage.share for stage in stages)
     steps = split_steps(stages, args.max_steps) if args.max_steps > 0 else [-1] * len(stages)
     name = "_stage" if args.push_to_hub else "stage"  # names that begin with _ are not pushed to the Hub
@@ -208,6 +219,7 @@ def split_run(stages: Sequence[Stage], args: KIVLATrainingArguments) -> list[KIV
             max_steps=count,
             num_train_epochs=args.num_train_epochs * stage.share / total,
             output_dir=folder,
+            **stage.rate_arguments(**given),
             push_to_hub=args.push_to_hub and folder == args.output_dir,
         )
         for stage, count, folder in zip(stages, steps, [*folders, args.output_dir], strict=True)
