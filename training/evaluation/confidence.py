@@ -1,4 +1,4 @@
-"""What counted successes say: an interval around a rate, and a paired test of two models."""
+"""What measurements say: intervals around a rate or a mean, and a paired test of two models."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +19,51 @@ def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> tu
         raise ValueError(f"An interval needs at least one trial and 0 to all successes, got {successes} of {trials}.")
     interval = binomtest(int(successes), int(trials)).proportion_ci(confidence, method="wilson")
     return float(interval.low), float(interval.high)
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean, and the bounds of its interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def bootstrap_interval(
+    totals: Sequence[float],
+    counts: Sequence[float] | None = None,
+    confidence: float = 0.95,
+    num_resamples: int = 2000,
+    seed: int = 0,
+) -> Interval:
+    """Mean of what was measured on n things, `sum(totals) / sum(counts)`, with a percentile bootstrap (Efron 1979).
+
+    The things (texts, scenes) are drawn anew, and not the tokens within, which are no independent measurements. Of two
+    models on the same things, give the differences: that is the paired bootstrap.
+
+    Args:
+        totals: (n,) one sum for each.
+        counts: (n,) of how many values each is the sum; by default one.
+        num_resamples: how often n things are drawn.
+        seed: of the draws: the same figures have the same interval.
+
+    Raises:
+        ValueError: fewer than two things with a value, or different numbers of totals and counts.
+    """
+    totals = np.asarray(totals, np.float64)
+    counts = np.ones_like(totals) if counts is None else np.asarray(counts, np.float64)
+    if totals.shape != counts.shape or totals.ndim != 1:
+        raise ValueError(f"Got totals of shape {totals.shape} and counts of shape {counts.shape}: give one for each.")
+    totals, counts = totals[counts > 0], counts[counts > 0]
+    if len(totals) < 2:
+        raise ValueError(f"An interval needs at least two measurements, got {len(totals)}.")
+    times_drawn = np.random.default_rng(seed).multinomial(
+        len(totals), np.full(len(totals), 1 / len(totals)), size=num_resamples
+    )
+    means = (times_drawn @ totals) / (times_drawn @ counts)
+    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Interval(float(totals.sum() / counts.sum()), float(low), float(high))
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from math import comb, sqrt
 import numpy as np
 import pytest
 
-from kivla.training.evaluation.confidence import mcnemar_test, wilson_interval
+from kivla.training.evaluation.confidence import bootstrap_interval, mcnemar_test, wilson_interval
 
 
 def wilson_by_hand(k: int, n: int, z: float) -> tuple[float, float]:
@@ -60,3 +60,32 @@ def test_mcnemar_is_paired():
         mcnemar_test([True, False], [True])
     with pytest.raises(ValueError, match="same seeds"):
         mcnemar_test([], [])
+
+
+def test_bootstrap_of_equal_counts_is_that_of_the_mean():
+    """Of many values: the interval of the normal distribution around the mean."""
+    draw = np.random.default_rng(1)
+    values = draw.exponential(size=800)
+    interval = bootstrap_interval(50 * values, np.full(800, 50))
+    half = 1.96 * values.std() / sqrt(800)
+    assert interval.mean == pytest.approx(values.mean())
+    np.testing.assert_allclose((interval.low, interval.high), (values.mean() - half, values.mean() + half), atol=0.01)
+    assert bootstrap_interval(values) == bootstrap_interval(values), "the same figures have the same interval"
+    narrower = bootstrap_interval(values, confidence=0.5)
+    assert interval.low < narrower.low < narrower.mean < narrower.high < interval.high
+
+
+def test_bootstrap_weighs_by_counts():
+    """A text of nine tokens counts nine times as much as one of one; one of none does not count."""
+    assert bootstrap_interval([9.0, 3.0, 0.0], [9, 1, 0]).mean == pytest.approx(1.2)
+
+
+@pytest.mark.parametrize("totals, counts", [([1.0], [1]), ([], []), ([1.0, 2.0], [3, 0])])
+def test_bootstrap_refuses_a_single_measurement(totals, counts):
+    with pytest.raises(ValueError, match="at least two measurements"):
+        bootstrap_interval(totals, counts)
+
+
+def test_bootstrap_refuses_other_counts():
+    with pytest.raises(ValueError, match="give one for each"):
+        bootstrap_interval([1.0, 2.0], [1, 2, 3])

@@ -2,6 +2,7 @@
 
 import operator
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from .json_rows import json_files, load_json
+from .json_rows import json_files, load_json, rows_of
 from .layouts import (
     BOX_FORMATS,
     check_placeholders,
@@ -24,6 +25,7 @@ from .layouts import (
     text_of,
 )
 from .picture_files import check_pictures
+from .saved_rows import is_saved, load_saved
 from .streaming import StreamedRows
 
 TURNS = ("together", "split")
@@ -144,24 +146,19 @@ class VLMDataset(torch.utils.data.Dataset):
         if num_rows is not None and not streaming:
             raise ValueError(f"num_rows={num_rows} is of streams: leave it out, or use rows.select(range({num_rows})).")
         folder = Path(name_or_path)
-        if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():
+        if is_saved(folder):
             if streaming or config is not None:
                 raise ValueError(
                     f"{folder} was written by save_to_disk: it is read from the disk as needed and has no "
                     "configurations. Leave out streaming and config."
                 )
-            rows = datasets.load_from_disk(folder)
-            if isinstance(rows, datasets.DatasetDict):
-                if split not in rows:
-                    raise ValueError(f"{folder} has no split {split!r}, but {', '.join(rows)}.")
-                rows = rows[split]
-            return cls(rows, **options)
+            return cls(load_saved(folder, split), **options)
         if folder.exists():
             options.setdefault("media_dir", folder if folder.is_dir() else folder.parent)
         if json_files(folder):
             if streaming or config is not None:
                 raise ValueError(f"{folder} is JSON: it is read whole. Leave out streaming and config.")
-            return cls(load_json(folder, split, options.get("columns")), **options)
+            return cls(load_json(folder, split, partial(rows_of, columns=options.get("columns"))), **options)
         rows = datasets.load_dataset(str(name_or_path), config, split=split, streaming=streaming)
         return cls(StreamedRows(rows, num_rows) if streaming else rows, **options)
 

@@ -1,7 +1,7 @@
 """VLM data as LLaVA, LLaMA-Factory and ShareGPT have it: JSON or JSON lines beside a folder of pictures."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -30,11 +30,11 @@ def json_files(path: Path) -> dict[str, Path]:
     return {"train": files[0]} if len(files) == 1 else {file.stem: file for file in files}
 
 
-def load_json(path: Path, split: str, columns: Mapping[str, str] | None = None) -> datasets.Dataset:
+def load_json(path: Path, split: str, read: Callable[[Path], datasets.Dataset]) -> datasets.Dataset:
     """Read a split of `json_files(path)`; `train[:90%]` and the like are understood.
 
     Args:
-        columns: part of a layout → its column, where it has another name.
+        read: makes rows of a file, as `rows_of` does.
 
     Raises:
         ValueError: there is no such split, or a file is damaged; the message names the place.
@@ -44,25 +44,26 @@ def load_json(path: Path, split: str, columns: Mapping[str, str] | None = None) 
         names = {part.splitname for part in wanted.to_absolute(dict.fromkeys(files, _MANY))}
     except ValueError as error:
         raise ValueError(f"{path} has the splits {', '.join(files)}: {error}") from error
-    rows = {name: rows_of(files[name], columns or {}) for name in names}
+    rows = {name: read(files[name]) for name in names}
     parts = wanted.to_absolute({name: len(rows[name]) for name in names})
     return datasets.concatenate_datasets([rows[part.splitname].select(range(part.from_, part.to)) for part in parts])
 
 
-def rows_of(file: Path, columns: Mapping[str, str]) -> datasets.Dataset:
+def rows_of(file: Path, columns: Mapping[str, str] | None = None) -> datasets.Dataset:
     """Read a file into columns of one type each, whatever the rows have: pictures are lists of paths, content is text.
 
     Only columns that a layout is made of are kept, and LLaMA-Factory's `system` as the first message.
 
     Args:
-        columns: see `load_json`.
+        columns: part of a layout → its column, where it has another name.
 
     Raises:
         ValueError: the file is damaged, or a row is no map, or has videos or sounds.
     """
+    columns = columns or {}
     names = {part: (columns[part],) if part in columns else known for part, known in COLUMNS.items()}
     rows = []
-    for number, row in enumerate(_parsed(file)):
+    for number, row in enumerate(parsed(file)):
         if not isinstance(row, Mapping):
             raise ValueError(
                 f"{file}: row {number} is {row!r:.80}; expected is a map, e.g. of image and conversations."
@@ -104,7 +105,7 @@ def _uniform(row: Mapping, names: Mapping[str, Sequence[str]], number: int) -> d
     return uniform
 
 
-def _parsed(file: Path) -> Iterator:
+def parsed(file: Path) -> Iterator:
     """The rows of a list, or of JSON lines, whatever the file is called."""
     number = 0
     with file.open(encoding="utf-8-sig") as stream:
@@ -121,4 +122,4 @@ def _parsed(file: Path) -> Iterator:
             raise ValueError(f"{file} is no JSON{f', line {number}' if number else ''}: {error}") from error
 
 
-__all__ = ["json_files", "load_json", "rows_of"]
+__all__ = ["json_files", "load_json", "parsed", "rows_of"]
