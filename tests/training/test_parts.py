@@ -8,12 +8,13 @@ from peft import get_peft_model
 from torch import nn
 from transformers import AutoModelForImageTextToText
 
+from kivla import KIVLAProcessor
 from kivla.modeling_kivla.backbone_attention import find_text_decoder
 from kivla.training.lora import lora_config
 from kivla.training.parts import PROJECTOR, TokenRows, part_of, set_trained_parts, split_groups, vocabulary_weights
 from kivla.training.recipes import Stage, set_stage
 from tests.helpers.families import FAMILIES
-from tests.helpers.policies import FixedNoiseCollator, make_policy, make_trainer
+from tests.helpers.policies import SIZES, FixedNoiseCollator, dataset, make_policy, make_trainer
 
 WARM_UP = Stage(("new_tokens", "projector", "expert"))
 RATES = {"new_token_learning_rate": 3e-3, "projector_learning_rate": 2e-3, "expert_learning_rate": 4e-3}
@@ -106,9 +107,10 @@ def test_rows_follow_a_weight_that_is_put_elsewhere():
 # ---------------------------------------------------------------------------------------------------------- the trainer
 def warm_policy(folder, tied: bool = True, placement: str = "added", stage: Stage = WARM_UP):
     model, processor = make_policy(folder / "vlm")
-    if placement == "tail":
-        codes = len(processor.action_token_ids)
-        processor.action_token_ids[:] = range(300 - codes, 300)  # over tokens that the VLM has
+    if placement == "tail":  # over bytes that no word here has
+        made = {"action_tokenizer": processor.action_tokenizer, "action_token_placement": "tail"}
+        known = {"statistics": dataset().statistics, "cameras": dataset().cameras, **SIZES}
+        processor = KIVLAProcessor.from_vlm(folder / "vlm", **made, action_token_skip=0, **known)
     model.resize_token_embeddings(processor.vocab_size, pad_to_multiple_of=64)
     if not tied:
         model.vlm.lm_head.weight = nn.Parameter(model.vlm.lm_head.weight.detach() * 0.5)
@@ -223,12 +225,11 @@ def test_with_lora_new_tokens_have_a_learning_rate_of_their_own(tmp_path):
 
 # -------------------------------------------------------------------------------------------------------------- refused
 def test_a_learning_rate_of_what_is_not_trained_is_refused(tmp_path):
-    model, processor = make_policy(tmp_path / "vlm")
-    set_stage(model, Stage(("expert",)))
+    model, processor = warm_policy(tmp_path, stage=Stage(("expert",)))
     for name in ("new_token_learning_rate", "projector_learning_rate"):
         with pytest.raises(ValueError, match=f"{name} is the learning rate of a part that is not trained here"):
             make_trainer(tmp_path, model, processor, **{name: 1e-3})
-    lora = get_peft_model(model, lora_config(model.__class__.resize_token_embeddings(model, 512) and model, processor))
+    lora = get_peft_model(model, lora_config(model, processor))
     with pytest.raises(ValueError, match="projector_learning_rate is the learning rate of a part that is not trained"):
         make_trainer(tmp_path, lora, processor, projector_learning_rate=1e-3)
 
