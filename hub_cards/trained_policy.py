@@ -28,12 +28,13 @@ def fine_tuned_card(facts: dict, license: str | None = None) -> ModelCard:
     """
     if missing := [name for name in FACTS if name not in facts]:
         raise ValueError(f"The card needs the facts {missing}, which training_facts.json does not have.")
+    others = (facts["vlm_dataset"], facts.get("text_dataset"))  # without the second before there were plain texts
     data = ModelCardData(
         license=license,
         library_name="kivla",
         pipeline_tag="robotics",
         base_model=_hub_ids([facts["vlm"]]),
-        datasets=_hub_ids([robot["dataset"] for robot in facts["robots"]] + [facts["vlm_dataset"]]),
+        datasets=_hub_ids([*(robot["dataset"] for robot in facts["robots"]), *others]),
         tags=["kivla", "lerobot", "vision-language-action", *([facts["recipe"]] if facts["recipe"] else [])],
         model_name=facts["name"],
         eval_results=_results(facts) or None,

@@ -83,21 +83,33 @@ def policy_pipeline(prog: str, policy: str, **options):
     Raises:
         Refused: there is neither; or it is something else, such as a VLM.
     """
-    if not Path(policy).is_dir():
-        try:
-            hf_hub_download(policy, "config.json")
-        except (HFValidationError, RepositoryNotFoundError, LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
-            raise Refused(
-                f"{prog}: {policy!r} is neither a folder here nor a policy that can be had from the Hugging Face Hub. "
-                f"Check the spelling, and for a private one log in with `hf auth login`. ({error})"
-            ) from error
-    kind = PreTrainedConfig.get_config_dict(policy)[0].get("model_type")
+    kind = model_type(prog, policy)
     if kind not in (None, "kivla"):
         raise Refused(
             f"{prog}: {policy} is no KIVLA policy: its config.json has model_type = {kind!r}. A VLM becomes one by "
             "`kivla train --vlm`, and π0 or π0.5 by `kivla convert`."
         )
     return pipeline("action-prediction", model=policy, **options)
+
+
+def model_type(prog: str, model: str) -> str | None:
+    """What kind of model a command was given, as its config.json says: "kivla" for a policy.
+
+    Args:
+        model: a folder or a Hub id.
+
+    Raises:
+        Refused: there is neither.
+    """
+    if not Path(model).is_dir():
+        try:
+            hf_hub_download(model, "config.json")
+        except (HFValidationError, RepositoryNotFoundError, LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+            raise Refused(
+                f"{prog}: {model!r} is neither a folder here nor a policy that can be had from the Hugging Face Hub. "
+                f"Check the spelling, and for a private one log in with `hf auth login`. ({error})"
+            ) from error
+    return PreTrainedConfig.get_config_dict(model)[0].get("model_type")
 
 
 class Refused(SystemExit):

@@ -334,6 +334,7 @@ class KIVLAForActionPrediction(KIVLAGenerationMixin, KIVLAPreTrainedModel):
         timestep: torch.Tensor | None = None,
         num_supervised_tokens: torch.Tensor | float | None = None,
         num_supervised_actions: torch.Tensor | float | None = None,
+        token_loss_weights: torch.Tensor | None = None,
         with_token_loss: bool = False,
         with_flow_loss: bool = False,
         return_dict: bool | None = None,
@@ -353,6 +354,7 @@ class KIVLAForActionPrediction(KIVLAGenerationMixin, KIVLAPreTrainedModel):
             noise, timestep: (N·B, H, D) and (N·B,), draw 0 of every example first; drawn if None.
             num_supervised_tokens, num_supervised_actions: denominators of the two means, for gradient accumulation
                 and several devices; by default what this batch has.
+            token_loss_weights: (B,), what the tokens of each example weigh in the sum of the token loss; 1 by default.
             with_token_loss, with_flow_loss: go through that loss even with nothing to learn there. It is 0 then, with
                 gradients of zero. Devices that share out the weights must run the same layers: as soon as one has
                 something to learn, all take part.
@@ -402,7 +404,8 @@ class KIVLAForActionPrediction(KIVLAGenerationMixin, KIVLAPreTrainedModel):
         logits = token_loss = flow_loss = velocity = loss = None
         if learns_tokens:
             logits = vlm_output.logits[0]  # (n, vocabulary)
-            token_loss = next_token_loss(logits, targets, num_supervised_tokens)
+            weights = None if token_loss_weights is None else token_loss_weights[rows // tokens.shape[1]]
+            token_loss = next_token_loss(logits, targets, num_supervised_tokens, weights)
             loss = token_loss
             if vlm_output.get("aux_loss") is not None:
                 # A mean over this batch; in a larger step it weighs what its tokens weigh.

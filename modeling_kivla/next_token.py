@@ -17,8 +17,18 @@ def supervised_tokens(labels: torch.Tensor | None, tokens: torch.Tensor) -> tupl
 
 
 def next_token_loss(
-    logits: torch.Tensor, targets: torch.Tensor, num_supervised: torch.Tensor | float | None = None
+    logits: torch.Tensor,
+    targets: torch.Tensor,
+    num_supervised: torch.Tensor | float | None = None,
+    weights: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Cross-entropy in float32 of logits (n, vocabulary) and tokens (n,): sum over `num_supervised`, or mean."""
-    total = F.cross_entropy(logits.float(), targets.to(logits.device), reduction="sum")
+    """Cross-entropy in float32 of logits (n, vocabulary) and tokens (n,): sum over `num_supervised`, or mean.
+
+    `weights` (n,) say what every token weighs in the sum.
+    """
+    if weights is None:
+        total = F.cross_entropy(logits.float(), targets.to(logits.device), reduction="sum")
+    else:
+        losses = F.cross_entropy(logits.float(), targets.to(logits.device), reduction="none")
+        total = losses @ weights.to(losses)
     return total / (max(len(targets), 1) if num_supervised is None else num_supervised)

@@ -19,7 +19,17 @@ from .processor_card import PushedWithCard
 from .robot_spec import RobotSpec, make_robots
 from .saved_processor import SETTINGS, SavedProcessor
 from .saved_settings import check_action_prompt, check_settings
-from .sequences import Example, Sequences, action_spans, first_answers, prompt_ends, response_ends, tokens_before
+from .sequences import (
+    Example,
+    Sequences,
+    action_spans,
+    are_documents,
+    first_answers,
+    prompt_ends,
+    response_ends,
+    tokens_before,
+)
+from .token_rows import Span
 
 # Longest response that a policy says before it acts
 MAX_RESPONSE_TOKENS = 64
@@ -260,6 +270,7 @@ class KIVLAProcessor(PushedWithCard, SavedProcessor, ProcessorMixin):
         action_is_pad=None,
         robot=None,
         given_response=None,
+        document=None,
         prompt_kind: str | None = None,
         **options,
     ) -> BatchFeature:
@@ -284,6 +295,9 @@ class KIVLAProcessor(PushedWithCard, SavedProcessor, ProcessorMixin):
             robot: for each example the name of its robot, where the processor has several.
             given_response: for each example what the VLM has said already (a sub-task, from `generate_response`): it
                 follows the prompt, and nothing of it is learned. To act in two steps, as π0.5 does.
+            document: for each example the tokens of a plain text (`document_tokens`), or None. It is learned whole, as
+                language models are pretrained: no prompt, no chat format, no images, and `text` is None beside it. The
+                expert does not act on it.
             prompt_kind: "action" asks for actions, "text" gives the VLM the text as it is, in the VLM's own format. By
                 default "text" for examples that have a response and no actions.
             **options: what every processor of the library takes, where it asks for what is done anyway:
@@ -310,6 +324,7 @@ class KIVLAProcessor(PushedWithCard, SavedProcessor, ProcessorMixin):
         # One entry for each example in every argument
         columns = {"images": images, "text": text, "state": state, "actions": actions, "response": response}
         columns |= {"action_is_pad": action_is_pad, "robot": robot, "given_response": given_response}
+        columns |= {"document": document}
         for name, values in columns.items():
             columns[name] = [None] * len(text) if values is None else list(values)
             if len(columns[name]) != len(text):
@@ -336,8 +351,21 @@ class KIVLAProcessor(PushedWithCard, SavedProcessor, ProcessorMixin):
         )
 
     def _example(
-        self, images, text, state, actions, response, action_is_pad, robot, given_response, prompt_kind: str | None
+        self,
+        images,
+        text,
+        state,
+        actions,
+        response,
+        action_is_pad,
+        robot,
+        given_response,
+        document,
+        prompt_kind: str | None,
     ) -> Example:
+        if document is not None:
+            others = {"images": images, "text": text, "state": state, "actions": actions, "response": response}
+            return self._document(document, [name for name, value in others.items() if value is not None])
         # Whose example it is, and what it asks for
         asks_actions = prompt_kind == "action" or (prompt_kind is None and (actions is not None or response is None))
         robot = self.robot(robot) if asks_actions or robot is not None else next(iter(self.robots.values()))
@@ -390,6 +418,41 @@ class KIVLAProcessor(PushedWithCard, SavedProcessor, ProcessorMixin):
             chunk=chunk,
             is_pad=is_pad,
         )
+
+    def _document(self, tokens: Sequence[int], others: list[str]) -> Example:
+        if others:
+            raise ValueError(f"there is a `document`, which is learned alone, and beside it {', '.join(others)}.")
+        if isinstance(tokens, str) or not len(tokens):
+            raise ValueError(
+                f"`document` has the tokens of a plain text, got {tokens!r:.80}. Give processor.document_tokens(text)."
+            )
+        return Example(
+            robot=next(iter(self.robots.values())),
+            images=[],
+            asks_actions=False,
+            prompt=None,
+            learns=True,
+            # Nobody acts there, but the expert has to find something to read.
+            suffix=[Span(list(tokens[:1]), True, expert_reads=True), Span(list(tokens[1:]), True)],
+            state=None,
+            chunk=None,
+            is_pad=None,
+        )
+
+    @property
+    def document_start(self) -> list[int]:
+        """What `document_tokens` puts in front of every text: the start token, or nothing."""
+        return self.sequences.document_start
+
+    def document_tokens(self, text: str) -> list[int]:
+        """Tokenize a plain text as language models are pretrained on it, to be a `document`.
+
+        It begins with the start token, if the VLM knows one. Control tokens in it are plain text.
+
+        Raises:
+            ValueError: no words, or a control token that this tokenizer cannot write as text.
+        """
+        return self.sequences.document(text)
 
     def _prompt(self, text: str, state: np.ndarray | None) -> str:
         if self.state_encoding != "text":
@@ -545,7 +608,7 @@ class KIVLAProcessor(PushedWithCard, SavedProcessor, ProcessorMixin):
         """Say which examples teach words, and then action tokens: (B, S) labels -> (B,) bool."""
         is_action = torch.isin(labels, torch.as_tensor(self.action_token_ids, device=labels.device))
         first = (labels != -100).int().argmax(1, keepdim=True)
-        return is_action.any(1) & ~is_action.gather(1, first)[:, 0]
+        return is_action.any(1) & ~is_action.gather(1, first)[:, 0] & ~are_documents(labels)
 
     @property
     def end_token_id(self) -> int:

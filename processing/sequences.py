@@ -6,6 +6,7 @@ end of the VLM's turn.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby, takewhile
 
 import numpy as np
@@ -19,6 +20,8 @@ from .plain_words import PlainWords
 from .robot_spec import RobotSpec
 from .token_rows import Span, extend, pad_rows
 
+# What a VLM's processor is given for a document, which has no prompt: it wants words of every example
+_NO_PROMPT = "text"
 # What a VLM's `token_type_ids` say about tokens to be learned. PaliGemma: 0 = bidirectional prompt, 1 = causal answer;
 # everybody else marks image tokens there, and text of any kind is 0.
 SUFFIX_TOKEN_TYPE = {"PaliGemmaProcessor": 1}
@@ -32,7 +35,8 @@ class Example:
         robot: whose cameras, state and actions these are.
         images: those that are there, RGB, in the order of the cameras.
         asks_actions: whether the prompt asks for actions; otherwise it is the text as it was given.
-        prompt: the words alone, without image placeholders and chat markup; of a conversation, the first question.
+        prompt: the words alone, without image placeholders and chat markup; of a conversation, the first question. None
+            for a document, which is all suffix.
         learns: whether there is a response or a chunk.
         suffix: what follows: the response, then the action tokens, then the end of the VLM's turn.
         state: (Ds,) float32.
@@ -43,7 +47,7 @@ class Example:
     robot: RobotSpec
     images: list[Image.Image]
     asks_actions: bool
-    prompt: str
+    prompt: str | None
     learns: bool
     suffix: list[Span]
     state: np.ndarray | None
@@ -126,6 +130,22 @@ class Sequences:
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return self.words.without_breaks({"input_ids": ids})["input_ids"]
 
+    def document(self, text: str) -> list[int]:
+        """Tokenize a plain text as language models are pretrained on it: no chat format, a start if the VLM has one."""
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError(f"a document is a text with words in it, got {text!r:.80}.")
+        return [*self.document_start, *self.tokenize(self.words.plain(text, "document"))]
+
+    @cached_property
+    def document_start(self) -> list[int]:
+        """The token that begins every text; some processors without a chat format write it, not their tokenizer."""
+        start = self.tokenizer.bos_token_id
+        written = self.tokenizer("x")["input_ids"][:1]
+        if start is not None and not has_chat(self.vlm_processor):
+            picture = Image.new("RGB", (64, 64))
+            written += self.vlm_processor(text=[self.formats[1].before + "x"], images=[[picture]])["input_ids"][0]
+        return [start] if start in written else []
+
     def answer(self, num_images: int, words: str) -> list[int]:
         """Tokenize an answer as it stands after the prompt: some tokenizers put a space in front of every text."""
         chat = self.formats[num_images]
@@ -187,6 +207,8 @@ class Sequences:
         for i, (example, tail) in enumerate(zip(examples, tails, strict=True)):
             # The prompt, without the processor's padding
             row = self.words.without_breaks({n: tensor[i][mask[i]].tolist() for n, tensor in per_token.items()})
+            if example.prompt is None:
+                row = {name: [] for name in row}
             if tail is not None:
                 if row["input_ids"][-len(self._newline) :] == self._newline:
                     row = {name: values[: -len(self._newline)] for name, values in row.items()}
@@ -218,17 +240,22 @@ class Sequences:
         """
         images, heads, tails = [], [], []
         for example in examples:
+            images.append(example.images)
+            if example.prompt is None:
+                heads.append(_NO_PROMPT)
+                tails.append(None)
+                continue
             chat = self.formats[len(example.images)]
             apart = example.asks_actions and not has_chat(self.vlm_processor)
             words = example.prompt.strip() if has_chat(self.vlm_processor) else example.prompt
-            images.append(example.images)
             heads.append(chat.before + ("" if apart else words) + chat.after)
             tails.append(self.tokenize(words) if apart else None)
         if not any(images):  # PaliGemma's processor refuses such a batch: one more example, which nobody reads, has one
             heads.append(self.formats[1].before + self.formats[1].after)
             images.append([Image.new("RGB", (64, 64))])
         options = {"padding": True, "return_tensors": "pt"}
-        if self.tokenizer.bos_token and heads[0].startswith(self.tokenizer.bos_token):
+        start = self.tokenizer.bos_token
+        if start and any(head.startswith(start) for head in heads):
             options["add_special_tokens"] = False  # a chat template that writes it; the tokenizer would write another
         encoded = self.vlm_processor(text=heads, images=images, **options)
         encoded.pop("labels", None)
@@ -294,16 +321,27 @@ def action_spans(
 
 
 def prompt_ends(batch) -> torch.Tensor:
-    """(B,), where the suffix begins in each row of a batch for training; where there is none, the row's end."""
+    """(B,), where the suffix begins in each row of a batch for training; where there is none, the row's end.
+
+    A document has no prompt; its first token stands for one, as a VLM wants something to go on from.
+    """
     mask = batch["attention_mask"].bool()
     in_suffix = mask & ((batch["labels"] != -100) | ~batch["expert_attention_mask"])
-    return _first(in_suffix, mask)
+    return _first(in_suffix, mask).clamp(min=1)
 
 
 def response_ends(batch, action_token_ids: torch.Tensor) -> torch.Tensor:
     """(B,), where the action tokens begin in each row of a batch for training; where there are none, the row's end."""
     mask = batch["attention_mask"].bool()
     return _first(torch.isin(batch["labels"], action_token_ids.to(mask.device)), mask)
+
+
+def are_documents(labels: torch.Tensor) -> torch.Tensor:
+    """Say which examples of a batch for training are documents: (B, S) labels -> (B,) bool.
+
+    They are learned from the start; all others have a prompt.
+    """
+    return labels[:, 0] != -100
 
 
 def tokens_before(batch, ends: torch.Tensor) -> torch.Tensor:
@@ -340,4 +378,13 @@ def _one_line(text: str) -> str:
     return text.strip().replace("_", " ").replace("\n", " ")
 
 
-__all__ = ["Example", "Sequences", "action_spans", "first_answers", "prompt_ends", "response_ends", "tokens_before"]
+__all__ = [
+    "Example",
+    "Sequences",
+    "action_spans",
+    "are_documents",
+    "first_answers",
+    "prompt_ends",
+    "response_ends",
+    "tokens_before",
+]

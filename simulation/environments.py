@@ -27,7 +27,9 @@ class Environment(Protocol):
     * `info["instruction"]` is what each copy is asked to do, and `info["success"]` (N,) whether its *original*
       instruction is fulfilled. For the control with swapped instructions `info["swapped_instruction"]` is (at reset) a
       sentence about another object of the same scene, and `info["swapped_success"]` (N,) whether that is fulfilled
-      after a reset with it; an environment without them is rolled out with `--swapped false`. Where tasks have parts,
+      after a reset with it; an environment without them is rolled out with `--swapped false`. Where the instruction has
+      a word that was never demonstrated, `info["word"]` is (at reset) that word, and `info["plain_instruction"]` the
+      same sentence in demonstrated words: both are rolled out, and compared word by word. Where tasks have parts,
       `info["subtask"]` is the one that each copy has to do now, after every reset and step: it is recorded.
 
     Attributes:

@@ -91,6 +91,8 @@ class Episode:
         steps: actions executed.
         frames: (steps + 1, height, width, 3) uint8 of the first camera, from before the first action to after the
             last; None if not recorded.
+        word, plain_instruction: where the scene's instruction has a word that was never demonstrated, that word, and
+            the instruction in demonstrated words; else None.
     """
 
     seed: int
@@ -99,6 +101,8 @@ class Episode:
     swapped_success: bool | None
     steps: int
     frames: np.ndarray | None = None
+    word: str | None = None
+    plain_instruction: str | None = None
 
 
 @dataclass
@@ -207,6 +211,7 @@ def _run_round(
     observation, info = env.reset(seed=_repeat_last(seeds, env.num_envs), options=options)
     check_first(env, observation, info)
     told = list(info["instruction"])[:count]
+    words, plain = (list(info.get(name, [None] * count))[:count] for name in ("word", "plain_instruction"))
     frames = [[image.copy()] for image in observation["images"][camera][: min(record, count)]]
     chunks = np.zeros((env.num_envs, replan_every, env.action_dim), dtype=np.float32)  # (N, k, Da)
     running = np.arange(env.num_envs) < count
@@ -242,6 +247,8 @@ def _run_round(
             swapped_success=swapped[i],
             steps=int(steps[i]),
             frames=np.stack(frames[i]) if i < len(frames) else None,
+            word=words[i],
+            plain_instruction=plain[i],
         )
         for i in range(count)
     ]

@@ -1,10 +1,11 @@
 """Measure a policy in a simulator: success with intervals, the control with swapped instructions, and videos."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 
-from ..training.evaluation.confidence import wilson_interval
+from ..training.evaluation.confidence import mcnemar_test, paired_difference, wilson_interval
 from .report_media import title, write_contact_sheet, write_video
 from .rollout import Episode, Policy, RolloutResult, rollout, swapped_instructions
 
@@ -23,12 +24,14 @@ def evaluate(
         Figures for JSON, and the roll-outs with the true instructions. The figures: `success`, and `swapped` (or None)
         with `original` and `swapped` (how often the original and the swapped instruction were fulfilled), each as
         `{"successes", "episodes", "rate", "low", "high"}` with the bounds of a 95 % Wilson interval; `mean_steps`; and
-        the outcomes episode by episode.
+        the outcomes episode by episode. Where instructions have words that were never demonstrated, `plain` (else
+        None): see `_plain_words`.
     """
     result = rollout(policy, env, seeds, replan_every, max_steps, description="True instructions")
     figures = {
         "success": success_rate(result.success),
         "swapped": None,
+        "plain": None,
         "mean_steps": float(result.steps.mean()),
         "episodes": [_outcome(episode) for episode in result.episodes],
     }
@@ -42,7 +45,34 @@ def evaluate(
             "swapped": success_rate([episode.swapped_success for episode in control.episodes]),
             "episodes": [_outcome(episode) for episode in control.episodes],
         }
+    sentences = [episode.plain_instruction for episode in result.episodes]
+    if None not in sentences:
+        plain = rollout(
+            policy, env, seeds, replan_every, max_steps, instructions=sentences, description="Demonstrated words"
+        )
+        figures["plain"] = _plain_words(result, plain)
     return figures, result
+
+
+def _plain_words(result: RolloutResult, plain: RolloutResult) -> dict:
+    """Compare words that were never demonstrated with those that were, in the same scenes.
+
+    Returns:
+        `success` with demonstrated words; `difference` (`mean`, `low` and `high`) of the success with the others from
+        it, paired; `p_value` of McNemar's exact test; and `words`: of each that was never demonstrated `success`, and
+        `plain` in the same scenes.
+    """
+    words = {}
+    for word in sorted({episode.word for episode in result.episodes}):
+        chosen = [i for i, episode in enumerate(result.episodes) if episode.word == word]
+        words[word] = {"success": success_rate(result.success[chosen]), "plain": success_rate(plain.success[chosen])}
+    return {
+        "success": success_rate(plain.success),
+        "difference": asdict(paired_difference(result.success, plain.success)),
+        "p_value": mcnemar_test(result.success, plain.success).p_value,
+        "words": words,
+        "episodes": [_outcome(episode) for episode in plain.episodes],
+    }
 
 
 def replay(policy: Policy, env, episodes: Sequence[Episode], replan_every: int, max_steps: int) -> list[Episode]:
@@ -107,15 +137,25 @@ def format_report(report: dict) -> str:
 
 def format_rates(figures: dict) -> str:
     """What `evaluate` returns as a table."""
+    plain = figures.get("plain")  # figures of earlier versions have none
     lines = [
         f"{'':42}{'success':>10}{'95 % interval':>20}{'episodes':>14}",
-        _row("true instruction", figures["success"]),
+        _row("true instruction" if plain is None else "words never demonstrated", figures["success"]),
     ]
+    if plain is not None:
+        lines.append(_row("the same in demonstrated words", plain["success"]))
     if figures["swapped"] is not None:
         lines += [
             _row("swapped instruction, original target", figures["swapped"]["original"]),
             _row("swapped instruction, swapped target", figures["swapped"]["swapped"]),
         ]
+    if plain is not None:
+        mean, low, high = (100 * plain["difference"][name] for name in ("mean", "low", "high"))
+        lines.append(
+            f"Words never demonstrated less demonstrated ones, in the same scenes: {mean:+.1f} points ({low:+.1f} to "
+            f"{high:+.1f}; p = {plain['p_value']:.4f}, McNemar's exact test)"
+        )
+        lines += [_row(f"    {word}", row["success"]) for word, row in plain["words"].items()]
     return "\n".join(lines)
 
 
@@ -131,4 +171,5 @@ def _outcome(episode: Episode) -> dict:
         "success": episode.success,
         "swapped_success": episode.swapped_success,
         "steps": episode.steps,
+        **({} if episode.word is None else {"word": episode.word}),
     }

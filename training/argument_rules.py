@@ -174,6 +174,10 @@ def check_trainer_arguments(args: Any, given: dict[str, Any]) -> None:
             f"optimizers= brings an optimiser, and {ours[0]} is about the one that the trainer would make: give either "
             "of them."
         )
+    if given.get("model_init") is not None and args.anchor_weight > 0:
+        raise ValueError(
+            "model_init makes a model again and again, and anchor_weight keeps the first one's VLM: give one."
+        )
     if given.get("optimizer_cls_and_kwargs") is not None and args.muon:
         raise ValueError("optimizer_cls_and_kwargs and muon both say which optimiser to make: give either of them.")
     samples = args.sample_in_eval and not args.prediction_loss_only

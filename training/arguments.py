@@ -1,6 +1,7 @@
 """Arguments of a training run: `TrainingArguments` with what interruptions and faults need, and the two losses."""
 
 import logging
+import math
 from dataclasses import dataclass, field, fields
 
 from transformers import TrainingArguments
@@ -83,6 +84,12 @@ class KIVLATrainingArguments(ResumableTrainingArguments):
             tokens and projector, too, where they have a learning rate of their own. With one norm for all (`False`, the
             library's rule) the expert's gradient would set the size of the VLM's steps, and an insulated VLM would not
             learn as it does without an expert. DeepSpeed always clips by one norm.
+        text_loss_weight (`float`, defaults to 1): of plain text among the data (`TextDataset`). Its loss is a mean of
+            its own, over its own tokens: how long and how many the texts are does not change what the rest weighs. It
+            may be 0 beside an `anchor_weight`.
+        anchor_weight (`float`, defaults to 0): of the KL divergence of the VLM's predictions of plain text from those
+            of the VLM as it was when the run began, over the vocabulary that it had then; a mean over the same tokens.
+            It costs a forward of the untouched VLM over the texts, and its weights in memory once more (with LoRA not).
         sample_in_eval (`bool`, defaults to `True`): let `evaluate()` sample action chunks and report their error in
             robot units; otherwise it reports losses only.
         eval_num_steps (`int`, *optional*): Euler steps for those chunks; the model's `num_inference_steps` if None.
@@ -108,6 +115,13 @@ class KIVLATrainingArguments(ResumableTrainingArguments):
     )
     adam_beta2: float | None = field(
         default=None, metadata={"help": "Second beta of AdamW: 0.999; with muon 0.99, if not given."}
+    )
+    text_loss_weight: float = field(
+        default=1.0, metadata={"help": "Of plain text among the data: loss = ... + this * text_loss."}
+    )
+    anchor_weight: float = field(
+        default=0.0,
+        metadata={"help": "Hold its predictions of the texts to the untouched VLM's: + this * KL divergence."},
     )
     clip_per_part: bool = field(
         default=True, metadata={"help": "Clip the gradients of every part by its own norm, not by one of all."}
@@ -140,6 +154,11 @@ class KIVLATrainingArguments(ResumableTrainingArguments):
         super().check()
         if self.eval_num_steps is not None and (self.eval_num_steps < 1 or self.eval_num_steps % 1):
             raise ValueError(f"eval_num_steps is a number of Euler steps, at least 1, got {self.eval_num_steps}.")
+        for name in ("text_loss_weight", "anchor_weight"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be a number that is not negative, got {getattr(self, name)}.")
+        if self.text_loss_weight == self.anchor_weight == 0:
+            raise ValueError("text_loss_weight = 0 leaves nothing to learn from texts: give anchor_weight as well.")
         if self.mixed_precision == "fp16" and self.device.type == "cpu":
             raise ValueError("fp16 needs a GPU: on a CPU the library would go on in float32. Use bf16, or neither.")
 

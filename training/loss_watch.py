@@ -11,6 +11,7 @@ from transformers import TrainerCallback
 from .data.mixture import Mixture
 from .data.robot_dataset import RobotDataset
 from .data.vlm.dataset import VLMDataset
+from .data.vlm.texts import TextDataset
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +97,7 @@ def _name_example(dataset: Dataset, origin: Mapping) -> str:
     name = source.name if isinstance(source, RobotDataset) else type(source).__name__
     if "episode_index" in origin:
         return f"{name} episode {origin['episode_index']} frame {origin['frame_index']}"
-    return f"{name} {'row' if isinstance(source, VLMDataset) else 'example'} {index}"
+    return f"{name} {'row' if isinstance(source, VLMDataset | TextDataset) else 'example'} {index}"
 
 
 __all__ = ["LossWatch", "NonFiniteError", "dead_expert_of", "name_examples", "spike_of"]

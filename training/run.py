@@ -16,8 +16,10 @@ from pathlib import Path
 import numpy as np
 from peft import PeftModel
 from torch.utils.data import Dataset, Subset
-from transformers import set_seed
+from transformers import AutoModelForImageTextToText, PreTrainedModel, set_seed
 
+from ..hub_cards.hub_names import public_name
+from ..modeling_kivla import KIVLAForActionPrediction
 from ..processing import KIVLAProcessor
 from ..processing.chat_format import has_chat
 from .arguments import KIVLATrainingArguments
@@ -31,14 +33,16 @@ from .data.dataset_checks import robot_datasets
 from .data.mixture import Mixture
 from .data.robot_dataset import RobotDataset, evenly_spread
 from .data.vlm.dataset import VLMDataset
+from .data.vlm.texts import TEXT_LENGTH, TextDataset
 from .data_parallel import unsharded_init
 from .evaluation.plots import plot_training_curves
 from .evaluation.predictions import draw
+from .evaluation.text_nll import HeldOutTexts, TextScores, summarize_texts
 from .parts import BACKBONE, RATE_ARGUMENTS
 from .policy_options import refuse
 from .recipes import Stage, split_steps
 from .run_folder import write_json
-from .run_options import VLM_SHARE, VLM_SPLIT, DataArguments, ModelArguments
+from .run_options import TEXT_SPLIT, VLM_SPLIT, DataArguments, ModelArguments
 from .trainer import KIVLATrainer
 from .training_facts import chunks_to_show, write_card, write_facts
 
@@ -91,11 +95,20 @@ def train(
         if len(stages) > 1 and args.process_index == 0:
             print(f"\nStage {number} of {len(stages)}: trains {', '.join(stage.trains)}, {stage.config}")
         before = answers_before(trainer, output_dir / "vlm_before.json")
+        texts_then = texts_before(trainer, output_dir / "text_before.json")
+        if texts_then is not None:
+            before[f"{BEFORE}_text_nll"] = texts_then.mean
         trainer.train(resume_from_checkpoint=checkpoint)
         trainer.state.log_history.insert(0, {**before, "step": 0})
         save(trainer, folder)
         start = folder
     metrics = {**before, **trainer.evaluate()}
+    texts = None
+    if texts_then is not None:
+        held_out = trainer.eval_dataset["text"]
+        texts = {"dataset": public_name(held_out.name), "text_length": held_out.text_length}
+        texts |= summarize_texts(trainer.text_scores["eval_text"], texts_then)
+        metrics |= {f"text_nll_difference{suffix}": texts["difference"][name] for name, suffix in _BOUNDS.items()}
     sources = robot_datasets(trainer.train_dataset)
     shown_chunks = chunks_to_show(trainer, sources[0], output_dir)  # on all devices: they act together
     if trainer.is_world_process_zero():
@@ -115,8 +128,11 @@ def train(
             vlm=model_args.vlm or model_args.policy,
             made_from=made_from,
             cameras=data_args.mapping,
+            texts=texts,
             vlm_dataset=data_args.vlm_dataset,
             trains_vlm_data=data_args.vlm_dataset is not None and recipe.vlm_data,
+            text_dataset=data_args.text_dataset,
+            text_share=data_args.shares.get("text_share"),
             minutes=(time.monotonic() - start_time) / 60,
         )
         write_card(output_dir)
@@ -138,6 +154,12 @@ def check_options(model_args: ModelArguments, data_args: DataArguments, args: KI
     with_questions = data_args.question_share is not None
     if with_questions and not recipe.vlm_data:
         refuse({"question_share": f"recipe {recipe_name} trains on no VLM data"})
+    if data_args.text_dataset is not None and not recipe.vlm_data:
+        reason = f"recipe {recipe_name} trains on demonstrations alone; one of your own may have vlm_data: true"
+        refuse({"text_dataset": reason})
+    if data_args.text_dataset is None:
+        of_text = {"text_loss_weight": args.text_loss_weight != 1, "anchor_weight": args.anchor_weight != 0}
+        refuse({name: "there is no --text_dataset" for name, is_given in of_text.items() if is_given})
     trained = set().union(*(stage.parts for stage in stages))
     refuse(
         {
@@ -154,7 +176,8 @@ def check_options(model_args: ModelArguments, data_args: DataArguments, args: KI
     if args.resume_from_checkpoint is not None and not Path(args.resume_from_checkpoint).is_dir():
         reason = "it names a checkpoint's folder, and there is none; without it, a run goes on from its newest one"
         refuse({"resume_from_checkpoint": f"{args.resume_from_checkpoint}: {reason}"})
-    if args.max_steps < 1 and (with_vlm_data or with_questions or len(data_args.dataset) > 1):
+    is_mixed = with_vlm_data or with_questions or data_args.text_dataset is not None or len(data_args.dataset) > 1
+    if args.max_steps < 1 and is_mixed:
         raise ValueError("Several sources of examples are mixed for a number of steps: give --max_steps.")
 
 
@@ -187,6 +210,7 @@ def save(trainer: KIVLATrainer, folder: Path) -> None:
 
 
 BEFORE = "before"
+_BOUNDS = {"mean": "", "low": "_low", "high": "_high"}  # of an interval, as metrics have them
 
 
 def answers_before(trainer: KIVLATrainer, path: Path) -> dict[str, float]:
@@ -199,6 +223,21 @@ def answers_before(trainer: KIVLATrainer, path: Path) -> dict[str, float]:
             write_json(path, metrics)
         trainer.accelerator.wait_for_everyone()
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def texts_before(trainer: KIVLATrainer, path: Path) -> TextScores | None:
+    """Measure once how well the policy's VLM predicts the held-out texts before any training; None without any.
+
+    Its new action tokens are there already.
+    """
+    if "text" not in trainer.eval_dataset:
+        return None
+    if not path.is_file():
+        trainer.evaluate({"text": trainer.eval_dataset["text"]}, metric_key_prefix=BEFORE)
+        if trainer.is_world_process_zero():
+            write_json(path, trainer.text_scores[f"{BEFORE}_text"].to_dict())
+        trainer.accelerator.wait_for_everyone()
+    return TextScores.from_dict(json.loads(path.read_text(encoding="utf-8")))
 
 
 def split_run(stages: Sequence[Stage], args: KIVLATrainingArguments) -> list[KIVLATrainingArguments]:
@@ -275,13 +314,21 @@ def make_trainer(
     trainer = KIVLATrainer(
         model,
         args,
-        train_dataset=make_mixture(data_args, args, sources, processor, with_vlm_data),
+        train_dataset=make_mixture(data_args, args, sources, processor, with_vlm_data, BACKBONE in stage.trains),
         eval_dataset=load_evaluation(data_args, sources, processor),
         processing_class=processor,
         data_collator=KIVLACollator(processor, data_args.mapping if model_args.meaning == CONTINUE else None),
+        ref_model=untouched_vlm(model_args) if args.anchor_weight > 0 and before is not None else None,
         run_facts={**(facts or {}), "start": built.begins_with},
     )
     return trainer, built.facts
+
+
+def untouched_vlm(model_args: ModelArguments) -> PreTrainedModel:
+    """Read the VLM that the run began with: a later stage's own has been trained."""
+    if model_args.base is None:
+        return AutoModelForImageTextToText.from_pretrained(model_args.vlm, **model_args.loading)
+    return KIVLAForActionPrediction.from_pretrained(model_args.base.folder, **model_args.loading).vlm
 
 
 def load_sources(model_args: ModelArguments, data_args: DataArguments) -> list[RobotDataset]:
@@ -329,8 +376,8 @@ def look_at(sources: list[RobotDataset]) -> None:
 
 def load_evaluation(
     data_args: DataArguments, sources: list[RobotDataset], processor: KIVLAProcessor
-) -> dict[str, Subset]:
-    """Choose what to evaluate on: some training frames (of each robot), held-out episodes and VLM data if any."""
+) -> dict[str, Dataset]:
+    """Choose what to evaluate on: some training frames of each robot; held-out episodes, VLM data and texts if any."""
     names = [f"train_{data.robot}" if len(sources) > 1 else "train" for data in sources]
     evaluation = {name: _spread(data, data_args.max_eval_frames) for name, data in zip(names, sources, strict=True)}
     if data_args.eval_episodes:
@@ -343,6 +390,9 @@ def load_evaluation(
         questions = load_vlm_data(data_args, processor, split)
         first = range(min(data_args.max_eval_frames, len(questions)))  # a stream would be read to its end otherwise
         evaluation["vlm"] = Subset(questions, first) if questions.is_stream else _spread(questions, len(first))
+    if data_args.eval_text_dataset is not None:
+        where = (data_args.eval_text_dataset, data_args.eval_text_column, data_args.eval_text_split or TEXT_SPLIT)
+        evaluation["text"] = HeldOutTexts.load(*where, data_args.eval_text_config, data_args.max_eval_frames)
     return evaluation
 
 
@@ -355,26 +405,45 @@ def load_vlm_data(data_args: DataArguments, processor: KIVLAProcessor, split: st
     return VLMDataset.load(data_args.vlm_dataset, split, streaming=data_args.vlm_streaming, turns=turns, **rows)
 
 
+def load_text(data_args: DataArguments, processor: KIVLAProcessor) -> TextDataset:
+    """Read the plain texts to train on."""
+    return TextDataset.load(
+        data_args.text_dataset,
+        processor,
+        data_args.text_column,
+        data_args.text_split or TEXT_SPLIT,
+        data_args.text_config,
+        TEXT_LENGTH if data_args.text_length is None else data_args.text_length,
+    )
+
+
 def make_mixture(
     data_args: DataArguments,
     args: KIVLATrainingArguments,
     sources: list[RobotDataset],
     processor: KIVLAProcessor,
     with_vlm_data: bool,
+    trains_backbone: bool,
 ) -> Dataset:
-    """Make what to train on: the dataset itself if there is one, otherwise a mixture as long as the run."""
-    vlm_data: list[tuple[Dataset, float]] = []  # and its share
+    """Make what to train on: the dataset itself if there is one, otherwise a mixture as long as the run.
+
+    Plain text is for stages that train the VLM: one that rests has nothing to keep.
+    """
+    others: list[tuple[Dataset, float]] = []  # and its share
+    shares = data_args.shares
     if with_vlm_data:
-        share = VLM_SHARE if data_args.vlm_share is None else data_args.vlm_share
-        vlm_data.append((load_vlm_data(data_args, processor, data_args.vlm_split or VLM_SPLIT), share))
+        vlm_data = load_vlm_data(data_args, processor, data_args.vlm_split or VLM_SPLIT)
+        others.append((vlm_data, shares["vlm_share"]))
+    if data_args.text_dataset is not None and trains_backbone:
+        others.append((load_text(data_args, processor), shares["text_share"]))
     if data_args.question_share is not None:
-        vlm_data += questions_of(sources, data_args.question_share)
-    if len(sources) == 1 and not vlm_data:
+        others += questions_of(sources, data_args.question_share)
+    if len(sources) == 1 and not others:
         return sources[0]
     weights = np.array(data_args.dataset_weights or [len(data) for data in sources], dtype=np.float64)
-    shares = [share for _, share in vlm_data]
-    weights = [*(weights / weights.sum() * (1 - sum(shares))), *shares]
-    sources = [*sources, *(data for data, _ in vlm_data)]
+    of_others = [share for _, share in others]
+    weights = [*(weights / weights.sum() * (1 - sum(of_others))), *of_others]
+    sources = [*sources, *(data for data, _ in others)]
     examples = args.max_steps * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     return Mixture(sources, weights, examples, args.seed if args.data_seed is None else args.data_seed)
 
@@ -392,5 +461,10 @@ def questions_of(sources: list[RobotDataset], share: float) -> list[tuple[Datase
     return [(questions, share * len(questions) / sum(map(len, asked))) for questions in asked]
 
 
+_EVAL_FILES = 8  # of streamed videos, which would otherwise all be fetched
+
+
 def _spread(data: Dataset, count: int) -> Subset:
+    if isinstance(data, RobotDataset) and data.file_windows is not None:
+        return Subset(data, data.file_windows.sample(count, groups=_EVAL_FILES))
     return Subset(data, evenly_spread(len(data), count).tolist())

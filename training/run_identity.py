@@ -32,10 +32,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixi
 
 from ..modeling_kivla import KIVLAForActionPrediction
 from ..processing import KIVLAProcessor
+from .data.lerobot.vector_keys import USUAL_KEYS
 from .data.mixture import Mixture
 from .data.robot_dataset import RobotDataset, evenly_spread
 from .data.vlm.dataset import VLMDataset
 from .data.vlm.streaming import StreamedRows
+from .data.vlm.texts import TextDataset
 from .parts import RATE_ARGUMENTS
 
 # The training arguments that a run's result depends on. (What splits a step's examples among devices and micro-batches
@@ -45,6 +47,7 @@ MATTERS = (
     *("optim", "optim_args", "optim_target_modules", "muon", "weight_decay", "adam_beta1", "adam_beta2"),
     *("adam_epsilon", "max_grad_norm", "clip_per_part", "ema_decay", "neftune_noise_alpha", "bf16", "fp16"),
     *("seed", "data_seed", "bucket_by_length", "dataloader_drop_last", "train_sampling_strategy"),
+    *("text_loss_weight", "anchor_weight"),
 )
 # Those that do not: where and how fast it runs, what is logged, evaluated and saved, what to do about faults; how many
 # steps it has; and what the trainer refuses or does not look at.
@@ -178,9 +181,10 @@ def _(data: RobotDataset) -> dict:
     described = {"name": data.name, "episodes": data.num_episodes, "frames": len(data), "content": data.content_digest}
     described |= {"cameras": data.cameras, "robot": data.robot, "chunk_size": data.chunk_size}
     # The usual ones are not said: runs of the time when there were no others may go on.
-    usual = {"action_key": ["action"], "state_key": ["observation.state"]}
     keys = {"action_key": list(data.action_key), "state_key": list(data.state_key)}
-    described |= {name: key for name, key in keys.items() if key and key != usual[name]}
+    described |= {name: key for name, key in keys.items() if key and key != USUAL_KEYS[name]}
+    if data.file_windows is not None:  # on which the order depends
+        described["window_bytes"] = data.file_windows.window_bytes
     return described | ({} if data.subtask_key is None else {"subtask_key": data.subtask_key})
 
 
@@ -188,6 +192,11 @@ def _(data: RobotDataset) -> dict:
 def _(data: VLMDataset) -> dict:
     how = {name: getattr(data, name) for name in ("layout", "columns", "turns", "prompt", "box_format")}
     return {**how, **describe(data.rows)}
+
+
+@describe.register
+def _(data: TextDataset) -> dict:
+    return {"length": data.length, **describe(data.rows)}
 
 
 @describe.register

@@ -65,6 +65,7 @@ class ModelArguments(PolicyOptions):
 
 
 VLM_SPLIT, VLM_SHARE = "train", 0.2
+TEXT_SPLIT, TEXT_SHARE = "train", 0.2
 
 
 @dataclass
@@ -101,9 +102,30 @@ class DataArguments(DatasetOptions):
     vlm_config: str | None = field(default=None, metadata={"help": "Configuration of it, where it has several."})
     vlm_streaming: bool = field(default=False, metadata={"help": "Stream it instead of downloading it first."})
     vlm_num_rows: int | None = field(default=None, metadata={"help": "Rows of a stream, where its info lacks them."})
+    text_dataset: str | None = field(
+        default=None,
+        metadata={"help": "Plain texts, to keep the VLM's language: a Hub id, a folder, or a JSON or Parquet file."},
+    )
+    text_column: str | None = field(default=None, metadata={"help": "Column of it with the texts; text."})
+    text_split: str | None = field(default=None, metadata={"help": "Split of it to train on; train."})
+    text_config: str | None = field(default=None, metadata={"help": "Configuration of it, where it has several."})
+    text_share: float | None = field(default=None, metadata={"help": "Share of texts among the examples; 0.2."})
+    text_length: int | None = field(
+        default=None, metadata={"help": "Most tokens of a text in an example; of a longer text a random piece. 256."}
+    )
     eval_episodes: list[str] | None = field(
         default=None, metadata={"help": "Episodes held out for evaluation, given like --episodes."}
     )
+    eval_text_dataset: str | None = field(
+        default=None,
+        metadata={
+            "help": "Held-out texts that the VLM predicts at every evaluation, and before: a Hub id, a folder, JSON or "
+            "Parquet."
+        },
+    )
+    eval_text_column: str | None = field(default=None, metadata={"help": "Column of the texts; text, or the only one."})
+    eval_text_split: str | None = field(default=None, metadata={"help": "Split of them; train."})
+    eval_text_config: str | None = field(default=None, metadata={"help": "Configuration of it, where it has several."})
     max_eval_frames: int = field(default=512, metadata={"help": "Evaluate on at most so many examples of each set."})
     cameras: list[str] | None = field(
         default=None,
@@ -112,14 +134,20 @@ class DataArguments(DatasetOptions):
     check_data: bool = field(
         default=True, metadata={"help": "Look at the data first, as `kivla check-data --quick`: errors end the run."}
     )
+    streaming: bool = field(
+        default=False, metadata={"help": "Fetch videos from the Hub while training, instead of all before."}
+    )
+    stream_gb: float | None = field(
+        default=None, metadata={"help": "Gigabytes of streamed videos that are kept on this machine; 20."}
+    )
     frame_cache_mb: float = field(
         default=0, metadata={"help": "Megabytes of decoded frames that every data-loader worker keeps in memory."}
     )
 
     def reader_arguments(self) -> dict:
         """What of the dataset's options is given, by the names that `LeRobotDataset` has for it."""
-        language = {} if self.subtask_key is None else {"subtask_key": self.subtask_key}
-        return super().reader_arguments() | language
+        given = {"subtask_key": self.subtask_key, "streaming": self.streaming or None, "stream_gb": self.stream_gb}
+        return super().reader_arguments() | {name: value for name, value in given.items() if value is not None}
 
     @property
     def mapping(self) -> dict[str, str | None] | None:
@@ -147,6 +175,12 @@ class DataArguments(DatasetOptions):
                 raise ValueError(f"--{name} has {len(values)} entries for {len(self.dataset)} datasets.")
         if len(self.dataset) > 1 and (self.episodes or self.exclude_episodes or self.eval_episodes):
             raise ValueError("--episodes, --exclude_episodes and --eval_episodes are for a single dataset.")
+        if self.stream_gb is not None and not self.streaming:
+            refuse({"stream_gb": "it is for --streaming true"})
+        if self.streaming and self.question_share is not None:
+            refuse({"question_share": "the questions are about frames all over the dataset, which --streaming avoids"})
+        if self.streaming and self.dataset_format != "lerobot":
+            refuse({"streaming": f"it is for LeRobot datasets, and --dataset_format is {self.dataset_format}"})
         if self.frame_cache_mb and self.dataset_format != "lerobot":
             refuse({"frame_cache_mb": f"it is for LeRobot datasets, and --dataset_format is {self.dataset_format}"})
         if self.dataset_weights is not None and len(self.dataset) == 1:
@@ -155,19 +189,34 @@ class DataArguments(DatasetOptions):
             names = ("split", "eval_split", "share", "config", "streaming", "num_rows", "media_dir")
             names = [f"vlm_{name}" for name in names]
             refuse({name: "there is no --vlm_dataset" for name in names if getattr(self, name)})
+        if self.eval_text_dataset is None:
+            names = [f"eval_text_{name}" for name in ("column", "split", "config")]
+            refuse({name: "there is no --eval_text_dataset" for name in names if getattr(self, name) is not None})
         if self.vlm_num_rows is not None and not self.vlm_streaming:
             refuse({"vlm_num_rows": "it is for --vlm_streaming"})
         if self.dataset_format != "lerobot":
             reason = f"it is for LeRobot datasets, and --dataset_format is {self.dataset_format}"
             refuse({name: reason for name in ("subtask_key", "question_share") if getattr(self, name) is not None})
+        if self.text_dataset is None:
+            names = [f"text_{name}" for name in ("column", "split", "config", "share", "length")]
+            refuse({name: "there is no --text_dataset" for name in names if getattr(self, name) is not None})
+        shares = self.shares
+        for name, share in shares.items():
+            if not 0 < share < 1:
+                whose = "it" if name == "question_share" else f"--{name.removesuffix('_share')}_dataset"
+                raise ValueError(f"--{name} must lie between 0 and 1, got {share}. To use none, leave out {whose}.")
+        if not sum(shares.values()) < 1:
+            given = ", ".join(f"--{name} {share}" for name, share in shares.items())
+            raise ValueError(f"Shares must be less than 1 together, so that demonstrations are left: {given}.")
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Of everything beside the demonstrations, the share among the examples."""
+        shares = {}
+        if self.vlm_dataset is not None:
+            shares["vlm_share"] = VLM_SHARE if self.vlm_share is None else self.vlm_share
+        if self.text_dataset is not None:
+            shares["text_share"] = TEXT_SHARE if self.text_share is None else self.text_share
         if self.question_share is not None:
-            others = 0 if self.vlm_dataset is None else VLM_SHARE if self.vlm_share is None else self.vlm_share
-            if not 0 < self.question_share < 1 - others:
-                raise ValueError(
-                    f"--question_share must lie between 0 and 1, together with --vlm_share; got {self.question_share}"
-                    f"{f' and {others}' if others else ''}. To use none, leave it out."
-                )
-        if self.vlm_share is not None and not 0 < self.vlm_share < 1:
-            raise ValueError(
-                f"--vlm_share must lie between 0 and 1, got {self.vlm_share}. To use none, leave out --vlm_dataset."
-            )
+            shares["question_share"] = self.question_share
+        return shares

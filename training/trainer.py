@@ -17,12 +17,14 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import record_function
 from torch.utils.data import DataLoader, Dataset, SequentialSampler
 from tqdm.auto import tqdm
-from transformers import EvalPrediction, Trainer, TrainingArguments
+from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput, PredictionOutput, denumpify_detensorize, has_length
 
 from ..modeling_kivla import KIVLAForActionPrediction
 from ..modeling_kivla.token_ids import check_new_tokens
 from ..processing import KIVLAProcessor
+from ..processing.sequences import are_documents
+from .anchor import Anchor
 from .argument_rules import check_trainer_arguments
 from .arguments import KIVLATrainingArguments
 from .data.camera_naming import name_cameras
@@ -39,6 +41,7 @@ from .data_parallel import (
 )
 from .evaluation.demonstrations import WithDemonstrations
 from .evaluation.evaluation_step import LOSS_SUMS, EvaluationStep, metrics_of, summary
+from .evaluation.text_nll import HeldOutTexts, TextScores, text_nll
 from .evaluation.token_sums import token_sums
 from .muon import MuonWithAdamW
 from .parts import (
@@ -63,15 +66,16 @@ EXAMPLES_BEFORE_WARNING = 256
 
 class KIVLATrainer(ResumableTrainer):
     r"""
-    Fine-tunes a KIVLA model: `loss = token_loss + flow_loss_weight · flow_loss`.
+    Fine-tunes a KIVLA model: `loss = token_loss + flow_loss_weight · flow_loss`, and with plain text among the data
+    `+ text_loss_weight · text_loss + anchor_weight · anchor_loss`.
 
     What it does about interruptions and faults is in [`ResumableTrainer`].
 
-    Both terms are means over supervised positions of the *whole* optimiser step, across devices and accumulation steps,
-    so that splitting a batch does not change its gradient. The log has `token_loss`, `flow_loss`, `token_accuracy`,
-    `action_token_accuracy`, the gradient norms of all parts (before clipping) and `mean_velocity_flow_loss`, what
-    always predicting the mean velocity would cost; `evaluate()` also samples chunks and reports their error in robot
-    units next to that of always predicting the mean action.
+    All terms are means over supervised positions of the *whole* optimiser step, across devices and accumulation steps,
+    so that splitting a batch does not change its gradient. The log has `token_loss`, `flow_loss`, `text_loss`,
+    `token_accuracy`, `action_token_accuracy`, the gradient norms of all parts (before clipping) and
+    `mean_velocity_flow_loss`, what always predicting the mean velocity would cost; `evaluate()` also samples chunks and
+    reports their error in robot units next to that of always predicting the mean action.
 
     Parts are the backbone and the expert; new tokens and projector, too, where they have a learning rate of their own,
     or the rest of the VLM rests (`recipes.set_stage`). Each part has its norm, by which it is clipped.
@@ -82,9 +86,12 @@ class KIVLATrainer(ResumableTrainer):
         args: [`KIVLATrainingArguments`].
         data_collator: a [`KIVLACollator`] by default.
         train_dataset, eval_dataset: examples as dicts; chunk size, cameras (by name, in any order) and action size must
-            be the processor's. Cameras with other names are mapped by `KIVLACollator(processor, cameras={...})`.
+            be the processor's. Cameras with other names are mapped by `KIVLACollator(processor, cameras={...})`. To
+            evaluate on, plain texts may be among them: [`HeldOutTexts`].
         processing_class ([`KIVLAProcessor`]): makes the batches, and is saved with every checkpoint. If it has no names
             for its cameras, it gets those of the training data.
+        ref_model: for `anchor_weight`, the untouched VLM, where the model's own has been trained already. By default
+            the model's is untouched, and a copy of it is kept (with LoRA none is needed).
         **kwargs: as for [`~transformers.Trainer`]. What differs is listed in `docs/training_arguments.md`.
 
     Raises:
@@ -110,6 +117,7 @@ class KIVLATrainer(ResumableTrainer):
         train_dataset=None,
         eval_dataset=None,
         processing_class: KIVLAProcessor | None = None,
+        ref_model: PreTrainedModel | None = None,
         **kwargs,
     ):
         args = KIVLATrainingArguments.of(args)
@@ -160,8 +168,14 @@ class KIVLATrainer(ResumableTrainer):
         self._rows = TokenRows([], [], old_rows_rest=False)
         self._stop_is_asked = False  # by a signal that any device has received: the counts of a step say so
         self._learned: list[list[int]] = []
+        self._step_has_documents = False
+        self._anchor: Anchor | None = None
+        self._anchor_sum = torch.zeros(())
+        if args.anchor_weight > 0:
+            self._anchor = Anchor(self.model, self._action_token_ids, processing_class.vocab_size, ref_model)
         self._ddp_gradients: DDPGradients | None = None
         self.card_facts: dict = {}  # what its caller knows of the policy, for the card
+        self.text_scores: dict[str, TextScores] = {}  # text by text, of every evaluation's last time: "eval_text", ...
 
     def _fit(self, model: nn.Module) -> None:
         """Check that model and processor have the same sizes, and give the model a row for every token."""
@@ -289,7 +303,11 @@ class KIVLATrainer(ResumableTrainer):
         return SequentialSampler(train_dataset)
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | None:
-        """Count supervised tokens and real action values in this optimiser step, over all devices: (2,)."""
+        """Count supervised tokens, real action values and tokens of documents (among the former), over all devices.
+
+        Returns:
+            (3,), of this optimiser step.
+        """
         if not batch_samples:
             return None
         flag = torch.tensor(int(self.received_signal > 0))
@@ -303,14 +321,15 @@ class KIVLATrainer(ResumableTrainer):
             ]
             for batch in batch_samples
         ]
-        counts = torch.stack([torch.stack([n.to(device) for n in row]) for row in counts])  # (batches, 5)
+        counts = torch.stack([torch.stack([n.to(device) for n in row]) for row in counts])  # (batches, 6)
         counts = self.accelerator.reduce(counts, reduction="sum")
-        self._learned = [row[:3] for row in counts.tolist()]
-        self._stop_is_asked = bool(counts[0, 3])
-        if counts[:, 4].any():
+        self._learned = [row[:4] for row in counts.tolist()]
+        self._step_has_documents = any(texts for _, _, texts, _ in self._learned)
+        self._stop_is_asked = bool(counts[0, 4])
+        if counts[:, 5].any():
             self.processing_class.responds_first = True  # it acts as it is taught: saved with the policy
-        self._check_images([with_images for _, _, with_images in self._learned])
-        return counts[:, :2].sum(0)
+        self._check_images([with_images for _, _, _, with_images in self._learned])
+        return counts[:, :3].sum(0)
 
     def _signal_to_obey(self) -> int:
         """Ask the devices which signal it is only where one has said with its counts that there is one."""
@@ -336,6 +355,11 @@ class KIVLATrainer(ResumableTrainer):
             raise ValueError(
                 "With ZeRO-3 devices cannot sample actions each on its own. Give sample_in_eval=False, and measure the "
                 "policy afterwards (`kivla evaluate`); or use FSDP2, which gathers the weights for it."
+            )
+        if self.args.anchor_weight > 0 and self._is_sharded:
+            raise ValueError(
+                "anchor_weight compares with the untouched VLM, which every device needs whole: with FSDP and ZeRO-3 "
+                "none has it. Leave out anchor_weight, or use DDP (ddp.yaml of `kivla launch-files`)."
             )
         if self.is_fsdp_enabled and isinstance(self.model, PeftModel):
             raise ValueError(
@@ -428,24 +452,46 @@ class KIVLATrainer(ResumableTrainer):
         inputs = {name: values for name, values in inputs.items() if name != "robot"}
         learns = {}
         if num_items_in_batch is None:
-            tokens, actions = _supervised_counts(inputs)
+            tokens, actions, texts = _supervised_counts(inputs)
         else:
-            tokens, actions = num_items_in_batch
+            tokens, actions, texts = num_items_in_batch
             # What any device learns from its batch, all take part in: sharded weights need it, and all wait anyway.
-            some_tokens, some_actions, _ = self._learned.pop(0)
+            some_tokens, some_actions, _, _ = self._learned.pop(0)
             # DeepSpeed keeps an old gradient where a batch gives none (seen with ZeRO-3): here every batch gives all.
             always = self.is_deepspeed_enabled
             learns = {"with_token_loss": always or some_tokens > 0, "with_flow_loss": always or some_actions > 0}
+            if self._step_has_documents:
+                learns["token_loss_weights"] = self._token_loss_weights(inputs, tokens, texts)
+        predictions = None
+        if self._anchor is not None and model.training and are_documents(inputs["labels"]).any():
+            with record_function("kivla::anchor"), self.accelerator.autocast():
+                predictions = self._anchor.predictions(inputs)
         with record_function("kivla::forward"):
             counts = {"num_supervised_tokens": tokens.clamp(min=1), "num_supervised_actions": actions.clamp(min=1)}
             outputs = model(**inputs, **counts, **learns)
         # Data-parallel training averages gradients over ranks; the counts above already span them.
-        loss = outputs.loss if num_items_in_batch is None else outputs.loss * self.accelerator.num_processes
+        loss = outputs.loss
+        if predictions is not None:
+            divergence = self._anchor.divergence(outputs.logits, predictions, inputs["labels"])
+            self._anchor_sum = self._anchor_sum.to(loss.device) + divergence.detach()
+            loss = loss + self.args.anchor_weight * divergence / texts
+        if num_items_in_batch is not None:
+            loss = loss * self.accelerator.num_processes
         if model.training:
             self._count(outputs, inputs, tokens, actions)
             if self._ddp_gradients is not None and model.require_backward_grad_sync:
                 loss = self._ddp_gradients.touch(loss)
         return (loss, outputs) if return_outputs else loss
+
+    def _token_loss_weights(self, batch: dict, tokens: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
+        """Weigh the tokens of each example, (B,), so that documents are a term of their own: the token loss is then
+        the mean over all other tokens, and `text_loss_weight` times the mean over those of documents.
+
+        A document has many times the tokens of a chunk. In one mean it would take the loss for itself.
+        """
+        of_documents = self.args.text_loss_weight * tokens / texts.clamp(min=1)
+        others = tokens / (tokens - texts).clamp(min=1)
+        return torch.where(are_documents(batch["labels"]), of_documents, others)
 
     @torch.no_grad()
     def _count(self, outputs, inputs, tokens, actions):
@@ -513,8 +559,12 @@ class KIVLATrainer(ResumableTrainer):
         if "loss" in logs or "train_loss" in logs:
             self._say_steps_that_are_not_learned(at_end="train_loss" in logs)
         if "loss" in logs:
-            sums = self.accelerator.reduce(self._sums, "sum")
-            logs.update(summary(dict(zip(LOSS_SUMS, sums, strict=True))))
+            sums = dict(zip(LOSS_SUMS, self.accelerator.reduce(self._sums, "sum"), strict=True))
+            logs.update(summary(sums))
+            if self._anchor is not None:
+                divergence = self.accelerator.reduce(self._anchor_sum.to(self.args.device), "sum")
+                logs["anchor_loss"] = float(divergence / sums["text_tokens"].clamp(min=1))
+                self._anchor_sum.zero_()
             logs.update({name: float(norm) for name, norm in self._gradient_norms.items()})
             count, total, squares = self.accelerator.reduce(self._moments.to(self.args.device), "sum")
             if count.any():  # the variance of noise - actions: noise has 1
@@ -636,16 +686,21 @@ class KIVLATrainer(ResumableTrainer):
     ) -> EvalLoopOutput:
         """Measure losses on fixed noise; and, with `sample_in_eval`, what the policy does and says.
 
-        Metrics: `loss`, `token_loss`, `flow_loss`, `token_accuracy`, `action_token_accuracy`; on VLM data
+        Metrics: `loss`, `token_loss`, `flow_loss`, `token_accuracy`, `action_token_accuracy`; of plain text
+        `text_loss`; on VLM data
         `answer_accuracy`, the share of (first) answers that the model gives word for word; of a policy that acts by
         tokens `decoding_failures`, the share of chunks that do not decode; and over the real values of all other chunks
         `action_mae`, `action_rmse`, `mean_action_mae` and `mean_action_rmse` (what always predicting the mean action of
         the training data would give), `times_better_than_mean` = mean_action_mae / action_mae, and `action_mae_0`, ...
         for each dimension. A policy that says what it is about to do acts on its own words, as it does when deployed;
         `action_mae_given_response` is its error after the demonstrated ones. And what `compute_metrics` returns.
+
+        Of [`HeldOutTexts`] there is `nll` alone, nats a token; `text_scores` has it text by text.
         """
         if ignore_keys:
             raise ValueError(f"ignore_keys={ignore_keys} is for outputs of the model; chunks are none. Leave it out.")
+        if isinstance(dataloader.dataset, HeldOutTexts):
+            return self._read_texts(dataloader.dataset, metric_key_prefix)
         returns_chunks = not (self.args.prediction_loss_only if prediction_loss_only is None else prediction_loss_only)
         samples = returns_chunks or (self.args.sample_in_eval and not self.args.prediction_loss_only)
         if samples and self.is_zero3:
@@ -674,7 +729,7 @@ class KIVLATrainer(ResumableTrainer):
                     chunks.append([self.accelerator.gather_for_metrics(values).cpu().numpy() for values in both])
         model.train(was_training)
         # Sums become means; chunks, where they were asked for, go to the caller's own metric.
-        metrics = metrics_of(totals, model.config.flow_loss_weight)
+        metrics = metrics_of(totals, model.config.flow_loss_weight, self.args.text_loss_weight)
         predictions = label_ids = None
         if returns_chunks and totals["decoded"] > 0:
             predictions, label_ids = (np.concatenate(part) for part in zip(*chunks, strict=True))
@@ -689,16 +744,26 @@ class KIVLATrainer(ResumableTrainer):
             num_samples=num_samples,
         )
 
+    def _read_texts(self, texts: HeldOutTexts, metric_key_prefix: str) -> EvalLoopOutput:
+        """Let the VLM predict texts. Every device reads all of them: they are few, and sharded weights need it."""
+        model, processor = self.accelerator.unwrap_model(self.model), self.processing_class
+        settings = {"batch_size": self.args.eval_batch_size, "action_token_ids": processor.action_token_ids}
+        with whole_weights(model, self.accelerator), self.compute_loss_context_manager():
+            scores = text_nll(model, processor.tokenizer, texts.texts, texts.text_length, **settings)
+        self.text_scores[metric_key_prefix] = scores
+        metrics = {_with_prefix("nll", metric_key_prefix): scores.mean}
+        return EvalLoopOutput(predictions=scores.nll, label_ids=None, metrics=metrics, num_samples=len(texts))
+
 
 def _with_prefix(name: str, prefix: str) -> str:
     return name if name.startswith(f"{prefix}_") else f"{prefix}_{name}"
 
 
-def _supervised_counts(batch: dict) -> tuple[torch.Tensor, torch.Tensor]:
-    """Count the tokens that are learned, and the action values that are real, in one batch."""
-    tokens = (batch["labels"][:, 1:] != -100).sum()
+def _supervised_counts(batch: dict) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Count in one batch the tokens that are learned, the action values that are real, and the tokens of documents."""
+    is_learned = batch["labels"][:, 1:] != -100
     actions = batch["action_mask"].sum() if "actions" in batch else torch.tensor(0)
-    return tokens, actions
+    return is_learned.sum(), actions, is_learned[are_documents(batch["labels"])].sum()
 
 
 def _check_agreement(model: KIVLAForActionPrediction, processor: KIVLAProcessor) -> None:

@@ -1,46 +1,154 @@
-"""`kivla evaluate`: what a policy predicts against what was demonstrated, in figures and on one page of plots."""
+"""`kivla evaluate`: what a policy predicts against what was demonstrated, and what it still knows of language.
+
+The first in figures and on one page of plots; the second by texts and questions, and beside the VLM that it was.
+"""
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import NamedTuple
 
-from ..command_line import parse, policy_pipeline, refusals
+import numpy as np
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
+
+from ..command_line import model_type, parse, policy_pipeline, refusals
 from ..processing.camera_names import CAMERAS_HELP, parse_cameras
 from ..training.data.camera_naming import unseen_note
 from ..training.dataset_options import DatasetOptions
-from ..training.evaluation.policy_evaluation import draw, format_report, measure_answers, measure_chunks, predict
+from ..training.evaluation.policy_evaluation import (
+    draw,
+    format_answers,
+    format_report,
+    measure_answers,
+    measure_chunks,
+    predict,
+)
+from ..training.evaluation.text_nll import (
+    NUM_TEXTS,
+    TEXT_LENGTH,
+    HeldOutTexts,
+    TextScores,
+    format_texts,
+    summarize_texts,
+    text_nll,
+)
 from ..training.evaluation.tokenizer_error import measure
+from ..training.policy_options import refuse
+from ..training.training_facts import trained_columns
+
+# What an option is about that is of no use without it
+_OF_TEXTS = ("text_column", "text_split", "text_config", "num_texts", "text_length")
+_NOT_OF_CHUNKS = ("policy", "dataset", "before", "vlm_dataset", "batch_size", "output_dir", "text_dataset", *_OF_TEXTS)
 
 
 @dataclass
 class EvaluateArguments(DatasetOptions):
-    policy: str = field(metadata={"help": "Trained KIVLA policy: a Hub id or a folder."})
-    dataset: str = field(metadata={"help": "LeRobot dataset to measure on, best on held-out episodes."})
+    policy: str = field(metadata={"help": "Trained KIVLA policy: a Hub id or a folder. Or a VLM, without --dataset."})
+    dataset: str | None = field(
+        default=None, metadata={"help": "LeRobot dataset to measure on, best on held-out episodes."}
+    )
     num_frames: int = field(default=256, metadata={"help": "Frames to predict at, spread evenly."})
     robot: str | None = field(default=None, metadata={"help": "Whose data it is, of a policy of several robots."})
     cameras: list[str] | None = field(default=None, metadata={"help": CAMERAS_HELP})
     num_steps: int | None = field(default=None, metadata={"help": "Euler steps; the policy's default."})
     seed: int = field(default=0, metadata={"help": "Seed of the noise."})
-    batch_size: int = field(default=16, metadata={"help": "Observations at once."})
+    batch_size: int = field(default=16, metadata={"help": "Observations, questions or texts at once."})
     acts_by: str | None = field(default=None, metadata={"help": "flow or tokens; the policy's own way."})
+    text_dataset: str | None = field(
+        default=None,
+        metadata={"help": "Held-out texts to predict: a Hub id, a folder of `datasets`, JSON or Parquet."},
+    )
+    text_column: str | None = field(default=None, metadata={"help": "Column of the texts; text, or the only one."})
+    text_split: str = field(default="train", metadata={"help": "Split of them."})
+    text_config: str | None = field(default=None, metadata={"help": "Configuration of it, where it has several."})
+    num_texts: int = field(default=NUM_TEXTS, metadata={"help": "So many of them, spread evenly."})
+    text_length: int = field(default=TEXT_LENGTH, metadata={"help": "Tokens of each text, from its beginning."})
     vlm_dataset: str | None = field(
         default=None,
         metadata={"help": "Questions to ask as well: a folder of a `datasets` dataset with images and messages; JSON."},
     )
+    before: str | None = field(
+        default=None, metadata={"help": "The VLM that the policy was made of: the same texts and questions for it."}
+    )
     num_plots: int = field(default=4, metadata={"help": "Chunks to draw, spread evenly."})
     output_dir: str = field(default="outputs/evaluate", metadata={"help": "Where figures and plots go."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not (self.dataset or self.text_dataset or self.vlm_dataset):
+            raise ValueError("There is nothing to measure on: give --dataset, --text_dataset or --vlm_dataset.")
+        given = [entry.name for entry in fields(self) if getattr(self, entry.name) != entry.default]
+        if self.dataset is None:
+            refuse({name: "there is no --dataset" for name in given if name not in _NOT_OF_CHUNKS})
+        if self.text_dataset is None:
+            refuse({name: "there is no --text_dataset" for name in given if name in _OF_TEXTS})
+        if self.before is not None and not (self.text_dataset or self.vlm_dataset):
+            refuse({"before": "it is compared in texts and answers, and there is no --text_dataset or --vlm_dataset"})
+
+
+class Speaker(NamedTuple):
+    """A VLM, or a policy that was one, as it predicts texts and answers questions."""
+
+    model: PreTrainedModel
+    vlm_processor: ProcessorMixin
+    action_token_ids: np.ndarray
+
+    @classmethod
+    def of(cls, pipe) -> "Speaker":
+        return cls(pipe.model, pipe.processor.vlm_processor, pipe.processor.action_token_ids)
+
+    @classmethod
+    def load(cls, name: str, device: torch.device | str, dtype: torch.dtype | str = "auto") -> "Speaker":
+        """A VLM or a policy of this name."""
+        if model_type("kivla evaluate", name) == "kivla":
+            return cls.of(policy_pipeline("kivla evaluate", name, device=device, dtype=dtype))
+        model = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype).to(device)
+        return cls(model, AutoProcessor.from_pretrained(name), np.zeros(0, np.int64))
+
+    def read(self, texts: HeldOutTexts, batch_size: int) -> TextScores:
+        tokenizer, actions = self.vlm_processor.tokenizer, self.action_token_ids
+        return text_nll(self.model, tokenizer, texts.texts, texts.text_length, batch_size, actions)
 
 
 def run(arguments: Sequence[str]) -> None:
     (args,) = parse((EvaluateArguments,), arguments, prog="kivla evaluate", positional="policy")
-    pipe = policy_pipeline("kivla evaluate", args.policy)
+    if args.dataset is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        speaker, report, chunks = Speaker.load(args.policy, device), asdict(args), None
+    else:
+        pipe = policy_pipeline("kivla evaluate", args.policy)
+        chunks, data, report = act(pipe, args)
+        speaker = Speaker.of(pipe)
+    report |= know(speaker, args)
+    folder = Path(args.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "evaluate.json").write_text(json.dumps(report, indent=2) + "\n")
+    lines = [] if chunks is None else [format_report(report)]
+    if report["texts"] is not None:
+        lines.append(f"{args.text_dataset}, {format_texts(report['texts'])}")
+    answers = {"": report["answers"], "before: ": report["answers_before"]}
+    lines += [f"{name}{format_answers(row)}" for name, row in answers.items() if row is not None]
+    print("\n\n".join(lines), f"\n\n{folder / 'evaluate.json'}")
+    if chunks is not None:
+        draw(folder / "evaluate.png", chunks, report, data.fps, args.num_plots)
+        print(folder / "evaluate.png")
+
+
+def act(pipe, args: EvaluateArguments) -> tuple:
+    """Predict at frames of the demonstrations: chunks, the dataset, and the figures for the report."""
     robot = pipe.processor.robot(args.robot)
     with refusals("kivla evaluate"):
         names = parse_cameras(args.cameras)
         pipe.processor.check_cameras(names)
         there = args.camera_names(args.dataset)
         cameras = robot.among(there, names)
+    if args.dataset_format == "lerobot" and args.dataset_keys is None:
+        for key, columns in trained_columns(args.policy, args.robot).items():
+            if getattr(args, key) is None:
+                setattr(args, key, columns)
+                print(f"{args.dataset}: read as what the policy was trained on, --{key} {' '.join(columns)}")
     data = args.open(args.dataset, pipe.processor.chunk_size, cameras, args.robot)
     for note in [*data.notes, *unseen_note(data, there)]:
         print(f"{data.name}: {note}")
@@ -49,13 +157,32 @@ def run(arguments: Sequence[str]) -> None:
         options["acts_by"] = args.acts_by
     chunks = predict(pipe, data, args.num_frames, args.batch_size, **options)
     acts_by = args.acts_by or pipe.model.config.acts_by
-    report = {**asdict(args), "acts_by": acts_by, **measure_chunks(chunks, data), "tokenizer": None, "answers": None}
+    report = {**asdict(args), "acts_by": acts_by, **measure_chunks(chunks, data), "tokenizer": None}
     if pipe.processor.action_tokenizer is not None:
         report["tokenizer"] = measure(pipe.processor.action_tokenizer, chunks["demonstrated"], robot.actions)
-    if args.vlm_dataset is not None:
-        report["answers"] = measure_answers(pipe, args.vlm_dataset, args.batch_size)
-    folder = Path(args.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "evaluate.json").write_text(json.dumps(report, indent=2) + "\n")
-    draw(folder / "evaluate.png", chunks, report, data.fps, args.num_plots)
-    print(f"{format_report(report)}\n\n{folder / 'evaluate.json'}\n{folder / 'evaluate.png'}")
+    return chunks, data, report
+
+
+def know(speaker: Speaker, args: EvaluateArguments) -> dict:
+    """Let it predict texts and answer questions, and the VLM before as well: the figures for the report."""
+    report = {"texts": None, "answers": None, "answers_before": None}
+    # Both compute in the same type: the difference is of what was learned.
+    before = None
+    if args.before is not None:
+        before = Speaker.load(args.before, speaker.model.device, speaker.model.dtype)
+    with refusals("kivla evaluate"):
+        if args.text_dataset is not None:
+            where = (args.text_dataset, args.text_column, args.text_split, args.text_config)
+            texts = HeldOutTexts.load(*where, args.num_texts, args.text_length)
+            scores = speaker.read(texts, args.batch_size)
+            scores_before = None if before is None else before.read(texts, args.batch_size)
+            report["texts"] = {
+                **summarize_texts(scores, scores_before),
+                "text_by_text": scores.to_dict(),
+                "text_by_text_before": None if scores_before is None else scores_before.to_dict(),
+            }
+        if args.vlm_dataset is not None:
+            report["answers"] = measure_answers(*speaker[:2], args.vlm_dataset, args.batch_size)
+            if before is not None:
+                report["answers_before"] = measure_answers(*before[:2], args.vlm_dataset, args.batch_size)
+    return report

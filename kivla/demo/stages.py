@@ -56,12 +56,20 @@ ROLLOUTS = {
         "Touch tasks, wording never demonstrated",
         {"kinds": ["touch"], "split": "held_out_wordings"},
     ),
+    "touch_synonyms": (
+        "Touch tasks, target named by a word never demonstrated",
+        {"kinds": ["touch"], "split": "synonyms"},
+    ),
 }
 
 
 def rollouts_of(kinds: list[str]) -> list[str]:
-    """Choose the `ROLLOUTS` to try a policy in that was shown these kinds of task; the first kind's come first."""
-    return [name for kind in kinds for name, (_, options) in ROLLOUTS.items() if options["kinds"] == [kind]]
+    """Choose the `ROLLOUTS` to try a policy in that was shown these kinds of task; the first kind's come first.
+
+    Not "touch_synonyms": the demo's VLM has never met those words.
+    """
+    names = [name for name, (_, options) in ROLLOUTS.items() if options.get("split") != "synonyms"]
+    return [name for kind in kinds for name in names if ROLLOUTS[name][1]["kinds"] == [kind]]
 
 
 @dataclass

@@ -32,6 +32,8 @@ class TabletopVectorEnv(OneCameraVectorEnv):
     * info: `instruction` and `swapped_instruction` (the same asked about another object), lists of N sentences;
       `success` (N,) about the scene's own instruction; `swapped_success` (N,) about the sentence given in its place.
       With "touch_then_touch" among the kinds also `subtask`, N sentences: the part of the instruction to be done now.
+      In the split "synonyms" also `word`, the N synonyms, and `plain_instruction`, N sentences with the demonstrated
+      words in their place.
 
     A table depends on its seed alone, not on the others: `reset(seed=[7, 8])` gives what two resets give.
 
@@ -39,7 +41,7 @@ class TabletopVectorEnv(OneCameraVectorEnv):
         num_envs: N.
         kinds: the kinds of task to draw from: "touch", "move", "push", "put", "touch_then_touch".
         split: "demonstrations", or what is held out from them: "held_out_pairs", "held_out_wordings",
-            "held_out_relations".
+            "held_out_relations", "synonyms" (words of `synonyms.py`).
         num_objects: objects on each table, 2 to 5.
         image_size: height and width of the camera's picture, in pixels; 24 or more.
         max_steps: after so many steps an unfinished table is truncated. The expert needs at most 45.
@@ -118,6 +120,8 @@ class TabletopVectorEnv(OneCameraVectorEnv):
         self.told_task = Task(*(field.copy() for field in self.task))  # what the expert follows
         self.instructions = [episode.instruction for episode in episodes]
         self.swapped_instructions = [episode.swapped_instruction for episode in episodes]
+        self.words = [episode.word for episode in episodes]
+        self.plain_instructions = [episode.plain_instruction for episode in episodes]
         self.understood = np.ones(self.num_envs, dtype=bool)
         self.history = History(
             self.scene.positions.copy(),
@@ -234,6 +238,8 @@ class TabletopVectorEnv(OneCameraVectorEnv):
             "success": self.success.copy(),
             "swapped_success": self.told_success.copy(),
         }
+        if self.split == "synonyms":
+            info |= {"word": list(self.words), "plain_instruction": list(self.plain_instructions)}
         if TASK_KINDS[tasks.TOUCH_TWICE] in self.kinds:
             done = (self.history.first_touched >= 0).astype(int).tolist()
             info["subtask"] = [tasks.subtask(*pair) for pair in zip(self.instructions, done, strict=True)]

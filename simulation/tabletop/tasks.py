@@ -24,6 +24,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .scenes import (
+    COLOR_NAMES,
     HELD_OUT_PAIRS,
     OBJECT_SPACING,
     PATH_CLEARANCE,
@@ -33,12 +34,14 @@ from .scenes import (
     RELATIONS,
     SEEN_PAIRS,
     SEEN_REFERENCES,
+    SHAPE_NAMES,
     Scene,
     offset_towards,
     paths_are_clear,
     references,
     sample_scene,
 )
+from .synonyms import COLOR_SYNONYMS, SYNONYMS, names_with
 
 TASK_KINDS = ("touch", "move", "push", "put", "touch_then_touch")
 TOUCHING = (TASK_KINDS.index("touch"), TASK_KINDS.index("touch_then_touch"))  # the gripper stays open
@@ -60,8 +63,9 @@ NO_ARGUMENT = -1
 
 # What the episodes of a split are made of. Only the first is demonstrated; each of the others holds out one thing
 # that the questions do ask about: the target's pair, the wording "the star that is red", or relations ("touch the
-# object left of the blue square", "put ... above ...").
-SPLITS = ("demonstrations", "held_out_pairs", "held_out_wordings", "held_out_relations")
+# object left of the blue square", "put ... above ..."). The last one holds out words that no question has either: the
+# target is named by a synonym alone ("touch the crimson object").
+SPLITS = ("demonstrations", "held_out_pairs", "held_out_wordings", "held_out_relations", "synonyms")
 SPLIT_REFERENCES = {"held_out_wordings": ("inverted",), "held_out_relations": ("relation",)}
 HELD_OUT_PUT_RELATION = RELATIONS.index("above")
 
@@ -89,12 +93,17 @@ class Task(NamedTuple):
 
 
 class Episode(NamedTuple):
-    """A scene, what is asked, and the same asked about another object of the scene."""
+    """A scene, what is asked, and the same asked about another object of the scene.
+
+    In the split "synonyms" also `word`, the synonym, and `plain_instruction`, with the demonstrated word in its place.
+    """
 
     scene: Scene
     task: Task
     instruction: str
     swapped_instruction: str
+    word: str | None = None
+    plain_instruction: str | None = None
 
 
 @dataclass(eq=False)
@@ -118,23 +127,40 @@ class History:
 def sample_episode(rng: np.random.Generator, kinds: Sequence[str], split: str, num_objects: int = 3) -> Episode:
     """Draw a kind, a scene, then the target uniformly from its objects.
 
-    In "held_out_pairs" the scene has one object of a pair that was never demonstrated, and it is the target.
+    In "held_out_pairs" the scene has one object of a pair that was never demonstrated, and it is the target. In
+    "synonyms" the word is drawn first, every one as often, and the target is the only object that it fits.
     """
     kind = kinds[rng.integers(len(kinds))]
     first_pool = HELD_OUT_PAIRS if split == "held_out_pairs" else SEEN_PAIRS
+    word = list(SYNONYMS)[rng.integers(len(SYNONYMS))] if split == "synonyms" else None
     while True:
         scene = sample_scene(rng, [first_pool] + [SEEN_PAIRS] * (num_objects - 1))
         tasks = [possible_tasks(scene, kind, target, split) for target in range(num_objects)]
-        if all(tasks):  # else the target would not be uniform given the scene
+        # Else the target would not be uniform given the scene, or not named by the word.
+        if all(tasks) and (word is None or _fitting(scene, word) is not None):
             break
-    target = 0 if split == "held_out_pairs" else int(rng.integers(num_objects))
+    if word is not None:
+        target = _fitting(scene, word)
+    else:
+        target = 0 if split == "held_out_pairs" else int(rng.integers(num_objects))
     task = tasks[target][rng.integers(len(tasks[target]))]
-    instruction = _phrase(rng, scene, task, split)
+    instruction = _phrase(rng, scene, task, split, word)
     others = [other for other in range(num_objects) if other != target]
     candidates = tasks[others[rng.integers(len(others))]]
     candidates = [other for other in candidates if other.argument == task.argument] or candidates
-    swapped = candidates[rng.integers(len(candidates))]
-    return Episode(scene, task, instruction, _phrase(rng, scene, swapped, split))
+    swapped = _phrase(rng, scene, candidates[rng.integers(len(candidates))], split)
+    if word is None:
+        return Episode(scene, task, instruction, swapped)
+    told = instruction.replace(*names_with(word), 1)  # the target is named before all else
+    return Episode(scene, task, told, swapped, word, plain_instruction=instruction)
+
+
+def _fitting(scene: Scene, word: str) -> int | None:
+    """The object that a synonym names, where it is the only one of this colour or shape."""
+    is_color = word in COLOR_SYNONYMS
+    values, names = (scene.colors, COLOR_NAMES) if is_color else (scene.shapes, SHAPE_NAMES)
+    found = np.flatnonzero(values == names.index(SYNONYMS[word]))
+    return int(found[0]) if len(found) == 1 else None
 
 
 def possible_tasks(scene: Scene, kind: str, target: int, split: str | None = None) -> list[Task]:
@@ -178,10 +204,13 @@ def _ways_between_are_clear(positions: np.ndarray) -> bool:
     return bool(paths_are_clear(positions, np.stack(others), BETWEEN_CLEARANCE).all())
 
 
-def _phrase(rng: np.random.Generator, scene: Scene, task: Task, split: str) -> str:
+def _phrase(rng: np.random.Generator, scene: Scene, task: Task, split: str, word: str | None = None) -> str:
+    """A sentence; with a synonym, the demonstrated one whose target is named by the word that it stands for."""
     wordings = WORDINGS[TASK_KINDS[task.kind]]
-    phrases = _target_and_anchor(scene, task, split)
-    x, anchor = (names[rng.integers(len(names))] for names in phrases)
+    names_of_target, names_of_anchor = _target_and_anchor(scene, task, split)
+    if word is not None:
+        names_of_target = [names_with(word)[0]]
+    x, anchor = (names[rng.integers(len(names))] for names in (names_of_target, names_of_anchor))
     return _fill(wordings[rng.integers(len(wordings))], task, x, anchor)
 
 
@@ -207,6 +236,7 @@ def parse_instruction(scene: Scene, instruction: str) -> Task | None:
             continue
         for target in range(len(scene.colors)):
             names = references(scene, target, REFERENCES)
+            names += [names_with(word)[1] for word in SYNONYMS if _fitting(scene, word) == target]
             for task in possible_tasks(scene, kind, target):
                 anchors = references(scene, task.anchor, REFERENCES) if task.anchor != target else [""]
                 for wording in wordings:

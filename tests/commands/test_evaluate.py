@@ -1,6 +1,8 @@
 """`kivla evaluate` from end to end on a tiny policy, and its figures on predictions that are known."""
 
 import json
+import shutil
+from pathlib import Path
 
 import datasets
 import evaluate as evaluate_library
@@ -107,6 +109,56 @@ def test_the_command(policy, pipe, questions, tmp_path, capsys):
     assert "3 questions: exact match 0.0 %" in printed
 
 
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    """Held-out texts as JSON lines."""
+    file = tmp_path_factory.mktemp("texts") / "texts.jsonl"
+    words = ["Tea is a drink made of leaves.", "The moon turns around the earth.", "Iron rusts in wet air."]
+    file.write_text("".join(f"{json.dumps({'body': text})}\n" for text in words))
+    return str(file)
+
+
+def test_texts_alone_and_the_vlm_before(policy, texts, questions, tmp_path, capsys):
+    """Without demonstrations; the VLM alone has what stands as "before" beside the policy."""
+    vlm = str(Path(policy).parent / "vlm")
+    options = ["--text_dataset", texts, "--text_length", "20", "--vlm_dataset", str(questions)]
+    main(["evaluate", policy, *options, "--before", vlm, "--output_dir", str(tmp_path / "policy")])
+    printed = capsys.readouterr().out
+    report = json.loads((tmp_path / "policy" / "evaluate.json").read_text())
+    row = report["texts"]
+    assert (row["num_texts"], row["num_tokens"]) == (3, 57)
+    assert row["of_action_tokens"] > 0, "new rows take probability from the words"
+    assert row["difference"]["mean"] == pytest.approx(row["nll"]["mean"] - row["before"]["mean"])
+    by_text = row["text_by_text"]
+    assert sum(by_text["nll"]) / sum(by_text["tokens"]) == pytest.approx(row["nll"]["mean"])
+    assert f"difference on the same texts: {row['difference']['mean']:.4f} (" in printed
+    assert "before: 3 questions: exact match 0.0 %" in printed
+    assert not (tmp_path / "policy" / "evaluate.png").exists()
+
+    main(["evaluate", vlm, *options, "--output_dir", str(tmp_path / "vlm")])
+    alone = json.loads((tmp_path / "vlm" / "evaluate.json").read_text())
+    assert alone["texts"]["text_by_text"]["nll"] == row["text_by_text_before"]["nll"]
+    assert alone["texts"]["difference"] is alone["texts"]["before"] is alone["answers_before"] is None
+    assert alone["answers"] == report["answers_before"]
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ([], "nothing to measure on: give --dataset, --text_dataset or --vlm_dataset"),
+        (["--text_dataset", "x", "--num_frames", "3"], "--num_frames cannot apply: there is no --dataset"),
+        (["--text_dataset", "x", "--episodes", "3"], "--episodes cannot apply: there is no --dataset"),
+        (["--dataset", "x", "--num_texts", "3"], "--num_texts cannot apply: there is no --text_dataset"),
+        (["--dataset", "x", "--before", "y"], "--before cannot apply: it is compared in texts and answers"),
+        (["--text_dataset", "nowhere.jsonl", "--before", "no/such"], "'no/such' is neither a folder here"),
+    ],
+)
+def test_options_that_cannot_apply(policy, options, message, capsys):
+    with pytest.raises(SystemExit):
+        main(["evaluate", policy, *options])
+    assert message in capsys.readouterr().err
+
+
 def test_acting_by_tokens_is_handed_to_the_policy(policy, tmp_path, monkeypatch):
     seen = []
 
@@ -122,6 +174,22 @@ def test_acting_by_tokens_is_handed_to_the_policy(policy, tmp_path, monkeypatch)
     assert "acts_by" not in seen[1], "the policy's own way"
     report = json.loads((tmp_path / "evaluate.json").read_text())
     assert report["acts_by"] == "flow" and report["answers"] is None
+
+
+def test_columns_are_those_that_the_policy_was_trained_on(policy, tmp_path, capsys):
+    folder = tmp_path / "policy"
+    shutil.copytree(policy, folder)
+    columns = {"action_key": ["action[2:4]", "action[0:2]"], "state_key": ["observation.state"]}
+    (folder / "training_facts.json").write_text(json.dumps({"robots": [{"name": None, **columns}]}))
+    command = ["evaluate", str(folder), "--dataset", str(DATASET), "--num_frames", "2"]
+    main([*command, "--output_dir", str(tmp_path / "as_trained")])
+    assert "read as what the policy was trained on, --action_key action[2:4] action[0:2]\n" in capsys.readouterr().out
+    main([*command, "--output_dir", str(tmp_path / "as_asked"), "--action_key", "action"])
+    assert "was trained on" not in capsys.readouterr().out
+    reports = [json.loads((tmp_path / name / "evaluate.json").read_text()) for name in ("as_trained", "as_asked")]
+    trained, asked = ([row["name"] for row in report["dimensions"]] for report in reports)
+    assert trained == [f"action.{name}" if name == "action" else name for name in asked[2:] + asked[:2]]
+    assert reports[0]["action_key"] == columns["action_key"]
 
 
 def test_chunks_that_do_not_decode_are_counted_and_left_out(pipe, tmp_path):
@@ -141,7 +209,7 @@ def test_chunks_that_do_not_decode_are_counted_and_left_out(pipe, tmp_path):
     mean = np.abs(data.statistics["actions"]["mean"] - chunks["demonstrated"])[real].mean(0)
     figures = [row["mean_action_mae"] for row in report["dimensions"]]
     np.testing.assert_allclose(figures, mean, rtol=1e-6)
-    printed = format_report({**report, "tokenizer": None, "answers": None})
+    printed = format_report({**report, "tokenizer": None})
     assert "6 chunks of 6 steps; 3 more did not decode" in printed
     draw(tmp_path / "page.png", chunks, report, data.fps, count=20)
     assert Image.open(tmp_path / "page.png").size[0] > 1000, "more chunks were asked for than there are"
@@ -168,7 +236,7 @@ def test_dimensions_that_do_not_vary_and_chunks_without_jerk():
     assert [row["ratio"] for row in report["dimensions"]] == [1.0, None]
     assert [row["name"] for row in report["dimensions"]] == ["action 0", "action 1"]
     assert report["smoothness"] is None
-    printed = format_report({**report, "tokenizer": None, "answers": None})
+    printed = format_report({**report, "tokenizer": None})
     assert printed.splitlines()[4].split() == ["action", "1", "0.0000", "0.0000", "-"]
     assert printed.splitlines()[-1].split() == ["jerk", "ratio", "-"]
     json.dumps(report, allow_nan=False)
@@ -182,7 +250,7 @@ def test_answers_are_counted(pipe, questions, monkeypatch):
         return ["yes", "maybe", "2."]
 
     monkeypatch.setattr("kivla.training.evaluation.policy_evaluation.ask", answer)
-    match = measure_answers(pipe, str(questions), batch_size=2)
+    match = measure_answers(pipe.model, pipe.processor.vlm_processor, str(questions), batch_size=2)
     assert match["exact_match"] == pytest.approx(1 / 3)
     assert match["short_answer_accuracy"] == pytest.approx(2 / 3), "2. is two"
     assert [message["content"][-1]["text"] for (message,) in asked] == [f"question {i}" for i in range(3)]
@@ -191,4 +259,4 @@ def test_answers_are_counted(pipe, questions, monkeypatch):
 def test_a_folder_with_splits(pipe, questions, tmp_path):
     datasets.DatasetDict({"train": datasets.load_from_disk(questions)}).save_to_disk(tmp_path / "splits")
     with pytest.raises(ValueError, match="has the splits train; give the folder of one"):
-        measure_answers(pipe, str(tmp_path / "splits"), batch_size=2)
+        measure_answers(pipe.model, pipe.processor.vlm_processor, str(tmp_path / "splits"), batch_size=2)

@@ -2,6 +2,8 @@
 
 import json
 import re
+from dataclasses import asdict
+from typing import ClassVar
 
 import av
 import numpy as np
@@ -14,8 +16,16 @@ from kivla.commands.rollout import run
 from kivla.simulation.environments import parse_options
 from kivla.simulation.report_media import choose_episodes
 from kivla.simulation.rollout import PipelinePolicy, rollout
-from kivla.simulation.rollout_evaluation import evaluate, format_report, replay, success_rate, video_format, write_media
-from kivla.training.evaluation.confidence import mcnemar_test, wilson_interval
+from kivla.simulation.rollout_evaluation import (
+    evaluate,
+    format_rates,
+    format_report,
+    replay,
+    success_rate,
+    video_format,
+    write_media,
+)
+from kivla.training.evaluation.confidence import mcnemar_test, paired_difference, wilson_interval
 from tests.helpers.fake_reach import FakeReachVectorEnv, ReachPolicy
 from tests.helpers.policies import dataset, make_policy
 
@@ -95,6 +105,44 @@ def test_what_is_printed_is_what_is_in_the_json(rolled_out):
         percent = [100 * rate[name] for name in ("rate", "low", "high")]
         np.testing.assert_allclose(row, [*percent, rate["successes"], rate["episodes"]], atol=0.051)
     assert "p = 1.0000 (McNemar" in printed and str(folder) in printed
+
+
+class WordsVectorEnv(FakeReachVectorEnv):
+    """The same, told in words that were never demonstrated."""
+
+    words: ClassVar = {"red": "crimson", "blue": "azure"}
+
+    def reset(self, seed, options=None):
+        observation, info = super().reset(seed, options)
+        colors = [list(self.words)[target] for target in self.target]
+        new = [self.words[color] for color in colors]
+        if options is None:
+            info["instruction"] = self.instruction = [f"touch {word}" for word in new]
+        return observation, {**info, "word": new, "plain_instruction": [f"touch {color}" for color in colors]}
+
+
+class KnowsCrimson(ReachPolicy):
+    def _chunk(self, observation):
+        meaning = {"touch crimson": "touch red", "touch azure": "touch red"}
+        return super()._chunk({**observation, "text": meaning.get(observation["text"], observation["text"])})
+
+
+def test_words_that_were_never_demonstrated_are_compared_with_those_that_were():
+    figures, result = evaluate(KnowsCrimson(), WordsVectorEnv(8), range(20), replan_every=2, max_steps=20)
+    plain = figures["plain"]
+    assert figures["success"]["rate"] == 0.5 and plain["success"]["rate"] == 1.0
+    assert plain["difference"] == asdict(paired_difference(result.success, [True] * 20))
+    assert plain["p_value"] == pytest.approx(2 / 2**10)
+    rates = {word: (row["success"]["rate"], row["plain"]["rate"]) for word, row in plain["words"].items()}
+    assert rates == {"crimson": (1.0, 1.0), "azure": (0.0, 1.0)}
+    assert [episode["word"] for episode in figures["episodes"]] == ["crimson", "azure"] * 10
+    assert [episode["instruction"] for episode in plain["episodes"]] == ["touch red", "touch blue"] * 10
+    assert figures["swapped"]["original"]["rate"] == 0.0, "the control is as ever"
+    printed = format_rates(json.loads(json.dumps(figures)))
+    assert re.search(r"words never demonstrated +50.0 %", printed) and "true instruction" not in printed
+    assert re.search(r"the same in demonstrated words +100.0 %", printed)
+    assert "in the same scenes: -50.0 points (-" in printed
+    assert re.search(r"    azure +0.0 %.* 0 / 10", printed)
 
 
 def test_figures_of_policies_that_are_known():

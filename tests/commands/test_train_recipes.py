@@ -103,10 +103,50 @@ def test_json_beside_its_pictures(sources, tmp_path):
     assert report["answers"]["num_questions"] == 2
 
 
-def test_a_frozen_vlm_answers_as_before(sources, tmp_path):
-    main(command(sources, tmp_path, recipe="frozen"))
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    """Held-out texts as JSON lines."""
+    file = tmp_path_factory.mktemp("texts") / "texts.jsonl"
+    words = ["Tea is a drink made of leaves.", "The moon turns around the earth.", "Iron rusts in wet air."]
+    file.write_text("".join(f"{json.dumps({'body': text})}\n" for text in words))
+    return file
+
+
+def test_held_out_texts_are_predicted_before_at_every_evaluation_and_after(sources, texts, tmp_path, capsys):
+    given = {"eval_text_dataset": texts, "eval_text_column": "body", "eval_strategy": "steps", "eval_steps": 1}
+    main(command(sources, tmp_path / "policy", learning_rate=0.05, **given))
+    metrics = json.loads((tmp_path / "policy" / "eval_results.json").read_text())
+    before, after, change = (metrics[name] for name in ("before_text_nll", "eval_text_nll", "text_nll_difference"))
+    assert change == pytest.approx(after - before) and abs(change) > 0.01, "two steps at a high rate change it"
+    assert metrics["text_nll_difference_low"] < change < metrics["text_nll_difference_high"]
+    history = json.loads((tmp_path / "policy" / "trainer_state.json").read_text())["log_history"]
+    assert [entry["step"] for entry in history if "eval_text_nll" in entry] == [1, 2]
+    assert history[0]["before_text_nll"] == before
+    assert f"Texts: {before:.3f} nats a token before, {after:.3f} after; difference {change:+.3f} (" in (
+        capsys.readouterr().out
+    )
+    card = (tmp_path / "policy" / "README.md").read_text()
+    assert "3 held-out texts of `./texts.jsonl`" in card or "3 held-out texts of `texts.jsonl`" in card
+    row = next(line for line in card.splitlines() if line.startswith("| difference on the same texts"))
+    assert f"{change:+.3f}" in row
+
+    # The same by the command that measures a policy, beside the VLM itself: without new tokens it predicts better.
+    main(["evaluate", str(tmp_path / "policy"), "--text_dataset", str(texts), "--output_dir", str(tmp_path / "out")])
+    report = json.loads((tmp_path / "out" / "evaluate.json").read_text())
+    assert report["texts"]["nll"]["mean"] == pytest.approx(after, rel=1e-5)
+
+
+def test_options_of_texts_without_texts(sources, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(command(sources, tmp_path, eval_text_column="body"))
+    assert "--eval_text_column cannot apply: there is no --eval_text_dataset" in capsys.readouterr().err
+
+
+def test_a_frozen_vlm_answers_and_predicts_as_before(sources, texts, tmp_path):
+    main(command(sources, tmp_path, recipe="frozen", eval_text_dataset=texts))
     metrics = json.loads((tmp_path / "eval_results.json").read_text())
     assert metrics["eval_vlm_token_loss"] == pytest.approx(metrics["before_vlm_token_loss"], rel=1e-6)
+    assert metrics["text_nll_difference_low"] == metrics["text_nll_difference_high"] == 0
     before = KIVLAForActionPrediction.from_vlm(sources / "vlm", chunk_size=6).vlm.state_dict()
     after = KIVLAForActionPrediction.from_pretrained(tmp_path).vlm.state_dict()
     assert all(torch.equal(after[name], weight) for name, weight in before.items())

@@ -3,6 +3,7 @@
 `google/paligemma2-3b-pt-224` is then a folder with a tiny VLM, `lerobot/your_dataset` one with a small dataset.
 """
 
+import json
 import shutil
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from benchmarks import twins
 from kivla import KIVLAForActionPrediction, KIVLATrainer
 from kivla.cli import main
 from kivla.demo.tiny_vlm import save_tiny_vlm
+from kivla.simulation import make_questions
 from kivla.training.data.lerobot.writer import LeRobotWriter
 from tests.helpers.vlm_processors import KINDS
 
@@ -51,7 +53,8 @@ def small(arguments: list[str]) -> list[str]:
     if command not in SMALL:
         raise ValueError(f"`kivla {command}` takes too long for a test: mark the block with <!-- not run: REASON -->.")
     expert = EXPERT_OPTIONS if command in ("train", "profile") and "--vlm" in arguments else []
-    return [*arguments, *SMALL[command], *expert]
+    acts = command != "evaluate" or "--dataset" in arguments  # texts and questions alone have no frames
+    return [*arguments, *(SMALL[command] if acts else []), *expert]
 
 
 def record(folder: Path, seed: int, subtasks: bool = False) -> None:
@@ -82,6 +85,11 @@ def questions(folder: Path) -> None:
     )
 
 
+def texts(file: Path) -> None:
+    """Held-out texts, a line each."""
+    file.write_text("".join(f"{json.dumps({'text': f'Text {i} is about tea.'})}\n" for i in range(4)))
+
+
 def make_stand_ins(folder: Path) -> None:
     """Everything that the pages take for granted, in `folder`."""
     root = Path(__file__).parents[2]
@@ -94,6 +102,8 @@ def make_stand_ins(folder: Path) -> None:
     (folder / "physical-intelligence").mkdir()
     twins.fast(folder / "physical-intelligence" / "fast")
     questions(folder / "HuggingFaceM4" / "the_cauldron")
+    make_questions(1, seed=0).save_to_disk(folder / "questions")
+    texts(folder / "held_out.jsonl")
     shutil.copytree(root / "tests/data", folder / "tests/data")
     shutil.copytree(root / "simulation/tabletop_vlm", folder / "simulation/tabletop_vlm")
     train = ["train", "--vlm", "google/paligemma2-3b-pt-224", "--dataset", "lerobot/your_dataset"]

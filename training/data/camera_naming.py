@@ -10,6 +10,7 @@ from ...processing import KIVLAProcessor
 from .mixture import Mixture
 from .robot_dataset import RobotDataset
 from .vlm.dataset import VLMDataset
+from .vlm.texts import TextDataset
 
 # Examples of each part of a dataset that are looked at
 _LOOKED_AT = 64
@@ -73,7 +74,7 @@ def _parts(dataset) -> Iterator[Dataset]:
             return
     if isinstance(dataset, Subset) and isinstance(dataset.dataset, RobotDataset):
         dataset = dataset.dataset
-    if dataset is not None and not isinstance(dataset, VLMDataset):
+    if dataset is not None and not isinstance(dataset, VLMDataset | TextDataset):
         yield dataset
 
 

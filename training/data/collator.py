@@ -7,7 +7,7 @@ from transformers import BatchFeature
 
 from ...processing import KIVLAProcessor
 
-_KEYS = ("images", "text", "state", "actions", "response", "action_is_pad", "robot")
+_KEYS = ("images", "text", "state", "actions", "response", "action_is_pad", "robot", "document")
 
 
 class KIVLACollator:
@@ -15,7 +15,8 @@ class KIVLACollator:
 
     An example is a dict with `images` and `text`, and any of `state`, `actions` (with `action_is_pad`) and `response`:
     language-and-action data has actions, action-only data has actions and an empty or generic text, VLM data has a
-    response and no actions. An example of a policy of several robots has `robot`, the name of its own. Other keys
+    response and no actions. Plain text is a `document` (`KIVLAProcessor.document_tokens`) and nothing else. An example
+    of a policy of several robots has `robot`, the name of its own. Other keys
     (`episode_index`, ...) are left out of the batch.
 
     Images are a dict by camera name, or a list whose names are in the example's `cameras` (robot datasets have them):
@@ -42,10 +43,10 @@ class KIVLACollator:
 
     def __call__(self, examples: Sequence[Mapping]) -> BatchFeature:
         for i, example in enumerate(examples):
-            if "text" not in example:
+            if "text" not in example and "document" not in example:
                 raise ValueError(
                     f"Example {i} of this batch has no `text`; it has {sorted(example)}. An example needs `images` and "
-                    "`text`, and `actions` or `response` to learn from (action-only data: text = '')."
+                    "`text`, and `actions` or `response` to learn from (action-only data: text = ''); or a `document`."
                 )
             self._check_length(i, example)
         columns: dict[str, Any] = {key: [example.get(key) for example in examples] for key in _KEYS}

@@ -6,6 +6,7 @@ import torch
 
 from ...modeling_kivla import KIVLAForActionPrediction
 from ...processing import ActionDecodingFailure, KIVLAProcessor
+from ...processing.sequences import are_documents
 from .action_error import ACTION_ERROR_SUMS, action_error, action_error_sums
 from .right_answers import is_right
 from .token_sums import TOKEN_SUMS, token_sums
@@ -67,8 +68,9 @@ class EvaluationStep:
         if "labels" in inputs:
             self._losses(inputs, sums)
             acts = inputs["action_mask"].any((1, 2)) if "actions" in inputs else torch.zeros(count, dtype=torch.bool)
+            is_text = are_documents(inputs["labels"])
         else:
-            acts = torch.ones(count, dtype=torch.bool)
+            acts, is_text = torch.ones(count, dtype=torch.bool), torch.zeros(count, dtype=torch.bool)
         if not self.samples:
             return sums, predicted, demonstrated
         # Everything is decoded for the whole batch, whose images cannot be taken apart; what does not apply is left.
@@ -87,8 +89,9 @@ class EvaluationStep:
             sums["decoded"][acting] = 1
             failures = [i for i in acting if isinstance(own[i], ActionDecodingFailure)]
             sums["decoding_failures"][failures] = 1
-        if len(acting) < count:
-            self._answers(inputs, (~acts).nonzero().flatten().tolist(), sums)
+        asked = (~acts.cpu() & ~is_text.cpu()).nonzero().flatten().tolist()
+        if asked:
+            self._answers(inputs, asked, sums)
         return sums, predicted, demonstrated
 
     def _losses(self, inputs: dict, sums: dict[str, torch.Tensor]) -> None:
@@ -176,6 +179,7 @@ def summary(sums: dict[str, torch.Tensor]) -> dict[str, float]:
     """Make means of what was counted, under the names of the metrics; of nothing there is none."""
     ratios = (
         ("token_loss", "token_loss", "tokens"),
+        ("text_loss", "text_loss", "text_tokens"),
         ("flow_loss", "flow_loss", "action_values"),
         ("token_accuracy", "correct_tokens", "tokens"),
         ("action_token_accuracy", "correct_action_tokens", "action_tokens"),
@@ -185,11 +189,12 @@ def summary(sums: dict[str, torch.Tensor]) -> dict[str, float]:
     return {name: float(sums[total] / sums[count]) for name, total, count in ratios if sums.get(count, 0) > 0}
 
 
-def metrics_of(totals: dict[str, torch.Tensor], flow_loss_weight: float) -> dict[str, float]:
+def metrics_of(totals: dict[str, torch.Tensor], flow_loss_weight: float, text_loss_weight: float) -> dict[str, float]:
     """Make metrics of the sums over a whole set; see `KIVLATrainer.evaluation_loop`."""
     metrics = summary(totals)
-    if "token_loss" in metrics or "flow_loss" in metrics:
-        metrics["loss"] = metrics.get("token_loss", 0.0) + flow_loss_weight * metrics.get("flow_loss", 0.0)
+    terms = (("token_loss", 1.0), ("flow_loss", flow_loss_weight), ("text_loss", text_loss_weight))
+    if terms := [weight * metrics[name] for name, weight in terms if name in metrics]:
+        metrics["loss"] = sum(terms)
     own, mean, given = (
         action_error({name: totals[kind + name] for name in ACTION_ERROR_SUMS}) for kind in (_OWN, _MEAN, _GIVEN)
     )

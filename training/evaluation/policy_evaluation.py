@@ -4,6 +4,7 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+from transformers import PreTrainedModel, ProcessorMixin
 
 from ...processing.image_input import as_rgb
 from ...processing.normalization import EPSILON
@@ -74,8 +75,11 @@ def _ratio(error: float, mean_error: float) -> float | None:
     return error / mean_error if mean_error > EPSILON else None
 
 
-def measure_answers(pipe, folder: str, batch_size: int) -> dict:
-    """Ask the policy the questions of a dataset on disk, and count its greedy answers.
+def measure_answers(model: PreTrainedModel, vlm_processor: ProcessorMixin, folder: str, batch_size: int) -> dict:
+    """Ask a VLM, or a policy, the questions of a dataset on disk, and count its greedy answers.
+
+    Args:
+        vlm_processor: the VLM's own (of a policy: `processor.vlm_processor`).
 
     Returns:
         `num_questions`, and `exact_match` and `short_answer_accuracy` as `AnswerMatch` has them.
@@ -90,7 +94,7 @@ def measure_answers(pipe, folder: str, batch_size: int) -> dict:
     references = [examples[i]["response"] for i in range(len(examples))]
     if conversations := [i for i, reference in enumerate(references) if not isinstance(reference, str)]:
         raise ValueError(f"{folder}: row {conversations[0]} has several questions; every row must have just one.")
-    answers = ask(pipe.model, pipe.processor.vlm_processor, _Questions(examples), batch_size)
+    answers = ask(model, vlm_processor, _Questions(examples), batch_size)
     match = AnswerMatch(keep_in_memory=True).compute(predictions=answers, references=references)
     return {"num_questions": len(answers), **match}
 
@@ -153,7 +157,6 @@ def format_report(report: dict) -> str:
     lines.append("")
     for name, key in (("RMSE", "rmse"), ("end-point error", "end_point_error")):
         lines.append(f"{name:{width}}{error[key]:18.4f}{mean_error[key]:22.4f}")
-    # What only some reports have: jerk, action tokens, answers.
     jerk = report["smoothness"] and report["smoothness"]["jerk_ratio"]
     lines.append(f"{'jerk ratio':{width}}{'-' if jerk is None else f'{jerk:.2f}':>18}")
     if report["tokenizer"] is not None:
@@ -162,10 +165,10 @@ def format_report(report: dict) -> str:
             f"\nAction tokenizer: {row['tokens_per_chunk']:.1f} tokens per chunk (at most "
             f"{row['max_tokens_per_chunk']}), reconstruction error {row['rmse']:.4f} (RMSE, normalised units)"
         )
-    if report["answers"] is not None:
-        row = report["answers"]
-        lines.append(
-            f"\n{row['num_questions']} questions: exact match {100 * row['exact_match']:.1f} %, short-answer accuracy "
-            f"{100 * row['short_answer_accuracy']:.1f} %"
-        )
     return "\n".join(lines)
+
+
+def format_answers(answers: dict) -> str:
+    """What `measure_answers` returns, in a line."""
+    exact, short = 100 * answers["exact_match"], 100 * answers["short_answer_accuracy"]
+    return f"{answers['num_questions']} questions: exact match {exact:.1f} %, short-answer accuracy {short:.1f} %"

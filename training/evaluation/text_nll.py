@@ -5,7 +5,7 @@ from the VLM that it was made of is the *difference on the same texts*: its inte
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +45,15 @@ class TextScores:
         """Nats a token, over the tokens of all texts."""
         return float(self.nll.sum() / self.tokens.sum())
 
+    def to_dict(self) -> dict[str, list]:
+        """Ready for JSON."""
+        return {entry.name: getattr(self, entry.name).tolist() for entry in fields(self)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, list]) -> "TextScores":
+        """Back from JSON."""
+        return cls(**{name: np.asarray(column) for name, column in values.items()})
+
 
 class HeldOutTexts(Dataset):
     """Texts to measure a policy on: an `eval_dataset` of `KIVLATrainer`, or one of several; its metric is `nll`.
@@ -69,19 +78,20 @@ class HeldOutTexts(Dataset):
         name_or_path: str | Path,
         column: str | None = None,
         split: str = "train",
+        config: str | None = None,
         num_texts: int = NUM_TEXTS,
         text_length: int = TEXT_LENGTH,
     ) -> "HeldOutTexts":
         """Take texts of a set, spread evenly; rows that are blank are left out.
 
         Args:
-            name_or_path, column, split: see `load_texts`.
+            name_or_path, column, split, config: see `load_texts`.
             num_texts: at most so many.
 
         Raises:
             ValueError: all chosen rows are blank; and what `load_texts` raises.
         """
-        rows = load_texts(name_or_path, column, split)
+        rows = load_texts(name_or_path, column, split, config)
         chosen = rows[evenly_spread(len(rows), num_texts).tolist()][TEXT_COLUMN]
         texts = [text for text in chosen if text and not text.isspace()]
         if not texts:
@@ -200,15 +210,13 @@ def _rate(totals: np.ndarray, counts: np.ndarray) -> dict[str, float]:
 
 def format_texts(report: dict) -> str:
     """What `summarize_texts` returns, in words."""
-    nll, change = report["nll"], report["difference"]
     lines = [
-        f"{report['num_texts']} texts, {report['num_tokens']} tokens: {_with_interval(nll)} nats a token "
-        f"({report['of_action_tokens']:.4f} of it because of action tokens)"
+        f"{report['num_texts']} texts, {report['num_tokens']} tokens: {_with_interval(report['nll'])} nats a token, "
+        f"{report['of_action_tokens']:.4f} of it because of action tokens"
     ]
-    if change is not None:
-        lines.append(
-            f"before {_with_interval(report['before'])}; difference on the same texts {_with_interval(change)}"
-        )
+    if report["difference"] is not None:
+        lines.append(f"    before: {_with_interval(report['before'])}")
+        lines.append(f"    difference on the same texts: {_with_interval(report['difference'])}")
     return "\n".join(lines)
 
 

@@ -3,11 +3,14 @@
 import torch
 import torch.nn.functional as F
 
-TOKEN_SUMS = ("token_loss", "tokens", "correct_tokens", "action_tokens", "correct_action_tokens")
+from ...processing.sequences import are_documents
+
+_OF_TEXT = {"text_loss": "token_loss", "text_tokens": "tokens"}
+TOKEN_SUMS = ("token_loss", "tokens", "correct_tokens", "action_tokens", "correct_action_tokens", *_OF_TEXT)
 
 
 def token_sums(logits: torch.Tensor, labels: torch.Tensor, action_token_ids: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Sum up cross-entropy and hits of the next-token predictions.
+    """Sum up cross-entropy and hits of the next-token predictions; those of plain text apart.
 
     Args:
         logits: (n, vocabulary), those of the supervised positions in batch order (`KIVLAOutput.logits`).
@@ -30,7 +33,10 @@ def token_sums(logits: torch.Tensor, labels: torch.Tensor, action_token_ids: tor
         "correct_action_tokens": correct & is_action,
     }
     zeros = torch.zeros(len(labels), device=labels.device)
-    return {name: zeros.index_add(0, example, values.float()) for name, values in per_token.items()}
+    sums = {name: zeros.index_add(0, example, values.float()) for name, values in per_token.items()}
+    is_text = are_documents(labels)
+    of_text = {name: sums[of_all] * is_text for name, of_all in _OF_TEXT.items()}
+    return {name: values * ~is_text for name, values in sums.items()} | of_text
 
 
 __all__ = ["TOKEN_SUMS", "token_sums"]

@@ -5,7 +5,7 @@ from math import comb, sqrt
 import numpy as np
 import pytest
 
-from kivla.training.evaluation.confidence import bootstrap_interval, mcnemar_test, wilson_interval
+from kivla.training.evaluation.confidence import bootstrap_interval, mcnemar_test, paired_difference, wilson_interval
 
 
 def wilson_by_hand(k: int, n: int, z: float) -> tuple[float, float]:
@@ -89,3 +89,26 @@ def test_bootstrap_refuses_a_single_measurement(totals, counts):
 def test_bootstrap_refuses_other_counts():
     with pytest.raises(ValueError, match="give one for each"):
         bootstrap_interval([1.0, 2.0], [1, 2, 3])
+
+
+def test_paired_difference_published_value():
+    """Newcombe 1998, Statistics in Medicine 17:2635, method 10."""
+    interval = paired_difference(*outcomes(36, 12, 2, 0))
+    assert interval.mean == pytest.approx(0.2)
+    np.testing.assert_allclose((interval.low, interval.high), (0.0569, 0.3404), atol=5e-5)
+
+
+def test_paired_difference_holds_the_truth_as_often_as_it_says():
+    draw = np.random.default_rng(0)
+    shares = (0.6, 0.15, 0.05, 0.2)  # both, only the first, only the second, neither
+    intervals = [paired_difference(*outcomes(*draw.multinomial(100, shares))) for _ in range(200)]
+    assert 0.91 < np.mean([interval.low <= 0.1 <= interval.high for interval in intervals]) < 0.99
+
+
+def test_paired_difference_of_models_that_always_agree():
+    """Agreement on 50 episodes does not make them equal."""
+    for both in (0, 20, 50):
+        interval = paired_difference(*outcomes(both, 0, 0, 50 - both))
+        assert interval.mean == 0 and interval.low == pytest.approx(-interval.high) and 0.02 < interval.high < 0.08
+    with pytest.raises(ValueError, match="same seeds"):
+        paired_difference([True, False], [True])

@@ -17,7 +17,7 @@ from kivla.training.evaluation.text_nll import (
     text_nll,
 )
 from tests.helpers.families import FAMILIES, TEXT_IDS, build_model
-from tests.helpers.policies import make_policy
+from tests.helpers.policies import make_policy, make_trainer
 
 TEXTS = ["Tea is a drink made of leaves.", "x", "The moon turns around the earth once a month.", "Iron rusts."]
 
@@ -105,7 +105,7 @@ def test_the_difference_is_paired():
     assert report["nll"]["high"] - report["nll"]["low"] > 0.3
     assert report["difference"]["low"] == pytest.approx(0.1) == report["difference"]["high"]
     assert json.loads(json.dumps(report)) == report
-    assert "difference on the same texts 0.1000 (0.1000 to 0.1000)" in format_texts(report)
+    assert "difference on the same texts: 0.1000 (0.1000 to 0.1000)" in format_texts(report)
 
 
 def test_other_texts_are_not_compared():
@@ -129,3 +129,15 @@ def test_texts_of_a_set(tmp_path):
     (tmp_path / "b.jsonl").write_text('{"text": " "}\n')
     with pytest.raises(ValueError, match="all 1 rows that were looked at are blank"):
         HeldOutTexts.load(tmp_path / "b.jsonl")
+
+
+def test_the_trainer_reads_texts_among_its_evaluation_sets(tmp_path):
+    trainer = make_trainer(tmp_path)
+    texts = HeldOutTexts(TEXTS, text_length=20)
+    metrics = trainer.evaluate({"text": texts, "other": HeldOutTexts(TEXTS[:1], text_length=20)})
+    policy, processor = trainer.model, trainer.processing_class
+    scores = text_nll(policy, processor.tokenizer, TEXTS, 20, action_token_ids=processor.action_token_ids)
+    assert metrics["eval_text_nll"] == pytest.approx(scores.mean, rel=1e-5)
+    assert metrics["eval_other_nll"] == pytest.approx(scores.nll[0] / scores.tokens[0], rel=1e-5)
+    np.testing.assert_allclose(trainer.text_scores["eval_text"].nll, scores.nll, rtol=1e-5)
+    np.testing.assert_allclose(trainer.predict(texts).predictions, scores.nll, rtol=1e-5)

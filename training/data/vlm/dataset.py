@@ -41,6 +41,7 @@ class VLMDataset(torch.utils.data.Dataset):
     ```
 
     The layout is detected from the columns. Any layout has `image` (one, or None) or `images` (a list), and
+    "messages" may do without (chat without pictures):
 
     * "messages": `messages`, `conversations` (LLaVA) or `texts` (The Cauldron), a list of `{"role", "content"}`,
       `{"from", "value"}` or `{"user", "assistant"}`. Content is text that may hold `<image>`, or a list of
@@ -178,7 +179,7 @@ class VLMDataset(torch.utils.data.Dataset):
         if self._ends is not None:
             number = int(np.searchsorted(self._ends, item, side="right"))
         row = self.rows[number]
-        images = read_images(row[self.columns["images"]], number, self.media_dir)
+        images = read_images(row[self.columns["images"]], number, self.media_dir) if "images" in self.columns else []
         pairs = self._questions_and_answers(row, images, number)
         if self._ends is not None:
             pairs = [pairs[item - int(self._ends[number])]]  # counted from the end of the row's turns
@@ -197,14 +198,16 @@ class VLMDataset(torch.utils.data.Dataset):
             raise ValueError("Streamed rows cannot be grouped by length: they are read in their own order.")
         number = index if self._ends is None else int(np.searchsorted(self._ends, index, side="right"))
         row = self.rows.with_format("arrow")[number]
+        words = [row[column][0].as_py() for part, column in self.columns.items() if part != "images"]
+        if "images" not in self.columns:
+            return 0, len(str(words))
         images = row[self.columns["images"]][0]
         is_list = pa.types.is_list(images.type) or pa.types.is_large_list(images.type)
-        words = [row[column][0].as_py() for part, column in self.columns.items() if part != "images"]
         return len(images) if is_list else int(images.is_valid), len(str(words))
 
     def _has_paths(self) -> bool:
         """Whether the images are paths, all of which can be looked for at once."""
-        if self.is_stream or self.media_dir is None:
+        if self.is_stream or self.media_dir is None or "images" not in self.columns:
             return False
         feature = self.rows.features[self.columns["images"]]
         feature = feature.feature if isinstance(feature, (datasets.List, datasets.LargeList)) else feature

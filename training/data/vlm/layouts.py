@@ -19,6 +19,8 @@ LAYOUTS = {
     "caption": ("images", "caption"),
     "boxes": ("images", "objects"),
 }
+# Layouts that do without a column of images: a conversation says by itself where one belongs.
+_WITHOUT_IMAGES = ("messages",)
 COLUMNS = {
     "images": ("images", "image"),
     "messages": ("messages", "conversations", "texts"),
@@ -62,18 +64,24 @@ def find_layout(
         if present:
             found[part] = present[0]
     candidates = LAYOUTS if layout is None else [layout]
-    fitting = [name for name in candidates if all(part in found for part in LAYOUTS[name])]
+    fitting = [name for name in candidates if _needed(name) <= found.keys()]
     if len(fitting) != 1:
         problem = f"fit the layouts {' and '.join(fitting)}" if fitting else f"do not fit {layout or 'any layout'}"
         advice = "Give `layout`." if fitting else "Give `columns`, e.g. columns={'question': 'query'}."
         raise ValueError(f"The columns {list(column_names)} {problem}. {advice}\nKnown layouts:\n{_known_layouts()}")
-    return fitting[0], {part: found[part] for part in LAYOUTS[fitting[0]]}
+    return fitting[0], {part: found[part] for part in LAYOUTS[fitting[0]] if part in found}
+
+
+def _needed(layout: str) -> set[str]:
+    return set(LAYOUTS[layout]) - ({"images"} if layout in _WITHOUT_IMAGES else set())
 
 
 def _known_layouts() -> str:
-    return "\n".join(
-        f"  {layout}: " + " + ".join(" or ".join(COLUMNS[part]) for part in parts) for layout, parts in LAYOUTS.items()
-    )
+    lines = []
+    for layout, parts in LAYOUTS.items():
+        columns = " + ".join(" or ".join(COLUMNS[part]) for part in parts)
+        lines.append(f"  {layout}: {columns}" + ("" if "images" in _needed(layout) else " (images may be missing)"))
+    return "\n".join(lines)
 
 
 def read_images(value, row: int, media_dir: Path | None = None) -> list:

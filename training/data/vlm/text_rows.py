@@ -9,6 +9,7 @@ from .json_rows import json_files, load_json, parsed
 from .saved_rows import is_saved, load_saved
 
 TEXT_COLUMN = "text"
+_SUFFIXES = (".json", ".jsonl", ".parquet")
 
 
 def load_texts(
@@ -25,7 +26,7 @@ def load_texts(
 
     Raises:
         ValueError: no such split or column, several columns that it may be, a column that is not of strings, no rows,
-            a damaged JSON file, another kind of file, or a `config` of a file.
+            no such file, a damaged JSON file, another kind of file, or a `config` of a file.
     """
     path = Path(name_or_path)
     is_here = is_saved(path) or bool(json_files(path)) or path.is_file()
@@ -35,10 +36,12 @@ def load_texts(
         rows = load_saved(path, split)
     elif json_files(path):
         rows = load_json(path, split, partial(_json_texts, column=column))
-    elif path.suffix == ".parquet":
+    elif path.suffix == ".parquet" and path.is_file():
         rows = datasets.load_dataset("parquet", data_files=str(path), split=split)
     elif path.is_file():
         raise ValueError(f"{path} is neither JSON (.json, .jsonl) nor Parquet (.parquet).")
+    elif path.suffix in _SUFFIXES:
+        raise ValueError(f"There is no file {path}.")
     else:
         rows = datasets.load_dataset(str(name_or_path), config, split=split)
     if not len(rows):

@@ -118,6 +118,21 @@ def test_text_only_rows_have_no_images():
     assert VLMDataset(rows)[0] == {"images": [], "text": "Two and two?", "response": "Four."}
 
 
+def test_chat_without_a_column_of_images(tmp_path):
+    """SmolTalk and the like; a placeholder without a picture is refused all the same."""
+    chat = [{"role": "user", "content": "What is tea?"}, {"role": "assistant", "content": "A drink."}]
+    rows = Dataset.from_dict({"messages": [chat], "source": ["everyday"]})
+    expected = {"images": [], "text": "What is tea?", "response": "A drink."}
+    assert VLMDataset(rows)[0] == VLMDataset(rows, turns="split")[0] == expected
+    assert VLMDataset(rows).size_of(0)[0] == 0
+    rows.to_parquet(tmp_path / "train.parquet")
+    assert VLMDataset.load(tmp_path)[0] == expected
+    (tmp_path / "chat.json").write_text(json.dumps([{"messages": chat}]))
+    assert VLMDataset.load(tmp_path / "chat.json")[0] == expected
+    with pytest.raises(ValueError, match="Row 0 has 1 image placeholders in its words, but 0 images"):
+        VLMDataset(Dataset.from_dict({"messages": [[{**chat[0], "content": "<image> What?"}, chat[1]]]}))[0]
+
+
 def test_vqa_v2_and_the_most_frequent_answer():
     answers = [{"answer": text, "answer_confidence": "yes", "answer_id": 1} for text in ("net", "nets", "nets")]
     rows = _rows(

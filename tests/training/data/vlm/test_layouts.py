@@ -30,6 +30,7 @@ from kivla.training.data.vlm.layouts import (
             "question_answer",
             {"images": "image", "question": "question", "answer": "multiple_choice_answer"},
         ),
+        (["prompt_id", "messages"], "messages", {"messages": "messages"}),  # chat without pictures
         (["image", "text"], "caption", {"images": "image", "caption": "text"}),
         (["image", "text", "caption"], "caption", {"images": "image", "caption": "caption"}),
         (["image_id", "image", "width", "height", "objects"], "boxes", {"images": "image", "objects": "objects"}),
@@ -59,6 +60,7 @@ def test_layout_decides_between_several():
     [
         (["image", "label"], {}, r"\['image', 'label'\] do not fit any layout(?s:.)*boxes: images or image \+ objects"),
         (["image", "caption"], {"layout": "boxes"}, "do not fit boxes"),
+        (["question", "answer"], {}, r"do not fit any layout(?s:.)*messages: .* \(images may be missing\)"),
         (["image", "caption"], {"layout": "captions"}, "'captions' is not known. The layouts: messages, "),
         (["image", "caption"], {"columns": {"captions": "caption"}}, "the part 'captions'"),
         (["image", "caption"], {"columns": {"caption": "words"}}, "the column 'words'; the rows have"),

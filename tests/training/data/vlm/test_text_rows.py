@@ -72,6 +72,12 @@ def test_damaged_files(tmp_path, name, content, message):
         load_texts(tmp_path / name)
 
 
+@pytest.mark.parametrize("name", ["a.jsonl", "a.parquet"])
+def test_a_file_that_is_not_there(tmp_path, name):
+    with pytest.raises(ValueError, match=f"There is no file .*{name}"):
+        load_texts(tmp_path / name)
+
+
 def test_a_file_has_no_configurations(tmp_path):
     with pytest.raises(ValueError, match="leave out config='en'"):
         load_texts(_write(tmp_path / "a.jsonl", [{"text": "x"}]), config="en")
