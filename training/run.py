@@ -449,5 +449,10 @@ def questions_of(sources: list[RobotDataset], share: float) -> list[tuple[Datase
     return [(questions, share * len(questions) / sum(map(len, asked))) for questions in asked]
 
 
+_EVAL_FILES = 8  # of streamed videos, which would otherwise all be fetched
+
+
 def _spread(data: Dataset, count: int) -> Subset:
+    if isinstance(data, RobotDataset) and data.file_windows is not None:
+        return Subset(data, data.file_windows.sample(count, groups=_EVAL_FILES))
     return Subset(data, evenly_spread(len(data), count).tolist())

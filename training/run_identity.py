@@ -32,6 +32,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixi
 
 from ..modeling_kivla import KIVLAForActionPrediction
 from ..processing import KIVLAProcessor
+from .data.lerobot.vector_keys import USUAL_KEYS
 from .data.mixture import Mixture
 from .data.robot_dataset import RobotDataset, evenly_spread
 from .data.vlm.dataset import VLMDataset
@@ -172,9 +173,10 @@ def _(data: RobotDataset) -> dict:
     described = {"name": data.name, "episodes": data.num_episodes, "frames": len(data), "content": data.content_digest}
     described |= {"cameras": data.cameras, "robot": data.robot, "chunk_size": data.chunk_size}
     # The usual ones are not said: runs of the time when there were no others may go on.
-    usual = {"action_key": ["action"], "state_key": ["observation.state"]}
     keys = {"action_key": list(data.action_key), "state_key": list(data.state_key)}
-    described |= {name: key for name, key in keys.items() if key and key != usual[name]}
+    described |= {name: key for name, key in keys.items() if key and key != USUAL_KEYS[name]}
+    if data.file_windows is not None:  # on which the order depends
+        described["window_bytes"] = data.file_windows.window_bytes
     return described | ({} if data.subtask_key is None else {"subtask_key": data.subtask_key})
 
 

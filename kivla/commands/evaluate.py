@@ -36,6 +36,7 @@ from ..training.evaluation.text_nll import (
 )
 from ..training.evaluation.tokenizer_error import measure
 from ..training.policy_options import refuse
+from ..training.training_facts import trained_columns
 
 # What an option is about that is of no use without it
 _OF_TEXTS = ("text_column", "text_split", "text_config", "num_texts", "text_length")
@@ -144,6 +145,11 @@ def act(pipe, args: EvaluateArguments) -> tuple:
         pipe.processor.check_cameras(names)
         there = args.camera_names(args.dataset)
         cameras = robot.among(there, names)
+    if args.dataset_format == "lerobot" and args.dataset_keys is None:
+        for key, columns in trained_columns(args.policy, args.robot).items():
+            if getattr(args, key) is None:
+                setattr(args, key, columns)
+                print(f"{args.dataset}: read as what the policy was trained on, --{key} {' '.join(columns)}")
     data = args.open(args.dataset, pipe.processor.chunk_size, cameras, args.robot)
     for note in [*data.notes, *unseen_note(data, there)]:
         print(f"{data.name}: {note}")
