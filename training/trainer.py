@@ -747,7 +747,8 @@ class KIVLATrainer(ResumableTrainer):
     def _read_texts(self, texts: HeldOutTexts, metric_key_prefix: str) -> EvalLoopOutput:
         """Let the VLM predict texts. Every device reads all of them: they are few, and sharded weights need it."""
         model, processor = self.accelerator.unwrap_model(self.model), self.processing_class
-        settings = {"batch_size": self.args.eval_batch_size, "action_token_ids": processor.action_token_ids}
+        settings = {"batch_size": self.args.eval_batch_size, "start": processor.document_start}
+        settings["action_token_ids"] = processor.action_token_ids
         with whole_weights(model, self.accelerator), self.compute_loss_context_manager():
             scores = text_nll(model, processor.tokenizer, texts.texts, texts.text_length, **settings)
         self.text_scores[metric_key_prefix] = scores
