@@ -63,7 +63,7 @@ def _plan(shop: Workshop, cells: list[Cell], left_out: dict[str, str]) -> list[t
     for cell, cost in costs.items():
         step, of_pilot, of_run = cost["step"], cost["pilot"], cost["run"]
         print(
-            f"  {cell.name:36}{step:8.2f} s a step; pilot {of_pilot:.2f}, each of {len(study.seeds)} runs {of_run:.2f}"
+            f"  {cell.name:36}{step:8.2f} core-seconds a step; core-hours: pilot {of_pilot:.2f}, each of {len(study.seeds)} runs {of_run:.2f}"
         )
     # One seed of every recipe before the next, one condition before the next: what is left out is the end.
     runs = [(cell, seed) for c in study.conditions for seed in study.seeds for cell in cells if cell.condition == c]

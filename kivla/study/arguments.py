@@ -59,11 +59,17 @@ class StudyArguments:
     )
     expert_learning_rates: list[float] | None = field(
         default=None,
-        metadata={"help": "The expert's: likewise, each with each of the VLM's; 1e-3 3e-3. Not with muon."},
+        metadata={"help": "The expert's: likewise, each with each of the VLM's; 1e-3 3e-3, with muon the VLM's."},
     )
     pilot_steps: int = field(default=100, metadata={"help": "Optimiser steps of every trial of the pilot."})
     pilot_seed: int = field(default=1000, metadata={"help": "Seed of the pilot's trials."})
-    muon: bool = field(default=False, metadata={"help": "Muon in place of AdamW, one rate for VLM and expert."})
+    new_token_learning_rate: float | None = field(
+        default=None, metadata={"help": "Of new tokens, in every run; the recipe's own (a warm-up has 3e-3)."}
+    )
+    projector_learning_rate: float | None = field(
+        default=None, metadata={"help": "Of the projector, in every run; the recipe's own."}
+    )
+    muon: bool = field(default=False, metadata={"help": "Muon in place of AdamW."})
     warmup_steps: int = field(default=100, metadata={"help": "How many of the steps a warm-up takes."})
     text_dataset: str | None = field(
         default=None, metadata={"help": "Plain texts for replay: a Hub id, a folder, JSON lines or Parquet."}
@@ -110,8 +116,6 @@ class StudyArguments:
         else:
             for name, value in _ON_THE_TABLETOP.items():
                 setattr(self, name, value if getattr(self, name) is None else getattr(self, name))
-        if self.muon and self.expert_learning_rates is not None:
-            refuse({"expert_learning_rates": "muon has one rate for VLM and expert"})
         if not self.muon and self.expert_learning_rates is None:
             self.expert_learning_rates = [1e-3, 3e-3]
         self.conditions = self.conditions or self._possible_conditions()

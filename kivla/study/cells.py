@@ -3,12 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from ..training.recipes import EXPERT, Stage, get_recipe, recipe_name
+from ..training.recipes import WARM_UP, Stage, get_recipe, recipe_name
 
 COLD = "cold"
 # What a condition may add to a recipe; several are joined by "+".
 WARMUP, REPLAY, QUESTIONS = "warmup", "replay", "questions"
-WARMUP_STAGE = Stage((EXPERT,))
 INGREDIENTS = (WARMUP, REPLAY, QUESTIONS)
 
 
@@ -38,7 +37,7 @@ class Cell:
             return stages
         per_share = (max_steps - warmup_steps) / sum(stage.share for stage in stages)
         rest = tuple(replace(stage, share=stage.share * per_share) for stage in stages)
-        return (replace(WARMUP_STAGE, share=warmup_steps), *rest)
+        return (replace(WARM_UP, share=warmup_steps), *rest)
 
 
 def choose_cells(recipes: Sequence[str], conditions: Sequence[str]) -> tuple[list[Cell], dict[Cell, str]]:

@@ -26,11 +26,9 @@ from .workshop import Rates, Workshop
 def grid(shop: Workshop, cell: Cell) -> list[Rates]:
     """The learning rates to try for a cell; for a part that is not trained there is nothing to choose."""
     study, trained = shop.study, {part for stage in get_recipe(cell.recipe).stages for part in stage.trains}
-    of_vlm = study.learning_rates if BACKBONE in trained else study.learning_rates[:1]
-    of_expert = study.expert_learning_rates if EXPERT in trained else None
-    if study.muon and BACKBONE not in trained:  # there is one rate, and it is the expert's
-        of_vlm = study.learning_rates
-    return [Rates(*pair) for pair in product(of_vlm, of_expert or [None])]
+    of_expert = (study.expert_learning_rates if EXPERT in trained else None) or [None]
+    of_vlm = study.learning_rates if BACKBONE in trained or of_expert == [None] else study.learning_rates[:1]
+    return [Rates(*pair) for pair in product(of_vlm, of_expert)]
 
 
 def pilot(shop: Workshop, cell: Cell) -> list[dict]:

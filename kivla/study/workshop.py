@@ -173,7 +173,11 @@ class Workshop:
             lr_scheduler_type="cosine",
             warmup_steps=min(50, max_steps // 10),
             learning_rate=rates.vlm,
-            expert_learning_rate=rates.expert,
+            **stage.rate_arguments(
+                expert_learning_rate=rates.expert,
+                new_token_learning_rate=study.new_token_learning_rate,
+                projector_learning_rate=study.projector_learning_rate,
+            ),
             text_loss_weight=study.text_loss_weight if REPLAY in cell.added else 1.0,
             muon=study.muon,
             logging_steps=max(study.measure_every // 10, 1),
