@@ -61,10 +61,8 @@ def _plan(shop: Workshop, cells: list[Cell], left_out: dict[str, str]) -> list[t
     print("Estimated core-hours, from a few timed steps of each:")
     costs = {cell: core_hours(shop, cell, cells[0]) for cell in cells}
     for cell, cost in costs.items():
-        step, of_pilot, of_run = cost["step"], cost["pilot"], cost["run"]
-        print(
-            f"  {cell.name:36}{step:8.2f} core-seconds a step; core-hours: pilot {of_pilot:.2f}, each of {len(study.seeds)} runs {of_run:.2f}"
-        )
+        of_pilot, of_run = f"pilot {cost['pilot']:.2f}", f"each of {len(study.seeds)} runs {cost['run']:.2f}"
+        print(f"  {cell.name:36}{of_pilot}, {of_run} ({cost['step']:.2f} core-seconds a step)")
     # One seed of every recipe before the next, one condition before the next: what is left out is the end.
     runs = [(cell, seed) for c in study.conditions for seed in study.seeds for cell in cells if cell.condition == c]
     todo, hours = [], 0.0
