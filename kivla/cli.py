@@ -20,6 +20,8 @@ COMMANDS = {
     "record": "write demonstrations of a simulator's scripted expert as a LeRobot dataset",
     "predict": "predict action chunks with a trained policy, on a dataset or on images",
     "pretrain-tiny": "train a small VLM from nothing that sees the tabletop and answers questions",
+    "assemble-vlm": "make a VLM of a pretrained language model and a pretrained vision tower",
+    "teach-vlm": "teach a pretrained VLM to see the tabletop, with replay of plain texts",
     "convert": "convert π0 and π0.5 checkpoints of openpi, LeRobot and transformers, and back to LeRobot",
     "evaluate": "measure a policy on a dataset: errors by dimension and step, jerk, answers; one page of plots",
     "rollout": "let a policy act in a simulator: success, and whether the instruction matters",

@@ -14,6 +14,7 @@ ROOMS = {
     "processing": set(),
     "command_line": set(),
     "acting": {"modeling_kivla"},
+    "assembly": set(),
     "training.data": {"modeling_kivla", "processing", "acting"},
 }
 ROOMS["training.evaluation"] = {"training.data", *ROOMS["training.data"]}

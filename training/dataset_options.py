@@ -71,7 +71,7 @@ class DatasetOptions(KeyOptions):
             return self.episodes
         episodes = self.episodes
         if episodes is None:
-            episodes = self.reader()(dataset, chunk_size=1, cameras=[]).episodes
+            episodes = dataset_reader(self.dataset_format).episode_numbers(dataset)
         if self.exclude_episodes:
             episodes = without(episodes, self.exclude_episodes)
         rest = [episode for episode in episodes if episode not in set(also_without or ())]

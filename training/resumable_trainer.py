@@ -37,6 +37,7 @@ from .checkpoints import (
 )
 from .data.example_order import ExampleOrder, NumberedCollator, NumberedExamples, SeedEveryStep
 from .data.length_buckets import StepBuckets
+from .data.robot_dataset import RobotDataset
 from .ema import EMA_FILE, WeightAverage
 from .loss_watch import LossWatch, NonFiniteError, name_examples
 from .preemption import StopSignals, leave_signals_to_parent
@@ -314,7 +315,9 @@ class ResumableTrainer(Trainer):
             sampler = sampler_fn(dataset)
             if type(sampler) not in (RandomSampler, SequentialSampler):
                 return sampler
-            self._order = ExampleOrder(len(numbered), seed, shuffle=isinstance(sampler, RandomSampler))
+            windows = dataset.file_windows if isinstance(dataset, RobotDataset) else None
+            epoch_order = None if windows is None else windows.epoch
+            self._order = ExampleOrder(len(numbered), seed, isinstance(sampler, RandomSampler), epoch_order)
             if not self.args.bucket_by_length:
                 return self._order
             step_size = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size

@@ -32,16 +32,18 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixi
 
 from ..modeling_kivla import KIVLAForActionPrediction
 from ..processing import KIVLAProcessor
+from .data.lerobot.vector_keys import USUAL_KEYS
 from .data.mixture import Mixture
 from .data.robot_dataset import RobotDataset, evenly_spread
 from .data.vlm.dataset import VLMDataset
 from .data.vlm.streaming import StreamedRows
 from .data.vlm.texts import TextDataset
+from .parts import RATE_ARGUMENTS
 
 # The training arguments that a run's result depends on. (What splits a step's examples among devices and micro-batches
 # is not among them, but their product is.)
 MATTERS = (
-    *("learning_rate", "expert_learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps"),
+    *("learning_rate", *RATE_ARGUMENTS.values(), "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps"),
     *("optim", "optim_args", "optim_target_modules", "muon", "weight_decay", "adam_beta1", "adam_beta2"),
     *("adam_epsilon", "max_grad_norm", "clip_per_part", "ema_decay", "neftune_noise_alpha", "bf16", "fp16"),
     *("seed", "data_seed", "bucket_by_length", "dataloader_drop_last", "train_sampling_strategy"),
@@ -99,12 +101,12 @@ def run_identity(
         start: see `start_of`.
         processing_class: what the trainer saves with the model.
     """
-    facts, known = dict(facts), {field.name for field in fields(args)}
+    facts = dict(facts)
     start = {**facts.pop("start", {}), **start}
     examples = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     identity = {
         "facts": facts,
-        "training": {"examples_in_a_step": examples} | {n: getattr(args, n) for n in MATTERS if n in known},
+        "training": {"examples_in_a_step": examples} | _training(args),
         "data": describe(data),
         "start": start,
         "model": _without(json.loads(model.config.to_json_string(use_diff=False)), (*_PASSED_OVER, *_TOKEN_IDS)),
@@ -112,6 +114,13 @@ def run_identity(
         "versions": {name: version(name) for name in ("kivla", "transformers", "torch")},
     }
     return json.loads(json.dumps(identity, default=_as_json))
+
+
+def _training(args: TrainingArguments) -> dict:
+    known = {field.name for field in fields(args)}
+    # Where they are not given, they are not said: runs of the time when there were none may go on.
+    unsaid = {n for n in ("new_token_learning_rate", "projector_learning_rate") if getattr(args, n, None) is None}
+    return {name: getattr(args, name) for name in MATTERS if name in known and name not in unsaid}
 
 
 def start_of(model: PreTrainedModel | PeftModel) -> dict:
@@ -172,9 +181,10 @@ def _(data: RobotDataset) -> dict:
     described = {"name": data.name, "episodes": data.num_episodes, "frames": len(data), "content": data.content_digest}
     described |= {"cameras": data.cameras, "robot": data.robot, "chunk_size": data.chunk_size}
     # The usual ones are not said: runs of the time when there were no others may go on.
-    usual = {"action_key": ["action"], "state_key": ["observation.state"]}
     keys = {"action_key": list(data.action_key), "state_key": list(data.state_key)}
-    described |= {name: key for name, key in keys.items() if key and key != usual[name]}
+    described |= {name: key for name, key in keys.items() if key and key != USUAL_KEYS[name]}
+    if data.file_windows is not None:  # on which the order depends
+        described["window_bytes"] = data.file_windows.window_bytes
     return described | ({} if data.subtask_key is None else {"subtask_key": data.subtask_key})
 
 
@@ -261,7 +271,7 @@ def differences(before: dict, now: dict) -> list[str]:
     is_other_version = before["versions"] != now["versions"]
     skipped = {"versions"}
     if _at(before, STAGE) != _at(now, STAGE) and None not in (_at(before, STAGE), _at(now, STAGE)):
-        skipped |= {START, MODEL, ".".join(STAGE)}
+        skipped |= {START, MODEL, ".".join(STAGE), *(f"training.{name}" for name in RATE_ARGUMENTS.values())}
     old, new = (dict(_leaves(identity, skipped)) for identity in (before, now))
     different = {
         name: (old.get(name, _ABSENT), new.get(name, _ABSENT))

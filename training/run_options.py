@@ -134,14 +134,20 @@ class DataArguments(DatasetOptions):
     check_data: bool = field(
         default=True, metadata={"help": "Look at the data first, as `kivla check-data --quick`: errors end the run."}
     )
+    streaming: bool = field(
+        default=False, metadata={"help": "Fetch videos from the Hub while training, instead of all before."}
+    )
+    stream_gb: float | None = field(
+        default=None, metadata={"help": "Gigabytes of streamed videos that are kept on this machine; 20."}
+    )
     frame_cache_mb: float = field(
         default=0, metadata={"help": "Megabytes of decoded frames that every data-loader worker keeps in memory."}
     )
 
     def reader_arguments(self) -> dict:
         """What of the dataset's options is given, by the names that `LeRobotDataset` has for it."""
-        language = {} if self.subtask_key is None else {"subtask_key": self.subtask_key}
-        return super().reader_arguments() | language
+        given = {"subtask_key": self.subtask_key, "streaming": self.streaming or None, "stream_gb": self.stream_gb}
+        return super().reader_arguments() | {name: value for name, value in given.items() if value is not None}
 
     @property
     def mapping(self) -> dict[str, str | None] | None:
@@ -169,6 +175,12 @@ class DataArguments(DatasetOptions):
                 raise ValueError(f"--{name} has {len(values)} entries for {len(self.dataset)} datasets.")
         if len(self.dataset) > 1 and (self.episodes or self.exclude_episodes or self.eval_episodes):
             raise ValueError("--episodes, --exclude_episodes and --eval_episodes are for a single dataset.")
+        if self.stream_gb is not None and not self.streaming:
+            refuse({"stream_gb": "it is for --streaming true"})
+        if self.streaming and self.question_share is not None:
+            refuse({"question_share": "the questions are about frames all over the dataset, which --streaming avoids"})
+        if self.streaming and self.dataset_format != "lerobot":
+            refuse({"streaming": f"it is for LeRobot datasets, and --dataset_format is {self.dataset_format}"})
         if self.frame_cache_mb and self.dataset_format != "lerobot":
             refuse({"frame_cache_mb": f"it is for LeRobot datasets, and --dataset_format is {self.dataset_format}"})
         if self.dataset_weights is not None and len(self.dataset) == 1:
@@ -185,6 +197,13 @@ class DataArguments(DatasetOptions):
         if self.dataset_format != "lerobot":
             reason = f"it is for LeRobot datasets, and --dataset_format is {self.dataset_format}"
             refuse({name: reason for name in ("subtask_key", "question_share") if getattr(self, name) is not None})
+        learned = (self.text_dataset, self.text_config, self.text_split or TEXT_SPLIT)
+        tested = (self.eval_text_dataset, self.eval_text_config, self.eval_text_split or TEXT_SPLIT)
+        if self.text_dataset is not None and learned == tested:
+            raise ValueError(
+                f"--text_dataset and --eval_text_dataset are both {self.text_dataset}: texts that are learned do not "
+                "tell what is kept. Hold out another split or, better, another source."
+            )
         if self.text_dataset is None:
             names = [f"text_{name}" for name in ("column", "split", "config", "share", "length")]
             refuse({name: "there is no --text_dataset" for name in names if getattr(self, name) is not None})

@@ -9,11 +9,13 @@ from pathlib import Path
 import numpy as np
 from huggingface_hub import RepoCard
 from transformers import pipeline
+from transformers.utils import cached_file
 
 from ..hub_cards import fine_tuned_card
 from ..hub_cards.environment_info import environment_info
 from ..hub_cards.hub_names import public_name
 from ..hub_cards.readme import split_metadata, write_readme
+from .data.lerobot.vector_keys import NO_STATE, USUAL_KEYS
 from .data.robot_dataset import RobotDataset
 from .data_parallel import unsharded_init
 from .evaluation.predictions import predict_dataset
@@ -29,6 +31,27 @@ def write_card(folder: Path, license: str | None = None, name: str | None = None
     if name is not None:
         facts["name"] = name
     write(folder / "README.md", partial(fine_tuned_card, facts), license)
+
+
+def trained_columns(policy: str, robot: str | None) -> dict[str, list[str]]:
+    """Columns of the data that a policy was trained on, where they are not LeRobot's own.
+
+    Args:
+        policy: a folder or a Hub id.
+        robot: the robot's name, of a policy of several.
+
+    Returns:
+        `action_key` and `state_key`, those that are said: nothing for a policy whose training left no facts.
+    """
+    path = cached_file(policy, FACTS, _raise_exceptions_for_missing_entries=False)
+    if path is None:
+        return {}
+    rows = json.loads(Path(path).read_text(encoding="utf-8")).get("robots", [])
+    row = next((row for row in rows if row["name"] == robot), {})
+    keys = {name: row.get(name) for name, usual in USUAL_KEYS.items() if row.get(name) not in (None, [], usual)}
+    if row.get("action_key") and row.get("state_key") == []:
+        keys["state_key"] = [NO_STATE]
+    return keys
 
 
 def write(path: Path, card: Callable[[str | None], RepoCard], license: str | None) -> None:

@@ -9,11 +9,11 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
+from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 
 from ..command_line import model_type, parse, policy_pipeline, refusals
+from ..processing import KIVLAProcessor
 from ..processing.camera_names import CAMERAS_HELP, parse_cameras
 from ..training.data.camera_naming import unseen_note
 from ..training.dataset_options import DatasetOptions
@@ -36,6 +36,7 @@ from ..training.evaluation.text_nll import (
 )
 from ..training.evaluation.tokenizer_error import measure
 from ..training.policy_options import refuse
+from ..training.training_facts import trained_columns
 
 # What an option is about that is of no use without it
 _OF_TEXTS = ("text_column", "text_split", "text_config", "num_texts", "text_length")
@@ -88,27 +89,28 @@ class EvaluateArguments(DatasetOptions):
 
 
 class Speaker(NamedTuple):
-    """A VLM, or a policy that was one, as it predicts texts and answers questions."""
+    """A VLM, or a policy that was one, as it predicts texts and answers questions; its processor is a policy's."""
 
     model: PreTrainedModel
-    vlm_processor: ProcessorMixin
-    action_token_ids: np.ndarray
-
-    @classmethod
-    def of(cls, pipe) -> "Speaker":
-        return cls(pipe.model, pipe.processor.vlm_processor, pipe.processor.action_token_ids)
+    processor: KIVLAProcessor
 
     @classmethod
     def load(cls, name: str, device: torch.device | str, dtype: torch.dtype | str = "auto") -> "Speaker":
         """A VLM or a policy of this name."""
         if model_type("kivla evaluate", name) == "kivla":
-            return cls.of(policy_pipeline("kivla evaluate", name, device=device, dtype=dtype))
+            pipe = policy_pipeline("kivla evaluate", name, device=device, dtype=dtype)
+            return cls(pipe.model, pipe.processor)
         model = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype).to(device)
-        return cls(model, AutoProcessor.from_pretrained(name), np.zeros(0, np.int64))
+        processor = KIVLAProcessor(AutoProcessor.from_pretrained(name), state_encoding="none", normalization="none")
+        return cls(model, processor)
 
     def read(self, texts: HeldOutTexts, batch_size: int) -> TextScores:
-        tokenizer, actions = self.vlm_processor.tokenizer, self.action_token_ids
-        return text_nll(self.model, tokenizer, texts.texts, texts.text_length, batch_size, actions)
+        processor = self.processor
+        options = {"action_token_ids": processor.action_token_ids, "start": processor.document_start}
+        return text_nll(self.model, processor.tokenizer, texts.texts, texts.text_length, batch_size, **options)
+
+    def answer(self, folder: str, batch_size: int) -> dict:
+        return measure_answers(self.model, self.processor.vlm_processor, folder, batch_size)
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -119,7 +121,7 @@ def run(arguments: Sequence[str]) -> None:
     else:
         pipe = policy_pipeline("kivla evaluate", args.policy)
         chunks, data, report = act(pipe, args)
-        speaker = Speaker.of(pipe)
+        speaker = Speaker(pipe.model, pipe.processor)
     report |= know(speaker, args)
     folder = Path(args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
@@ -143,6 +145,11 @@ def act(pipe, args: EvaluateArguments) -> tuple:
         pipe.processor.check_cameras(names)
         there = args.camera_names(args.dataset)
         cameras = robot.among(there, names)
+    if args.dataset_format == "lerobot" and args.dataset_keys is None:
+        for key, columns in trained_columns(args.policy, args.robot).items():
+            if getattr(args, key) is None:
+                setattr(args, key, columns)
+                print(f"{args.dataset}: read as what the policy was trained on, --{key} {' '.join(columns)}")
     data = args.open(args.dataset, pipe.processor.chunk_size, cameras, args.robot)
     for note in [*data.notes, *unseen_note(data, there)]:
         print(f"{data.name}: {note}")
@@ -176,7 +183,7 @@ def know(speaker: Speaker, args: EvaluateArguments) -> dict:
                 "text_by_text_before": None if scores_before is None else scores_before.to_dict(),
             }
         if args.vlm_dataset is not None:
-            report["answers"] = measure_answers(*speaker[:2], args.vlm_dataset, args.batch_size)
+            report["answers"] = speaker.answer(args.vlm_dataset, args.batch_size)
             if before is not None:
-                report["answers_before"] = measure_answers(*before[:2], args.vlm_dataset, args.batch_size)
+                report["answers_before"] = before.answer(args.vlm_dataset, args.batch_size)
     return report

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import datasets
 import torch
+import torch.nn.functional as F
 from transformers import ProcessorMixin, Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -20,6 +21,7 @@ from ..command_line import command_line
 from ..hub_cards import tabletop_vlm_card
 from ..hub_cards.hub_names import public_name
 from ..hub_cards.readme import write_readme
+from ..processing.chat_format import chat_format
 from ..simulation.tabletop.answers import answer_accuracy, format_accuracy
 from ..simulation.tabletop.questions import make_questions
 from ..simulation.tabletop.tasks import DIRECTIONS, EDGES, PUT_RELATIONS, WORDINGS
@@ -168,8 +170,12 @@ class ConversationCollator:
 
     def __init__(self, processor: ProcessorMixin):
         self.processor = processor
-        tokenizer = processor.tokenizer
-        self.start, self.end = tokenizer.convert_tokens_to_ids("<assistant>"), tokenizer.eos_token_id
+        if processor.chat_template:
+            chat = chat_format(processor, 1)
+            ids = [
+                processor.tokenizer(text, add_special_tokens=False)["input_ids"] for text in (chat.after, chat.closing)
+            ]
+            self.opening, self.closing = torch.tensor(ids[0]), ids[1][0]
 
     def __call__(self, rows: Sequence[dict]) -> dict[str, torch.Tensor]:
         options = {"padding": True, "return_tensors": "pt"}
@@ -179,9 +185,14 @@ class ConversationCollator:
             suffix = [answer_of(row["messages"]) for row in rows]
             return self.processor(text=text, images=images, suffix=suffix, **options)
         text = [chat_text(self.processor, row["messages"]) for row in rows]
-        batch = self.processor(text=text, images=images, add_special_tokens=False, **options)
-        tokens = batch["input_ids"]
-        opened, closed = (tokens == self.start).cumsum(1), (tokens == self.end).cumsum(1)
-        says = (opened > closed - (tokens == self.end).long()) & (tokens != self.start)
-        batch["labels"] = torch.where(says, tokens, -100)
+        batch = self.processor(text=text, images=images, add_special_tokens=False, padding_side="right", **options)
+        batch["labels"] = torch.where(self._says(batch["input_ids"]), batch["input_ids"], -100)
         return batch
+
+    def _says(self, tokens: torch.Tensor) -> torch.Tensor:
+        """(B, S): from behind the opening of a turn of the assistant up to and with the token that closes it."""
+        places, size = torch.arange(tokens.shape[1]), len(self.opening)
+        begins = F.pad((tokens.unfold(1, size, 1) == self.opening).all(-1), (size, 0))[:, : tokens.shape[1]]
+        closed = F.pad(tokens == self.closing, (1, 0))[:, : tokens.shape[1]]  # by the token before
+        last_begin, last_end = (torch.where(found, places, -1).cummax(1).values for found in (begins, closed))
+        return (last_begin >= last_end) & (last_begin >= 0)

@@ -198,6 +198,7 @@ def make_trainer(
         warmup_steps=min(50, max_steps // 10),
         learning_rate=args.learning_rate,
         muon=True,
+        **stage.rate_arguments(),
         logging_steps=max(max_steps // 50, 1),
         seed=seed,
         dataloader_pin_memory=False,

@@ -279,7 +279,7 @@ def generate_questions(
     given: dict[tuple[str, str], Counter] = defaultdict(Counter)
     scenes, questions = [], []
     for _ in range(num_scenes):
-        scene = _with_gripper(rng, sample_scene(rng, [pairs] * num_objects))
+        scene = with_gripper(rng, sample_scene(rng, [pairs] * num_objects))
         ask = Asker(scene, rng, forms, pairs)
         asked = []
         for kind in rng.permutation(kinds).tolist():
@@ -307,7 +307,8 @@ def _balanced(ask: Asker, kind: str, given: dict[tuple[str, str], Counter]) -> Q
     return Question(kind, form, text.format(*names), answer)
 
 
-def _with_gripper(rng: np.random.Generator, scene: Scene) -> Scene:
+def with_gripper(rng: np.random.Generator, scene: Scene) -> Scene:
+    """The scene with its gripper somewhere else, as often as `GRIPPER_MODES` says."""
     mode = rng.choice(list(GRIPPER_MODES), p=list(GRIPPER_MODES.values()))
     if mode == "away":
         return scene

@@ -140,6 +140,9 @@ def test_options_of_texts_without_texts(sources, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(command(sources, tmp_path, eval_text_column="body"))
     assert "--eval_text_column cannot apply: there is no --eval_text_dataset" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(command(sources, tmp_path, text_dataset="texts.jsonl", eval_text_dataset="texts.jsonl"))
+    assert "are both texts.jsonl: texts that are learned do not tell what is kept" in capsys.readouterr().err
 
 
 def test_a_frozen_vlm_answers_and_predicts_as_before(sources, texts, tmp_path):

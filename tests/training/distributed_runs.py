@@ -29,6 +29,8 @@ from kivla import (
     KIVLATrainingArguments,
 )
 from kivla.processing import compute_statistics
+from kivla.training.parts import PARTS, RATE_ARGUMENTS
+from kivla.training.recipes import Stage, set_stage
 from tests.helpers.families import FAMILIES, Family, make_example, randomize_zero_parameters
 from tests.helpers.vlm_processors import KINDS
 
@@ -89,6 +91,7 @@ def make_trainer(
     both_parts: bool = False,
     texts: bool = False,
     config: dict | None = None,
+    stage: Stage | None = None,
     **settings,
 ) -> InOrder:
     numbers = np.random.default_rng(0)
@@ -98,6 +101,8 @@ def make_trainer(
     }
     processor = KIVLAProcessor(KINDS[kind].processor(), BinningActionTokenizer(), statistics, **SIZES)
     model = KINDS[kind].policy(**SIZES, **(config or {}))
+    if stage is not None:
+        set_stage(model, stage)
     size = BATCH // int(os.environ.get("WORLD_SIZE", 1)) // accumulation
     args = KIVLATrainingArguments(
         output_dir=str(folder),
@@ -147,16 +152,7 @@ def on_cpu(mixed_precision: str, distributed_type: DistributedType, **plugins) -
 
 def results(trainer: KIVLATrainer) -> dict:
     """Losses of every step, and the weights after the last one, whole."""
-    names = (
-        "loss",
-        "token_loss",
-        "flow_loss",
-        "text_loss",
-        "anchor_loss",
-        "grad_norm",
-        "backbone_grad_norm",
-        "expert_grad_norm",
-    )
+    names = ("loss", "token_loss", "flow_loss", "text_loss", "grad_norm", *(f"{part}_grad_norm" for part in PARTS))
     history = [{n: entry[n] for n in names if n in entry} for entry in trainer.state.log_history if "loss" in entry]
     weights = trainer.accelerator.get_state_dict(trainer.deepspeed if trainer.is_deepspeed_enabled else trainer.model)
     weights = weights or {}  # ZeRO-3 gives them to the first rank alone
@@ -206,8 +202,8 @@ def run(folder: Path, name: str) -> None:
     """A training as its name says; writes FOLDER/NAME.pt.
 
     Names are "families" (see `shard_families`), or HOW-KIND and any of `accumulated`, `both`, `texts` (see `examples`;
-    they are anchored, too), `joint` (no insulation), `evaluated`, `bf16`, and `resumed`: stopped after half of the
-    steps and begun again, its policy in FOLDER/NAME.
+    they are anchored, too), `joint` (no insulation), `evaluated`, `bf16`, `warmup` (the VLM rests but for new tokens
+    and projector), and `resumed`: stopped after half of the steps and begun again, its policy in FOLDER/NAME.
     """
     if name == "families":
         return shard_families(folder)
@@ -224,6 +220,9 @@ def run(folder: Path, name: str) -> None:
         "sample_in_eval": how != "zero3",
         "config": {"backbone_gradient_scale": 1.0 if "joint" in variants else 0.0},
     }
+    if "warmup" in variants:
+        rates = dict.fromkeys(RATE_ARGUMENTS.values(), LEARNING_RATE / 2)
+        options |= {"stage": Stage(("new_tokens", "projector", "expert")), **rates}
     checkpoint = None
     if "resumed" in variants:
         first = make_trainer(folder / name, **options, max_steps=STEPS // 2, save_strategy="steps", save_steps=5)

@@ -56,6 +56,9 @@ def test_a_run_goes_on_with_the_same_columns_only(root):
     ("options", "message"),
     [
         ({"action_key": ["a"], "dataset_format": "mine:Mine"}, "--action_key cannot apply: it is for LeRobot datasets"),
+        ({"stream_gb": 5}, "--stream_gb cannot apply: it is for --streaming true"),
+        ({"streaming": True, "dataset_format": "mine:Mine"}, "--streaming cannot apply: it is for LeRobot datasets"),
+        ({"streaming": True, "question_share": 0.1}, "--question_share cannot apply: the questions are about frames"),
         ({"exclude_episodes": ["1-3"], "eval_episodes": ["0", "3"]}, r"_episodes both name the episodes \[3\]"),
         ({"episodes": ["one"]}, "--episodes takes numbers, ranges"),
         ({"dataset": ["a", "b"], "robots": ["x", "y"], "exclude_episodes": [1]}, "are for a single dataset"),

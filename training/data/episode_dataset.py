@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from .camera_choice import choose_cameras
 from .robot_dataset import RobotDataset, evenly_spread
 
 
@@ -71,8 +72,8 @@ class EpisodeDataset(RobotDataset):
         self.chunk_size = chunk_size
         self.robot = robot
         self.fps = fps
-        self._episodes = self._selected("episode", episodes, list(lengths))
-        self.cameras = self._selected("camera", cameras, list(all_cameras), may_be_none=True)
+        self._episodes = self._selected(episodes, list(lengths))
+        self.cameras = choose_cameras(self.name, all_cameras, cameras)
         self.action_names = None if action_names is None else list(action_names)
         self.state_names = None if state_names is None else list(state_names)
         self._ends = np.cumsum([lengths[episode] for episode in self._episodes])  # one past each episode's last item
@@ -173,11 +174,11 @@ class EpisodeDataset(RobotDataset):
         actions = self._vectors[number]["actions"]
         return actions[np.minimum(frame + np.arange(self.chunk_size), len(actions) - 1)]
 
-    def _selected(self, what: str, wanted: Sequence | None, there: list, may_be_none: bool = False) -> list:
+    def _selected(self, wanted: Sequence[int] | None, there: list[int]) -> list[int]:
         selected = there if wanted is None else list(wanted)
-        unknown = [one for one in selected if one not in there]
-        if unknown or len(set(selected)) != len(selected) or not (selected or may_be_none):
-            problem = f"has no {what} {unknown[0]!r}" if unknown else f"needs each {what} once, got {selected}"
+        unknown = [episode for episode in selected if episode not in there]
+        if unknown or len(set(selected)) != len(selected) or not selected:
+            problem = f"has no episode {unknown[0]!r}" if unknown else f"needs each episode once, got {selected}"
             raise ValueError(f"{self.name} {problem}. It has: {there}.")
         return selected
 

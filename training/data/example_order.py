@@ -59,16 +59,28 @@ class ExampleOrder(Sampler):
         num_examples: n.
         seed: epoch e is shuffled with seed + e, as accelerate's `SeedableRandomSampler` does.
         shuffle: otherwise every epoch has the dataset's own order.
+        epoch_order: the shuffled order for a seed, where it is not to be that of all examples alike.
     """
 
-    def __init__(self, num_examples: int, seed: int, shuffle: bool):
+    def __init__(
+        self,
+        num_examples: int,
+        seed: int,
+        shuffle: bool,
+        epoch_order: Callable[[int], Iterator[int]] | None = None,
+    ):
         self.num_examples, self.seed, self.shuffle = num_examples, seed, shuffle
+        self.epoch_order = epoch_order
         self.epoch = 0
 
     def __len__(self) -> int:
         return self.num_examples
 
     def __iter__(self) -> Iterator[int]:
+        if self.shuffle and self.epoch_order is not None:
+            first = self.epoch * self.num_examples
+            yield from (first + example for example in self.epoch_order(fold_seed(self.seed, self.epoch)))
+            return
         order = torch.arange(self.num_examples)
         if self.shuffle:
             order = torch.randperm(self.num_examples, generator=torch.Generator().manual_seed(self.seed + self.epoch))

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from .example_order import fold_seed, shuffled
+from .robot_dataset import RobotDataset
 from .vlm.dataset import VLMDataset
 
 
@@ -13,7 +14,8 @@ class Mixture(torch.utils.data.Dataset):
     """`num_examples` examples, each from one of the sources.
 
     Every source is gone through in a shuffled order, then again in another one, so that none of its examples is seen
-    twice before all were seen once. Streamed VLM data is gone through in its own order (shuffle the stream). Example i
+    twice before all were seen once. Streamed VLM data is gone through in its own order (shuffle the stream),
+    streamed demonstrations in windows of files (`FileWindows`). Example i
     depends on the seed and i alone: a sampler may take them in any order, ranks may share them out, and a resumed run
     goes on with the same ones. `KIVLATrainer` takes them as they come.
 
@@ -64,7 +66,10 @@ class Mixture(torch.utils.data.Dataset):
         epoch, position = divmod(int(self._turn[index]), len(source))
         if self._in_order[number]:
             return source, position
-        return source, shuffled(position, len(source), fold_seed(self.seed, number, epoch))
+        seed = fold_seed(self.seed, number, epoch)
+        if isinstance(source, RobotDataset) and source.file_windows is not None:
+            return source, source.file_windows.item(position, seed)
+        return source, shuffled(position, len(source), seed)
 
     def size_of(self, index: int) -> tuple[int, int]:
         """Images and characters of text of an example, without reading them."""

@@ -12,6 +12,7 @@ import torch
 from ...processing.normalization import STILL, with_ranges
 from ...processing.plugins import check_has, find_class
 from .column_statistics import column_statistics
+from .file_windows import FileWindows
 
 # Imported when asked for. Other packages name theirs in pyproject.toml: [project.entry-points."kivla.datasets"]
 DATASET_FORMATS: dict[str, str | type] = {"lerobot": "kivla.training.data.lerobot.dataset:LeRobotDataset"}
@@ -47,6 +48,7 @@ class RobotDataset(torch.utils.data.Dataset, ABC):
         notes: what was assumed, derived or chosen when it was opened, one plain sentence each.
         action_key, state_key: the columns that actions and state are made of, in formats that have a choice of them.
         subtask_key: the column of the sub-tasks that examples have as `response`, or None.
+        file_windows: the order to train in, where pictures are streamed; None where any order is as good.
     """
 
     name: str
@@ -63,6 +65,7 @@ class RobotDataset(torch.utils.data.Dataset, ABC):
     action_key: Sequence[str] = ()
     state_key: Sequence[str] = ()
     subtask_key: str | None = None
+    file_windows: FileWindows | None = None
 
     @property
     @abstractmethod
@@ -136,6 +139,11 @@ class RobotDataset(torch.utils.data.Dataset, ABC):
     def camera_names(cls, name: str | Path) -> list[str]:
         """All cameras of a dataset, given by its folder or Hub id."""
         return list(cls(name, chunk_size=1).cameras)
+
+    @classmethod
+    def episode_numbers(cls, name: str | Path) -> list[int]:
+        """Numbers of all episodes of a dataset, given by its folder or Hub id."""
+        return list(cls(name, chunk_size=1, cameras=[]).episodes)
 
 
 def joint_statistics(datasets: Sequence[RobotDataset]) -> dict[str, dict[str, np.ndarray]]:

@@ -258,7 +258,7 @@ def _check_videos(data: LeRobotDataset, report: DataReport, count: int) -> list[
         from ..lerobot.key_frames import read_key_frames  # PyAV is an optional dependency
 
         chosen = [files[i] for i in evenly_spread(len(files), count)]
-        videos = [read_key_frames(path) for path in chosen]
+        videos = [data.read_video(path, read_key_frames) for path in chosen]
         decoded = sum(video.decoded * video.frames for video in videos) / max(sum(video.frames for video in videos), 1)
         codecs.append(f"{camera} {videos[0].codec}, {decoded:.1f} frames decoded for a random one")
         late = [path.name for path, video in zip(chosen, videos, strict=True) if not video.starts_with_one]

@@ -6,18 +6,19 @@ Its own small reader: the `lerobot` package cannot be installed beside current t
 import hashlib
 import json
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
-from tqdm import tqdm
 
 from ..robot_dataset import RobotDataset, evenly_spread
+from .camera_selection import cameras_with_files, is_camera, select_cameras
 from .dimension_names import dimension_names, make_unique
+from .episode_rows import derive_tasks, find_episodes
+from .episode_videos import EpisodeVideos, digest_of_ends
 from .frame_cache import FrameCache
 from .frame_checks import FrameChecks
 from .frame_questions import FrameQuestions
@@ -27,24 +28,24 @@ from .frame_table import (
     DataFiles,
     blocks,
     check_lengths,
-    episode_runs,
     first_without_picture,
     is_picture,
     is_vector,
     load_table,
     matrix,
-    numbered_runs,
     scalars,
     vectors,
 )
 from .hub_files import HubFolder
 from .language import read_language
+from .messages import refuse_missing, some
 from .metadata import LeRobotMetadata
 from .stored_image import read_image
+from .streamed_videos import StreamedVideos
 from .vector_keys import VectorPart, choose_keys
-from .video_placement import PlacementError, VideoTimes, frames_of_episodes, place_rows
 
-_MANY_FILES = 50  # to be looked at, from where on there is a progress bar
+T = TypeVar("T")
+STREAM_GB = 20.0
 
 
 class LeRobotDataset(RobotDataset):
@@ -93,6 +94,9 @@ class LeRobotDataset(RobotDataset):
             `meta/subtasks.parquet`). By default items have no response.
         tolerance_s: how many seconds a row may be from its video frame where times decide; half a frame by default.
         revision: branch, tag or commit of a dataset on the Hub; `"lerobot/pusht@v2.1"` says the same.
+        streaming: of a dataset on the Hub fetch each video when a frame of it is first asked for, and keep only the
+            last ones. Data files are downloaded whole. What is wrong with a video is then raised when it is fetched.
+        stream_gb: how many gigabytes of videos are kept; 20.
 
     Attributes:
         cameras: feature names of the cameras.
@@ -132,6 +136,8 @@ class LeRobotDataset(RobotDataset):
         tolerance_s: float | None = None,
         subtask_key: str | None = None,
         revision: str | None = None,
+        streaming: bool = False,
+        stream_gb: float | None = None,
     ):
         if chunk_size < 1:
             raise ValueError(f"chunk_size is the number of actions per item and must be at least 1, got {chunk_size}.")
@@ -141,8 +147,9 @@ class LeRobotDataset(RobotDataset):
         self.robot = robot
         self._frame_cache = FrameCache(int(frame_cache_mb * 1e6))
         self._hub = _on_hub(folder_or_hub_id, revision)
+        self._stream = _stream_of(folder_or_hub_id, self._hub, streaming, stream_gb)
         self.name = str(folder_or_hub_id) if self._hub is None else self._hub.repo
-        self._metadata = _metadata_of(folder_or_hub_id, self._hub)
+        self._metadata = _metadata_of(folder_or_hub_id, self._hub, streaming)
         if self._hub is not None and self._hub.revision:
             self._metadata.notes.append(f"The dataset's revision {self._hub.revision} is read, not the newest one.")
         self.notes = self._metadata.notes  # and what comes while files are looked for
@@ -153,6 +160,16 @@ class LeRobotDataset(RobotDataset):
         self.tolerance_s = 0.5 / self.fps if tolerance_s is None else float(tolerance_s)
         self.robot_type = info.get("robot_type")
         self.features = info["features"]
+        if self._stream is not None:
+            if not any(is_camera(feature) and feature["dtype"] == "video" for feature in self.features.values()):
+                raise ValueError(
+                    f"{self.name} has no videos that could be streamed: pictures are in its data files, which are "
+                    "downloaded whole. Leave out streaming."
+                )
+            self.notes.append(
+                f"Videos are streamed, and at most {self._stream.max_bytes / 1e9:g} GB of them kept, in "
+                f"{self._stream.folder}. They are checked when they are fetched, not now."
+            )
         # Positions in the metadata's episode arrays.
         self._positions = self._select_episodes(episodes)
         self._item_ends = np.cumsum(self._lengths)  # one past each selected episode's last item
@@ -167,8 +184,12 @@ class LeRobotDataset(RobotDataset):
         self.notes += chosen.notes
         self._parts = {"actions": chosen.actions} | ({"state": chosen.state} if chosen.state else {})
         self._stored_images = [name for name, types in files.types.items() if all(map(is_picture, types))]
-        self.cameras = self._select_cameras(cameras, chosen.cameras)
+        wanted = cameras if cameras is not None else chosen.cameras
+        self.cameras, notes = select_cameras(self.name, self._metadata, self._positions, self._stored_images, wanted)
+        self.notes += notes
         stored = [camera for camera in self.cameras if camera in self._stored_images]
+        if self._stream is not None and stored:
+            self.notes.append(f"Pictures of {some(stored)} are in the data files, which are downloaded whole.")
         self._index_columns = [name for name in INDEX_COLUMNS if name in files.types]
         vector_columns = list(dict.fromkeys(part.column for parts in self._parts.values() for part in parts))
         try:
@@ -178,11 +199,16 @@ class LeRobotDataset(RobotDataset):
             self._table = load_table(files, numbers, vector_columns, stored)
         except ValueError as error:
             raise ValueError(f"{self.name}: {error}") from error
-        self._first_rows = self._find_episodes(placed, files.num_rows)  # each selected episode's first row of the table
+        self._first_rows, notes = find_episodes(  # each selected episode's first row of the table
+            self.name, self._metadata, self._table, self._positions, placed, files.num_rows
+        )
+        self.notes += notes
         self._widths: dict[str, int] = {}  # of the columns
         self.action_dim, self.action_names = self._measure("actions", chosen.names)
         self.state_dim, self.state_names = self._measure("state", chosen.names) if chosen.state else (0, None)
-        self.tasks, self._episode_tasks = self._derive_tasks()
+        has_numbers = "task_index" in self._index_columns
+        self.tasks, self._episode_tasks, notes = derive_tasks(self.name, self._metadata, self._positions, has_numbers)
+        self.notes += notes
         self._check_frames()
         self._check_stored_images(stored)
         self.subtask_key = subtask_key
@@ -192,7 +218,12 @@ class LeRobotDataset(RobotDataset):
         except ValueError as error:
             raise ValueError(f"{self.name}: {error}") from error
         self.notes += self._language.notes
-        self._videos = self._place_videos()
+        filmed = [camera for camera in self.cameras if camera not in stored]
+        self._videos = EpisodeVideos(
+            self.name, self._metadata, filmed, self._positions, self._times, self.tolerance_s, self._stream
+        )
+        self.notes += self._videos.notes
+        self.file_windows = self._videos.windows(self._item_ends)
 
     def __len__(self) -> int:
         return int(self._item_ends[-1])
@@ -237,19 +268,12 @@ class LeRobotDataset(RobotDataset):
     def camera_names(cls, name: str | Path) -> list[str]:
         """Feature names of the cameras that have files, from a dataset's metadata alone."""
         hub = _on_hub(name)
-        metadata = _metadata_of(name, None) if hub is None else LeRobotMetadata.load(hub.root)
+        return cameras_with_files(_metadata_alone(name, hub), hub)
 
-        def has_videos(camera: str) -> bool:
-            if hub is not None:  # by the first episode's: nothing is fetched
-                return metadata.has_videos(camera) and all(map(hub.has, metadata.video_files(camera, np.array([0]))))
-            everything = np.arange(len(metadata.episode_indices))
-            return any(not gone for gone in _videos_gone(metadata, camera, everything).values())
-
-        return [
-            camera
-            for camera, feature in metadata.info["features"].items()
-            if _is_camera(feature) and (feature["dtype"] == "image" or has_videos(camera))
-        ]
+    @classmethod
+    def episode_numbers(cls, name: str | Path) -> list[int]:
+        """Numbers of all episodes, from a dataset's metadata alone."""
+        return _metadata_alone(name, _on_hub(name)).episode_indices.tolist()
 
     def size_of(self, index: int) -> tuple[int, int]:
         """How many images an item has and how many characters of text; no image is decoded."""
@@ -327,15 +351,14 @@ class LeRobotDataset(RobotDataset):
         """Memory of the arrays with a number for every episode: what grows with the dataset."""
         metadata = self._metadata
         arrays = [metadata.episode_indices, metadata.episode_lengths, *metadata.placement.values()]
-        arrays += [self._positions, self._item_ends, self._first_rows, *self._first_frames.values()]
-        arrays += [numbers for by_episode in self._frame_numbers.values() for numbers in by_episode.values()]
-        return sum(array.nbytes for array in arrays)
+        arrays += [self._positions, self._item_ends, self._first_rows]
+        return sum(array.nbytes for array in arrays) + self._videos.index_bytes
 
     def episode_range(self, episode: int) -> range:
         """The items of an episode, given by the dataset's own number for it."""
         found = np.flatnonzero(self._metadata.episode_indices[self._positions] == episode)
         if not len(found):
-            raise ValueError(f"{self.name}: episode {episode} is not among the selected ones, {_some(self.episodes)}.")
+            raise ValueError(f"{self.name}: episode {episode} is not among the selected ones, {some(self.episodes)}.")
         selected = int(found[0])
         end = int(self._item_ends[selected])
         return range(end - int(self._metadata.episode_lengths[self._positions[selected]]), end)
@@ -357,9 +380,15 @@ class LeRobotDataset(RobotDataset):
         return [self.tasks[index] for index in dict.fromkeys(scalars(rows["task_index"]).tolist())]
 
     def video_files(self) -> dict[str, list[Path]]:
-        """The video files of the selected episodes, by camera; cameras that are stored as pictures have none."""
-        cameras = [camera for camera in self.cameras if camera not in self._stored_images]
-        return {camera: list(self._metadata.video_files(camera, self._positions)) for camera in cameras}
+        """The video files of the selected episodes, by camera; cameras that are stored as pictures have none.
+
+        They are read by `read_video`.
+        """
+        return self._videos.files()
+
+    def read_video(self, path: Path, read: Callable[[Path], T]) -> T:
+        """Read a video file, which is fetched first if it is streamed."""
+        return self._videos.read_file(path, read)
 
     @cached_property
     def meta_statistics(self) -> dict[str, dict[str, np.ndarray]] | None:
@@ -389,13 +418,11 @@ class LeRobotDataset(RobotDataset):
             arrays |= {name: vectors(block, parts) for name, parts in self._parts.items()}
             for name, digest in digests.items():
                 digest.update(np.ascontiguousarray(arrays[name]).data)
-        pictures = {}
-        for camera in self.cameras:
-            is_stored = camera in self._stored_images
-            paths = self._data_paths if is_stored else self._metadata.video_files(camera, self._positions)
-            pictures[camera] = [_digest_of_ends(path) for path in paths]
-            if numbers := self._frame_numbers.get(camera):  # which were placed by their times
-                pictures[camera] += [hashlib.sha256(frames.tobytes()).hexdigest() for frames in numbers.values()]
+        is_stored = not set(self.cameras).isdisjoint(self._stored_images)
+        stored = [digest_of_ends(path) for path in self._data_paths] if is_stored else []
+        pictures = {
+            camera: stored if camera in self._stored_images else self._videos.digests(camera) for camera in self.cameras
+        }
         whole = [self.fps, self.episodes, sorted(self.tasks.items()), pictures]
         whole += [digest.hexdigest() for digest in digests.values()] + self._language.facts()
         return hashlib.sha256(json.dumps(whole).encode()).hexdigest()[:16]
@@ -415,9 +442,9 @@ class LeRobotDataset(RobotDataset):
         if not len(selected):
             raise ValueError(f"{self.name}: `episodes` is empty. Leave it out to use all episodes.")
         if not (known := np.isin(selected, indices)).all():
-            raise ValueError(f"{self.name} has no episode {_some(selected[~known])}. Its episodes: {_some(indices)}.")
+            raise ValueError(f"{self.name} has no episode {some(selected[~known])}. Its episodes: {some(indices)}.")
         if len(np.unique(selected)) != len(selected):
-            raise ValueError(f"{self.name}: an episode is selected twice in {_some(selected)}.")
+            raise ValueError(f"{self.name}: an episode is selected twice in {some(selected)}.")
         order = np.argsort(indices)
         return order[np.searchsorted(indices, selected, sorter=order)]
 
@@ -428,118 +455,9 @@ class LeRobotDataset(RobotDataset):
             placed = self._metadata.data_files(np.arange(len(self._metadata.episode_indices)))
         if not placed or not all(path.is_file() for path in placed):
             placed = self._metadata.data_files(np.sort(self._positions))
-            self._refuse_missing([path for path in placed if not path.is_file()], "data file")
+            refuse_missing(self.name, [path for path in placed if not path.is_file()], "data file")
         self._data_paths = list(placed)
         return DataFiles.look_at(self._data_paths), placed
-
-    def _select_cameras(self, cameras: Sequence[str] | None, preset: list[str] | None) -> list[str]:
-        announced = [key for key, feature in self.features.items() if _is_camera(feature)]
-        wanted = cameras if cameras is not None else preset
-        selected = []
-        for name in announced if wanted is None else wanted:
-            matches = [key for key in announced if key == name or (wanted is not None and key.endswith(f".{name}"))]
-            matches = [name] if name in matches else matches
-            if len(matches) != 1:
-                problem = "names more than one camera" if matches else "is not a camera"
-                raise ValueError(f"{self.name}: {name!r} {problem} of this dataset. Its cameras: {_some(announced)}.")
-            selected += matches
-        if len(set(selected)) != len(selected):
-            raise ValueError(f"{self.name}: a camera is selected twice in {selected}.")
-        gone = {
-            camera: _videos_gone(self._metadata, camera, self._positions)
-            for camera in selected
-            if camera not in self._stored_images
-        }
-        absent = [camera for camera, paths in gone.items() if all(paths.values())]
-        if absent and (wanted is not None or len(absent) == len(selected)):
-            raise FileNotFoundError(
-                f"{self.name}: info.json announces {_some(absent)}, but the folder holds no picture of "
-                f"{'them' if len(absent) > 1 else 'it'}. Download or copy the dataset again, or leave the cameras out "
-                "(cameras=[] for none)."
-            )
-        for camera in absent:
-            self.notes.append(
-                f"info.json announces the camera {camera}, but the folder holds no picture of it: left out."
-            )
-        selected = [camera for camera in selected if camera not in absent]
-        missing = [path for camera in selected for path, is_gone in gone.get(camera, {}).items() if is_gone]
-        self._refuse_missing(missing, f"video of the cameras {_some(selected)}")
-        return selected
-
-    def _refuse_missing(self, paths: list[Path], what: str) -> None:
-        if paths:
-            raise FileNotFoundError(
-                f"{self.name}: {len(paths)} {what}{'' if len(paths) == 1 else ', each'} missing: {_some(paths)}. "
-                "Download or copy the dataset again, or leave the episodes or the camera out."
-            )
-
-    def _find_episodes(self, placed: dict[Path, np.ndarray], num_rows: list[int]) -> np.ndarray:
-        """Compare the episodes' lengths with the metadata; returns the first row of each selected one."""
-        all_lengths = self._metadata.episode_lengths
-        if "episode_index" in self._index_columns:
-            indices, first_rows = episode_runs(self._table)
-            lengths = np.diff(first_rows, append=len(self._table))
-        else:
-            for (path, held), rows in zip(placed.items(), num_rows, strict=True):
-                if rows != all_lengths[held].sum():
-                    raise ValueError(
-                        f"{path} has {rows} rows and its episodes {all_lengths[held].sum()}: without episode_index "
-                        "nobody can tell which are whose."
-                    )
-            indices, first_rows, lengths = self._find_without_numbers(list(placed.values()))
-        order = np.argsort(indices)
-        indices, first_rows, lengths = indices[order], first_rows[order], lengths[order]
-        if (np.diff(indices) == 0).any():
-            raise ValueError(f"{self.name}: the frames of an episode are not in one piece in the data files.")
-        selected = self._metadata.episode_indices[self._positions]
-        places = np.minimum(np.searchsorted(indices, selected), len(indices) - 1)
-        found = np.where(indices[places] == selected, lengths[places], 0)
-        expected = self._lengths
-        if (wrong := np.flatnonzero(found != expected)).size:
-            first = wrong[0]
-            raise ValueError(
-                f"{self.name}: episode {selected[first]} has {expected[first]} frames by its metadata, but "
-                f"{found[first]} in the data."
-            )
-        unknown = ~np.isin(indices, self._metadata.episode_indices)
-        if unknown.any():
-            self.notes.append(
-                f"The data files hold {int(lengths[unknown].sum())} rows of episodes that the episode table does not "
-                f"list ({_some(indices[unknown])}): they are not used."
-            )
-        return first_rows[places]
-
-    def _find_without_numbers(self, files: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Number, first row and length of each episode, where rows do not say of which episode they are.
-
-        Args:
-            files: positions of the episodes that each data file has, as many rows as theirs.
-        """
-        metadata, lengths = self._metadata, self._metadata.episode_lengths
-        shared = [held for held in files if len(held) > 1]
-        if shared and ROW_NUMBER in self._table.column_names:
-            starts = metadata.first_indices()
-            order = np.argsort(starts, kind="stable")
-            runs, first_rows, firsts = numbered_runs(self._table, starts[order])
-            positions = order[runs]
-            if (runs < 0).any() or (firsts != starts[positions]).any():
-                raise ValueError(
-                    f"{self.name}: episode_index is missing, and the numbers in the column {ROW_NUMBER!r} are not "
-                    "those of the episode table: nobody can tell which rows are whose. Export the dataset again."
-                )
-            self.notes.append(f"episode_index is missing: the column {ROW_NUMBER!r} says which rows are whose.")
-            return metadata.episode_indices[positions], first_rows, np.diff(first_rows, append=len(self._table))
-        # Numbers of frames begin anew with each episode, and are checked: they tell episodes of different lengths apart
-        is_told = "frame_index" in self._index_columns
-        if any(not is_told or len(np.unique(lengths[held])) < len(held) for held in shared):
-            raise ValueError(
-                f"{self.name}: episode_index and {ROW_NUMBER} are missing, and a data file holds several episodes, "
-                f"{'of equal lengths' if is_told else 'without frame_index'}: nobody can tell in which order. Export "
-                "the dataset again with these columns."
-            )
-        self.notes.append("episode_index is missing: the rows of a data file are its episodes, in their order.")
-        held = np.concatenate(files)
-        return metadata.episode_indices[held], np.cumsum(lengths[held]) - lengths[held], lengths[held]
 
     def _measure(self, kind: str, preset_names: dict[str, list[str]]) -> tuple[int, list[str] | None]:
         """Size and names of the actions or the state; the size is that of the first selected row."""
@@ -569,29 +487,6 @@ class LeRobotDataset(RobotDataset):
         if len(set(plain)) < len(plain):
             plain = make_unique([name if name == label else f"{label}.{name}" for label, name in names])
         return len(names), preset_names.get(kind) or (plain if has_names else None)
-
-    def _derive_tasks(self) -> tuple[dict[int, str], np.ndarray | None]:
-        """Task number → instruction; and the task of each selected episode, where rows do not have one themselves."""
-        tasks = self._metadata.tasks
-        if tasks and "task_index" in self._index_columns:
-            return tasks, None
-        what = "task_index is missing" if tasks else "There is no table of tasks"
-        if len(tasks) == 1:
-            self.notes.append(f"{what}: there is only one task.")
-            return tasks, np.full(len(self._positions), next(iter(tasks)))
-        try:
-            listed = self._metadata.episode_tasks(self._positions)
-        except ValueError as error:
-            raise ValueError(f"{self.name}: {what}, and the episode table lists no tasks. ({error})") from error
-        for episode, its_tasks in zip(self.episodes, listed, strict=True):
-            if len(its_tasks) != 1 or not isinstance(its_tasks[0], str):
-                raise ValueError(f"{self.name}: {what}, and episode {episode} has not one task, but {its_tasks}.")
-        numbers = {text: number for number, text in tasks.items()}
-        for (text,) in listed:
-            numbers.setdefault(text, max(numbers.values(), default=-1) + 1)
-        self.notes.append(f"{what}: tasks are those that the episode table lists for each episode.")
-        tasks = {number: text for text, number in numbers.items()} | tasks
-        return tasks, np.array([numbers[text] for (text,) in listed])
 
     def _check_frames(self) -> None:
         """Look at every row of the selected episodes once, a block of them at a time."""
@@ -642,108 +537,6 @@ class LeRobotDataset(RobotDataset):
         """Columns of the selected episodes; see `blocks`."""
         return blocks(self._table, list(dict.fromkeys(columns)), self._first_rows, self._lengths)
 
-    def _place_videos(self) -> Any:  # `VideoReaders` of an optional dependency
-        """Find the frames of every selected episode in its videos. None when no camera is stored as video."""
-        self._first_frames: dict[str, np.ndarray] = {}
-        self._frame_numbers: dict[str, dict[int, np.ndarray]] = {}  # camera → selected episode → frames of its rows
-        cameras = [camera for camera in self.cameras if camera not in self._stored_images]
-        if not cameras:
-            return None
-        from .video import VideoReaders  # PyAV is an optional dependency
-
-        files = {camera: self._metadata.video_files(camera, self._positions) for camera in cameras}
-        count = sum(map(len, files.values()))
-        progress = tqdm(total=count, desc="Looking at videos", unit="file", disable=count < _MANY_FILES)
-        for camera in cameras:
-            self._first_frames[camera] = np.zeros(len(self._positions), np.int64)
-            self._frame_numbers[camera] = {}
-            self._place_videos_of(camera, files[camera], progress)
-        progress.close()
-        return VideoReaders()
-
-    def _place_videos_of(self, camera: str, files: dict[Path, np.ndarray], progress: tqdm) -> None:
-        from .video import VideoReadError, check_video_file, frame_times
-
-        selected = np.full(len(self._metadata.episode_indices), -1)
-        selected[self._positions] = np.arange(len(self._positions))
-        beside = self._metadata.episodes_beside(camera, [int(held[0]) for held in files.values()])
-        drifts, offs = [], []  # in seconds
-        other_rate = {"by row": None, "by time": None}  # an episode of each kind, of videos that have another rate
-        for i, (path, held) in enumerate(files.items()):
-            try:
-                check_video_file(path)
-                video = VideoTimes.of(frame_times(path), self.fps)
-            except VideoReadError as error:
-                raise ValueError(f"{self.name}: camera {camera!r}: {error}") from error
-            episode = None
-            try:
-                spans, drift = self._spans(camera, held, video, None if beside is None else beside[i])
-                drifts += [drift] if drift > video.duration / 2 else []
-                for position, first, end in spans:
-                    episode, number = self._metadata.episode_indices[position], int(selected[position])
-                    placed = place_rows(self._times(number), video, first, end, self.fps, self.tolerance_s)
-                    self._first_frames[camera][number] = placed.first
-                    if not video.has_rate(self.fps) and len(video.seconds) > 1:
-                        other_rate["by row" if placed.numbers is None else "by time"] = episode
-                    if None not in other_rate.values():
-                        raise PlacementError(
-                            f"the videos do not run at {self.fps} fps, but episode {other_rate['by row']} has a frame "
-                            f"for each row and episode {other_rate['by time']} has not: their times mean nothing."
-                        )
-                    if placed.numbers is not None:
-                        self._frame_numbers[camera][number] = placed.numbers
-                        offs.append(placed.off)
-            except PlacementError as error:
-                episode = episode if error.episode is None else error.episode
-                raise ValueError(
-                    f"{self.name}: camera {camera!r}, episode {episode} in {path}: {error} Leave the episode or the "
-                    "camera out, allow more with tolerance_s, or export the dataset again."
-                ) from error
-            progress.update()
-        if drifts:
-            self.notes.append(
-                f"{camera}: the episode table's times are up to {max(drifts):.4g} s off those of {len(drifts)} videos, "
-                "which have as many frames as rows: the frames are counted."
-            )
-        if offs:
-            off = np.concatenate(offs)
-            self.notes.append(
-                f"{camera}: {len(offs)} of {len(self._positions)} episodes have more or fewer frames than rows. Each "
-                f"row has the frame nearest in time: {int((off < 1e-3).sum())} of {len(off)} within 1 ms, the furthest "
-                f"{off.max():.4g} s off (tolerance {self.tolerance_s:.4g} s)."
-            )
-
-    def _spans(
-        self, camera: str, held: np.ndarray, video: VideoTimes, beside: np.ndarray | None
-    ) -> tuple[list[tuple[int, int, int]], float]:
-        """(position, first frame, one past the last) of the selected episodes in a video; and the table's drift.
-
-        Args:
-            held: positions of the selected episodes in it.
-            beside: positions of all episodes in it, or None if every episode has a video of its own.
-        """
-        indices = self._metadata.episode_indices
-        if beside is None:
-            if len(held) > 1:
-                raise PlacementError("the file is that of another episode as well.", int(indices[held[1]]))
-            return [(int(held[0]), 0, len(video.seconds))], 0.0
-        group = beside[np.argsort(indices[beside])]
-        is_used = np.isin(group, held)
-        starts, ends = self._metadata.video_spans(camera, group)
-        first, end, drift = frames_of_episodes(
-            video,
-            indices[group],
-            self._metadata.episode_lengths[group],
-            starts,
-            ends,
-            is_used,
-            indices,
-            self.fps,
-            self.tolerance_s,
-        )
-        chosen = zip(group[is_used].tolist(), first[is_used].tolist(), end[is_used].tolist(), strict=True)
-        return list(chosen), drift
-
     def _times(self, selected: int) -> np.ndarray:
         """The times of an episode's rows."""
         first, length = int(self._first_rows[selected]), int(self._lengths[selected])
@@ -762,10 +555,8 @@ class LeRobotDataset(RobotDataset):
                 raise ValueError(f"{where}: {error}") from error
         from .video import VideoReadError
 
-        numbers = self._frame_numbers[camera].get(selected)
-        number = int(self._first_frames[camera][selected]) + frame if numbers is None else int(numbers[frame])
         try:
-            return self._videos.read(self._metadata.video(camera, position), number)
+            return self._videos.read(camera, selected, frame)
         except VideoReadError as error:
             raise ValueError(f"{where}: {error}") from error
 
@@ -779,36 +570,26 @@ def _on_hub(folder_or_hub_id: str | Path, revision: str | None = None) -> HubFol
     return None
 
 
-def _metadata_of(folder_or_hub_id: str | Path, hub: HubFolder | None) -> LeRobotMetadata:
-    if hub is not None:
-        return LeRobotMetadata.load(hub.root, hub.fetch)
-    return LeRobotMetadata.load(Path(folder_or_hub_id).expanduser())
+def _stream_of(
+    name: str | Path, hub: HubFolder | None, streaming: bool, stream_gb: float | None
+) -> StreamedVideos | None:
+    if stream_gb is not None and not (streaming and stream_gb > 0):
+        raise ValueError(f"stream_gb is a number above 0, and for streaming=True, got {stream_gb}.")
+    if not streaming:
+        return None
+    if hub is None:
+        raise ValueError(f"{name} is a folder of this machine. Leave out streaming.")
+    return StreamedVideos(hub, int((STREAM_GB if stream_gb is None else stream_gb) * 1e9))
 
 
-def _digest_of_ends(path: Path, length: int = 1 << 14) -> str:
-    size = path.stat().st_size
-    with path.open("rb") as stream:
-        digest = hashlib.sha256(f"{size} ".encode() + stream.read(length))
-        stream.seek(max(size - length, 0))
-        digest.update(stream.read(length))
-    return digest.hexdigest()
+def _metadata_of(folder_or_hub_id: str | Path, hub: HubFolder | None, streaming: bool) -> LeRobotMetadata:
+    if hub is None:
+        return _metadata_alone(folder_or_hub_id, None)
+    if streaming:
+        return LeRobotMetadata.load(hub.root, fetch=hub.fetch, has=hub.lists)
+    return LeRobotMetadata.load(hub.root, fetch=hub.fetch, fetch_videos=hub.fetch)
 
 
-def _is_camera(feature: dict) -> bool:
-    if feature.get("dtype") not in ("video", "image"):
-        return False
-    details = [feature.get(name) for name in ("info", "video_info")]
-    details = [part for part in details if isinstance(part, dict)]
-    return not any(part.get("video.is_depth_map") or part.get("is_depth_map") for part in details)
-
-
-def _videos_gone(metadata: LeRobotMetadata, camera: str, positions: np.ndarray) -> dict[Path, bool]:
-    """The video files of a camera → whether they are missing; none where the metadata does not say where they are."""
-    if not metadata.has_videos(camera):
-        return {}
-    return {path: not path.is_file() for path in metadata.video_files(camera, positions)}
-
-
-def _some(values) -> str:
-    """A few of many values, for a message."""
-    return f"{', '.join(map(str, islice(values, 20)))}{', ...' if len(values) > 20 else ''}"
+def _metadata_alone(folder_or_hub_id: str | Path, hub: HubFolder | None) -> LeRobotMetadata:
+    """The metadata, by which nothing else is downloaded."""
+    return LeRobotMetadata.load(Path(folder_or_hub_id).expanduser() if hub is None else hub.root)

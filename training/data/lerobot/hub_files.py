@@ -1,9 +1,11 @@
 """A dataset on the Hub of which only those files are downloaded that are needed."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
-from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+from huggingface_hub import HfApi, RepoFile, hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
     HFValidationError,
@@ -16,6 +18,19 @@ from tqdm.contrib.concurrent import thread_map
 
 _WORKERS = 8
 _MANY = 8  # files, from where on there is a progress bar
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """What the Hub says of a file.
+
+    Attributes:
+        size: in bytes.
+        digest: of its content.
+    """
+
+    size: int
+    digest: str
 
 
 class HubFolder:
@@ -31,6 +46,7 @@ class HubFolder:
         root: the folder.
         repo: the id alone.
         revision: what was asked for, or None.
+        commit: what that is; all files are of it, whatever a branch does meanwhile.
 
     Raises:
         FileNotFoundError: there is no such dataset, or no such revision.
@@ -53,7 +69,14 @@ class HubFolder:
                 f"spelling, and for a private dataset log in with `hf auth login`. ({error})"
             ) from error
         self.root = Path(folder)
-        self._commit = self.root.name  # all files are of one commit, whatever a branch does meanwhile
+        self.commit = self.root.name
+
+    @cached_property
+    def listing(self) -> dict[str, HubFile]:
+        """All files that the dataset has, by their names in it."""
+        tree = HfApi().list_repo_tree(self.repo, recursive=True, revision=self.commit, repo_type="dataset")
+        files = [entry for entry in tree if isinstance(entry, RepoFile)]
+        return {file.path: HubFile(file.size, file.lfs.sha256 if file.lfs else file.blob_id) for file in files}
 
     def fetch(self, paths: Sequence[Path]) -> None:
         """Download files of the folder; those that the dataset does not have are passed over."""
@@ -73,17 +96,26 @@ class HubFolder:
         if path.is_file():
             return True
         try:
-            return HfApi().file_exists(self.repo, self._name(path), repo_type="dataset", revision=self._commit)
+            return HfApi().file_exists(self.repo, self.name_of(path), repo_type="dataset", revision=self.commit)
         except OfflineModeIsEnabled:
             return False
 
+    def lists(self, path: Path) -> bool:
+        """Whether a file is here or in the listing."""
+        return path.is_file() or self.name_of(path) in self.listing
+
+    def download(self, path: Path, folder: Path) -> None:
+        """Download a file into another folder, not into the cache."""
+        hf_hub_download(self.repo, self.name_of(path), repo_type="dataset", revision=self.commit, local_dir=folder)
+
     def _fetch(self, path: Path) -> None:
         try:
-            hf_hub_download(self.repo, self._name(path), repo_type="dataset", revision=self._commit)
+            hf_hub_download(self.repo, self.name_of(path), repo_type="dataset", revision=self.commit)
         except EntryNotFoundError:
             return
 
-    def _name(self, path: Path) -> str:
+    def name_of(self, path: Path) -> str:
+        """The name of a file of the folder in the dataset."""
         return path.relative_to(self.root).as_posix()
 
 

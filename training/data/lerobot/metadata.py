@@ -65,7 +65,9 @@ class LeRobotMetadata:
         episode_lengths: (E,) frames of each episode.
         placement: v3.0's columns that say which file holds an episode and where in it, each (E,); empty for v2.x.
         notes: what in the metadata does not agree with itself and does no harm, a sentence each.
-        fetch: makes files be there, if the dataset has them.
+        fetch: makes data files be there, if the dataset has them.
+        fetch_videos: the same for videos.
+        has: whether the dataset has a file.
     """
 
     root: Path
@@ -76,10 +78,15 @@ class LeRobotMetadata:
     placement: dict[str, np.ndarray]
     notes: list[str] = field(default_factory=list)
     fetch: Callable[[Sequence[Path]], None] = _nothing
+    fetch_videos: Callable[[Sequence[Path]], None] = _nothing
+    has: Callable[[Path], bool] = Path.is_file
 
     @classmethod
-    def load(cls, root: Path, fetch: Callable[[Sequence[Path]], None] = _nothing) -> "LeRobotMetadata":
+    def load(cls, root: Path, **files: Callable) -> "LeRobotMetadata":
         """Read and check `root/meta`.
+
+        Args:
+            files: `fetch`, `fetch_videos` and `has`, where files are not simply there.
 
         Raises:
             FileNotFoundError: `root` is not a LeRobot dataset, or a metadata file is missing.
@@ -87,7 +94,7 @@ class LeRobotMetadata:
         """
         info = _read_info(root)
         read_tables = _read_tables_v2 if info["codebase_version"] in ONE_FILE_EACH else _read_tables_v3
-        metadata = cls(root, info, *read_tables(root), fetch=fetch)
+        metadata = cls(root, info, *read_tables(root), **files)
         for key, found, what in (
             ("total_episodes", len(metadata.episode_indices), "episodes"),
             ("total_frames", int(metadata.episode_lengths.sum()), "frames"),
@@ -215,10 +222,11 @@ class LeRobotMetadata:
         template, usual = self._template(key), _USUAL_PATHS[self.has_file_for_each][key]
         firsts = [int(group[0]) for group in groups]
         paths = [self._fill(key, template, kind, first, names) for first in firsts]
-        self.fetch(paths)
+        fetch = self.fetch_videos if key == "video_path" else self.fetch
+        fetch(paths)
         if template != usual and self._knows_usual(kind):
-            gone = [first for first, path in zip(firsts, paths, strict=True) if not path.is_file()]
-            self.fetch([self._fill(key, usual, kind, first, names) for first in gone])
+            gone = [first for first, path in zip(firsts, paths, strict=True) if not self.has(path)]
+            fetch([self._fill(key, usual, kind, first, names) for first in gone])
         files: dict[Path, list] = {}
         for group in groups:
             files.setdefault(self._find(key, kind, int(group[0]), names), []).append(group)
@@ -247,12 +255,12 @@ class LeRobotMetadata:
         """Where a file is by the template of info.json; or if it is not there, where such files usually are."""
         template, usual = self._template(key), _USUAL_PATHS[self.has_file_for_each][key]
         path = self._fill(key, template, kind, position, names)
-        if template == usual or path.is_file():
+        if template == usual or self.has(path):
             return path
         if not self._knows_usual(kind):
             return path
         other = self._fill(key, usual, kind, position, names)
-        if not other.is_file():
+        if not self.has(other):
             return path
         note = f"Files are not where {key} of meta/info.json says, but where LeRobot puts them: {usual}."
         if note not in self.notes:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 KEY_PRESETS = ("openpi", "gr00t")
 NO_STATE = "none"
+USUAL_KEYS = {"action_key": ["action"], "state_key": ["observation.state"]}
 
 _ACTION_KEYS, _STATE_KEYS = ("action", "actions"), ("observation.state", "state")
 _OPENPI, _OPENPI_CAMERAS = ("actions", "state"), ("image", "wrist_image")
@@ -200,4 +201,4 @@ def _and(words: Sequence[str]) -> str:
     return f"{', '.join(words[:-1])} and {words[-1]}" if len(words) > 1 else words[0]
 
 
-__all__ = ["KEY_PRESETS", "NO_STATE", "VectorKeys", "VectorPart", "choose_keys", "is_no_state"]
+__all__ = ["KEY_PRESETS", "NO_STATE", "USUAL_KEYS", "VectorKeys", "VectorPart", "choose_keys", "is_no_state"]

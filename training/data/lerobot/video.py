@@ -8,7 +8,7 @@ otherwise jumps to the key frame before the wanted one and decodes forward from 
 import os
 import struct
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -118,10 +118,13 @@ class VideoReader:
     """One open video file; its frames are numbered in the order in which they are shown.
 
     Frames come out as a player shows them: turned, if the file says that the camera was.
+
+    Attributes:
+        path: the file.
     """
 
     def __init__(self, path: Path):
-        self._path = path
+        self.path = path
         self._container, self._stream = _open(path)
         self._check_size(self._stream.codec_context.width, self._stream.codec_context.height)
         # One thread, here and in `read`: parallelism comes from data-loader workers. More threads would compete with
@@ -138,7 +141,7 @@ class VideoReader:
             VideoReadError: there is no such frame, or it cannot be decoded.
         """
         if not 0 <= number < len(self._pts):
-            raise VideoReadError(f"{self._path} has {len(self._pts)} frames, and no frame {number}.")
+            raise VideoReadError(f"{self.path} has {len(self._pts)} frames, and no frame {number}.")
         try:
             if not 0 <= number - self._number <= _NEAR:
                 self._jump(number)
@@ -146,18 +149,18 @@ class VideoReader:
                 self._advance(number)
         except av.FFmpegError as error:
             self._number = _NOWHERE  # the decoder's state is unknown: the next read must jump
-            raise VideoReadError(f"{self._path} cannot be decoded at frame {number}: {error}") from error
+            raise VideoReadError(f"{self.path} cannot be decoded at frame {number}: {error}") from error
         if self._number > number:
-            raise VideoReadError(f"{self._path} is damaged: frame {number} is missing. Download or copy it again.")
+            raise VideoReadError(f"{self.path} is damaged: frame {number} is missing. Download or copy it again.")
         if self._frame.is_corrupt:
-            raise VideoReadError(f"{self._path} is damaged at frame {number}. Download or copy it again.")
+            raise VideoReadError(f"{self.path} is damaged at frame {number}. Download or copy it again.")
         image = self._reformatter.reformat(self._frame, format="rgb24", threads=1).to_ndarray()
         turns = round(self._frame.rotation / 90)  # to the left
         return np.ascontiguousarray(np.rot90(image, turns)) if turns % 4 else image
 
     def _check_size(self, width: int, height: int) -> None:
         if width * height > MAX_PIXELS:
-            raise VideoReadError(f"{self._path} has {width} x {height} pixels; at most {MAX_PIXELS} are decoded.")
+            raise VideoReadError(f"{self.path} has {width} x {height} pixels; at most {MAX_PIXELS} are decoded.")
 
     def close(self) -> None:
         self._container.close()
@@ -180,13 +183,13 @@ class VideoReader:
         self._frame = next(self._frames, None)
         if self._frame is None:
             self._number = _NOWHERE
-            raise VideoReadError(f"{self._path} ends before frame {number}.")
+            raise VideoReadError(f"{self.path} ends before frame {number}.")
         self._check_size(self._frame.width, self._frame.height)
         pts = self._frame.pts
         self._number = _NOWHERE if pts is None else int(np.searchsorted(self._pts, pts))
         if pts is None or self._number == len(self._pts) or self._pts[self._number] != pts:
             self._number = _NOWHERE
-            raise VideoReadError(f"{self._path} has a frame at an unexpected time, near frame {number}.")
+            raise VideoReadError(f"{self.path} has a frame at an unexpected time, near frame {number}.")
 
 
 _NOWHERE = -(1 << 40)
@@ -197,10 +200,13 @@ class VideoReaders:
 
     Safe to use from forked and spawned data-loader workers: every process opens its own files. Not safe to share
     between threads.
+
+    Args:
+        open_file: makes the reader of a path.
     """
 
-    def __init__(self, max_open: int = 16):
-        self._max_open = max_open
+    def __init__(self, max_open: int = 16, open_file: Callable[[Path], VideoReader] = VideoReader):
+        self._max_open, self._open_file = max_open, open_file
         self._forget()
 
     def read(self, path: Path, number: int) -> np.ndarray:
@@ -208,19 +214,23 @@ class VideoReaders:
         if self._process_id != os.getpid():  # a forked worker shares file offsets with its parent
             self._forget()
         if path not in self._readers:
-            if len(self._readers) >= self._max_open:
-                _, oldest = self._readers.popitem(last=False)
-                oldest.close()
-            self._readers[path] = VideoReader(path)
+            while self._readers and (len(self._readers) >= self._max_open or not self._oldest.path.is_file()):
+                self._oldest.close()  # a file that was deleted meanwhile needs its space until then
+                self._readers.popitem(last=False)
+            self._readers[path] = self._open_file(path)
         self._readers.move_to_end(path)
         return self._readers[path].read(number)
+
+    @property
+    def _oldest(self) -> VideoReader:
+        return next(iter(self._readers.values()))
 
     def _forget(self) -> None:
         self._readers: OrderedDict[Path, VideoReader] = OrderedDict()
         self._process_id = os.getpid()
 
     def __getstate__(self) -> dict:
-        return {"max_open": self._max_open}
+        return {"max_open": self._max_open, "open_file": self._open_file}
 
     def __setstate__(self, state: dict) -> None:
         self.__init__(**state)

@@ -7,7 +7,6 @@ import av
 import numpy as np
 import pytest
 
-from kivla.training.data.lerobot import video
 from kivla.training.data.lerobot.video import VideoReader, VideoReadError, VideoReaders, check_video_file
 from tests.helpers.lerobot_v21 import decode
 
@@ -77,7 +76,7 @@ def test_reading_past_the_end_is_an_error_and_leaves_the_reader_usable():
     np.testing.assert_array_equal(reader.read(181), last)
 
 
-def test_only_a_few_files_stay_open(tmp_path, monkeypatch):
+def test_only_a_few_files_stay_open(tmp_path):
     paths = [Path(shutil.copy(SOURCE, tmp_path / f"{number}.mp4")) for number in range(5)]
     opened, closed = [], []
 
@@ -88,15 +87,27 @@ def test_only_a_few_files_stay_open(tmp_path, monkeypatch):
 
         def close(self):
             super().close()
-            closed.append(self._path)
+            closed.append(self.path)
 
-    monkeypatch.setattr(video, "VideoReader", Counted)
-    readers = VideoReaders(max_open=2)
+    readers = VideoReaders(max_open=2, open_file=Counted)
     frames = decode_rgb(SOURCE)
     for number in (0, 1, 0, 2, 0, 3, 0, 4):  # 0 is always among the two used last
         np.testing.assert_array_equal(readers.read(paths[number], number), frames[number])
     assert opened == paths
     assert closed == [paths[1], paths[2], paths[3]]
+
+
+def test_a_file_that_was_deleted_is_closed_when_another_one_is_opened(tmp_path):
+    paths = [Path(shutil.copy(SOURCE, tmp_path / f"{number}.mp4")) for number in range(3)]
+    readers = VideoReaders()
+    first, _ = (readers.read(path, 5) for path in paths[:2])
+    paths[0].unlink()
+    np.testing.assert_array_equal(readers.read(paths[0], 5), first)  # while it is open
+    paths[1].unlink()
+    readers.read(paths[2], 5)
+    with pytest.raises(VideoReadError, match="No such file"):
+        readers.read(paths[0], 5)
+    assert list(readers._readers) == [paths[2]]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

@@ -1,0 +1,90 @@
+"""Which cameras a LeRobot dataset has, and which of them are used."""
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ..camera_choice import choose_cameras
+from .hub_files import HubFolder
+from .messages import refuse_missing, some
+from .metadata import LeRobotMetadata
+
+
+def is_camera(feature: dict) -> bool:
+    """Whether a feature of info.json is a camera. (Depth maps are none.)"""
+    if feature.get("dtype") not in ("video", "image"):
+        return False
+    details = [feature.get(name) for name in ("info", "video_info")]
+    details = [part for part in details if isinstance(part, dict)]
+    return not any(part.get("video.is_depth_map") or part.get("is_depth_map") for part in details)
+
+
+def cameras_with_files(metadata: LeRobotMetadata, hub: HubFolder | None) -> list[str]:
+    """Name the cameras of which there are pictures; nothing is fetched.
+
+    Args:
+        hub: where the dataset is; None if it is a folder of this machine.
+    """
+
+    def has_videos(camera: str) -> bool:
+        if hub is not None:  # by the first episode's: nothing is fetched
+            return metadata.has_videos(camera) and all(map(hub.has, metadata.video_files(camera, np.array([0]))))
+        everything = np.arange(len(metadata.episode_indices))
+        return any(not gone for gone in _videos_gone(metadata, camera, everything).values())
+
+    return [
+        camera
+        for camera, feature in metadata.info["features"].items()
+        if is_camera(feature) and (feature["dtype"] == "image" or has_videos(camera))
+    ]
+
+
+def select_cameras(
+    name: str,
+    metadata: LeRobotMetadata,
+    positions: np.ndarray,
+    stored_images: Collection[str],
+    wanted: Sequence[str] | None,
+) -> tuple[list[str], list[str]]:
+    """Find the cameras to use, and check that their files are there.
+
+    Args:
+        name: the dataset's, for messages.
+        positions: of the selected episodes.
+        stored_images: cameras whose pictures are in the data files.
+        wanted: see `choose_cameras`; None for all that have files.
+
+    Returns:
+        The cameras' feature names, and notes.
+
+    Raises:
+        ValueError: an unknown camera, or one that is selected twice.
+        FileNotFoundError: pictures are missing.
+    """
+    announced = [key for key, feature in metadata.info["features"].items() if is_camera(feature)]
+    selected = choose_cameras(name, announced, wanted)
+    gone = {camera: _videos_gone(metadata, camera, positions) for camera in selected if camera not in stored_images}
+    absent = [camera for camera, paths in gone.items() if all(paths.values())]
+    if absent and (wanted is not None or len(absent) == len(selected)):
+        raise FileNotFoundError(
+            f"{name}: info.json announces {some(absent)}, but the folder holds no picture of "
+            f"{'them' if len(absent) > 1 else 'it'}. Download or copy the dataset again, or leave the cameras out "
+            "(cameras=[] for none)."
+        )
+    notes = [f"info.json announces the camera {camera}, but the folder holds no picture of it: left out."
+             for camera in absent]  # fmt: skip
+    selected = [camera for camera in selected if camera not in absent]
+    missing = [path for camera in selected for path, is_gone in gone.get(camera, {}).items() if is_gone]
+    refuse_missing(name, missing, f"video of the cameras {some(selected)}")
+    return selected, notes
+
+
+def _videos_gone(metadata: LeRobotMetadata, camera: str, positions: np.ndarray) -> dict[Path, bool]:
+    """The video files of a camera → whether they are missing; none where the metadata does not say where they are."""
+    if not metadata.has_videos(camera):
+        return {}
+    return {path: not metadata.has(path) for path in metadata.video_files(camera, positions)}
+
+
+__all__ = ["cameras_with_files", "is_camera", "select_cameras"]
