@@ -17,8 +17,8 @@ def test_every_weight_is_measured_once(tmp_path, capsys):
     assert start["of_actions"] > 0 and start["of_texts"] > 0 and start["one_mean"] > 0
     without = json.loads((tmp_path / "out" / "row_none.json").read_text())
     assert not any(without["text_loss"]) and without["nll"] > 0
-    written = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.json")}
+    written = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("row_*.json")}
     text_weight.main([*arguments, "--weights", "none", "2:0.5"])
-    assert written == {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.json")}
+    assert written == {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("row_*.json")}
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("| none ", "| 2:0.5 "))]
     assert len(rows) == 4 and rows[:2] == rows[2:], "what was measured is read again"
