@@ -234,6 +234,13 @@ def test_a_camera_of_which_some_videos_are_missing_is_refused_with_all_of_them(t
     assert pictures_are_right(LeRobotDataset(root, episodes=[1]))
 
 
+@pytest.mark.parametrize("version", ["v2.1", "v3.0"])
+def test_a_camera_that_the_features_lack_is_named(version, tmp_path):
+    folder = write_folder(tmp_path / "data", version, edit_info=lambda info: info["features"].pop(CAMERA))
+    data = LeRobotDataset(folder)
+    assert data.cameras == [] and any(f"pictures of {CAMERA}, which the features" in note for note in data.notes)
+
+
 def test_data_files_of_other_episodes_may_be_missing(tmp_path):
     root = write_folder(tmp_path / "data")
     (root / "data/chunk-000/episode_000000.parquet").unlink()
