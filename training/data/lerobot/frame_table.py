@@ -111,7 +111,9 @@ def is_picture_file(kind: pa.DataType) -> bool:
 
 def is_picture(kind: pa.DataType) -> bool:
     """Whether a column of this type can hold pictures: files as bytes, perhaps with their path, or paths alone."""
-    return is_picture_file(kind) or pa.types.is_string(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    return (
+        is_picture_file(kind) or pa.types.is_string(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    )
 
 
 def _is_list(kind: pa.DataType) -> bool:
