@@ -1,5 +1,6 @@
 """`kivla study`: which runs there are, what the rows say, and that a study which is killed goes on."""
 
+import csv
 import json
 
 import numpy as np
@@ -61,6 +62,7 @@ def test_a_warm_up_takes_its_steps_from_those_of_the_run():
     [
         ({"conditions": ["cold", "hot"]}, "'hot'"),
         ({"conditions": ["replay"]}, "--text_dataset"),
+        ({"conditions": ["anchor"]}, r"anchor\+replay"),
         ({"dataset": "somewhere", "num_episodes": 5}, "--num_episodes"),
         ({"dataset": "somewhere"}, "--eval_text_dataset"),
         ({"rollouts": ["touch", "fly"]}, "fly"),
@@ -233,6 +235,20 @@ def test_a_study_that_is_killed_goes_on(command, tmp_path, monkeypatch, capsys, 
     assert [trial["expert_learning_rate"] for trial in trials] == [1e-3, 3e-3]
     assert "core-hours" in capsys.readouterr().out
     assert not list(work.rglob("checkpoint-*")), "what is of no use any more is removed"
+
+
+@pytest.mark.slow
+def test_every_condition_at_once(command, tmp_path):
+    options = ["--output_dir", str(tmp_path), "--seeds", "0", "--text_length", "8", "--expert_learning_rates", "1e-3"]
+    options += ["--text_dataset", command[command.index("--eval_text_dataset") + 1], "--question_share", "0.2"]
+    main([*command, *options, "--recipes", "joint", "frozen", "--conditions", "warmup+replay+anchor+questions"])
+    (row,) = read_rows(tmp_path / "rows.jsonl")
+    assert [point["step"] for point in row["points"]] == [0, 2, 4]
+    with (tmp_path / "logs" / "joint_warmup+replay+anchor+questions_0.csv").open() as file:
+        log = list(csv.DictReader(file))
+    assert log[0]["new_tokens_grad_norm"] and not log[0]["backbone_grad_norm"], "the VLM rests first"
+    assert log[-1]["backbone_grad_norm"] and any(line["anchor_loss"] for line in log[2:])
+    assert "frozen, warmup+replay" in (tmp_path / "table.md").read_text(), "left out, and named"
 
 
 @pytest.mark.slow
