@@ -13,7 +13,7 @@ from kivla.study.arguments import StudyArguments
 from kivla.study.cells import Cell, choose_cells
 from kivla.study.measurements import Measurements as StudyMeasurements
 from kivla.study.plan import steps_that_fit
-from kivla.study.report import write_report
+from kivla.study.report import rates_note, write_report
 from kivla.study.runs import best_rates, read_rows, write_log
 from kivla.study.summary import bootstrap_seeds, compare, groups_of
 from kivla.study.workshop import Rates
@@ -109,6 +109,7 @@ def row(recipe: str, seed: int, lost: float, successes: int, condition: str = "c
             {"step": 20, "action_error": {"error": [1.0, 2.0], "of_mean_action": [2.0, 4.0]}, "rollouts": acted},
         ],
         "answers": {"accuracy": 0.8, "low": 0.7, "high": 0.9, "correct": 8, "asked": 10},
+        "trials": [{"learning_rate": rate, "expert_learning_rate": 1e-3} for rate in (3e-5, 1e-4, 3e-4)],
     }
 
 
@@ -161,6 +162,15 @@ def test_the_report_is_made_of_the_rows_alone(tmp_path):
     assert len((tmp_path / "points.csv").read_text().splitlines()) == 1 + 4 * 3
     words = (tmp_path / "words.csv").read_text().splitlines()
     assert words[1] == "insulated,cold,0,0.0001,0.001,touch_synonyms,crimson,10,1,8"
+
+
+def test_learning_rates_at_an_end_of_those_tried_are_named():
+    low, middle = row("joint", 0, 0.1, 8), row("insulated", 0, 0.1, 8)
+    low["learning_rate"] = 3e-5
+    given = row("pi0", 0, 0.1, 8) | {"trials": [{"learning_rate": 1e-4, "expert_learning_rate": 1e-3}]}
+    note = rates_note(groups_of([low, middle, given]))
+    assert "tried: joint, cold: VLM (3e-05, 0.0001, 0.0003)." in note
+    assert "was given: pi0, cold." in note
 
 
 def test_a_row_that_an_interrupt_cut_off_is_left_out(tmp_path, capsys):
