@@ -38,8 +38,9 @@ from .data_parallel import unsharded_init
 from .evaluation.plots import plot_training_curves
 from .evaluation.predictions import draw
 from .evaluation.text_nll import HeldOutTexts, TextScores, summarize_texts, text_tokens
+from .parts import BACKBONE, RATE_ARGUMENTS
 from .policy_options import refuse
-from .recipes import BACKBONE, EXPERT, Stage, split_steps
+from .recipes import Stage, split_steps
 from .run_folder import write_json
 from .run_options import TEXT_SPLIT, VLM_SPLIT, DataArguments, ModelArguments
 from .trainer import KIVLATrainer
@@ -92,7 +93,7 @@ def train(
             start = folder
             continue
         if len(stages) > 1 and args.process_index == 0:
-            print(f"\nStage {number} of {len(stages)}: trains {' and '.join(stage.trains)}, {stage.config}")
+            print(f"\nStage {number} of {len(stages)}: trains {', '.join(stage.trains)}, {stage.config}")
         before = answers_before(trainer, output_dir / "vlm_before.json")
         texts_then = texts_before(trainer, output_dir / "text_before.json", is_first=number == 1)
         if texts_then is not None:
@@ -159,9 +160,15 @@ def check_options(model_args: ModelArguments, data_args: DataArguments, args: KI
     if data_args.text_dataset is None:
         of_text = {"text_loss_weight": args.text_loss_weight != 1, "anchor_weight": args.anchor_weight != 0}
         refuse({name: "there is no --text_dataset" for name, is_given in of_text.items() if is_given})
-    if args.expert_learning_rate is not None and not any(EXPERT in stage.trains for stage in stages):
-        refuse({"expert_learning_rate": f"recipe {recipe_name} trains no expert"})
-    if model_args.lora_rank is not None and any(BACKBONE not in stage.trains for stage in stages):
+    trained = set().union(*(stage.parts for stage in stages))
+    refuse(
+        {
+            name: f"recipe {recipe_name} trains no {part.replace('_', ' ')}"
+            for part, name in RATE_ARGUMENTS.items()
+            if getattr(args, name) is not None and part not in trained
+        }
+    )
+    if model_args.lora_rank is not None and BACKBONE not in trained:
         raise ValueError(f"Recipe {recipe_name} freezes the VLM: leave out --lora_rank.")
     if args.resume_from_checkpoint is not None and len(stages) > 1:
         reason = f"a run of {len(stages)} stages finds where it was by itself, by the same command"
@@ -246,9 +253,13 @@ def texts_before(trainer: KIVLATrainer, path: Path, is_first: bool) -> TextScore
 
 
 def split_run(stages: Sequence[Stage], args: KIVLATrainingArguments) -> list[KIVLATrainingArguments]:
-    """Make the arguments of every stage: its share of steps or epochs, and its folder; the last writes the policy."""
+    """Make the arguments of every stage: learning rates, its share of steps or epochs, and its folder.
+
+    The last one writes the policy.
+    """
+    given = {name: getattr(args, name) for name in RATE_ARGUMENTS.values()}
     if len(stages) == 1:
-        return [args]
+        return [replace(args, **stages[0].rate_arguments(**given))]
     total = sum(stage.share for stage in stages)
     steps = split_steps(stages, args.max_steps) if args.max_steps > 0 else [-1] * len(stages)
     name = "_stage" if args.push_to_hub else "stage"  # names that begin with _ are not pushed to the Hub
@@ -259,6 +270,7 @@ def split_run(stages: Sequence[Stage], args: KIVLATrainingArguments) -> list[KIV
             max_steps=count,
             num_train_epochs=args.num_train_epochs * stage.share / total,
             output_dir=folder,
+            **stage.rate_arguments(**given),
             push_to_hub=args.push_to_hub and folder == args.output_dir,
         )
         for stage, count, folder in zip(stages, steps, [*folders, args.output_dir], strict=True)

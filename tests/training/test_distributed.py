@@ -45,7 +45,8 @@ FSDP2 = [
     "fsdp2-paligemma-bf16",
 ]
 DDP = ["ddp-paligemma-evaluated", "ddp-qwen3_vl", "ddp-paligemma-joint", "ddp-paligemma-accumulated"]
-ALONE = ("paligemma-evaluated", "qwen3_vl", "paligemma-joint")
+DDP += ["ddp-paligemma-warmup", "ddp-paligemma-texts"]
+ALONE = ("paligemma-evaluated", "qwen3_vl", "paligemma-joint", "paligemma-warmup", "paligemma-texts")
 has_deepspeed = importlib.util.find_spec("deepspeed") is not None
 
 
