@@ -129,27 +129,17 @@ def check_units(what: str, episodes: Sequence[int], largest: np.ndarray) -> list
     return [Finding("other_units", text, what, episodes=found)]
 
 
-def row_rate(times: np.ndarray) -> float:
-    """Rows per second, but for gaps; NaN where times do not grow. (Written times may be rounded, their mean is not.)"""
-    steps = np.diff(times)
-    steps = steps[steps > 0]
-    if not len(steps):
-        return np.nan
-    usual = np.median(steps)
-    return 1 / float(steps[np.abs(steps - usual) < usual / 2].mean())
-
-
-def check_rate(rates: Sequence[float], fps: float) -> list[Finding]:
+def check_rate(seconds: float, steps: int, fps: float) -> list[Finding]:
     """Times that run at another rate than the data is said to have.
 
     Args:
-        rates: of each episode, see `row_rate`.
+        seconds: that episodes without gaps take, all together. (Measured times are uneven, but not as a whole.)
+        steps: from row to row in them.
     """
-    known = np.array(rates)[np.isfinite(rates)]
-    if not len(known) or abs(np.median(known) / fps - 1) <= limit("other_rate"):
+    if not (steps and seconds > 0) or abs(steps / seconds / fps - 1) <= limit("other_rate"):
         return []
     text = (
-        f"By its timestamps the data has {np.median(known):.4g} frames a second, by its description {fps:g}: a policy "
+        f"By its timestamps the data has {steps / seconds:.4g} frames a second, by its description {fps:g}: a policy "
         "acts at the second. Correct the one that is wrong."
     )
     return [Finding("other_rate", text)]
@@ -222,6 +212,5 @@ __all__ = [
     "end_speed",
     "find_copies",
     "fingerprint",
-    "row_rate",
     "time_gaps",
 ]

@@ -49,7 +49,7 @@ RULES = {
     "same_episode": Rule(WARNING, 1e-3, "difference / whole range, nowhere more: copies; one may be held out"),
     "other_units": Rule(WARNING, 0.75, "share of dimensions that are 57 times larger in some episodes: degrees"),
     "exchanged": Rule(NOTE, 0.2, "how far the state is from another action / from its own, in one episode"),
-    "other_rate": Rule(WARNING, 0.01, "rate of the times, or of videos that are read row by row, beside fps"),
+    "other_rate": Rule(WARNING, 0.02, "rate of the times, or of videos that are read row by row, beside fps"),
     "time_gap": Rule(WARNING, 1.5, "frames between two rows: frames were lost between them"),
     # -------------------------------------------------------------------------------------------------- language
     "no_text": Rule(WARNING, None, "an empty instruction teaches nothing about language"),

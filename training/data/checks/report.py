@@ -23,7 +23,6 @@ from .episodes import (
     end_speed,
     find_copies,
     fingerprint,
-    row_rate,
     time_gaps,
 )
 from .findings import ERROR, LEVELS, WARNING, Finding, counted, limit, some
@@ -192,19 +191,20 @@ def _check_vectors(
     findings += check_dimensions(actions, are_positions)
     tables = [actions] if state is None else [actions, state]
     jumping: dict[str, dict[int, list[tuple[int, int]]]] = defaultdict(lambda: defaultdict(list))
-    still, gaps, texts, prints, speeds, rates, swapped = [], {}, {}, {}, [], [], defaultdict(list)
+    still, gaps, texts, prints, speeds, swapped = [], {}, {}, {}, [], defaultdict(list)
     largest: dict[str, list[np.ndarray]] = defaultdict(list)
-    repeated, moving, frames_in_all = 0, 0, 0
+    repeated, moving, frames_in_all, seconds, timed_steps = 0, 0, 0, 0.0, 0
     for episode in episodes:
         frames = frames_of(episode)
         bar.update()
         frames_in_all += len(frames["actions"])
         texts[episode] = data.episode_texts(episode)
         prints[episode] = fingerprint(*_together(frames, tables))
-        rates.append(row_rate(frames["timestamp"]))
         for table in tables:
             largest[table.name].append(np.where(_width(table), np.abs(frames[table.name]).max(axis=0), 0))
         missing = time_gaps(frames["timestamp"], data.fps)
+        if not len(missing) and np.isfinite(taken := frames["timestamp"][-1] - frames["timestamp"][0]):
+            seconds, timed_steps = seconds + float(taken), timed_steps + len(frames["timestamp"]) - 1
         if len(missing):
             gaps[episode] = (len(missing), float(np.diff(frames["timestamp"])[missing - 1].max()))
         if state is None:
@@ -241,7 +241,7 @@ def _check_vectors(
 
     findings += check_lengths(episodes, lengths, data.fps) + check_copies(find_copies(prints, are_same))
     findings += check_endings(episodes, speeds) if speeds else []
-    findings += check_gaps(gaps, frames_in_all) + check_rate(rates, data.fps)
+    findings += check_gaps(gaps, frames_in_all) + check_rate(seconds, timed_steps, data.fps)
     said = list(dict.fromkeys(text for of_one in texts.values() for text in of_one))
     report.facts["instructions"] = f"{len(said)}: {some([repr(text) for text in said], 3)}"
     whole = len(episodes) == data.num_episodes

@@ -14,7 +14,7 @@ from .streamed_videos import StreamedVideos
 from .video_placement import PlacementError, VideoTimes, frames_of_episodes, place_rows
 
 T = TypeVar("T")
-SAME_RATE = 0.01  # how far a video's rate may be from that of the rows, as a share of it, before it is another one
+SAME_RATE = 0.02  # how far a video's rate may be from that of the rows, as a share of it, before it is another one
 _MANY_FILES = 50  # to be looked at, from where on there is a progress bar
 
 
