@@ -561,9 +561,9 @@ class KIVLATrainer(ResumableTrainer):
         if "loss" in logs:
             sums = dict(zip(LOSS_SUMS, self.accelerator.reduce(self._sums, "sum"), strict=True))
             logs.update(summary(sums))
-            if self._anchor is not None:
+            if self._anchor is not None and sums["text_tokens"] > 0:
                 divergence = self.accelerator.reduce(self._anchor_sum.to(self.args.device), "sum")
-                logs["anchor_loss"] = float(divergence / sums["text_tokens"].clamp(min=1))
+                logs["anchor_loss"] = float(divergence / sums["text_tokens"])
                 self._anchor_sum.zero_()
             logs.update({name: float(norm) for name, norm in self._gradient_norms.items()})
             count, total, squares = self.accelerator.reduce(self._moments.to(self.args.device), "sum")
