@@ -25,7 +25,7 @@ COMMANDS = {
     "convert": "convert π0 and π0.5 checkpoints of openpi, LeRobot and transformers, and back to LeRobot",
     "evaluate": "measure a policy on a dataset: errors by dimension and step, jerk, answers; one page of plots",
     "rollout": "let a policy act in a simulator: success, and whether the instruction matters",
-    "study": "compare recipes on the tabletop: same budget, same data, several seeds",
+    "study": "compare recipes: what each costs the VLM and how well it acts, in one figure",
     "tokenizers": "compare action tokenizers on held-out chunks: tokens, error, clipping",
     "inspect": "show what the action expert reads of a VLM or policy: layers, tokens, masks",
     "serve": "let robots ask a policy for actions over the network, as openpi's clients do",

@@ -140,6 +140,8 @@ class KIVLAForActionPrediction(KIVLAGenerationMixin, KIVLAPreTrainedModel):
         if vlm is not None:
             self.name_or_path = vlm.name_or_path  # peft states it as the base of an adapter
         self.rows_of_base = len(self.get_input_embeddings().weight)  # what files have; new tokens come after
+        # Whether training is to leave the other rows of embedding and output layer as they are (KIVLATrainer does).
+        self.trains_new_rows_only = False
         config.vlm_config = self.vlm.config
         self.vlm_argument_names = vlm_argument_names(self.vlm)
         # The VLM knows what it ties; peft looks for it here, at the root.

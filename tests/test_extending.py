@@ -265,6 +265,8 @@ def test_observations_that_are_not_what_they_should_be_are_named():
         ("stages: [{trains: [backbone], flow_loss_wieght: 0}]\n", "Did you mean flow_loss_weight"),
         ("stages: [{trains: [expert], flow_loss_weight: zero}]\n", "flow_loss_weight must be a number, got 'zero'"),
         ("stages: [{share: 1}]\n", "stage 1 lacks 'trains'"),
+        ("stages: [{trains: [expert], learning_rates: {expert: fast}}]\n", "could not convert string to float: 'fast'"),
+        ("action_tokenizer: none\nstages: [{trains: [new_tokens, expert]}]\n", '"none" has no new_tokens to train'),
         ("stages: [", "not valid YAML"),
     ],
 )
@@ -275,6 +277,20 @@ def test_a_recipe_that_is_none_says_what_is_wrong(tmp_path, change, message):
     with pytest.raises(ValueError, match=message) as error:
         get_recipe(str(file))
     assert str(file) in str(error.value)
+
+
+def test_a_warm_up_of_ones_own(tmp_path):
+    file = tmp_path / "recipe.yaml"
+    stages = "[{trains: [new_tokens, expert], learning_rates: {new_tokens: 1e-3}}, {trains: [backbone, expert]}]"
+    file.write_text(f"description: mine\nstages: {stages}\n")
+    warm_up, rest = get_recipe(str(file)).stages
+    given = {"new_token_learning_rate": None, "projector_learning_rate": 2.0, "expert_learning_rate": 3.0}
+    assert warm_up.rate_arguments(**given) == {
+        **given,
+        "new_token_learning_rate": 1e-3,
+        "projector_learning_rate": None,
+    }
+    assert rest.rate_arguments(**given) == given
 
 
 def test_a_dataset_of_ones_own_checks_what_it_is_given(tmp_path):

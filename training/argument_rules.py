@@ -8,6 +8,8 @@ from enum import Enum
 from functools import reduce
 from typing import Any
 
+from .parts import RATE_ARGUMENTS
+
 # TrainingArguments: what is accepted, and of everything else why it is not, and what to do. Dots go into a value.
 REFUSED: dict[str, tuple[tuple, str]] = {
     "label_smoothing_factor": ((0,), "The token loss is the plain cross-entropy. Leave it out."),
@@ -74,10 +76,6 @@ REFUSED_WITH_MUON: dict[str, tuple[tuple, str]] = {
     "optim": (("adamw_torch_fused", "adamw_torch"), "muon is the optimiser: give either optim or muon."),
     "optim_args": ((None,), "They are for `optim`, in whose place muon is: give either of them."),
     "optim_target_modules": ((None,), "They are for `optim`, in whose place muon is: give either of them."),
-    "expert_learning_rate": (
-        (None,),
-        "Muon's updates have one size for all parts: give either muon or expert_learning_rate.",
-    ),
 }
 
 # TrainingArguments that mean something else, or have another default.
@@ -88,9 +86,11 @@ DIFFERENT: dict[str, str] = {
     "hyper-parameters); it may have more steps. `train()` without it does not begin beside checkpoints of its own.",
     "adam_beta2": "With `muon` the default is 0.99 (of its AdamW part); otherwise 0.999, the library's.",
     "weight_decay": "With `muon` it also applies to the matrices that Muon updates, at their learning rate.",
-    "learning_rate": "The VLM's. `expert_learning_rate`, where given, is the action expert's.",
-    "max_grad_norm": "VLM and expert are clipped each by its own norm (`clip_per_part`). DeepSpeed clips by one norm "
-    "for both: there the expert's gradient has a say in how far an insulated VLM moves.",
+    "learning_rate": "The VLM's. `expert_learning_rate`, `new_token_learning_rate` and `projector_learning_rate` are "
+    "those of their parts, where given. The log has that of the first part that is trained.",
+    "max_grad_norm": "VLM and expert are clipped each by its own norm (`clip_per_part`), and so are new tokens and "
+    "projector where they have a learning rate of their own. DeepSpeed clips by one norm for all: there the expert's "
+    "gradient has a say in how far an insulated VLM moves.",
     "prediction_loss_only": "`evaluate()` then reports losses only, as with `sample_in_eval=False`.",
     "eval_accumulation_steps": "Predicted chunks leave the device after every batch, whatever is given.",
     "gradient_accumulation_steps": "Both losses are means over the supervised positions of the whole step: splitting "
@@ -126,7 +126,7 @@ DIFFERENT_PARAMETERS: dict[str, str] = {
     "train_dataset, eval_dataset": "Chunk size, cameras (by name) and action size are compared with the processor's.",
     "compute_metrics": "Gets `EvalPrediction` with predicted and true chunks (N, H, D) in robot units: see "
     "`KIVLATrainer.predict`. What it returns stands beside the trainer's own metrics.",
-    "optimizers": "Refused beside `muon` and `expert_learning_rate`, which are about the optimiser that is made "
+    "optimizers": "Refused beside `muon` and learning rates of parts, which are about the optimiser that is made "
     "otherwise.",
     "optimizer_cls_and_kwargs": "Refused beside `muon`.",
 }
@@ -168,7 +168,7 @@ def check_trainer_arguments(args: Any, given: dict[str, Any]) -> None:
         if given.get(name) is not None:
             raise ValueError(f"{name} is not possible with KIVLATrainer. {reason}")
     optimizer = (given.get("optimizers") or (None, None))[0]
-    ours = [name for name in ("muon", "expert_learning_rate") if getattr(args, name)]
+    ours = [name for name in ("muon", *RATE_ARGUMENTS.values()) if getattr(args, name)]
     if optimizer is not None and ours:
         raise ValueError(
             f"optimizers= brings an optimiser, and {ours[0]} is about the one that the trainer would make: give either "

@@ -67,18 +67,23 @@ class ResumableTrainingArguments(TrainingArguments):
 class KIVLATrainingArguments(ResumableTrainingArguments):
     r"""
     As [`ResumableTrainingArguments`]; `learning_rate` is the backbone's. `docs/training_arguments.md` lists every
-    argument that means something else here, or is refused.
+    argument that means something else here, or is refused. The schedule applies to all learning rates.
 
     Args:
         expert_learning_rate (`float`, *optional*): learning rate of the action expert, which starts from random
             weights and usually wants a larger one; the backbone's if None.
-        muon (`bool`, defaults to `False`): Muon for matrices and AdamW for the rest, at one learning rate, in place of
-            `optim`. Small models learn several times faster with it. `weight_decay` applies to both, `adam_beta1`,
-            `adam_beta2` and `adam_epsilon` to AdamW.
+        new_token_learning_rate (`float`, *optional*): of the action tokens' rows in embedding and output layer; the
+            backbone's if None. Whole weights are needed on every device: not with FSDP or DeepSpeed.
+        projector_learning_rate (`float`, *optional*): of what maps pictures to the text model's width; the backbone's
+            if None.
+        muon (`bool`, defaults to `False`): Muon for matrices and AdamW for the rest in place of `optim`. Small models
+            learn several times faster with it. `weight_decay` applies to both, `adam_beta1`, `adam_beta2` and
+            `adam_epsilon` to AdamW.
         adam_beta2 (`float`, *optional*): 0.999, or 0.99 with `muon`.
-        clip_per_part (`bool`, defaults to `True`): clip the gradients of VLM and expert each to `max_grad_norm`. With
-            one norm for both (`False`, the library's rule) the expert's gradient would set the size of the VLM's steps,
-            and an insulated VLM would not learn as it does without an expert. DeepSpeed always clips by one norm.
+        clip_per_part (`bool`, defaults to `True`): clip the gradients of VLM and expert each to `max_grad_norm`; new
+            tokens and projector, too, where they have a learning rate of their own. With one norm for all (`False`, the
+            library's rule) the expert's gradient would set the size of the VLM's steps, and an insulated VLM would not
+            learn as it does without an expert. DeepSpeed always clips by one norm.
         text_loss_weight (`float`, defaults to 1): of plain text among the data (`TextDataset`). Its loss is a mean of
             its own, over its own tokens: how long and how many the texts are does not change what the rest weighs. It
             may be 0 beside an `anchor_weight`.
@@ -99,6 +104,12 @@ class KIVLATrainingArguments(ResumableTrainingArguments):
     expert_learning_rate: float | None = field(
         default=None, metadata={"help": "Learning rate of the action expert; the backbone's if not given."}
     )
+    new_token_learning_rate: float | None = field(
+        default=None, metadata={"help": "Learning rate of the action tokens' rows; the backbone's if not given."}
+    )
+    projector_learning_rate: float | None = field(
+        default=None, metadata={"help": "Learning rate of the VLM's projector; the backbone's if not given."}
+    )
     muon: bool = field(
         default=False, metadata={"help": "Muon for matrices, AdamW for the rest: small models learn faster."}
     )
@@ -113,7 +124,7 @@ class KIVLATrainingArguments(ResumableTrainingArguments):
         metadata={"help": "Hold its predictions of the texts to the untouched VLM's: + this * KL divergence."},
     )
     clip_per_part: bool = field(
-        default=True, metadata={"help": "Clip the gradients of VLM and expert each by its own norm, not by one."}
+        default=True, metadata={"help": "Clip the gradients of every part by its own norm, not by one of all."}
     )
     sample_in_eval: bool = field(
         default=True, metadata={"help": "Sample action chunks in evaluation and report their error in robot units."}

@@ -38,8 +38,9 @@ from .data.data_ranges import range_problems
 from .data.robot_dataset import RobotDataset, joint_statistics
 from .first_process import made_by_first_process
 from .lora import lora_config
+from .parts import BACKBONE, EXPERT
 from .policy_options import DEFAULT_RECIPE, EXPERT_OPTIONS, MODEL_SETTINGS, PolicyOptions, refuse
-from .recipes import BACKBONE, EXPERT, Recipe, Stage, get_recipe, set_stage
+from .recipes import Recipe, Stage, get_recipe, set_stage
 from .run_identity import weights_digest
 
 START, CONTINUE, ADAPT = "start", "continue", "adapt"
@@ -254,7 +255,8 @@ def build_for_stage(
         vlm: start a new policy on it: a folder or a Hub id.
         base: or go on from this policy; with `adapt`, take it to the data.
         before: or go on from what the stage before has left in this folder.
-        lora_rank: train low-rank updates of the VLM's text decoder, and the expert in full.
+        lora_rank: train low-rank updates of the VLM's text decoder, and the expert in full. A stage that does not train
+            the backbone has none.
         cameras: the policy's names → those of the data, where that was told (`DataArguments.mapping`).
 
     Raises:
@@ -270,7 +272,7 @@ def build_for_stage(
     if before is not None or base is not None:
         built.begins_with["expert"] = weights_digest(built.model.expert)
     set_stage(built.model, stage)
-    if lora_rank is not None:
+    if lora_rank is not None and BACKBONE in stage.trains:
         built.model = get_peft_model(built.model, lora_config(built.model, built.processor, lora_rank))
     return built
 

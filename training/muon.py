@@ -4,6 +4,8 @@ from collections import defaultdict
 
 import torch
 
+from .parts import split_groups
+
 MOMENTUM = 0.95
 # Of the quintic iteration that brings singular values near 1 (Jordan et al. 2024, kellerjordan.github.io/posts/muon)
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -91,12 +93,18 @@ class MuonWithAdamW(torch.optim.Optimizer):
         for name, parameter in named_parameters:
             if parameter.requires_grad:
                 (matrices if parameter.ndim == 2 and not _is_embedding(name) else others).append(parameter)
-        self.muon = Muon(matrices, lr, weight_decay)
+        self.muon = Muon([{"params": matrices}], lr, weight_decay)  # perhaps none
         if weight_decay:
             decayed = [{"params": [p for p in others if p.ndim > 1], "weight_decay": weight_decay}]
             others = [group for group in (*decayed, {"params": [p for p in others if p.ndim < 2]}) if group["params"]]
         self.adamw = torch.optim.AdamW(others, lr=lr, weight_decay=0.0, betas=betas, eps=eps)
         super().__init__(self.muon.param_groups + self.adamw.param_groups, {})
+        self._share_groups()
+
+    def split_groups(self, parts: dict[torch.Tensor, str], rates: dict[str, float]) -> None:
+        """See `parts.split_groups`."""
+        for optimizer in (self.muon, self.adamw):
+            optimizer.param_groups[:] = split_groups(optimizer.param_groups, parts, rates)
         self._share_groups()
 
     def _share_groups(self):

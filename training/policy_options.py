@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field, replace
 
 from ..modeling_kivla import KIVLAExpertConfig
-from .recipes import BACKBONE, RECIPES, Recipe, Stage, get_recipe
+from .parts import BACKBONE, NEW_TOKENS
+from .recipes import RECIPES, Recipe, Stage, get_recipe
 
 DEFAULT_RECIPE = "insulated"
 NUM_FLOW_SAMPLES = 4  # of a new policy: the backbone's pass costs most
@@ -122,8 +123,14 @@ class PolicyOptions:
         Raises:
             ValueError: an option out of its range.
         """
-        given = self.given("backbone_gradient_scale", "flow_loss_weight")
-        return tuple(replace(stage, **given) if stage.flow_loss_weight > 0 else stage for stage in recipe.stages)
+        weight, scale = self.given("flow_loss_weight"), self.given("backbone_gradient_scale")
+        # The scale is for stages that train the backbone; a recipe without any refuses it.
+        has_backbone = any(BACKBONE in stage.trains for stage in recipe.stages)
+        stages = []
+        for stage in recipe.stages:
+            given = weight | scale if BACKBONE in stage.trains or not has_backbone else weight
+            stages.append(replace(stage, **given) if stage.flow_loss_weight > 0 else stage)
+        return tuple(stages)
 
     def refuse_what_cannot_apply(self, recipe: Recipe, tokenizer: str, placement: str) -> None:
         """Refuse options that another one makes meaningless.
@@ -143,7 +150,7 @@ class PolicyOptions:
             ),
             f"recipe {name} leaves the VLM as it is, so it can learn no action tokens": (
                 self.given("action_tokenizer")
-                if tokenizer != "none" and not any(BACKBONE in stage.trains for stage in recipe.stages)
+                if tokenizer != "none" and not any(NEW_TOKENS in stage.parts for stage in recipe.stages)
                 else {}
             ),
             f"only a FAST tokenizer that is fitted on the data has them, and the action tokenizer is {tokenizer}": (

@@ -6,15 +6,14 @@ run on one model class, one processor and one trainer, so that the difference be
 
 import difflib
 import math
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import yaml
-from torch import nn
 
 from ..modeling_kivla import KIVLAForActionPrediction
-
-BACKBONE, EXPERT = "backbone", "expert"
+from .parts import BACKBONE, EXPERT, NEW_TOKENS, PARTS, PROJECTOR, RATE_ARGUMENTS, set_trained_parts
 
 
 @dataclass(frozen=True)
@@ -22,20 +21,26 @@ class Stage:
     """One training run of a recipe.
 
     Attributes:
-        trains: the parts whose parameters are trained; the others are frozen.
+        trains: the parts that are trained; the others are frozen. "backbone" is the whole VLM, "expert" the action
+            expert. For a warm-up the VLM can rest but for its "new_tokens" (the action tokens' rows in embedding and
+            output layer; other rows stay as they are, bit for bit) and its "projector" (from pictures to the width of
+            the text model).
         flow_loss_weight: of `KIVLAConfig`; 0: the expert rests, and the policy acts by tokens.
         backbone_gradient_scale: of `KIVLAConfig`.
         share: its share of the optimiser steps.
+        learning_rates: of its parts, where the run's arguments give none (`new_token_learning_rate`, ...). The
+            backbone's is always the run's.
 
     Raises:
-        ValueError: a value out of its range, a stage that trains nothing, an expert that no loss reaches, or a frozen
-            backbone that the flow loss is meant to train.
+        ValueError: a value out of its range, a stage that trains nothing, an expert that no loss reaches, a frozen
+            backbone that the flow loss is meant to train, or a learning rate of what is not trained.
     """
 
     trains: tuple[str, ...]
     flow_loss_weight: float = 1.0
     backbone_gradient_scale: float = 0.0
     share: float = 1.0
+    learning_rates: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self):
         # Types first: a recipe may come from a YAML file.
@@ -44,10 +49,12 @@ class Stage:
             value = getattr(self, name)
             if not isinstance(value, int | float) or isinstance(value, bool):
                 raise ValueError(f"{name} must be a number, got {value!r}.")
+        if not isinstance(self.learning_rates, Mapping):
+            raise ValueError(f"learning_rates must be a map of parts to numbers, got {self.learning_rates!r}.")
         if isinstance(self.trains, str):
             raise ValueError(f"trains must be a list of parts, got {self.trains!r}: write [{self.trains}].")
-        if unknown := set(self.trains) - {BACKBONE, EXPERT}:
-            raise ValueError(f"A stage trains {BACKBONE} and {EXPERT}, or one of them; got {sorted(unknown)}.")
+        if unknown := set(self.trains) - set(PARTS):
+            raise ValueError(f"A stage trains some of {', '.join(PARTS)}; got {sorted(unknown)}.")
         # Then each number alone, then whether they make sense together.
         if not 0.0 <= weight < math.inf:
             raise ValueError(f"flow_loss_weight must be a number that is not negative, got {weight}.")
@@ -60,6 +67,15 @@ class Stage:
             raise ValueError(f"A stage's share of the steps must be positive, got {self.share}.")
         if not self.trains:
             raise ValueError("A stage that trains [] has nothing to train.")
+        if BACKBONE in self.trains and (inside := {NEW_TOKENS, PROJECTOR} & set(self.trains)):
+            raise ValueError(f"{BACKBONE} is the whole VLM, {' and '.join(sorted(inside))} among it: leave out either.")
+        for part, rate in self.learning_rates.items():
+            if part not in self.parts & RATE_ARGUMENTS.keys():
+                raise ValueError(
+                    f"learning_rates are for those of {', '.join(RATE_ARGUMENTS)} that the stage trains; got {part!r}."
+                )
+            if not isinstance(rate, int | float) or not 0.0 < rate < math.inf:
+                raise ValueError(f"The learning rate of {part} must be a positive number, got {rate!r}.")
         if EXPERT in self.trains and weight == 0:
             raise ValueError(
                 f"A stage that trains {list(self.trains)} with flow_loss_weight = 0 has nothing to train the expert "
@@ -74,12 +90,28 @@ class Stage:
         scale = float(self.backbone_gradient_scale)  # YAML has whole numbers, too
         return {"flow_loss_weight": float(self.flow_loss_weight), "backbone_gradient_scale": scale}
 
+    @property
+    def parts(self) -> set[str]:
+        """Those of `PARTS` that it trains; of the backbone its own parts, too."""
+        return {*self.trains, *((NEW_TOKENS, PROJECTOR) if BACKBONE in self.trains else ())}
+
+    def rate_arguments(self, **given: float | None) -> dict[str, float | None]:
+        """Return the arguments of a run of this stage that are learning rates of parts: those given, or its own.
+
+        None is left of a part that it does not train: another stage of the recipe may.
+        """
+        own = {RATE_ARGUMENTS[part]: rate for part, rate in self.learning_rates.items()}
+        rates = own | {name: rate for name, rate in given.items() if rate is not None}
+        return {name: rates.get(name) if part in self.parts else None for part, name in RATE_ARGUMENTS.items()}
+
 
 TOKENS_ONLY = Stage((BACKBONE,), flow_loss_weight=0.0)
 INSULATED = Stage((BACKBONE, EXPERT))
 JOINT = Stage((BACKBONE, EXPERT), backbone_gradient_scale=1.0)
 PARTIAL = Stage((BACKBONE, EXPERT), backbone_gradient_scale=0.1)
 EXPERT_ONLY = Stage((EXPERT,))
+# Brand-new tokens have a large gradient and know nothing yet: the VLM rests until they have learned the most of it.
+WARM_UP = Stage((NEW_TOKENS, PROJECTOR, EXPERT), learning_rates={NEW_TOKENS: 3e-3})
 
 
 @dataclass(frozen=True)
@@ -118,6 +150,8 @@ class Recipe:
             raise ValueError(f'state_encoding must be "text", "continuous" or "none", got {self.state_encoding!r}.')
         if not self.stages:
             raise ValueError("A recipe needs at least one stage.")
+        if self.action_tokenizer == "none" and any(NEW_TOKENS in stage.trains for stage in self.stages):
+            raise ValueError(f'A recipe with action_tokenizer "none" has no {NEW_TOKENS} to train.')
 
 
 RECIPES = {
@@ -154,6 +188,14 @@ RECIPES = {
         "insulated, with the state as a vector for the expert", state_encoding="continuous"
     ),
     "insulated-partial": Recipe("a tenth of the flow loss's gradient reaches the VLM", stages=(PARTIAL,)),
+    "insulated-warmup": Recipe(
+        "first new tokens, projector and expert while the VLM rests, then insulated",
+        stages=(WARM_UP, replace(INSULATED, share=9)),
+    ),
+    "joint-warmup": Recipe(
+        "first new tokens, projector and expert while the VLM rests, then joint",
+        stages=(WARM_UP, replace(JOINT, share=9)),
+    ),
     "joint-no-vlm-data": Recipe("joint, without VLM data", vlm_data=False, stages=(JOINT,)),
 }
 
@@ -191,6 +233,8 @@ def _read_recipe(path: Path) -> Recipe:
         for number, stage in enumerate(stages, 1):
             _check_keys(stage, Stage, f"stage {number}")
             stage["trains"] = tuple(stage["trains"]) if isinstance(stage["trains"], list) else stage["trains"]
+            if isinstance(rates := stage.get("learning_rates"), dict):  # 1e-3 is text in YAML; 1.0e-3 is a number
+                stage["learning_rates"] = {p: float(r) if isinstance(r, str) else r for p, r in rates.items()}
         return Recipe(**values, stages=tuple(Stage(**stage) for stage in stages))
     except ValueError as error:
         raise ValueError(f"{path} is no recipe: {error}") from error
@@ -214,13 +258,7 @@ def set_stage(model: KIVLAForActionPrediction, stage: Stage) -> None:
     """Prepare a model for a stage: the fields of its config, and which parameters are trained."""
     for name, value in stage.config.items():
         setattr(model.config, name, value)
-    _set_trained(model.vlm, BACKBONE in stage.trains)
-    _set_trained(model.expert, EXPERT in stage.trains)
-
-
-def _set_trained(module: nn.Module, is_trained: bool) -> None:
-    for parameter in module.parameters():
-        parameter.requires_grad_(is_trained)
+    set_trained_parts(model, stage.trains)
 
 
 def split_steps(stages: tuple[Stage, ...], max_steps: int) -> list[int]:

@@ -37,9 +37,10 @@ from .data.vlm.texts import TEXT_LENGTH, TextDataset
 from .data_parallel import unsharded_init
 from .evaluation.plots import plot_training_curves
 from .evaluation.predictions import draw
-from .evaluation.text_nll import HeldOutTexts, TextScores, summarize_texts
+from .evaluation.text_nll import HeldOutTexts, TextScores, summarize_texts, text_tokens
+from .parts import BACKBONE, RATE_ARGUMENTS
 from .policy_options import refuse
-from .recipes import BACKBONE, EXPERT, Stage, split_steps
+from .recipes import Stage, split_steps
 from .run_folder import write_json
 from .run_options import TEXT_SPLIT, VLM_SPLIT, DataArguments, ModelArguments
 from .trainer import KIVLATrainer
@@ -92,9 +93,9 @@ def train(
             start = folder
             continue
         if len(stages) > 1 and args.process_index == 0:
-            print(f"\nStage {number} of {len(stages)}: trains {' and '.join(stage.trains)}, {stage.config}")
+            print(f"\nStage {number} of {len(stages)}: trains {', '.join(stage.trains)}, {stage.config}")
         before = answers_before(trainer, output_dir / "vlm_before.json")
-        texts_then = texts_before(trainer, output_dir / "text_before.json")
+        texts_then = texts_before(trainer, output_dir / "text_before.json", is_first=number == 1)
         if texts_then is not None:
             before[f"{BEFORE}_text_nll"] = texts_then.mean
         trainer.train(resume_from_checkpoint=checkpoint)
@@ -159,9 +160,15 @@ def check_options(model_args: ModelArguments, data_args: DataArguments, args: KI
     if data_args.text_dataset is None:
         of_text = {"text_loss_weight": args.text_loss_weight != 1, "anchor_weight": args.anchor_weight != 0}
         refuse({name: "there is no --text_dataset" for name, is_given in of_text.items() if is_given})
-    if args.expert_learning_rate is not None and not any(EXPERT in stage.trains for stage in stages):
-        refuse({"expert_learning_rate": f"recipe {recipe_name} trains no expert"})
-    if model_args.lora_rank is not None and any(BACKBONE not in stage.trains for stage in stages):
+    trained = set().union(*(stage.parts for stage in stages))
+    refuse(
+        {
+            name: f"recipe {recipe_name} trains no {part.replace('_', ' ')}"
+            for part, name in RATE_ARGUMENTS.items()
+            if getattr(args, name) is not None and part not in trained
+        }
+    )
+    if model_args.lora_rank is not None and BACKBONE not in trained:
         raise ValueError(f"Recipe {recipe_name} freezes the VLM: leave out --lora_rank.")
     if args.resume_from_checkpoint is not None and len(stages) > 1:
         reason = f"a run of {len(stages)} stages finds where it was by itself, by the same command"
@@ -218,25 +225,41 @@ def answers_before(trainer: KIVLATrainer, path: Path) -> dict[str, float]:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def texts_before(trainer: KIVLATrainer, path: Path) -> TextScores | None:
+def texts_before(trainer: KIVLATrainer, path: Path, is_first: bool) -> TextScores | None:
     """Measure once how well the policy's VLM predicts the held-out texts before any training; None without any.
 
-    Its new action tokens are there already.
+    Its new action tokens are there already. In a later stage it is too late to measure.
+
+    Raises:
+        ValueError: other texts were measured.
     """
-    if "text" not in trainer.eval_dataset:
+    texts, processor = trainer.eval_dataset.get("text"), trainer.processing_class
+    if texts is None or not (is_first or path.is_file()):
         return None
     if not path.is_file():
-        trainer.evaluate({"text": trainer.eval_dataset["text"]}, metric_key_prefix=BEFORE)
+        trainer.evaluate({"text": texts}, metric_key_prefix=BEFORE)
         if trainer.is_world_process_zero():
             write_json(path, trainer.text_scores[f"{BEFORE}_text"].to_dict())
         trainer.accelerator.wait_for_everyone()
-    return TextScores.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    scores = TextScores.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    now = text_tokens(processor.tokenizer, texts.texts, texts.text_length, processor.document_start)
+    if scores.tokens.tolist() != [len(tokens) - 1 for tokens in now]:
+        raise ValueError(
+            f"{path} has {len(scores.tokens)} other texts than the {len(now)} of --eval_text_dataset now, and what the "
+            "VLM was before this run can no longer be measured. Give the same texts and --max_eval_frames; or begin "
+            "anew (--restart true)."
+        )
+    return scores
 
 
 def split_run(stages: Sequence[Stage], args: KIVLATrainingArguments) -> list[KIVLATrainingArguments]:
-    """Make the arguments of every stage: its share of steps or epochs, and its folder; the last writes the policy."""
+    """Make the arguments of every stage: learning rates, its share of steps or epochs, and its folder.
+
+    The last one writes the policy.
+    """
+    given = {name: getattr(args, name) for name in RATE_ARGUMENTS.values()}
     if len(stages) == 1:
-        return [args]
+        return [replace(args, **stages[0].rate_arguments(**given))]
     total = sum(stage.share for stage in stages)
     steps = split_steps(stages, args.max_steps) if args.max_steps > 0 else [-1] * len(stages)
     name = "_stage" if args.push_to_hub else "stage"  # names that begin with _ are not pushed to the Hub
@@ -247,6 +270,7 @@ def split_run(stages: Sequence[Stage], args: KIVLATrainingArguments) -> list[KIV
             max_steps=count,
             num_train_epochs=args.num_train_epochs * stage.share / total,
             output_dir=folder,
+            **stage.rate_arguments(**given),
             push_to_hub=args.push_to_hub and folder == args.output_dir,
         )
         for stage, count, folder in zip(stages, steps, [*folders, args.output_dir], strict=True)

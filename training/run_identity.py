@@ -38,11 +38,12 @@ from .data.robot_dataset import RobotDataset, evenly_spread
 from .data.vlm.dataset import VLMDataset
 from .data.vlm.streaming import StreamedRows
 from .data.vlm.texts import TextDataset
+from .parts import RATE_ARGUMENTS
 
 # The training arguments that a run's result depends on. (What splits a step's examples among devices and micro-batches
 # is not among them, but their product is.)
 MATTERS = (
-    *("learning_rate", "expert_learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps"),
+    *("learning_rate", *RATE_ARGUMENTS.values(), "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps"),
     *("optim", "optim_args", "optim_target_modules", "muon", "weight_decay", "adam_beta1", "adam_beta2"),
     *("adam_epsilon", "max_grad_norm", "clip_per_part", "ema_decay", "neftune_noise_alpha", "bf16", "fp16"),
     *("seed", "data_seed", "bucket_by_length", "dataloader_drop_last", "train_sampling_strategy"),
@@ -100,12 +101,12 @@ def run_identity(
         start: see `start_of`.
         processing_class: what the trainer saves with the model.
     """
-    facts, known = dict(facts), {field.name for field in fields(args)}
+    facts = dict(facts)
     start = {**facts.pop("start", {}), **start}
     examples = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     identity = {
         "facts": facts,
-        "training": {"examples_in_a_step": examples} | {n: getattr(args, n) for n in MATTERS if n in known},
+        "training": {"examples_in_a_step": examples} | _training(args),
         "data": describe(data),
         "start": start,
         "model": _without(json.loads(model.config.to_json_string(use_diff=False)), (*_PASSED_OVER, *_TOKEN_IDS)),
@@ -113,6 +114,13 @@ def run_identity(
         "versions": {name: version(name) for name in ("kivla", "transformers", "torch")},
     }
     return json.loads(json.dumps(identity, default=_as_json))
+
+
+def _training(args: TrainingArguments) -> dict:
+    known = {field.name for field in fields(args)}
+    # Where they are not given, they are not said: runs of the time when there were none may go on.
+    unsaid = {n for n in ("new_token_learning_rate", "projector_learning_rate") if getattr(args, n, None) is None}
+    return {name: getattr(args, name) for name in MATTERS if name in known and name not in unsaid}
 
 
 def start_of(model: PreTrainedModel | PeftModel) -> dict:
@@ -263,7 +271,7 @@ def differences(before: dict, now: dict) -> list[str]:
     is_other_version = before["versions"] != now["versions"]
     skipped = {"versions"}
     if _at(before, STAGE) != _at(now, STAGE) and None not in (_at(before, STAGE), _at(now, STAGE)):
-        skipped |= {START, MODEL, ".".join(STAGE)}
+        skipped |= {START, MODEL, ".".join(STAGE), *(f"training.{name}" for name in RATE_ARGUMENTS.values())}
     old, new = (dict(_leaves(identity, skipped)) for identity in (before, now))
     different = {
         name: (old.get(name, _ABSENT), new.get(name, _ABSENT))

@@ -197,6 +197,13 @@ class DataArguments(DatasetOptions):
         if self.dataset_format != "lerobot":
             reason = f"it is for LeRobot datasets, and --dataset_format is {self.dataset_format}"
             refuse({name: reason for name in ("subtask_key", "question_share") if getattr(self, name) is not None})
+        learned = (self.text_dataset, self.text_config, self.text_split or TEXT_SPLIT)
+        tested = (self.eval_text_dataset, self.eval_text_config, self.eval_text_split or TEXT_SPLIT)
+        if self.text_dataset is not None and learned == tested:
+            raise ValueError(
+                f"--text_dataset and --eval_text_dataset are both {self.text_dataset}: texts that are learned do not "
+                "tell what is kept. Hold out another split or, better, another source."
+            )
         if self.text_dataset is None:
             names = [f"text_{name}" for name in ("column", "split", "config", "share", "length")]
             refuse({name: "there is no --text_dataset" for name in names if getattr(self, name) is not None})

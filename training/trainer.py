@@ -4,6 +4,7 @@ import difflib
 import inspect
 import logging
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -43,6 +44,17 @@ from .evaluation.evaluation_step import LOSS_SUMS, EvaluationStep, metrics_of, s
 from .evaluation.text_nll import HeldOutTexts, TextScores, text_nll
 from .evaluation.token_sums import token_sums
 from .muon import MuonWithAdamW
+from .parts import (
+    BACKBONE,
+    EXPERT,
+    NEW_TOKENS,
+    PARTS,
+    RATE_ARGUMENTS,
+    TokenRows,
+    part_of,
+    split_groups,
+    vocabulary_weights,
+)
 from .policy_card import with_author_words, write_trainer_card
 from .resumable_trainer import ResumableTrainer
 from .trained_dtype import check_trained_dtype
@@ -61,9 +73,12 @@ class KIVLATrainer(ResumableTrainer):
 
     All terms are means over supervised positions of the *whole* optimiser step, across devices and accumulation steps,
     so that splitting a batch does not change its gradient. The log has `token_loss`, `flow_loss`, `text_loss`,
-    `token_accuracy`, `action_token_accuracy`, the gradient norms of both parts (before clipping) and
+    `token_accuracy`, `action_token_accuracy`, the gradient norms of all parts (before clipping) and
     `mean_velocity_flow_loss`, what always predicting the mean velocity would cost; `evaluate()` also samples chunks and
     reports their error in robot units next to that of always predicting the mean action.
+
+    Parts are the backbone and the expert; new tokens and projector, too, where they have a learning rate of their own,
+    or the rest of the VLM rests (`recipes.set_stage`). Each part has its norm, by which it is clipped.
 
     Args:
         model: a [`KIVLAForActionPrediction`], with or without LoRA. If its vocabulary is too small for the processor's
@@ -135,6 +150,7 @@ class KIVLATrainer(ResumableTrainer):
         )
         self.model_accepts_loss_kwargs = True
         self._check_devices()
+        self._check_parts()
         if self.is_world_process_zero():
             for note in camera_notes:
                 logger.warning("%s", note)
@@ -149,6 +165,7 @@ class KIVLATrainer(ResumableTrainer):
         self._real_steps = torch.zeros(processing_class.chunk_size)
         self._has_said_steps = False
         self._gradient_norms: dict[str, torch.Tensor] = {}
+        self._rows = TokenRows([], [], old_rows_rest=False)
         self._stop_is_asked = False  # by a signal that any device has received: the counts of a step say so
         self._learned: list[list[int]] = []
         self._step_has_documents = False
@@ -189,6 +206,7 @@ class KIVLATrainer(ResumableTrainer):
         super()._hp_search_setup(trial)
         self.args.check()
         self._check_devices()
+        self._check_parts()
 
     # ------------------------------------------------------------------------------------------------- training
     def create_accelerator_and_postprocess(self) -> None:
@@ -203,34 +221,69 @@ class KIVLATrainer(ResumableTrainer):
         return super().autocast_smart_context_manager(*args, **kwargs)
 
     def create_optimizer(self, *args, **kwargs) -> torch.optim.Optimizer:
-        """Make the library's optimiser, with a learning rate of its own for the expert; or Muon (`args.muon`)."""
-        if self.args.muon and self.optimizer is None:
+        """Make the library's optimiser, or Muon (`args.muon`), with the rows and the learning rates of the parts."""
+        if self.optimizer is not None:
+            return super().create_optimizer(*args, **kwargs)
+        if self._splits_rows:
+            ids = self.processing_class.action_token_ids.tolist()
+            self._rows = TokenRows(vocabulary_weights(self._policy), ids, self._policy.trains_new_rows_only)
+        if self.args.muon:
             self.optimizer = MuonWithAdamW(
-                self._named_parameters(),
+                ((name, parameter) for name, _, parameter in self._trained()),
                 lr=self.args.learning_rate,
                 betas=(self.args.adam_beta1, cast(float, self.args.adam_beta2)),
                 eps=self.args.adam_epsilon,
                 weight_decay=self.args.weight_decay,
             )
-        # The library's groups are split in two: the expert's part of each gets its own rate.
-        is_new = self.optimizer is None
         optimizer = super().create_optimizer(*args, **kwargs)
-        if is_new and self.args.expert_learning_rate is not None:
-            expert = {id(p) for name, p in self._named_parameters() if _is_expert(name) and p.requires_grad}
-            if not expert <= {id(p) for group in optimizer.param_groups for p in group["params"]}:
-                raise ValueError(
-                    f"The optimiser {self.args.optim!s} does not take the expert's weights as a group of their own: "
-                    "leave out expert_learning_rate, or use another optim."
-                )
-            groups = []
-            for group in optimizer.param_groups:
-                for is_expert in (False, True):
-                    parameters = [p for p in group["params"] if (id(p) in expert) == is_expert]
-                    lr = self.args.expert_learning_rate if is_expert else group["lr"]
-                    if parameters:
-                        groups.append({**group, "params": parameters, "lr": lr})
-            optimizer.param_groups[:] = groups
+        if self._rates or self._splits_rows:
+            self._split_groups(optimizer)
         return optimizer
+
+    def _split_groups(self, optimizer: torch.optim.Optimizer) -> None:
+        """Give an optimiser rows in the place of whole weights, and a group for each part of its groups."""
+        parts = {parameter: part for _, part, parameter in self._trained()}
+        if isinstance(optimizer, MuonWithAdamW):  # has the rows already
+            optimizer.split_groups(parts, self._rates)
+        else:
+            for group in optimizer.param_groups:
+                group["params"] = [piece for weight in group["params"] for _, piece in self._pieces(weight, BACKBONE)]
+            if parts.keys() != {parameter for group in optimizer.param_groups for parameter in group["params"]}:
+                given = [RATE_ARGUMENTS[part] for part in self._rates] or ["the stage that trains new tokens alone"]
+                raise ValueError(
+                    f"The optimiser {self.args.optim!s} does not take the parts' weights as groups of their own: leave "
+                    f"out {', '.join(given)}, or use another optim."
+                )
+            optimizer.param_groups[:] = split_groups(optimizer.param_groups, parts, self._rates)
+        optimizer.register_step_pre_hook(self._rows.follow)
+
+    @property
+    def _policy(self) -> KIVLAForActionPrediction:
+        model = self.accelerator.unwrap_model(self.model)
+        return model.get_base_model() if isinstance(model, PeftModel) else model
+
+    @property
+    def _rates(self) -> dict[str, float]:
+        """Learning rates of the parts that have one of their own."""
+        rates = {part: getattr(self.args, name) for part, name in RATE_ARGUMENTS.items()}
+        return {part: rate for part, rate in rates.items() if rate is not None}
+
+    @property
+    def _splits_rows(self) -> bool:
+        """Whether new rows are trained otherwise than old ones. LoRA has new rows as parameters of their own."""
+        is_wanted = self._policy.trains_new_rows_only or NEW_TOKENS in self._rates
+        return is_wanted and not isinstance(self.accelerator.unwrap_model(self.model), PeftModel)
+
+    def _trained(self) -> Iterator[tuple[str, str, nn.Parameter]]:
+        """Go through names, parts and tensors of all that is trained, as an optimiser gets it."""
+        for name, parameter in self._named_parameters():
+            if parameter.requires_grad:
+                for part, piece in self._pieces(parameter, part_of(name)):
+                    yield name, part, piece
+
+    def _pieces(self, parameter: nn.Parameter, part: str) -> list[tuple[str, nn.Parameter]]:
+        rows = self._rows.of(parameter)
+        return [(part, parameter)] if rows is None else rows
 
     def _named_parameters(self):
         return self.accelerator.unwrap_model(self.model).named_parameters()
@@ -322,6 +375,29 @@ class KIVLATrainer(ResumableTrainer):
                 "DeepSpeed clips gradients by one norm for VLM and expert: the expert's gradient has a say in how far "
                 "an insulated VLM moves. With DDP and FSDP2 each has its own norm."
             )
+
+    def _check_parts(self) -> None:
+        """Check that every part with a learning rate is trained, and that rows can be where they are to be."""
+        trained = {part_of(name) for name, parameter in self._named_parameters() if parameter.requires_grad}
+        if self._splits_rows:
+            alone = "a stage that trains new tokens without the rest of the VLM"
+            wanted = alone if self._policy.trains_new_rows_only else RATE_ARGUMENTS[NEW_TOKENS]
+            if not len(self.processing_class.action_token_ids):
+                raise ValueError(f"The processor has no action tokenizer: there are no new tokens for {wanted}.")
+            if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+                raise ValueError(
+                    f"FSDP and DeepSpeed share out the rows of new tokens, and {wanted} needs them whole: use DDP, or "
+                    "leave it out."
+                )
+            if self.optimizer is not None:
+                raise ValueError(
+                    f"optimizers= brings an optimiser, and {wanted} is about the one that the trainer would make: give "
+                    "either of them."
+                )
+            if any(weight.requires_grad for weight in vocabulary_weights(self._policy)):
+                trained.add(NEW_TOKENS)
+        if idle := [name for part, name in RATE_ARGUMENTS.items() if part in self._rates and part not in trained]:
+            raise ValueError(f"{idle[0]} is the learning rate of a part that is not trained here. Leave it out.")
 
     def _check_datasets(self) -> None:
         sets = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"evaluation": self.eval_dataset}
@@ -447,17 +523,22 @@ class KIVLATrainer(ResumableTrainer):
         return loss
 
     def _clip_grad_norm(self, model) -> torch.Tensor | None:
-        """Clip backbone and expert each to `max_grad_norm` (`clip_per_part`); return the norm of all of it, before.
+        """Clip every part to `max_grad_norm` (`clip_per_part`); return the norm of all of it, before.
 
-        One norm for both would let the size of the expert's gradient decide how far the VLM moves, insulated or not.
+        One norm for all would let the size of the expert's gradient, or of new tokens' at first, decide how far the VLM
+        moves, insulated or not.
         """
         if self.is_deepspeed_enabled:
             return super()._clip_grad_norm(model)
+        self._rows.follow()
         self.accelerator.unscale_gradients()
+        trained = list(self._trained())
+        backbone_rests = all(part != BACKBONE for _, part, _ in trained)
+        own = PARTS if backbone_rests else (BACKBONE, EXPERT, *self._rates)
         parts: dict[str, list[torch.Tensor]] = defaultdict(list)
-        for name, parameter in self._named_parameters():
+        for _, part, parameter in trained:
             if parameter.grad is not None:
-                parts["expert" if _is_expert(name) else "backbone"].append(parameter.grad)
+                parts[part if part in own else BACKBONE].append(parameter.grad)
         norms = {part: total_norm(gradients) for part, gradients in parts.items()}
         self._gradient_norms = {f"{part}_grad_norm": norm for part, norm in norms.items()}
         whole = torch.tensor([float(norm) for norm in norms.values()]).norm()
@@ -480,9 +561,9 @@ class KIVLATrainer(ResumableTrainer):
         if "loss" in logs:
             sums = dict(zip(LOSS_SUMS, self.accelerator.reduce(self._sums, "sum"), strict=True))
             logs.update(summary(sums))
-            if self._anchor is not None:
+            if self._anchor is not None and sums["text_tokens"] > 0:
                 divergence = self.accelerator.reduce(self._anchor_sum.to(self.args.device), "sum")
-                logs["anchor_loss"] = float(divergence / sums["text_tokens"].clamp(min=1))
+                logs["anchor_loss"] = float(divergence / sums["text_tokens"])
                 self._anchor_sum.zero_()
             logs.update({name: float(norm) for name, norm in self._gradient_norms.items()})
             count, total, squares = self.accelerator.reduce(self._moments.to(self.args.device), "sum")
@@ -666,7 +747,8 @@ class KIVLATrainer(ResumableTrainer):
     def _read_texts(self, texts: HeldOutTexts, metric_key_prefix: str) -> EvalLoopOutput:
         """Let the VLM predict texts. Every device reads all of them: they are few, and sharded weights need it."""
         model, processor = self.accelerator.unwrap_model(self.model), self.processing_class
-        settings = {"batch_size": self.args.eval_batch_size, "action_token_ids": processor.action_token_ids}
+        settings = {"batch_size": self.args.eval_batch_size, "start": processor.document_start}
+        settings["action_token_ids"] = processor.action_token_ids
         with whole_weights(model, self.accelerator), self.compute_loss_context_manager():
             scores = text_nll(model, processor.tokenizer, texts.texts, texts.text_length, **settings)
         self.text_scores[metric_key_prefix] = scores
@@ -676,10 +758,6 @@ class KIVLATrainer(ResumableTrainer):
 
 def _with_prefix(name: str, prefix: str) -> str:
     return name if name.startswith(f"{prefix}_") else f"{prefix}_{name}"
-
-
-def _is_expert(parameter_name: str) -> bool:
-    return "expert" in parameter_name.split(".")
 
 
 def _supervised_counts(batch: dict) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -9,11 +9,11 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
+from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 
 from ..command_line import model_type, parse, policy_pipeline, refusals
+from ..processing import KIVLAProcessor
 from ..processing.camera_names import CAMERAS_HELP, parse_cameras
 from ..training.data.camera_naming import unseen_note
 from ..training.dataset_options import DatasetOptions
@@ -89,27 +89,28 @@ class EvaluateArguments(DatasetOptions):
 
 
 class Speaker(NamedTuple):
-    """A VLM, or a policy that was one, as it predicts texts and answers questions."""
+    """A VLM, or a policy that was one, as it predicts texts and answers questions; its processor is a policy's."""
 
     model: PreTrainedModel
-    vlm_processor: ProcessorMixin
-    action_token_ids: np.ndarray
-
-    @classmethod
-    def of(cls, pipe) -> "Speaker":
-        return cls(pipe.model, pipe.processor.vlm_processor, pipe.processor.action_token_ids)
+    processor: KIVLAProcessor
 
     @classmethod
     def load(cls, name: str, device: torch.device | str, dtype: torch.dtype | str = "auto") -> "Speaker":
         """A VLM or a policy of this name."""
         if model_type("kivla evaluate", name) == "kivla":
-            return cls.of(policy_pipeline("kivla evaluate", name, device=device, dtype=dtype))
+            pipe = policy_pipeline("kivla evaluate", name, device=device, dtype=dtype)
+            return cls(pipe.model, pipe.processor)
         model = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype).to(device)
-        return cls(model, AutoProcessor.from_pretrained(name), np.zeros(0, np.int64))
+        processor = KIVLAProcessor(AutoProcessor.from_pretrained(name), state_encoding="none", normalization="none")
+        return cls(model, processor)
 
     def read(self, texts: HeldOutTexts, batch_size: int) -> TextScores:
-        tokenizer, actions = self.vlm_processor.tokenizer, self.action_token_ids
-        return text_nll(self.model, tokenizer, texts.texts, texts.text_length, batch_size, actions)
+        processor = self.processor
+        options = {"action_token_ids": processor.action_token_ids, "start": processor.document_start}
+        return text_nll(self.model, processor.tokenizer, texts.texts, texts.text_length, batch_size, **options)
+
+    def answer(self, folder: str, batch_size: int) -> dict:
+        return measure_answers(self.model, self.processor.vlm_processor, folder, batch_size)
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -120,7 +121,7 @@ def run(arguments: Sequence[str]) -> None:
     else:
         pipe = policy_pipeline("kivla evaluate", args.policy)
         chunks, data, report = act(pipe, args)
-        speaker = Speaker.of(pipe)
+        speaker = Speaker(pipe.model, pipe.processor)
     report |= know(speaker, args)
     folder = Path(args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
@@ -130,10 +131,11 @@ def run(arguments: Sequence[str]) -> None:
         lines.append(f"{args.text_dataset}, {format_texts(report['texts'])}")
     answers = {"": report["answers"], "before: ": report["answers_before"]}
     lines += [f"{name}{format_answers(row)}" for name, row in answers.items() if row is not None]
-    print("\n\n".join(lines), f"\n\n{folder / 'evaluate.json'}")
+    files = [folder / "evaluate.json"]
     if chunks is not None:
-        draw(folder / "evaluate.png", chunks, report, data.fps, args.num_plots)
-        print(folder / "evaluate.png")
+        files.append(folder / "evaluate.png")
+        draw(files[-1], chunks, report, data.fps, args.num_plots)
+    print("\n\n".join([*lines, "\n".join(map(str, files))]))
 
 
 def act(pipe, args: EvaluateArguments) -> tuple:
@@ -182,7 +184,7 @@ def know(speaker: Speaker, args: EvaluateArguments) -> dict:
                 "text_by_text_before": None if scores_before is None else scores_before.to_dict(),
             }
         if args.vlm_dataset is not None:
-            report["answers"] = measure_answers(*speaker[:2], args.vlm_dataset, args.batch_size)
+            report["answers"] = speaker.answer(args.vlm_dataset, args.batch_size)
             if before is not None:
-                report["answers_before"] = measure_answers(*before[:2], args.vlm_dataset, args.batch_size)
+                report["answers_before"] = before.answer(args.vlm_dataset, args.batch_size)
     return report

@@ -1,45 +1,90 @@
-"""`kivla study`: recipes against each other, with the same budget, the same data and several seeds.
+"""`kivla study`: training recipes against each other, and what each costs the VLM: one figure and one table.
 
-One row for each run is added to `runs.jsonl` as it finishes, and the table is made from that file alone. The same
-command goes on where it was interrupted.
+One row for each run is added to `rows.jsonl` as it finishes; figure and tables are made from the rows alone. The same
+command goes on where it was interrupted, at any moment, and more recipes, conditions and seeds may be asked for.
 """
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
-from ..command_line import Refused, parse, refusals
-from ..demo.stages import TabletopArguments, record
-from ..study.runs import StudyArguments, format_table, one_run, read_rows
-from ..training.recipes import get_recipe
-from ..training.run_folder import claim_folder, write_whole
+from ..command_line import parse, refusals
+from ..study.arguments import StudyArguments
+from ..study.cells import Cell, choose_cells
+from ..study.plan import core_hours, steps_that_fit
+from ..study.report import write_report
+from ..study.runs import before, best_rates, one_run, pilot, read_rows, write_log, write_rows
+from ..study.workshop import Workshop
+from ..training.policy_options import PolicyOptions, refuse
+from ..training.recipes import recipe_name
+from ..training.run_folder import claim_folder, write_json
+
+# Options of a policy that are what is compared.
+_COMPARED = ("recipe", "backbone_gradient_scale", "flow_loss_weight")
 
 
 def run(arguments: Sequence[str]) -> None:
-    study, args = parse((StudyArguments, TabletopArguments), arguments, prog="kivla study")
-    if args.recipe != TabletopArguments.recipe:
-        raise Refused(f"kivla study: --recipe {args.recipe} cannot apply: name what is compared with --recipes.")
-    with refusals("kivla study"):  # a misspelt recipe is better known now
-        for recipe in study.recipes:
-            get_recipe(recipe)
+    study, told = parse((StudyArguments, PolicyOptions), arguments, prog="kivla study")
+    with refusals("kivla study"):  # what is misspelt is better known now
+        reason = "it is what a study compares: name --recipes, or a YAML file of one"
+        refuse(dict.fromkeys(told.given(*_COMPARED), reason))
+        cells, left_out = choose_cells(study.recipes, study.conditions)
     folder = Path(study.output_dir)
-    arguments = {**asdict(study), **asdict(args)}
-    for name in ("output_dir", "recipes", "recipe", "seeds", "target_success"):  # of these there may be more each time
-        del arguments[name]
-    claim_folder(folder, arguments, ("runs.jsonl", "demonstrations", "questions_before.json"))
-    demonstrations = folder / "demonstrations"
-    record(demonstrations, args)
-    file = folder / "runs.jsonl"
-    done = {(row["recipe"], row["seed"]) for row in read_rows(file)}
-    todo = [(recipe, seed) for seed in study.seeds for recipe in study.recipes]
-    for number, (recipe, seed) in enumerate(todo, 1):
-        if (recipe, seed) in done:
+    if study.run:
+        claim_folder(folder, {**study.fixed, **asdict(told)}, ("rows.jsonl", "work"))
+        _run(Workshop(study, told), cells, {cell.name: reason for cell, reason in left_out.items()})
+    if study.core_hours != 0:
+        print(f"\n{write_report(folder, study.target_success)}\n\nFigures, tables, rows and logs: {folder}")
+
+
+def _run(shop: Workshop, cells: list[Cell], left_out: dict[str, str]) -> None:
+    study, folder = shop.study, Path(shop.study.output_dir)
+    file = folder / "rows.jsonl"
+    todo = _plan(shop, cells, left_out)
+    if study.core_hours == 0:  # to know what it would take
+        return
+    write_json(folder / "left_out.json", left_out)
+    write_json(folder / "before.json", before(shop))
+    for number, (cell, seed) in enumerate(todo, 1):
+        if (recipe_name(cell.recipe), cell.condition, seed) in {_key(row) for row in read_rows(file)}:
             continue
-        print(f"\nRun {number} of {len(todo)}: {recipe}, seed {seed}")
-        row = one_run(study, replace(args, recipe=recipe), demonstrations, folder / f"{Path(recipe).name}_{seed}", seed)
-        rows = [*read_rows(file), {"recipe": recipe, "seed": seed, **row}]
-        write_whole(file, "".join(f"{json.dumps(row)}\n" for row in rows))
-    table = format_table(read_rows(file), study.target_success)
-    (folder / "table.md").write_text(table + "\n")
-    print(f"\n{table}\n\nRows: {file}; table: {folder / 'table.md'}")
+        trials = pilot(shop, cell)
+        write_json(folder / "pilot" / f"{cell.folder}.json", trials)
+        rates = best_rates(trials)
+        print(f"\nRun {number} of {len(todo)}: {cell.name}, seed {seed}, learning rates {rates}", flush=True)
+        row, log = one_run(shop, cell, rates, seed)
+        row["trials"] = [{name: value for name, value in trial.items() if name != "texts"} for trial in trials]
+        write_log(folder / "logs" / f"{cell.folder}_{seed}.csv", log)
+        write_rows(file, [*read_rows(file), row])  # of another process, too, that may work on other recipes
+        write_report(folder, study.target_success)
+
+
+def _plan(shop: Workshop, cells: list[Cell], left_out: dict[str, str]) -> list[tuple[Cell, int]]:
+    """Say what the study will take; and leave out, by name, the last runs that do not fit the budget."""
+    study = shop.study
+    print("Estimated core-hours, from a few timed steps of each:")
+    costs = {cell: core_hours(shop, cell, cells[0]) for cell in cells}
+    for cell, cost in costs.items():
+        of_pilot, of_run = f"pilot {cost['pilot']:.2f}", f"each of {len(study.seeds)} runs {cost['run']:.2f}"
+        print(f"  {cell.name:36}{of_pilot}, {of_run} ({cost['step']:.2f} core-seconds a step)")
+    # One seed of every recipe before the next, one condition before the next: what is left out is the end.
+    runs = [(cell, seed) for c in study.conditions for seed in study.seeds for cell in cells if cell.condition == c]
+    todo, hours = [], 0.0
+    for cell, seed in runs:
+        needs = costs[cell]["run"] + (costs[cell]["pilot"] if seed == study.seeds[0] else 0.0)
+        if study.core_hours is not None and hours + needs > study.core_hours:
+            left_out[f"{cell.name}, seed {seed}"] = f"beyond --core_hours {study.core_hours:g}"
+        else:
+            hours += needs
+            todo.append((cell, seed))
+    print(f"{len(todo)} runs, together {hours:.1f} core-hours.")
+    if len(todo) < len(runs):
+        steps = steps_that_fit(list(costs.values()), len(study.seeds), study.max_steps, study.core_hours)
+        print(f"All {len(runs)} would fit {study.core_hours:g} core-hours with about --max_steps {steps}.")
+    for name, reason in left_out.items():
+        print(f"Left out: {name} ({reason}).")
+    return todo
+
+
+def _key(row: dict) -> tuple[str, str, int]:
+    return row["recipe"], row["condition"], row["seed"]

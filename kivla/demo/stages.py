@@ -142,16 +142,17 @@ def record(folder: Path, args: TabletopArguments) -> dict:
 def ask_vlm(vlm: str | Path, num_scenes: int = 500) -> dict:
     """Measure a VLM's accuracy by kind of question, on fresh scenes that are the same for every model."""
     model = AutoModelForImageTextToText.from_pretrained(vlm, dtype="float32")
-    return _scores(model, AutoProcessor.from_pretrained(vlm), num_scenes)
+    return score_answers(model, AutoProcessor.from_pretrained(vlm), num_scenes)
 
 
 def ask_policy(policy: str | Path, num_scenes: int = 500) -> dict:
     """Measure as `ask_vlm` does, of a VLM that has become a policy."""
     model = KIVLAForActionPrediction.from_pretrained(policy)
-    return _scores(model, KIVLAProcessor.from_pretrained(policy).vlm_processor, num_scenes)
+    return score_answers(model, KIVLAProcessor.from_pretrained(policy).vlm_processor, num_scenes)
 
 
-def _scores(model, vlm_processor, num_scenes: int) -> dict:
+def score_answers(model, vlm_processor, num_scenes: int) -> dict:
+    """Measure as `ask_vlm` does, of a VLM or policy in memory."""
     questions = make_questions(num_scenes, QUESTION_EVALUATION_SEED)
     return {"accuracy": answer_accuracy(questions, ask(model, vlm_processor, questions))}
 
@@ -198,6 +199,7 @@ def make_trainer(
         warmup_steps=min(50, max_steps // 10),
         learning_rate=args.learning_rate,
         muon=True,
+        **stage.rate_arguments(),
         logging_steps=max(max_steps // 50, 1),
         seed=seed,
         dataloader_pin_memory=False,

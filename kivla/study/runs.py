@@ -1,72 +1,202 @@
-"""Runs of a study: train, measure every checkpoint, and put the rows into a table."""
+"""The runs of a study: a pilot for the learning rates, then training with measurements, one row for each run.
 
+Whatever is finished is kept, and a run that was killed goes on from its last checkpoint.
+"""
+
+import csv
+import io
 import json
-from dataclasses import asdict, dataclass, field
+import shutil
+from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 
-from ..demo.stages import TABLETOP_VLM, TabletopArguments, ask_policy, ask_vlm, fine_tune, once, roll_out
-from ..simulation.rollout_evaluation import success_rate
-from ..training.evaluation.confidence import wilson_interval
+from transformers import TrainerCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from ..demo.stages import once
+from ..training.recipes import BACKBONE, EXPERT, get_recipe, recipe_name, split_steps
+from ..training.run_folder import write_whole
+from .cells import Cell
+from .measurements import Measurements, before_training
+from .workshop import Rates, Workshop
 
 
-@dataclass
-class StudyArguments:
-    output_dir: str = field(default="outputs/study", metadata={"help": "Where runs and table go; run again to resume."})
-    recipes: list[str] = field(
-        default_factory=lambda: ["insulated", "joint"], metadata={"help": "`kivla recipes` lists them."}
-    )
-    seeds: list[int] = field(default_factory=lambda: [0, 1], metadata={"help": "One run of each recipe for each."})
-    vlm: str = field(default=str(TABLETOP_VLM), metadata={"help": "VLM to start from."})
-    max_steps: int = field(default=1000, metadata={"help": "Optimiser steps of every run."})
-    num_checkpoints: int = field(default=5, metadata={"help": "Points of the curve of success over steps."})
-    target_success: float = field(default=0.5, metadata={"help": "How many steps until so much success?"})
-    num_episodes: int = field(default=200, metadata={"help": "Roll-outs at the end, of each kind."})
-    num_curve_episodes: int = field(default=50, metadata={"help": "Roll-outs at the other points of the curve."})
-    num_question_scenes: int = field(default=500, metadata={"help": "Pictures with questions."})
+# ---------------------------------------------------------------------------------------------------------------- pilot
+def grid(shop: Workshop, cell: Cell) -> list[Rates]:
+    """The learning rates to try for a cell; for a part that is not trained there is nothing to choose."""
+    study, trained = shop.study, {part for stage in get_recipe(cell.recipe).stages for part in stage.trains}
+    of_expert = (study.expert_learning_rates if EXPERT in trained else None) or [None]
+    of_vlm = study.learning_rates if BACKBONE in trained or of_expert == [None] else study.learning_rates[:1]
+    return [Rates(*pair) for pair in product(of_vlm, of_expert)]
 
 
-def one_run(study: StudyArguments, args: TabletopArguments, demonstrations: Path, folder: Path, seed: int) -> dict:
-    """Train, then measure every checkpoint; stages that are done are not done again."""
-    # Train once; every part that is finished is kept, so that a study which was stopped goes on.
-    interval = max(study.max_steps // study.num_checkpoints, 1)
-    policy = folder / "policy"
-    trained = once(
-        folder / "training.json",
-        lambda: fine_tune(study.vlm, demonstrations, policy, args, study.max_steps, seed, interval, keep_all=True),
-    )
-    # The curve: fewer episodes at every checkpoint.
-    curve = []
-    for step, checkpoint in trained["checkpoints"]:
-        point = once(
-            folder / f"rollout_{step}.json",
-            lambda checkpoint=checkpoint: roll_out(
-                Path(checkpoint), folder, "touch", args, study.num_curve_episodes, 0
-            ),
-        )
-        curve.append({"step": step, **point["success"]})
-    # The end: more episodes, also of pairs that were never shown, and the VLM's answers.
-    figures = {}
-    for name in ("touch", "touch_held_out_pairs"):
-        figures[name] = once(
-            folder / f"rollout_{name}.json",
-            lambda name=name: roll_out(policy, folder, name, args, study.num_episodes, 0),
-        )
-    curve.append({"step": study.max_steps, **figures["touch"]["success"]})
-    before = once(folder.parent / "questions_before.json", lambda: ask_vlm(study.vlm, study.num_question_scenes))
-    after = once(folder / "questions_after.json", lambda: ask_policy(policy, study.num_question_scenes))
-    return {
-        "settings": asdict(args),
-        "max_steps": study.max_steps,
-        "minutes": trained["minutes"],
-        "curve": curve,
-        "success": figures["touch"]["success"],
-        "swapped": figures["touch"]["swapped"]["original"],
-        "held_out": figures["touch_held_out_pairs"]["success"],
-        "questions_before": before["accuracy"]["all"],
-        "questions_after": after["accuracy"]["all"],
+def pilot(shop: Workshop, cell: Cell) -> list[dict]:
+    """Try the learning rates of a cell in short runs, those that were not tried yet.
+
+    Returns:
+        For every pair `learning_rate`, `expert_learning_rate` and, where there was a choice, `action_error` (the share
+        of that of always doing the mean action) and `texts`.
+    """
+    rates = grid(shop, cell)
+    trials = []
+    for pair in rates:
+        file = shop.folder / "pilot" / f"{cell.folder}_{pair.vlm:g}_{pair.expert or 0:g}.json"
+        found = {} if len(rates) == 1 else once(file, lambda pair=pair: _trial(shop, cell, pair))
+        trials.append({"learning_rate": pair.vlm, "expert_learning_rate": pair.expert, **found})
+    return trials
+
+
+def best_rates(trials: list[dict]) -> Rates:
+    """Choose the rates with the least error of held-out actions."""
+    best = min(trials, key=lambda trial: trial.get("action_error", 0.0))
+    return Rates(best["learning_rate"], best["expert_learning_rate"])
+
+
+def _trial(shop: Workshop, cell: Cell, rates: Rates) -> dict:
+    study = shop.study
+    print(f"Pilot: {cell.name}, learning rates {rates}, {study.pilot_steps} steps")
+    scratch, found = shop.folder / "pilot" / f"{cell.folder}_scratch", {}
+    shutil.rmtree(scratch, ignore_errors=True)
+
+    def measure(step: int, measurements: Measurements) -> None:
+        if step == study.pilot_steps:
+            found["action_error"] = share_of_mean(measurements.action_error())
+            found["texts"] = measurements.texts()
+
+    train(shop, cell, rates, study.pilot_seed, scratch, study.pilot_steps, {study.pilot_steps}, measure)
+    shutil.rmtree(scratch)
+    return found
+
+
+def share_of_mean(error: dict) -> float:
+    """The error of actions as a share of that of always doing the mean action."""
+    return sum(error["error"]) / sum(error["of_mean_action"])
+
+
+# ------------------------------------------------------------------------------------------------------------- training
+class Watch(TrainerCallback):
+    """Measures a policy whenever a checkpoint is whole, and after a restart what is missing of the last one.
+
+    Args:
+        done: steps of the stages before.
+        steps: at which of all steps to write a checkpoint, and to measure.
+        measure: called with the steps so far; what it did already it does not do again.
+    """
+
+    def __init__(self, done: int, steps: set[int], measure: Callable[[int], None]):
+        self.done, self.steps, self.measure = done, steps, measure
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.look(state.global_step)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.done + state.global_step in self.steps:
+            control.should_save = True
+
+    def on_save(self, args, state, control, **kwargs):
+        self.look(state.global_step)
+
+    def look(self, step: int) -> None:
+        if self.done + step in self.steps:
+            self.measure(self.done + step)
+
+
+def train(
+    shop: Workshop,
+    cell: Cell,
+    rates: Rates,
+    seed: int,
+    folder: Path,
+    max_steps: int,
+    steps: set[int],
+    measure: Callable[[int, Measurements], None],
+) -> list[dict]:
+    """Train a policy into `folder/policy`, all stages of its cell, from its last checkpoint if there is one.
+
+    Args:
+        steps: at which to measure, and to write a checkpoint.
+        measure: called with the steps so far and the measurements of the policy.
+
+    Returns:
+        The trainers' log.
+    """
+    stages = cell.stages(max_steps, shop.warmup_steps(max_steps))
+    start, done, log = Path(shop.study.vlm), 0, []
+    for number, (stage, count) in enumerate(zip(stages, split_steps(stages, max_steps), strict=True), 1):
+        output = folder / ("policy" if number == len(stages) else f"stage_{number}")
+
+        def run_stage(stage=stage, count=count, output=output, start=start, done=done) -> dict:
+            trainer = shop.make_trainer(cell, stage, rates, start, output, count, seed, save_total_limit=1)
+            measurements = Measurements(shop, trainer.model, trainer.processing_class)
+            trainer.add_callback(Watch(done, steps, lambda step: measure(step, measurements)))
+            trainer.train(resume_from_checkpoint=trainer.newest_checkpoint())
+            trainer.save_model()
+            return {"log": [{**entry, "step": entry["step"] + done} for entry in trainer.state.log_history]}
+
+        log += once(folder / f"stage_{number}.json", run_stage)["log"]
+        for checkpoint in output.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+            shutil.rmtree(checkpoint)
+        start, done = output, done + count
+    return log
+
+
+def one_run(shop: Workshop, cell: Cell, rates: Rates, seed: int) -> tuple[dict, list[dict]]:
+    """Train and measure a run; what is finished of it is not done again.
+
+    Returns:
+        Its row, and the trainers' log.
+    """
+    study, folder = shop.study, shop.folder / f"{cell.folder}_{seed}"
+    acts_at = {round(study.max_steps * n / study.num_checkpoints) for n in range(1, study.num_checkpoints + 1)}
+    looks_at = {*range(0, study.max_steps, study.measure_every), *acts_at}
+
+    def measure(step: int, measurements: Measurements) -> None:
+        measured = folder / "measured"
+        if step in looks_at:
+            once(measured / f"knowledge_{step}.json", measurements.knowledge)
+        if step in acts_at:
+            once(measured / f"action_error_{step}.json", measurements.action_error)
+            for name in study.rollouts or ():
+                once(measured / f"{name}_{step}.json", lambda name=name: measurements.acts(name))
+        if step == study.max_steps and study.num_question_scenes:
+            once(measured / "answers.json", measurements.answers)
+
+    log = train(shop, cell, rates, seed, folder, study.max_steps, looks_at, measure)
+    row = {
+        "recipe": recipe_name(cell.recipe),
+        "condition": cell.condition,
+        "seed": seed,
+        "learning_rate": rates.vlm,
+        "expert_learning_rate": rates.expert,
+        "points": [{"step": step, **_read(folder, f"knowledge_{step}")} for step in sorted(looks_at)],
+        "acts": [
+            {
+                "step": step,
+                "action_error": _read(folder, f"action_error_{step}"),
+                "rollouts": {name: _read(folder, f"{name}_{step}") for name in study.rollouts or ()},
+            }
+            for step in sorted(acts_at)
+        ],
+        "answers": _read(folder, "answers") if study.num_question_scenes else None,
     }
+    for stage in folder.glob("stage_*/"):  # weights that are of no use any more; the policy stays
+        shutil.rmtree(stage)
+    return row, log
 
 
+def before(shop: Workshop) -> dict:
+    """What the VLM knew before; measured once."""
+    return once(shop.folder / "before.json", lambda: before_training(shop.study, shop.texts))
+
+
+def _read(folder: Path, name: str) -> dict:
+    found = json.loads((folder / "measured" / f"{name}.json").read_text(encoding="utf-8"))
+    del found["minutes"]
+    return found
+
+
+# ----------------------------------------------------------------------------------------------------------------- rows
 def read_rows(file: Path) -> list[dict]:
     """Read the finished runs. A line that an interruption cut off is passed over, and said: that run is done again."""
     lines = file.read_text(encoding="utf-8").split("\n") if file.is_file() else []
@@ -81,48 +211,18 @@ def read_rows(file: Path) -> list[dict]:
     return rows
 
 
-def steps_to(curve: list[dict], target: float) -> int | None:
-    """Find the first point of the curve at which the success rate is at least `target`."""
-    return next((point["step"] for point in curve if point["rate"] >= target), None)
+def write_rows(file: Path, rows: list[dict]) -> None:
+    write_whole(file, "".join(f"{json.dumps(row)}\n" for row in rows))
 
 
-def format_table(rows: list[dict], target: float) -> str:
-    """Write a Markdown table with a line for each run, and one for each recipe with the episodes of all its seeds."""
-    lines = [
-        f"| recipe | seed | success | held-out pairs | swapped, original target | questions before | after | "
-        f"steps to {100 * target:.0f} % |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    recipes = list(dict.fromkeys(row["recipe"] for row in rows))
-    for recipe in recipes:
-        runs = [row for row in rows if row["recipe"] == recipe]
-        lines += [_line(recipe, str(run["seed"]), run, str(steps_to(run["curve"], target) or "-")) for run in runs]
-        if len(runs) > 1:
-            pooled = {name: _pool([run[name] for run in runs]) for name in ("success", "held_out", "swapped")}
-            pooled |= {name: _pool_answers([run[name] for run in runs]) for name in _QUESTIONS}
-            lines.append(_line(f"**{recipe}**", "all", pooled, ""))
-    return "\n".join(lines)
-
-
-_QUESTIONS = ("questions_before", "questions_after")
-
-
-def _pool(rates: list[dict]) -> dict:
-    successes = sum(rate["successes"] for rate in rates)
-    return success_rate([True] * successes + [False] * (sum(rate["episodes"] for rate in rates) - successes))
-
-
-def _pool_answers(scores: list[dict]) -> dict:
-    correct, asked = sum(score["correct"] for score in scores), sum(score["asked"] for score in scores)
-    low, high = wilson_interval(correct, asked)
-    return {"accuracy": correct / asked, "low": low, "high": high}
-
-
-def _line(recipe: str, seed: str, run: dict, steps: str) -> str:
-    rates = [_percent(run[name], "rate") for name in ("success", "held_out", "swapped")]
-    answers = [_percent(run[name], "accuracy") for name in _QUESTIONS]
-    return "| " + " | ".join([recipe, seed, *rates, *answers, steps]) + " |"
-
-
-def _percent(row: dict, name: str) -> str:
-    return f"{100 * row[name]:.1f} % ({100 * row['low']:.1f} - {100 * row['high']:.1f})"
+def write_log(file: Path, log: list[dict]) -> None:
+    """Write a trainer's log as CSV, a line for each step that has an entry."""
+    steps: dict[int, dict] = {}
+    for entry in log:
+        steps.setdefault(entry["step"], {}).update(entry)
+    names = list(dict.fromkeys(["step", *(name for entry in steps.values() for name in entry)]))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(steps[step] for step in sorted(steps))
+    write_whole(file, text.getvalue())

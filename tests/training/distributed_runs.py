@@ -3,7 +3,8 @@
 accelerate launch --config_file training/launch/fsdp2.yaml --num_processes 2 -m tests.training.distributed_runs \
     FOLDER fsdp2-paligemma ddp-qwen3_vl-accumulated ...
 
-Batches go through every disagreement of ranks: nobody has labels, nobody has actions, one rank only has them.
+Batches go through every disagreement of ranks: nobody has labels, nobody has actions, one rank only has them; with
+`texts`, one rank only has plain text.
 """
 
 import copy
@@ -28,6 +29,9 @@ from kivla import (
     KIVLATrainingArguments,
 )
 from kivla.processing import compute_statistics
+from kivla.training.evaluation.text_nll import HeldOutTexts
+from kivla.training.parts import PARTS, RATE_ARGUMENTS
+from kivla.training.recipes import Stage, set_stage
 from tests.helpers.families import FAMILIES, Family, make_example, randomize_zero_parameters
 from tests.helpers.vlm_processors import KINDS
 
@@ -36,14 +40,18 @@ SHARDED_FAMILIES = ("gemma3n", "qwen3_5_moe", "smolvlm", "lfm2_vl", "kimi_k25", 
 STEPS, BATCH, LEARNING_RATE = 20, 4, 2e-3
 CHUNK, WIDTH, STATE = 3, 2, 2
 SIZES = {"chunk_size": CHUNK, "max_action_dim": WIDTH, "max_state_dim": STATE}
-# What the four examples of a step teach: both parts, the VLM ("say"), the expert ("act"). A rank has two of them.
+# What the four examples of a step teach: both parts, the VLM ("say", or "read" of plain text), the expert ("act"). A
+# rank has two of them.
 USUAL = ("both", "say", "act", "both")
 RANKS_DISAGREE = {9: ("act", "act", "both", "say"), 12: ("say", "say", "both", "act")}
+TEXTS = {1: ("both", "read", "both", "say"), 4: ("both", "say", "read", "read"), 7: ("act", "act", "read", "read")}
 ONE_PART_ONLY = {3: ("act",) * 4, 6: ("say",) * 4, 15: ("act",) * 4, 16: ("act",) * 4, 18: ("say",) * 4}
 
 
 def example(index: int, teaches: str) -> dict:
     random = np.random.default_rng(index)
+    if teaches == "read":
+        return {"index": index, "document": random.integers(0, 100, 5 + index % 7).tolist(), "learned": True}
     image = random.integers(0, 256, (8, 8, 3), dtype=np.uint8)
     if teaches == "say":
         return {"index": index, "images": [image], "text": "what is it", "response": str(index), "learned": True}
@@ -51,9 +59,10 @@ def example(index: int, teaches: str) -> dict:
     return {"index": index, "images": [image], "text": f"go {index}", **values, "learned": teaches == "both"}
 
 
-def examples(both_parts: bool) -> list[dict]:
-    """`both_parts`: some example teaches the VLM and some the expert, in every step."""
+def examples(both_parts: bool, texts: bool = False) -> list[dict]:
+    """`both_parts`: some example teaches the VLM and some the expert, in every step. `texts`: some are plain text."""
     unusual = RANKS_DISAGREE if both_parts else RANKS_DISAGREE | ONE_PART_ONLY
+    unusual = unusual | TEXTS if texts else unusual
     kinds = [kind for step in range(STEPS) for kind in unusual.get(step, USUAL)]
     return [example(index, kind) for index, kind in enumerate(kinds)]
 
@@ -77,7 +86,14 @@ class InOrder(KIVLATrainer):
 
 
 def make_trainer(
-    folder: Path, kind: str, accumulation: int = 1, both_parts: bool = False, config: dict | None = None, **settings
+    folder: Path,
+    kind: str,
+    accumulation: int = 1,
+    both_parts: bool = False,
+    texts: bool = False,
+    config: dict | None = None,
+    stage: Stage | None = None,
+    **settings,
 ) -> InOrder:
     numbers = np.random.default_rng(0)
     statistics = {
@@ -86,6 +102,8 @@ def make_trainer(
     }
     processor = KIVLAProcessor(KINDS[kind].processor(), BinningActionTokenizer(), statistics, **SIZES)
     model = KINDS[kind].policy(**SIZES, **(config or {}))
+    if stage is not None:
+        set_stage(model, stage)
     size = BATCH // int(os.environ.get("WORLD_SIZE", 1)) // accumulation
     args = KIVLATrainingArguments(
         output_dir=str(folder),
@@ -116,7 +134,7 @@ def make_trainer(
     return InOrder(
         model,
         args,
-        train_dataset=examples(both_parts),
+        train_dataset=examples(both_parts, texts),
         eval_dataset=[example(1000 + i, kind) for i, kind in enumerate(("both", "both", "say", "say"))],
         processing_class=processor,
         data_collator=Collator(processor),
@@ -135,7 +153,7 @@ def on_cpu(mixed_precision: str, distributed_type: DistributedType, **plugins) -
 
 def results(trainer: KIVLATrainer) -> dict:
     """Losses of every step, and the weights after the last one, whole."""
-    names = ("loss", "token_loss", "flow_loss", "grad_norm", "backbone_grad_norm", "expert_grad_norm")
+    names = ("loss", "token_loss", "flow_loss", "text_loss", "grad_norm", *(f"{part}_grad_norm" for part in PARTS))
     history = [{n: entry[n] for n in names if n in entry} for entry in trainer.state.log_history if "loss" in entry]
     weights = trainer.accelerator.get_state_dict(trainer.deepspeed if trainer.is_deepspeed_enabled else trainer.model)
     weights = weights or {}  # ZeRO-3 gives them to the first rank alone
@@ -184,9 +202,9 @@ def gradients(family: Family) -> tuple[list[float], dict, dict]:
 def run(folder: Path, name: str) -> None:
     """A training as its name says; writes FOLDER/NAME.pt.
 
-    Names are "families" (see `shard_families`), or HOW-KIND and any of `accumulated`, `both` (see `examples`), `joint`
-    (no insulation), `evaluated`, `bf16`, and `resumed`: stopped after half of the steps and begun again, its policy in
-    FOLDER/NAME.
+    Names are "families" (see `shard_families`), or HOW-KIND and any of `accumulated`, `both`, `texts` (see `examples`;
+    they are anchored, too), `joint` (no insulation), `evaluated`, `bf16`, `warmup` (the VLM rests but for new tokens
+    and projector), and `resumed`: stopped after half of the steps and begun again, its policy in FOLDER/NAME.
     """
     if name == "families":
         return shard_families(folder)
@@ -197,22 +215,30 @@ def run(folder: Path, name: str) -> None:
         "kind": kind,
         "accumulation": 2 if "accumulated" in variants else 1,
         "both_parts": "both" in variants,
+        "texts": "texts" in variants,
+        "anchor_weight": 0.5 if "texts" in variants else 0.0,
         "bf16": "bf16" in variants,
         "sample_in_eval": how != "zero3",
         "config": {"backbone_gradient_scale": 1.0 if "joint" in variants else 0.0},
     }
+    if "warmup" in variants:
+        rates = dict.fromkeys(RATE_ARGUMENTS.values(), LEARNING_RATE / 2)
+        options |= {"stage": Stage(("new_tokens", "projector", "expert")), **rates}
     checkpoint = None
     if "resumed" in variants:
         first = make_trainer(folder / name, **options, max_steps=STEPS // 2, save_strategy="steps", save_steps=5)
         first.train()
         checkpoint = str(folder / name / f"checkpoint-{STEPS // 2}")
     trainer = make_trainer(folder / name, **options)
+    texts, before = {"text": HeldOutTexts(["go to the left", "what is it, and where is it"])}, {}
+    if "evaluated" in variants:
+        before = trainer.evaluate(texts, metric_key_prefix="before")
     trainer.train(resume_from_checkpoint=checkpoint)
     if "resumed" in variants:
         trainer.save_model(str(folder / name))
     found = results(trainer)
     if "evaluated" in variants:
-        found["metrics"] = trainer.evaluate()
+        found["metrics"] = {**before, **trainer.evaluate(), **trainer.evaluate(texts)}
     if trainer.is_world_process_zero():
         torch.save(found, folder / f"{name}.pt")
 

@@ -110,6 +110,12 @@ def test_options_on_top_of_a_recipe_go_where_the_expert_is_trained():
     first, second = options.stages_of(RECIPES["pi0.5"])
     assert (first.flow_loss_weight, first.backbone_gradient_scale) == (0.0, 0.0)
     assert (second.flow_loss_weight, second.backbone_gradient_scale) == (10.0, 0.25)
+    options = PolicyOptions(recipe="insulated-warmup", flow_loss_weight=10.0, backbone_gradient_scale=0.25)
+    warm_up, rest = options.stages_of(RECIPES["insulated-warmup"])
+    assert (warm_up.flow_loss_weight, warm_up.backbone_gradient_scale) == (10.0, 0.0), "the VLM rests"
+    assert (rest.flow_loss_weight, rest.backbone_gradient_scale) == (10.0, 0.25)
+    with pytest.raises(ValueError, match="The backbone is frozen"):
+        PolicyOptions(backbone_gradient_scale=0.25).stages_of(RECIPES["frozen"])
     with pytest.raises(ValueError, match=r"between 0 .* and 1 .* got 2.0"):
         PolicyOptions(backbone_gradient_scale=2.0).stages_of(RECIPES["joint"])
 

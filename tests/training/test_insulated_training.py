@@ -17,6 +17,8 @@ def backbone_after(folder, with_expert: bool, dtype: torch.dtype, **settings) ->
     model.to(dtype)
     model.expert.requires_grad_(with_expert)
     given = {"max_steps": 30, "lr_scheduler_type": "constant", "weight_decay": 0.1, "max_grad_norm": 0.5, **settings}
+    if not with_expert:
+        given.pop("expert_learning_rate", None)
     trainer = make_trainer(folder, model, processor, collator=FixedNoiseCollator, **given)
     trainer.train()
     first = trainer.state.log_history[0]
@@ -35,7 +37,7 @@ SETTINGS = {
     "AdamW": {},
     "AdamW, accumulated": {"max_steps": 6, "gradient_accumulation_steps": 2, "per_device_train_batch_size": 2},
     "without clipping": {"max_steps": 6, "max_grad_norm": 0.0},
-    "learning rates of their own": {"max_steps": 6, "expert_learning_rate": 1e-2},
+    "learning rates of their own": {"max_steps": 6, "expert_learning_rate": 1e-2, "new_token_learning_rate": 5e-3},
     "Muon": {"max_steps": 6, "muon": True},
     "Adafactor": {"max_steps": 6, "optim": "adafactor"},
 }

@@ -5,6 +5,7 @@ import torch
 
 from kivla import BinningActionTokenizer, KIVLACollator, KIVLAForActionPrediction, KIVLAProcessor
 from kivla.demo.tiny_vlm import save_tiny_vlm
+from kivla.training.parts import NEW_TOKENS, part_of, vocabulary_weights
 from kivla.training.recipes import RECIPES, TOKENS_ONLY, Stage, get_recipe, set_stage, split_steps
 from tests.helpers.policies import SIZES, _action_tokenizer, dataset
 from tests.helpers.tolerance import assert_gradients_close
@@ -59,7 +60,8 @@ def test_which_loss_trains_which_parameters(vlm, name, number):
     by_tokens, by_flow = reached(model, out.token_loss), reached(model, out.flow_loss)
     for parameter in by_tokens:
         is_expert = parameter.startswith("expert.")
-        assert by_tokens[parameter] == (learns_tokens and not is_expert), f"token loss and {parameter}"
+        is_trained = dict(model.named_parameters())[parameter].requires_grad
+        assert by_tokens[parameter] == (learns_tokens and not is_expert and is_trained), f"token loss and {parameter}"
         if is_expert:
             assert by_flow[parameter] == learns_flow, f"flow loss and {parameter}"
     # Under joint training the flow loss reaches all that keys and values depend on, which is not the last layer's MLP.
@@ -68,9 +70,9 @@ def test_which_loss_trains_which_parameters(vlm, name, number):
     if backbone:
         assert {"k_proj", "v_proj"} <= {parameter.split(".")[-2] for parameter in backbone}
 
-    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    parts = {"expert" if name.startswith("expert.") else "backbone" for name in trained}
-    assert parts == set(stage.trains)
+    rows = set(vocabulary_weights(model)) if model.trains_new_rows_only else set()
+    trained = {NEW_TOKENS if p in rows else part_of(name) for name, p in model.named_parameters() if p.requires_grad}
+    assert trained == stage.parts - ({NEW_TOKENS} if "backbone" in stage.trains else set())
 
 
 def test_partial_insulation_is_a_part_of_the_joint_gradient(vlm):
@@ -107,6 +109,15 @@ def test_steps_are_shared_out():
         ({"trains": ("backbone", "expert"), "backbone_gradient_scale": 2.0}, "between 0 .* and 1 .* got 2.0"),
         ({"trains": ("backbone", "expert"), "backbone_gradient_scale": -1.0}, "between 0 .* and 1 .* got -1.0"),
         ({"trains": ("backbone", "expert"), "backbone_gradient_scale": float("nan")}, "between 0 .* and 1 .* got nan"),
+        ({"trains": ("new_tokens",), "flow_loss_weight": 0.0, "backbone_gradient_scale": 0.5}, "backbone is frozen"),
+        ({"trains": ("backbone", "new_tokens")}, "backbone is the whole VLM, new_tokens among it"),
+        ({"trains": ("expert",), "learning_rates": {"projector": 1e-3}}, "that the stage trains; got 'projector'"),
+        ({"trains": ("backbone",), "learning_rates": {"backbone": 1e-3}}, "that the stage trains; got 'backbone'"),
+        ({"trains": ("expert",), "learning_rates": {"expert": 0.0}}, "rate of expert must be a positive number, got 0"),
+        (
+            {"trains": ("expert",), "learning_rates": 1e-3},
+            "learning_rates must be a map of parts to numbers, got 0.001",
+        ),
         ({"trains": ("backbone", "expert"), "flow_loss_weight": -1.0}, "flow_loss_weight must .* got -1.0"),
         ({"trains": ("backbone", "expert"), "flow_loss_weight": float("inf")}, "flow_loss_weight must .* got inf"),
         ({"trains": ("backbone", "expert"), "share": 0.0}, "share of the steps must be positive"),

@@ -171,7 +171,7 @@ def test_refused_arguments_are_named(tmp_path, name):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("optim", "sgd"), ("optim_args", "a=1"), ("optim_target_modules", "all-linear"), ("expert_learning_rate", 1e-3)],
+    [("optim", "sgd"), ("optim_args", "a=1"), ("optim_target_modules", "all-linear")],
 )
 def test_arguments_that_are_refused_with_muon(tmp_path, name, value):
     with pytest.raises(ValueError, match=f"^{name}=.* with muon=True is not possible"):
@@ -219,7 +219,7 @@ def test_refused_parameters_are_named(tmp_path, policy, name):
 def test_an_optimiser_of_ones_own(tmp_path, policy):
     model, processor = policy
     mine = torch.optim.SGD(model.parameters(), lr=0.1)
-    for given in ({"muon": True}, {"expert_learning_rate": 1e-3}):
+    for given in ({"muon": True}, {"expert_learning_rate": 1e-3}, {"new_token_learning_rate": 1e-3}):
         with pytest.raises(ValueError, match=f"{next(iter(given))} is about the one that the trainer would make"):
             KIVLATrainer(model, arguments(tmp_path, **given), processing_class=processor, optimizers=(mine, None))
     trainer = KIVLATrainer(model, arguments(tmp_path), processing_class=processor, optimizers=(mine, None))

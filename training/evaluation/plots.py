@@ -115,8 +115,13 @@ def plot_evaluation(
 
 
 def plot_training_curves(path: str | os.PathLike, log_history: list[dict]) -> None:
-    """Draw token loss, flow loss and gradient norms over steps, from `trainer.state.log_history`."""
-    panels = [("token_loss",), ("flow_loss",), ("backbone_grad_norm", "expert_grad_norm")]
+    """Draw token loss (beside that of plain text, if any), flow loss and gradient norms over steps.
+
+    Args:
+        log_history: `trainer.state.log_history`.
+    """
+    of_text = ["text_loss"] if any("text_loss" in entry for entry in log_history) else []
+    panels = [("token_loss", *of_text), ("flow_loss",), ("backbone_grad_norm", "expert_grad_norm")]
     figure = Figure(figsize=(11, 3), layout="constrained")
     for axis, names in zip(figure.subplots(1, len(panels)), panels, strict=True):
         for name, color in zip(names, (OTHER, PREDICTED), strict=False):

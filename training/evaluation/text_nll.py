@@ -113,20 +113,24 @@ def text_nll(
     text_length: int = TEXT_LENGTH,
     batch_size: int = 8,
     action_token_ids: Sequence[int] = (),
+    start: Sequence[int] | None = None,
 ) -> TextScores:
     """Let a model predict every token of some texts from those before it.
 
     Args:
         model: a VLM; or a policy, with or without LoRA, whose VLM it then is.
-        tokenizer: the VLM's. If it puts a token in front of every text, the first word is predicted, too.
+        tokenizer: the VLM's.
         texts: plain text; control tokens in it are words like others.
         text_length: tokens of each that count, from its beginning.
         batch_size: texts at once.
         action_token_ids: of a policy; see `TextScores.action_nll`.
+        start: what stands in front of every text (`KIVLAProcessor.document_start`: PaliGemma's processor writes a start
+            token that its tokenizer does not); by default what the tokenizer writes. Behind one, the first word is
+            predicted, too.
     """
     vlm = _vlm_of(model)
     device = vlm.get_input_embeddings().weight.device
-    pieces = [torch.tensor(tokens) for tokens in text_tokens(tokenizer, texts, text_length)]
+    pieces = [torch.tensor(tokens) for tokens in text_tokens(tokenizer, texts, text_length, start)]
     actions = torch.as_tensor(action_token_ids, dtype=torch.long, device=device)
     nll, action_nll = np.zeros((2, len(pieces)))
     # Texts of like length go together: the fewer tokens are padding, the faster it is.
@@ -145,11 +149,14 @@ def text_nll(
     return TextScores(nll, action_nll, np.array([max(len(piece) - 1, 0) for piece in pieces]))
 
 
-def text_tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], text_length: int) -> list[list[int]]:
-    """The first tokens of every text, with what the tokenizer itself puts in front."""
+def text_tokens(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], text_length: int, start: Sequence[int] | None = None
+) -> list[list[int]]:
+    """The first tokens of every text; see `text_nll`."""
     words = PlainWords(tokenizer, written="")
-    rows = (words.without_breaks(dict(tokenizer(words.plain(text, "text")))) for text in texts)
-    return [row["input_ids"][:text_length] for row in rows]
+    rows = (tokenizer(words.plain(text, "text"), add_special_tokens=start is None) for text in texts)
+    tokens = [words.without_breaks(dict(row))["input_ids"] for row in rows]
+    return [[*(start or ()), *row][:text_length] for row in tokens]
 
 
 def text_inputs(vlm: PreTrainedModel, tokens: torch.Tensor, mask: torch.Tensor) -> dict[str, torch.Tensor | bool]:
@@ -211,9 +218,10 @@ def _rate(totals: np.ndarray, counts: np.ndarray) -> dict[str, float]:
 def format_texts(report: dict) -> str:
     """What `summarize_texts` returns, in words."""
     lines = [
-        f"{report['num_texts']} texts, {report['num_tokens']} tokens: {_with_interval(report['nll'])} nats a token, "
-        f"{report['of_action_tokens']:.4f} of it because of action tokens"
+        f"{report['num_texts']} texts, {report['num_tokens']} tokens: {_with_interval(report['nll'])} nats a token"
     ]
+    if report["of_action_tokens"] > 0:
+        lines.append(f"    of it because of action tokens: {report['of_action_tokens']:.4f}")
     if report["difference"] is not None:
         lines.append(f"    before: {_with_interval(report['before'])}")
         lines.append(f"    difference on the same texts: {_with_interval(report['difference'])}")

@@ -15,6 +15,7 @@ from kivla.training.evaluation.text_nll import (
     summarize_texts,
     text_inputs,
     text_nll,
+    text_tokens,
 )
 from tests.helpers.families import FAMILIES, TEXT_IDS, build_model
 from tests.helpers.policies import make_policy, make_trainer
@@ -73,6 +74,23 @@ def test_a_policy_is_its_vlm_but_for_the_action_tokens(vlm, vlm_folder, tokenize
     np.testing.assert_array_equal(scores.tokens, before.tokens)
     assert (scores.action_nll[before.tokens > 0] > 0.01).all(), "new rows take some probability"
     np.testing.assert_allclose(scores.nll - scores.action_nll, before.nll, rtol=1e-4)
+
+
+def test_behind_a_start_token_the_first_word_is_predicted_too(vlm, tokenizer):
+    """PaliGemma's tokenizer writes none, but its processor does."""
+    start = [tokenizer.bos_token_id]
+    scores = text_nll(vlm, tokenizer, TEXTS, text_length=20, start=start)
+    for i, text in enumerate(TEXTS):
+        tokens = [*start, *tokenizer(text)["input_ids"]][:20]
+        assert scores.tokens[i] == len(tokens) - 1
+    bare = text_nll(vlm, tokenizer, TEXTS, text_length=20, start=[])
+    np.testing.assert_array_equal(bare.nll, text_nll(vlm, tokenizer, TEXTS, text_length=20).nll)
+
+
+def test_what_is_measured_are_the_tokens_that_replay_trains_on(tmp_path):
+    _, processor = make_policy(tmp_path)
+    expected = [processor.document_tokens(text)[:20] for text in TEXTS]
+    assert text_tokens(processor.tokenizer, TEXTS, 20, processor.document_start) == expected
 
 
 def test_control_tokens_in_a_text_are_words(vlm, tokenizer):
@@ -136,7 +154,8 @@ def test_the_trainer_reads_texts_among_its_evaluation_sets(tmp_path):
     texts = HeldOutTexts(TEXTS, text_length=20)
     metrics = trainer.evaluate({"text": texts, "other": HeldOutTexts(TEXTS[:1], text_length=20)})
     policy, processor = trainer.model, trainer.processing_class
-    scores = text_nll(policy, processor.tokenizer, TEXTS, 20, action_token_ids=processor.action_token_ids)
+    options = {"action_token_ids": processor.action_token_ids, "start": processor.document_start}
+    scores = text_nll(policy, processor.tokenizer, TEXTS, 20, **options)
     assert metrics["eval_text_nll"] == pytest.approx(scores.mean, rel=1e-5)
     assert metrics["eval_other_nll"] == pytest.approx(scores.nll[0] / scores.tokens[0], rel=1e-5)
     np.testing.assert_allclose(trainer.text_scores["eval_text"].nll, scores.nll, rtol=1e-5)

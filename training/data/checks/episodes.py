@@ -2,7 +2,7 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -15,6 +15,9 @@ _SPREAD = 4.5
 # Of the mean speed of the episode's moving half: slower is rest. Its last part is so many seconds.
 _REST, _END = 0.25, 0.2
 _AROUND = 5  # frames before and after a step in time
+_COMPARED = 20  # episodes that may be the same, each with the next ones: of those that stand still all may be
+# Of an episode in other units: so many dimensions must vary, and may be so many times more or less than in the others.
+_JOINTS, _AS_USUAL = 3, 4
 _PLACEHOLDERS = {"test", "asdf", "todo", "tbd", "na", "none", "null", "xxx", "placeholder", "task", "valid", "no task"}
 
 
@@ -63,17 +66,83 @@ def check_lengths(episodes: Sequence[int], lengths: Sequence[int], fps: float) -
     return findings
 
 
-def check_copies(digests: Mapping[int, str]) -> list[Finding]:
+def fingerprint(vectors: np.ndarray, width: np.ndarray) -> tuple[float, ...]:
+    """A few numbers that differ by less than `limit("same_episode")` between copies, and hardly for anything else.
+
+    Args:
+        vectors: (T, D), all that is recorded of an episode.
+        width: (D,) the whole range; dimensions without one are left out.
+    """
+    varies = width > 0
+    scaled = vectors[:, varies] / np.where(width, width, 1)[varies]
+    weights = np.cos(np.arange(scaled.shape[1])) / max(scaled.shape[1], 1)  # of all dimensions, at most 1 in all
+    return len(vectors), *(scaled[len(vectors) * quarter // 4] @ weights for quarter in (1, 2, 3))
+
+
+def find_copies(prints: Mapping[int, tuple[float, ...]], are_same: Callable[[int, int], bool]) -> list[list[int]]:
+    """Group the episodes that are the same; others are left out.
+
+    Args:
+        prints: of each episode, see `fingerprint`.
+        are_same: compares two episodes that may be.
+    """
+    waiting = sorted(prints, key=lambda episode: prints[episode])
+    group_of: dict[int, list[int]] = {}
+    for i, one in enumerate(waiting):
+        for other in waiting[i + 1 : i + 1 + _COMPARED]:
+            (length, first, *rest), (other_length, other_first, *other_rest) = prints[one], prints[other]
+            if length != other_length or other_first - first > limit("same_episode"):
+                break
+            apart = np.abs(np.subtract(rest, other_rest)).max()
+            if other not in group_of and apart <= limit("same_episode") and are_same(one, other):
+                group_of[other] = group_of.setdefault(one, [one])
+                group_of[other].append(other)
+    return sorted(sorted(group) for group in {id(group): group for group in group_of.values()}.values())
+
+
+def check_copies(groups: Sequence[Sequence[int]]) -> list[Finding]:
     """Episodes with the same actions and states."""
-    groups = defaultdict(list)
-    for episode, digest in digests.items():
-        groups[digest].append(episode)
-    copies = [group for group in groups.values() if len(group) > 1]
-    if not copies:
+    if not groups:
         return []
-    equal = some([" = ".join(map(str, group)) for group in copies])
+    equal = some([" = ".join(map(str, group)) for group in groups])
     text = f"Episodes with the same states and actions: {equal}. Keep one of each."
-    return [Finding("same_episode", text, episodes=tuple(episode for group in copies for episode in group))]
+    return [Finding("same_episode", text, episodes=tuple(episode for group in groups for episode in group))]
+
+
+def check_units(what: str, episodes: Sequence[int], largest: np.ndarray) -> list[Finding]:
+    """A few episodes in degrees among others in radians: nearly all dimensions are about 57 times larger.
+
+    Args:
+        what: "state" or "actions".
+        largest: (E, D) the largest absolute value of each dimension in each episode.
+    """
+    usual = np.median(largest, axis=0)
+    if len(episodes) < _FEW or (usual > 0).sum() < _JOINTS:
+        return []
+    times = largest[:, usual > 0] / usual[usual > 0] / np.degrees(1)
+    is_other = ((times > 1 / _AS_USUAL) & (times < _AS_USUAL)).mean(axis=1) >= limit("other_units")
+    if not is_other.any() or is_other.mean() > 0.5:
+        return []
+    found = tuple(episode for episode, other in zip(episodes, is_other, strict=True) if other)
+    text = f"The {what} of these episodes is some 57 times larger than of the others: {some(found)}. "
+    text += "Degrees among radians? Convert them, or leave them out."
+    return [Finding("other_units", text, what, episodes=found)]
+
+
+def check_rate(seconds: float, steps: int, fps: float) -> list[Finding]:
+    """Times that run at another rate than the data is said to have.
+
+    Args:
+        seconds: that episodes without gaps take, all together. (Measured times are uneven, but not as a whole.)
+        steps: from row to row in them.
+    """
+    if not (steps and seconds > 0) or abs(steps / seconds / fps - 1) <= limit("other_rate"):
+        return []
+    text = (
+        f"By its timestamps the data has {steps / seconds:.4g} frames a second, by its description {fps:g}: a policy "
+        "acts at the second. Correct the one that is wrong."
+    )
+    return [Finding("other_rate", text)]
 
 
 def time_gaps(times: np.ndarray, fps: float) -> np.ndarray:
@@ -132,4 +201,16 @@ def check_texts(by_episode: Mapping[int, Sequence[str]], tasks: Sequence[str]) -
     return findings
 
 
-__all__ = ["check_copies", "check_endings", "check_gaps", "check_lengths", "check_texts", "end_speed", "time_gaps"]
+__all__ = [
+    "check_copies",
+    "check_endings",
+    "check_gaps",
+    "check_lengths",
+    "check_rate",
+    "check_texts",
+    "check_units",
+    "end_speed",
+    "find_copies",
+    "fingerprint",
+    "time_gaps",
+]

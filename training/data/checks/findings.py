@@ -46,7 +46,10 @@ RULES = {
     "short_episode": Rule(WARNING, 0.25, "length / median length, where lengths vary less: stopped by mistake"),
     "long_episode": Rule(NOTE, 4, "length / median length, where lengths vary less: not stopped in time"),
     "ends_moving": Rule(WARNING, 0.8, "share of episodes that end at rest, from which on the others look cut off"),
-    "same_episode": Rule(WARNING, None, "two episodes are the same: one may be held out, the other not"),
+    "same_episode": Rule(WARNING, 1e-3, "difference / whole range, nowhere more: copies; one may be held out"),
+    "other_units": Rule(WARNING, 0.75, "share of dimensions that are 57 times larger in some episodes: degrees"),
+    "exchanged": Rule(NOTE, 0.2, "how far the state is from another action / from its own, in one episode"),
+    "other_rate": Rule(WARNING, 0.02, "rate of the times, or of videos that are read row by row, beside fps"),
     "time_gap": Rule(WARNING, 1.5, "frames between two rows: frames were lost between them"),
     # -------------------------------------------------------------------------------------------------- language
     "no_text": Rule(WARNING, None, "an empty instruction teaches nothing about language"),

@@ -182,6 +182,42 @@ def check_lag(lag: Lag, fps: float) -> list[Finding]:
     return [Finding("lag", text, "actions", lag.dimensions)]
 
 
+def exchanged(
+    actions: np.ndarray, state: np.ndarray, paired: np.ndarray, lag: int, width: np.ndarray
+) -> list[tuple[int, int]]:
+    """Pairs of dimensions, of `paired`, in which the state of each follows the other's action, and not its own.
+
+    Args:
+        actions, state: (T, D) of an episode; actions are positions.
+        paired: (P, 2) which action belongs to which state.
+        lag: frames by which the state follows.
+        width: (P,) the whole range of each.
+    """
+    lag = max(lag, 0)
+    if len(state) <= lag + 1:
+        return []
+    told, done = actions[: len(actions) - lag, paired[:, 0]], state[lag:, paired[:, 1]]
+    off = np.stack([np.abs(told - done[:, [j]]).mean(axis=0) for j in range(len(paired))])  # (P state, P action)
+    own = np.diag(off)
+    other = (off < limit("exchanged") * own[:, None]) & (own > _ACTION_MOVES * width)[:, None]
+    return [(int(i), int(j)) for i, j in np.argwhere(other & other.T) if i < j]
+
+
+def check_exchanged(found: dict[tuple[str, str], list[int]]) -> list[Finding]:
+    """`found`: names of two dimensions → the episodes in which they are exchanged."""
+    return [
+        Finding(
+            "exchanged",
+            f"The state of {one} follows the actions of {other}, and the other way round, in {some(episodes)}: "
+            "exchanged when it was recorded?",
+            "state",
+            (one, other),
+            tuple(episodes),
+        )
+        for (one, other), episodes in found.items()
+    ]
+
+
 def describe_jumps(found: dict[int, list[tuple[int, int]]], table: Dimensions, episodes: int) -> list[Finding]:
     """One finding for each dimension that jumps.
 
@@ -231,9 +267,11 @@ def describe_standstills(found: Sequence[tuple[int, int, int]], fps: float) -> l
 
 __all__ = [
     "Lag",
+    "check_exchanged",
     "check_lag",
     "describe_jumps",
     "describe_standstills",
+    "exchanged",
     "jumps",
     "measure_lag",
     "pairs",

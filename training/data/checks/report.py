@@ -1,8 +1,7 @@
 """Looks at a whole dataset: what it is, what was assumed, and what to mend before anything is trained on it."""
 
-import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import pairwise
@@ -13,15 +12,30 @@ from tqdm.auto import tqdm
 from ..lerobot.dataset import LeRobotDataset
 from ..robot_dataset import RobotDataset, evenly_spread
 from .dimensions import Dimensions, check_dimensions, measure
-from .episodes import check_copies, check_endings, check_gaps, check_lengths, check_texts, end_speed, time_gaps
-from .findings import ERROR, LEVELS, WARNING, Finding, limit, some
+from .episodes import (
+    check_copies,
+    check_endings,
+    check_gaps,
+    check_lengths,
+    check_rate,
+    check_texts,
+    check_units,
+    end_speed,
+    find_copies,
+    fingerprint,
+    time_gaps,
+)
+from .findings import ERROR, LEVELS, WARNING, Finding, counted, limit, some
 from .motion import (
     Lag,
+    check_exchanged,
     check_lag,
     describe_jumps,
     describe_standstills,
+    exchanged,
     jumps,
     measure_lag,
+    pairs,
     repeated_rows,
     standstills,
 )
@@ -170,34 +184,49 @@ def _check_vectors(
         are_positions = report.lag.frames is not None and report.lag.meaning == "positions"
         findings += check_dimensions(state) + check_lag(report.lag, data.fps)
         steps = _usual_steps(map(frames_of, sample), state)
+    if are_positions:
+        action_steps = _usual_steps(map(frames_of, sample), actions)
+        paired = _same_joints(report.lag, actions, state)
 
     findings += check_dimensions(actions, are_positions)
-    jumping: dict[int, list[tuple[int, int]]] = defaultdict(list)
-    still, gaps, texts, digests, speeds = [], {}, {}, {}, []
-    repeated, moving, frames_in_all = 0, 0, 0
+    tables = [actions] if state is None else [actions, state]
+    jumping: dict[str, dict[int, list[tuple[int, int]]]] = defaultdict(lambda: defaultdict(list))
+    still, gaps, texts, prints, speeds, swapped = [], {}, {}, {}, [], defaultdict(list)
+    largest: dict[str, list[np.ndarray]] = defaultdict(list)
+    repeated, moving, frames_in_all, seconds, timed_steps = 0, 0, 0, 0.0, 0
     for episode in episodes:
         frames = frames_of(episode)
         bar.update()
         frames_in_all += len(frames["actions"])
         texts[episode] = data.episode_texts(episode)
-        vectors = [np.ascontiguousarray(frames[name]).tobytes() for name in ("actions", "state") if name in frames]
-        digests[episode] = hashlib.sha256(b"".join(vectors)).hexdigest()
+        prints[episode] = fingerprint(*_together(frames, tables))
+        for table in tables:
+            largest[table.name].append(np.where(_width(table), np.abs(frames[table.name]).max(axis=0), 0))
         missing = time_gaps(frames["timestamp"], data.fps)
+        if not len(missing) and np.isfinite(taken := frames["timestamp"][-1] - frames["timestamp"][0]):
+            seconds, timed_steps = seconds + float(taken), timed_steps + len(frames["timestamp"]) - 1
         if len(missing):
             gaps[episode] = (len(missing), float(np.diff(frames["timestamp"])[missing - 1].max()))
         if state is None:
             continue
         runs = standstills(frames["state"], frames["actions"], actions.range, data.fps)
         still += [(episode, *run) for run in runs]
-        width = np.where(state.is_constant | state.is_switch, np.inf, state.range)
-        for frame, dimension in zip(*jumps(frames["state"], width, steps, state.is_rare), strict=True):
+        for frame, dimension in zip(*jumps(frames["state"], _room(state), steps, state.is_rare), strict=True):
             if frame not in {end for _, end in runs}:  # there it catches up
-                jumping[int(dimension)].append((episode, int(frame)))
-        speeds.append(end_speed(frames["state"], np.where(state.is_constant, 0, state.range), data.fps))
+                jumping["state"][int(dimension)].append((episode, int(frame)))
+        if are_positions:  # what is commanded may jump, but not there and back
+            for frame, dimension in zip(*jumps(frames["actions"], _room(actions), action_steps, True), strict=True):
+                jumping["actions"][int(dimension)].append((episode, int(frame)))
+            width = actions.range[paired[:, 0]]
+            for i, j in exchanged(frames["actions"], frames["state"], paired, report.lag.frames, width):
+                swapped[state.names[paired[i, 1]], state.names[paired[j, 1]]].append(episode)
+        speeds.append(end_speed(frames["state"], _width(state), data.fps))
         some_repeated, some_moving = repeated_rows(frames["state"])
         repeated, moving = repeated + some_repeated, moving + some_moving
-    findings += describe_jumps(jumping, state, len(episodes)) if state else []
-    findings += describe_standstills(still, data.fps)
+    for table in tables:
+        findings += describe_jumps(jumping[table.name], table, len(episodes))
+        findings += check_units(table.name, episodes, np.array(largest[table.name]))
+    findings += describe_standstills(still, data.fps) + check_exchanged(swapped)
     if moving and repeated / moving >= limit("repeated_rows"):
         text = (
             f"{100 * repeated / moving:.0f} % of the frames in motion repeat the state of the frame before: the robot "
@@ -205,13 +234,40 @@ def _check_vectors(
         )
         findings.append(Finding("repeated_rows", text, "state"))
     lengths = [len(data.episode_range(episode)) for episode in episodes]
-    findings += check_lengths(episodes, lengths, data.fps) + check_copies(digests)
+
+    def are_same(one: int, other: int) -> bool:
+        (a, width), (b, _) = (_together(frames_of(episode), tables) for episode in (one, other))
+        return bool((np.abs(a - b) <= np.where(width, limit("same_episode") * width, np.inf)).all())
+
+    findings += check_lengths(episodes, lengths, data.fps) + check_copies(find_copies(prints, are_same))
     findings += check_endings(episodes, speeds) if speeds else []
-    findings += check_gaps(gaps, frames_in_all)
+    findings += check_gaps(gaps, frames_in_all) + check_rate(seconds, timed_steps, data.fps)
     said = list(dict.fromkeys(text for of_one in texts.values() for text in of_one))
     report.facts["instructions"] = f"{len(said)}: {some([repr(text) for text in said], 3)}"
     whole = len(episodes) == data.num_episodes
     return findings + check_texts(texts, list(data.tasks.values()) if whole else [])
+
+
+def _width(table: Dimensions) -> np.ndarray:
+    """(D,) the whole range; 0 of what is constant."""
+    return np.where(table.is_constant, 0, table.range)
+
+
+def _room(table: Dimensions) -> np.ndarray:
+    """(D,) the whole range of what moves; infinite of others, in which there are no jumps."""
+    return np.where(table.is_constant | table.is_switch, np.inf, table.range)
+
+
+def _together(frames: dict[str, np.ndarray], tables: Sequence[Dimensions]) -> tuple[np.ndarray, np.ndarray]:
+    """(T, D) all vectors of an episode, and (D,) the whole range of each dimension."""
+    vectors = np.concatenate([frames[table.name] for table in tables], axis=1)
+    return vectors, np.concatenate([_width(table) for table in tables])
+
+
+def _same_joints(lag: Lag, actions: Dimensions, state: Dimensions) -> np.ndarray:
+    """(P, 2) actions and the states that follow them."""
+    paired = pairs(actions.names, state.names)
+    return paired[[actions.names[i] in lag.dimensions for i in paired[:, 0]]]
 
 
 def _usual_steps(episodes: Iterable[dict], table: Dimensions) -> np.ndarray:
@@ -273,6 +329,13 @@ def _check_videos(data: LeRobotDataset, report: DataReport, count: int) -> list[
                 "in memory: --frame_cache_mb."
             )
             findings.append(Finding("key_frames", text, camera=camera))
+        if rates := data.other_rates[camera]:
+            text = (
+                f"{counted(len(rates), 'video')} of {camera} run at {min(rates):.4g} to {max(rates):.4g} frames a "
+                f"second, the data at {data.fps:g}; they have a frame for each row, and are read row by row. Correct "
+                "the one that is wrong."
+            )
+            findings.append(Finding("other_rate", text, camera=camera))
     if codecs:
         report.facts["videos"] = "; ".join(codecs)
     return findings

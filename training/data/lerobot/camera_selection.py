@@ -1,6 +1,6 @@
 """Which cameras a LeRobot dataset has, and which of them are used."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +45,7 @@ def select_cameras(
     metadata: LeRobotMetadata,
     positions: np.ndarray,
     stored_images: Collection[str],
+    no_pictures: Mapping[str, str],
     wanted: Sequence[str] | None,
 ) -> tuple[list[str], list[str]]:
     """Find the cameras to use, and check that their files are there.
@@ -52,18 +53,25 @@ def select_cameras(
     Args:
         name: the dataset's, for messages.
         positions: of the selected episodes.
-        stored_images: cameras whose pictures are in the data files.
+        stored_images: columns of the data files that hold pictures.
+        no_pictures: other columns → their type, for messages.
         wanted: see `choose_cameras`; None for all that have files.
 
     Returns:
         The cameras' feature names, and notes.
 
     Raises:
-        ValueError: an unknown camera, or one that is selected twice.
+        ValueError: an unknown camera, or one that is selected twice; a column that should hold pictures and does not.
         FileNotFoundError: pictures are missing.
     """
     announced = [key for key, feature in metadata.info["features"].items() if is_camera(feature)]
     selected = choose_cameras(name, announced, wanted)
+    features = metadata.info["features"]
+    if wrong := [camera for camera in selected if features[camera]["dtype"] == "image" and camera in no_pictures]:
+        raise ValueError(
+            f"{name}: the column of the camera {wrong[0]!r} holds {no_pictures[wrong[0]]}; expected are image files as "
+            "bytes, alone or with their path, or paths of them. Export the dataset again, or leave the camera out."
+        )
     gone = {camera: _videos_gone(metadata, camera, positions) for camera in selected if camera not in stored_images}
     absent = [camera for camera, paths in gone.items() if all(paths.values())]
     if absent and (wanted is not None or len(absent) == len(selected)):

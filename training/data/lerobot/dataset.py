@@ -177,15 +177,19 @@ class LeRobotDataset(RobotDataset):
         files, placed = self._look_at_files()
         modality = self._metadata.modality() if keys == "gr00t" else None
         columns = [name for name, types in files.types.items() if all(map(is_vector, types))]
+        others = {name: some(types) for name, types in files.types.items() if name not in columns}
         try:
-            chosen = choose_keys(columns, self.features, keys, modality, action_key, state_key)
+            chosen = choose_keys(columns, self.features, keys, modality, action_key, state_key, others)
         except ValueError as error:
             raise ValueError(f"{self.name}: {error}") from error
         self.notes += chosen.notes
         self._parts = {"actions": chosen.actions} | ({"state": chosen.state} if chosen.state else {})
         self._stored_images = [name for name, types in files.types.items() if all(map(is_picture, types))]
         wanted = cameras if cameras is not None else chosen.cameras
-        self.cameras, notes = select_cameras(self.name, self._metadata, self._positions, self._stored_images, wanted)
+        no_pictures = {name: some(types) for name, types in files.types.items() if name not in self._stored_images}
+        self.cameras, notes = select_cameras(
+            self.name, self._metadata, self._positions, self._stored_images, no_pictures, wanted
+        )
         self.notes += notes
         stored = [camera for camera in self.cameras if camera in self._stored_images]
         if self._stream is not None and stored:
@@ -389,6 +393,11 @@ class LeRobotDataset(RobotDataset):
     def read_video(self, path: Path, read: Callable[[Path], T]) -> T:
         """Read a video file, which is fetched first if it is streamed."""
         return self._videos.read_file(path, read)
+
+    @property
+    def other_rates(self) -> dict[str, list[float]]:
+        """Camera → frames per second of videos that are read row by row and run at another rate than the rows."""
+        return self._videos.other_rates
 
     @cached_property
     def meta_statistics(self) -> dict[str, dict[str, np.ndarray]] | None:

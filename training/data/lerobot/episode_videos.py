@@ -14,6 +14,7 @@ from .streamed_videos import StreamedVideos
 from .video_placement import PlacementError, VideoTimes, frames_of_episodes, place_rows
 
 T = TypeVar("T")
+SAME_RATE = 0.02  # how far a video's rate may be from that of the rows, as a share of it, before it is another one
 _MANY_FILES = 50  # to be looked at, from where on there is a progress bar
 
 
@@ -32,6 +33,7 @@ class EpisodeVideos:
 
     Attributes:
         notes: what was assumed, a sentence each.
+        other_rates: camera → frames per second of videos that have a frame for each row, and run at another rate.
 
     Raises:
         ValueError: a video is damaged, or nobody can tell which frames are whose.
@@ -50,12 +52,13 @@ class EpisodeVideos:
         self._name, self._metadata, self._cameras, self._positions = name, metadata, list(cameras), positions
         self._times, self._fps, self._tolerance_s, self._stream = times, metadata.info["fps"], tolerance_s, stream
         self.notes: list[str] = []
+        self.other_rates: dict[str, list[float]] = {camera: [] for camera in cameras}
         # Camera → of each episode; -1 is not found yet
         self._first_frames = {camera: np.full(len(positions), -1, np.int64) for camera in cameras}
         # Camera → episode → frames of its rows
         self._frame_numbers: dict[str, dict[int, np.ndarray]] = {camera: {} for camera in cameras}
-        # Camera → "by row", "by time" → an episode of videos of another rate than the rows
-        self._other_rates: dict[str, dict[str, int]] = {camera: {} for camera in cameras}
+        # Camera → "by row", "by time" → an episode of videos of a very different rate than the rows
+        self._how_placed: dict[str, dict[str, int]] = {camera: {} for camera in cameras}
         self._readers: Any = None  # `VideoReaders`
         self._streamed_files: dict[str, dict[Path, np.ndarray]] = {}
         if not cameras:
@@ -180,7 +183,7 @@ class EpisodeVideos:
             video = VideoTimes.of(self.read_file(path, read_times), self._fps)
         except VideoReadError as error:
             raise ValueError(f"{self._name}: camera {camera!r}: {error}") from error
-        episode, rows, other_rate = None, {}, self._other_rates[camera]
+        episode, rows, how_placed = None, {}, self._how_placed[camera]
         try:
             spans, drift = self._spans(camera, held, video, beside)
             for position, first, end in spans:
@@ -188,16 +191,16 @@ class EpisodeVideos:
                 placed = place_rows(self._times(number), video, first, end, self._fps, self._tolerance_s)
                 rows[number] = placed
                 if not video.has_rate(self._fps) and len(video.seconds) > 1:
-                    other_rate["by row" if placed.numbers is None else "by time"] = episode
-                if self._stream is not None and "by row" in other_rate:
+                    how_placed["by row" if placed.numbers is None else "by time"] = episode
+                if self._stream is not None and "by row" in how_placed:
                     raise PlacementError(
                         f"the video does not run at {self._fps} fps, but has a frame for each row. If that is right, "
                         "the other videos tell, which are not here: leave out streaming."
                     )
-                if len(other_rate) > 1:
+                if len(how_placed) > 1:
                     raise PlacementError(
-                        f"the videos do not run at {self._fps} fps, but episode {other_rate['by row']} has a frame "
-                        f"for each row and episode {other_rate['by time']} has not: their times mean nothing."
+                        f"the videos do not run at {self._fps} fps, but episode {how_placed['by row']} has a frame "
+                        f"for each row and episode {how_placed['by time']} has not: their times mean nothing."
                     )
         except PlacementError as error:
             episode = episode if error.episode is None else error.episode
@@ -205,6 +208,8 @@ class EpisodeVideos:
                 f"{self._name}: camera {camera!r}, episode {episode} in {path}: {error} Leave the episode or the "
                 "camera out, allow more with tolerance_s, or export the dataset again."
             ) from error
+        if any(placed.numbers is None for placed in rows.values()) and abs(video.rate / self._fps - 1) > SAME_RATE:
+            self.other_rates[camera].append(video.rate)
         for number, placed in rows.items():  # all of the file, or none
             self._first_frames[camera][number] = placed.first
             if placed.numbers is not None:
@@ -265,4 +270,4 @@ def digest_of_ends(path: Path, length: int = 1 << 14) -> str:
     return digest.hexdigest()
 
 
-__all__ = ["EpisodeVideos", "digest_of_ends"]
+__all__ = ["SAME_RATE", "EpisodeVideos", "digest_of_ends"]

@@ -69,7 +69,7 @@ def load_table(
     for name in vector_columns:
         features[name] = _with_float32(_feature(files.types[name]))
     for name in image_columns:
-        is_path = not pa.types.is_struct(files.types[name][0])
+        is_path = pa.types.is_string(files.types[name][0])
         features[name] = datasets.Value("string") if is_path else datasets.Image(decode=False)
     paths: list = [glob.escape(str(path)) for path in files.paths]  # `datasets` takes paths for patterns
     try:
@@ -105,9 +105,9 @@ def is_vector(kind: pa.DataType) -> bool:
 
 
 def is_picture(kind: pa.DataType) -> bool:
-    """Whether a column of this type can hold pictures: embedded, or the paths of files."""
+    """Whether a column of this type can hold pictures: files as bytes, perhaps with their path, or paths alone."""
     is_embedded = pa.types.is_struct(kind) and {field.name for field in kind} == {"bytes", "path"}
-    return is_embedded or pa.types.is_string(kind)
+    return is_embedded or pa.types.is_string(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
 
 def _is_list(kind: pa.DataType) -> bool:

@@ -5,7 +5,7 @@ part of the robot, which are then put after each other.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 KEY_PRESETS = ("openpi", "gr00t")
@@ -62,16 +62,18 @@ def choose_keys(
     modality: dict | None,
     action_key: str | Sequence[str] | None,
     state_key: str | Sequence[str] | None,
+    others: Mapping[str, str] | None = None,
 ) -> VectorKeys:
     """Choose the columns.
 
     Args:
-        columns: of the data files.
+        columns: those of the data files that hold numbers.
         features: of `info.json`, whose order is that of parts.
         preset: `openpi`, `gr00t`, or None.
         modality: the content of `meta/modality.json`, if there is one.
         action_key, state_key: a name, or several in order, each perhaps with a range of dimensions, `action[0:7]`;
             `none` for no state.
+        others: columns of anything else → their type, for messages.
 
     Raises:
         ValueError: a column is not there; or it is not clear which are meant, and the message lists them.
@@ -108,6 +110,8 @@ def choose_keys(
     if action_key is None:
         action_key = _default(ordered, _ACTION_KEYS, _ACTION_PARTS, "action")
         if action_key is None:
+            if wrong := [name for name in _ACTION_KEYS if name in (others or {})]:
+                raise ValueError(_no_numbers(wrong[0], others))
             raise ValueError(
                 f"no column is called 'action'. A robot dataset needs actions; its columns: {', '.join(ordered)}. Say "
                 "which are meant with action_key (--action_key)."
@@ -125,8 +129,8 @@ def choose_keys(
         if state_key != NO_STATE and (state_key != ["observation.state"] or preset == "openpi"):
             notes.append(f"The state is made of the column(s) {_and(state_key)}.")
     parts = {
-        "actions": _parts(action_key, columns),
-        "state": () if is_no_state(state_key) else _parts(state_key, columns),
+        "actions": _parts(action_key, columns, others or {}),
+        "state": () if is_no_state(state_key) else _parts(state_key, columns, others or {}),
     }
     return VectorKeys(parts["actions"], parts["state"], cameras or None, names, notes)
 
@@ -151,11 +155,17 @@ def _default(columns: Sequence[str], keys: Sequence[str], beginnings: Sequence[s
     return parts or None
 
 
-def _parts(key: str | Sequence[str], columns: Sequence[str]) -> tuple[VectorPart, ...]:
+def _no_numbers(column: str, others: Mapping[str, str]) -> str:
+    return f"the column {column!r} holds {others[column]}; expected are numbers, or lists of numbers of one length."
+
+
+def _parts(key: str | Sequence[str], columns: Sequence[str], others: Mapping[str, str]) -> tuple[VectorPart, ...]:
     parts = []
     for name in [key] if isinstance(key, str) else key:
         match = None if name in columns else _SLICE.fullmatch(name)
         part = VectorPart(match[1], int(match[2]), int(match[3])) if match else VectorPart(name)
+        if part.column in others:
+            raise ValueError(_no_numbers(part.column, others))
         if part.column not in columns:
             raise ValueError(f"there is no column {part.column!r}. The columns: {', '.join(columns)}.")
         if match and part.start >= part.end:

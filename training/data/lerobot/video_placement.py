@@ -42,6 +42,13 @@ class VideoTimes:
         return cls(seconds, float(np.median(np.diff(seconds))) if len(seconds) > 1 else 1 / fps)
 
     @property
+    def rate(self) -> float:
+        """Frames per second, but for gaps; written times may be rounded, their mean is not."""
+        steps = np.diff(self.seconds)
+        steps = steps[np.abs(steps - self.duration) < self.duration / 2]
+        return 1 / float(steps.mean() if len(steps) else self.duration)
+
+    @property
     def end(self) -> float:
         return float(self.seconds[-1]) + self.duration
 
@@ -173,6 +180,14 @@ def frames_of_episodes(
     for i in range(last + 1):
         if is_used[i] or same_rate:
             first[i], end[i] = _frames_between(video, int(episodes[i]), float(starts[i]), float(ends[i]))
+        # Times that were counted at the rows' rate fall behind a video of another one: by frames, after many
+        is_counted = end[i] - first[i] == lengths[i] and abs((ends[i] - starts[i]) * fps - lengths[i]) < 0.01
+        if is_used[i] and same_rate and is_counted and starts[i] * abs(video.rate - fps) > 0.5:
+            raise PlacementError(
+                f"the episode table's times are those of {fps} fps, the video runs at {video.rate:.4g}, and the "
+                "frames before it cannot be counted: nobody can tell where in the video it is.",
+                int(episodes[i]),
+            )
         if not is_used[i] and same_rate and end[i] - first[i] != lengths[i]:
             raise PlacementError(
                 f"it comes after episode {episodes[i]}, which has {lengths[i]} rows and {end[i] - first[i]} frames in "

@@ -3,7 +3,6 @@
 import operator
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from itertools import chain
 from pathlib import Path
 
 import datasets
@@ -16,6 +15,8 @@ from .layouts import (
     BOX_FORMATS,
     check_placeholders,
     find_layout,
+    instruction_messages,
+    named_images,
     only_image,
     read_answer,
     read_boxes,
@@ -29,6 +30,7 @@ from .saved_rows import is_saved, load_saved
 from .streaming import StreamedRows
 
 TURNS = ("together", "split")
+_CONVERSATIONS = ("messages", "instruction")  # layouts of perhaps several turns
 
 
 class VLMDataset(torch.utils.data.Dataset):
@@ -41,12 +43,15 @@ class VLMDataset(torch.utils.data.Dataset):
     ```
 
     The layout is detected from the columns. Any layout has `image` (one, or None) or `images` (a list), and
-    "messages" may do without (chat without pictures):
+    "messages" and "instruction" may do without (chat without pictures):
 
     * "messages": `messages`, `conversations` (LLaVA) or `texts` (The Cauldron), a list of `{"role", "content"}`,
       `{"from", "value"}` or `{"user", "assistant"}`. Content is text that may hold `<image>`, or a list of
-      `{"type": "image"}` and `{"type": "text", "text": ...}`. After at most one system message, user (human) and
-      assistant (gpt) take turns. The system's words are put in front of the first question, separated by a line break.
+      `{"type": "image"}` (or OpenAI's `image_url`) and `{"type": "text", "text": ...}`. After at most one system
+      message, user (human) and assistant (gpt) take turns. The system's words are put in front of the first question,
+      separated by a line break.
+    * "instruction" (Alpaca): `instruction`, perhaps with `input` on a line after it, and `output`; perhaps `history`, a
+      list of [question, answer], and `system`.
     * "question_answer": `question`, text that may hold `<image>`, and `answer`, `multiple_choice_answer` or `answers`;
       of a list of answers (strings, or VQAv2's dicts) the most frequent one, the first of ties.
     * "caption": `caption` or `text`; of a list of captions the one at the row's index modulo their number.
@@ -112,9 +117,10 @@ class VLMDataset(torch.utils.data.Dataset):
         self.box_format = box_format
         self.media_dir = None if media_dir is None else Path(media_dir)
         if self._has_paths():
-            check_pictures(self._values("images"), self.media_dir)
+            column = self.columns["images"]
+            check_pictures((row[column] for row in self._rows_of(["images"])), self.media_dir)
         self._category_names = self._find_category_names() if self.layout == "boxes" else None
-        self._ends = self._count_turns() if turns == "split" and self.layout == "messages" else None
+        self._ends = self._count_turns() if turns == "split" and self.layout in _CONVERSATIONS else None
 
     @classmethod
     def load(
@@ -179,7 +185,7 @@ class VLMDataset(torch.utils.data.Dataset):
         if self._ends is not None:
             number = int(np.searchsorted(self._ends, item, side="right"))
         row = self.rows[number]
-        images = read_images(row[self.columns["images"]], number, self.media_dir) if "images" in self.columns else []
+        images = read_images(self._images_of(row, number), number, self.media_dir)
         pairs = self._questions_and_answers(row, images, number)
         if self._ends is not None:
             pairs = [pairs[item - int(self._ends[number])]]  # counted from the end of the row's turns
@@ -200,7 +206,7 @@ class VLMDataset(torch.utils.data.Dataset):
         row = self.rows.with_format("arrow")[number]
         words = [row[column][0].as_py() for part, column in self.columns.items() if part != "images"]
         if "images" not in self.columns:
-            return 0, len(str(words))
+            return len(self._images_of(self.rows[number], number) or ()), len(str(words))
         images = row[self.columns["images"]][0]
         is_list = pa.types.is_list(images.type) or pa.types.is_large_list(images.type)
         return len(images) if is_list else int(images.is_valid), len(str(words))
@@ -213,10 +219,23 @@ class VLMDataset(torch.utils.data.Dataset):
         feature = feature.feature if isinstance(feature, (datasets.List, datasets.LargeList)) else feature
         return isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string")
 
-    def _questions_and_answers(self, row: dict, images: list, number: int) -> list[tuple[str, str]]:
-        part = {name: row[column] for name, column in self.columns.items()}
+    def _images_of(self, row: dict, number: int):
+        """The images of a row, as its column has them; without one, those that its messages name."""
+        if "images" in self.columns:
+            return row[self.columns["images"]]
+        return named_images(row[self.columns["messages"]], number) if self.layout == "messages" else None
+
+    def _messages_of(self, row: dict, number: int) -> list:
+        """The conversation of a row, of a layout that is one."""
         if self.layout == "messages":
-            return self._turns_of(part["messages"], images, number)
+            return row[self.columns["messages"]]
+        part = {name: row[column] for name, column in self.columns.items() if name != "images"}
+        return instruction_messages(part, number)
+
+    def _questions_and_answers(self, row: dict, images: list, number: int) -> list[tuple[str, str]]:
+        if self.layout in _CONVERSATIONS:
+            return self._turns_of(self._messages_of(row, number), images, number)
+        part = {name: row[column] for name, column in self.columns.items()}
         if self.layout == "question_answer":
             messages = [{"user": part["question"], "assistant": read_answer(part["answer"], number)}]
             return self._turns_of(messages, images, number)
@@ -235,13 +254,16 @@ class VLMDataset(torch.utils.data.Dataset):
 
     def _count_turns(self) -> np.ndarray:
         """One past each row's last example."""
-        conversations = enumerate(self._values("messages"))
-        return np.cumsum([len(read_conversation(messages, i)[1]) for i, messages in conversations])
+        words = [part for part in self.columns if part != "images"]
+        conversations = (self._messages_of(row, i) for i, row in enumerate(self._rows_of(words)))
+        return np.cumsum([len(read_conversation(messages, i)[1]) for i, messages in enumerate(conversations)])
 
-    def _values(self, part: str) -> Iterator:
-        """One column of all rows, read in batches; nothing else is."""
-        column = self.columns[part]
-        return chain.from_iterable(batch[column] for batch in self.rows.select_columns(column).iter(batch_size=1000))
+    def _rows_of(self, parts: Sequence[str]) -> Iterator[dict]:
+        """Some columns of all rows, read in batches; nothing else is."""
+        columns = [self.columns[part] for part in parts]
+        for batch in self.rows.select_columns(columns).iter(batch_size=1000):
+            values = zip(*(batch[column] for column in columns), strict=True)
+            yield from (dict(zip(columns, row, strict=True)) for row in values)
 
     def _find_category_names(self) -> Sequence[str] | None:
         """Names of the numbers that stand for categories; None where the rows have the names themselves."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import datasets
 
-from .layouts import COLUMNS, roles_and_contents, text_with_placeholders
+from .layouts import COLUMNS, named_images, roles_and_contents, text_with_placeholders
 
 _SUFFIXES = (".json", ".jsonl")
 # JSON files that tools write beside the data; none of them holds rows
@@ -87,18 +87,22 @@ def rows_of(file: Path, columns: Mapping[str, str] | None = None) -> datasets.Da
 def _uniform(row: Mapping, names: Mapping[str, Sequence[str]], number: int) -> dict:
     """The columns of a row that a layout may be made of; pictures and messages under the first of their names."""
     uniform = {name: row[name] for part in names for name in names[part] if name in row}
+    conversations = [uniform.pop(name) for name in names["messages"] if name in uniform]
+    messages = conversations[0] if conversations and isinstance(conversations[0], list) else []
     images = [uniform.pop(name) for name in names["images"] if name in uniform]
     images = next((value for value in images if value), [])
     images = [images] if isinstance(images, str) else images
+    if named := named_images(messages, number):
+        if images and images != named:
+            raise ValueError(f"Row {number} has the images {images!r:.80}, and others in its messages: {named!r:.80}.")
+        images = named
     if not isinstance(images, list) or not all(isinstance(image, str) for image in images):
         raise ValueError(f"Row {number} has the image {images!r:.80}; expected is a path, or a list of paths.")
     uniform[names["images"][0]] = images
-    conversations = [uniform.pop(name) for name in names["messages"] if name in uniform]
     if conversations:
-        messages = conversations[0] if isinstance(conversations[0], list) else []
         pairs = [pair for message in messages for pair in roles_and_contents(message, number)]
-        if row.get("system"):
-            pairs.insert(0, ("system", row["system"]))
+        if system := uniform.pop("system", None):
+            pairs.insert(0, ("system", system))
         uniform[names["messages"][0]] = [
             {"role": role, "content": text_with_placeholders(content, number)} for role, content in pairs
         ]

@@ -15,15 +15,21 @@ from .picture_files import open_picture
 # What a layout is made of, and the names that its columns have: the first one that is present is taken.
 LAYOUTS = {
     "messages": ("images", "messages"),
+    "instruction": ("images", "instruction", "output", "input", "history", "system"),
     "question_answer": ("images", "question", "answer"),
     "caption": ("images", "caption"),
     "boxes": ("images", "objects"),
 }
-# Layouts that do without a column of images: a conversation says by itself where one belongs.
-_WITHOUT_IMAGES = ("messages",)
+# Parts that a layout does without. A conversation says by itself where a picture belongs.
+_OPTIONAL = {"messages": {"images"}, "instruction": {"images", "input", "history", "system"}}
 COLUMNS = {
     "images": ("images", "image"),
     "messages": ("messages", "conversations", "texts"),
+    "instruction": ("instruction",),
+    "output": ("output",),
+    "input": ("input",),
+    "history": ("history",),
+    "system": ("system",),
     "question": ("question",),
     "answer": ("answer", "multiple_choice_answer", "answers"),
     "caption": ("caption", "text"),
@@ -32,6 +38,7 @@ COLUMNS = {
 BOX_FORMATS = ("json", "loc")
 
 IMAGE_PLACEHOLDER = "<image>"
+_PICTURES = ("image", "image_url", "input_image")  # types of content
 _PLACEHOLDERS = re.compile(rf"(?:\s*{IMAGE_PLACEHOLDER})+\s*")
 _ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
 _NUM_LOCATIONS = 1024  # PaliGemma's location tokens per axis
@@ -73,14 +80,15 @@ def find_layout(
 
 
 def _needed(layout: str) -> set[str]:
-    return set(LAYOUTS[layout]) - ({"images"} if layout in _WITHOUT_IMAGES else set())
+    return set(LAYOUTS[layout]) - _OPTIONAL.get(layout, set())
 
 
 def _known_layouts() -> str:
     lines = []
     for layout, parts in LAYOUTS.items():
         columns = " + ".join(" or ".join(COLUMNS[part]) for part in parts)
-        lines.append(f"  {layout}: {columns}" + ("" if "images" in _needed(layout) else " (images may be missing)"))
+        rest = [part for part in parts if part not in _needed(layout)]
+        lines.append(f"  {layout}: {columns}" + (f" ({', '.join(rest)} may be missing)" if rest else ""))
     return "\n".join(lines)
 
 
@@ -118,7 +126,8 @@ def read_conversation(messages: Sequence[Mapping], row: int) -> tuple[str, list[
 
     Args:
         messages: `{"role", "content"}`, LLaVA's `{"from", "value"}` or The Cauldron's `{"user", "assistant"}`. Content
-            is a string, which may hold `<image>`, or a list of `{"type": "image"}` and `{"type": "text", "text": ...}`.
+            is a string, which may hold `<image>`, or a list of `{"type": "text", "text": ...}` and of pictures: see
+            `named_images`.
         row: index, for messages of errors.
 
     Raises:
@@ -146,6 +155,45 @@ def read_conversation(messages: Sequence[Mapping], row: int) -> tuple[str, list[
     questions = [checked_text(text, "question", row) for text in words[first::2]]
     answers = [checked_text(text, "answer", row) for text in words[first + 1 :: 2]]
     return words[0] if first else "", list(zip(questions, answers, strict=True)), sum(placeholders)
+
+
+def instruction_messages(part: Mapping, row: int) -> list[dict]:
+    """The messages of a row in Alpaca's layout, as LLaMA-Factory has it: `instruction` and `input` are the question.
+
+    Args:
+        part: of the layout "instruction" → the row's value; what is optional may be missing or None.
+
+    Raises:
+        ValueError: `history` is no list of questions and answers.
+    """
+    system = [{"role": "system", "content": part["system"]}] if part.get("system") else []
+    history = part.get("history") or []
+    if not isinstance(history, list) or not all(isinstance(turn, list) and len(turn) == 2 for turn in history):
+        raise ValueError(f"Row {row} has the history {history!r:.80}; expected is a list of [question, answer].")
+    question = "\n".join(text for text in (part["instruction"], part.get("input")) if text)
+    turns = [*history, [question, part["output"]]]
+    return system + [{"user": asked, "assistant": answer} for asked, answer in turns]
+
+
+def named_images(messages: Sequence[Mapping], row: int) -> list:
+    """The pictures that messages name themselves, in order: paths, URLs or decoded images.
+
+    They are `{"type": "image_url", "image_url": {"url": ...}}` (OpenAI), `{"type": "input_image", "image_url": ...}`
+    (its later form), and `{"type": "image"}` with `image`, `url` or `path` (Transformers, Qwen). One without any stands
+    for the next picture of the row.
+    """
+    if not isinstance(messages, list):
+        return []  # `read_conversation` refuses it
+    contents = [content for message in messages for _, content in roles_and_contents(message, row)]
+    items = [item for content in contents if isinstance(content, list) for item in content]
+    pictures = [_picture(item) for item in items if isinstance(item, Mapping) and item.get("type") in _PICTURES]
+    return [picture for picture in pictures if picture is not None]
+
+
+def _picture(item: Mapping):
+    values = [item.get(name) for name in ("image_url", "image", "url", "path")]
+    picture = next((value for value in values if value is not None), None)
+    return picture["url"] if isinstance(picture, Mapping) and "url" in picture else picture
 
 
 def text_of(message: Mapping) -> str:
@@ -206,12 +254,12 @@ def _num_placeholders(content: str | list | None, row: int) -> int:
         kind = item.get("type") if isinstance(item, Mapping) else None
         if kind == "text" and isinstance(item.get("text"), str):
             number += item["text"].count(IMAGE_PLACEHOLDER)
-        elif kind == "image":
+        elif kind in _PICTURES:
             number += 1
         else:
             raise ValueError(
                 f"Row {row} has a message with the item {item!r:.80}; expected is text, or a list of "
-                "{'type': 'text', 'text': ...} and {'type': 'image'}."
+                "{'type': 'text', 'text': ...} and {'type': 'image'} or {'type': 'image_url', ...}."
             )
     return number
 
@@ -319,6 +367,8 @@ __all__ = [
     "check_placeholders",
     "checked_text",
     "find_layout",
+    "instruction_messages",
+    "named_images",
     "only_image",
     "read_answer",
     "read_boxes",

@@ -12,13 +12,13 @@ _SHOWN = 5  # missing pictures in a message
 
 
 def open_picture(name: str, folder: Path, row: int) -> Image.Image:
-    """Open a picture as RGB, given by its path in the folder.
+    """Open a picture as RGB, given by its path in the folder, or by its content (`data:image/...`).
 
     Raises:
         ValueError: the path leaves the folder, or there is no picture that can be read; the message names the row.
     """
     try:
-        return as_rgb(picture_path(name, folder))
+        return as_rgb(name if _is_content(name) else picture_path(name, folder))
     except ValueError as error:
         raise ValueError(f"Row {row}: {error}") from error
 
@@ -50,6 +50,8 @@ def check_pictures(rows: Iterable[str | Sequence[str] | None], folder: Path) -> 
     missing = []
     for row, names in enumerate(rows):
         for name in [names] if isinstance(names, str) else names or ():
+            if _is_content(name):
+                continue
             try:
                 is_there = os.path.isfile(picture_path(name, folder))
             except ValueError as error:
@@ -62,6 +64,10 @@ def check_pictures(rows: Iterable[str | Sequence[str] | None], folder: Path) -> 
             f"{len(missing)} pictures are not in {folder}: {', '.join(missing[:_SHOWN])}{more}. If they are in another "
             "folder, give that one (media_dir, --vlm_media_dir)."
         )
+
+
+def _is_content(name: str) -> bool:
+    return name.startswith("data:image/")
 
 
 __all__ = ["check_pictures", "open_picture", "picture_path"]

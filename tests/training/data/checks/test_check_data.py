@@ -26,6 +26,7 @@ from kivla.training.data.lerobot.key_frames import read_key_frames
 from kivla.training.data.lerobot.writer import LeRobotWriter
 from kivla.training.evaluation.data_plot import draw_episode
 from kivla.training.run import look_at
+from tests.helpers.lerobot_folder import write_folder
 from tests.helpers.lerobot_v21 import decode
 from tests.helpers.policies import DATASET
 
@@ -39,13 +40,14 @@ class Made(EpisodeDataset):
 
     Args:
         faults: functions, or names of those in `FAULTS`: each spoils something.
+        count: how many episodes.
     """
 
-    def __init__(self, faults=(), chunk_size=1, episodes=None, cameras=None, robot=None):
+    def __init__(self, faults=(), chunk_size=1, episodes=None, cameras=None, robot=None, count=EPISODES):
         rng = np.random.default_rng(0)
-        self.texts = {episode: TEXTS[episode % 2] for episode in range(EPISODES)}
+        self.texts = {episode: TEXTS[episode % 2] for episode in range(count)}
         self.arrays, self.pictures = {}, {}
-        for episode in range(EPISODES):
+        for episode in range(count):
             goals = rng.uniform(-1, 1, (3, 3))
             # To one goal, to the next, and rest there: cosines have no corner at either end.
             way = (1 - np.cos(np.linspace(0, np.pi, 25)))[:, None] / 2
@@ -175,6 +177,12 @@ def same_episode(data):
 
 
 @fault
+def other_units(data):
+    for values in data.arrays[3].values():
+        values[:, :3] = np.degrees(values[:, :3])
+
+
+@fault
 def no_text(data):
     data.texts[0] = ""
 
@@ -294,6 +302,57 @@ def test_the_lag_is_measured(frames):
 
     lag = check_data(Made([delay]), progress=False).lag
     assert lag.frames == frames and lag.meaning == "positions" and lag.correlation > 0.99
+
+
+def found_in(*faults, **options):
+    """Code → finding, but for what is always there."""
+    findings = check_data(Made(faults, **options), progress=False).findings
+    return {finding.code: finding for finding in findings if finding.code not in ALWAYS}
+
+
+def test_a_spike_in_the_commands_alone_is_seen():
+    def spike(data):
+        data.arrays[5]["actions"][40, 1] += 3
+
+    (finding,) = found_in(spike).values()
+    assert (finding.code, finding.vector, finding.places) == ("jump", "actions", ((5, 40),))
+
+
+def test_commands_that_go_to_a_place_at_once_are_no_spikes():
+    def step(data):
+        for arrays in data.arrays.values():
+            arrays["actions"][40:, 1] = arrays["actions"][-1, 1]
+
+    assert not found_in(step)
+
+
+def test_a_copy_with_a_little_noise_is_a_copy():
+    def copy(data):
+        noise = np.random.default_rng(0).normal(0, 1e-5, (LENGTH, 4))
+        data.arrays[7] = {name: values + noise for name, values in data.arrays[4].items()}
+
+    (finding,) = found_in(copy).values()
+    assert finding.code == "same_episode" and finding.episodes == (4, 7)
+
+
+def test_joints_that_are_exchanged_in_one_episode_are_noted():
+    def exchange(data):
+        data.arrays[3]["state"][:, [0, 2]] = data.arrays[3]["state"][:, [2, 0]]
+
+    (finding,) = found_in(exchange, count=24).values()
+    assert (finding.code, finding.level) == ("exchanged", "note")
+    assert finding.episodes == (3,) and finding.dimensions == ("shoulder", "wrist")
+
+
+@pytest.mark.parametrize(("times", "videos"), [(9.7, 10), (10, 9.7), (10, 10)])
+def test_another_rate_than_the_data_is_said_to_have(times, videos, tmp_path):
+    def clock(columns, episode):
+        columns["timestamp"] = np.round(np.arange(len(columns["timestamp"])) / times, 3)  # in ms, as many write them
+
+    data = LeRobotDataset(write_folder(tmp_path / "data", video_fps=videos, edit_columns=clock))
+    texts = [finding.text for finding in check_data(data, progress=False).findings if finding.code == "other_rate"]
+    assert ["By its timestamps" in text for text in texts] == [True] * (times < 10) + [False] * (videos < 10)
+    assert all("9.7" in text for text in texts)
 
 
 def test_an_angle_that_begins_anew_is_named():

@@ -313,6 +313,36 @@ def test_pictures_by_path(tmp_path):
             LeRobotDataset(moved)[0]
 
 
+def test_pictures_as_bytes_alone(tmp_path):
+    def edit(there, episode):
+        files = [io.BytesIO() for _ in there["index"]]
+        for k, file in enumerate(files):
+            Image.fromarray(picture(100 * episode + k)).save(file, "PNG")
+        there[CAMERA] = [file.getvalue() for file in files]
+
+    is_stored = {"edit_info": lambda info: info["features"][CAMERA].update(dtype="image")}
+    assert pictures_are_right(LeRobotDataset(write_folder(tmp_path / "data", edit_columns=edit, **is_stored), 2))
+
+
+def test_columns_of_another_type_are_said_with_their_type(tmp_path):
+    def arrays(there, episode):
+        there[CAMERA] = [np.zeros((2, 2, 3), np.uint8).tolist() for _ in there["index"]]
+
+    is_stored = {"edit_info": lambda info: info["features"][CAMERA].update(dtype="image")}
+    root = write_folder(tmp_path / "arrays", edit_columns=arrays, **is_stored)
+    with pytest.raises(ValueError, match=rf"column of the camera '{CAMERA}' holds list<.*; expected are image files"):
+        LeRobotDataset(root)
+    assert len(LeRobotDataset(root, cameras=[])) == 36
+
+    def words(there, episode):
+        there["action"] = [str(row) for row in there["action"]]
+
+    root = write_folder(tmp_path / "words", edit_columns=words)
+    for options in ({}, {"action_key": "action"}):
+        with pytest.raises(ValueError, match="column 'action' holds string; expected are numbers"):
+            LeRobotDataset(root, **options)
+
+
 @pytest.mark.parametrize("empty", [None, {"bytes": None, "path": None}], ids=str)
 def test_a_row_without_a_picture_is_refused_at_opening(empty, tmp_path):
     content = io.BytesIO()

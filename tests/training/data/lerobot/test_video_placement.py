@@ -7,7 +7,7 @@ import pytest
 
 from kivla.training.data.lerobot.dataset import LeRobotDataset
 from tests.fuzz.video_places import random_faults
-from tests.helpers.lerobot_folder import CAMERA, number_of, pictures_are_right, write_folder
+from tests.helpers.lerobot_folder import CAMERA, number_of, pictures_are_right, write_folder, write_video
 
 LENGTHS = (12, 9, 15)
 FROM, TO = f"videos/{CAMERA}/from_timestamp", f"videos/{CAMERA}/to_timestamp"
@@ -117,6 +117,27 @@ def test_an_episode_that_was_taken_out_of_the_table_leaves_a_hole(tmp_path):
 
     data = LeRobotDataset(write_folder(tmp_path / "data", "v3.0", edit_episodes=edit), chunk_size=2)
     assert data.episodes == [0, 2] and pictures_are_right(data)
+
+
+@pytest.mark.parametrize("video_fps", [10, 9.7])
+def test_a_slower_video_is_not_entered_by_the_clock_of_the_rows(video_fps, tmp_path):
+    """Episodes 1 and 3 of 5 are taken out, so frames cannot be counted; 3 % are more than half a frame after 2 s."""
+
+    def edit(episodes):
+        for number, episode in enumerate(episodes):
+            episode[FROM], episode[TO] = number % 4, number % 4 + 1.0
+            episode[f"videos/{CAMERA}/file_index"] = number // 4
+        episodes[:] = episodes[::2]
+
+    root = write_folder(tmp_path / "data", "v3.0", [10] * 5, edit_episodes=edit)
+    numbers = [100 * episode + k for episode in range(5) for k in range(10)]
+    for file, held in enumerate((numbers[:40], numbers[40:])):
+        write_video(root / f"videos/{CAMERA}/chunk-000/file-{file:03d}.mp4", held, video_fps)
+    if video_fps == 10:
+        assert pictures_are_right(LeRobotDataset(root, 2))
+    else:
+        with pytest.raises(ValueError, match=r"episode 2 in .*those of 10 fps, the video runs at 9\.7, and"):
+            LeRobotDataset(root)
 
 
 @pytest.mark.parametrize("video_fps", [10, 30])

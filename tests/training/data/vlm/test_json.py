@@ -1,5 +1,6 @@
 """JSON beside a folder of pictures, as LLaVA, LLaMA-Factory and ShareGPT have it."""
 
+import base64
 import json
 
 import datasets
@@ -93,6 +94,53 @@ def test_llama_factory(folder):
     assert first["text"] == "Be short.\nWhat color?" and first["response"] == "red"
     assert second["text"] == "Which color is it?" and second["response"] == "blue"
     assert colors(second) == [COLORS["blue"]]
+
+
+def test_alpaca(folder):
+    rows = [
+        {"instruction": "What color?", "input": "", "output": "red", "images": ["pictures/red.png"]},
+        {"instruction": "Translate.", "input": "rot", "output": "red", "system": "Be short."},
+        {"instruction": "And this?", "output": "green", "history": [["What color?", "red"]]},
+    ]
+    file = write(folder / "alpaca.json", rows)
+    first, second, third = VLMDataset.load(file)
+    assert (first["text"], first["response"], colors(first)) == ("What color?", "red", [COLORS["red"]])
+    assert (second["text"], second["images"]) == ("Be short.\nTranslate.\nrot", [])
+    assert (third["text"], third["response"]) == (["What color?", "And this?"], ["red", "green"])
+    assert [example["response"] for example in VLMDataset.load(file, turns="split")] == ["red", "red", "red", "green"]
+    table = datasets.Dataset.from_dict({"instruction": ["Say hi"], "input": [None], "output": ["hi"]})
+    assert VLMDataset(table)[0] == {"images": [], "text": "Say hi", "response": "hi"}
+    with pytest.raises(ValueError, match=r"Row 0 has the history 'before'; expected is a list of \[question, answer\]"):
+        VLMDataset.load(write(folder / "bad.json", [{"instruction": "a", "output": "b", "history": "before"}]))[0]
+
+
+def test_pictures_in_the_messages(folder):
+    """As OpenAI and Qwen have them; by their path, or with their content."""
+    content = base64.b64encode((folder / "pictures/green.png").read_bytes()).decode()
+    parts = [
+        {"type": "image_url", "image_url": {"url": "pictures/red.png"}},
+        {"type": "input_image", "image_url": f"data:image/png;base64,{content}"},
+        {"type": "image", "image": "pictures/blue.png"},
+        {"type": "text", "text": "What colors?"},
+    ]
+    row = {"messages": [{"role": "user", "content": parts}, {"role": "assistant", "content": "red, green, blue"}]}
+    (example,) = VLMDataset.load(write(folder / "openai.json", [row]))
+    assert colors(example) == list(COLORS.values()) and example["text"] == "What colors?"
+    struct = [
+        {"type": "text", "text": "What color?", "image": None},
+        {"type": "image", "text": None, "image": "red.png"},
+    ]
+    messages = [
+        {"role": "user", "content": struct},
+        {"role": "assistant", "content": [{"type": "text", "text": "red"}]},
+    ]
+    data = VLMDataset(datasets.Dataset.from_list([{"messages": messages}]), media_dir=folder / "pictures")
+    assert colors(data[0]) == [COLORS["red"]] and data.size_of(0)[0] == 1
+    with pytest.raises(ValueError, match=r"1 pictures are not in .*: pictures/none.png \(row 0\)"):
+        bad = {"messages": [{"role": "user", "content": [{"type": "image", "path": "pictures/none.png"}]}]}
+        VLMDataset.load(write(folder / "none.json", [bad]))
+    with pytest.raises(ValueError, match=r"Row 0 has the images .*, and others in its messages"):
+        VLMDataset.load(write(folder / "two.json", [{**row, "images": ["pictures/red.png"]}]))
 
 
 @pytest.mark.parametrize(
