@@ -523,7 +523,8 @@ class LeRobotDataset(RobotDataset):
                 columns[kind] = np.concatenate(arrays, axis=1) if len(arrays) > 1 else arrays[0]
             checks.add(rows, episodes, columns)
         keys = {"actions": self.action_key, "state": self.state_key}
-        checks.refuse_unfinite({kind: " + ".join(columns) for kind, columns in keys.items()})
+        if not self.takes_unfinite:
+            checks.refuse_unfinite({kind: " + ".join(columns) for kind, columns in keys.items()})
         for name, how in (("frame_index", "frames are numbered in the order of the rows"),
                           ("timestamp", f"times are those of {self.fps} fps")):  # fmt: skip
             if name not in self._index_columns:

@@ -129,6 +129,9 @@ class FrameChecks:
                 first = int(np.argmax(bad))
                 found = self._not_finite.setdefault(name, [0, self._episodes[episodes[first]], frames[first]])
                 found[0] += int(bad.sum())
+                values = values[~bad]
+                if not len(values):
+                    return
         low, high = values.min(axis=0).astype(np.float64), values.max(axis=0).astype(np.float64)
         lowest, highest, middle, count, total, squares = self._ranges.get(name, (low, high, low, 0, 0.0, 0.0))
         away = values.astype(np.float64) - middle
