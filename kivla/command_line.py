@@ -125,15 +125,18 @@ class Refused(SystemExit):
 
 
 @contextmanager
-def refusals(prog: str) -> Iterator[None]:
+def refusals(prog: str, kind: type[ValueError] = ValueError) -> Iterator[None]:
     """Where nothing but options is looked at: a ValueError is about them, and people need no traceback.
+
+    Args:
+        kind: the errors that are about options, where others may come, too.
 
     Raises:
         Refused: there was one.
     """
     try:
         yield
-    except ValueError as error:
+    except kind as error:
         raise Refused(f"{prog}: {error}") from error
 
 

@@ -389,6 +389,9 @@ def _differences(
     sizes, others = [], []
     try:
         processor.check_cameras(cameras)
+    except ValueError as error:  # about the mapping alone, by which the data's cameras were chosen
+        return [f"--cameras: {error}"], False
+    try:
         if robot.cameras is not None:
             robot.place(data.cameras, cameras)
     except ValueError as error:

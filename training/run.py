@@ -9,7 +9,8 @@ trainer, metrics = train(model, data, KIVLATrainingArguments(output_dir="outputs
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -47,6 +48,19 @@ from .trainer import KIVLATrainer
 from .training_facts import chunks_to_show, write_card, write_facts
 
 
+class UnfitError(ValueError):
+    """Options, data and policy do not fit each other, which is found before anything is trained."""
+
+
+@contextmanager
+def _fitting() -> Iterator[None]:
+    """Where data is opened and a policy made for it: what is wrong is wrong with these."""
+    try:
+        yield
+    except ValueError as error:
+        raise UnfitError(str(error)) from error
+
+
 def train(
     model_args: ModelArguments,
     data_args: DataArguments,
@@ -65,7 +79,8 @@ def train(
         The trainer of the last stage, and the metrics of its evaluation.
 
     Raises:
-        ValueError: options, data and policy do not fit each other; the message names them.
+        UnfitError: data, options and policy do not fit each other; the message names them.
+        ValueError: options do not fit each other.
         OtherRunError: `output_dir` holds another run.
     """
     check_options(model_args, data_args, args)
@@ -292,19 +307,21 @@ def make_trainer(
         facts: see `run_facts`.
 
     Raises:
-        ValueError: data, options and policy do not fit each other (beside what `check_options` says).
+        UnfitError: data, options and policy do not fit each other (beside what `check_options` says).
     """
     # Data first: statistics, cameras and the action tokenizer of a new policy come from it.
-    sources = load_sources(model_args, data_args)
-    if data_args.check_data and before is None and args.process_index == 0:
-        look_at(sources)
+    with _fitting():
+        sources = load_sources(model_args, data_args)
+        if data_args.check_data and before is None and args.process_index == 0:
+            look_at(sources)
     recipe_name, recipe = model_args.chosen_recipe
     with_vlm_data = data_args.vlm_dataset is not None and recipe.vlm_data
     set_seed(args.seed)  # a new expert's weights
     with unsharded_init(args):
         start = {"before": before} if before is not None else {"vlm": model_args.vlm, "base": model_args.base}
         options = {"adapt": model_args.adapt, "lora_rank": model_args.lora_rank, "cameras": data_args.mapping}
-        built = build_for_stage(stage, sources, model_args, **start, **options)
+        with _fitting():
+            built = build_for_stage(stage, sources, model_args, **start, **options)
     if data_args.vlm_dataset is not None and not with_vlm_data:
         built.notes.append(
             f"recipe {recipe_name} trains on no VLM data: {data_args.vlm_dataset} is for evaluation only."

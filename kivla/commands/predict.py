@@ -58,7 +58,8 @@ def run(arguments: Sequence[str]) -> None:
             "state": args.state,
             "robot": args.robot,
         }
-        result = pipe(observation, **options)
+        with refusals("kivla predict"):
+            result = pipe(observation, **options)
         np.set_printoptions(precision=4, suppress=True)
         print(result["actions"])
         return

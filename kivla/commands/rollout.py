@@ -9,7 +9,7 @@ from ..command_line import Refused, parse, policy_pipeline, refusals
 from ..processing.camera_names import CAMERAS_HELP, parse_cameras
 from ..simulation.environments import ENV_HELP, make_env, parse_options
 from ..simulation.report_media import choose_episodes
-from ..simulation.rollout import PipelinePolicy
+from ..simulation.rollout import PipelinePolicy, UnfitPolicyError
 from ..simulation.rollout_evaluation import evaluate, format_report, replay, video_format, write_media
 from ..training.evaluation.confidence import mcnemar_test
 
@@ -71,7 +71,8 @@ def run(arguments: Sequence[str]) -> None:
     # Every policy meets the same scenes, by their seeds.
     reports, results = [], []
     for name, policy in zip(names, policies, strict=True):
-        figures, result = evaluate(policy, env, seeds, replan_every, args.max_steps, args.swapped)
+        with refusals("kivla rollout", UnfitPolicyError):
+            figures, result = evaluate(policy, env, seeds, replan_every, args.max_steps, args.swapped)
         reports.append({"policy": name, **figures, "clipped_share": policy.clipped_share})
         results.append(result)
     # Videos are of a second run of chosen episodes: keeping all pictures of the first would take gigabytes.

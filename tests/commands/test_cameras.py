@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from kivla import KIVLAProcessor, LeRobotDataset
 from kivla.cli import main
@@ -98,7 +99,7 @@ def test_evaluation_finds_the_cameras_or_asks(world):
 
 
 def test_a_policy_goes_on_with_data_of_other_names_when_they_are_mapped(world):
-    with pytest.raises(ValueError, match=r"cannot go on as it is(.|\n)*--cameras hand=THEIR_NAME top=THEIR_NAME"):
+    with pytest.raises(Refused, match=r"cannot go on as it is(.|\n)*--cameras hand=THEIR_NAME top=THEIR_NAME"):
         train(world, "refused", "other", "--policy", world / "policy")
     mapping = ["--cameras", "hand=right", "top=left"]
     facts = train(world, "continued", "other", "--policy", world / "policy", *mapping)
@@ -116,6 +117,13 @@ def test_a_camera_that_the_policy_does_not_have_is_left_out_and_said(world, caps
     assert said in capsys.readouterr().out
     main(["predict", str(world / "policy"), "--dataset", str(world / "three"), "--output_dir", str(world / "chunks")])
     assert said in capsys.readouterr().out
+
+
+def test_pictures_too_few_are_refused(world, tmp_path):
+    Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(tmp_path / "a.png")
+    words = ["--images", str(tmp_path / "a.png"), "--text", "go", "--state", *"000"]
+    with pytest.raises(Refused, match="got 1 images for 2 cameras"):
+        main(["predict", str(world / "policy"), *words])
 
 
 def test_an_adapted_policy_keeps_the_places_of_its_base(world):

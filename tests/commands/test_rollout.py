@@ -12,6 +12,7 @@ from PIL import Image
 from transformers import pipeline
 
 import tests.helpers.fake_reach  # noqa: F401, registers "fake-reach"
+from kivla.command_line import Refused
 from kivla.commands.rollout import run
 from kivla.simulation.environments import parse_options
 from kivla.simulation.report_media import choose_episodes
@@ -199,6 +200,19 @@ def test_all_right_all_wrong_and_a_single_episode(policy, outcome, tmp_path):
         "contact_sheet": None,
         "videos": [],
     }
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["camera=other", "action_dim=4"], "cannot act on what the environment shows.*none is of"),
+        ([f"camera={CAMERA}", "action_dim=5"], "cannot act on what the environment shows.*of another robot"),
+    ],
+)
+def test_another_robots_environment_is_refused(policy, options, message, tmp_path):
+    words = ["--env", "fake-reach", "--num_episodes", "1", "--num_steps", "1", "--output_dir", str(tmp_path)]
+    with pytest.raises(Refused, match=message):
+        run([policy, *words, "--num_videos", "0", "--env_options", *options])
 
 
 def test_without_pyav_mp4_is_refused_before_anything_runs(tmp_path, monkeypatch):
