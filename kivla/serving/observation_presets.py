@@ -79,19 +79,23 @@ def camera_keys(
         known_as: what else the policy's cameras are known as.
 
     Raises:
-        ValueError: a camera that is not known to be one of this robot's, or two that are the same.
+        ValueError: a key that this robot does not have, a camera that is not known to be one of its, or two that are
+            the same.
     """
     keys, known_as, names = list(PRESETS[preset].cameras), known_as or {}, dict(names or {})
     cameras = list(names) if cameras is None else list(cameras)
     told = {camera: names[key] for camera, key in match_known(names, cameras, known_as).items()}
+    wrong = [theirs for theirs in told.values() if theirs is not None and theirs not in match_cameras(keys, [theirs])]
+    if wrong:
+        raise ValueError(
+            f"Robots of the preset {preset!r} send no image {wrong[0]!r}; they send {', '.join(keys)}. Correct --cameras."
+        )
     is_known = {name: key for key, theirs in PRESETS[preset].cameras.items() for name in theirs}
     found: dict[str, str | None] = {}
     for camera in cameras:
         if camera in told:
             theirs = told[camera]
-            matched = {} if theirs is None else match_cameras(keys, [theirs])
-            if theirs is None or theirs in matched:
-                found[camera] = matched.get(theirs)
+            found[camera] = None if theirs is None else match_cameras(keys, [theirs])[theirs]
             continue
         for name in (camera, known_as.get(camera, camera)):
             if short_name(name) in is_known:

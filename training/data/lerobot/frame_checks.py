@@ -124,7 +124,8 @@ class FrameChecks:
 
     def _add_vectors(self, name: str, frames: np.ndarray, episodes: np.ndarray, values: np.ndarray) -> None:
         if values.dtype.kind not in "iub":
-            bad = ~np.isfinite(values).all(axis=1)
+            with np.errstate(over="ignore"):
+                bad = ~np.isfinite(values.astype(np.float32, copy=False)).all(axis=1)
             if bad.any():
                 first = int(np.argmax(bad))
                 found = self._not_finite.setdefault(name, [0, self._episodes[episodes[first]], frames[first]])

@@ -58,7 +58,8 @@ def load_table(
 ) -> datasets.Dataset:
     """All rows, of these columns; slices of the table are `pyarrow.Table`s.
 
-    Floats are kept as float32, whole numbers and truth values as they are: large ones are not whole in float32.
+    Numbers are kept as they are, half precision as float32: large ones are not exact in that (`vectors`), which
+    `FrameChecks` says.
 
     Raises:
         ValueError: a file is damaged, or its columns are not what others' are.
@@ -68,7 +69,7 @@ def load_table(
         nested = pa.types.is_nested(files.types[name][0])
         features[name] = _feature(files.types[name]) if nested else datasets.Value(INDEX_COLUMNS.get(name, "int64"))
     for name in vector_columns:
-        features[name] = _with_float32(_feature(files.types[name]))
+        features[name] = _without_half(_feature(files.types[name]))
     for name in image_columns:
         is_path = pa.types.is_string(files.types[name][0])
         features[name] = datasets.Value("string") if is_path else datasets.Image(decode=False)
@@ -96,12 +97,12 @@ def _feature(types: Sequence[pa.DataType]) -> datasets.features.features.Feature
     return datasets.List(datasets.Value("float32")) if pa.types.is_nested(types[0]) else datasets.Value("float32")
 
 
-def _with_float32(feature):
+def _without_half(feature):
     if isinstance(feature, datasets.List):
-        return datasets.List(_with_float32(feature.feature), length=feature.length)
+        return datasets.List(_without_half(feature.feature), length=feature.length)
     if isinstance(feature, datasets.LargeList):
-        return datasets.LargeList(_with_float32(feature.feature))
-    return datasets.Value("float32") if feature.dtype.startswith("float") else feature
+        return datasets.LargeList(_without_half(feature.feature))
+    return datasets.Value("float32") if feature.dtype == "float16" else feature
 
 
 def is_vector(kind: pa.DataType) -> bool:

@@ -367,6 +367,24 @@ def test_what_float32_rounds_away_is_measured_by_what_changes(tmp_path, noise, i
     assert any("2 dimensions change so little in the actions" in note for note in data.notes) == is_said, data.notes
 
 
+def test_what_is_exact_in_float64_alone_is_said(tmp_path):
+    def edit(there, episode):
+        there["action"] = [[1e8 + 0.1 * k, float(k)] for k in range(len(there["index"]))]
+
+    data = LeRobotDataset(write_folder(tmp_path / "data", dim=2, edit_columns=edit), chunk_size=3, cameras=[])
+    (note,) = (note for note in data.notes if "float32 rounds away" in note)
+    assert "1 dimension changes so little" in note and "100000000 to 100000001.4" in note
+    assert data[0]["actions"].dtype == np.float32
+
+
+def test_a_number_beyond_float32_is_refused(tmp_path):
+    def edit(there, episode):
+        there["action"] = [[1e300 if k == 3 else 0.0] for k in range(len(there["index"]))]
+
+    with pytest.raises(ValueError, match="'action' holds NaN or infinity in 3 frames; the first is episode 0, frame 3"):
+        LeRobotDataset(write_folder(tmp_path / "data", dim=1, edit_columns=edit), cameras=[])
+
+
 def test_pictures_by_path(tmp_path):
     """Written as the older LeRobot did while recording: files beside the table, and their paths in it."""
     root = tmp_path / "data"
