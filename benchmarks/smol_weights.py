@@ -14,7 +14,7 @@ import argparse
 from pathlib import Path
 
 from kivla.cli import main as kivla
-from kivla.demo.stages import TABLETOP_VLM
+from kivla.named_models import TABLETOP_VLM
 
 from .pypi_files import Wheel, unpack
 

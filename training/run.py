@@ -20,11 +20,12 @@ from transformers import AutoModelForImageTextToText, PreTrainedModel, set_seed
 
 from ..hub_cards.hub_names import public_name
 from ..modeling_kivla import KIVLAForActionPrediction
+from ..named_models import model_type
 from ..processing import KIVLAProcessor
 from ..processing.chat_format import has_chat
 from .arguments import KIVLATrainingArguments
 from .build import CONTINUE, build_for_stage
-from .checkpoints import put_aside
+from .checkpoints import RUN_MARKS, put_aside
 from .data.camera_naming import unseen_note
 from .data.checks.findings import ERROR, WARNING
 from .data.checks.report import check_data
@@ -41,7 +42,7 @@ from .evaluation.text_nll import HeldOutTexts, TextScores, summarize_texts
 from .parts import BACKBONE, RATE_ARGUMENTS
 from .policy_options import refuse
 from .recipes import Stage, split_steps
-from .run_folder import write_json
+from .run_folder import check_is_free, write_json
 from .run_options import TEXT_SPLIT, VLM_SPLIT, DataArguments, ModelArguments
 from .trainer import KIVLATrainer
 from .training_facts import chunks_to_show, write_card, write_facts
@@ -67,9 +68,11 @@ def train(
     Raises:
         ValueError: options, data and policy do not fit each other; the message names them.
         OtherRunError: `output_dir` holds another run.
+        FileExistsError: it holds other things, and no run.
     """
     check_options(model_args, data_args, args)
     stages, output_dir, start = model_args.stages, Path(args.output_dir), None
+    check_is_free(output_dir, RUN_MARKS)
     # The whole folder is put aside once, not that of every stage.
     if args.restart:
         with args.main_process_first(local=False):
@@ -147,6 +150,12 @@ def check_options(model_args: ModelArguments, data_args: DataArguments, args: KI
     Raises:
         ValueError: they do not; each is named.
     """
+    for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"--{name} must be at least 1, got {getattr(args, name)}.")
+    for name in ("learning_rate", *RATE_ARGUMENTS.values()):
+        if (getattr(args, name) or 0) < 0:
+            raise ValueError(f"--{name} must not be negative, got {getattr(args, name)}.")
     (recipe_name, recipe), stages = model_args.chosen_recipe, model_args.stages
     with_vlm_data = data_args.vlm_dataset is not None and recipe.vlm_data
     if data_args.vlm_share is not None and not with_vlm_data:
@@ -179,6 +188,8 @@ def check_options(model_args: ModelArguments, data_args: DataArguments, args: KI
     is_mixed = with_vlm_data or with_questions or data_args.text_dataset is not None or len(data_args.dataset) > 1
     if args.max_steps < 1 and is_mixed:
         raise ValueError("Several sources of examples are mixed for a number of steps: give --max_steps.")
+    if model_args.vlm is not None:
+        model_type(model_args.vlm, "VLM (--vlm)")
 
 
 def run_facts(model_args: ModelArguments, data_args: DataArguments, args: KIVLATrainingArguments, number: int) -> dict:

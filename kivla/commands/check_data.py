@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..command_line import parse, refusals
+from ..command_line import parse
 from ..training.data.checks.findings import Finding
 from ..training.data.checks.page import format_report
 from ..training.data.checks.report import DataReport, check_data
@@ -31,16 +31,14 @@ class CheckDataArguments(DatasetOptions):
 def run(arguments: Sequence[str]) -> None:
     (args,) = parse((CheckDataArguments,), arguments, prog="kivla check-data", positional="dataset")
     if args.plot_episode is not None and args.plot is None:
-        with refusals("kivla check-data"):
-            refuse({"plot_episode": "there is no --plot"})
+        refuse({"plot_episode": "there is no --plot"})
     try:
         data = args.open(args.dataset, 1, args.cameras, robot=None)
     except (FileNotFoundError, ValueError) as error:  # what a reader refuses is a finding like others
         data, report = None, DataReport(args.dataset, findings=[Finding("cannot_open", str(error))])
     else:
         if args.plot_episode is not None:
-            with refusals("kivla check-data"):
-                data.episode_range(args.plot_episode)
+            data.episode_range(args.plot_episode)
         report = check_data(data, args.quick)
     print(format_report(report))
     if args.json is not None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from ..command_line import parse, refusals
+from ..command_line import parse
 from ..study.arguments import StudyArguments
 from ..study.cells import Cell, choose_cells
 from ..study.plan import core_hours, steps_that_fit
@@ -25,10 +25,9 @@ _COMPARED = ("recipe", "backbone_gradient_scale", "flow_loss_weight")
 
 def run(arguments: Sequence[str]) -> None:
     study, told = parse((StudyArguments, PolicyOptions), arguments, prog="kivla study")
-    with refusals("kivla study"):  # what is misspelt is better known now
-        reason = "it is what a study compares: name --recipes, or a YAML file of one"
-        refuse(dict.fromkeys(told.given(*_COMPARED), reason))
-        cells, left_out = choose_cells(study.recipes, study.conditions)
+    reason = "it is what a study compares: name --recipes, or a YAML file of one"
+    refuse(dict.fromkeys(told.given(*_COMPARED), reason))
+    cells, left_out = choose_cells(study.recipes, study.conditions)
     folder = Path(study.output_dir)
     if study.run:
         claim_folder(folder, {**study.fixed, **asdict(told)}, ("rows.jsonl", "work"))

@@ -19,7 +19,7 @@ def test_the_same_arguments_go_on_and_others_are_named(tmp_path):
     claim_folder(tmp_path, {"max_steps": 3, "kinds": ["touch"], "vlm": None}, ("plan.json",))
     claim_folder(tmp_path, {"max_steps": 3, "kinds": ["touch"], "vlm": None}, ("plan.json",))
     before = files(tmp_path)
-    with pytest.raises(SystemExit) as error:
+    with pytest.raises(ValueError, match="other arguments") as error:
         claim_folder(tmp_path, {"max_steps": 100, "kinds": ["touch", "move"], "vlm": None}, ("plan.json",))
     message = str(error.value)
     assert "\n  --max_steps: was 3, is 100\n  --kinds: was ['touch'], is ['touch', 'move']\n" in message
@@ -28,7 +28,7 @@ def test_the_same_arguments_go_on_and_others_are_named(tmp_path):
     assert files(tmp_path) == before
 
 
-def test_results_of_unknown_arguments_are_refused_and_a_stranger_file_is_not(tmp_path):
+def test_results_of_unknown_arguments_are_refused_and_so_is_a_folder_of_other_things_but_not_a_log(tmp_path):
     (tmp_path / "log.txt").touch()
     claim_folder(tmp_path / "a", {"seed": 0}, ("plan.json",))
     (tmp_path / "b").mkdir()
@@ -36,8 +36,13 @@ def test_results_of_unknown_arguments_are_refused_and_a_stranger_file_is_not(tmp
     claim_folder(tmp_path / "b", {"seed": 0}, ("plan.json",))
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "plan.json").write_text("{}")
-    with pytest.raises(SystemExit, match=r"plan\.json is there, and nothing says with which arguments it was made"):
+    with pytest.raises(ValueError, match=r"plan\.json is there, and nothing says with which arguments it was made"):
         claim_folder(tmp_path / "c", {"seed": 0}, ("plan.json",))
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "thesis.tex").touch()
+    with pytest.raises(FileExistsError, match=r"d is not empty: it holds thesis\.tex"):
+        claim_folder(tmp_path / "d", {"seed": 0}, ("plan.json",))
+    assert list(files(tmp_path / "d")) == ["thesis.tex"]
 
 
 @pytest.mark.parametrize(
