@@ -98,7 +98,7 @@ def test_evaluation_finds_the_cameras_or_asks(world):
 
 
 def test_a_policy_goes_on_with_data_of_other_names_when_they_are_mapped(world):
-    with pytest.raises(ValueError, match=r"cannot go on as it is(.|\n)*--cameras hand=THEIR_NAME top=THEIR_NAME"):
+    with pytest.raises(SystemExit, match=r"cannot go on as it is(.|\n)*--cameras hand=THEIR_NAME top=THEIR_NAME"):
         train(world, "refused", "other", "--policy", world / "policy")
     mapping = ["--cameras", "hand=right", "top=left"]
     facts = train(world, "continued", "other", "--policy", world / "policy", *mapping)
