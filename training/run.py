@@ -38,7 +38,7 @@ from .data.vlm.texts import TEXT_LENGTH, TextDataset
 from .data_parallel import unsharded_init
 from .evaluation.plots import plot_training_curves
 from .evaluation.predictions import draw
-from .evaluation.text_nll import HeldOutTexts, TextScores, summarize_texts
+from .evaluation.text_nll import HeldOutTexts, TextScores, summarize_texts, text_tokens
 from .parts import BACKBONE, RATE_ARGUMENTS
 from .policy_options import refuse
 from .recipes import Stage, split_steps
@@ -98,7 +98,7 @@ def train(
         if len(stages) > 1 and args.process_index == 0:
             print(f"\nStage {number} of {len(stages)}: trains {', '.join(stage.trains)}, {stage.config}")
         before = answers_before(trainer, output_dir / "vlm_before.json")
-        texts_then = texts_before(trainer, output_dir / "text_before.json")
+        texts_then = texts_before(trainer, output_dir / "text_before.json", is_first=number == 1)
         if texts_then is not None:
             before[f"{BEFORE}_text_nll"] = texts_then.mean
         trainer.train(resume_from_checkpoint=checkpoint)
@@ -236,19 +236,31 @@ def answers_before(trainer: KIVLATrainer, path: Path) -> dict[str, float]:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def texts_before(trainer: KIVLATrainer, path: Path) -> TextScores | None:
+def texts_before(trainer: KIVLATrainer, path: Path, is_first: bool) -> TextScores | None:
     """Measure once how well the policy's VLM predicts the held-out texts before any training; None without any.
 
-    Its new action tokens are there already.
+    Its new action tokens are there already. In a later stage it is too late to measure.
+
+    Raises:
+        ValueError: other texts were measured.
     """
-    if "text" not in trainer.eval_dataset:
+    texts, processor = trainer.eval_dataset.get("text"), trainer.processing_class
+    if texts is None or not (is_first or path.is_file()):
         return None
     if not path.is_file():
-        trainer.evaluate({"text": trainer.eval_dataset["text"]}, metric_key_prefix=BEFORE)
+        trainer.evaluate({"text": texts}, metric_key_prefix=BEFORE)
         if trainer.is_world_process_zero():
             write_json(path, trainer.text_scores[f"{BEFORE}_text"].to_dict())
         trainer.accelerator.wait_for_everyone()
-    return TextScores.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    scores = TextScores.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    now = text_tokens(processor.tokenizer, texts.texts, texts.text_length, processor.document_start)
+    if scores.tokens.tolist() != [len(tokens) - 1 for tokens in now]:
+        raise ValueError(
+            f"{path} has {len(scores.tokens)} other texts than the {len(now)} of --eval_text_dataset now, and what the "
+            "VLM was before this run can no longer be measured. Give the same texts and --max_eval_frames; or begin "
+            "anew (--restart true)."
+        )
+    return scores
 
 
 def split_run(stages: Sequence[Stage], args: KIVLATrainingArguments) -> list[KIVLATrainingArguments]:

@@ -134,10 +134,11 @@ def run(arguments: Sequence[str]) -> None:
         lines.append(f"{args.text_dataset}, {format_texts(report['texts'])}")
     answers = {"": report["answers"], "before: ": report["answers_before"]}
     lines += [f"{name}{format_answers(row)}" for name, row in answers.items() if row is not None]
-    print("\n\n".join(lines), f"\n\n{folder / 'evaluate.json'}")
+    files = [folder / "evaluate.json"]
     if chunks is not None:
-        draw(folder / "evaluate.png", chunks, report, data.fps, args.num_plots)
-        print(folder / "evaluate.png")
+        files.append(folder / "evaluate.png")
+        draw(files[-1], chunks, report, data.fps, args.num_plots)
+    print("\n\n".join([*lines, "\n".join(map(str, files))]))
 
 
 def act(pipe, args: EvaluateArguments) -> tuple:

@@ -32,13 +32,16 @@ def run(arguments: Sequence[str]) -> None:
     if study.run:
         claim_folder(folder, {**study.fixed, **asdict(told)}, ("rows.jsonl", "work"))
         _run(Workshop(study, told), cells, {cell.name: reason for cell, reason in left_out.items()})
-    print(f"\n{write_report(folder, study.target_success)}\n\nFigures, tables, rows and logs: {folder}")
+    if study.core_hours != 0:
+        print(f"\n{write_report(folder, study.target_success)}\n\nFigures, tables, rows and logs: {folder}")
 
 
 def _run(shop: Workshop, cells: list[Cell], left_out: dict[str, str]) -> None:
     study, folder = shop.study, Path(shop.study.output_dir)
     file = folder / "rows.jsonl"
     todo = _plan(shop, cells, left_out)
+    if study.core_hours == 0:  # to know what it would take
+        return
     write_json(folder / "left_out.json", left_out)
     write_json(folder / "before.json", before(shop))
     for number, (cell, seed) in enumerate(todo, 1):
@@ -49,6 +52,7 @@ def _run(shop: Workshop, cells: list[Cell], left_out: dict[str, str]) -> None:
         rates = best_rates(trials)
         print(f"\nRun {number} of {len(todo)}: {cell.name}, seed {seed}, learning rates {rates}", flush=True)
         row, log = one_run(shop, cell, rates, seed)
+        row["trials"] = [{name: value for name, value in trial.items() if name != "texts"} for trial in trials]
         write_log(folder / "logs" / f"{cell.folder}_{seed}.csv", log)
         write_rows(file, [*read_rows(file), row])  # of another process, too, that may work on other recipes
         write_report(folder, study.target_success)

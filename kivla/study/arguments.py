@@ -38,8 +38,9 @@ class StudyArguments:
     conditions: list[str] | None = field(
         default=None,
         metadata={
-            "help": "cold, or warmup (new parts learn first), replay (plain texts mixed in) and questions (about the "
-            "tabletop, mixed in), joined by +. By default cold warmup, and warmup+replay where there is a text_dataset."
+            "help": "cold, or some of warmup (new parts learn first), replay (plain texts mixed in), anchor (held on "
+            "them to the untouched VLM) and questions (about the tabletop), joined by +. By default cold warmup, and "
+            "warmup+replay where there is a text_dataset."
         },
     )
     seeds: list[int] = field(default_factory=lambda: [0, 1], metadata={"help": "One run of each cell for each."})
@@ -79,6 +80,9 @@ class StudyArguments:
     text_share: float = field(default=0.25, metadata={"help": "Share of texts among the examples, under replay."})
     text_length: int = field(default=128, metadata={"help": "Most tokens of a text that is replayed."})
     text_loss_weight: float = field(default=1.0, metadata={"help": "Of their loss, a mean of its own."})
+    anchor_weight: float = field(
+        default=1.0, metadata={"help": "Under anchor: of the divergence from the untouched VLM."}
+    )
     eval_text_dataset: str | None = field(
         default=None, metadata={"help": "Held-out texts of another source: what the VLM knew of them, and still knows."}
     )

@@ -7,13 +7,13 @@ from ..training.recipes import WARM_UP, Stage, get_recipe, recipe_name
 
 COLD = "cold"
 # What a condition may add to a recipe; several are joined by "+".
-WARMUP, REPLAY, QUESTIONS = "warmup", "replay", "questions"
-INGREDIENTS = (WARMUP, REPLAY, QUESTIONS)
+WARMUP, REPLAY, ANCHOR, QUESTIONS = "warmup", "replay", "anchor", "questions"
+INGREDIENTS = (WARMUP, REPLAY, ANCHOR, QUESTIONS)
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A recipe under a condition: "cold", or what is added to it ("warmup", "replay", "questions"), joined by "+"."""
+    """A recipe under a condition: "cold", or what is added to it (of `INGREDIENTS`), joined by "+"."""
 
     recipe: str
     condition: str = COLD
@@ -67,6 +67,8 @@ def check_condition(condition: str) -> None:
             f"A condition is {COLD}, or one or more of {', '.join(INGREDIENTS)} joined by +, as in "
             f"{WARMUP}+{REPLAY}; got {condition!r}."
         )
+    if ANCHOR in added and REPLAY not in added:
+        raise ValueError(f"The VLM is anchored on the texts that are replayed: {condition}+{REPLAY}, not {condition}.")
 
 
 def _no_run_of_its_own(cell: Cell) -> str | None:

@@ -39,7 +39,7 @@ def write_report(folder: Path, target: float) -> str:
 
 def format_tables(groups: Sequence[Group], before: dict, left_out: dict[str, str], target: float) -> str:
     """Write the result as Markdown: each recipe under each condition, then those that differ in one thing."""
-    parts = [results_table(groups, before, target), pairs_table(groups, before)]
+    parts = [results_table(groups, before, target), pairs_table(groups, before), rates_note(groups)]
     if left_out:
         parts.append("Left out: " + "; ".join(f"{name} ({reason})" for name, reason in left_out.items()) + ".")
     return "\n\n".join(part for part in parts if part)
@@ -88,6 +88,21 @@ def pairs_table(groups: Sequence[Group], before: dict) -> str:
             success = "-" if found["success"] is None else _points(found["success"])
             lines.append([second.name, first.name, lost, success])
     return _table(["this", "against", "nats lost a token more", "success, points more"], lines) if lines else ""
+
+
+def rates_note(groups: Sequence[Group]) -> str:
+    """Say where the pilot had no choice, or took the first or last of the learning rates that it tried."""
+    given, at_end = [], []
+    for group in groups:
+        for name, part in (("learning_rate", "VLM"), ("expert_learning_rate", "expert")):
+            tried = sorted({trial[name] for trial in group.rows[0]["trials"]} - {None})
+            if len(tried) > 1 and group.rows[0][name] in (tried[0], tried[-1]):
+                at_end.append(f"{group.name}: {part} ({', '.join(f'{rate:g}' for rate in tried)})")
+        if len(group.rows[0]["trials"]) == 1:
+            given.append(group.name)
+    notes = [f"No pilot, one learning rate was given: {'; '.join(given)}."] if given else []
+    notes += [f"The best learning rate was the first or last one tried: {'; '.join(at_end)}."] if at_end else []
+    return "\n\n".join(notes)
 
 
 def points_csv(groups: Sequence[Group], before: dict) -> str:

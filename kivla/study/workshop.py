@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from torch.utils.data import Dataset
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModelForImageTextToText
 
 from ..demo.stages import QUESTION_SEED, TabletopArguments, options, record
 from ..modeling_kivla import KIVLAConfig
@@ -20,10 +20,10 @@ from ..training.data.vlm.dataset import VLMDataset
 from ..training.data.vlm.texts import TextDataset
 from ..training.evaluation.text_nll import HeldOutTexts
 from ..training.policy_options import PolicyOptions
-from ..training.recipes import Stage, get_recipe
+from ..training.recipes import BACKBONE, Stage, get_recipe
 from ..training.trainer import KIVLATrainer
 from .arguments import StudyArguments
-from .cells import QUESTIONS, REPLAY, Cell
+from .cells import ANCHOR, QUESTIONS, REPLAY, Cell
 
 MAX_HELD_OUT_EPISODES = 100
 # Of a new action tokenizer: they apply to the recipes that learn one.
@@ -129,9 +129,11 @@ class Workshop:
         of_tabletop = TabletopArguments(recipe=recipe, **{n: value for n, value in told.items() if n in known})
         return replace(options(self.data, of_tabletop), **told)
 
-    def examples(self, cell: Cell, processor: KIVLAProcessor, num_examples: int, seed: int) -> Dataset:
-        """What a run of a cell is trained on."""
+    def examples(self, cell: Cell, stage: Stage, processor: KIVLAProcessor, num_examples: int, seed: int) -> Dataset:
+        """What a stage of a cell's run is trained on; texts and questions only where the VLM learns."""
         study, others = self.study, []
+        if BACKBONE not in stage.trains:
+            return self.data
         if REPLAY in cell.added:
             where = (study.text_dataset, processor, study.text_column)
             others.append((TextDataset.load(*where, length=study.text_length), study.text_share))
@@ -166,6 +168,10 @@ class Workshop:
         built = build_for_stage(stage, [self.data], self.options(cell.recipe), **start_from)
         if study.freeze_vision:
             built.model.vlm.get_encoder("image").requires_grad_(False)
+        is_anchored = ANCHOR in cell.added and BACKBONE in stage.trains
+        untouched = None
+        if is_anchored and is_policy:
+            untouched = AutoModelForImageTextToText.from_pretrained(study.vlm, **self.options(cell.recipe).loading)
         args = KIVLATrainingArguments(
             output_dir=str(output_dir),
             max_steps=max_steps,
@@ -179,6 +185,7 @@ class Workshop:
                 projector_learning_rate=study.projector_learning_rate,
             ),
             text_loss_weight=study.text_loss_weight if REPLAY in cell.added else 1.0,
+            anchor_weight=study.anchor_weight if is_anchored else 0.0,
             muon=study.muon,
             logging_steps=max(study.measure_every // 10, 1),
             seed=seed,
@@ -189,7 +196,8 @@ class Workshop:
         return KIVLATrainer(
             built.model,
             args,
-            train_dataset=self.examples(cell, built.processor, max_steps * study.batch_size, seed),
+            train_dataset=self.examples(cell, stage, built.processor, max_steps * study.batch_size, seed),
             processing_class=built.processor,
+            ref_model=untouched,
             run_facts={"recipe": cell.recipe, "condition": cell.condition, "start": built.begins_with},
         )

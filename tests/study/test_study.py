@@ -1,5 +1,6 @@
 """`kivla study`: which runs there are, what the rows say, and that a study which is killed goes on."""
 
+import csv
 import json
 
 import numpy as np
@@ -12,7 +13,7 @@ from kivla.study.arguments import StudyArguments
 from kivla.study.cells import Cell, choose_cells
 from kivla.study.measurements import Measurements as StudyMeasurements
 from kivla.study.plan import steps_that_fit
-from kivla.study.report import write_report
+from kivla.study.report import rates_note, write_report
 from kivla.study.runs import best_rates, read_rows, write_log
 from kivla.study.summary import bootstrap_seeds, compare, groups_of
 from kivla.study.workshop import Rates
@@ -61,6 +62,7 @@ def test_a_warm_up_takes_its_steps_from_those_of_the_run():
     [
         ({"conditions": ["cold", "hot"]}, "'hot'"),
         ({"conditions": ["replay"]}, "--text_dataset"),
+        ({"conditions": ["anchor"]}, r"anchor\+replay"),
         ({"dataset": "somewhere", "num_episodes": 5}, "--num_episodes"),
         ({"dataset": "somewhere"}, "--eval_text_dataset"),
         ({"rollouts": ["touch", "fly"]}, "fly"),
@@ -107,6 +109,7 @@ def row(recipe: str, seed: int, lost: float, successes: int, condition: str = "c
             {"step": 20, "action_error": {"error": [1.0, 2.0], "of_mean_action": [2.0, 4.0]}, "rollouts": acted},
         ],
         "answers": {"accuracy": 0.8, "low": 0.7, "high": 0.9, "correct": 8, "asked": 10},
+        "trials": [{"learning_rate": rate, "expert_learning_rate": 1e-3} for rate in (3e-5, 1e-4, 3e-4)],
     }
 
 
@@ -159,6 +162,15 @@ def test_the_report_is_made_of_the_rows_alone(tmp_path):
     assert len((tmp_path / "points.csv").read_text().splitlines()) == 1 + 4 * 3
     words = (tmp_path / "words.csv").read_text().splitlines()
     assert words[1] == "insulated,cold,0,0.0001,0.001,touch_synonyms,crimson,10,1,8"
+
+
+def test_learning_rates_at_an_end_of_those_tried_are_named():
+    low, middle = row("joint", 0, 0.1, 8), row("insulated", 0, 0.1, 8)
+    low["learning_rate"] = 3e-5
+    given = row("pi0", 0, 0.1, 8) | {"trials": [{"learning_rate": 1e-4, "expert_learning_rate": 1e-3}]}
+    note = rates_note(groups_of([low, middle, given]))
+    assert "tried: joint, cold: VLM (3e-05, 0.0001, 0.0003)." in note
+    assert "was given: pi0, cold." in note
 
 
 def test_a_row_that_an_interrupt_cut_off_is_left_out(tmp_path, capsys):
@@ -233,6 +245,20 @@ def test_a_study_that_is_killed_goes_on(command, tmp_path, monkeypatch, capsys, 
     assert [trial["expert_learning_rate"] for trial in trials] == [1e-3, 3e-3]
     assert "core-hours" in capsys.readouterr().out
     assert not list(work.rglob("checkpoint-*")), "what is of no use any more is removed"
+
+
+@pytest.mark.slow
+def test_every_condition_at_once(command, tmp_path):
+    options = ["--output_dir", str(tmp_path), "--seeds", "0", "--text_length", "8", "--expert_learning_rates", "1e-3"]
+    options += ["--text_dataset", command[command.index("--eval_text_dataset") + 1], "--question_share", "0.2"]
+    main([*command, *options, "--recipes", "joint", "frozen", "--conditions", "warmup+replay+anchor+questions"])
+    (row,) = read_rows(tmp_path / "rows.jsonl")
+    assert [point["step"] for point in row["points"]] == [0, 2, 4]
+    with (tmp_path / "logs" / "joint_warmup+replay+anchor+questions_0.csv").open() as file:
+        log = list(csv.DictReader(file))
+    assert log[0]["new_tokens_grad_norm"] and not log[0]["backbone_grad_norm"], "the VLM rests first"
+    assert log[-1]["backbone_grad_norm"] and any(line["anchor_loss"] for line in log[2:])
+    assert "frozen, warmup+replay" in (tmp_path / "table.md").read_text(), "left out, and named"
 
 
 @pytest.mark.slow

@@ -29,6 +29,7 @@ from kivla import (
     KIVLATrainingArguments,
 )
 from kivla.processing import compute_statistics
+from kivla.training.evaluation.text_nll import HeldOutTexts
 from kivla.training.parts import PARTS, RATE_ARGUMENTS
 from kivla.training.recipes import Stage, set_stage
 from tests.helpers.families import FAMILIES, Family, make_example, randomize_zero_parameters
@@ -229,12 +230,15 @@ def run(folder: Path, name: str) -> None:
         first.train()
         checkpoint = str(folder / name / f"checkpoint-{STEPS // 2}")
     trainer = make_trainer(folder / name, **options)
+    texts, before = {"text": HeldOutTexts(["go to the left", "what is it, and where is it"])}, {}
+    if "evaluated" in variants:
+        before = trainer.evaluate(texts, metric_key_prefix="before")
     trainer.train(resume_from_checkpoint=checkpoint)
     if "resumed" in variants:
         trainer.save_model(str(folder / name))
     found = results(trainer)
     if "evaluated" in variants:
-        found["metrics"] = trainer.evaluate()
+        found["metrics"] = {**before, **trainer.evaluate(), **trainer.evaluate(texts)}
     if trainer.is_world_process_zero():
         torch.save(found, folder / f"{name}.pt")
 

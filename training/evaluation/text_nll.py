@@ -218,9 +218,10 @@ def _rate(totals: np.ndarray, counts: np.ndarray) -> dict[str, float]:
 def format_texts(report: dict) -> str:
     """What `summarize_texts` returns, in words."""
     lines = [
-        f"{report['num_texts']} texts, {report['num_tokens']} tokens: {_with_interval(report['nll'])} nats a token, "
-        f"{report['of_action_tokens']:.4f} of it because of action tokens"
+        f"{report['num_texts']} texts, {report['num_tokens']} tokens: {_with_interval(report['nll'])} nats a token"
     ]
+    if report["of_action_tokens"] > 0:
+        lines.append(f"    of it because of action tokens: {report['of_action_tokens']:.4f}")
     if report["difference"] is not None:
         lines.append(f"    before: {_with_interval(report['before'])}")
         lines.append(f"    difference on the same texts: {_with_interval(report['difference'])}")
