@@ -50,7 +50,7 @@ def test_results_of_unknown_arguments_are_refused_and_so_is_a_folder_of_other_th
     [
         (["demo", "--max_steps", "3"], ["--max_steps", "4"], "--max_steps: was 3, is 4"),
         (["demo", "--max_steps", "3"], ["--learning_rate", "0.5"], "--learning_rate: was 0.001, is 0.5"),
-        (["study", "--max_steps", "3"], ["--num_episodes", "7"], "--num_episodes: was 200, is 7"),
+        (["study", "--max_steps", "300"], ["--num_episodes", "7"], "--num_episodes: was 100, is 7"),
         (["pretrain-tiny", "--max_steps", "3"], ["--hidden_size", "64"], "--hidden_size: was 128, is 64"),
     ],
 )
@@ -61,7 +61,7 @@ def test_a_command_does_not_give_the_results_of_other_arguments(tmp_path, monkey
     def began(*args, **kwargs):
         raise Began
 
-    for place in ("commands.demo.ask_vlm", "commands.study.record", "demo.pretraining.load_questions"):
+    for place in ("commands.demo.ask_vlm", "commands.study.Workshop", "demo.pretraining.load_questions"):
         monkeypatch.setattr(f"kivla.{place}", began)
     name, *rest = command
     given = [name, "--output_dir", str(tmp_path / "out"), *rest]
@@ -74,10 +74,11 @@ def test_a_command_does_not_give_the_results_of_other_arguments(tmp_path, monkey
 
 
 def test_a_study_may_get_more_recipes_and_seeds(tmp_path, monkeypatch):
-    monkeypatch.setattr("kivla.commands.study.record", lambda *args: None)
+    runs = []
+    monkeypatch.setattr("kivla.commands.study._run", lambda *args: runs.append(args))
     for options in ([], ["--seeds", "5", "--recipes", "joint", "--target_success", "0.9"]):
-        with pytest.raises(FileNotFoundError):  # the demonstrations that were not recorded
-            main(["study", "--output_dir", str(tmp_path), *options])
+        main(["study", "--output_dir", str(tmp_path), "--core_hours", "0", *options])
+    assert len(runs) == 2
 
 
 def test_json_files_are_whole_whenever_the_process_is_killed(tmp_path, monkeypatch):
