@@ -1,6 +1,6 @@
 """`python -m benchmarks.new_tokens`: how do brand-new action tokens learn while the VLM rests?
 
-Warm-ups on the tabletop's demonstrations, in which only the new tokens' rows and the projector learn: at several
+Warm-ups on the tabletop's demonstrations, in which only the new tokens' rows learn, or the projector, too: at several
 learning rates, and from several starts of the rows. Of each the token loss by step, what texts cost afterwards (nats a
 token, and how many of them are because action tokens take probability), and the norm of the new rows' first gradient.
 
@@ -20,44 +20,35 @@ from kivla.demo.stages import TABLETOP_VLM, TabletopArguments, once, options, re
 from kivla.training.build import BuiltPolicy, build_for_stage
 from kivla.training.data.robot_dataset import evenly_spread
 from kivla.training.evaluation.text_nll import HeldOutTexts, text_nll
+from kivla.training.new_token_start import aim_new_tokens
 from kivla.training.parts import vocabulary_weights
 from kivla.training.recipes import Stage
 from kivla.training.run_folder import claim_folder
 
-WARM_UP = Stage(("new_tokens", "projector"), flow_loss_weight=0.0)
 PROJECTOR_RATE = 3e-4
 LAST = 10  # steps that the last loss is the mean of
 
 
-def mean(weight: torch.Tensor, ids: torch.Tensor, digits: list[int]) -> torch.Tensor:
-    """What `resize_token_embeddings` does: the mean row, and hardly any noise."""
-    return weight.mean(0) + 1e-5 * torch.randn(len(ids), weight.shape[1])
-
-
-def sampled(weight: torch.Tensor, ids: torch.Tensor, digits: list[int]) -> torch.Tensor:
+def sampled(old: torch.Tensor, count: int) -> torch.Tensor:
     """Rows with the mean and the covariance of the others."""
-    centred = weight - weight.mean(0)
-    return weight.mean(0) + torch.randn(len(ids), len(weight)) @ centred / len(weight) ** 0.5
+    return old.mean(0) + torch.randn(count, len(old)) @ (old - old.mean(0)) / len(old) ** 0.5
 
 
-def small(weight: torch.Tensor, ids: torch.Tensor, digits: list[int]) -> torch.Tensor:
+def small(old: torch.Tensor, count: int) -> torch.Tensor:
     """Small random rows around zero."""
-    return 0.1 * weight.std() * torch.randn(len(ids), weight.shape[1])
+    return 0.1 * old.std() * torch.randn(count, old.shape[1])
 
 
-def like_digits(weight: torch.Tensor, ids: torch.Tensor, digits: list[int]) -> torch.Tensor:
-    """The mean row of the digits, and noise of a tenth of a row's size."""
-    return weight[digits].mean(0) + 0.1 * weight.std() * torch.randn(len(ids), weight.shape[1])
-
-
-STARTS = {function.__name__: function for function in (mean, sampled, small, like_digits)}
+MEAN, AIMED = "mean", "aimed"  # what `resize_token_embeddings` does; and `aim_new_tokens` after it
+STARTS = {function.__name__: function for function in (sampled, small)}
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.new_tokens", description=__doc__)
     parser.add_argument("--vlm", default=str(TABLETOP_VLM), help="(default: the tabletop's small one)")
     parser.add_argument("--rates", type=float, nargs="+", default=[3e-4, 1e-3, 3e-3, 1e-2], help="of the new rows")
-    parser.add_argument("--starts", nargs="+", choices=STARTS, default=["mean"], help="of the new rows")
+    parser.add_argument("--starts", nargs="+", choices=(MEAN, AIMED, *STARTS), default=[MEAN], help="of the new rows")
+    parser.add_argument("--parts", nargs="+", default=["new_tokens", "projector"], help="(default: both)")
     parser.add_argument("--max_steps", type=int, default=60, help="(default: 60)")
     parser.add_argument("--batch_size", type=int, default=4, help="(default: 4)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of rows and order of the data (default: 0)")
@@ -85,8 +76,7 @@ def measure(given: argparse.Namespace, demonstrations: Path, start: str, rate: f
     data = LeRobotDataset(demonstrations, TabletopArguments.chunk_size)
     torch.manual_seed(seed)
     policy = options(data, TabletopArguments(recipe="pi0-fast"))
-    built = build_for_stage(WARM_UP, [data], policy, vlm=given.vlm)
-    begin(built, start)
+    built = build_for_stage(Stage(tuple(given.parts), flow_loss_weight=0.0), [data], policy, vlm=given.vlm)
     texts = None if given.texts is None else HeldOutTexts.load(given.texts, num_texts=given.num_texts)
     args = KIVLATrainingArguments(
         output_dir=str(given.output / "run"),
@@ -105,6 +95,7 @@ def measure(given: argparse.Namespace, demonstrations: Path, start: str, rate: f
         dataloader_pin_memory=False,
     )
     trainer = KIVLATrainer(built.model, args, train_dataset=data, processing_class=built.processor)
+    begin(trainer, start)
     before = None if texts is None else language(built, texts)
     trainer.train()
     log = [entry for entry in trainer.state.log_history if "token_loss" in entry]
@@ -121,13 +112,14 @@ def measure(given: argparse.Namespace, demonstrations: Path, start: str, rate: f
 
 
 @torch.no_grad()
-def begin(built: BuiltPolicy, start: str) -> None:
+def begin(trainer: KIVLATrainer, start: str, num_examples: int = 16) -> None:
     """Draw the new rows of embedding and output layer."""
-    ids = torch.as_tensor(built.processor.action_token_ids)
-    digits = [built.processor.tokenizer.convert_tokens_to_ids(digit) for digit in "0123456789"]
-    for weight in vocabulary_weights(built.model):
-        old = weight[: built.model.rows_of_base]
-        weight[ids] = STARTS[start](old, ids, digits)
+    model, data, ids = trainer.model, trainer.train_dataset, torch.as_tensor(trainer.processing_class.action_token_ids)
+    if start == AIMED:
+        examples = [data[i] for i in evenly_spread(len(data), num_examples).tolist()]
+        aim_new_tokens(model, [trainer.data_collator(examples)], ids)
+    for weight in vocabulary_weights(model) if start in STARTS else ():
+        weight[ids] = STARTS[start](weight[: model.rows_of_base], len(ids))
 
 
 def language(built: BuiltPolicy, texts: HeldOutTexts) -> dict:

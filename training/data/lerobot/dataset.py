@@ -30,6 +30,7 @@ from .frame_table import (
     check_lengths,
     first_without_picture,
     is_picture,
+    is_picture_file,
     is_vector,
     load_table,
     matrix,
@@ -185,10 +186,11 @@ class LeRobotDataset(RobotDataset):
         self.notes += chosen.notes
         self._parts = {"actions": chosen.actions} | ({"state": chosen.state} if chosen.state else {})
         self._stored_images = [name for name, types in files.types.items() if all(map(is_picture, types))]
+        embedded = [name for name in self._stored_images if all(map(is_picture_file, files.types[name]))]
         wanted = cameras if cameras is not None else chosen.cameras
         no_pictures = {name: some(types) for name, types in files.types.items() if name not in self._stored_images}
         self.cameras, notes = select_cameras(
-            self.name, self._metadata, self._positions, self._stored_images, no_pictures, wanted
+            self.name, self._metadata, self._positions, self._stored_images, embedded, no_pictures, wanted
         )
         self.notes += notes
         stored = [camera for camera in self.cameras if camera in self._stored_images]

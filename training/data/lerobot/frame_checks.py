@@ -8,6 +8,9 @@ import numpy as np
 _EVEN = 0.1
 # How far the rate of the times may be from fps: a robot's real rate is seldom the one it was asked for.
 _RATES = (2 / 3, 3 / 2)
+# Even times, though, were computed from a rate, or kept by a good clock: one that is further from fps than the first
+# share is said, than the second refused. Fewer steps than these may be even by chance.
+_DRIFT, _OTHER_RATE, _ENOUGH_STEPS = 0.01, 0.05, 8
 # Steps of float32 that are coarser than this share of a dimension's standard deviation are said.
 _COARSE = 0.1
 
@@ -159,7 +162,19 @@ class FrameChecks:
                     f"{self._name}: at {self._fps} fps frames are {1 / self._fps:.4f} s apart, but the timestamps are "
                     f"{step:.4g} s apart. Correct fps in meta/info.json, or the timestamps (in seconds)."
                 )
+        with np.errstate(invalid="ignore"):  # of times that are no numbers
+            spread = (self._longest - self._shortest) * self._fps
+        even = runs & ~goes_back & (spread <= _EVEN) & (self._lengths > _ENOUGH_STEPS)
+        off = np.abs(durations * self._fps - 1)
+        if (other := even & (off > _OTHER_RATE)).any():
+            worst = float(durations[np.argmax(np.where(other, off, 0))])
+            raise ValueError(
+                f"{self._name}: the timestamps are evenly {worst:.4g} s apart in {self._some(other)}, which is "
+                f"{1 / worst:.4g} frames a second, but meta/info.json says fps = {self._fps}. A policy acts at that "
+                "rate: correct the one that is wrong."
+            )
         late = np.isfinite(self._times[0]) & (np.abs(self._times[0]) * self._fps > _EVEN)
+        drifts = even & (off > _DRIFT)
         uneven = runs & (np.maximum(self._longest * self._fps - 1, 1 - self._shortest * self._fps) > _EVEN)
         if unusable.any():
             notes.append(f"Some timestamps are no numbers in {self._some(unusable)}.")
@@ -169,6 +184,12 @@ class FrameChecks:
             begin = self._times[0, late]
             places = f"{begin.min():.4g} s" + (f" to {begin.max():.4g} s" if np.ptp(begin) > 1e-6 else "")
             notes.append(f"The timestamps begin at {places} and not at 0 in {self._some(late)}.")
+        if drifts.any():
+            rate = float((self._lengths - 1)[drifts].sum() / (self._times[1] - self._times[0])[drifts].sum())
+            notes.append(
+                f"The timestamps run at {rate:.4g} frames a second where fps is {self._fps}, in {self._some(drifts)}: "
+                f"{self._fps} is what a policy acts at."
+            )
         if uneven.any():
             notes.append(
                 f"The timestamps are uneven, {self._shortest[uneven].min():.4g} to {self._longest[uneven].max():.4g} s "

@@ -104,10 +104,16 @@ def is_vector(kind: pa.DataType) -> bool:
     return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
 
 
+def is_picture_file(kind: pa.DataType) -> bool:
+    """Whether a column of this type is one of picture files, as bytes and path."""
+    return pa.types.is_struct(kind) and {field.name for field in kind} == {"bytes", "path"}
+
+
 def is_picture(kind: pa.DataType) -> bool:
     """Whether a column of this type can hold pictures: files as bytes, perhaps with their path, or paths alone."""
-    is_embedded = pa.types.is_struct(kind) and {field.name for field in kind} == {"bytes", "path"}
-    return is_embedded or pa.types.is_string(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    return (
+        is_picture_file(kind) or pa.types.is_string(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    )
 
 
 def _is_list(kind: pa.DataType) -> bool:
@@ -237,6 +243,7 @@ __all__ = [
     "episode_runs",
     "first_without_picture",
     "is_picture",
+    "is_picture_file",
     "is_vector",
     "load_table",
     "matrix",

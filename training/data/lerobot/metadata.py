@@ -46,6 +46,7 @@ _MAX_TABLE_BYTES = 2_000_000_000
 _MAX_TABLE_ROWS = 100_000_000
 _BATCH_ROWS = 4096
 _MAX_TEMPLATE = 1024
+_VIDEO_COLUMN = re.compile(r"videos/(.+)/file_index")
 _WIDTH = re.compile(r"0?\d{0,2}d?")
 
 
@@ -133,6 +134,16 @@ class LeRobotMetadata:
     def video(self, camera: str, position: int) -> Path:
         """The video file that holds an episode's frames of a camera."""
         return self._find("video_path", f"videos/{camera}", position, {"video_key": camera})
+
+    def filmed(self) -> list[str]:
+        """Every camera of which there are videos, whatever info.json says: by the columns of the episode table, or by
+        the folders where LeRobot puts them."""
+        if not self.has_file_for_each:
+            return [match[1] for match in map(_VIDEO_COLUMN.fullmatch, self.placement) if match]
+        usual = _USUAL_PATHS[True]["video_path"]
+        pattern = self._fill("video_path", usual, "videos", 0, {"video_key": "*"}).relative_to(self.root)
+        place = pattern.parts.index("*")
+        return sorted(path.relative_to(self.root).parts[place] for path in self.root.glob(str(pattern)))
 
     def video_spans(self, camera: str, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(n,) from where and (n,) to where in their file episodes are, in seconds; an end may be unknown: NaN."""

@@ -81,7 +81,7 @@ STRUCTURES = {
     "times that stand still": (columns(timestamp=lambda t: 0 * t), "timestamps do not move in all 3 episodes"),
     "times that are no numbers": (columns(timestamp=lambda t: t + np.nan), "timestamps are no numbers in all 3 ep"),
     "a doubled time": (columns(timestamp=lambda t: np.maximum(t - (t > 0.55) * 0.1, 0)), "uneven"),
-    "an even rate below fps": (columns(timestamp=lambda t: t / 0.85), "uneven, 0.1176"),
+    "an even rate a little below fps": (columns(timestamp=lambda t: t / 0.97), "run at 9.7 frames a second where fps"),
     "29.97 fps": ({"fps": 29.97}, None),
     "gaps in frame_index": (columns(frame_index=lambda i: i + (i > 4)), "frame_index leaves numbers out"),
 }
@@ -103,6 +103,14 @@ def test_a_structure_opens_right(name, version, tmp_path):
     values = np.random.default_rng(0).normal(size=(12, data.action_dim)).cumsum(0).astype(np.float32)
     np.testing.assert_array_equal(data[3]["actions"], values[3:8])
     np.testing.assert_array_equal(data[3]["state"], values[3] + 1)
+
+
+@pytest.mark.parametrize("rate", [7, 8.5, 9.4, 11, 14])
+def test_even_times_of_another_rate_are_refused(rate, tmp_path):
+    """Which of the two is wrong nobody can tell, and a robot would move at the wrong one."""
+    folder = write_folder(tmp_path / "data", **columns(timestamp=lambda t: t * 10 / rate))
+    with pytest.raises(ValueError, match=f"evenly .* all 3 episodes.* is {rate} frames a second, but .* fps = 10"):
+        LeRobotDataset(folder)
 
 
 def turn_files(root, drop):
@@ -224,6 +232,13 @@ def test_a_camera_of_which_some_videos_are_missing_is_refused_with_all_of_them(t
     with pytest.raises(FileNotFoundError, match=r"2 video.* missing: .*episode_000000.mp4, .*episode_000002.mp4\."):
         LeRobotDataset(root)
     assert pictures_are_right(LeRobotDataset(root, episodes=[1]))
+
+
+@pytest.mark.parametrize("version", ["v2.1", "v3.0"])
+def test_a_camera_that_the_features_lack_is_named(version, tmp_path):
+    folder = write_folder(tmp_path / "data", version, edit_info=lambda info: info["features"].pop(CAMERA))
+    data = LeRobotDataset(folder)
+    assert data.cameras == [] and any(f"pictures of {CAMERA}, which the features" in note for note in data.notes)
 
 
 def test_data_files_of_other_episodes_may_be_missing(tmp_path):
