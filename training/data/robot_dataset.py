@@ -49,6 +49,8 @@ class RobotDataset(torch.utils.data.Dataset, ABC):
         action_key, state_key: the columns that actions and state are made of, in formats that have a choice of them.
         subtask_key: the column of the sub-tasks that examples have as `response`, or None.
         file_windows: the order to train in, where pictures are streamed; None where any order is as good.
+        takes_unfinite: of a class, whether NaN and infinity among states and actions are read as they are. Readers
+            refuse them; `kivla check-data` reports them beside all else.
     """
 
     name: str
@@ -66,6 +68,7 @@ class RobotDataset(torch.utils.data.Dataset, ABC):
     state_key: Sequence[str] = ()
     subtask_key: str | None = None
     file_windows: FileWindows | None = None
+    takes_unfinite: bool = False
 
     @property
     @abstractmethod
