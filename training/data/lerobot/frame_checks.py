@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from .frame_table import ROW_NUMBER
+
 # A step between two rows that is further from 1 / fps than this share of it is not even.
 _EVEN = 0.1
 # How far the rate of the times may be from fps: a robot's real rate is seldom the one it was asked for.
@@ -23,6 +25,9 @@ class FrameChecks:
         fps: by its metadata.
         episodes, first_rows, lengths: (E,) number, first row and rows of each.
         known_tasks: numbers of the tasks, or None if rows have none.
+
+    Attributes:
+        first_tasks: (E,) the task of each episode's first row.
     """
 
     def __init__(
@@ -38,6 +43,7 @@ class FrameChecks:
         self._episodes, self._first_rows, self._lengths = episodes, first_rows, lengths
         self._known_tasks = None if known_tasks is None else np.array(known_tasks, np.int64)
         count = len(episodes)
+        self.first_tasks = np.zeros(count, np.int64)
         self._times = np.full((2, count), np.nan)  # of the first and last row
         self._shortest, self._longest = np.full(count, np.inf), np.full(count, -np.inf)  # steps
         self._last_time = self._last_number = np.nan
@@ -53,8 +59,8 @@ class FrameChecks:
 
         Args:
             rows, episodes: (n,) as from `frame_table.blocks`.
-            columns: those of `timestamp`, `frame_index` and `task_index` that there are, (n,); `actions` and `state`
-                (n, D), as they are stored.
+            columns: those of `timestamp`, `frame_index`, `index` and `task_index` that there are, (n,); `actions` and
+                `state` (n, D), as they are stored.
 
         Raises:
             ValueError: a row's number is not after the one before; an unknown task.
@@ -62,9 +68,12 @@ class FrameChecks:
         frames = rows - self._first_rows[episodes]  # counted from 0 in each episode
         if "frame_index" in columns:
             self._add_numbers(frames, episodes, columns["frame_index"])
+        elif ROW_NUMBER in columns:
+            self._add_order(frames, episodes, columns[ROW_NUMBER])
         if "timestamp" in columns:
             self._add_times(frames, episodes, columns["timestamp"])
         if "task_index" in columns and self._known_tasks is not None:
+            self.first_tasks[episodes[frames == 0]] = columns["task_index"][frames == 0]
             unknown = ~np.isin(columns["task_index"], self._known_tasks)
             if unknown.any():
                 first = int(np.argmax(unknown))
@@ -88,6 +97,17 @@ class FrameChecks:
                 f"{self._lengths[episode] - 1}, nor in any order that grows."
             )
         self._has_gaps[episodes[numbers != frames]] = True
+
+    def _add_order(self, frames: np.ndarray, episodes: np.ndarray, numbers: np.ndarray) -> None:
+        steps = np.diff(numbers, prepend=self._last_number)
+        self._last_number = numbers[-1]
+        wrong = (frames > 0) & (steps < 0)
+        if wrong.any():
+            episode = self._episodes[episodes[int(np.argmax(wrong))]]
+            raise ValueError(
+                f"{self._name}: the rows of episode {episode} are not in the order of their column {ROW_NUMBER!r}, and "
+                "without frame_index nobody can tell which is right. Sort them, or export the dataset again."
+            )
 
     def _add_times(self, frames: np.ndarray, episodes: np.ndarray, times: np.ndarray) -> None:
         self._has_times = True

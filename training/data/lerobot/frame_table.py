@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets.exceptions import DatasetGenerationError
 
+from .messages import some
 from .metadata import open_parquet
 from .vector_keys import VectorPart
 
@@ -78,6 +79,12 @@ def load_table(
         for path in files.paths:  # the file that is missing or damaged says so itself
             with open_parquet(path) as file:
                 file.read(columns=list(features))
+        for name in index_columns:
+            if not all(map(is_vector, files.types[name])):
+                raise ValueError(
+                    f"the column {name!r} holds {some(files.types[name])}; expected are numbers"
+                    f"{', in seconds' if name == 'timestamp' else ''}. Export the dataset again."
+                ) from error
         raise ValueError(f"the data files do not have the same types of columns. ({error.__cause__})") from error
     return table.with_format("arrow")
 
