@@ -25,9 +25,9 @@ EPSILON = 1e-6
 
 # A joint moves rarely if the middle 98 % of its values span less than this share of all. (Ordinary: 0.15 and more.)
 RARE = 0.1
-# The range of a dimension is at least this share of its largest absolute value: what moves less is noise. (A gripper in
-# the Meta-World sample moves over 0.003 of it.)
-STILL = 0.001
+# The range of a dimension is at least this share of its largest absolute value: float32, in which policies compute, has
+# no more than 64 steps in it. (A joint of many turns may move by 100 of a million ticks, 0.0001.)
+STILL = 2.0**-18
 # So no value of the data is larger than this when it is normalised.
 MOST = 2 / RARE - 1
 
@@ -127,11 +127,13 @@ def with_ranges(statistics: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
     * Where `q99 - q01` is less than a tenth of `max - min` (a joint that rests, and moves in a few frames), `low` and
       `high` are `min` and `max`; elsewhere `q01` and `q99`.
-    * `high - low` is at least a thousandth of the largest absolute value, around the same middle: what is less (an
-      encoder's noise on a held joint) is near 0 for the model. A dimension that is exactly constant stays so.
-    * `scale` is `std`, but at least `(max - min) / 19`.
+    * `high - low` is at least 2^-18 of the largest absolute value, around the same middle: what is less is the rounding
+      of float32, and near 0 for the model. A dimension that is exactly constant stays so.
+    * `scale` is `std`, but at least `(max - min) / 19`; of a joint that moves rarely at least `(max - min) / 2`, about
+      what quantiles would be replaced by.
 
-    So no value of the data is beyond 19 in either mode. Noise around zero cannot be told from small units, and is kept.
+    So no value of the data is beyond 19 in either mode, and none of a joint that moves rarely beyond 2. A held joint's
+    noise cannot be told from the motion of a joint with small units or a large offset, and is kept.
 
     Args:
         statistics: all of `STATISTICS`.
@@ -147,7 +149,7 @@ def with_ranges(statistics: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     least = np.where(width > 0, STILL * np.maximum(np.abs(smallest), np.abs(largest)), 0.0)
     missing = np.maximum(least - (high - low), 0.0) / 2
     low, high = low - missing, high + missing
-    scale = np.maximum(std, np.maximum(width / MOST, least / 2))
+    scale = np.maximum(std, np.maximum(width / np.where(rare, 2, MOST), least / 2))
     ranges = {"low": low, "high": high, "scale": scale}
     replaced = {"low": statistics["q01"], "high": statistics["q99"], "scale": std}
     is_same = all(np.array_equal(ranges[name], replaced[name]) for name in RANGES)

@@ -1,6 +1,7 @@
 """Muon for the weight matrices inside a model, AdamW for everything else, as one optimiser."""
 
 from collections import defaultdict
+from collections.abc import Mapping
 
 import torch
 
@@ -101,7 +102,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
         super().__init__(self.muon.param_groups + self.adamw.param_groups, {})
         self._share_groups()
 
-    def split_groups(self, parts: dict[torch.Tensor, str], rates: dict[str, float]) -> None:
+    def split_groups(self, parts: Mapping[torch.nn.Parameter, str], rates: dict[str, float]) -> None:
         """See `parts.split_groups`."""
         for optimizer in (self.muon, self.adamw):
             optimizer.param_groups[:] = split_groups(optimizer.param_groups, parts, rates)

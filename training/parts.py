@@ -4,10 +4,9 @@ A torch optimiser steps whole tensors, and new tokens are rows of a matrix whose
 gives the optimiser views of both in their place.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import pairwise
 
-import torch
 from torch import nn
 
 from ..modeling_kivla import KIVLAForActionPrediction
@@ -112,7 +111,7 @@ def _runs(new: set[int], length: int) -> Iterator[tuple[slice, bool]]:
         yield slice(first, end), first in new
 
 
-def split_groups(groups: list[dict], parts: dict[torch.Tensor, str], rates: dict[str, float]) -> list[dict]:
+def split_groups(groups: list[dict], parts: Mapping[nn.Parameter, str], rates: dict[str, float]) -> list[dict]:
     """Split an optimiser's groups of parameters by part.
 
     Args:

@@ -49,6 +49,13 @@ MATTERS = (
     *("seed", "data_seed", "bucket_by_length", "dataloader_drop_last", "train_sampling_strategy"),
     *("text_loss_weight", "anchor_weight"),
 )
+# Those of them that came later, with their defaults, at which they are not said: runs from before may go on.
+_LATER = {
+    "new_token_learning_rate": None,
+    "projector_learning_rate": None,
+    "text_loss_weight": 1.0,
+    "anchor_weight": 0.0,
+}
 # Those that do not: where and how fast it runs, what is logged, evaluated and saved, what to do about faults; how many
 # steps it has; and what the trainer refuses or does not look at.
 DOES_NOT_MATTER = (
@@ -118,9 +125,8 @@ def run_identity(
 
 def _training(args: TrainingArguments) -> dict:
     known = {field.name for field in fields(args)}
-    # Where they are not given, they are not said: runs of the time when there were none may go on.
-    unsaid = {n for n in ("new_token_learning_rate", "projector_learning_rate") if getattr(args, n, None) is None}
-    return {name: getattr(args, name) for name in MATTERS if name in known and name not in unsaid}
+    values = {name: getattr(args, name) for name in MATTERS if name in known}
+    return {name: value for name, value in values.items() if name not in _LATER or value != _LATER[name]}
 
 
 def start_of(model: PreTrainedModel | PeftModel) -> dict:

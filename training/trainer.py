@@ -260,7 +260,7 @@ class KIVLATrainer(ResumableTrainer):
     @property
     def _policy(self) -> KIVLAForActionPrediction:
         model = self.accelerator.unwrap_model(self.model)
-        return model.get_base_model() if isinstance(model, PeftModel) else model
+        return cast(KIVLAForActionPrediction, model.get_base_model() if isinstance(model, PeftModel) else model)
 
     @property
     def _rates(self) -> dict[str, float]:
@@ -450,7 +450,7 @@ class KIVLATrainer(ResumableTrainer):
 
     def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch: torch.Tensor | None = None):
         inputs = {name: values for name, values in inputs.items() if name != "robot"}
-        learns = {}
+        learns: dict[str, Any] = {}
         if num_items_in_batch is None:
             tokens, actions, texts = _supervised_counts(inputs)
         else:
@@ -462,17 +462,17 @@ class KIVLATrainer(ResumableTrainer):
             learns = {"with_token_loss": always or some_tokens > 0, "with_flow_loss": always or some_actions > 0}
             if self._step_has_documents:
                 learns["token_loss_weights"] = self._token_loss_weights(inputs, tokens, texts)
-        predictions = None
-        if self._anchor is not None and model.training and are_documents(inputs["labels"]).any():
+        anchor = self._anchor if model.training and are_documents(inputs["labels"]).any() else None
+        if anchor is not None:
             with record_function("kivla::anchor"), self.accelerator.autocast():
-                predictions = self._anchor.predictions(inputs)
+                predictions = anchor.predictions(inputs)
         with record_function("kivla::forward"):
             counts = {"num_supervised_tokens": tokens.clamp(min=1), "num_supervised_actions": actions.clamp(min=1)}
             outputs = model(**inputs, **counts, **learns)
         # Data-parallel training averages gradients over ranks; the counts above already span them.
         loss = outputs.loss
-        if predictions is not None:
-            divergence = self._anchor.divergence(outputs.logits, predictions, inputs["labels"])
+        if anchor is not None:
+            divergence = anchor.divergence(outputs.logits, predictions, inputs["labels"])
             self._anchor_sum = self._anchor_sum.to(loss.device) + divergence.detach()
             loss = loss + self.args.anchor_weight * divergence / texts
         if num_items_in_batch is not None:

@@ -4,12 +4,14 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from ..command_line import parse
 from ..training.data.checks.findings import Finding
 from ..training.data.checks.page import format_report
 from ..training.data.checks.report import DataReport, check_data
+from ..training.data.lerobot.dataset import LeRobotDataset
 from ..training.dataset_options import DatasetOptions
 from ..training.evaluation.data_plot import draw_episode
 from ..training.policy_options import refuse
@@ -27,11 +29,22 @@ class CheckDataArguments(DatasetOptions):
     plot: str | None = field(default=None, metadata={"help": "Draw an episode, pictures over traces, to this file."})
     plot_episode: int | None = field(default=None, metadata={"help": "The episode to draw; the first."})
 
+    def __post_init__(self):
+        super().__post_init__()
+        if self.plot_episode is not None and self.plot is None:
+            refuse({"plot_episode": "there is no --plot"})
+        for option, file in (("json", self.json), ("plot", self.plot)):
+            if file is not None and Path(file).is_dir():
+                raise ValueError(f"--{option} {file} is a folder. Name a file in it.")
+
+    def reader(self) -> partial:
+        """Make what opens a dataset; NaN and infinity in it are a finding among others."""
+        given = super().reader()
+        return partial(type(given.func.__name__, (given.func,), {"takes_unfinite": True}), **given.keywords)
+
 
 def run(arguments: Sequence[str]) -> None:
     (args,) = parse((CheckDataArguments,), arguments, prog="kivla check-data", positional="dataset")
-    if args.plot_episode is not None and args.plot is None:
-        refuse({"plot_episode": "there is no --plot"})
     try:
         data = args.open(args.dataset, 1, args.cameras, robot=None)
     except (FileNotFoundError, ValueError) as error:  # what a reader refuses is a finding like others
@@ -39,6 +52,8 @@ def run(arguments: Sequence[str]) -> None:
     else:
         if args.plot_episode is not None:
             data.episode_range(args.plot_episode)
+        if args.tolerance_s is not None and isinstance(data, LeRobotDataset) and not data.video_files():
+            refuse({"tolerance_s": "no camera of the data is stored as video"})
         report = check_data(data, args.quick)
     print(format_report(report))
     if args.json is not None:

@@ -52,7 +52,9 @@ def _run(shop: Workshop, cells: list[Cell], left_out: dict[str, str]) -> None:
         rates = best_rates(trials)
         print(f"\nRun {number} of {len(todo)}: {cell.name}, seed {seed}, learning rates {rates}", flush=True)
         row, log = one_run(shop, cell, rates, seed)
-        row["trials"] = [{name: value for name, value in trial.items() if name != "texts"} for trial in trials]
+        row["trials"] = [
+            {name: value for name, value in trial.items() if name not in ("texts", "minutes")} for trial in trials
+        ]
         write_log(folder / "logs" / f"{cell.folder}_{seed}.csv", log)
         write_rows(file, [*read_rows(file), row])  # of another process, too, that may work on other recipes
         write_report(folder, study.target_success)

@@ -21,11 +21,13 @@ def choose_cameras(name: str, there: Sequence[str], wanted: Sequence[str] | None
     """
     if wanted is None:
         return list(there)
+    if isinstance(wanted, str):
+        raise ValueError(f"{name}: cameras is a list of names, such as [{wanted!r}], got {wanted!r}.")
     found = match_cameras(there, wanted)
     for camera in wanted:
         meant = [found[camera]] if camera in found else [own for own in there if suits(camera, own)]
         if not meant:
-            raise ValueError(f"{name} has no camera {camera!r}. It has: {list(there)}.")
+            raise ValueError(f"{name} has no camera {camera!r}. It has: {', '.join(there) or 'no camera at all'}.")
         if len(meant) > 1:
             raise ValueError(f"{name}: {camera!r} names more than one camera: {meant}. Give the whole name.")
     if len(found) < len(wanted) or len(set(found.values())) < len(found):

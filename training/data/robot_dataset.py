@@ -49,6 +49,8 @@ class RobotDataset(torch.utils.data.Dataset, ABC):
         action_key, state_key: the columns that actions and state are made of, in formats that have a choice of them.
         subtask_key: the column of the sub-tasks that examples have as `response`, or None.
         file_windows: the order to train in, where pictures are streamed; None where any order is as good.
+        takes_unfinite: of a class, whether NaN and infinity among states and actions are read as they are. Readers
+            refuse them; `kivla check-data` reports them beside all else.
     """
 
     name: str
@@ -66,6 +68,7 @@ class RobotDataset(torch.utils.data.Dataset, ABC):
     state_key: Sequence[str] = ()
     subtask_key: str | None = None
     file_windows: FileWindows | None = None
+    takes_unfinite: bool = False
 
     @property
     @abstractmethod
@@ -201,8 +204,8 @@ def range_notes(what: str, statistics: dict[str, np.ndarray], names: Sequence[st
             )
         else:
             notes.append(
-                f"{what}: {name} hardly moves ({low:.6g} to {high:.6g}): it is normalised as if it moved over "
-                f"{100 * STILL:g} % of its value."
+                f"{what}: {name} hardly moves ({low:.9g} to {high:.9g}), over few steps of float32: it is normalised "
+                f"as if it moved over {100 * STILL:.2g} % of its value."
             )
     return notes
 

@@ -27,6 +27,7 @@ RULES = {
     "cannot_open": Rule(ERROR, None, "the reader refuses the data, and says why"),
     "assumed": Rule(NOTE, None, "what the reader derived or chose: read it once"),
     # ------------------------------------------------------------------------------------- dimensions of a vector
+    "not_finite": Rule(ERROR, None, "NaN or infinity among the numbers: all else is told as if it were not there"),
     "constant": Rule(NOTE, 1e-6, "range, relative to the values: nothing to learn, and nothing to normalise by"),
     "all_constant": Rule(ERROR, None, "the actions never change, in any dimension"),
     "rare": Rule(NOTE, 0.1, "1 - 99 % range / whole range: what happens in so few frames is hard to learn"),
@@ -34,7 +35,7 @@ RULES = {
     "clipped": Rule(WARNING, 0.3, "the same share of actions that are positions: what was asked for is cut off"),
     "jump": Rule(WARNING, 0.25, "step / whole range, in one frame, of a state that moves slowly before and after"),
     "in_steps": Rule(NOTE, 0.3, "share of episodes in which a dimension jumps, from which on that is how it moves"),
-    "rare_jump": Rule(NOTE, None, "a rare dimension is elsewhere for a single frame: its own motion, or a bad reading"),
+    "rare_jump": Rule(NOTE, None, "a rare dimension is elsewhere for a moment: its own motion, or a bad reading"),
     "stuck": Rule(WARNING, 0.5, "seconds without any change of the state while the actions move: a lost connection"),
     "repeated_rows": Rule(WARNING, 0.3, "share of moving frames that repeat the frame before: recorded too fast"),
     # ------------------------------------------------------------------------------------- states and actions
@@ -58,13 +59,15 @@ RULES = {
     "unused_task": Rule(NOTE, None, "a task of the table that no frame has"),
     "language": Rule(NOTE, None, "columns of words that are not read: perhaps sub-tasks"),
     # -------------------------------------------------------------------------------------------------- pictures
+    "no_camera": Rule(WARNING, None, "no camera was found: a policy would act without seeing anything"),
+    "unnamed_camera": Rule(WARNING, None, "pictures are there, and info.json does not say so: they are not used"),
     "unreadable": Rule(ERROR, None, "a picture that was looked at cannot be read"),
     "black": Rule(WARNING, 8, "brightness (of 255) that no pixel of any picture exceeds: a covered or dead camera"),
     "dark": Rule(WARNING, 25, "mean brightness of the pictures (of 255)"),
     "bright": Rule(WARNING, 235, "mean brightness of the pictures (of 255)"),
     "blurred": Rule(WARNING, 0.6, "blur of the sharpest picture, 0 to 1 (Crete et al. 2007): a lens out of focus"),
     "frozen_camera": Rule(WARNING, None, "all pictures of a camera are the same"),
-    "frozen": Rule(WARNING, 0.05, "movement, as part of the whole range, without any change of the picture"),
+    "frozen": Rule(WARNING, 0.25, "part of an episode's movement, in one go, without any change of the picture"),
     "repeated_pictures": Rule(WARNING, 0.25, "share of pictures that repeat the one before while the scene moves"),
     "alternating": Rule(NOTE, None, "every second picture differs from the ones between: flipped, or of two cameras"),
     "key_frames": Rule(WARNING, 10, "frames that are decoded for one that is asked for: random reading is so slow"),

@@ -9,7 +9,7 @@ from .dimensions import Dimensions
 from .findings import Finding, counted, limit, some
 
 # A jump is so many times larger than the steps around it, and than 90 % of all steps.
-_TIMES_AROUND, _TIMES_USUAL = 5, 3
+TIMES_AROUND, TIMES_USUAL = 5, 3
 # Of the range of an action, within the time of a standstill: below, there was nothing to follow.
 _ACTION_MOVES = 0.1
 # Correlation below which nothing follows anything: an arm is close to the positions that it is told, and its steps are
@@ -21,9 +21,11 @@ _CLEARLY = 0.7
 _TURNS, _CLOSE = (2 * np.pi, 360, 4096), 0.95
 
 
-def jumps(
-    values: np.ndarray, width: np.ndarray, usual_step: np.ndarray, is_rare: np.ndarray | bool = False
-) -> tuple[np.ndarray, np.ndarray]:
+# Dimension → (episode, frame) of each place
+Places = dict[int, list[tuple[int, int]]]
+
+
+def jumps(values: np.ndarray, width: np.ndarray, usual_step: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Frames into which a dimension jumps, and the dimensions: two (n,) int arrays.
 
     A jump is a large part of the range in one step, while the steps before and after are small. One frame that is out
@@ -33,19 +35,14 @@ def jumps(
         values: (T, D) of an episode.
         width: (D,) the whole range.
         usual_step: (D,) what 90 % of all steps do not exceed.
-        is_rare: (D,) dimensions that hardly ever move. Any motion of theirs is a large step beside small ones: there,
-            only a single frame that is out of place is a jump.
     """
     if len(values) < 2:
         return np.empty(0, int), np.empty(0, int)
     steps = np.abs(np.diff(values, axis=0))  # (T - 1, D)
     padded = np.pad(steps, ((1, 2), (0, 0)))
     around = np.maximum(padded[:-3], padded[3:])  # the step before, and the second after: a jump back may lie between
-    large = steps > np.maximum(limit("jump") * width, _TIMES_USUAL * usual_step)
-    # From before a step to after the next one: little, where that goes back
-    beyond = np.pad(np.abs(values[2:] - values[:-2]), ((0, 1), (0, 0)), constant_values=np.inf)
-    large &= ~np.asarray(is_rare) | (steps > _TIMES_AROUND * beyond)
-    frames, dimensions = np.nonzero(large & (steps > _TIMES_AROUND * around))
+    large = steps > np.maximum(limit("jump") * width, TIMES_USUAL * usual_step)
+    frames, dimensions = np.nonzero(large & (steps > TIMES_AROUND * around))
     return frames + 1, dimensions
 
 
@@ -218,11 +215,11 @@ def check_exchanged(found: dict[tuple[str, str], list[int]]) -> list[Finding]:
     ]
 
 
-def describe_jumps(found: dict[int, list[tuple[int, int]]], table: Dimensions, episodes: int) -> list[Finding]:
+def describe_jumps(found: Places, table: Dimensions, episodes: int) -> list[Finding]:
     """One finding for each dimension that jumps.
 
     Args:
-        found: dimension → (episode, frame) of each jump.
+        found: the frames of each.
         episodes: how many were looked at.
     """
     findings = []
@@ -235,13 +232,6 @@ def describe_jumps(found: dict[int, list[tuple[int, int]]], table: Dimensions, e
                 f"{name} of the {table.name} moves in single steps, in {len(jumping)} of {episodes} episodes: {first}."
             )
             findings.append(Finding("in_steps", text, table.name, (name,), jumping, places=tuple(places)))
-            continue
-        if table.is_rare[dimension]:
-            text = (
-                f"{name} of the {table.name}, which hardly ever moves, is elsewhere for a single frame, "
-                f"{counted(len(places), 'time')}: {first}. Its own motion, or a bad reading?"
-            )
-            findings.append(Finding("rare_jump", text, table.name, (name,), jumping, places=tuple(places)))
             continue
         text = f"{name} of the {table.name} jumps within one frame, {counted(len(places), 'time')}: {first}"
         text += " ..." if len(places) > 3 else ""
@@ -266,7 +256,10 @@ def describe_standstills(found: Sequence[tuple[int, int, int]], fps: float) -> l
 
 
 __all__ = [
+    "TIMES_AROUND",
+    "TIMES_USUAL",
     "Lag",
+    "Places",
     "check_exchanged",
     "check_lag",
     "describe_jumps",

@@ -10,6 +10,14 @@ from .findings import Finding, limit, some
 # A pixel has changed if a channel differs by more than this (compression alone changes less), and a picture is the
 # same if fewer of its pixels have, of all pixels. A scene moves if ten times as many have.
 _CHANGED, _SAME, _MOVES = 12, 5e-4, 5e-3
+# Pixels of one picture differ from key frame to key frame, as each is compressed anew; means of blocks hardly do. Side
+# of a block in pixels → the most that its mean may differ, of 255: by 5 and 22 in h264 and AV1 at any usual quality,
+# while something large and pale that moves changes large blocks by 35 or more, and something small small ones by 45.
+_SAME_BLOCKS = {16: 8, 4: 30}
+# A camera hangs if so many of the pictures that are spread over an episode are the same, one after another, while the
+# robot moves by more than this part of its range.
+_HANGS, _MOVED = 4, 0.05
+_ALWAYS = 0.8  # of an episode's movement, and more
 _ALTERNATES = 0.3
 _NOISE = 2.0  # mean difference of two pictures of the same, by compression
 _BLUR_WIDTH = 9  # pixels, as in the paper
@@ -26,8 +34,9 @@ class CameraView:
         brightness: mean of each picture that was looked at, 0 to 255.
         brightest: 99.9 % quantile of each.
         blur: of each, 0 to 1.
-        moments: for each episode that was looked at, where the robot moves most (see `look`).
-        small: a small copy of each picture.
+        moments: for each episode that was looked at in a row, where the robot moves most.
+        stills: for each episode that was looked at, how long the picture stays the same.
+        blocks: of each picture, see `block_means`.
     """
 
     name: str
@@ -36,7 +45,8 @@ class CameraView:
     brightest: list[float] = field(default_factory=list)
     blur: list[float] = field(default_factory=list)
     moments: dict[int, "Moment"] = field(default_factory=dict)
-    small: list[np.ndarray] = field(default_factory=list)
+    stills: dict[int, "Still"] = field(default_factory=dict)
+    blocks: list[list[np.ndarray]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -44,16 +54,27 @@ class Moment:
     """Some frames in a row, and two further apart around them.
 
     Attributes:
-        moved: how far the robot moves between the two, as part of its range, summed over its dimensions.
         steps: share of changed pixels between neighbours.
         two_apart: the same between every second frame.
         whole: share of changed pixels between the two further apart.
     """
 
-    moved: float
     steps: tuple[float, ...]
     two_apart: tuple[float, ...]
     whole: float
+
+
+@dataclass(frozen=True)
+class Still:
+    """How the robot moves in an episode, as part of its range, summed over its dimensions.
+
+    Attributes:
+        moved: from the first picture to the last.
+        unchanged: the most of it in one go, in which all pictures that were looked at are the same.
+    """
+
+    moved: float
+    unchanged: float
 
 
 def changed(first: np.ndarray, second: np.ndarray) -> float:
@@ -61,6 +82,45 @@ def changed(first: np.ndarray, second: np.ndarray) -> float:
     difference = np.abs(first.astype(np.int16) - second).max(axis=-1)
     as_a_whole = (float(difference.mean()) - _NOISE) / _CHANGED
     return max(float((difference > _CHANGED).mean()), min(as_a_whole, 1.0))
+
+
+def block_means(image: np.ndarray) -> list[np.ndarray]:
+    """What is left of a picture when compression is averaged out: means of its large and of its small blocks.
+
+    Returns:
+        float32 (h, w, 3) for each size of `_SAME_BLOCKS`.
+    """
+    means = []
+    for side in _SAME_BLOCKS:
+        n = min(side, *image.shape[:2])
+        height, width = image.shape[0] // n, image.shape[1] // n
+        parts = image[: height * n, : width * n].reshape(height, n, width, n, 3)
+        means.append(parts.mean(axis=(1, 3), dtype=np.float32))
+    return means
+
+
+def are_same(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> bool:
+    """Whether two pictures, given by their blocks, show the same, however they were compressed."""
+    return all(
+        one.shape == other.shape and float(np.abs(one - other).max()) <= most
+        for one, other, most in zip(first, second, _SAME_BLOCKS.values(), strict=True)
+    )
+
+
+def measure_still(blocks: Sequence[Sequence[np.ndarray]], position: np.ndarray) -> Still:
+    """Find the longest way that the robot goes before pictures that stay the same.
+
+    Args:
+        blocks: of n pictures of an episode, in order.
+        position: (n,) how far the robot has moved until each.
+    """
+    unchanged, first = 0.0, 0
+    for i in range(1, len(blocks) + 1):
+        if i == len(blocks) or not are_same(blocks[first], blocks[i]):
+            if i - first >= min(_HANGS, len(blocks)):
+                unchanged = max(unchanged, float(position[i - 1] - position[first]))
+            first = i
+    return Still(float(position[-1] - position[0]), unchanged)
 
 
 def smaller(image: np.ndarray) -> np.ndarray:
@@ -124,21 +184,12 @@ def check_camera(view: CameraView) -> list[Finding]:
         findings.append(Finding("blurred", text, camera=name))
     if findings:  # in such pictures nothing else can be seen
         return findings
-    if len(view.small) > 1 and all(np.abs(view.small[0] - other).max() <= _CHANGED for other in view.small[1:]):
+    if any(still.moved > _MOVED for still in view.stills.values()) and all(
+        are_same(view.blocks[0], other) for other in view.blocks[1:]
+    ):
         text = f"All {count} pictures of {name} that were looked at are the same, though the robot moves."
         return [Finding("frozen_camera", text, camera=name)]
-    still = tuple(
-        e
-        for e, moment in view.moments.items()
-        if moment.moved > limit("frozen") and moment.whole < _SAME and max(moment.steps) < _SAME
-    )
-    # A robot that is out of sight most of the time is no fault of the camera.
-    if still and len(still) <= len(view.moments) / 2:
-        text = (
-            f"{name} shows the same picture while the robot moves most, in {len(still)} of {len(view.moments)} "
-            f"episodes that were looked at: {some(still)}. Did it hang?"
-        )
-        findings.append(Finding("frozen", text, episodes=still, camera=name))
+    findings += _check_stills(view)
     alternating = tuple(
         e
         for e, moment in view.moments.items()
@@ -158,15 +209,48 @@ def check_camera(view: CameraView) -> list[Finding]:
     return findings
 
 
+def _check_stills(view: CameraView) -> list[Finding]:
+    """Episodes in which a camera hangs: the whole time, or a good part of it."""
+    hung = {e: still for e, still in view.stills.items() if still.unchanged > _MOVED}
+    whole = tuple(e for e, still in hung.items() if still.unchanged >= _ALWAYS * still.moved)
+    partly = tuple(
+        e for e, still in hung.items() if still.unchanged >= limit("frozen") * still.moved and e not in whole
+    )
+    # A robot that is out of sight for a part of most episodes is no fault of the camera.
+    partly = partly if len(partly) <= len(view.stills) / 2 else ()
+    findings = []
+    for found, how in ((whole, "nearly all the time"), (partly, "for a good part of the time")):
+        if found:
+            text = (
+                f"{view.name} shows the same picture {how} while the robot moves, in {len(found)} of "
+                f"{len(view.stills)} episodes that were looked at: {some(found)}. Did it hang?"
+            )
+            findings.append(Finding("frozen", text, episodes=found, camera=view.name))
+    return findings
+
+
 def look(view: CameraView, images: Sequence[np.ndarray]) -> None:
-    """Note brightness, sharpness and a small copy of pictures, uint8 (H, W, 3) each."""
+    """Note brightness, sharpness and blocks of pictures, uint8 (H, W, 3) each."""
     for image in images:
         grey = smaller(image)
         view.shape = (image.shape[0], image.shape[1])
         view.brightness.append(float(grey.mean()))
         view.brightest.append(float(np.quantile(grey, 0.999)))
         view.blur.append(blur(grey))
-        view.small.append(grey[::4, ::4])
+        view.blocks.append(block_means(image))
 
 
-__all__ = ["CameraView", "Moment", "blur", "busiest", "changed", "check_camera", "look", "smaller"]
+__all__ = [
+    "CameraView",
+    "Moment",
+    "Still",
+    "are_same",
+    "block_means",
+    "blur",
+    "busiest",
+    "changed",
+    "check_camera",
+    "look",
+    "measure_still",
+    "smaller",
+]

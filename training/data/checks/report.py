@@ -28,6 +28,7 @@ from .episodes import (
 from .findings import ERROR, LEVELS, WARNING, Finding, counted, limit, some
 from .motion import (
     Lag,
+    Places,
     check_exchanged,
     check_lag,
     describe_jumps,
@@ -39,12 +40,14 @@ from .motion import (
     repeated_rows,
     standstills,
 )
-from .pictures import CameraView, Moment, busiest, changed, check_camera, look
+from .pictures import CameraView, Moment, block_means, busiest, changed, check_camera, look, measure_still
+from .spikes import Spikes, describe_rare_jumps
+from .unfinite import FiniteFrames
 
-# How much is looked at: episodes by their vectors (None: all), episodes for what is compared among steps, episodes and
-# frames in a row by their pictures, video files by their packets.
-_ALL = {"episodes": None, "sample": 200, "pictures": 6, "in_a_row": 6, "videos": 100}
-_QUICK = {"episodes": 100, "sample": 50, "pictures": 2, "in_a_row": 1, "videos": 2}
+# How much is looked at: episodes by their vectors (None: all), episodes for what is compared among steps, episodes by
+# their pictures, spread and in a row, video files by their packets.
+_ALL = {"episodes": None, "sample": 200, "pictures": 6, "spread": 9, "in_a_row": 6, "videos": 100}
+_QUICK = {"episodes": 100, "sample": 50, "pictures": 2, "spread": 5, "in_a_row": 1, "videos": 2}
 
 FramesOf = Callable[[int], dict[str, np.ndarray]]  # `RobotDataset.episode_frames`
 
@@ -70,6 +73,11 @@ class DataReport:
     cameras: list[CameraView] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
 
+    @property
+    def tables(self) -> list[Dimensions]:
+        """Those of actions and state that there are."""
+        return [table for table in (self.actions, self.state) if table is not None]
+
     def count(self, level: str) -> int:
         """How many findings of a level there are."""
         return sum(finding.level == level for finding in self.findings)
@@ -90,8 +98,7 @@ class DataReport:
                     for name, values in vars(table).items()
                     if name != "name"
                 }
-                for table in (self.actions, self.state)
-                if table is not None
+                for table in self.tables
             },
             "lag": None if self.lag is None else asdict(self.lag),
             "cameras": {
@@ -100,6 +107,7 @@ class DataReport:
                     "brightness": view.brightness,
                     "blur": view.blur,
                     "moments": {str(episode): asdict(moment) for episode, moment in view.moments.items()},
+                    "stills": {str(episode): asdict(still) for episode, still in view.stills.items()},
                 }
                 for view in self.cameras
             },
@@ -122,17 +130,24 @@ def check_data(data: RobotDataset, quick: bool = False, progress: bool = True) -
     report.findings += [Finding("assumed", note) for note in data.notes]
     total = len(episodes) * (7 if data.state_dim else 4)  # three readings of each vector, and one of both
     with tqdm(total=total, desc="Checking data", unit=" episodes", disable=not progress, leave=False) as bar:
-        frames_of = data.episode_frames
+        frames_of = finite = FiniteFrames(data)
         if quick:  # few enough to be read once
-            frames_of = {episode: data.episode_frames(episode) for episode in episodes}.__getitem__
+            frames_of = {episode: finite(episode) for episode in episodes}.__getitem__
         read = partial(_read, frames_of, episodes, bar)
         report.actions = measure("actions", data.action_names, data.action_dim, partial(read, "actions"))
         if data.state_dim:
             report.state = measure("state", data.state_names, data.state_dim, partial(read, "state"))
+        for table in report.tables:
+            report.findings += finite.check(table)
         report.findings += _check_vectors(data, report, frames_of, episodes, _spread(episodes, how_much["sample"]), bar)
-        report.findings += _check_pictures(data, report, _spread(episodes, how_much["pictures"]), how_much["in_a_row"])
+        looked_at = _spread(episodes, how_much["pictures"])
+        report.findings += _check_pictures(data, report, frames_of, looked_at, how_much["spread"], how_much["in_a_row"])
         if isinstance(data, LeRobotDataset):
             report.findings += _check_videos(data, report, how_much["videos"]) + _check_language(data)
+            report.findings += [
+                Finding("unnamed_camera", f"{camera} is not used: info.json does not name it.", camera=camera)
+                for camera in data.unnamed_cameras
+            ]
     report.findings.sort(key=lambda finding: -LEVELS.index(finding.level))
     return report
 
@@ -183,14 +198,15 @@ def _check_vectors(
         report.lag = measure_lag(both, actions, state, data.fps)
         are_positions = report.lag.frames is not None and report.lag.meaning == "positions"
         findings += check_dimensions(state) + check_lag(report.lag, data.fps)
-        steps = _usual_steps(map(frames_of, sample), state)
     if are_positions:
-        action_steps = _usual_steps(map(frames_of, sample), actions)
         paired = _same_joints(report.lag, actions, state)
 
     findings += check_dimensions(actions, are_positions)
-    tables = [actions] if state is None else [actions, state]
-    jumping: dict[str, dict[int, list[tuple[int, int]]]] = defaultdict(lambda: defaultdict(list))
+    tables = report.tables
+    spikes = {}
+    for table in tables:
+        spikes[table.name] = Spikes(table, _usual_steps(map(frames_of, sample), table), data.fps)
+    jumping: Places = defaultdict(list)  # of the state: what is commanded may jump, but not there and back
     still, gaps, texts, prints, speeds, swapped = [], {}, {}, {}, [], defaultdict(list)
     largest: dict[str, list[np.ndarray]] = defaultdict(list)
     repeated, moving, frames_in_all, seconds, timed_steps = 0, 0, 0, 0.0, 0
@@ -202,6 +218,7 @@ def _check_vectors(
         prints[episode] = fingerprint(*_together(frames, tables))
         for table in tables:
             largest[table.name].append(np.where(_width(table), np.abs(frames[table.name]).max(axis=0), 0))
+            spikes[table.name].add(episode, frames[table.name])
         missing = time_gaps(frames["timestamp"], data.fps)
         if not len(missing) and np.isfinite(taken := frames["timestamp"][-1] - frames["timestamp"][0]):
             seconds, timed_steps = seconds + float(taken), timed_steps + len(frames["timestamp"]) - 1
@@ -211,12 +228,10 @@ def _check_vectors(
             continue
         runs = standstills(frames["state"], frames["actions"], actions.range, data.fps)
         still += [(episode, *run) for run in runs]
-        for frame, dimension in zip(*jumps(frames["state"], _room(state), steps, state.is_rare), strict=True):
+        for frame, dimension in zip(*jumps(frames["state"], _room(state), spikes["state"].usual_step), strict=True):
             if frame not in {end for _, end in runs}:  # there it catches up
-                jumping["state"][int(dimension)].append((episode, int(frame)))
-        if are_positions:  # what is commanded may jump, but not there and back
-            for frame, dimension in zip(*jumps(frames["actions"], _room(actions), action_steps, True), strict=True):
-                jumping["actions"][int(dimension)].append((episode, int(frame)))
+                jumping[int(dimension)].append((episode, int(frame)))
+        if are_positions:
             width = actions.range[paired[:, 0]]
             for i, j in exchanged(frames["actions"], frames["state"], paired, report.lag.frames, width):
                 swapped[state.names[paired[i, 1]], state.names[paired[j, 1]]].append(episode)
@@ -224,7 +239,13 @@ def _check_vectors(
         some_repeated, some_moving = repeated_rows(frames["state"])
         repeated, moving = repeated + some_repeated, moving + some_moving
     for table in tables:
-        findings += describe_jumps(jumping[table.name], table, len(episodes))
+        is_state = table is state
+        faults, others = spikes[table.name].judge(is_state or are_positions, _partner(table, report, are_positions))
+        # A dimension that hardly ever moves but for a fault is no rare one
+        wrong = table.where(np.isin(np.arange(len(table.names)), list(faults)))
+        findings = [f for f in findings if (f.code, f.vector) != ("rare", table.name) or f.dimensions[0] not in wrong]
+        findings += describe_jumps(faults | jumping if is_state else faults, table, len(episodes))
+        findings += describe_rare_jumps(others, table)
         findings += check_units(table.name, episodes, np.array(largest[table.name]))
     findings += describe_standstills(still, data.fps) + check_exchanged(swapped)
     if moving and repeated / moving >= limit("repeated_rows"):
@@ -254,8 +275,18 @@ def _width(table: Dimensions) -> np.ndarray:
 
 
 def _room(table: Dimensions) -> np.ndarray:
-    """(D,) the whole range of what moves; infinite of others, in which there are no jumps."""
-    return np.where(table.is_constant | table.is_switch, np.inf, table.range)
+    """(D,) the whole range of what moves; infinite of others, in which there are no jumps, or motion is one."""
+    return np.where(table.is_constant | table.is_switch | table.is_rare, np.inf, table.range)
+
+
+def _partner(table: Dimensions, report: DataReport, are_positions: bool) -> np.ndarray:
+    """(D,) the whole range of the action that moves a state, or of the state that follows an action; else infinite."""
+    partner = np.full(len(table.names), np.inf)
+    if are_positions:
+        paired = pairs(report.actions.names, report.state.names)
+        own, other = (0, 1) if table is report.actions else (1, 0)
+        partner[paired[:, own]] = report.tables[other].range[paired[:, other]]
+    return partner
 
 
 def _together(frames: dict[str, np.ndarray], tables: Sequence[Dimensions]) -> tuple[np.ndarray, np.ndarray]:
@@ -277,33 +308,40 @@ def _usual_steps(episodes: Iterable[dict], table: Dimensions) -> np.ndarray:
 
 
 # ---------------------------------------------------------------------------------------------------------- pictures
-def _check_pictures(data: RobotDataset, report: DataReport, episodes: list[int], in_a_row: int) -> list[Finding]:
+def _check_pictures(
+    data: RobotDataset, report: DataReport, frames_of: FramesOf, episodes: list[int], spread_over: int, in_a_row: int
+) -> list[Finding]:
     report.cameras = [CameraView(camera) for camera in data.cameras]
     if not data.cameras:
-        return []
+        return [Finding("no_camera", "There is no camera: a policy learns to act without seeing anything.")]
     table = report.state or report.actions
     assert table is not None
-    scale = np.where(table.is_constant, np.inf, table.range)
+    scale = np.where(table.is_constant | table.is_switch, np.inf, table.range)  # a hand may close where it is unseen
     half = max(round(data.fps / 2), in_a_row)
     for episode in episodes:
         items = data.episode_range(episode)
-        movement = (np.abs(np.diff(data.episode_frames(episode)[table.name], axis=0)) / scale).sum(axis=1)
-        middle = busiest(movement, half)
+        last = len(items) - 1
+        movement = (np.abs(np.diff(frames_of(episode)[table.name], axis=0)) / scale).sum(axis=1)
+        middle = min(busiest(movement, half), last)
+        spread = evenly_spread(len(items), spread_over).tolist()
+        wanted = {middle, *spread}
         first = min(max(middle - in_a_row // 2, 0), max(len(items) - in_a_row, 0))
         run = range(first, min(first + in_a_row, len(items)))
-        around = (max(middle - half, 0), min(middle + half, len(items) - 1))
-        wanted = sorted({0, *run, *around, len(items) - 1} if in_a_row > 1 else {0})
+        around = (max(middle - half, 0), min(middle + half, last))
+        if in_a_row > 1:
+            wanted |= {*run, *around}
         try:
-            seen = {frame: data[items[frame]]["images"] for frame in wanted}
+            seen = {frame: data[items[frame]]["images"] for frame in sorted(wanted)}
         except ValueError as error:  # readers say so, with episode and frame
             return [Finding("unreadable", str(error), episodes=(episode,))]
+        position = np.r_[0, movement.cumsum()][spread]
         for i, view in enumerate(report.cameras):
-            look(view, [seen[frame][i] for frame in (wanted[0], middle if middle in seen else wanted[0], wanted[-1])])
-            if len(run) > 1:
+            look(view, [seen[frame][i] for frame in sorted({0, middle, last})])
+            view.stills[episode] = measure_still([block_means(seen[frame][i]) for frame in spread], position)
+            if in_a_row > 1 and len(run) > 1:
                 steps = tuple(changed(seen[a][i], seen[b][i]) for a, b in pairwise(run))
-                moved = float(movement[around[0] : around[1]].sum())
                 twos = tuple(changed(seen[a][i], seen[b][i]) for a, b in zip(run[:-2], run[2:], strict=True))
-                view.moments[episode] = Moment(moved, steps, twos, changed(seen[around[0]][i], seen[around[1]][i]))
+                view.moments[episode] = Moment(steps, twos, changed(seen[around[0]][i], seen[around[1]][i]))
     return [finding for view in report.cameras for finding in check_camera(view)]
 
 

@@ -11,9 +11,14 @@ from .messages import refuse_missing, some
 from .metadata import LeRobotMetadata
 
 
+def is_pictures(feature: dict) -> bool:
+    """Whether a feature of info.json is a camera or a depth map."""
+    return feature.get("dtype") in ("video", "image")
+
+
 def is_camera(feature: dict) -> bool:
     """Whether a feature of info.json is a camera. (Depth maps are none.)"""
-    if feature.get("dtype") not in ("video", "image"):
+    if not is_pictures(feature):
         return False
     details = [feature.get(name) for name in ("info", "video_info")]
     details = [part for part in details if isinstance(part, dict)]
@@ -40,11 +45,22 @@ def cameras_with_files(metadata: LeRobotMetadata, hub: HubFolder | None) -> list
     ]
 
 
+def unnamed_cameras(metadata: LeRobotMetadata, embedded: Collection[str]) -> list[str]:
+    """Name what there are pictures of although info.json does not say so.
+
+    Args:
+        embedded: columns of the data files that hold picture files for certain, not only bytes or words.
+    """
+    features = metadata.info["features"]
+    return [camera for camera in [*metadata.filmed(), *embedded] if not is_pictures(features.get(camera, {}))]
+
+
 def select_cameras(
     name: str,
     metadata: LeRobotMetadata,
     positions: np.ndarray,
     stored_images: Collection[str],
+    unnamed: Collection[str],
     no_pictures: Mapping[str, str],
     wanted: Sequence[str] | None,
 ) -> tuple[list[str], list[str]]:
@@ -54,6 +70,7 @@ def select_cameras(
         name: the dataset's, for messages.
         positions: of the selected episodes.
         stored_images: columns of the data files that hold pictures.
+        unnamed: see `unnamed_cameras`.
         no_pictures: other columns → their type, for messages.
         wanted: see `choose_cameras`; None for all that have files.
 
@@ -64,9 +81,18 @@ def select_cameras(
         ValueError: an unknown camera, or one that is selected twice; a column that should hold pictures and does not.
         FileNotFoundError: pictures are missing.
     """
-    announced = [key for key, feature in metadata.info["features"].items() if is_camera(feature)]
-    selected = choose_cameras(name, announced, wanted)
     features = metadata.info["features"]
+    announced = [key for key, feature in features.items() if is_camera(feature)]
+    notes = []
+    if unnamed:
+        notes.append(
+            f"There are pictures of {some(unnamed)}, which the features of meta/info.json do not name as "
+            f"{'a camera' if len(unnamed) == 1 else 'cameras'}: not used. Give them the dtype video or image there."
+        )
+    try:
+        selected = choose_cameras(name, announced, wanted)
+    except ValueError as error:
+        raise ValueError(" ".join([str(error), *notes])) from error
     if wrong := [camera for camera in selected if features[camera]["dtype"] == "image" and camera in no_pictures]:
         raise ValueError(
             f"{name}: the column of the camera {wrong[0]!r} holds {no_pictures[wrong[0]]}; expected are image files as "
@@ -80,7 +106,7 @@ def select_cameras(
             f"{'them' if len(absent) > 1 else 'it'}. Download or copy the dataset again, or leave the cameras out "
             "(cameras=[] for none)."
         )
-    notes = [f"info.json announces the camera {camera}, but the folder holds no picture of it: left out."
+    notes += [f"info.json announces the camera {camera}, but the folder holds no picture of it: left out."
              for camera in absent]  # fmt: skip
     selected = [camera for camera in selected if camera not in absent]
     missing = [path for camera in selected for path, is_gone in gone.get(camera, {}).items() if is_gone]
@@ -95,4 +121,4 @@ def _videos_gone(metadata: LeRobotMetadata, camera: str, positions: np.ndarray) 
     return {path: not metadata.has(path) for path in metadata.video_files(camera, positions)}
 
 
-__all__ = ["cameras_with_files", "is_camera", "select_cameras"]
+__all__ = ["cameras_with_files", "is_camera", "select_cameras", "unnamed_cameras"]

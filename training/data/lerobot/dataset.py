@@ -15,9 +15,9 @@ import numpy as np
 import pyarrow as pa
 
 from ..robot_dataset import RobotDataset, evenly_spread
-from .camera_selection import cameras_with_files, is_camera, select_cameras
+from .camera_selection import cameras_with_files, is_camera, select_cameras, unnamed_cameras
 from .dimension_names import dimension_names, make_unique
-from .episode_rows import derive_tasks, find_episodes
+from .episode_rows import compare_tasks, derive_tasks, find_episodes
 from .episode_videos import EpisodeVideos, digest_of_ends
 from .frame_cache import FrameCache
 from .frame_checks import FrameChecks
@@ -30,6 +30,7 @@ from .frame_table import (
     check_lengths,
     first_without_picture,
     is_picture,
+    is_picture_file,
     is_vector,
     load_table,
     matrix,
@@ -100,6 +101,7 @@ class LeRobotDataset(RobotDataset):
 
     Attributes:
         cameras: feature names of the cameras.
+        unnamed_cameras: what there are pictures of, and `info.json` does not name as a camera; not used.
         episodes: the dataset's numbers of the selected episodes; `num_episodes` of them.
         version: of LeRobot's format, "v2.0", "v2.1" or "v3.0".
         fps: frames, and therefore actions, per second.
@@ -141,8 +143,8 @@ class LeRobotDataset(RobotDataset):
     ):
         if chunk_size < 1:
             raise ValueError(f"chunk_size is the number of actions per item and must be at least 1, got {chunk_size}.")
-        if tolerance_s is not None and not tolerance_s > 0:
-            raise ValueError(f"tolerance_s is a number of seconds above 0, got {tolerance_s}.")
+        if tolerance_s is not None and not 0 < tolerance_s < float("inf"):
+            raise ValueError(f"tolerance_s is a finite number of seconds above 0, got {tolerance_s}.")
         self.chunk_size = chunk_size
         self.robot = robot
         self._frame_cache = FrameCache(int(frame_cache_mb * 1e6))
@@ -185,10 +187,12 @@ class LeRobotDataset(RobotDataset):
         self.notes += chosen.notes
         self._parts = {"actions": chosen.actions} | ({"state": chosen.state} if chosen.state else {})
         self._stored_images = [name for name, types in files.types.items() if all(map(is_picture, types))]
+        embedded = [name for name in self._stored_images if all(map(is_picture_file, files.types[name]))]
+        self.unnamed_cameras = unnamed_cameras(self._metadata, embedded)
         wanted = cameras if cameras is not None else chosen.cameras
         no_pictures = {name: some(types) for name, types in files.types.items() if name not in self._stored_images}
         self.cameras, notes = select_cameras(
-            self.name, self._metadata, self._positions, self._stored_images, no_pictures, wanted
+            self.name, self._metadata, self._positions, self._stored_images, self.unnamed_cameras, no_pictures, wanted
         )
         self.notes += notes
         stored = [camera for camera in self.cameras if camera in self._stored_images]
@@ -197,9 +201,10 @@ class LeRobotDataset(RobotDataset):
         self._index_columns = [name for name in INDEX_COLUMNS if name in files.types]
         vector_columns = list(dict.fromkeys(part.column for parts in self._parts.values() for part in parts))
         try:
-            # Which rows are whose is said by their episode's number, or else by their own
-            is_numbered = "episode_index" not in files.types and ROW_NUMBER in files.types
-            numbers = [*self._index_columns, ROW_NUMBER] if is_numbered else self._index_columns
+            # Which rows are whose, and in which order, is said by numbers of episodes and frames, or else by their own
+            is_needed = not {"episode_index", "frame_index"} <= files.types.keys()
+            is_there = all(map(is_vector, files.types.get(ROW_NUMBER, [pa.null()])))
+            numbers = [*self._index_columns, ROW_NUMBER] if is_needed and is_there else self._index_columns
             self._table = load_table(files, numbers, vector_columns, stored)
         except ValueError as error:
             raise ValueError(f"{self.name}: {error}") from error
@@ -503,7 +508,8 @@ class LeRobotDataset(RobotDataset):
         if self._episode_tasks is None:
             tasks = list(self.tasks)
         checks = FrameChecks(self.name, self.fps, numbers, self._first_rows, self._lengths, tasks)
-        for rows, episodes, block in self._blocks([*self._index_columns, *self._widths]):
+        numbered = [name for name in (*self._index_columns, ROW_NUMBER) if name in self._table.column_names]
+        for rows, episodes, block in self._blocks([*numbered, *self._widths]):
             for column, width in self._widths.items():
                 if (other := check_lengths(block[column])) is None and matrix(block[column]).shape[1] != width:
                     other = 0
@@ -513,18 +519,21 @@ class LeRobotDataset(RobotDataset):
                         f"{self.name}: {column!r} of episode {numbers[episodes[other]]}, frame {frame}, is empty or "
                         f"has not the {width} dimensions of the first row."
                     )
-            columns = {name: scalars(block[name]) for name in self._index_columns}
+            columns = {name: scalars(block[name]) for name in numbered}
             for kind, parts in self._parts.items():
                 arrays = [matrix(block[part.column])[:, part.start : part.end] for part in parts]
                 columns[kind] = np.concatenate(arrays, axis=1) if len(arrays) > 1 else arrays[0]
             checks.add(rows, episodes, columns)
         keys = {"actions": self.action_key, "state": self.state_key}
-        checks.refuse_unfinite({kind: " + ".join(columns) for kind, columns in keys.items()})
+        if not self.takes_unfinite:
+            checks.refuse_unfinite({kind: " + ".join(columns) for kind, columns in keys.items()})
         for name, how in (("frame_index", "frames are numbered in the order of the rows"),
                           ("timestamp", f"times are those of {self.fps} fps")):  # fmt: skip
             if name not in self._index_columns:
                 self.notes.append(f"{name} is missing: {how}.")
         self.notes += checks.check_times()
+        if tasks is not None:
+            self.notes += compare_tasks(self._metadata, self._positions, self.tasks, checks.first_tasks)
         sizes = {"actions": (self.action_names, self.action_dim), "state": (self.state_names, self.state_dim)}
         labels = {kind: names or [f"{kind} {i}" for i in range(size)] for kind, (names, size) in sizes.items()}
         self.notes += checks.rounding(labels)
@@ -573,6 +582,8 @@ class LeRobotDataset(RobotDataset):
 def _on_hub(folder_or_hub_id: str | Path, revision: str | None = None) -> HubFolder | None:
     """The dataset on the Hub; None if it is a folder of this machine."""
     if not Path(folder_or_hub_id).expanduser().is_dir():
+        if str(folder_or_hub_id).startswith(("/", ".", "~")):  # no id on the Hub does
+            raise FileNotFoundError(f"There is no folder {folder_or_hub_id}.")
         return HubFolder(str(folder_or_hub_id), revision)
     if revision is not None:
         raise ValueError(f"{folder_or_hub_id} is a folder, which has no revision {revision!r}.")

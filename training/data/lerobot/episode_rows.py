@@ -136,4 +136,29 @@ def derive_tasks(
     return tasks, np.array([numbers[text] for (text,) in listed]), notes
 
 
-__all__ = ["derive_tasks", "find_episodes"]
+def compare_tasks(
+    metadata: LeRobotMetadata, positions: np.ndarray, tasks: dict[int, str], first_tasks: np.ndarray
+) -> list[str]:
+    """Say where the episode table lists other tasks than the rows have, a sentence at most.
+
+    Args:
+        positions: (E,) of the selected episodes, see `LeRobotMetadata`.
+        tasks: task number → instruction.
+        first_tasks: (E,) the task of each episode's first row.
+    """
+    selected = np.full(len(metadata.episode_indices), -1)
+    selected[positions] = np.arange(len(positions))
+    count, example = 0, ""
+    for position, listed in enumerate(metadata.listed_tasks()):
+        if selected[position] < 0 or not listed:
+            continue
+        told = tasks[int(first_tasks[selected[position]])]
+        if told not in listed:
+            example = example or f"episode {metadata.episode_indices[position]}: {some(listed)!r}, its rows {told!r}"
+            count += 1
+    if not count:
+        return []
+    return [f"The episode table lists other tasks than the rows have, in {count} episodes ({example}): rows count."]
+
+
+__all__ = ["compare_tasks", "derive_tasks", "find_episodes"]

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,7 +16,28 @@ from .video_placement import PlacementError, VideoTimes, frames_of_episodes, pla
 
 T = TypeVar("T")
 SAME_RATE = 0.02  # how far a video's rate may be from that of the rows, as a share of it, before it is another one
+_ONLY_THE_END = (
+    "It is assumed that only their ends are wrong: were a frame missing or too many before, later rows would have the "
+    "picture of another one."
+)
 _MANY_FILES = 50  # to be looked at, from where on there is a progress bar
+
+
+@dataclass(frozen=True)
+class _Off:
+    """What does not agree in a video that is placed nevertheless, in seconds.
+
+    Attributes:
+        drift: how far the episode table's times are off, if by more than half a frame.
+        offs: of each episode that is placed by time, how far its rows are from their frames.
+        ends_off: how far the video's end is from that of its rows, where only the tolerance allows that.
+        gap: the first frame before which the video's clock leaves time out and the rows' times do not; or None.
+    """
+
+    drift: float
+    offs: list[np.ndarray]
+    ends_off: float
+    gap: str | None
 
 
 class EpisodeVideos:
@@ -69,6 +91,11 @@ class EpisodeVideos:
         if stream is not None:
             self._streamed_files = files
             self._readers = VideoReaders(open_file=self._open)
+            if tolerance_s > 0.5 / self._fps:
+                self.notes.append(
+                    f"Videos may end up to {tolerance_s:.4g} s before or after their rows (tolerance_s). "
+                    f"{_ONLY_THE_END}"
+                )
             return
         self._readers = VideoReaders()
         count = sum(map(len, files.values()))
@@ -134,11 +161,13 @@ class EpisodeVideos:
     def _place_all(self, camera: str, files: dict[Path, np.ndarray], progress: tqdm) -> None:
         selected = self._selected()
         beside = self._metadata.episodes_beside(camera, [int(held[0]) for held in files.values()])
-        drifts, offs = [], []  # in seconds
+        drifts, offs, ends, gaps = [], [], [], []  # in seconds; and places
         for i, (path, held) in enumerate(files.items()):
-            drift, off = self._place(camera, path, held, None if beside is None else beside[i], selected)
-            drifts += [drift] if drift else []
-            offs += off
+            found = self._place(camera, path, held, None if beside is None else beside[i], selected)
+            drifts += [found.drift] if found.drift else []
+            offs += found.offs
+            ends += [found.ends_off] if found.ends_off else []
+            gaps += [found.gap] if found.gap else []
             progress.update()
         if drifts:
             self.notes.append(
@@ -152,6 +181,17 @@ class EpisodeVideos:
                 f"row has the frame nearest in time: {int((off < 1e-3).sum())} of {len(off)} within 1 ms, the furthest "
                 f"{off.max():.4g} s off (tolerance {self._tolerance_s:.4g} s)."
             )
+        if gaps:
+            self.notes.append(
+                f"{camera}: the clock of {len(gaps)} of {len(files)} videos leaves time out where the rows do not, "
+                f"first before {gaps[0]}. There are as many frames as rows, which are counted: were a frame lost there "
+                "and one too many at the end, the rows between would have the picture of another one."
+            )
+        if ends:
+            self.notes.append(
+                f"{camera}: {len(ends)} of {len(files)} videos end up to {max(ends):.4g} s before or after their rows, "
+                f"which tolerance_s allows. {_ONLY_THE_END}"
+            )
 
     def _place_streamed(self, camera: str, position: int) -> None:
         """Find the frames of all selected episodes that are in the same video of a camera as this one."""
@@ -162,16 +202,12 @@ class EpisodeVideos:
 
     def _place(
         self, camera: str, path: Path, held: np.ndarray, beside: np.ndarray | None, selected: np.ndarray
-    ) -> tuple[float, list[np.ndarray]]:
+    ) -> "_Off":
         """Find the frames of the selected episodes in a video.
 
         Args:
             held, beside: see `_spans`.
             selected: see `_selected`.
-
-        Returns:
-            How far the episode table's times are off, if by more than half a frame; and of each episode that is placed
-            by time, how far its rows are from their frames. In seconds.
         """
         from .video import VideoReadError, check_video_file, frame_times
 
@@ -185,7 +221,7 @@ class EpisodeVideos:
             raise ValueError(f"{self._name}: camera {camera!r}: {error}") from error
         episode, rows, how_placed = None, {}, self._how_placed[camera]
         try:
-            spans, drift = self._spans(camera, held, video, beside)
+            spans, drift, tail = self._spans(camera, held, video, beside)
             for position, first, end in spans:
                 episode, number = self._metadata.episode_indices[position], int(selected[position])
                 placed = place_rows(self._times(number), video, first, end, self._fps, self._tolerance_s)
@@ -206,7 +242,8 @@ class EpisodeVideos:
             episode = episode if error.episode is None else error.episode
             raise ValueError(
                 f"{self._name}: camera {camera!r}, episode {episode} in {path}: {error} Leave the episode or the "
-                "camera out, allow more with tolerance_s, or export the dataset again."
+                "camera out, or export the dataset again. If you know that only the end of the video is wrong, allow "
+                "more with tolerance_s."
             ) from error
         if any(placed.numbers is None for placed in rows.values()) and abs(video.rate / self._fps - 1) > SAME_RATE:
             self.other_rates[camera].append(video.rate)
@@ -215,12 +252,22 @@ class EpisodeVideos:
             if placed.numbers is not None:
                 self._frame_numbers[camera][number] = placed.numbers
         offs = [placed.off for placed in rows.values() if placed.off is not None]
-        return drift if drift > video.duration / 2 else 0.0, offs
+        ends_off = max([tail, *(placed.ends_off for placed in rows.values())])
+        gaps = ((number, placed.gap) for number, placed in rows.items() if placed.gap is not None)
+        gap = next(
+            (
+                f"frame {frame} of episode {self._metadata.episode_indices[self._positions[number]]}"
+                for number, frame in gaps
+            ),
+            None,
+        )
+        return _Off(drift if drift > video.duration / 2 else 0.0, offs, ends_off, gap)
 
     def _spans(
         self, camera: str, held: np.ndarray, video: VideoTimes, beside: np.ndarray | None
-    ) -> tuple[list[tuple[int, int, int]], float]:
-        """(position, first frame, one past the last) of the selected episodes in a video; and the table's drift.
+    ) -> tuple[list[tuple[int, int, int]], float, float]:
+        """(position, first frame, one past the last) of the selected episodes in a video; the table's drift; and for
+        how many seconds the video goes on after them.
 
         Args:
             held: positions of the selected episodes in it.
@@ -230,11 +277,11 @@ class EpisodeVideos:
         if beside is None:
             if len(held) > 1:
                 raise PlacementError("the file is that of another episode as well.", int(indices[held[1]]))
-            return [(int(held[0]), 0, len(video.seconds))], 0.0
+            return [(int(held[0]), 0, len(video.seconds))], 0.0, 0.0
         group = beside[np.argsort(indices[beside])]
         is_used = np.isin(group, held)
         starts, ends = self._metadata.video_spans(camera, group)
-        first, end, drift = frames_of_episodes(
+        first, end, drift, tail = frames_of_episodes(
             video,
             indices[group],
             self._metadata.episode_lengths[group],
@@ -246,7 +293,7 @@ class EpisodeVideos:
             self._tolerance_s,
         )
         chosen = zip(group[is_used].tolist(), first[is_used].tolist(), end[is_used].tolist(), strict=True)
-        return list(chosen), drift
+        return list(chosen), drift, tail
 
     def _selected(self) -> np.ndarray:
         """Position of an episode → its number among the selected ones, or -1."""

@@ -4,10 +4,15 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from .frame_table import ROW_NUMBER
+
 # A step between two rows that is further from 1 / fps than this share of it is not even.
 _EVEN = 0.1
 # How far the rate of the times may be from fps: a robot's real rate is seldom the one it was asked for.
 _RATES = (2 / 3, 3 / 2)
+# Even times, though, were computed from a rate, or kept by a good clock: one that is further from fps than the first
+# share is said, than the second refused. Fewer steps than these may be even by chance.
+_DRIFT, _OTHER_RATE, _ENOUGH_STEPS = 0.01, 0.05, 8
 # Steps of float32 that are coarser than this share of a dimension's standard deviation are said.
 _COARSE = 0.1
 
@@ -20,6 +25,9 @@ class FrameChecks:
         fps: by its metadata.
         episodes, first_rows, lengths: (E,) number, first row and rows of each.
         known_tasks: numbers of the tasks, or None if rows have none.
+
+    Attributes:
+        first_tasks: (E,) the task of each episode's first row.
     """
 
     def __init__(
@@ -35,6 +43,7 @@ class FrameChecks:
         self._episodes, self._first_rows, self._lengths = episodes, first_rows, lengths
         self._known_tasks = None if known_tasks is None else np.array(known_tasks, np.int64)
         count = len(episodes)
+        self.first_tasks = np.zeros(count, np.int64)
         self._times = np.full((2, count), np.nan)  # of the first and last row
         self._shortest, self._longest = np.full(count, np.inf), np.full(count, -np.inf)  # steps
         self._last_time = self._last_number = np.nan
@@ -50,8 +59,8 @@ class FrameChecks:
 
         Args:
             rows, episodes: (n,) as from `frame_table.blocks`.
-            columns: those of `timestamp`, `frame_index` and `task_index` that there are, (n,); `actions` and `state`
-                (n, D), as they are stored.
+            columns: those of `timestamp`, `frame_index`, `index` and `task_index` that there are, (n,); `actions` and
+                `state` (n, D), as they are stored.
 
         Raises:
             ValueError: a row's number is not after the one before; an unknown task.
@@ -59,9 +68,12 @@ class FrameChecks:
         frames = rows - self._first_rows[episodes]  # counted from 0 in each episode
         if "frame_index" in columns:
             self._add_numbers(frames, episodes, columns["frame_index"])
+        elif ROW_NUMBER in columns:
+            self._add_order(frames, episodes, columns[ROW_NUMBER])
         if "timestamp" in columns:
             self._add_times(frames, episodes, columns["timestamp"])
         if "task_index" in columns and self._known_tasks is not None:
+            self.first_tasks[episodes[frames == 0]] = columns["task_index"][frames == 0]
             unknown = ~np.isin(columns["task_index"], self._known_tasks)
             if unknown.any():
                 first = int(np.argmax(unknown))
@@ -86,6 +98,17 @@ class FrameChecks:
             )
         self._has_gaps[episodes[numbers != frames]] = True
 
+    def _add_order(self, frames: np.ndarray, episodes: np.ndarray, numbers: np.ndarray) -> None:
+        steps = np.diff(numbers, prepend=self._last_number)
+        self._last_number = numbers[-1]
+        wrong = (frames > 0) & (steps < 0)
+        if wrong.any():
+            episode = self._episodes[episodes[int(np.argmax(wrong))]]
+            raise ValueError(
+                f"{self._name}: the rows of episode {episode} are not in the order of their column {ROW_NUMBER!r}, and "
+                "without frame_index nobody can tell which is right. Sort them, or export the dataset again."
+            )
+
     def _add_times(self, frames: np.ndarray, episodes: np.ndarray, times: np.ndarray) -> None:
         self._has_times = True
         steps = np.diff(times, prepend=self._last_time)
@@ -106,6 +129,9 @@ class FrameChecks:
                 first = int(np.argmax(bad))
                 found = self._not_finite.setdefault(name, [0, self._episodes[episodes[first]], frames[first]])
                 found[0] += int(bad.sum())
+                values = values[~bad]
+                if not len(values):
+                    return
         low, high = values.min(axis=0).astype(np.float64), values.max(axis=0).astype(np.float64)
         lowest, highest, middle, count, total, squares = self._ranges.get(name, (low, high, low, 0, 0.0, 0.0))
         away = values.astype(np.float64) - middle
@@ -159,7 +185,19 @@ class FrameChecks:
                     f"{self._name}: at {self._fps} fps frames are {1 / self._fps:.4f} s apart, but the timestamps are "
                     f"{step:.4g} s apart. Correct fps in meta/info.json, or the timestamps (in seconds)."
                 )
+        with np.errstate(invalid="ignore"):  # of times that are no numbers
+            spread = (self._longest - self._shortest) * self._fps
+        even = runs & ~goes_back & (spread <= _EVEN) & (self._lengths > _ENOUGH_STEPS)
+        off = np.abs(durations * self._fps - 1)
+        if (other := even & (off > _OTHER_RATE)).any():
+            worst = float(durations[np.argmax(np.where(other, off, 0))])
+            raise ValueError(
+                f"{self._name}: the timestamps are evenly {worst:.4g} s apart in {self._some(other)}, which is "
+                f"{1 / worst:.4g} frames a second, but meta/info.json says fps = {self._fps}. A policy acts at that "
+                "rate: correct the one that is wrong."
+            )
         late = np.isfinite(self._times[0]) & (np.abs(self._times[0]) * self._fps > _EVEN)
+        drifts = even & (off > _DRIFT)
         uneven = runs & (np.maximum(self._longest * self._fps - 1, 1 - self._shortest * self._fps) > _EVEN)
         if unusable.any():
             notes.append(f"Some timestamps are no numbers in {self._some(unusable)}.")
@@ -169,6 +207,12 @@ class FrameChecks:
             begin = self._times[0, late]
             places = f"{begin.min():.4g} s" + (f" to {begin.max():.4g} s" if np.ptp(begin) > 1e-6 else "")
             notes.append(f"The timestamps begin at {places} and not at 0 in {self._some(late)}.")
+        if drifts.any():
+            rate = float((self._lengths - 1)[drifts].sum() / (self._times[1] - self._times[0])[drifts].sum())
+            notes.append(
+                f"The timestamps run at {rate:.4g} frames a second where fps is {self._fps}, in {self._some(drifts)}: "
+                f"{self._fps} is what a policy acts at."
+            )
         if uneven.any():
             notes.append(
                 f"The timestamps are uneven, {self._shortest[uneven].min():.4g} to {self._longest[uneven].max():.4g} s "

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets.exceptions import DatasetGenerationError
 
+from .messages import some
 from .metadata import open_parquet
 from .vector_keys import VectorPart
 
@@ -78,6 +79,12 @@ def load_table(
         for path in files.paths:  # the file that is missing or damaged says so itself
             with open_parquet(path) as file:
                 file.read(columns=list(features))
+        for name in index_columns:
+            if not all(map(is_vector, files.types[name])):
+                raise ValueError(
+                    f"the column {name!r} holds {some(files.types[name])}; expected are numbers"
+                    f"{', in seconds' if name == 'timestamp' else ''}. Export the dataset again."
+                ) from error
         raise ValueError(f"the data files do not have the same types of columns. ({error.__cause__})") from error
     return table.with_format("arrow")
 
@@ -104,10 +111,16 @@ def is_vector(kind: pa.DataType) -> bool:
     return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
 
 
+def is_picture_file(kind: pa.DataType) -> bool:
+    """Whether a column of this type is one of picture files, as bytes and path."""
+    return pa.types.is_struct(kind) and {field.name for field in kind} == {"bytes", "path"}
+
+
 def is_picture(kind: pa.DataType) -> bool:
     """Whether a column of this type can hold pictures: files as bytes, perhaps with their path, or paths alone."""
-    is_embedded = pa.types.is_struct(kind) and {field.name for field in kind} == {"bytes", "path"}
-    return is_embedded or pa.types.is_string(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    return (
+        is_picture_file(kind) or pa.types.is_string(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    )
 
 
 def _is_list(kind: pa.DataType) -> bool:
@@ -237,6 +250,7 @@ __all__ = [
     "episode_runs",
     "first_without_picture",
     "is_picture",
+    "is_picture_file",
     "is_vector",
     "load_table",
     "matrix",

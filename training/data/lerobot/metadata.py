@@ -46,6 +46,7 @@ _MAX_TABLE_BYTES = 2_000_000_000
 _MAX_TABLE_ROWS = 100_000_000
 _BATCH_ROWS = 4096
 _MAX_TEMPLATE = 1024
+_VIDEO_COLUMN = re.compile(r"videos/(.+)/file_index")
 _WIDTH = re.compile(r"0?\d{0,2}d?")
 
 
@@ -134,6 +135,16 @@ class LeRobotMetadata:
         """The video file that holds an episode's frames of a camera."""
         return self._find("video_path", f"videos/{camera}", position, {"video_key": camera})
 
+    def filmed(self) -> list[str]:
+        """Every camera of which there are videos, whatever info.json says: by the columns of the episode table, or by
+        the folders where LeRobot puts them."""
+        if not self.has_file_for_each:
+            return [match[1] for match in map(_VIDEO_COLUMN.fullmatch, self.placement) if match]
+        usual = _USUAL_PATHS[True]["video_path"]
+        pattern = self._fill("video_path", usual, "videos", 0, {"video_key": "*"}).relative_to(self.root)
+        place = pattern.parts.index("*")
+        return sorted(path.relative_to(self.root).parts[place] for path in self.root.glob(str(pattern)))
+
     def video_spans(self, camera: str, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(n,) from where and (n,) to where in their file episodes are, in seconds; an end may be unknown: NaN."""
         ends = self.placement.get(f"videos/{camera}/to_timestamp")
@@ -165,6 +176,19 @@ class LeRobotMetadata:
         return [
             listed[position] if isinstance(listed[position], list) else [listed[position]] for position in positions
         ]
+
+    def listed_tasks(self) -> Iterator[list[str]]:
+        """What the episode table lists as instructions of each episode, perhaps nothing; read as it is asked for."""
+        if self.has_file_for_each:
+            rows = read_json_lines(self.root / "meta" / "episodes.jsonl", ())
+            yield from (_strings(row.get("tasks")) for row in rows)
+            return
+        for path in _episode_tables(self.root):
+            with open_parquet(path) as file:
+                if "tasks" in file.schema_arrow.names:
+                    yield from map(_strings, read_table(path, file, ["tasks"])["tasks"].to_pylist())
+                else:
+                    yield from ([] for _ in range(file.metadata.num_rows))
 
     def first_indices(self) -> np.ndarray:
         """(E,) the `index` of each episode's first row among all rows: as the episode table says, or counted in the
@@ -342,7 +366,7 @@ def _read_info(root: Path) -> dict:
         raise ValueError(f"{path} lacks {', '.join(missing)}.")
     fps = info["fps"]
     if not _is_number(fps) or not 0 < fps <= 1e6:
-        raise ValueError(f"{path}: fps must be positive, got {str(fps)[:200]}.")
+        raise ValueError(f"{path}: fps must be a positive number, at most 1e6, got {repr(fps)[:200]}.")
     for name in ("total_episodes", "total_frames", "chunks_size"):
         if name in info and (type(info[name]) is not int or not (name == "chunks_size") <= info[name] < 1 << 48):
             raise ValueError(f"{path}: {name} must be a whole number, got {str(info[name])[:200]}.")
@@ -422,8 +446,19 @@ def _cast(table: pa.Table, types: dict[str, pa.DataType], where: Path) -> pa.Tab
     return pa.table(columns)
 
 
+def _strings(value) -> list[str]:
+    return [text for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)]
+
+
 def _tasks(pairs: Iterable[tuple], where: Path) -> dict[int, str]:
-    tasks = dict(pairs)
+    tasks: dict[int, str] = {}
+    for index, text in pairs:
+        if isinstance(index, int) and tasks.setdefault(index, text) != text:
+            raise ValueError(
+                f"{where} gives the task {index} two instructions, {str(tasks[index])[:200]!r} and "
+                f"{str(text)[:200]!r}: nobody can tell which is meant. Correct it."
+            )
+        tasks[index] = text
     if not all(type(index) is int and 0 <= index < 1 << 62 and isinstance(text, str) for index, text in tasks.items()):
         raise ValueError(f"{where} must give every task a number and an instruction. Export the dataset again.")
     return tasks

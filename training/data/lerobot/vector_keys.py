@@ -22,6 +22,7 @@ _TERMS = {
     "velocities": re.compile(r"velocit|qvel|(^|[._])vel([._]|$)"),
     "forces": re.compile(r"effort|torque|force|current"),
 }
+_ROW_NUMBERS = ("timestamp", "frame_index", "episode_index", "task_index", "index")
 _SLICE = re.compile(r"(.+)\[(\d+):(\d+)\]")
 
 
@@ -80,6 +81,7 @@ def choose_keys(
     """
     ordered = [name for name in features if name in columns] + [name for name in columns if name not in features]
     cameras, names, notes = None, {}, []
+    asked = {"actions": action_key, "state": state_key}
     if preset == "openpi":
         if not {*_OPENPI, *_OPENPI_CAMERAS} & {*columns, *features}:
             raise ValueError(
@@ -128,11 +130,15 @@ def choose_keys(
             )
         if state_key != NO_STATE and (state_key != ["observation.state"] or preset == "openpi"):
             notes.append(f"The state is made of the column(s) {_and(state_key)}.")
-    parts = {
+    chosen = {
         "actions": _parts(action_key, columns, others or {}),
         "state": () if is_no_state(state_key) else _parts(state_key, columns, others or {}),
     }
-    return VectorKeys(parts["actions"], parts["state"], cameras or None, names, notes)
+    if asked["actions"] is not None:
+        _check_asked("action_key", chosen["actions"])
+    if asked["state"] is not None:
+        _check_asked("state_key", chosen["state"])
+    return VectorKeys(chosen["actions"], chosen["state"], cameras or None, names, notes)
 
 
 def is_no_state(state_key: str | Sequence[str]) -> bool:
@@ -172,6 +178,18 @@ def _parts(key: str | Sequence[str], columns: Sequence[str], others: Mapping[str
             raise ValueError(f"{name} has no dimensions: a range ends after its last one.")
         parts.append(part)
     return tuple(parts)
+
+
+def _check_asked(key: str, parts: Sequence[VectorPart]) -> None:
+    """Refuse dimensions that are asked for twice, and numbers of rows in their place."""
+    for i, part in enumerate(parts):
+        if part.column in _ROW_NUMBERS:
+            raise ValueError(f"{key}: the column {part.column!r} counts rows, or tells their time: nothing to learn.")
+        for other in parts[:i]:
+            if part.column == other.column and (
+                None in (part.start, other.start) or (part.start < other.end and other.start < part.end)
+            ):
+                raise ValueError(f"{key} has dimensions of {part.column!r} twice: {other} and {part}.")
 
 
 def _modality_parts(modality: dict, kind: str) -> tuple[list[str], list[str]]:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+_EVEN = 0.1  # how far a video's frame may be from its place in an even row of them, as a share of its duration
+
 
 class PlacementError(ValueError):
     """Rows for which the frames cannot be told.
@@ -65,11 +67,15 @@ class PlacedRows:
         first: the frame of the first row.
         numbers: (n,) the frame of every row where they do not simply follow each other, otherwise None.
         off: (n,) how far the rows' times are from those frames', in seconds; None if times did not matter.
+        ends_off: how many seconds the video ends before or after the rows, where only the tolerance allows that.
+        gap: the first row before which the video's clock leaves a frame out and the rows' times do not; or None.
     """
 
     first: int
     numbers: np.ndarray | None = None
     off: np.ndarray | None = None
+    ends_off: float = 0.0
+    gap: int | None = None
 
 
 def place_rows(
@@ -88,7 +94,7 @@ def place_rows(
     """
     rows, frames = len(row_times), end - first
     if rows == frames:
-        return PlacedRows(first)
+        return PlacedRows(first, gap=_gap(row_times, video, first, fps))
     numbers = f"{rows} rows, and {max(frames, 0)} frames in the video"
     if frames < 1:
         raise PlacementError(f"{numbers}.")
@@ -110,9 +116,10 @@ def place_rows(
     tolerance += 1e-6  # of times as they are written down
     nearest = _nearest(seconds, row_times)
     off = np.abs(seconds[nearest] - row_times)
-    slack = video.duration / 2 + 1e-6 if is_strict else tolerance
+    slack = video.duration / 2 + 1e-6
     after_last_row = float(seconds[-1] - row_times[-1])
-    if not -slack <= after_last_row <= 1 / fps - video.duration + slack:
+    ends_off = max(-after_last_row, after_last_row - (1 / fps - video.duration), 0.0)
+    if ends_off > (slack if is_strict else tolerance):
         raise PlacementError(
             f"{numbers}, which has its last one {after_last_row:.4g} s after the last row: nobody can tell where "
             "frames are missing or too many."
@@ -122,7 +129,17 @@ def place_rows(
             f"{numbers}; {int(far.sum())} rows have no frame within {tolerance:.4g} s, the worst is {off.max():.4g} s "
             f"off (row {int(off.argmax())})."
         )
-    return PlacedRows(first, (first + nearest).astype(np.int32), off)
+    return PlacedRows(first, (first + nearest).astype(np.int32), off, ends_off if ends_off > slack else 0.0)
+
+
+def _gap(row_times: np.ndarray, video: VideoTimes, first: int, fps: float) -> int | None:
+    """See `PlacedRows.gap`; of a video that is even otherwise: if its times were measured, gaps say nothing."""
+    steps = np.diff(video.seconds[first : first + len(row_times)]) / video.duration
+    if (np.abs(steps - steps.round()) > _EVEN).any():
+        return None
+    with np.errstate(invalid="ignore"):  # of times that are no numbers
+        gaps = np.flatnonzero((steps > 1.5) & ~(np.diff(row_times) * fps > 1.5))
+    return int(gaps[0]) + 1 if len(gaps) else None
 
 
 def frames_of_episodes(
@@ -135,7 +152,7 @@ def frames_of_episodes(
     known: np.ndarray,
     fps: float,
     tolerance: float,
-) -> tuple[np.ndarray, np.ndarray, float]:
+) -> tuple[np.ndarray, np.ndarray, float, float]:
     """Find the frames of the episodes that are in one video file, one after the other.
 
     If the file has as many frames as all its episodes have rows, they are counted. Otherwise the table's times say
@@ -151,8 +168,9 @@ def frames_of_episodes(
         tolerance: with more than half a frame (seconds) the video may go on for so long after its last episode.
 
     Returns:
-        (n,) the first frame, and (n,) one past the last, of those that are used; and by how many seconds the table's
-        times are off where frames were counted.
+        (n,) the first frame, and (n,) one past the last, of those that are used; by how many seconds the table's times
+        are off where frames were counted; and for how many the video goes on after its last episode, where only the
+        tolerance allows that.
 
     Raises:
         PlacementError: up to the last one that is used and its neighbour, episodes overlap, have another order than
@@ -166,11 +184,12 @@ def frames_of_episodes(
     if not has_hole and lengths.sum() == len(video.seconds):
         end = np.cumsum(lengths)
         first = end - lengths
-        return first, end, float(np.abs(video.seconds[first] - starts).max())
+        return first, end, float(np.abs(video.seconds[first] - starts).max()), 0.0
     # Frames after the last episode may as well be too many before the first: then every picture is another one's.
-    tail, allowed = video.end - float(ends[-1]), tolerance if tolerance > 0.5 / fps else video.duration / 2
     was_removed = episodes[-1] < known.max() and episodes[-1] + 1 not in known
-    if tail > allowed + 1e-6 and not was_removed:
+    tail = 0.0 if was_removed else video.end - float(ends[-1])
+    slack = video.duration / 2 + 1e-6
+    if tail > (tolerance + 1e-6 if tolerance > 0.5 / fps else slack):
         raise PlacementError(
             f"the video goes on for {tail:.4g} s after it, the last one in the file, and has {len(video.seconds)} "
             f"frames for {lengths.sum()} rows: nobody can tell whether the frames too many are at its end.",
@@ -194,7 +213,7 @@ def frames_of_episodes(
                 "the same video: the episode table's times are not those of the video.",
                 int(episodes[np.argmax(is_used & (np.arange(len(episodes)) > i))]),
             )
-    return first, end, 0.0
+    return first, end, 0.0, tail if tail > slack else 0.0
 
 
 def _frames_between(video: VideoTimes, episode: int, start: float, end: float) -> tuple[int, int]:

@@ -19,14 +19,15 @@ from kivla.training.data.checks.dimensions import measure
 from kivla.training.data.checks.episodes import check_gaps, time_gaps
 from kivla.training.data.checks.findings import RULES
 from kivla.training.data.checks.motion import measure_lag
-from kivla.training.data.checks.pictures import blur
+from kivla.training.data.checks.pictures import are_same, block_means, blur
 from kivla.training.data.checks.report import check_data
+from kivla.training.data.checks.spikes import Spikes
 from kivla.training.data.episode_dataset import EpisodeDataset
 from kivla.training.data.lerobot.key_frames import read_key_frames
 from kivla.training.data.lerobot.writer import LeRobotWriter
 from kivla.training.evaluation.data_plot import draw_episode
 from kivla.training.run import look_at
-from tests.helpers.lerobot_folder import write_folder
+from tests.helpers.lerobot_folder import CAMERA, write_folder
 from tests.helpers.lerobot_v21 import decode
 from tests.helpers.policies import DATASET
 
@@ -318,6 +319,59 @@ def test_a_spike_in_the_commands_alone_is_seen():
     assert (finding.code, finding.vector, finding.places) == ("jump", "actions", ((5, 40),))
 
 
+@pytest.mark.parametrize("vector", ["actions", "state"])
+@pytest.mark.parametrize("size", [1.5, 300])
+def test_a_larger_spike_is_no_smaller_fault(vector, size):
+    """A joint that hardly ever moves only because of the spike is no rare one."""
+
+    def spike(data):
+        data.arrays[5][vector][40, 1] += size
+
+    (finding,) = found_in(spike).values()
+    assert (finding.code, finding.vector, finding.places) == ("jump", vector, ((5, 40),))
+
+
+def test_a_command_that_nothing_follows_is_a_fault():
+    def still_joint(data):
+        for arrays in data.arrays.values():
+            arrays["actions"][:, 1] = arrays["state"][:, 1] = 0.5
+        data.arrays[5]["actions"][40, 1] = 0
+
+    found = found_in(still_joint)
+    assert set(found) == {"jump", "constant"} and found["jump"].vector == "actions"
+
+
+@pytest.mark.parametrize("change", [np.diff, None], ids=["changes", "no state"])
+def test_spikes_of_any_actions_are_seen_far_outside_of_all_others(change):
+    """Changes may go there and back in a frame, but not far beyond all others."""
+    rng = np.random.default_rng(0)
+
+    def actions(data, size):
+        for arrays in data.arrays.values():
+            if change is None:
+                del arrays["state"]
+            else:
+                arrays["actions"] = change(arrays["state"], axis=0, append=arrays["state"][-1:])
+                arrays["actions"] += rng.normal(0, 1e-3, arrays["actions"].shape)
+        data.arrays[5]["actions"][57, 1] += size * np.ptp(data.arrays[5]["actions"][:, 1])
+
+    (finding,) = found_in(lambda data: actions(data, 8)).values()
+    assert (finding.code, finding.vector, finding.places) == ("jump", "actions", ((5, 57),))
+    assert not found_in(lambda data: actions(data, 0))
+
+
+def test_a_spike_of_some_frames_is_one():
+    values = np.sin(np.linspace(0, 3, 90))[:, None]
+    values[40:43] += 2
+    table = measure("actions", None, 1, lambda: [values.astype(np.float32)])
+    found = {}
+    for fps in (10, 20):
+        gathered = Spikes(table, np.quantile(np.abs(np.diff(values, axis=0)), 0.9, axis=0), fps)
+        gathered.add(0, values)
+        found[fps], _ = gathered.judge(True, np.full(1, np.inf))
+    assert found == {10: {}, 20: {0: [(0, 40)]}}, "0.3 s may be a motion, 0.15 s is none"
+
+
 def test_commands_that_go_to_a_place_at_once_are_no_spikes():
     def step(data):
         for arrays in data.arrays.values():
@@ -365,12 +419,13 @@ def test_an_angle_that_begins_anew_is_named():
 
 
 @pytest.mark.parametrize(("frames", "notes"), [(2, 0), (4, 0), (1, 1)])
-def test_the_motion_of_a_rare_joint_is_no_jump(frames, notes):
-    """It goes out in one frame and stays; what is back in the next may be a bad reading, and is noted."""
+def test_the_motion_of_a_rare_dimension_is_no_jump(frames, notes):
+    """It goes out in one frame and stays; what is back in the next may be a touch or a bad reading, and is noted."""
 
     def move(data):
+        rng = np.random.default_rng(0)
         for arrays in data.arrays.values():
-            arrays["state"][:, 1] *= 1e-3
+            arrays["state"][:, 1] = rng.normal(0, 1e-3, LENGTH)
         data.arrays[3]["state"][20 : 20 + frames, 1] = 0.7
 
     found = [finding.code for finding in check_data(Made([move]), progress=False).findings]
@@ -404,6 +459,79 @@ def test_any_words_can_be_drawn(tmp_path):
 def no_state(data):
     for arrays in data.arrays.values():
         del arrays["state"]
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_a_camera_that_hangs_in_every_episode_is_seen(quick):
+    def hang(data):
+        for pictures in data.pictures.values():  # each on its own picture
+            pictures["wrist"][:] = pictures["wrist"][0]
+
+    findings = check_data(Made([hang]), quick, progress=False).findings
+    (finding,) = [finding for finding in findings if finding.code not in ALWAYS]
+    assert finding.code == "frozen" and finding.camera == "wrist" and len(finding.episodes) == (2 if quick else 6)
+
+
+def test_a_camera_that_hangs_in_the_middle_of_an_episode_is_seen():
+    def hang(data):
+        data.pictures[0]["wrist"][20:] = data.pictures[0]["wrist"][20]
+
+    (finding,) = found_in(hang).values()
+    assert finding.code == "frozen" and finding.episodes == (0,)
+
+
+@pytest.mark.parametrize("begin", [lambda data: 0, lambda data: data.pictures[0]["wrist"][0]], ids=["black", "home"])
+def test_a_quick_look_is_not_misled_by_how_episodes_begin(begin):
+    def spoil(data):
+        first = begin(data)
+        for pictures in data.pictures.values():
+            pictures["wrist"][:2] = first
+
+    findings = check_data(Made([spoil]), quick=True, progress=False).findings
+    assert {finding.code for finding in findings} == ALWAYS, [finding.text for finding in findings]
+
+
+@pytest.mark.parametrize(
+    "options", [{"crf": "18", "g": "2", "bf": "0"}, {"crf": "23", "g": "2"}, {"crf": "30"}], ids=str
+)
+def test_a_picture_is_the_same_however_it_is_compressed(options, tmp_path):
+    """Key frames and others are compressed anew each, and look a little different."""
+    front = Made().pictures[0]["front"]
+    for frames, moves in ((front[[10] * 12], False), (front[[10] * 6 + [16] * 6], True)):
+        path = tmp_path / f"{moves}.mp4"
+        with av.open(str(path), "w") as container:
+            stream = container.add_stream("libx264", rate=FPS, options=options)
+            stream.height, stream.width, stream.pix_fmt = SIDE, SIDE, "yuv420p"
+            for frame in frames:
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, "rgb24")))
+            container.mux(stream.encode())
+        with av.open(str(path)) as container:
+            blocks = [block_means(frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
+        assert all(are_same(blocks[0], other) for other in blocks) != moves
+
+
+def not_finite(data):
+    data.arrays[2]["actions"][30, 1] = np.nan
+    data.arrays[2]["state"][30:32, 0] = np.inf
+
+
+class Raw(Made):
+    takes_unfinite = True
+
+
+def test_numbers_that_are_none_hide_nothing_else():
+    planted = ["jump", "same_episode", "clipped", "frozen"]
+    findings = check_data(Raw([*planted, not_finite]), progress=False).findings
+    assert {finding.code for finding in findings} == ALWAYS | {"not_finite", *planted}
+    found = {f.vector: (f.episodes, f.dimensions, f.places) for f in findings if f.code == "not_finite"}
+    assert found == {"actions": ((2,), ("elbow",), ((2, 30),)), "state": ((2,), ("shoulder",), ((2, 30), (2, 31)))}
+    with pytest.raises(ValueError, match="NaN or infinite at frame 30"):
+        Made([not_finite])
+
+
+def test_a_dataset_without_cameras_is_a_warning():
+    (finding,) = [f for f in check_data(Made(cameras=[]), progress=False).findings if f.code not in ALWAYS]
+    assert (finding.code, finding.level) == ("no_camera", "warning")
 
 
 def test_time_gaps():
@@ -450,14 +578,49 @@ def test_the_sample_gives_no_warning(tmp_path, capsys):
     assert (tmp_path / "episode.png").stat().st_size > 10_000
 
 
-def test_an_episode_to_draw_must_be_there(tmp_path, capsys):
+def test_options_that_cannot_be(tmp_path, capsys):
     for options, said in (
         (["--plot_episode", "1"], "there is no --plot"),
         (["--plot", f"{tmp_path}/episode.png", "--plot_episode", "9"], "episode 9 is not among"),
+        (["--json", str(tmp_path)], f"--json {tmp_path} is a folder. Name a file in it."),
+        (["--plot", str(tmp_path)], f"--plot {tmp_path} is a folder. Name a file in it."),
     ):
         with pytest.raises(SystemExit) as status:
             main(["check-data", str(DATASET), *options])
         assert status.value.code == 2 and said in capsys.readouterr().err
+
+
+def test_a_camera_that_is_not_named_is_a_warning(tmp_path):
+    folder = write_folder(tmp_path / "data", edit_info=lambda info: info["features"].pop(CAMERA))
+    found = {finding.code: finding for finding in check_data(LeRobotDataset(folder, 1), progress=False).findings}
+    assert found["unnamed_camera"].camera == CAMERA and found["unnamed_camera"].level == "warning"
+    assert "no_camera" in found
+
+
+def test_a_tolerance_without_videos_is_refused(tmp_path, capsys):
+    folder = write_folder(tmp_path / "data", edit_info=lambda info: info["features"].pop(CAMERA))
+    shutil.rmtree(Path(folder) / "videos")
+    with pytest.raises(SystemExit) as status:
+        main(["check-data", str(folder), "--tolerance_s", "0.1"])
+    assert status.value.code == 2
+    assert "--tolerance_s cannot apply: no camera of the data is stored as video" in capsys.readouterr().err
+
+
+def test_a_folder_with_numbers_that_are_none_is_told_as_any(tmp_path, capsys):
+    folder = shutil.copytree(DATASET, tmp_path / "twin")
+    (file,) = folder.glob("data/*/*.parquet")
+    table = pq.read_table(file)
+    actions = table["action"].to_pylist()
+    actions[7][2] = float("nan")
+    place = table.column_names.index("action")
+    pq.write_table(table.set_column(place, "action", pa.array(actions, table.schema.field("action").type)), file)
+    with pytest.raises(SystemExit) as status:
+        main(["check-data", str(folder), "--plot", f"{tmp_path}/episode.png"])
+    printed = capsys.readouterr().out
+    assert status.value.code == 1 and "1 error, 0 warnings" in printed and "NaN or infinity in 1 frame" in printed
+    assert "episode 0 frame 7" in printed and "gripper" in printed
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        LeRobotDataset(folder, 1)
 
 
 PLANTED = {"rare", "clipped", "jump", "ends_moving", "placeholder", "dark", "repeated_pictures"}

@@ -472,7 +472,8 @@ def test_unsupported_formats_say_how_to_convert(version, copy):
     ("changes", "message"),
     [
         ({"fps": 30}, r"at 30 fps frames are 0.0333 s apart, but the timestamps are 0.0125 s apart"),
-        ({"fps": 0}, "fps must be positive, got 0"),
+        ({"fps": 0}, "fps must be a positive number, at most 1e6, got 0"),
+        ({"fps": "10"}, "fps must be a positive number, at most 1e6, got '10'"),
         ({"data_path": "../elsewhere/{chunk_index}-{file_index}.parquet"}, "leads out of the dataset's folder"),
         ({"data_path": "/etc/{chunk_index}-{file_index}.parquet"}, "leads out of the dataset's folder"),
         ({"video_path": "videos/../../{video_key}.mp4"}, "leads out of the dataset's folder"),

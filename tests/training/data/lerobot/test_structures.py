@@ -81,7 +81,7 @@ STRUCTURES = {
     "times that stand still": (columns(timestamp=lambda t: 0 * t), "timestamps do not move in all 3 episodes"),
     "times that are no numbers": (columns(timestamp=lambda t: t + np.nan), "timestamps are no numbers in all 3 ep"),
     "a doubled time": (columns(timestamp=lambda t: np.maximum(t - (t > 0.55) * 0.1, 0)), "uneven"),
-    "an even rate below fps": (columns(timestamp=lambda t: t / 0.85), "uneven, 0.1176"),
+    "an even rate a little below fps": (columns(timestamp=lambda t: t / 0.97), "run at 9.7 frames a second where fps"),
     "29.97 fps": ({"fps": 29.97}, None),
     "gaps in frame_index": (columns(frame_index=lambda i: i + (i > 4)), "frame_index leaves numbers out"),
 }
@@ -103,6 +103,14 @@ def test_a_structure_opens_right(name, version, tmp_path):
     values = np.random.default_rng(0).normal(size=(12, data.action_dim)).cumsum(0).astype(np.float32)
     np.testing.assert_array_equal(data[3]["actions"], values[3:8])
     np.testing.assert_array_equal(data[3]["state"], values[3] + 1)
+
+
+@pytest.mark.parametrize("rate", [7, 8.5, 9.4, 11, 14])
+def test_even_times_of_another_rate_are_refused(rate, tmp_path):
+    """Which of the two is wrong nobody can tell, and a robot would move at the wrong one."""
+    folder = write_folder(tmp_path / "data", **columns(timestamp=lambda t: t * 10 / rate))
+    with pytest.raises(ValueError, match=f"evenly .* all 3 episodes.* is {rate} frames a second, but .* fps = 10"):
+        LeRobotDataset(folder)
 
 
 def turn_files(root, drop):
@@ -224,6 +232,78 @@ def test_a_camera_of_which_some_videos_are_missing_is_refused_with_all_of_them(t
     with pytest.raises(FileNotFoundError, match=r"2 video.* missing: .*episode_000000.mp4, .*episode_000002.mp4\."):
         LeRobotDataset(root)
     assert pictures_are_right(LeRobotDataset(root, episodes=[1]))
+
+
+@pytest.mark.parametrize("version", ["v2.1", "v3.0"])
+def test_two_instructions_of_one_task_are_refused(version, tmp_path):
+    folder = write_folder(tmp_path / "data", version)
+    if version == "v3.0":
+        table = {"task_index": [0, 0], "task": ["open it", "close it"]}
+        pq.write_table(pa.table(table), folder / "meta/tasks.parquet")
+    else:
+        lines = ['{"task_index": 0, "task": "open it"}', '{"task_index": 0, "task": "close it"}']
+        (folder / "meta/tasks.jsonl").write_text("\n".join(lines))
+    with pytest.raises(ValueError, match="gives the task 0 two instructions, 'open it' and 'close it'"):
+        LeRobotDataset(folder, cameras=[])
+
+
+@pytest.mark.parametrize("version", ["v2.1", "v3.0"])
+def test_another_task_in_the_episode_table_is_said(version, tmp_path):
+    def edit(episodes):
+        episodes[1]["tasks"] = ["close it"]
+
+    folder = write_folder(tmp_path / "data", version, edit_episodes=edit)
+    data = LeRobotDataset(folder, cameras=[])
+    assert data[12]["text"] == "pick up the cup"
+    (note,) = data.notes
+    assert "in 1 episodes (episode 1: 'close it', its rows 'pick up the cup')" in note
+    assert not LeRobotDataset(folder, episodes=[0, 2], cameras=[]).notes
+
+
+def test_rows_that_only_their_number_puts_in_order_are_refused(tmp_path):
+    def shuffle(there, episode):
+        order = np.random.default_rng(episode).permutation(len(there["index"]))
+        for name in ("index", "action", "observation.state"):
+            there[name] = np.array(there[name])[order].tolist()
+        del there["frame_index"], there["timestamp"]
+
+    with pytest.raises(ValueError, match="episode 0 are not in the order of their column 'index'"):
+        LeRobotDataset(write_folder(tmp_path / "data", edit_columns=shuffle))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"action_key": ["action", "action"]}, "action_key has dimensions of 'action' twice: action and action"),
+        ({"state_key": ["action[0:4]", "action[3:5]"]}, r"state_key has .* twice: action\[0:4\] and action\[3:5\]"),
+        ({"action_key": "task_index"}, "the column 'task_index' counts rows"),
+        ({"tolerance_s": float("inf")}, "tolerance_s is a finite number"),
+        ({"cameras": "top"}, r"cameras is a list of names, such as \['top'\]"),
+    ],
+)
+def test_options_that_mean_nothing_are_refused(options, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        LeRobotDataset(write_folder(tmp_path / "data"), **options)
+
+
+def test_times_of_another_type_are_said(tmp_path):
+    folder = write_folder(
+        tmp_path / "data", edit_columns=lambda there, _: there.update(timestamp=there["timestamp"].astype("M8[us]"))
+    )
+    with pytest.raises(ValueError, match=r"column 'timestamp' holds timestamp\[us\]; expected are numbers, in seconds"):
+        LeRobotDataset(folder)
+
+
+def test_a_missing_folder_is_no_dataset_of_the_hub(tmp_path):
+    with pytest.raises(FileNotFoundError, match="There is no folder"):
+        LeRobotDataset(tmp_path / "none")
+
+
+@pytest.mark.parametrize("version", ["v2.1", "v3.0"])
+def test_a_camera_that_the_features_lack_is_named(version, tmp_path):
+    folder = write_folder(tmp_path / "data", version, edit_info=lambda info: info["features"].pop(CAMERA))
+    data = LeRobotDataset(folder)
+    assert data.cameras == [] and any(f"pictures of {CAMERA}, which the features" in note for note in data.notes)
 
 
 def test_data_files_of_other_episodes_may_be_missing(tmp_path):
