@@ -5,8 +5,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from kivla.demo.stages import TABLETOP_VLM, TabletopArguments, options, record
+from kivla.demo.stages import TabletopArguments, options, record
 from kivla.modeling_kivla import KIVLAForActionPrediction
+from kivla.named_models import TABLETOP_VLM
 from kivla.processing import KIVLAProcessor
 from kivla.training.build import start_policy
 from kivla.training.data.lerobot.dataset import LeRobotDataset

@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from transformers import BitImageProcessorPil, Dinov2Config
 
 from kivla.cli import main as kivla
-from kivla.demo.stages import TABLETOP_VLM
+from kivla.named_models import TABLETOP_VLM
 
 from .pypi_files import Wheel, unpack
 

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 
 from kivla import KIVLACollator, KIVLATrainer, KIVLATrainingArguments, LeRobotDataset
-from kivla.demo.stages import TABLETOP_VLM, TabletopArguments, once, options, record
+from kivla.demo.stages import TabletopArguments, once, options, record
+from kivla.named_models import TABLETOP_VLM
 from kivla.training.build import BuiltPolicy, build_for_stage
 from kivla.training.data.mixture import Mixture
 from kivla.training.data.vlm.texts import TextDataset

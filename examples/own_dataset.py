@@ -5,7 +5,7 @@
 The class is all that the commands need, in the repository's root:
 
     kivla train --dataset outputs/own_format --dataset_format examples.own_dataset:CsvDataset \
-        --vlm simulation/tabletop_vlm --chunk_size 8 --expert_hidden_size 64 --expert_intermediate_size 256 \
+        --vlm tabletop --chunk_size 8 --expert_hidden_size 64 --expert_intermediate_size 256 \
         --max_steps 20 --output_dir outputs/example_own_dataset
 """
 

@@ -4,7 +4,7 @@
 
 The class is all that `kivla train` needs, in the repository's root:
 
-    kivla train --action_tokenizer examples.own_tokenizer:WaypointTokenizer --vlm simulation/tabletop_vlm \
+    kivla train --action_tokenizer examples.own_tokenizer:WaypointTokenizer --vlm tabletop \
         --dataset tests/data/lerobot_v3_metaworld --chunk_size 16 --expert_hidden_size 64 \
         --expert_intermediate_size 256 --max_steps 20 --output_dir outputs/example_own_tokenizer
 

@@ -5,10 +5,12 @@ it without importing `kivla`, so that `kivla --help` answers at once.
 """
 
 import difflib
+import dis
 import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from types import TracebackType
 
 COMMANDS = {
     "train": "fine-tune a VLM into a robot policy on a LeRobot dataset",
@@ -34,8 +36,9 @@ COMMANDS = {
 
 
 # What some commands need beside the core, and the extra that brings it (pyproject.toml)
-EXTRAS = {"gymnasium": "sim", "websockets": "server", "msgpack": "server"}
+EXTRAS = {"gymnasium": "sim", "metaworld": "metaworld", "websockets": "server", "msgpack": "server"}
 IMPORT = "--import"
+TRACEBACK = "KIVLA_TRACEBACK"  # set it to see where in the code a refusal comes from
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -55,19 +58,57 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(2)
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # last, so that it hides nothing: pkg.module:Class of one's own is found here
-    while IMPORT in rest[:-1]:
-        place = rest.index(IMPORT)
-        _import(command, rest[place + 1])
-        del rest[place : place + 2]
+    rest = _import_modules(command, rest)
     try:
-        found = import_module(f"kivla.commands.{command.replace('-', '_')}")
-    except ImportError as error:
-        if error.name not in EXTRAS:
+        import_module(f"kivla.commands.{command.replace('-', '_')}").run(rest)
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        message = _missing_extra(error) or _named_file(error, rest) or _words_of_ours(error)
+        if not message or os.environ.get(TRACEBACK):
             raise
-        hint = f"Install the extra: pip install 'kivla[{EXTRAS[error.name]}]'"
-        print(f"kivla {command}: it needs {error.name}. {hint}", file=sys.stderr)
-        sys.exit(2)
-    found.run(rest)
+        from kivla.command_line import Refused
+
+        raise Refused(f"kivla {command}: {message}") from error
+
+
+def _missing_extra(error: Exception) -> str | None:
+    """Say which extra brings the module that is not there."""
+    if not isinstance(error, ImportError) or error.name not in EXTRAS:
+        return None
+    return f"it needs {error.name}. Install the extra: pip install 'kivla[{EXTRAS[error.name]}]'"
+
+
+def _named_file(error: Exception, words: Sequence[str]) -> str | None:
+    """Say what the system has against a file that was named on the command line."""
+    is_named = isinstance(error, OSError) and error.filename is not None and str(error.filename) in words
+    return f"{error.filename}: {error.strerror}" if is_named else None
+
+
+def _words_of_ours(error: Exception) -> str | None:
+    """What the error says, if a `raise` of ours made it: then it was written for people, who need no traceback.
+
+    What Python or a library raises in the middle of our code is a slip, and keeps its traceback.
+    """
+    trace: TracebackType = error.__traceback__
+    while trace.tb_next is not None:
+        trace = trace.tb_next
+    code, module = trace.tb_frame.f_code, trace.tb_frame.f_globals.get("__name__", "")
+    is_raised = code.co_code[trace.tb_lasti] == dis.opmap["RAISE_VARARGS"]
+    return str(error) if is_raised and module.partition(".")[0] == "kivla" else None
+
+
+def _import_modules(command: str, words: Sequence[str]) -> list[str]:
+    """Import what `--import MODULE` and `--import=MODULE` name, and return the other words."""
+    others, rest = [], iter(words)
+    for word in rest:
+        option, is_one, module = word.partition("=")
+        if option != IMPORT:
+            others.append(word)
+        elif module or (not is_one and (module := next(rest, ""))):
+            _import(command, module)
+        else:
+            print(f"kivla {command}: {IMPORT} needs the name of a module.", file=sys.stderr)
+            sys.exit(2)
+    return others
 
 
 def _import(command: str, module: str) -> None:

@@ -3,21 +3,15 @@
 import difflib
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import MISSING, fields
 from itertools import takewhile
 from pathlib import Path
 
 import yaml
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import (
-    HFValidationError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-)
-from transformers import HfArgumentParser, PreTrainedConfig, pipeline
+from transformers import HfArgumentParser, pipeline
+
+from .named_models import model_type
 
 
 def parse(
@@ -47,6 +41,8 @@ def parse(
     arguments = list(arguments)
     if arguments and arguments[0].endswith((".yaml", ".yml")):
         file = arguments.pop(0)
+        if not Path(file).is_file():
+            parser.error(f"there is no file {file}.")
         with open(file, encoding="utf-8") as stream:
             defaults = yaml.safe_load(stream) or {}
         known = {field.name for kind in dataclass_types for field in fields(kind)}
@@ -66,14 +62,16 @@ def parse(
             near = difflib.get_close_matches(name, options, n=1)
             hint = f"Did you mean {near[0]}?" if near else f"`{prog} --help` lists what there is."
             parser.error(f"there is no option {name}. {hint}")
-    with refusals(prog):
+    try:
         *parsed, rest = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
+    except ValueError as error:  # whoever raises it: nothing but options is looked at
+        raise Refused(f"{prog}: {error}") from error
     if rest:
         parser.error(f"there is no place for {' '.join(rest)}. `{prog} --help` lists what there is.")
     return tuple(parsed)
 
 
-def policy_pipeline(prog: str, policy: str, **options):
+def policy_pipeline(policy: str, **options):
     """Load the policy that a command was given, as `pipeline("action-prediction")`.
 
     Args:
@@ -81,39 +79,23 @@ def policy_pipeline(prog: str, policy: str, **options):
         options: of the pipeline.
 
     Raises:
-        Refused: there is neither; or it is something else, such as a VLM.
+        FileNotFoundError: there is neither.
+        ValueError: it is something else, such as a VLM.
     """
-    kind = model_type(prog, policy)
+    kind = model_type(policy, "policy")
     if kind not in (None, "kivla"):
-        raise Refused(
-            f"{prog}: {policy} is no KIVLA policy: its config.json has model_type = {kind!r}. A VLM becomes one by "
+        raise ValueError(
+            f"{policy} is no KIVLA policy: its config.json has model_type = {kind!r}. A VLM becomes one by "
             "`kivla train --vlm`, and π0 or π0.5 by `kivla convert`."
         )
     return pipeline("action-prediction", model=policy, **options)
 
 
-def model_type(prog: str, model: str) -> str | None:
-    """What kind of model a command was given, as its config.json says: "kivla" for a policy.
-
-    Args:
-        model: a folder or a Hub id.
-
-    Raises:
-        Refused: there is neither.
-    """
-    if not Path(model).is_dir():
-        try:
-            hf_hub_download(model, "config.json")
-        except (HFValidationError, RepositoryNotFoundError, LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
-            raise Refused(
-                f"{prog}: {model!r} is neither a folder here nor a policy that can be had from the Hugging Face Hub. "
-                f"Check the spelling, and for a private one log in with `hf auth login`. ({error})"
-            ) from error
-    return PreTrainedConfig.get_config_dict(model)[0].get("model_type")
-
-
 class Refused(SystemExit):
-    """Options that a command refuses: one line on stderr, and exit status 2, as for an option that does not exist."""
+    """What a command refuses: one line on stderr, and exit status 2, as for an option that does not exist.
+
+    `kivla.cli` makes it of errors that are written for people.
+    """
 
     def __init__(self, message: str):
         print(message, file=sys.stderr)
@@ -124,20 +106,19 @@ class Refused(SystemExit):
         return self.message
 
 
-@contextmanager
-def refusals(prog: str, kind: type[ValueError] = ValueError) -> Iterator[None]:
-    """Where nothing but options is looked at: a ValueError is about them, and people need no traceback.
+def at_least_one(options, *names: str) -> None:
+    """Check options that count something.
 
     Args:
-        kind: the errors that are about options, where others may come, too.
+        options: what `parse` gave.
 
     Raises:
-        Refused: there was one.
+        ValueError: one of them is given and below 1.
     """
-    try:
-        yield
-    except kind as error:
-        raise Refused(f"{prog}: {error}") from error
+    for name in names:
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name} must be at least 1, got {value}.")
 
 
 def command_line(prog: str, *options, always: Sequence[str] = (), without: Sequence[str] = ()) -> str:

@@ -64,8 +64,8 @@ def find_class(name: str, known: Mapping[str, type | str], group: str, what: str
         return named[name].load()
     raise ValueError(
         f"Unknown {what} {shortened(name)!r}, expected one of {sorted({*known, *named})}. If it is of another package, "
-        f"install that; without an entry point in {group!r} its class must be imported first, or given as "
-        "pkg.module:Class."
+        f"install that; without an entry point in {group!r} its class must be imported first (a "
+        "command does with --import MODULE), or given as pkg.module:Class."
     )
 
 

@@ -1,6 +1,7 @@
 """Environments by name, and what each must offer."""
 
 from collections.abc import Sequence
+from inspect import Parameter, signature
 from typing import Protocol
 
 import numpy as np
@@ -91,10 +92,16 @@ def make_env(name: str, num_envs: int, **options) -> Environment:
         options: for the environment's constructor.
 
     Raises:
-        ValueError: there is no such environment.
+        ValueError: there is no such environment, or it has no such option.
         TypeError: it lacks something; the message names what.
     """
-    env = find_class(name, ENVIRONMENTS, ENTRY_POINTS, "environment")(num_envs, **options)
+    found = find_class(name, ENVIRONMENTS, ENTRY_POINTS, "environment")
+    has = list(signature(found).parameters.values())[1:]  # after num_envs
+    names = [parameter.name for parameter in has]
+    if not any(parameter.kind is Parameter.VAR_KEYWORD for parameter in has):
+        for option in [option for option in options if option not in names]:
+            raise ValueError(f"For the environment {name} there is no option {option}. It has: {', '.join(names)}.")
+    env = found(num_envs, **options)
     check_environment(env)
     return env
 

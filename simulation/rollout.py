@@ -65,10 +65,7 @@ class PipelinePolicy:
         observations = [
             {**observation, **said, "images": self._images(observation["images"])} for observation in observations
         ]
-        try:
-            results = self.pipe(observations, **self.options)
-        except ValueError as error:
-            raise UnfitPolicyError(f"The policy cannot act on what the environment shows. {error}") from error
+        results = self.pipe(observations, **self.options)
         chunks = np.stack([actions_of(result) for result in results])  # (n, H, Da)
         for result in results:
             if "clipped" in result:
@@ -80,10 +77,6 @@ class PipelinePolicy:
         """By the environment's names, which the pipeline matches; of a policy without names, the only one there is."""
         is_certain = self.pipe.processor.cameras is None and len(images) == 1
         return list(images.values()) if is_certain and "cameras" not in self.options else images
-
-
-class UnfitPolicyError(ValueError):
-    """The policy cannot act on what the environment shows, or the environment takes other actions."""
 
 
 @dataclass
@@ -279,13 +272,13 @@ def _plan(policy: Policy, observations: list[dict], replan_every: int, action_di
     """The first `replan_every` actions of the chunks that the policy gives, (n, replan_every, Da), checked."""
     chunks = np.asarray(policy(observations), dtype=np.float32)
     if chunks.ndim != 3 or chunks.shape[::2] != (len(observations), action_dim):
-        raise UnfitPolicyError(
+        raise ValueError(
             f"The policy gave actions of shape {chunks.shape} for {len(observations)} observations; the environment "
             f"takes {action_dim} values an action, so ({len(observations)}, H, {action_dim}) was expected. Was the "
             "policy trained for this environment?"
         )
     if chunks.shape[1] < replan_every:
-        raise UnfitPolicyError(
+        raise ValueError(
             f"replan_every = {replan_every}, but the policy predicts only {chunks.shape[1]} actions at a time. Re-plan "
             f"at least every {chunks.shape[1]} steps."
         )

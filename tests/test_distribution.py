@@ -89,7 +89,7 @@ IN_THE_WHEEL = """
 import sys
 from contextlib import suppress
 from kivla.cli import main
-from kivla.demo.stages import TABLETOP_VLM
+from kivla.named_models import TABLETOP_VLM
 
 assert sys.modules["kivla"].__file__.startswith(sys.prefix), "this is not the wheel's"
 main(["recipes"])

@@ -12,10 +12,11 @@ ROOMS = {
     "hub_cards": set(),
     "modeling_kivla": set(),  # its files travel with a policy, and so do those of processing
     "processing": set(),
-    "command_line": set(),
+    "named_models": set(),
+    "command_line": {"named_models"},
     "acting": {"modeling_kivla"},
     "assembly": set(),
-    "training.data": {"modeling_kivla", "processing", "acting"},
+    "training.data": {"named_models", "modeling_kivla", "processing", "acting"},
 }
 ROOMS["training.evaluation"] = {"training.data", *ROOMS["training.data"]}
 ROOMS["training"] = {"training.evaluation", "hub_cards", *ROOMS["training.evaluation"]}
@@ -23,7 +24,7 @@ ROOMS["serving"] = ROOMS["conversion"] = {"hub_cards", *ROOMS["training.data"]}
 ROOMS["simulation"] = {"training", *ROOMS["training"]}
 ROOMS["demo"] = ROOMS["study"] = {"demo", "simulation", "command_line", *ROOMS["simulation"]}
 ROOMS["commands"] = set(ROOMS)
-ROOMS["cli"] = {"commands"}
+ROOMS["cli"] = {"commands", "command_line"}
 FILES = [
     *(file for name in ("acting", "hub_cards", "modeling_kivla", "processing") for file in (ROOT / name).glob("*.py")),
     *(file for name in ("simulation", "training", "kivla") for file in (ROOT / name).rglob("*.py")),

@@ -16,11 +16,11 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from huggingface_hub import snapshot_download
 from peft import PeftModel, get_peft_model
-from transformers import AutoProcessor, PreTrainedConfig
+from transformers import AutoProcessor
 
 from ..modeling_kivla import KIVLAConfig, KIVLAForActionPrediction
+from ..named_models import NOT_FOUND, download, model_type, not_found
 from ..processing import (
     ActionTokenizer,
     BinningActionTokenizer,
@@ -100,14 +100,14 @@ class BasePolicy:
 
     def __init__(self, path: str | Path, vlm_processor: str | None = None, trust_remote_code: bool = False):
         self.path = str(path)
-        self.folder = Path(path) if Path(path).is_dir() else Path(snapshot_download(self.path))
+        self.folder = download(path, "policy (--policy)")
         if (self.folder / "adapter_config.json").is_file():
             raise ValueError(
                 f"{path} holds the updates of LoRA alone. `kivla train` goes on from a whole policy: the one that it "
                 "leaves in --output_dir has them merged. (In Python: kivla.training.lora.load_lora.)"
             )
         # Is it one of ours, and whole? Better to know before weights are loaded.
-        kind = PreTrainedConfig.get_config_dict(self.folder)[0].get("model_type")
+        kind = model_type(self.folder, "policy")
         if kind != KIVLAConfig.model_type:
             raise ValueError(
                 f"{path} is no KIVLA policy: its config.json has model_type = {kind!r}. A VLM to start from is --vlm; "
@@ -574,13 +574,22 @@ def new_tokenizer(
     normalization: str,
     notes: list[str],
 ) -> ActionTokenizer | None:
-    """Make an action tokenizer: "none", "bins", "fast" (fitted on the data), or the place of one that is saved."""
+    """Make an action tokenizer: "none", "bins", "fast" (fitted on the data), or the place of one that is saved.
+
+    Raises:
+        ValueError: the data do not fit it.
+        FileNotFoundError: there is nothing saved of this name.
+    """
     if kind == "none":
         return None
     if kind == "bins":
         return BinningActionTokenizer()
     if not is_action_tokenizer_class(kind):
-        return load_action_tokenizer(kind)
+        try:
+            return load_action_tokenizer(kind)
+        except NOT_FOUND as error:
+            what = "saved action tokenizer (--action_tokenizer; by name: fast, bins or none)"
+            raise not_found(kind, what, error) from error
     given = {"vocab_size": options.action_vocab_size, "scale": options.action_scale}
     given = {name: value for name, value in given.items() if value is not None}
 

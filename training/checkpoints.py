@@ -270,6 +270,7 @@ def put_aside(folder: Path) -> Path | None:
     """
     if not (_is_used(folder) or (folder / RUN_FILE).is_file() or _has_stages(folder)):
         return None
+    was_used = _is_used(folder)
     names = (folder / f"{EARLIER_RUN}_{number}" for number in itertools.count(1))
     aside = next(path for path in names if not path.exists())
     aside.mkdir()
@@ -277,15 +278,20 @@ def put_aside(folder: Path) -> Path | None:
     for path in sorted(ours, key=lambda path: (path.name == RUN_FILE, path.name == "config.json", path.name)):
         path.rename(aside / path.name)
     fsync(folder)
-    logger.warning(
-        "What an earlier run left in %s is now in %s; remove it if it is not needed. To go on after an interruption, "
-        "leave out restart.",
-        folder,
-        aside,
-    )
+    if was_used:
+        logger.warning(
+            "What an earlier run left in %s is now in %s; remove it if it is not needed. To go on after an "
+            "interruption, leave out restart.",
+            folder,
+            aside,
+        )
+    else:
+        logger.warning("An earlier run in %s ended before it saved anything. What it left is in %s.", folder, aside)
     return aside
 
 
+# Patterns of files of which one is there where a run has been
+RUN_MARKS = (RUN_FILE, "config.json", "checkpoint-*", "stage_*", "_stage_*", f"{EARLIER_RUN}_*")
 _OUR_FOLDERS = re.compile(r"(_damaged-)?checkpoint-\d+|_unfinished|_?stage_\d+|adapter|vlm_processor|runs")
 
 
@@ -355,6 +361,7 @@ def _gigabytes(size: int) -> str:
 __all__ = [
     "MANIFEST",
     "RUN_FILE",
+    "RUN_MARKS",
     "UNFINISHED",
     "CheckpointError",
     "OtherRunError",

@@ -62,16 +62,20 @@ class DatasetOptions(KeyOptions):
 
         Args:
             also_without: those of `--eval_episodes`, which are left out beside `exclude_episodes`, whether they are
-                there or not.
+                among `episodes` or not.
 
         Raises:
-            ValueError: no episode is left.
+            ValueError: the dataset has no such episode to evaluate on, or no episode is left.
         """
         if not self.exclude_episodes and not also_without:
             return self.episodes
-        episodes = self.episodes
-        if episodes is None:
-            episodes = dataset_reader(self.dataset_format).episode_numbers(dataset)
+        there = dataset_reader(self.dataset_format).episode_numbers(dataset)
+        if unknown := sorted(set(also_without or ()) - set(there)):
+            raise ValueError(
+                f"--eval_episodes: {dataset} has no episode {unknown[0]}. It has {len(there)}, {min(there)} to "
+                f"{max(there)}."
+            )
+        episodes = there if self.episodes is None else self.episodes
         if self.exclude_episodes:
             episodes = without(episodes, self.exclude_episodes)
         rest = [episode for episode in episodes if episode not in set(also_without or ())]

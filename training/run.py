@@ -9,8 +9,7 @@ trainer, metrics = train(model, data, KIVLATrainingArguments(output_dir="outputs
 
 import json
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,11 +20,12 @@ from transformers import AutoModelForImageTextToText, PreTrainedModel, set_seed
 
 from ..hub_cards.hub_names import public_name
 from ..modeling_kivla import KIVLAForActionPrediction
+from ..named_models import model_type
 from ..processing import KIVLAProcessor
 from ..processing.chat_format import has_chat
 from .arguments import KIVLATrainingArguments
 from .build import CONTINUE, build_for_stage
-from .checkpoints import put_aside
+from .checkpoints import RUN_MARKS, put_aside
 from .data.camera_naming import unseen_note
 from .data.checks.findings import ERROR, WARNING
 from .data.checks.report import check_data
@@ -42,23 +42,10 @@ from .evaluation.text_nll import HeldOutTexts, TextScores, summarize_texts, text
 from .parts import BACKBONE, RATE_ARGUMENTS
 from .policy_options import refuse
 from .recipes import Stage, split_steps
-from .run_folder import write_json
+from .run_folder import check_is_free, write_json
 from .run_options import TEXT_SPLIT, VLM_SPLIT, DataArguments, ModelArguments
 from .trainer import KIVLATrainer
 from .training_facts import chunks_to_show, write_card, write_facts
-
-
-class UnfitError(ValueError):
-    """Options, data and policy do not fit each other, which is found before anything is trained."""
-
-
-@contextmanager
-def _fitting() -> Iterator[None]:
-    """Where data is opened and a policy made for it: what is wrong is wrong with these."""
-    try:
-        yield
-    except ValueError as error:
-        raise UnfitError(str(error)) from error
 
 
 def train(
@@ -79,12 +66,13 @@ def train(
         The trainer of the last stage, and the metrics of its evaluation.
 
     Raises:
-        UnfitError: data, options and policy do not fit each other; the message names them.
-        ValueError: options do not fit each other.
+        ValueError: options, data and policy do not fit each other; the message names them.
         OtherRunError: `output_dir` holds another run.
+        FileExistsError: it holds other things, and no run.
     """
     check_options(model_args, data_args, args)
     stages, output_dir, start = model_args.stages, Path(args.output_dir), None
+    check_is_free(output_dir, RUN_MARKS)
     # The whole folder is put aside once, not that of every stage.
     if args.restart:
         with args.main_process_first(local=False):
@@ -162,6 +150,12 @@ def check_options(model_args: ModelArguments, data_args: DataArguments, args: KI
     Raises:
         ValueError: they do not; each is named.
     """
+    for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"--{name} must be at least 1, got {getattr(args, name)}.")
+    for name in ("learning_rate", *RATE_ARGUMENTS.values()):
+        if (getattr(args, name) or 0) < 0:
+            raise ValueError(f"--{name} must not be negative, got {getattr(args, name)}.")
     (recipe_name, recipe), stages = model_args.chosen_recipe, model_args.stages
     with_vlm_data = data_args.vlm_dataset is not None and recipe.vlm_data
     if data_args.vlm_share is not None and not with_vlm_data:
@@ -194,6 +188,8 @@ def check_options(model_args: ModelArguments, data_args: DataArguments, args: KI
     is_mixed = with_vlm_data or with_questions or data_args.text_dataset is not None or len(data_args.dataset) > 1
     if args.max_steps < 1 and is_mixed:
         raise ValueError("Several sources of examples are mixed for a number of steps: give --max_steps.")
+    if model_args.vlm is not None:
+        model_type(model_args.vlm, "VLM (--vlm)")
 
 
 def run_facts(model_args: ModelArguments, data_args: DataArguments, args: KIVLATrainingArguments, number: int) -> dict:
@@ -307,21 +303,19 @@ def make_trainer(
         facts: see `run_facts`.
 
     Raises:
-        UnfitError: data, options and policy do not fit each other (beside what `check_options` says).
+        ValueError: data, options and policy do not fit each other (beside what `check_options` says).
     """
     # Data first: statistics, cameras and the action tokenizer of a new policy come from it.
-    with _fitting():
-        sources = load_sources(model_args, data_args)
-        if data_args.check_data and before is None and args.process_index == 0:
-            look_at(sources)
+    sources = load_sources(model_args, data_args)
+    if data_args.check_data and before is None and args.process_index == 0:
+        look_at(sources)
     recipe_name, recipe = model_args.chosen_recipe
     with_vlm_data = data_args.vlm_dataset is not None and recipe.vlm_data
     set_seed(args.seed)  # a new expert's weights
     with unsharded_init(args):
         start = {"before": before} if before is not None else {"vlm": model_args.vlm, "base": model_args.base}
         options = {"adapt": model_args.adapt, "lora_rank": model_args.lora_rank, "cameras": data_args.mapping}
-        with _fitting():
-            built = build_for_stage(stage, sources, model_args, **start, **options)
+        built = build_for_stage(stage, sources, model_args, **start, **options)
     if data_args.vlm_dataset is not None and not with_vlm_data:
         built.notes.append(
             f"recipe {recipe_name} trains on no VLM data: {data_args.vlm_dataset} is for evaluation only."

@@ -16,7 +16,8 @@ def claim_folder(folder: Path, arguments: dict, marks: Iterable[str]) -> None:
         marks: patterns of files of which one is there if the command has been at work in the folder.
 
     Raises:
-        SystemExit: it was filled with other arguments (each is named), or nothing says with which.
+        ValueError: it was filled with other arguments (each is named), or nothing says with which.
+        FileExistsError: it holds other things.
     """
     file, now = folder / ARGUMENTS, json.loads(json.dumps(arguments))
     what_to_do = "Give another --output_dir; or remove the folder to start anew."
@@ -25,10 +26,32 @@ def claim_folder(folder: Path, arguments: dict, marks: Iterable[str]) -> None:
         names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
         if names:
             lines = "".join(f"\n  --{name}: was {before.get(name)}, is {now.get(name)}" for name in names)
-            raise SystemExit(f"{folder} holds the results of other arguments:{lines}\n{what_to_do}")
+            raise ValueError(f"{folder} holds the results of other arguments:{lines}\n{what_to_do}")
     elif found := next((path for mark in marks for path in folder.glob(mark)), None):
-        raise SystemExit(f"{found} is there, and nothing says with which arguments it was made. {what_to_do}")
+        raise ValueError(f"{found} is there, and nothing says with which arguments it was made. {what_to_do}")
+    else:
+        check_is_free(folder)
     write_json(file, now)
+
+
+_LOGS = {".log", ".out", ".err", ".txt"}  # what is printed may be written beside the results
+
+
+def check_is_free(folder: Path, marks: Iterable[str] = ()) -> None:
+    """Check that a folder to be filled is new or empty, or that the command has been at work in it.
+
+    Args:
+        marks: patterns of files of which one is there if it has.
+
+    Raises:
+        FileExistsError: it holds other things.
+    """
+    others = [path for path in folder.iterdir() if path.suffix not in _LOGS] if folder.is_dir() else []
+    if others and not any(path for mark in marks for path in folder.glob(mark)):
+        raise FileExistsError(
+            f"{folder} is not empty: it holds {others[0].name}, which is of something else. Give --output_dir a new "
+            "or an empty folder."
+        )
 
 
 def write_json(path: Path, content) -> None:

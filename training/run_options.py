@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from ..named_models import find_vlm
 from ..processing.camera_names import check_names, parse_cameras
 from .build import ADAPT, CONTINUE, START, BasePolicy
 from .data.episode_selection import parse_episodes
@@ -16,7 +17,9 @@ class ModelArguments(PolicyOptions):
     """What to start from, and what is new about it (`docs/adapting.md`). A new policy starts on --vlm; --policy goes on
     as it is, on data that it agrees with; with --adapt it is taken to the data."""
 
-    vlm: str | None = field(default=None, metadata={"help": "Start a new policy on this VLM: a Hub id or a folder."})
+    vlm: str | None = field(
+        default=None, metadata={"help": "VLM to start a new policy on: a Hub id, a folder, or tabletop."}
+    )
     policy: str | None = field(
         default=None, metadata={"help": "KIVLA policy to go on from, instead of --vlm: same robot, or --adapt."}
     )
@@ -37,6 +40,7 @@ class ModelArguments(PolicyOptions):
     def __post_init__(self):
         if (self.vlm is None) == (self.policy is None):
             raise ValueError("Give either --vlm (a VLM to start from) or --policy (a KIVLA policy to go on from).")
+        self.vlm = self.vlm and find_vlm(self.vlm)
         if self.policy is None:
             given = {"adapt": self.adapt, "vlm_processor": self.vlm_processor}
             refuse({name: "it is for --policy, and this starts from --vlm" for name in given if given[name]})

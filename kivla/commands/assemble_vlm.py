@@ -6,7 +6,9 @@ from pathlib import Path
 
 from ..assembly import assemble_vlm, load_text_model, load_vision_tower
 from ..assembly.pretrained_parts import DTYPES
-from ..command_line import parse, refusals
+from ..command_line import parse
+from ..named_models import model_type
+from ..training.run_folder import check_is_free
 
 
 @dataclass
@@ -38,11 +40,14 @@ class AssembleArguments:
 
 def run(arguments: Sequence[str]) -> None:
     (args,) = parse((AssembleArguments,), arguments, prog="kivla assemble-vlm", positional="output_dir")
-    with refusals("kivla assemble-vlm"):
-        template = args.chat_template and Path(args.chat_template).read_text(encoding="utf-8")
-        text_model, tokenizer = load_text_model(args.text_model, args.gguf_file, args.dtype)
-        tower = load_vision_tower(args.vision_tower, args.dtype, args.vision_feature_layer)
-        vlm, processor = assemble_vlm(text_model, tokenizer, tower, template, args.seed)
+    check_is_free(Path(args.output_dir))
+    template = args.chat_template and Path(args.chat_template).read_text(encoding="utf-8")
+    if args.gguf_file is None:
+        model_type(args.text_model, "language model (--text_model)")
+    model_type(args.vision_tower, "vision tower (--vision_tower)")
+    text_model, tokenizer = load_text_model(args.text_model, args.gguf_file, args.dtype)
+    tower = load_vision_tower(args.vision_tower, args.dtype, args.vision_feature_layer)
+    vlm, processor = assemble_vlm(text_model, tokenizer, tower, template, args.seed)
     vlm.save_pretrained(args.output_dir)
     processor.save_pretrained(args.output_dir)
     new = sum(weight.numel() for weight in vlm.model.multi_modal_projector.parameters())

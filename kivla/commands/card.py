@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from ..command_line import Refused, parse
+from ..command_line import parse
 from ..hub_cards import lerobot_dataset_card
 from ..hub_cards.hub_names import public_name
 from ..training.data.lerobot.dataset import LeRobotDataset
@@ -29,11 +29,11 @@ def run(arguments: Sequence[str]) -> None:
         write(folder / "README.md", partial(lerobot_dataset_card, facts), args.license)
     elif (folder / FACTS).is_file():
         if keys:
-            raise Refused(f"kivla card: {', '.join(keys)} cannot apply: {folder} is a policy. Leave them out.")
+            raise ValueError(f"{', '.join(keys)} cannot apply: {folder} is a policy. Leave them out.")
         write_card(folder, args.license, args.name)
     else:
-        raise Refused(
-            f"kivla card: {folder} is no LeRobot dataset and has no {FACTS}, which `kivla train` leaves with a policy "
+        raise ValueError(
+            f"{folder} is no LeRobot dataset and has no {FACTS}, which `kivla train` leaves with a policy "
             "and from which its card is made."
         )
     print(folder / "README.md")

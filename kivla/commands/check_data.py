@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from ..command_line import parse, refusals
+from ..command_line import parse
 from ..training.data.checks.findings import Finding
 from ..training.data.checks.page import format_report
 from ..training.data.checks.report import DataReport, check_data
@@ -50,11 +50,10 @@ def run(arguments: Sequence[str]) -> None:
     except (FileNotFoundError, ValueError) as error:  # what a reader refuses is a finding like others
         data, report = None, DataReport(args.dataset, findings=[Finding("cannot_open", str(error))])
     else:
-        with refusals("kivla check-data"):
-            if args.plot_episode is not None:
-                data.episode_range(args.plot_episode)
-            if args.tolerance_s is not None and isinstance(data, LeRobotDataset) and not data.video_files():
-                refuse({"tolerance_s": "no camera of the data is stored as video"})
+        if args.plot_episode is not None:
+            data.episode_range(args.plot_episode)
+        if args.tolerance_s is not None and isinstance(data, LeRobotDataset) and not data.video_files():
+            refuse({"tolerance_s": "no camera of the data is stored as video"})
         report = check_data(data, args.quick)
     print(format_report(report))
     if args.json is not None:

@@ -2,14 +2,10 @@
 
 from collections.abc import Sequence
 
-from ..command_line import Refused, parse
+from ..command_line import parse
 from ..conversion.convert import ConvertArguments, convert
-from ..conversion.weight_files import CheckpointError
 
 
 def run(arguments: Sequence[str]) -> None:
     (args,) = parse((ConvertArguments,), arguments, prog="kivla convert", positional=("source", "output_dir"))
-    try:
-        print(convert(args))
-    except CheckpointError as error:
-        raise Refused(f"kivla convert: {error}") from error
+    print(convert(args))

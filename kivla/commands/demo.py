@@ -13,11 +13,10 @@ from pathlib import Path
 
 import transformers
 
-from ..command_line import Refused, command_line, parse
+from ..command_line import command_line, parse
 from ..demo.pretraining import PretrainArguments, pretrain
 from ..demo.report import write_report
 from ..demo.stages import (
-    TABLETOP_VLM,
     TabletopArguments,
     ask_policy,
     ask_vlm,
@@ -32,6 +31,7 @@ from ..hub_cards import policy_card
 from ..hub_cards.environment_info import environment_info
 from ..hub_cards.hub_names import public_name
 from ..hub_cards.readme import write_readme
+from ..named_models import TABLETOP, TABLETOP_VLM, find_vlm
 from ..simulation.rollout_evaluation import format_rates
 from ..simulation.tabletop.answers import format_accuracy
 from ..simulation.tabletop.tasks import TASK_KINDS
@@ -63,9 +63,9 @@ def run(arguments: Sequence[str]) -> None:
     # Contradictions are refused before anything is written.
     demo, args = parse((DemoArguments, TabletopArguments), arguments, prog="kivla demo")
     if demo.from_scratch and demo.vlm:
-        raise Refused("kivla demo: give either --vlm or --from_scratch true, which makes its own VLM.")
+        raise ValueError("Give either --vlm or --from_scratch true, which makes its own VLM.")
     if demo.minutes < 4:
-        raise Refused(f"kivla demo: --minutes must be at least 4, got {demo.minutes}.")
+        raise ValueError(f"--minutes must be at least 4, got {demo.minutes}.")
     # A folder holds the results of one set of arguments: what is there is not done again.
     folder = Path(demo.output_dir)
     arguments = {name: value for name, value in {**asdict(demo), **asdict(args)}.items() if name != "output_dir"}
@@ -146,7 +146,7 @@ def _vlm(demo: DemoArguments, folder: Path) -> Path:
     if demo.from_scratch:
         pretrain(PretrainArguments(str(folder / "pretraining"), seed=demo.seed))
         return folder / "pretraining" / "vlm"
-    return Path(demo.vlm) if demo.vlm else TABLETOP_VLM
+    return Path(find_vlm(demo.vlm or TABLETOP))
 
 
 def _name(vlm: Path) -> str:

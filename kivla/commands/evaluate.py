@@ -12,7 +12,8 @@ from typing import NamedTuple
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 
-from ..command_line import model_type, parse, policy_pipeline, refusals
+from ..command_line import at_least_one, parse, policy_pipeline
+from ..named_models import find_vlm, model_type
 from ..processing import KIVLAProcessor
 from ..processing.camera_names import CAMERAS_HELP, parse_cameras
 from ..training.data.camera_naming import unseen_note
@@ -97,8 +98,9 @@ class Speaker(NamedTuple):
     @classmethod
     def load(cls, name: str, device: torch.device | str, dtype: torch.dtype | str = "auto") -> "Speaker":
         """A VLM or a policy of this name."""
-        if model_type("kivla evaluate", name) == "kivla":
-            pipe = policy_pipeline("kivla evaluate", name, device=device, dtype=dtype)
+        name = find_vlm(name)
+        if model_type(name, "policy or VLM") == "kivla":
+            pipe = policy_pipeline(name, device=device, dtype=dtype)
             return cls(pipe.model, pipe.processor)
         model = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype).to(device)
         processor = KIVLAProcessor(AutoProcessor.from_pretrained(name), state_encoding="none", normalization="none")
@@ -115,11 +117,12 @@ class Speaker(NamedTuple):
 
 def run(arguments: Sequence[str]) -> None:
     (args,) = parse((EvaluateArguments,), arguments, prog="kivla evaluate", positional="policy")
+    at_least_one(args, "num_frames", "batch_size", "num_steps")
     if args.dataset is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         speaker, report, chunks = Speaker.load(args.policy, device), asdict(args), None
     else:
-        pipe = policy_pipeline("kivla evaluate", args.policy)
+        pipe = policy_pipeline(args.policy)
         chunks, data, report = act(pipe, args)
         speaker = Speaker(pipe.model, pipe.processor)
     report |= know(speaker, args)
@@ -141,11 +144,10 @@ def run(arguments: Sequence[str]) -> None:
 def act(pipe, args: EvaluateArguments) -> tuple:
     """Predict at frames of the demonstrations: chunks, the dataset, and the figures for the report."""
     robot = pipe.processor.robot(args.robot)
-    with refusals("kivla evaluate"):
-        names = parse_cameras(args.cameras)
-        pipe.processor.check_cameras(names)
-        there = args.camera_names(args.dataset)
-        cameras = robot.among(there, names)
+    names = parse_cameras(args.cameras)
+    pipe.processor.check_cameras(names)
+    there = args.camera_names(args.dataset)
+    cameras = robot.among(there, names)
     if args.dataset_format == "lerobot" and args.dataset_keys is None:
         for key, columns in trained_columns(args.policy, args.robot).items():
             if getattr(args, key) is None:
@@ -172,19 +174,18 @@ def know(speaker: Speaker, args: EvaluateArguments) -> dict:
     before = None
     if args.before is not None:
         before = Speaker.load(args.before, speaker.model.device, speaker.model.dtype)
-    with refusals("kivla evaluate"):
-        if args.text_dataset is not None:
-            where = (args.text_dataset, args.text_column, args.text_split, args.text_config)
-            texts = HeldOutTexts.load(*where, args.num_texts, args.text_length)
-            scores = speaker.read(texts, args.batch_size)
-            scores_before = None if before is None else before.read(texts, args.batch_size)
-            report["texts"] = {
-                **summarize_texts(scores, scores_before),
-                "text_by_text": scores.to_dict(),
-                "text_by_text_before": None if scores_before is None else scores_before.to_dict(),
-            }
-        if args.vlm_dataset is not None:
-            report["answers"] = speaker.answer(args.vlm_dataset, args.batch_size)
-            if before is not None:
-                report["answers_before"] = before.answer(args.vlm_dataset, args.batch_size)
+    if args.text_dataset is not None:
+        where = (args.text_dataset, args.text_column, args.text_split, args.text_config)
+        texts = HeldOutTexts.load(*where, args.num_texts, args.text_length)
+        scores = speaker.read(texts, args.batch_size)
+        scores_before = None if before is None else before.read(texts, args.batch_size)
+        report["texts"] = {
+            **summarize_texts(scores, scores_before),
+            "text_by_text": scores.to_dict(),
+            "text_by_text_before": None if scores_before is None else scores_before.to_dict(),
+        }
+    if args.vlm_dataset is not None:
+        report["answers"] = speaker.answer(args.vlm_dataset, args.batch_size)
+        if before is not None:
+            report["answers_before"] = before.answer(args.vlm_dataset, args.batch_size)
     return report

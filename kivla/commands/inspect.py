@@ -15,6 +15,7 @@ from ..command_line import parse
 from ..modeling_kivla import KIVLAConfig, KIVLAForActionPrediction
 from ..modeling_kivla.backbone_attention import PrefixRecorder
 from ..modeling_kivla.backbone_probe import build_without_weights, fill_with_tiny_weights
+from ..named_models import find_vlm, model_type
 from ..processing import BinningActionTokenizer, KIVLAProcessor
 from ..training.evaluation.plots import plot_attention_mask
 
@@ -23,7 +24,7 @@ from ..training.evaluation.plots import plot_attention_mask
 class InspectArguments:
     """Works from the config alone: no weights are read."""
 
-    model: str = field(metadata={"help": "A VLM or a KIVLA policy: a Hub id or a folder."})
+    model: str = field(metadata={"help": "A VLM or a KIVLA policy: a folder, a Hub id, or tabletop."})
     num_images: int = field(default=1, metadata={"help": "Images in the example."})
     text: str = field(default="pick up the cup", metadata={"help": "Instruction in the example."})
     layer_stride: int = field(default=1, metadata={"help": "For a VLM: read every k-th layer."})
@@ -34,6 +35,8 @@ class InspectArguments:
 
 def run(arguments: Sequence[str]) -> None:
     (args,) = parse((InspectArguments,), arguments, prog="kivla inspect", positional="model")
+    args.model = find_vlm(args.model)
+    model_type(args.model, "policy or VLM")
     config = AutoConfig.from_pretrained(args.model, trust_remote_code=args.trust_remote_code)
     if isinstance(config, KIVLAConfig):
         processor = KIVLAProcessor.from_pretrained(args.model)

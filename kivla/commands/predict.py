@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..command_line import Refused, parse, policy_pipeline, refusals
+from ..command_line import at_least_one, parse, policy_pipeline
 from ..processing.camera_names import CAMERAS_HELP, parse_cameras
 from ..training.data.camera_naming import unseen_note
 from ..training.dataset_options import DatasetOptions
@@ -37,17 +37,17 @@ class PredictArguments(DatasetOptions):
 
 def run(arguments: Sequence[str]) -> None:
     (args,) = parse((PredictArguments,), arguments, prog="kivla predict", positional="policy")
+    at_least_one(args, "num_frames", "batch_size", "num_steps")
     if (args.dataset is None) == (args.images is None):
-        raise Refused("kivla predict: give either --dataset, or --images and --text.")
+        raise ValueError("Give either --dataset, or --images and --text.")
     of_dataset = [entry.name for entry in fields(DatasetOptions) if entry.default is None]
     others = ("text", "state") if args.dataset is not None else of_dataset
     for name in [name for name in others if getattr(args, name) is not None]:
         reason = "there is no --dataset" if args.dataset is None else "--dataset has its own"
-        raise Refused(f"kivla predict: --{name} cannot apply: {reason}.")
-    pipe = policy_pipeline("kivla predict", args.policy)
-    with refusals("kivla predict"):
-        names = parse_cameras(args.cameras)
-        pipe.processor.check_cameras(names)
+        raise ValueError(f"--{name} cannot apply: {reason}.")
+    pipe = policy_pipeline(args.policy)
+    names = parse_cameras(args.cameras)
+    pipe.processor.check_cameras(names)
     options = {"seed": args.seed, "num_steps": args.num_steps, "cameras": names}
     # One observation, from the command line.
     if args.images is not None:
@@ -58,16 +58,14 @@ def run(arguments: Sequence[str]) -> None:
             "state": args.state,
             "robot": args.robot,
         }
-        with refusals("kivla predict"):
-            result = pipe(observation, **options)
+        result = pipe(observation, **options)
         np.set_printoptions(precision=4, suppress=True)
         print(result["actions"])
         return
     # Or frames of a dataset, with what was demonstrated beside what is predicted.
     processor = pipe.processor
-    with refusals("kivla predict"):
-        there = args.camera_names(args.dataset)
-        cameras = processor.robot(args.robot).among(there, names)
+    there = args.camera_names(args.dataset)
+    cameras = processor.robot(args.robot).among(there, names)
     data = args.open(args.dataset, processor.chunk_size, cameras, args.robot)
     for note in [*data.notes, *unseen_note(data, there)]:
         print(f"{data.name}: {note}")
@@ -78,7 +76,7 @@ def run(arguments: Sequence[str]) -> None:
     (folder / "predict.json").write_text(json.dumps(report, indent=2) + "\n")
     draw(folder / "chunks.png", results, data, args.num_plots)
     print(
-        f"{len(results['predicted'])} chunks: mean absolute error {report['action_mae']:.4f} in robot units; always "
-        f"the mean action: {report['mean_action_mae']:.4f} ({report['times_better_than_mean']:.2f} times better)\n"
-        f"{folder / 'chunks.png'}"
+        f"{len(results['predicted'])} chunks: mean absolute error {report['action_mae']:.4f} in robot units; of the "
+        f"mean action {report['mean_action_mae']:.4f}; times better {report['times_better_than_mean']:.2f} (below 1: "
+        f"worse)\n{folder / 'chunks.png'}"
     )

@@ -10,7 +10,7 @@ from torch.profiler import ProfilerActivity, profile, schedule
 from torch.profiler import supported_activities as activities_here
 from transformers import TrainerCallback
 
-from ..command_line import parse, refusals
+from ..command_line import parse
 from ..hub_cards.environment_info import environment_info
 from ..training.arguments import KIVLATrainingArguments
 from ..training.run import check_options, make_trainer
@@ -41,8 +41,7 @@ def run(arguments: Sequence[str]) -> None:
     )
     warmup, steps = options.warmup_steps_before, options.profile_steps
     args = replace(args, max_steps=warmup + steps + 1, save_strategy="no", eval_strategy="no", report_to="none")
-    with refusals("kivla profile"):
-        check_options(model_args, data_args, args)
+    check_options(model_args, data_args, args)
     trace = Path(args.output_dir) / "trace.json"
     scratch = TemporaryDirectory()  # the folder may hold the run that is profiled
     args = replace(args, output_dir=scratch.name)

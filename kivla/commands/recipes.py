@@ -2,14 +2,13 @@
 
 from collections.abc import Sequence
 
-from ..command_line import Refused
 from ..training.recipes import RECIPES, Recipe
 
 
 def run(arguments: Sequence[str]) -> None:
     if arguments:
-        raise Refused(
-            f"kivla recipes: there is no place for {' '.join(arguments)}: it lists the recipes. One of your own is a "
+        raise ValueError(
+            f"There is no place for {' '.join(arguments)}: it lists the recipes. One of your own is a "
             "YAML file, `kivla train --recipe FILE.yaml` (docs/extend.md)."
         )
     print(f"{'recipe':28}{'tokens':8}{'state':12}{'VLM data':10}{'acts by':9}what it is")

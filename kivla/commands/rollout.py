@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from ..command_line import Refused, parse, policy_pipeline, refusals
+from ..command_line import at_least_one, parse, policy_pipeline
 from ..processing.camera_names import CAMERAS_HELP, parse_cameras
 from ..simulation.environments import ENV_HELP, make_env, parse_options
 from ..simulation.report_media import choose_episodes
-from ..simulation.rollout import PipelinePolicy, UnfitPolicyError
+from ..simulation.rollout import PipelinePolicy
 from ..simulation.rollout_evaluation import evaluate, format_report, replay, video_format, write_media
 from ..training.evaluation.confidence import mcnemar_test
 
@@ -52,27 +52,26 @@ class RolloutArguments:
 
 def run(arguments: Sequence[str]) -> None:
     (args,) = parse((RolloutArguments,), arguments, prog="kivla rollout", positional="policy")
+    at_least_one(args, "num_episodes", "num_envs", "replan_every")
     if args.video_format not in ("mp4", "gif"):
-        raise Refused(f"kivla rollout: --video_format is mp4 or gif, not {args.video_format!r}.")
+        raise ValueError(f"--video_format is mp4 or gif, not {args.video_format!r}.")
     if args.video_format == "mp4" and video_format() == "gif" and args.num_videos > 0:
-        raise Refused('kivla rollout: mp4 needs PyAV (pip install "kivla[video]"); --video_format gif does not.')
+        raise ValueError('mp4 needs PyAV (pip install "kivla[video]"); --video_format gif does not.')
     # One policy, or two that are compared in the same scenes.
     names = [args.policy] if args.compare is None else [args.policy, args.compare]
-    pipes = [policy_pipeline("kivla rollout", name) for name in names]
+    pipes = [policy_pipeline(name) for name in names]
     replan_every = args.replan_every or max(min(pipe.processor.chunk_size for pipe in pipes) // 2, 1)
     # No more scenes at a time than episodes are asked for.
     env = make_env(args.env, min(args.num_envs, args.num_episodes), **parse_options(args.env_options))
     seeds = range(args.first_seed, args.first_seed + args.num_episodes)
-    with refusals("kivla rollout"):
-        cameras = parse_cameras(args.cameras)
-        policies = [
-            PipelinePolicy(pipe, args.seed, args.num_steps, args.clip_actions, args.respond, cameras) for pipe in pipes
-        ]
+    cameras = parse_cameras(args.cameras)
+    policies = [
+        PipelinePolicy(pipe, args.seed, args.num_steps, args.clip_actions, args.respond, cameras) for pipe in pipes
+    ]
     # Every policy meets the same scenes, by their seeds.
     reports, results = [], []
     for name, policy in zip(names, policies, strict=True):
-        with refusals("kivla rollout", UnfitPolicyError):
-            figures, result = evaluate(policy, env, seeds, replan_every, args.max_steps, args.swapped)
+        figures, result = evaluate(policy, env, seeds, replan_every, args.max_steps, args.swapped)
         reports.append({"policy": name, **figures, "clipped_share": policy.clipped_share})
         results.append(result)
     # Videos are of a second run of chosen episodes: keeping all pictures of the first would take gigabytes.

@@ -13,11 +13,7 @@ def run(arguments: Sequence[str]) -> None:
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("kivla").setLevel(logging.INFO)
     options = {name: getattr(args, name) for name in ("acts_by", "num_steps", "seed", "clip_actions", "reuse_prefix")}
-    pipe = policy_pipeline("kivla serve", args.model, **options)
+    pipe = policy_pipeline(args.model, **options)
     if args.compile_expert:
         pipe.model.compile_expert()
-    try:
-        server = make_server(pipe, args)
-    except ValueError as error:
-        raise SystemExit(f"kivla serve: {error}") from error
-    asyncio.run(serve_until_stopped(server, args.host, args.port))
+    asyncio.run(serve_until_stopped(make_server(pipe, args), args.host, args.port))

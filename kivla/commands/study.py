@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from ..command_line import parse, refusals
+from ..command_line import parse
 from ..study.arguments import StudyArguments
 from ..study.cells import Cell, choose_cells
 from ..study.plan import core_hours, steps_that_fit
@@ -25,10 +25,9 @@ _COMPARED = ("recipe", "backbone_gradient_scale", "flow_loss_weight")
 
 def run(arguments: Sequence[str]) -> None:
     study, told = parse((StudyArguments, PolicyOptions), arguments, prog="kivla study")
-    with refusals("kivla study"):  # what is misspelt is better known now
-        reason = "it is what a study compares: name --recipes, or a YAML file of one"
-        refuse(dict.fromkeys(told.given(*_COMPARED), reason))
-        cells, left_out = choose_cells(study.recipes, study.conditions)
+    reason = "it is what a study compares: name --recipes, or a YAML file of one"
+    refuse(dict.fromkeys(told.given(*_COMPARED), reason))
+    cells, left_out = choose_cells(study.recipes, study.conditions)
     folder = Path(study.output_dir)
     if study.run:
         claim_folder(folder, {**study.fixed, **asdict(told)}, ("rows.jsonl", "work"))
@@ -53,7 +52,9 @@ def _run(shop: Workshop, cells: list[Cell], left_out: dict[str, str]) -> None:
         rates = best_rates(trials)
         print(f"\nRun {number} of {len(todo)}: {cell.name}, seed {seed}, learning rates {rates}", flush=True)
         row, log = one_run(shop, cell, rates, seed)
-        row["trials"] = [{name: value for name, value in trial.items() if name != "texts"} for trial in trials]
+        row["trials"] = [
+            {name: value for name, value in trial.items() if name not in ("texts", "minutes")} for trial in trials
+        ]
         write_log(folder / "logs" / f"{cell.folder}_{seed}.csv", log)
         write_rows(file, [*read_rows(file), row])  # of another process, too, that may work on other recipes
         write_report(folder, study.target_success)

@@ -3,20 +3,17 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..command_line import parse, refusals
+from ..command_line import parse
 from ..training.arguments import KIVLATrainingArguments
 from ..training.policy_card import evaluated_sets
-from ..training.run import BEFORE, UnfitError, check_options, train
+from ..training.run import BEFORE, train
 from ..training.run_options import DataArguments, ModelArguments
 
 
 def run(arguments: Sequence[str]) -> None:
     kinds = (ModelArguments, DataArguments, KIVLATrainingArguments)
     model_args, data_args, args = parse(kinds, arguments, prog="kivla train", required=("output_dir",))
-    with refusals("kivla train"):
-        check_options(model_args, data_args, args)
-    with refusals("kivla train", UnfitError):
-        trainer, metrics = train(model_args, data_args, args, command=arguments)
+    trainer, metrics = train(model_args, data_args, args, command=arguments)
     if trainer.is_world_process_zero():
         print_results(metrics, Path(args.output_dir))
 

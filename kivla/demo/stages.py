@@ -16,7 +16,6 @@ from torch.utils.data import Subset
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, TrainerCallback, pipeline
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from .. import simulation
 from ..modeling_kivla import KIVLAConfig, KIVLAForActionPrediction
 from ..processing import KIVLAProcessor
 from ..simulation import make_env, make_questions
@@ -41,9 +40,6 @@ from ..training.trainer import KIVLATrainer
 # Scenes of demonstrations start at seed 0 and those of co-training questions at 1,000,000 (questions and episodes with
 # the same seed are not the same scenes); whatever is measured lies beyond both.
 QUESTION_SEED, EVALUATION_SEED, QUESTION_EVALUATION_SEED = 1_000_000, 2_000_000, 3_000_000
-
-# The small VLM that comes with KIVLA, made by `kivla pretrain-tiny`.
-TABLETOP_VLM = Path(simulation.__file__).parent / "tabletop_vlm"
 
 # Name of a set of roll-outs -> title, and options of the environment.
 ROLLOUTS = {

@@ -88,7 +88,8 @@ def camera_keys(
     wrong = [theirs for theirs in told.values() if theirs is not None and theirs not in match_cameras(keys, [theirs])]
     if wrong:
         raise ValueError(
-            f"Robots of the preset {preset!r} send no image {wrong[0]!r}; they send {', '.join(keys)}. Correct --cameras."
+            f"Robots of the preset {preset!r} send no image {wrong[0]!r}; they send {', '.join(keys)}. Correct "
+            "--cameras."
         )
     is_known = {name: key for key, theirs in PRESETS[preset].cameras.items() for name in theirs}
     found: dict[str, str | None] = {}

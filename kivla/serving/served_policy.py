@@ -1,6 +1,7 @@
 """A policy as the server serves it: pipeline, observation keys and limits put together."""
 
 import asyncio
+import logging
 import os
 import signal
 from collections.abc import Mapping
@@ -11,6 +12,8 @@ from ..modeling_kivla import actions_of
 from ..processing.camera_names import CAMERAS_HELP, check_names, parse_cameras
 from .observation_presets import PRESET_NAMES, ObservationReader
 from .policy_server import PolicyServer, RequestRefused
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -51,6 +54,10 @@ class ServeArguments:
     max_message_mb: float = field(default=64, metadata={"help": "Longest message."})
     max_connections: int = field(default=16, metadata={"help": "Clients at a time."})
     max_waiting: int = field(default=8, metadata={"help": "Requests that wait while another one is running."})
+
+    def __post_init__(self):
+        if not 0 <= self.port < 2**16:
+            raise ValueError(f"--port must be from 0 (any that is free) to {2**16 - 1}, got {self.port}.")
 
 
 class ServedPolicy:
@@ -146,4 +153,5 @@ async def serve_until_stopped(server: PolicyServer, host: str, port: int) -> Non
         if server.api_key is None and host not in ("127.0.0.1", "::1", "localhost"):
             print("Whoever reaches this port can use the policy: there is no --api_key.", flush=True)
         await stop.wait()
-        print("Stopping: the running request is answered first.", flush=True)
+        # Not printed: whoever read the address may have closed the pipe.
+        logger.info("Stopping: the running request is answered first.")

@@ -2,7 +2,8 @@
 
 from dataclasses import asdict, dataclass, field
 
-from ..demo.stages import ROLLOUTS, TABLETOP_VLM
+from ..demo.stages import ROLLOUTS
+from ..named_models import TABLETOP, find_vlm
 from ..training.policy_options import refuse
 from .cells import COLD, QUESTIONS, REPLAY, WARMUP, check_condition
 
@@ -43,7 +44,7 @@ class StudyArguments:
         },
     )
     seeds: list[int] = field(default_factory=lambda: [0, 1], metadata={"help": "One run of each cell for each."})
-    vlm: str = field(default=str(TABLETOP_VLM), metadata={"help": "VLM to start from: a folder or a Hub id."})
+    vlm: str = field(default=TABLETOP, metadata={"help": "VLM to start from: a folder, a Hub id, or tabletop."})
     dataset: str | None = field(
         default=None,
         metadata={"help": "Your demonstrations (LeRobot), in place of the tabletop's: its last tenth is held out."},
@@ -113,6 +114,7 @@ class StudyArguments:
     target_success: float = field(default=0.7, metadata={"help": "How many steps until so much success?"})
 
     def __post_init__(self):
+        self.vlm = find_vlm(self.vlm)
         if self.dataset is not None:
             own = ("num_demonstrations", "replan_every", "rollouts", "num_episodes", "num_question_scenes")
             reason = "it is for the tabletop, and --dataset has no simulator"

@@ -19,8 +19,8 @@ from transformers import (
 
 from kivla.cli import main
 from kivla.command_line import Refused
-from kivla.demo.stages import TABLETOP_VLM
 from kivla.demo.tiny_vlm import byte_tokenizer
+from kivla.named_models import TABLETOP_VLM
 from kivla.simulation import make_questions
 from kivla.training.evaluation.vlm_answers import ask, chat_text
 

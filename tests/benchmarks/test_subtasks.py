@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from benchmarks import subtasks
-from kivla.demo.stages import TABLETOP_VLM, TabletopArguments, fine_tune, record
+from kivla.demo.stages import TabletopArguments, fine_tune, record
+from kivla.named_models import TABLETOP_VLM
 
 
 def rows(*outcomes):
@@ -45,5 +46,5 @@ def test_from_end_to_end_and_again(tmp_path, capsys):
     times = [path.stat().st_mtime_ns for path in results]
     subtasks.main(sizes)
     assert len(results) == 7 and times == [path.stat().st_mtime_ns for path in results], "nothing was done again"
-    with pytest.raises(SystemExit, match="--max_steps: was 2, is 3"):
+    with pytest.raises(ValueError, match="--max_steps: was 2, is 3"):
         subtasks.main([*sizes, "--max_steps", "3"])

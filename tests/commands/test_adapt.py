@@ -99,7 +99,7 @@ def test_a_base_without_statistics_neither_acts_nor_continues(tmp_path, paligemm
     base = converted(tmp_path, "pi05", "--vlm_processor", paligemma)
     with pytest.raises(ValueError, match="needs the statistics of your robot's data"):
         KIVLAProcessor.from_pretrained(base)
-    with pytest.raises(ValueError, match="base model without statistics of any robot: --adapt"):
+    with pytest.raises(SystemExit, match="base model without statistics of any robot: --adapt"):
         train(tmp_path / "policy", policy=base)
     main(["convert", str(base), str(tmp_path / "lerobot"), "--to", "lerobot"])
     assert not (tmp_path / "lerobot" / "policy_preprocessor.json").exists(), "weights alone go back"
@@ -107,7 +107,7 @@ def test_a_base_without_statistics_neither_acts_nor_continues(tmp_path, paligemm
 
 def test_a_converted_policy_with_statistics_continues_or_adapts_as_told(tmp_path, paligemma):
     base = converted(tmp_path, "pi0", "--vlm_processor", paligemma, with_statistics=True)
-    with pytest.raises(ValueError, match=r"cannot go on as it is:(.|\n)*lie far outside(.|\n)*--adapt"):
+    with pytest.raises(SystemExit, match=r"cannot go on as it is:(.|\n)*lie far outside(.|\n)*--adapt"):
         train(tmp_path / "policy", policy=base)
     made_from, _ = train(tmp_path / "adapted", "--adapt", policy=base)
     assert made_from["meaning"] == "adapt"

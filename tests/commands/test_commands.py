@@ -137,7 +137,7 @@ def test_help_and_unknown_commands(capsys):
     [
         (["predict", "p", "--dataset", "d", "--text", "go"], "--text cannot apply: --dataset has its own"),
         (["predict", "p", "--images", "a.png", "--episodes", "1"], "--episodes cannot apply: there is no --dataset"),
-        (["study", "--recipe", "joint"], "--recipe joint cannot apply: name what is compared with --recipes"),
+        (["study", "--recipe", "joint"], "--recipe cannot apply: it is what a study compares"),
     ],
 )
 def test_options_that_cannot_apply_are_named(words, message):
@@ -221,3 +221,59 @@ def test_what_is_misspelt_or_too_much_is_named(words, said, capsys):
     with pytest.raises(SystemExit) as refusal:
         main(words)
     assert said in capsys.readouterr().err and refusal.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["train", "nothing.yaml"], "there is no file nothing.yaml"),
+        (["train", "--vlm", "./nothing", "--dataset", str(DATASET), "--output_dir", "new"], "a VLM (--vlm) that can"),
+        (["train", "--policy", "./no", "--dataset", str(DATASET), "--output_dir", "new"], "a policy (--policy)"),
+        (["train", "--vlm", "tabletop", "--dataset", "./nothing", "--output_dir", "new"], "nor a dataset that can"),
+        (["inspect", str(DATASET)], "is a folder without config.json"),
+        (["record", "new", "--env", "tabeltop"], "Unknown environment 'tabeltop'"),
+        (["record", "new", "--env", "nothing:Here"], "there is no module 'nothing' here"),
+        (["record", "new", "--env_options", "kinds=[tuoch]", "--num_episodes", "1"], "tuoch"),
+        (["record", "new", "--env_options", "kind=[touch]"], "there is no option kind. It has: kinds, "),
+        (["record", "new", "--num_episodes", "0"], "--num_episodes must be at least 1, got 0"),
+        (["record", str(DATASET), "--num_episodes", "1"], "exists and is not an empty folder"),
+        (["record", "new", "--num_episodes", "1", "--action_noise", "0.6"], "action_noise needs one standard dev"),
+    ],
+)
+def test_a_mistake_is_answered_in_words_without_a_traceback(words, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as refusal:
+        main(words)
+    assert said in str(capsys.readouterr().err) and refusal.value.code == 2
+    assert not list(tmp_path.iterdir()), "nothing is written"
+
+
+@pytest.mark.parametrize(
+    ("line", "module", "is_refusal"),
+    [
+        ("raise ValueError('Give more.')", "kivla.training.run", True),
+        ("int('x')", "kivla.training.run", False),  # a slip in code of ours
+        ("raise ValueError('Give more.')", "torch", False),  # another's words
+        ("raise RuntimeError('Give more.')", "kivla.training.run", False),
+        ("raise ModuleNotFoundError(name='websockets')", "kivla.serving", True),
+        ("open('typed.txt')", "kivla.training.run", True),  # a file that was named on the command line
+        ("open('other.txt')", "kivla.training.run", False),
+    ],
+)
+def test_what_is_no_answer_for_people_keeps_its_traceback(line, module, is_refusal, monkeypatch, capsys):
+    code = compile(line, "file.py", "exec")
+    monkeypatch.setattr("kivla.commands.recipes.run", lambda words: exec(code, {"__name__": module}))
+    with pytest.raises(SystemExit if is_refusal else Exception) as error:
+        main(["recipes", "typed.txt"])
+    assert isinstance(error.value, SystemExit) == is_refusal
+    monkeypatch.setenv("KIVLA_TRACEBACK", "1")
+    with pytest.raises(Exception) as error:
+        main(["recipes", "typed.txt"])
+    assert not isinstance(error.value, SystemExit)
+
+
+@pytest.mark.parametrize("words", [["--import", "colorsys"], ["--import=colorsys"]])
+def test_modules_are_imported_before_the_command(words, monkeypatch, capsys):
+    monkeypatch.delitem(sys.modules, "colorsys", raising=False)
+    main(["recipes", *words])
+    assert "colorsys" in sys.modules

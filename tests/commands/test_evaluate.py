@@ -99,10 +99,11 @@ def test_the_command(policy, pipe, questions, tmp_path, capsys):
     table = {line.split()[0]: line.split()[1:] for line in printed.splitlines() if len(line.split()) == 4}
     assert len(report["dimensions"]) == 4
     for row in report["dimensions"]:
-        error, mean_error, ratio = table[row["name"]]
+        error, mean_error, times = table[row["name"]]
         assert float(error) == pytest.approx(row["mae"], abs=1e-4)
         assert float(mean_error) == pytest.approx(row["mean_action_mae"], abs=1e-4)
-        assert ratio == ("-" if row["ratio"] is None else f"{row['mae'] / row['mean_action_mae']:.2f}")
+        is_constant = row["times_better_than_mean"] is None
+        assert times == ("-" if is_constant else f"{row['mean_action_mae'] / row['mae']:.2f}")
     assert float(table["all"][0]) == pytest.approx(report["action_error"]["mae"], abs=1e-4)
     for figure in (report["tokenizer"]["tokens_per_chunk"], report["smoothness"]["jerk_ratio"]):
         assert f"{figure:.1f}" in printed
@@ -233,7 +234,7 @@ def test_dimensions_that_do_not_vary_and_chunks_without_jerk():
         action_names, action_dim, chunk_size, fps = None, 2, 1, 10
 
     report = measure_chunks(chunks, Data())
-    assert [row["ratio"] for row in report["dimensions"]] == [1.0, None]
+    assert [row["times_better_than_mean"] for row in report["dimensions"]] == [1.0, None]
     assert [row["name"] for row in report["dimensions"]] == ["action 0", "action 1"]
     assert report["smoothness"] is None
     printed = format_report({**report, "tokenizer": None})

@@ -12,8 +12,7 @@ from PIL import Image
 from transformers import pipeline
 
 import tests.helpers.fake_reach  # noqa: F401, registers "fake-reach"
-from kivla.command_line import Refused
-from kivla.commands.rollout import run
+from kivla.cli import main
 from kivla.simulation.environments import parse_options
 from kivla.simulation.report_media import choose_episodes
 from kivla.simulation.rollout import PipelinePolicy, rollout
@@ -52,7 +51,9 @@ def rolled_out(policy, tmp_path_factory):
         printed = []
         patch.setattr("builtins.print", lambda *words, **_: printed.append(" ".join(map(str, words))))
         counts = ["--num_episodes", "5", "--num_envs", "2", "--num_videos", "2", "--first_seed", "50"]
-        run([policy, "--compare", policy, *OPTIONS, *counts, "--num_steps", "2", "--output_dir", str(folder)])
+        main(
+            ["rollout", policy, "--compare", policy, *OPTIONS, *counts, "--num_steps", "2", "--output_dir", str(folder)]
+        )
     return folder, "\n".join(printed)
 
 
@@ -204,21 +205,18 @@ def test_all_right_all_wrong_and_a_single_episode(policy, outcome, tmp_path):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [
-        (["camera=other", "action_dim=4"], "cannot act on what the environment shows.*none is of"),
-        ([f"camera={CAMERA}", "action_dim=5"], "cannot act on what the environment shows.*of another robot"),
-    ],
+    [(["camera=other", "action_dim=4"], "none is of"), ([f"camera={CAMERA}", "action_dim=5"], "of another robot")],
 )
 def test_another_robots_environment_is_refused(policy, options, message, tmp_path):
     words = ["--env", "fake-reach", "--num_episodes", "1", "--num_steps", "1", "--output_dir", str(tmp_path)]
-    with pytest.raises(Refused, match=message):
-        run([policy, *words, "--num_videos", "0", "--env_options", *options])
+    with pytest.raises(SystemExit, match=message):
+        main(["rollout", policy, *words, "--num_videos", "0", "--env_options", *options])
 
 
 def test_without_pyav_mp4_is_refused_before_anything_runs(tmp_path, monkeypatch):
     monkeypatch.setattr("kivla.simulation.rollout_evaluation.find_spec", lambda name: None)
     with pytest.raises(SystemExit, match="mp4 needs PyAV"):
-        run(["nowhere", "--output_dir", str(tmp_path / "out")])
+        main(["rollout", "nowhere", "--output_dir", str(tmp_path / "out")])
     assert video_format() == "gif"
 
 
@@ -244,5 +242,5 @@ def test_options_of_environments():
 
 def test_other_video_formats_are_refused_before_anything_runs(tmp_path):
     with pytest.raises(SystemExit, match="mp4 or gif, not 'avi'"):
-        run(["nowhere", "--video_format", "avi", "--output_dir", str(tmp_path / "out")])
+        main(["rollout", "nowhere", "--video_format", "avi", "--output_dir", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()

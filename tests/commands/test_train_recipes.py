@@ -92,7 +92,7 @@ def test_json_beside_its_pictures(sources, tmp_path):
     given = {"vlm_dataset": tmp_path / "llava.json", "vlm_media_dir": tmp_path / "pictures"}
     main(command(sources, tmp_path / "policy", **given))
     assert json.loads((tmp_path / "policy" / "eval_results.json").read_text())["eval_vlm_token_loss"] > 0
-    with pytest.raises(ValueError, match=r"2 pictures are not in .*: 0.png \(row 0\), 1.png \(row 1\)"):
+    with pytest.raises(SystemExit, match=r"2 pictures are not in .*: 0.png \(row 0\), 1.png \(row 1\)"):
         main(command(sources, tmp_path / "other", vlm_dataset=tmp_path / "llava.json"))
 
     (tmp_path / "llava.json").replace(tmp_path / "pictures" / "llava.json")
@@ -200,7 +200,7 @@ def test_two_robots_and_vlm_data_in_one_policy(sources, tmp_path):
     assert pipe({**observation, "robot": "twin"}, seed=0)["actions"].shape == (6, 4)
     options = ["--dataset", str(DATASET), "--num_frames", "3", "--output_dir", str(tmp_path / "evaluation")]
     main(["evaluate", str(tmp_path), *options, "--robot", "twin"])
-    with pytest.raises(ValueError, match=r"has the robots \['sawyer', 'twin'\], got robot=None"):
+    with pytest.raises(SystemExit, match=r"has the robots \['sawyer', 'twin'\], got robot=None"):
         main(["evaluate", str(tmp_path), *options])
 
 
@@ -241,5 +241,5 @@ def test_options_that_do_not_go_together_are_refused_in_a_line(sources, tmp_path
 
 def test_what_does_not_fit_is_said_before_training(sources, tmp_path):
     options = {"recipe": "pi0-fast", "action_tokenizer": "none", "action_vocab_size": None}
-    with pytest.raises(ValueError, match="There is nothing to train"):
+    with pytest.raises(SystemExit, match="There is nothing to train"):
         main(command(sources, tmp_path, **options))

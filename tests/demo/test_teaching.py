@@ -10,9 +10,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from kivla.cli import main
-from kivla.demo.stages import TABLETOP_VLM
 from kivla.demo.teaching import LessonCollator
 from kivla.demo.word_alignment import WORDS, align_words, what_patches_show
+from kivla.named_models import TABLETOP_VLM
 from kivla.simulation import make_questions
 from kivla.simulation.tabletop.answers import answer_accuracy
 from kivla.simulation.tabletop.scenes import Scene

@@ -7,9 +7,9 @@ import pytest
 from huggingface_hub import ModelCard
 
 from kivla.demo.pretraining import PretrainArguments, command
-from kivla.demo.stages import TABLETOP_VLM
 from kivla.hub_cards import fine_tuned_card, hub_names, policy_card, readme, tabletop_vlm_card
 from kivla.modeling_kivla import hub_card
+from kivla.named_models import TABLETOP_VLM
 from kivla.processing import processor_card
 from kivla.simulation import make_questions
 from kivla.simulation.rollout_evaluation import success_rate

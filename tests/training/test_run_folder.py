@@ -19,7 +19,7 @@ def test_the_same_arguments_go_on_and_others_are_named(tmp_path):
     claim_folder(tmp_path, {"max_steps": 3, "kinds": ["touch"], "vlm": None}, ("plan.json",))
     claim_folder(tmp_path, {"max_steps": 3, "kinds": ["touch"], "vlm": None}, ("plan.json",))
     before = files(tmp_path)
-    with pytest.raises(SystemExit) as error:
+    with pytest.raises(ValueError, match="other arguments") as error:
         claim_folder(tmp_path, {"max_steps": 100, "kinds": ["touch", "move"], "vlm": None}, ("plan.json",))
     message = str(error.value)
     assert "\n  --max_steps: was 3, is 100\n  --kinds: was ['touch'], is ['touch', 'move']\n" in message
@@ -28,7 +28,7 @@ def test_the_same_arguments_go_on_and_others_are_named(tmp_path):
     assert files(tmp_path) == before
 
 
-def test_results_of_unknown_arguments_are_refused_and_a_stranger_file_is_not(tmp_path):
+def test_results_of_unknown_arguments_are_refused_and_so_is_a_folder_of_other_things_but_not_a_log(tmp_path):
     (tmp_path / "log.txt").touch()
     claim_folder(tmp_path / "a", {"seed": 0}, ("plan.json",))
     (tmp_path / "b").mkdir()
@@ -36,8 +36,13 @@ def test_results_of_unknown_arguments_are_refused_and_a_stranger_file_is_not(tmp
     claim_folder(tmp_path / "b", {"seed": 0}, ("plan.json",))
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "plan.json").write_text("{}")
-    with pytest.raises(SystemExit, match=r"plan\.json is there, and nothing says with which arguments it was made"):
+    with pytest.raises(ValueError, match=r"plan\.json is there, and nothing says with which arguments it was made"):
         claim_folder(tmp_path / "c", {"seed": 0}, ("plan.json",))
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "thesis.tex").touch()
+    with pytest.raises(FileExistsError, match=r"d is not empty: it holds thesis\.tex"):
+        claim_folder(tmp_path / "d", {"seed": 0}, ("plan.json",))
+    assert list(files(tmp_path / "d")) == ["thesis.tex"]
 
 
 @pytest.mark.parametrize(
@@ -45,7 +50,7 @@ def test_results_of_unknown_arguments_are_refused_and_a_stranger_file_is_not(tmp
     [
         (["demo", "--max_steps", "3"], ["--max_steps", "4"], "--max_steps: was 3, is 4"),
         (["demo", "--max_steps", "3"], ["--learning_rate", "0.5"], "--learning_rate: was 0.001, is 0.5"),
-        (["study", "--max_steps", "3"], ["--num_episodes", "7"], "--num_episodes: was 200, is 7"),
+        (["study", "--max_steps", "300"], ["--num_episodes", "7"], "--num_episodes: was 100, is 7"),
         (["pretrain-tiny", "--max_steps", "3"], ["--hidden_size", "64"], "--hidden_size: was 128, is 64"),
     ],
 )
@@ -56,7 +61,7 @@ def test_a_command_does_not_give_the_results_of_other_arguments(tmp_path, monkey
     def began(*args, **kwargs):
         raise Began
 
-    for place in ("commands.demo.ask_vlm", "commands.study.record", "demo.pretraining.load_questions"):
+    for place in ("commands.demo.ask_vlm", "commands.study.Workshop", "demo.pretraining.load_questions"):
         monkeypatch.setattr(f"kivla.{place}", began)
     name, *rest = command
     given = [name, "--output_dir", str(tmp_path / "out"), *rest]
@@ -69,10 +74,11 @@ def test_a_command_does_not_give_the_results_of_other_arguments(tmp_path, monkey
 
 
 def test_a_study_may_get_more_recipes_and_seeds(tmp_path, monkeypatch):
-    monkeypatch.setattr("kivla.commands.study.record", lambda *args: None)
+    runs = []
+    monkeypatch.setattr("kivla.commands.study._run", lambda *args: runs.append(args))
     for options in ([], ["--seeds", "5", "--recipes", "joint", "--target_success", "0.9"]):
-        with pytest.raises(FileNotFoundError):  # the demonstrations that were not recorded
-            main(["study", "--output_dir", str(tmp_path), *options])
+        main(["study", "--output_dir", str(tmp_path), "--core_hours", "0", *options])
+    assert len(runs) == 2
 
 
 def test_json_files_are_whole_whenever_the_process_is_killed(tmp_path, monkeypatch):

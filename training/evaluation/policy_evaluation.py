@@ -46,8 +46,8 @@ def measure_chunks(chunks: dict, data: RobotDataset) -> dict:
     Returns:
         `num_chunks`, `decoding_failures`, `action_error` and `mean_action_error` (of always the mean action) as
         `ActionError` has them, `smoothness` as `Smoothness` has it or None where no chunk has four real steps, and
-        `dimensions`: `name`, `mae`, `mean_action_mae` and their `ratio`, below 1 if the policy is better; None where
-        the data does not vary.
+        `dimensions`: `name`, `mae`, `mean_action_mae` and `times_better_than_mean`, the second divided by the first;
+        None where the data does not vary.
     """
     metric, given = ActionError(keep_in_memory=True), {"references": chunks["demonstrated"], "is_pad": chunks["is_pad"]}
     error, mean_error = (metric.compute(predictions=chunks[name], **given) for name in ("predicted", "mean_action"))
@@ -64,15 +64,15 @@ def measure_chunks(chunks: dict, data: RobotDataset) -> dict:
         "mean_action_error": mean_error,
         "smoothness": smoothness,
         "dimensions": [
-            {"name": name, "mae": mae, "mean_action_mae": mean_mae, "ratio": _ratio(mae, mean_mae)}
-            for name, mae, mean_mae in pairs
+            {"name": name, "mae": mae, "mean_action_mae": mean, "times_better_than_mean": _times_better(mae, mean)}
+            for name, mae, mean in pairs
         ],
     }
 
 
-def _ratio(error: float, mean_error: float) -> float | None:
-    """Of an error to that of the mean action. Where data does not vary, the latter is no more than rounding."""
-    return error / mean_error if mean_error > EPSILON else None
+def _times_better(error: float, mean_error: float) -> float | None:
+    """The error of the mean action divided by this one. Where data does not vary, it is no more than rounding."""
+    return mean_error / max(error, EPSILON) if mean_error > EPSILON else None
 
 
 def measure_answers(model: PreTrainedModel, vlm_processor: ProcessorMixin, folder: str, batch_size: int) -> dict:
@@ -143,17 +143,17 @@ def format_report(report: dict) -> str:
     # A row for each dimension, then all together.
     error, mean_error = report["action_error"], report["mean_action_error"]
     total = {"name": "all", "mae": error["mae"], "mean_action_mae": mean_error["mae"]}
-    total["ratio"] = _ratio(total["mae"], total["mean_action_mae"])
+    total["times_better_than_mean"] = _times_better(total["mae"], total["mean_action_mae"])
     width = max(len(row["name"]) for row in (*report["dimensions"], {"name": "end-point error"}))
     failures = report["decoding_failures"]
     lines = [
         f"{report['num_chunks']} chunks of {report['chunk_size']} steps; {failures} more did not decode",
         "",
-        f"{'':{width}}{'mean abs. error':>18}{'of the mean action':>22}{'ratio':>9}",
+        f"{'':{width}}{'mean abs. error':>18}{'of the mean action':>22}{'times better':>16}",
     ]
     for row in (*report["dimensions"], total):
-        ratio = "-" if row["ratio"] is None else f"{row['ratio']:.2f}"
-        lines.append(f"{row['name']:{width}}{row['mae']:18.4f}{row['mean_action_mae']:22.4f}{ratio:>9}")
+        times = "-" if row["times_better_than_mean"] is None else f"{row['times_better_than_mean']:.2f}"
+        lines.append(f"{row['name']:{width}}{row['mae']:18.4f}{row['mean_action_mae']:22.4f}{times:>16}")
     lines.append("")
     for name, key in (("RMSE", "rmse"), ("end-point error", "end_point_error")):
         lines.append(f"{name:{width}}{error[key]:18.4f}{mean_error[key]:22.4f}")

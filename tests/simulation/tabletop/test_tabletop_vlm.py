@@ -5,7 +5,7 @@ import json
 import pytest
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from kivla.demo.stages import TABLETOP_VLM
+from kivla.named_models import TABLETOP_VLM
 from kivla.simulation import make_questions
 from kivla.simulation.tabletop.answers import answer_accuracy
 from kivla.training.evaluation.vlm_answers import ask

@@ -60,6 +60,7 @@ RULES = {
     "language": Rule(NOTE, None, "columns of words that are not read: perhaps sub-tasks"),
     # -------------------------------------------------------------------------------------------------- pictures
     "no_camera": Rule(WARNING, None, "no camera was found: a policy would act without seeing anything"),
+    "unnamed_camera": Rule(WARNING, None, "pictures are there, and info.json does not say so: they are not used"),
     "unreadable": Rule(ERROR, None, "a picture that was looked at cannot be read"),
     "black": Rule(WARNING, 8, "brightness (of 255) that no pixel of any picture exceeds: a covered or dead camera"),
     "dark": Rule(WARNING, 25, "mean brightness of the pictures (of 255)"),

@@ -144,6 +144,10 @@ def check_data(data: RobotDataset, quick: bool = False, progress: bool = True) -
         report.findings += _check_pictures(data, report, frames_of, looked_at, how_much["spread"], how_much["in_a_row"])
         if isinstance(data, LeRobotDataset):
             report.findings += _check_videos(data, report, how_much["videos"]) + _check_language(data)
+            report.findings += [
+                Finding("unnamed_camera", f"{camera} is not used: info.json does not name it.", camera=camera)
+                for camera in data.unnamed_cameras
+            ]
     report.findings.sort(key=lambda finding: -LEVELS.index(finding.level))
     return report
 

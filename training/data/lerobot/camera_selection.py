@@ -45,12 +45,22 @@ def cameras_with_files(metadata: LeRobotMetadata, hub: HubFolder | None) -> list
     ]
 
 
+def unnamed_cameras(metadata: LeRobotMetadata, embedded: Collection[str]) -> list[str]:
+    """Name what there are pictures of although info.json does not say so.
+
+    Args:
+        embedded: columns of the data files that hold picture files for certain, not only bytes or words.
+    """
+    features = metadata.info["features"]
+    return [camera for camera in [*metadata.filmed(), *embedded] if not is_pictures(features.get(camera, {}))]
+
+
 def select_cameras(
     name: str,
     metadata: LeRobotMetadata,
     positions: np.ndarray,
     stored_images: Collection[str],
-    embedded: Collection[str],
+    unnamed: Collection[str],
     no_pictures: Mapping[str, str],
     wanted: Sequence[str] | None,
 ) -> tuple[list[str], list[str]]:
@@ -60,7 +70,7 @@ def select_cameras(
         name: the dataset's, for messages.
         positions: of the selected episodes.
         stored_images: columns of the data files that hold pictures.
-        embedded: those of them that hold picture files for certain, not only bytes or words.
+        unnamed: see `unnamed_cameras`.
         no_pictures: other columns → their type, for messages.
         wanted: see `choose_cameras`; None for all that have files.
 
@@ -74,7 +84,7 @@ def select_cameras(
     features = metadata.info["features"]
     announced = [key for key, feature in features.items() if is_camera(feature)]
     notes = []
-    if unnamed := [camera for camera in [*metadata.filmed(), *embedded] if not is_pictures(features.get(camera, {}))]:
+    if unnamed:
         notes.append(
             f"There are pictures of {some(unnamed)}, which the features of meta/info.json do not name as "
             f"{'a camera' if len(unnamed) == 1 else 'cameras'}: not used. Give them the dtype video or image there."
@@ -111,4 +121,4 @@ def _videos_gone(metadata: LeRobotMetadata, camera: str, positions: np.ndarray) 
     return {path: not metadata.has(path) for path in metadata.video_files(camera, positions)}
 
 
-__all__ = ["cameras_with_files", "is_camera", "select_cameras"]
+__all__ = ["cameras_with_files", "is_camera", "select_cameras", "unnamed_cameras"]

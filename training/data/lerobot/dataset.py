@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from ..robot_dataset import RobotDataset, evenly_spread
-from .camera_selection import cameras_with_files, is_camera, select_cameras
+from .camera_selection import cameras_with_files, is_camera, select_cameras, unnamed_cameras
 from .dimension_names import dimension_names, make_unique
 from .episode_rows import compare_tasks, derive_tasks, find_episodes
 from .episode_videos import EpisodeVideos, digest_of_ends
@@ -101,6 +101,7 @@ class LeRobotDataset(RobotDataset):
 
     Attributes:
         cameras: feature names of the cameras.
+        unnamed_cameras: what there are pictures of, and `info.json` does not name as a camera; not used.
         episodes: the dataset's numbers of the selected episodes; `num_episodes` of them.
         version: of LeRobot's format, "v2.0", "v2.1" or "v3.0".
         fps: frames, and therefore actions, per second.
@@ -187,10 +188,11 @@ class LeRobotDataset(RobotDataset):
         self._parts = {"actions": chosen.actions} | ({"state": chosen.state} if chosen.state else {})
         self._stored_images = [name for name, types in files.types.items() if all(map(is_picture, types))]
         embedded = [name for name in self._stored_images if all(map(is_picture_file, files.types[name]))]
+        self.unnamed_cameras = unnamed_cameras(self._metadata, embedded)
         wanted = cameras if cameras is not None else chosen.cameras
         no_pictures = {name: some(types) for name, types in files.types.items() if name not in self._stored_images}
         self.cameras, notes = select_cameras(
-            self.name, self._metadata, self._positions, self._stored_images, embedded, no_pictures, wanted
+            self.name, self._metadata, self._positions, self._stored_images, self.unnamed_cameras, no_pictures, wanted
         )
         self.notes += notes
         stored = [camera for camera in self.cameras if camera in self._stored_images]

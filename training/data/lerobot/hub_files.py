@@ -16,6 +16,8 @@ from huggingface_hub.errors import (
 )
 from tqdm.contrib.concurrent import thread_map
 
+from ....named_models import not_found
+
 _WORKERS = 8
 _MANY = 8  # files, from where on there is a progress bar
 
@@ -64,10 +66,7 @@ class HubFolder:
         except RevisionNotFoundError as error:
             raise FileNotFoundError(f"The dataset {self.repo} has no revision {self.revision!r}.") from error
         except (HFValidationError, RepositoryNotFoundError, LocalEntryNotFoundError) as error:
-            raise FileNotFoundError(
-                f"{name!r} is neither a folder here nor a dataset that can be had from the Hugging Face Hub. Check the "
-                f"spelling, and for a private dataset log in with `hf auth login`. ({error})"
-            ) from error
+            raise not_found(name, "dataset", error) from error
         self.root = Path(folder)
         self.commit = self.root.name
 

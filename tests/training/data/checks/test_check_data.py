@@ -590,6 +590,13 @@ def test_options_that_cannot_be(tmp_path, capsys):
         assert status.value.code == 2 and said in capsys.readouterr().err
 
 
+def test_a_camera_that_is_not_named_is_a_warning(tmp_path):
+    folder = write_folder(tmp_path / "data", edit_info=lambda info: info["features"].pop(CAMERA))
+    found = {finding.code: finding for finding in check_data(LeRobotDataset(folder, 1), progress=False).findings}
+    assert found["unnamed_camera"].camera == CAMERA and found["unnamed_camera"].level == "warning"
+    assert "no_camera" in found
+
+
 def test_a_tolerance_without_videos_is_refused(tmp_path, capsys):
     folder = write_folder(tmp_path / "data", edit_info=lambda info: info["features"].pop(CAMERA))
     shutil.rmtree(Path(folder) / "videos")
