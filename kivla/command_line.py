@@ -52,7 +52,9 @@ def parse(
         for action in parser._actions:  # a default fulfils a requirement
             action.required = action.required and action.dest not in defaults
     else:
-        words = takewhile(lambda argument: not argument.startswith("-"), list(arguments))
+        words = list(takewhile(lambda argument: not argument.startswith("-"), arguments))
+        if too_many := words[len(names) :]:
+            parser.error(f"there is no place for {' '.join(too_many)}. `{prog} --help` lists what there is.")
         for i, (name, _) in enumerate(zip(names, words, strict=False)):
             arguments.insert(2 * i, f"--{name}")
     # Before argparse says what is missing: a misspelt option is the reason why it is.

@@ -61,6 +61,8 @@ def download(model: str | os.PathLike, what: str) -> Path:
 
 def not_found(name: str, what: str, error: Exception) -> FileNotFoundError:
     """Make the error for a name that is neither a folder nor on the Hub."""
+    if name.startswith(("/", ".", "~")):  # no id on the Hub does
+        return FileNotFoundError(f"There is no folder {name}, hence no {what}.")
     return FileNotFoundError(
         f"{name!r} is neither a folder here nor a {what} that can be had from the Hugging Face Hub. Check the "
         f"spelling, and for a private one log in with `hf auth login`. ({error})"

@@ -144,7 +144,9 @@ def _refusal(
 ) -> str:
     problems = [f"there is no {wanted[camera]!r} for {camera!r}" for camera in missing if camera in wanted]
     problems += [f"none is of {camera!r}" for camera in missing if camera not in wanted]
-    problems += [f"the policy has no camera {name!r}" for name in unknown]
+    # One that was told to be another image is a camera of the policy all the same
+    strangers = [name for name in unknown if not any(suits(name, camera) for camera in missing)]
+    problems += [f"the policy has no camera {name!r}" for name in strangers]
     text = f"images are given for the cameras {given}, but the policy has {list(cameras)}: {', '.join(problems)}. "
     # With several, a guess by their order would be copied, and be wrong
     guess = unknown[0] if len(missing) == len(unknown) == 1 else "THEIR_NAME" if unknown else None

@@ -401,3 +401,9 @@ def test_a_second_name_is_saved(policy, tmp_path):
         policy[1]({"base": "hand", "hand": "wrist"})
     with pytest.raises(ValueError, match="must be a list of names"):
         policy[1]("top")
+
+
+def test_a_camera_that_is_told_a_wrong_name_is_not_called_unknown():
+    with pytest.raises(ValueError, match="there is no 'nothing' for 'top'") as error:
+        place_cameras(["top"], ["top"], names={"top": "nothing"})
+    assert "the policy has no camera" not in str(error.value) and "--cameras top " in str(error.value)

@@ -622,10 +622,16 @@ def normalized_chunks(
 def _roundtrip(tokenizer: ActionTokenizer, chunks: Sequence[np.ndarray]) -> str:
     """Say what action tokens cost and lose on these chunks."""
     report = tokenizer.roundtrip_error(chunks)
-    return (
+    said = (
         f"{len(chunks)} chunks take {report['tokens_mean']:.1f} action tokens each (at most {report['tokens_max']}), "
         f"root-mean-square error {report['rmse']:.4f} of the normalised range [-1, 1]"
     )
+    if report["tokens_mean"] < 2:
+        said += (
+            ". Most chunks are a single token: they were learned by heart, and others will take many more. Give more "
+            "data, or a smaller --action_vocab_size"
+        )
+    return said
 
 
 __all__ = [

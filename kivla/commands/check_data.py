@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+from matplotlib.backend_bases import FigureCanvasBase
+
 from ..command_line import parse
 from ..training.data.checks.findings import Finding
 from ..training.data.checks.page import format_report
@@ -45,6 +47,9 @@ class CheckDataArguments(DatasetOptions):
 
 def run(arguments: Sequence[str]) -> None:
     (args,) = parse((CheckDataArguments,), arguments, prog="kivla check-data", positional="dataset")
+    formats = FigureCanvasBase.get_supported_filetypes()
+    if args.plot is not None and Path(args.plot).suffix[1:].lower() not in formats:
+        raise ValueError(f"--plot {args.plot}: pictures end in .{', .'.join(formats)}.")
     try:
         data = args.open(args.dataset, 1, args.cameras, robot=None)
     except (FileNotFoundError, ValueError) as error:  # what a reader refuses is a finding like others

@@ -87,4 +87,5 @@ def run(arguments: Sequence[str]) -> None:
     report["media"] = write_media(folder, shown, env.fps, args.video_format)
     (folder / "rollout.json").write_text(json.dumps(report, indent=2) + "\n")
     print(format_report(report))
-    print(f"\nrollout.json, videos and contact sheet are in {folder}")
+    written = "rollout.json, videos and contact sheet are" if shown else "rollout.json is"
+    print(f"\n{written} in {folder}")

@@ -109,6 +109,12 @@ def test_the_ratio_to_a_motion_without_jerk_is_undefined():
     assert result["mean_squared_jerk"] == pytest.approx(36) and result["jerk_ratio"] is None
 
 
+def test_jerk_that_is_rounding_only_is_none():
+    line = np.linspace(0.1, 17.3, 12, dtype=np.float32).reshape(1, 12, 1)  # straight, but for float32
+    result = Smoothness(fps=30).compute(predictions=line**2, references=line)
+    assert result["reference_mean_squared_jerk"] > 0 and result["jerk_ratio"] is None
+
+
 def test_jerk_needs_four_steps(chunks):
     predictions, references, _ = chunks
     with pytest.raises(ValueError, match="four real steps in a row, the longest chunk has 3"):

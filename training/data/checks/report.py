@@ -129,7 +129,7 @@ def check_data(data: RobotDataset, quick: bool = False, progress: bool = True) -
     report = DataReport(data.name, _facts(data, episodes))
     report.findings += [Finding("assumed", note) for note in data.notes]
     total = len(episodes) * (7 if data.state_dim else 4)  # three readings of each vector, and one of both
-    with tqdm(total=total, desc="Checking data", unit=" episodes", disable=not progress, leave=False) as bar:
+    with tqdm(total=total, desc="Checking data", unit=" readings", disable=not progress, leave=False) as bar:
         frames_of = finite = FiniteFrames(data)
         if quick:  # few enough to be read once
             frames_of = {episode: finite(episode) for episode in episodes}.__getitem__
