@@ -138,7 +138,7 @@ def test_held_out_texts_are_predicted_before_at_every_evaluation_and_after(sourc
 
 def test_a_run_that_goes_on_with_other_texts_says_so_at_once(sources, texts, tmp_path):
     main(command(sources, tmp_path / "policy", eval_text_dataset=texts))
-    with pytest.raises(ValueError, match="has 3 other texts than the 2 of --eval_text_dataset now"):
+    with pytest.raises(SystemExit, match="has 3 other texts than the 2 of --eval_text_dataset now"):
         main(command(sources, tmp_path / "policy", eval_text_dataset=texts, max_eval_frames=2))
 
 
