@@ -129,7 +129,10 @@ def positional(command: str) -> list[str]:
     """Options that a command takes without their names, in order."""
     if _parse(command) is None:
         return []
-    return [word for word in _parse(command, "first", "second", "third")[1] if word.startswith("--")]
+    for count in (3, 2, 1):  # words that have no place are refused
+        with contextlib.suppress(SystemExit), contextlib.redirect_stderr(io.StringIO()):
+            return [word for word in _parse(command, *["word"] * count)[1] if word.startswith("--")]
+    return []
 
 
 def shown(value: typing.Any) -> str:

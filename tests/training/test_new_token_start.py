@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kivla import KIVLACollator, KIVLAForActionPrediction, KIVLAProcessor
-from kivla.demo.stages import TABLETOP_VLM
+from kivla.named_models import TABLETOP_VLM
 from kivla.training.new_token_start import aim_new_tokens
 from tests.helpers.policies import SIZES, _action_tokenizer, dataset
 

@@ -67,7 +67,7 @@ def test_names_of_cameras_need_no_pictures(hub):
 
 
 def test_neither_a_folder_nor_on_the_hub(tmp_path):
-    with pytest.raises(FileNotFoundError, match="neither a folder here nor a dataset"):
+    with pytest.raises(FileNotFoundError, match=r"There is no folder .*no/such/folder"):
         LeRobotDataset(tmp_path / "no/such/folder")  # no valid Hub id, so nothing is asked over the network
     with pytest.raises(ValueError, match="is a folder, which has no revision 'v1'"):
         LeRobotDataset(write_folder(tmp_path / "data"), revision="v1")
