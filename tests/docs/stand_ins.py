@@ -80,14 +80,26 @@ def questions(folder: Path) -> None:
     )
     rows = {"images": [[image(i)] for i in range(8)], "texts": [[turn]] * 8}
     datasets.Dataset.from_dict(rows, features=features).to_parquet(folder / "ai2d" / "train.parquet")
+    _write_configs(folder, "ai2d")
+
+
+def _write_configs(folder: Path, name: str) -> None:
     (folder / "README.md").write_text(
-        "---\nconfigs:\n- config_name: ai2d\n  data_files:\n  - split: train\n    path: ai2d/train.parquet\n---\n"
+        f"---\nconfigs:\n- config_name: {name}\n  data_files:\n  - split: train\n    path: {name}/train.parquet\n---\n"
     )
 
 
 def texts(file: Path) -> None:
     """Held-out texts, a line each."""
     file.write_text("".join(f"{json.dumps({'text': f'Text {i} is about tea.'})}\n" for i in range(4)))
+
+
+def texts_of_the_hub(folder: Path, name: str) -> None:
+    """Texts in a configuration by name."""
+    (folder / name).mkdir(parents=True)
+    rows = datasets.Dataset.from_dict({"text": [f"A long text, number {i}, is about coffee." for i in range(8)]})
+    rows.to_parquet(folder / name / "train.parquet")
+    _write_configs(folder, name)
 
 
 def make_stand_ins(folder: Path) -> None:
@@ -103,7 +115,9 @@ def make_stand_ins(folder: Path) -> None:
     twins.fast(folder / "physical-intelligence" / "fast")
     questions(folder / "HuggingFaceM4" / "the_cauldron")
     make_questions(1, seed=0).save_to_disk(folder / "questions")
-    texts(folder / "held_out.jsonl")
+    for name in ("held_out.jsonl", "my_texts.jsonl"):
+        texts(folder / name)
+    texts_of_the_hub(folder / "Salesforce" / "wikitext", "wikitext-103-raw-v1")
     shutil.copytree(root / "tests/data", folder / "tests/data")
     shutil.copytree(root / "simulation/tabletop_vlm", folder / "simulation/tabletop_vlm")
     train = ["train", "--vlm", "google/paligemma2-3b-pt-224", "--dataset", "lerobot/your_dataset"]
