@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 import yaml
+from huggingface_hub import constants
 from PIL import Image
 
 from kivla import KIVLAForActionPrediction, KIVLAProcessor
@@ -29,6 +30,12 @@ TINY = {
     "disable_tqdm": True,
     "dataloader_pin_memory": False,
 }
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch):
+    """What is not here is not asked for again and again."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ import datasets
 import evaluate as evaluate_library
 import numpy as np
 import pytest
+from huggingface_hub import constants
 from PIL import Image
 from transformers import pipeline
 
@@ -15,6 +16,12 @@ from kivla.cli import main
 from kivla.training.evaluation.policy_evaluation import draw, format_report, measure_answers, measure_chunks, predict
 from kivla.training.evaluation.predictions import predict_dataset
 from tests.helpers.policies import DATASET, dataset, make_policy
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch):
+    """What is not here is not asked for again and again."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
 
 
 @pytest.fixture(autouse=True)
