@@ -7,7 +7,6 @@ from ..named_models import TABLETOP, find_vlm
 from ..training.policy_options import refuse
 from .cells import COLD, QUESTIONS, REPLAY, WARMUP, check_condition
 
-MAX_HELD_OUT_EPISODES = 100
 # What is taken where nothing else is told, of options that are for the tabletop alone.
 _ON_THE_TABLETOP = {
     "num_demonstrations": 3000,
@@ -16,14 +15,6 @@ _ON_THE_TABLETOP = {
     "num_episodes": 100,
     "num_question_scenes": 50,
 }
-# Of a new action tokenizer: they apply to the recipes that have one.
-_TOKENIZER_OPTIONS = (
-    "action_tokenizer",
-    "action_vocab_size",
-    "action_scale",
-    "action_token_placement",
-    "action_token_skip",
-)
 # What may differ from one start to the next: more runs, or other words about the same ones.
 _FREE = ("output_dir", "recipes", "conditions", "seeds", "core_hours", "target_success", "run")
 
