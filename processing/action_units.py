@@ -118,10 +118,9 @@ class ActionUnits:
             actions = to_relative(actions, self._reference(state), self.relative)
         return actions
 
-    def normalize(self, actions, state=None):
-        """Actions (..., H, D), robot units -> normalised float32, an array or a tensor as given; see `learned`."""
-        normalized = self.normalizer.normalize(self.learned(actions, state))
-        return torch.as_tensor(normalized, device=actions.device) if torch.is_tensor(actions) else normalized
+    def normalize(self, actions: np.ndarray, state=None) -> np.ndarray:
+        """Actions (..., H, D), robot units -> normalised float32; see `learned`."""
+        return self.normalizer.normalize(self.learned(actions, state))
 
     def unnormalize(self, chunk, state=None):
         """Inverse of `normalize`: absolute actions in robot units, float32."""

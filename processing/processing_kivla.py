@@ -543,28 +543,27 @@ class KIVLAProcessor(PushedWithCard, SavedProcessor, ProcessorMixin):
         return response_ends(batch, torch.as_tensor(self.action_token_ids))
 
     # -------------------------------------------------------------------------------------------------- decoding
-    def normalize_actions(self, actions, robot: str | None = None, state=None):
-        """Turn actions (..., n, action_dim) in robot units into normalised ones as the model has them; arrays, tensors.
-
-        The inverse of `unnormalize_actions` without clipping. What is left of an old chunk is made relative to a new
-        observation's state so.
+    def normalize_actions(self, actions, robot: str | None = None, state=None) -> np.ndarray:
+        """Normalise actions (..., n, action_dim) in robot units; the inverse of `unnormalize_actions`.
 
         Args:
             robot: whose actions they are, where the processor has several robots.
-            state: (..., Ds), robot units, one for each chunk: only needed where the robot's actions are relative.
+            state: (..., Ds), robot units: that of the observation which they are to be seen from. Only needed where the
+                robot's actions are relative: what is left of an old chunk becomes relative to a new state so.
 
         Returns:
             (..., n, action_dim) float32.
 
         Raises:
-            ValueError: no state where one is needed, other sizes than the robot has, or a value that is NaN or
-                infinite.
+            ValueError: another number of dimensions than the robot has, a value that is NaN or infinite, or no state
+                where one is needed.
         """
         spec = self.robot(robot)
-        actions = as_numbers(actions) if isinstance(actions, list | tuple) else actions
-        if actions.shape[-1] != spec.action_dim:
+        actions = as_numbers(actions)
+        if actions.shape[-1:] != (spec.action_dim,):
             raise ValueError(
-                f"actions of this robot have {spec.action_dim} dimensions, got shape {tuple(actions.shape)}."
+                f"Actions of shape {actions.shape}, but this robot's have {spec.action_dim} dimensions: are they of "
+                "another robot?"
             )
         return spec.units.normalize(actions, state)
 
