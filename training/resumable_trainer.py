@@ -5,9 +5,10 @@ import json
 import logging
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list
 from torch.distributed.tensor import DTensor
@@ -323,13 +324,17 @@ class ResumableTrainer(Trainer):
             step_size = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
             return StepBuckets(self._order, step_size, lambda number: dataset.size_of(number % len(dataset)))
 
-        numbered = NumberedExamples(dataset, seed)
+        numbered = NumberedExamples(dataset, seed, self.augmentation())
         loader = super()._get_dataloader(numbered, *args, sampler_fn=order, is_training=True, **kwargs)
         base: DataLoader = loader.base_dataloader
         base.collate_fn = NumberedCollator(base.collate_fn)
         base.worker_init_fn = leave_signals_to_parent
         base.generator = torch.Generator().manual_seed(seed)  # otherwise it draws from the model's random numbers
         return loader
+
+    def augmentation(self) -> Callable[[Mapping, np.random.Generator], Mapping] | None:
+        """Return what changes training examples, and those alone, when they are read; here nothing. For subclasses."""
+        return None
 
     def get_batch_samples(self, *args, **kwargs):
         if self.state.global_step >= self.state.max_steps:

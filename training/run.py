@@ -26,6 +26,7 @@ from ..processing.chat_format import has_chat
 from .arguments import KIVLATrainingArguments
 from .build import CONTINUE, build_for_stage
 from .checkpoints import RUN_MARKS, put_aside
+from .data.augmentation import wrists_by_name
 from .data.camera_naming import unseen_note
 from .data.checks.findings import ERROR, WARNING
 from .data.checks.report import check_data
@@ -320,6 +321,9 @@ def make_trainer(
         built.notes.append(
             f"recipe {recipe_name} trains on no VLM data: {data_args.vlm_dataset} is for evaluation only."
         )
+    if args.augment != "none" and args.wrist_cameras is None and data_args.mapping is not None:
+        names = dict.fromkeys(camera for data in sources for camera in data.cameras)
+        args = replace(args, wrist_cameras=wrists_by_name(list(names), data_args.mapping) or None)
     # What was assumed or derived is said, by one process.
     if args.process_index == 0:
         for data in sources:
