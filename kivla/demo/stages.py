@@ -32,6 +32,7 @@ from ..training.data.lerobot.language import PERSISTENT_COLUMN
 from ..training.data.mixture import Mixture
 from ..training.data.vlm.dataset import VLMDataset
 from ..training.evaluation.vlm_answers import ask
+from ..training.parts import freeze_vision
 from ..training.policy_options import PolicyOptions
 from ..training.recipes import Stage, get_recipe, split_steps
 from ..training.run_folder import write_json
@@ -178,7 +179,7 @@ def make_trainer(
     model, processor = built.model, built.processor
     processor.expert_reads_response = args.subtasks
     if args.freeze_vision:
-        model.vlm.get_encoder("image").requires_grad_(False)
+        freeze_vision(model)
     # Questions about pictures beside the demonstrations, so that the VLM goes on to talk.
     examples = data
     if args.question_share > 0 and get_recipe(args.recipe).vlm_data:
