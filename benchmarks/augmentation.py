@@ -146,9 +146,8 @@ def format_rows(outcomes: dict[str, dict[str, list[bool]]], seeds: list[int]) ->
     for name, row in outcomes.items():
         difference = paired_difference(row[AUGMENTED], row[PLAIN])
         mean, low, high = (100 * value for value in (difference.mean, difference.low, difference.high))
-        lines.append(
-            f"| {name} | {_percent(row[PLAIN])} | {_percent(row[AUGMENTED])} | {mean:+.1f} ({low:+.1f} to {high:+.1f}) |"
-        )
+        rates = f"{_percent(row[PLAIN])} | {_percent(row[AUGMENTED])}"
+        lines.append(f"| {name} | {rates} | {mean:+.1f} ({low:+.1f} to {high:+.1f}) |")
     runs = "1 run" if len(seeds) == 1 else f"{len(seeds)} runs"
     return "\n".join([*lines, "", f"{runs} of each (seeds {seeds}), {count} scenes each, the same for all."])
 

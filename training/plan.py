@@ -90,7 +90,10 @@ def _parts(model: nn.Module) -> Iterator[str]:
 def _rates(trainer: KIVLATrainer) -> str:
     args = trainer.args
     own = {part: getattr(args, name) for part, name in RATE_ARGUMENTS.items()}
-    rates = [f"{args.learning_rate:g}", *(f"{_TITLES[part]} {rate:g}" for part, rate in own.items() if rate is not None)]
+    rates = [
+        f"{args.learning_rate:g}",
+        *(f"{_TITLES[part]} {rate:g}" for part, rate in own.items() if rate is not None),
+    ]
     warmup = args.get_warmup_steps(num_steps(trainer))
     return f"{', '.join(rates)}; {warmup:,} steps of warm-up, then {args.lr_scheduler_type.value.replace('_', ' ')}"
 

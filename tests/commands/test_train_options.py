@@ -52,7 +52,12 @@ def test_the_defaults_are_those_of_openpi():
     args = read()
     assert (args.max_steps, args.learning_rate, args.adam_beta2) == (30_000, 2.5e-5, 0.95)
     assert args.get_warmup_steps(30_000) == 1000 and args.lr_scheduler_kwargs == {"min_lr_rate": 0.1}
-    assert (args.save_steps, args.save_total_limit, args.eval_strategy.value, args.eval_steps) == (1000, 2, "steps", 1000)
+    assert (args.save_steps, args.save_total_limit, args.eval_strategy.value, args.eval_steps) == (
+        1000,
+        2,
+        "steps",
+        1000,
+    )
     assert args.dataloader_num_workers == 4 and args.augment == "robot"
     assert read("--num_train_epochs", "2").max_steps == -1
     assert read("--muon", "true").adam_beta2 == 0.99
@@ -102,7 +107,9 @@ def test_help_shows_ours_and_help_all_the_librarys_behind_them(capsys):
     listed = {option: set(re.findall(r"^  --(\w+)", text, re.M)) for option, text in shown.items()}
     assert listed["--help"] & known == known - hidden
     assert listed["--help-all"] & known == known
-    groups = [shown["--help-all"].index(f"\n{title}") for title in ("what to start from", "data:", "training:", "of tr")]
+    groups = [
+        shown["--help-all"].index(f"\n{title}") for title in ("what to start from", "data:", "training:", "of tr")
+    ]
     assert groups == sorted(groups)
     assert len(hidden) > 80 and hidden <= {field.name for field in fields(TrainingArguments)}
 
@@ -127,7 +134,10 @@ def test_a_wrong_option_is_one_line(words, said, capsys):
 def test_a_wrong_key_in_a_file_is_answered_with_the_nearest(tmp_path, capsys):
     (tmp_path / "run.yaml").write_text("lerning_rate: 1\n")
     (tmp_path / "list.yaml").write_text("- a\n")
-    for file, said in (("run", "unknown keys: lerning_rate. Did you mean learning_rate?"), ("list", "of the form `opt")):
+    for file, said in (
+        ("run", "unknown keys: lerning_rate. Did you mean learning_rate?"),
+        ("list", "of the form `opt"),
+    ):
         with pytest.raises(SystemExit):
             main(["train", str(tmp_path / f"{file}.yaml")])
         assert said in capsys.readouterr().err
@@ -135,7 +145,10 @@ def test_a_wrong_key_in_a_file_is_answered_with_the_nearest(tmp_path, capsys):
 
 def test_what_a_run_is_reported_to_must_be_installed(monkeypatch):
     monkeypatch.setattr("kivla.training.run.get_available_reporting_integrations", lambda: ["tensorboard"])
-    for name, said in (("trackio", "is not installed here: pip install trackio"), ("wandbb", "or no such thing: track")):
+    for name, said in (
+        ("trackio", "is not installed here: pip install trackio"),
+        ("wandbb", "or no such thing: track"),
+    ):
         with pytest.raises(SystemExit, match=f"--report_to {name} is.*{said.removeprefix('is ')}"):
             main(["train", *GIVEN, "--report_to", name])
 

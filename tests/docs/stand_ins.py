@@ -43,7 +43,9 @@ JOINTS = tuple(f"joint_{i}" for i in range(5))
 # The robots of the walk-throughs, as LeRobot records them: cameras, joints, frames a second
 SO101 = (
     ("front", "wrist"),
-    tuple(f"{name}.pos" for name in ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper")),
+    tuple(
+        f"{name}.pos" for name in ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper")
+    ),
     30,
 )
 ALOHA = (

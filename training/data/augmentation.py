@@ -105,7 +105,7 @@ def moved(image: Image.Image, amount: Augmentation, rng: np.random.Generator) ->
     cos, sin = amount.crop * np.cos(angle), amount.crop * np.sin(angle)
     # Of a pixel (x, y) of the new picture the place (a x + b y + c, d x + e y + f) in the old one
     x, y = width / 2, height / 2
-    places = (cos, sin, x + right - cos * x - sin * y, -sin, cos, y + down + sin * x - cos * y)
+    places = (cos, -sin, x + right - cos * x + sin * y, sin, cos, y + down - sin * x - cos * y)
     return image.transform(image.size, Image.Transform.AFFINE, places, Image.Resampling.BILINEAR)
 
 
@@ -165,7 +165,9 @@ def describe(augment: str, cameras: Sequence[str], told: Sequence[str] | None) -
     light = f"brightness ±{amount.brightness:.0%}, contrast ±{amount.contrast:.0%}, saturation ±{amount.saturation:.0%}"
     parts = [f"{augment}: {light}, one draw for all cameras"]
     if others:
-        parts.append(f"{', '.join(others)} cropped to {amount.crop:.0%} and turned by up to {amount.rotation:g} degrees")
+        parts.append(
+            f"{', '.join(others)} cropped to {amount.crop:.0%}, turned by up to {amount.rotation:g} degrees"
+        )
     if on_wrist:
         parts.append(f"{', '.join(on_wrist)} not (on a wrist)")
     return "; ".join(parts)

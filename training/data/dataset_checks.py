@@ -69,9 +69,7 @@ def check_dataset(dataset, processor: KIVLAProcessor, names: Mapping[str, str | 
             )
 
 
-def check_augmentation(
-    dataset, augment: str, wrist_cameras: Sequence[str] | None, processor: KIVLAProcessor
-) -> None:
+def check_augmentation(dataset, augment: str, wrist_cameras: Sequence[str] | None, processor: KIVLAProcessor) -> None:
     """Check that the pictures of a training dataset can be augmented as told.
 
     Args:
