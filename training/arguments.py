@@ -91,8 +91,9 @@ class KIVLATrainingArguments(ResumableTrainingArguments):
         anchor_weight (`float`, defaults to 0): of the KL divergence of the VLM's predictions of plain text from those
             of the VLM as it was when the run began, over the vocabulary that it had then; a mean over the same tokens.
             It costs a forward of the untouched VLM over the texts, and its weights in memory once more (with LoRA not).
-        augment (`str`, defaults to `"none"`): change the pictures of training examples at random: "robot" crops and turns
-            them a little and changes the light, in openpi's amounts (`AUGMENTATIONS`). Evaluation never sees it.
+        augment (`str`, defaults to `"none"`): change the pictures of training examples at random: "robot" crops
+            and turns them a little and changes the light, in openpi's amounts (`AUGMENTATIONS`). Evaluation never sees
+            it.
         wrist_cameras (`list[str]`, *optional*): the data's cameras that are on a wrist or a hand, which are neither
             cropped nor turned; `["none"]` for no camera. By default those with wrist, hand or gripper in their name.
         sample_in_eval (`bool`, defaults to `True`): let `evaluate()` sample action chunks and report their error in

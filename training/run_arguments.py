@@ -1,7 +1,7 @@
 """What `kivla train` does where nothing is told: the training arguments of a first real run, and presets by VLM size.
 
-`KIVLATrainingArguments` keep the library's defaults, which are those of a text model. Here are those of a pretrained VLM
-and a fresh expert on a robot's demonstrations, each with where it comes from. None of them is a result of ours.
+`KIVLATrainingArguments` keep the library's defaults, which are those of a text model. Here are those of a pretrained
+VLM and a fresh expert on a robot's demonstrations, each with where it comes from. None of them is a result of ours.
 """
 
 from dataclasses import dataclass, field, replace
@@ -22,8 +22,8 @@ _MIN_RATE = "cosine_with_min_lr"
 SOURCES: dict[str, str] = {
     "max_steps": "30,000, unless `num_train_epochs` is given. openpi",
     "learning_rate": "2.5e-5, of the VLM. openpi and LeRobot, for π0 and π0.5",
-    "expert_learning_rate": "1e-4 for a new expert, or `learning_rate` if that is more; that of the VLM for one that was "
-    "trained, and with `muon`. LeRobot, for SmolVLA's new expert",
+    "expert_learning_rate": "1e-4 for a new expert, or `learning_rate` if that is more; that of the VLM for one that "
+    "was trained, and with `muon`. LeRobot, for SmolVLA's new expert",
     "lr_scheduler_type": "a cosine that ends at a tenth. openpi and LeRobot",
     "warmup_steps": "a thirtieth of the steps: 1,000 of 30,000. openpi and LeRobot",
     "adam_beta2": "0.95; 0.99 with `muon`. openpi and LeRobot",
@@ -43,7 +43,7 @@ _SHOWN = (
     *("push_to_hub", "hub_model_id", "resume_from_checkpoint", "max_grad_norm", "use_cpu"),
 )
 
-# By how large the VLM is; what a preset says, other options may change. 32 examples a step (openpi) on one GPU of 80 GB.
+# By how large the VLM is; other options count more. 32 examples a step, as in openpi, on one GPU of 80 GB.
 PRESETS: dict[str, dict] = {
     "small": {"per_device_train_batch_size": 32, "bf16": True, "learning_rate": 1e-4},
     "medium": {
@@ -120,7 +120,7 @@ class RunArguments(KIVLATrainingArguments):
     augment: str = field(
         default="robot",
         metadata={
-            "help": f"Change pictures at random while training: {', '.join(AUGMENTATIONS)}. For data of a simulator none."
+            "help": f"Change pictures at random while training: {', '.join(AUGMENTATIONS)}. For simulators none."
         },
     )
 

@@ -89,9 +89,9 @@ class ExampleAugmentation:
         changed = []
         for image, camera in zip(images, cameras or [None] * len(images), strict=True):
             if image is not None:
-                image = as_rgb(image)
-                image = image if camera in on_wrist else moved(image, self.amount, rng)
-                image = np.asarray(relit(image, *factors))
+                # The light first: what is black beside a turned picture has no part in its contrast.
+                image = relit(as_rgb(image), *factors)
+                image = np.asarray(image if camera in on_wrist else moved(image, self.amount, rng))
             changed.append(image)
         return changed
 
@@ -165,9 +165,7 @@ def describe(augment: str, cameras: Sequence[str], told: Sequence[str] | None) -
     light = f"brightness ±{amount.brightness:.0%}, contrast ±{amount.contrast:.0%}, saturation ±{amount.saturation:.0%}"
     parts = [f"{augment}: {light}, one draw for all cameras"]
     if others:
-        parts.append(
-            f"{', '.join(others)} cropped to {amount.crop:.0%}, turned by up to {amount.rotation:g} degrees"
-        )
+        parts.append(f"{', '.join(others)} cropped to {amount.crop:.0%}, turned by up to {amount.rotation:g} degrees")
     if on_wrist:
         parts.append(f"{', '.join(on_wrist)} not (on a wrist)")
     return "; ".join(parts)

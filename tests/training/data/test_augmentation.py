@@ -129,7 +129,7 @@ def test_images_come_as_people_have_them():
     np.testing.assert_array_equal(by_name["base"], picture(), err_msg="the example itself stays")
     in_a_list = change(example(base=picture()), rng())["images"][0]
     np.testing.assert_array_equal(after["base"], in_a_list)
-    unnamed = {"images": [Image.fromarray(picture()), torch.from_numpy(picture())], "actions": np.zeros((2, 3))}
+    unnamed = {"images": [Image.fromarray(picture()), torch.tensor(picture())], "actions": np.zeros((2, 3))}
     assert all((image != picture()).any() for image in change(unnamed, rng())["images"])
 
 
@@ -169,7 +169,7 @@ def test_wrist_cameras_can_be_told():
     with pytest.raises(ValueError, match=r"wrist_cameras names 'cam_3', and the data's cameras are \['observation"):
         check_wrist_cameras(["cam_3"], cameras)
     said = describe("robot", cameras, ["cam_2"])
-    assert "front cropped to 95% and turned by up to 5 degrees" in said and "cam_2 not (on a wrist)" in said
+    assert "front cropped to 95%, turned by up to 5 degrees" in said and "cam_2 not (on a wrist)" in said
 
 
 def test_a_draw_depends_on_seed_epoch_and_example_alone():
@@ -266,7 +266,7 @@ def test_what_cannot_be_is_refused(tmp_path):
     with pytest.raises(ValueError, match="wrist_cameras names 'hand', and the data's cameras are"):
         make_trainer(tmp_path, model, processor, augment="robot", wrist_cameras=["hand"])
     trainer = make_trainer(tmp_path, model, processor)
-    with pytest.raises(ValueError, match="a stream .* has none"):
+    with pytest.raises(ValueError, match=r"a stream .* has none"):
         type(trainer)(
             model,
             replace(trainer.args, augment="robot"),
