@@ -14,6 +14,7 @@ from kivla.cli import main
 from kivla.command_line import parse
 from kivla.commands.train import OPTIONS, RUN_YAML, SETTINGS, effective_options
 from kivla.demo.tiny_vlm import save_tiny_vlm
+from kivla.training.parts import freeze_vision
 from kivla.training.plan import TimeLeft, time_left
 from kivla.training.recipes import RECIPES, WARM_UP, get_recipe
 from kivla.training.run_arguments import PRESETS, SOURCES, RunArguments, advanced_options, preset_for
@@ -188,12 +189,11 @@ def test_effective_options_are_read_back_as_they_were(words, tmp_path):
 
 
 def test_a_frozen_vision_tower_stays_and_the_projector_learns(tmp_path):
-    from kivla.training.parts import freeze_vision
-
     model, processor = make_policy(tmp_path / "vlm")
     freeze_vision(model)
-    before = {name: weight.clone() for name, weight in model.named_parameters()}
-    make_trainer(tmp_path, model, processor, max_steps=1).train()
+    trainer = make_trainer(tmp_path, model, processor, max_steps=1)
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    trainer.train()
     moved = {name for name, weight in model.named_parameters() if not weight.equal(before[name])}
     assert not [name for name in moved if "vision_tower" in name]
     assert [name for name in moved if "projector" in name] and [name for name in moved if "language_model" in name]
