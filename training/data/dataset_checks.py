@@ -1,11 +1,12 @@
 """Whether data and policy agree on sizes, before anything is read."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from torch.utils.data import ConcatDataset, Subset
+from torch.utils.data import ConcatDataset, IterableDataset, Subset
 
 from ...processing import KIVLAProcessor
+from .augmentation import AUGMENTATIONS, check_wrist_cameras
 from .data_ranges import range_problems
 from .mixture import Mixture
 from .robot_dataset import RobotDataset
@@ -74,6 +75,27 @@ def check_dataset(dataset, processor: KIVLAProcessor, names: Mapping[str, str | 
             )
 
 
+def check_augmentation(dataset, augment: str, wrist_cameras: Sequence[str] | None, processor: KIVLAProcessor) -> None:
+    """Check that the pictures of a training dataset can be augmented as told.
+
+    Args:
+        augment: one of `AUGMENTATIONS`.
+        wrist_cameras: those that were told to be on a wrist, or None.
+
+    Raises:
+        ValueError: its examples have no numbers to draw by, or it has no such camera.
+    """
+    if AUGMENTATIONS[augment] is not None and isinstance(dataset, IterableDataset):
+        raise ValueError(
+            "augment draws by the number of an example, and a stream (IterableDataset) has none: use a dataset with a "
+            "length, or leave out augment."
+        )
+    if wrist_cameras is not None:
+        cameras = [camera for data in robot_datasets(dataset) for camera in data.cameras]
+        cameras = cameras or [camera for robot in processor.robots.values() for camera in robot.cameras or ()]
+        check_wrist_cameras(wrist_cameras, list(dict.fromkeys(cameras)))
+
+
 def warn_of_ranges(dataset, processor: KIVLAProcessor) -> None:
     """Say where many values of the robots' data lie far outside what the processor was normalised for."""
     for data in robot_datasets(dataset):
@@ -81,4 +103,4 @@ def warn_of_ranges(dataset, processor: KIVLAProcessor) -> None:
             logger.warning("%s", problem.text)
 
 
-__all__ = ["check_dataset", "robot_datasets", "warn_of_ranges"]
+__all__ = ["check_augmentation", "check_dataset", "robot_datasets", "warn_of_ranges"]
