@@ -13,6 +13,7 @@ from ..processing.plugins import check_has, find_class
 # [project.entry-points."kivla.environments"]
 ENVIRONMENTS: dict[str, str | type] = {
     "metaworld": "kivla.simulation.metaworld_env:MetaWorldVectorEnv",
+    "moving": "kivla.simulation.moving_tabletop.env:MovingTabletopVectorEnv",
     "tabletop": "kivla.simulation.tabletop.env:TabletopVectorEnv",
 }
 ENTRY_POINTS = "kivla.environments"
