@@ -71,9 +71,19 @@ def _recording_attention(base: str):
             attend = sys.modules[type(module).__module__].eager_attention_forward
         else:
             attend = ALL_ATTENTION_FUNCTIONS[base]
+        if query.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+            return _in_float32(attend, module, query, key, value, attention_mask, **kwargs)
         return attend(module, query, key, value, attention_mask, **kwargs)
 
     return attention
+
+
+def _in_float32(attend, module, query, key, value, attention_mask, **kwargs):
+    """Attention in float32 where autocast has a CPU compute in bf16: what CPUs are fast at in bf16 are layers."""
+    if attention_mask is not None and attention_mask.is_floating_point():
+        attention_mask = attention_mask.float()
+    with torch.autocast("cpu", enabled=False):
+        return attend(module, query.float(), key.float(), value.float(), attention_mask, **kwargs)
 
 
 for _name in _WRAPPED_IMPLEMENTATIONS:

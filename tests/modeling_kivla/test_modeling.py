@@ -253,6 +253,24 @@ def test_bfloat16_autocast_keeps_losses_in_float32(name):
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
 
 
+@pytest.mark.parametrize("name", ["paligemma", "qwen3_vl", "gemma3"])
+def test_attention_of_the_text_model_is_float32_under_autocast_of_a_cpu(name, monkeypatch):
+    """Layers compute in bf16, and what the expert reads is bf16; queries meet keys in float32."""
+    seen, attend = [], torch.nn.functional.scaled_dot_product_attention
+
+    def note(query, key, value, *args, **kwargs):
+        seen.append((query.dtype, key.dtype, value.dtype, torch.is_autocast_enabled("cpu")))
+        return attend(query, key, value, *args, **kwargs)
+
+    model, example = make_model(name), drop_suffix(make_example(FAMILIES[name]))
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", note)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        prefix = model.encode_prefix(**example)
+    in_float32 = (torch.float32, torch.float32, torch.float32, False)
+    assert seen.count(in_float32) == len(model.config.expert_layers)
+    assert {x.dtype for pair in prefix.key_values for x in pair} <= {torch.bfloat16, torch.float32}
+
+
 def test_bfloat16_weights():
     model = make_model("paligemma").to(torch.bfloat16)
     out = model(**make_batch("paligemma"))

@@ -13,6 +13,7 @@ from huggingface_hub.utils import WeakFileLock
 
 from ..file_windows import FileWindows
 from .hub_files import HubFolder
+from .video import VideoReadError
 
 T = TypeVar("T")
 _AT_ONCE = 16  # downloads by all processes together
@@ -60,7 +61,7 @@ class StreamedVideos:
             try:
                 os.utime(streamed)  # used now
                 return read(streamed)
-            except Exception:
+            except (OSError, VideoReadError):
                 if streamed.is_file():  # otherwise another process has made room
                     raise
             self._fetch(path, streamed)

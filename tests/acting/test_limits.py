@@ -1,0 +1,83 @@
+"""Commands keep to the limits, pass untouched if they do, and reach a target that jumped without passing it."""
+
+import numpy as np
+import pytest
+
+from kivla.acting import ActionLimits
+
+RATE = 50
+SPEED, ACCELERATION = np.array([1.0, 0.5]), np.array([4.0, np.inf])
+
+
+def run(limits: ActionLimits, actions: np.ndarray) -> np.ndarray:
+    return np.stack([limits(action) for action in actions])
+
+
+def derivatives(positions: np.ndarray, start: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Speed and acceleration of each command, from rest at `start`."""
+    speed = np.diff(np.concatenate([start[None], positions]), axis=0) * RATE
+    return speed, np.diff(np.concatenate([np.zeros_like(start)[None], speed]), axis=0) * RATE
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_command_is_beyond_a_limit(seed):
+    generator = np.random.default_rng(seed)
+    wanted = np.cumsum(generator.normal(0, 0.05, (300, 2)), axis=0)
+    wanted[100:] += generator.uniform(-1, 1, 2)  # the seam of two chunks
+    limits = ActionLimits(RATE, SPEED, ACCELERATION)
+    limits.reset(position=[0.2, -0.1])
+    speed, acceleration = derivatives(run(limits, wanted), np.array([0.2, -0.1]))
+    assert (np.abs(speed) <= SPEED * (1 + 1e-5)).all()
+    assert (np.abs(acceleration) <= ACCELERATION * (1 + 1e-5)).all()
+    assert limits.commands == 300 and (limits.limited > 0).all()
+    assert limits.share == limits.limited.sum() / 600
+
+
+def test_what_keeps_to_the_limits_passes_bit_for_bit():
+    time = np.arange(400)[:, None] / RATE
+    wanted = (0.2 * (1 - np.cos(2 * time)) * [1, 0.5]).astype(np.float32)
+    speed, acceleration = derivatives(wanted.astype(np.float64), np.zeros(2))
+    assert np.abs(speed).max() < 0.5 and np.abs(acceleration).max() < 3, "it does keep to them"
+    limits = ActionLimits(RATE, SPEED, ACCELERATION)
+    np.testing.assert_array_equal(run(limits, wanted), wanted, strict=True)
+    assert limits.limited.tolist() == [0, 0] and limits.share == 0
+
+
+@pytest.mark.parametrize("jump", [0.001, 0.013, 0.1, 2.0])
+def test_a_target_that_jumps_is_reached_and_not_passed(jump):
+    limits = ActionLimits(RATE, 1.0, 4.0)
+    limits.reset(position=[0.0])
+    positions = run(limits, np.full((200, 1), jump))[:, 0]
+    assert (np.diff(positions) >= 0).all() and positions.max() <= jump + 1e-9
+    assert positions[-1] == pytest.approx(jump, abs=1e-9)
+    # No slower than needed: the time of the profile that accelerates and brakes at the limits.
+    cruise = max(jump - 1 / 4, 0) / 1.0
+    needed = cruise + 2 * np.sqrt(min(jump, 1 / 4) / 4)
+    assert (positions < jump - 1e-9).sum() / RATE <= needed + 3 / RATE
+
+
+def test_offsets_are_the_motion_itself():
+    limits = ActionLimits(RATE, max_speed=1.0, max_acceleration=10.0, offsets=True)
+    offsets = run(limits, np.array([[0.1], [0.1], [0.1], [-0.1], [0.004]]))[:, 0]
+    np.testing.assert_allclose(offsets * RATE, [0.2, 0.4, 0.6, 0.4, 0.2])
+    limits.reset()
+    assert limits(np.array([0.004]))[0] == 0.004 and limits.limited.tolist() == [4]
+
+
+def test_without_a_position_the_first_target_is_taken_as_it_is():
+    limits = ActionLimits(RATE, max_speed=1.0)
+    assert limits(np.array([5.0]))[0] == 5 and limits(np.array([6.0]))[0] == pytest.approx(5 + 1 / RATE)
+    limits.reset()
+    assert limits(np.array([9.0]))[0] == 9
+    limits.reset(position=[9.5])
+    assert limits(np.array([9.0]))[0] == pytest.approx(9.5 - 1 / RATE)
+
+
+def test_limits_that_cannot_be():
+    with pytest.raises(ValueError, match="Give max_speed, max_acceleration or both"):
+        ActionLimits(RATE)
+    for values in ({"max_speed": 0.0}, {"max_speed": [1.0, -1.0]}, {"max_acceleration": np.nan}):
+        with pytest.raises(ValueError, match=f"{next(iter(values))} must be positive"):
+            ActionLimits(RATE, **values)
+    with pytest.raises(ValueError, match=r"limits for 2 values, but a command has the shape \(3,\)"):
+        ActionLimits(RATE, SPEED)(np.zeros(3))
