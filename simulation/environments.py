@@ -34,6 +34,9 @@ class Environment(Protocol):
       same sentence in demonstrated words: both are rolled out, and compared word by word. Where tasks have parts,
       `info["subtask"]` is the one that each copy has to do now, after every reset and step: it is recorded.
 
+    Where the same action again does not mean to stay (offsets, speeds), `hold(actions)` gives, for the last actions
+    (N, Da), those that do. A policy that is waited for needs them; an environment without it gets its last ones again.
+
     Attributes:
         num_envs: N.
         cameras: names of the cameras; the first one is filmed.

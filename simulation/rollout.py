@@ -1,8 +1,8 @@
 """Roll-outs: a policy acts in many environments at once, with one forward pass for all of them.
 
 All environments of a round start together, so they also plan together: whenever a new chunk is due, those that are
-still running are handed to the policy as one batch. When that is, and which action of which chunk is executed, is
-`ChunkSchedule`'s, as on a robot; how long the policy thinks is counted in control steps, and simulated.
+still running are handed to the policy as one batch. When that is, and which action of which chunk is executed, is said
+by the `ChunkExecutor` that acts on robots, too. How long the policy thinks is simulated, in control steps.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from tqdm.auto import tqdm
 
-from ..acting.chunk_schedule import RTC_METHODS, ChunkSchedule
+from ..acting import ChunkExecutor
 from ..modeling_kivla import actions_of
 from .environments import Environment, check_first
 
@@ -22,7 +22,7 @@ Policy = Callable[[list[dict]], np.ndarray]
 
 @dataclass(frozen=True)
 class Acting:
-    """How chunks become actions, beside how often the policy looks; see `ChunkSchedule`.
+    """How chunks become actions, beside how often the policy looks; see `ChunkExecutor`.
 
     Attributes:
         way: "sync", "naive", "ensemble", "rtc" or "rtc-trained". The last two ask the policy to go on from what is left
@@ -256,30 +256,31 @@ def _run_round(
     told = list(info["instruction"])[:count]
     words, plain = (list(info.get(name, [None] * count))[:count] for name in ("word", "plain_instruction"))
     frames = [[image.copy()] for image in observation["images"][camera][: min(record, count)]]
-    schedule = ChunkSchedule(acting.way, replan_every, acting.latency_steps)
-    answer: tuple[np.ndarray, int] | None = None  # (H, N, Da) that cannot be used yet, and the step it was asked at
-    executed: list[np.ndarray] = []  # (N, Da) of each step
     running = np.arange(env.num_envs) < count
     steps, held_steps = np.zeros((2, env.num_envs), dtype=int)
-    calls = 0
-    for step in range(max_steps):
-        # When a chunk is due the policy is asked, about all that are still running at once; it is used when its time
-        # has passed.
-        if answer is None and schedule.is_due():
-            asked = np.flatnonzero(running)
-            observations = [_observation(observation, info, i) for i in asked]
-            _add_what_was_planned(observations, asked, seeds, step, schedule, acting)
-            planned = _plan(policy, observations, replan_every, env.action_dim)
-            chunks = np.zeros((planned.shape[1], env.num_envs, env.action_dim), dtype=np.float32)
-            chunks[:, asked] = planned.swapaxes(0, 1)
-            answer = chunks, step
-            calls += 1
-        if answer is not None and (step == 0 or step >= answer[1] + acting.latency_steps):
-            schedule.add(*answer)
-            answer = None
-        action = schedule.next_action()
-        held_steps += running & (action is None)
-        executed.append(executed[-1] if action is None else action)  # hold the last one
+    executed: list[np.ndarray] = []  # (N, Da) of each step
+
+    def plan(of_batch: dict, rtc: str | None = None) -> dict:
+        """Ask the policy about all that are still running at once; the others' actions, which nobody needs, are 0."""
+        asked = np.flatnonzero(running)
+        observations = [_observation(observation, info, i) for i in asked]
+        for i, own in zip(asked, observations, strict=True):
+            if "previous_actions" in of_batch:
+                own |= {"previous_actions": of_batch["previous_actions"][:, i], "delay": of_batch["delay"]}
+            if acting.fresh_noise:
+                own["seed"] = int(np.random.SeedSequence([seeds[i], len(executed)]).generate_state(1)[0])
+        planned = _plan(policy, observations, replan_every, env.action_dim)
+        chunks = np.zeros((planned.shape[1], env.num_envs, env.action_dim), dtype=np.float32)  # (H, N, Da)
+        chunks[:, asked] = planned.swapaxes(0, 1)
+        return {"actions": chunks}
+
+    # The copies are one robot with N times the joints: so they act by the code that acts on a robot.
+    hold = getattr(env, "hold", None)
+    act = ChunkExecutor(plan, replan_every, way=acting.way, latency_steps=acting.latency_steps, hold=hold)
+    for _ in range(max_steps):
+        held = act.counts.held
+        executed.append(act({}))
+        held_steps += running & (act.counts.held > held)
         observation, _, terminated, truncated, info = env.step(executed[-1])
         # Note who is done: finished copies ignore actions, and are asked about no more.
         steps += running
@@ -311,24 +312,12 @@ def _run_round(
         )
         for i in range(count)
     ]
-    return episodes, calls
+    return episodes, act.counts.requests
 
 
 def _mean_squared_jerk(actions: np.ndarray, fps: float) -> float | None:
     """Of one episode's actions (T, Da), as `metrics.Smoothness` has it; None with fewer than four."""
     return float(np.square(np.diff(actions, n=3, axis=0) * fps**3).mean()) if len(actions) > 3 else None
-
-
-def _add_what_was_planned(
-    observations: list[dict], asked: np.ndarray, seeds: list[int], step: int, schedule: ChunkSchedule, acting: Acting
-) -> None:
-    """Add to observations what is left of the last chunk, for policies that go on from it, and seeds for fresh noise."""
-    left_over = schedule.left_over() if acting.way in RTC_METHODS else None  # (n, N, Da)
-    for i, observation in zip(asked, observations, strict=True):
-        if left_over is not None:
-            observation |= {"previous_actions": left_over[:, i], "delay": acting.latency_steps}
-        if acting.fresh_noise:
-            observation["seed"] = int(np.random.SeedSequence([seeds[i], step]).generate_state(1)[0])
 
 
 def _repeat_last(values: list, size: int) -> list:

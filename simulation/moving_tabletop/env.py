@@ -87,6 +87,10 @@ class MovingTabletopVectorEnv(TabletopVectorEnv):
         scene = self.scene
         return expert.expert_actions(scene.gripper, scene.positions, self.velocities, self.told_task.target, self.sides)
 
+    def hold(self, actions: np.ndarray) -> np.ndarray:
+        """The last actions again: the gripper stays where it was sent."""
+        return actions
+
     def _sample_episode(self, rng: np.random.Generator) -> tasks.Episode:
         colors, shapes = np.array(sample_pairs(rng, [SEEN_PAIRS] * len(TRACKS))).T
         positions = np.stack([rng.uniform(*TRACKS.T), rng.uniform(*ROWS.T)], axis=-1)  # (K, 2)

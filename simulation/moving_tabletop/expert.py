@@ -39,7 +39,7 @@ def expert_actions(
     goal = np.where((ahead > TURN)[:, None], np.stack([obstacle[:, 0], obstacle[:, 1]], axis=-1), beside)
     # Once far enough aside, straight on until it is passed.
     clear = (ahead <= TURN) & (np.abs(offset) >= PASS - 0.05)
-    goal = np.where(clear[:, None], gripper + [0, 1], goal)
+    goal = np.where(clear[:, None], gripper + np.array([0, 1]), goal)
     # Behind it: to where the target will be.
     passed = (ahead < -0.5 * TOUCH) | (target == OBSTACLE)
     distance = np.linalg.norm(positions[rows, target] - gripper, axis=-1)
