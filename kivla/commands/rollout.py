@@ -33,8 +33,8 @@ class RolloutArguments:
     way: str = field(
         default="sync",
         metadata={
-            "help": f"How it acts while it thinks: {', '.join(WAYS)}. sync waits, naive changes over when a chunk comes, "
-            "ensemble averages, rtc and rtc-trained go on from the last chunk."
+            "help": f"How it acts while it thinks: {', '.join(WAYS)}. sync waits, naive takes each chunk as it "
+            "comes, ensemble averages, rtc and rtc-trained go on from the last one."
         },
     )
     latency_steps: int = field(default=0, metadata={"help": "Control steps that the policy thinks, simulated."})

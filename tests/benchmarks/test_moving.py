@@ -29,7 +29,11 @@ def test_the_report_says_what_is_in_the_rows(tmp_path):
     assert success[2] == "| sync | 100.0 (100.0 - 100.0) | - |" and success[3].startswith("| naive | - | 37.5 (")
     assert jerk[2].startswith("| sync | 1.0 (") and jerk[3].startswith(f"| naive | - | {32 / 7:.1f} (")
     lines = (tmp_path / "rows.csv").read_text().splitlines()
-    assert lines[1:] == ["sync,0,0,4,4,4,30.00,0.00,1.00", "naive,2,0,4,4,2,30.00,2.00,4.00", "naive,2,1,4,4,1,30.00,2.00,5.00"]
+    assert lines[1:] == [
+        "sync,0,0,4,4,4,30.00,0.00,1.00",
+        "naive,2,0,4,4,2,30.00,2.00,4.00",
+        "naive,2,1,4,4,1,30.00,2.00,5.00",
+    ]
     assert (tmp_path / "moving.png").stat().st_size > 5000
 
 
