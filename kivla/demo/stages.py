@@ -32,6 +32,7 @@ from ..training.data.lerobot.language import PERSISTENT_COLUMN
 from ..training.data.mixture import Mixture
 from ..training.data.vlm.dataset import VLMDataset
 from ..training.evaluation.vlm_answers import ask
+from ..training.parts import freeze_vision
 from ..training.policy_options import PolicyOptions
 from ..training.recipes import Stage, get_recipe, split_steps
 from ..training.run_folder import write_json
@@ -179,7 +180,7 @@ def make_trainer(
     model, processor = built.model, built.processor
     processor.expert_reads_response = args.subtasks
     if args.freeze_vision:
-        model.vlm.get_encoder("image").requires_grad_(False)
+        freeze_vision(model)
     # Questions about pictures beside the demonstrations, so that the VLM goes on to talk.
     examples = data
     if args.question_share > 0 and get_recipe(args.recipe).vlm_data:
@@ -263,12 +264,14 @@ def fine_tune(
     seed: int = 0,
     save_steps: int | None = None,
     keep_all: bool = False,
+    augment: str = "none",
 ) -> dict:
     """Train a policy into `output_dir`, all stages of its recipe, from its last checkpoint if there is one.
 
     Args:
         save_steps: steps between checkpoints; a fifth of all.
         keep_all: keep every checkpoint, not just the last.
+        augment: image augmentation (`KIVLATrainingArguments`). Without it: the camera stays where it is.
 
     Returns:
         `log_history`, and `evaluation` on frames of the demonstrations, both as the trainer has them;
@@ -279,7 +282,7 @@ def fine_tune(
     for number, (stage, steps) in enumerate(zip(stages, split_steps(stages, max_steps), strict=True), 1):
         folder = output_dir if number == len(stages) else output_dir / f"stage_{number}"
         interval = save_steps or max(max_steps // 5, 1)
-        options = {"save_steps": interval, "save_total_limit": None if keep_all else 1}
+        options = {"save_steps": interval, "save_total_limit": None if keep_all else 1, "augment": augment}
         trainer = make_trainer(start, demonstrations, folder, args, stage, steps, seed, **options)
         trainer.train(resume_from_checkpoint=trainer.newest_checkpoint())
         trainer.save_model()
