@@ -594,7 +594,7 @@ def robots_of(
             "adapt_to_pi": adapt_to_pi,
         }
         if relative is not None:
-            notes += relative_notes(name, group, relative)
+            notes += relative_notes(name, group, relative, robots[name]["statistics"]["relative_actions"])
     return robots
 
 

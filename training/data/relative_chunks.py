@@ -52,7 +52,13 @@ def relative_statistics(
 
 
 def relative_blocks(data: RobotDataset, units: ActionUnits) -> Iterator[np.ndarray]:
-    """The learned actions of all real steps of all chunks, in blocks (steps, D) float32; no image is read."""
+    """The learned actions of all real steps of all chunks, in blocks (steps, D) float32; no image is read.
+
+    Raises:
+        ValueError: the data has no state.
+    """
+    if not data.state_dim:
+        raise ValueError(f"{data.name} has no state, so that its actions cannot be relative to it.")
     at_once = max(1, BLOCK_STEPS // data.chunk_size)
     for episode in data.episodes:
         frames = data.episode_frames(episode)
