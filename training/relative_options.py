@@ -9,11 +9,11 @@ from ..processing.relative_actions import RelativeActions
 from ..processing.relative_words import ABSOLUTE, RobotDimensions, left_absolute, parse_relative_actions
 from .data.relative_chunks import offsets_already
 from .data.robot_dataset import RobotDataset, range_notes
-from .policy_options import PolicyOptions, refuse
+from .policy_options import RelativeOptions, refuse
 
 
 def told_relative(
-    data: RobotDataset, options: PolicyOptions, robots: Collection[str | None] = ()
+    data: RobotDataset, options: RelativeOptions, robots: Collection[str | None] = ()
 ) -> RelativeActions | None:
     """Make out what the options say of a dataset's robot; None where all actions are absolute, or nothing is said.
 

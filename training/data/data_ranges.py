@@ -8,7 +8,7 @@ import numpy as np
 from ...processing.normalization import plain_statistics
 from ...processing.pi_aloha import actions_to_pi, state_to_pi
 from ...processing.robot_spec import RobotSpec
-from .relative_chunks import chunk_states
+from .relative_chunks import learned_chunks
 from .robot_dataset import RobotDataset
 
 # A value is far outside if it lies beyond the policy's range by more than half the range's width, and absurdly far by
@@ -55,8 +55,7 @@ def _blocks(name: str, robot: RobotSpec, data: RobotDataset) -> Iterator[np.ndar
     """What of the data the statistics of this name are about, (frames, D), in their units."""
     units = robot.units
     if name == "relative_actions":
-        chunks = units.learned(data.action_chunks(_CHUNKS), chunk_states(data, _CHUNKS))
-        return iter(chunks)
+        return iter(learned_chunks(data, units, _CHUNKS))
     if not units.adapt_to_pi:
         return data.vectors(name)
     return map(state_to_pi if name == "state" else actions_to_pi, data.vectors(name))
