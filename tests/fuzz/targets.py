@@ -23,6 +23,7 @@ from kivla.processing.image_input import as_rgb
 from kivla.serving.msgpack_numpy import packb, unpackb
 from kivla.serving.observation_presets import ObservationReader
 from kivla.serving.policy_server import PolicyServer
+from kivla.training.data.checks.report import check_data
 from kivla.training.data.lerobot.metadata import STATISTIC_NAMES
 from kivla.training.data.vlm.dataset import VLMDataset
 from tests.helpers.lerobot_v21 import write_v21_twin
@@ -71,7 +72,19 @@ def generated(strategy: st.SearchStrategy, call: Callable) -> Callable:
 # Datasets ------------------------------------------------------------------------------------------------------------
 
 
-def dataset_file(name: str, mutate: Callable, cameras: list[str] | None, v21: bool = False) -> Callable:
+def read_dataset(data: LeRobotDataset) -> None:
+    for item in (0, len(data) - 1):
+        data[item]
+    data.statistics, data.meta_statistics, repr(data)
+
+
+def check_dataset(data: LeRobotDataset) -> None:
+    check_data(data, quick=True, progress=False).to_json()
+
+
+def dataset_file(
+    name: str, mutate: Callable, cameras: list[str] | None, v21: bool = False, use: Callable = read_dataset
+) -> Callable:
     def prepare(folder: Path) -> Callable:
         root = folder / "data"
         write_v21_twin(DATASET, root) if v21 else shutil.copytree(DATASET, root)
@@ -80,10 +93,7 @@ def dataset_file(name: str, mutate: Callable, cameras: list[str] | None, v21: bo
 
         def call():
             try:
-                data = LeRobotDataset(root, chunk_size=4, cameras=cameras)
-                for item in (0, len(data) - 1):
-                    data[item]
-                data.statistics, data.meta_statistics, repr(data)
+                use(LeRobotDataset(root, chunk_size=4, cameras=cameras))
             finally:
                 shutil.rmtree(folder / "cache", ignore_errors=True)
 
@@ -470,6 +480,11 @@ TARGETS = {
     target.name: target
     for target in (
         Target("dataset: meta/info.json", dataset_file("meta/info.json", mutate_json, []), share=1.2),
+        Target(
+            "check-data: meta/info.json",
+            dataset_file("meta/info.json", mutate_json, [], use=check_dataset),
+            share=0.1,
+        ),
         Target("dataset: meta/stats.json", dataset_file("meta/stats.json", mutate_json, []), share=0.4),
         Target("dataset: meta/tasks.parquet", dataset_file("meta/tasks.parquet", mutate_bytes, []), share=0.8),
         Target(

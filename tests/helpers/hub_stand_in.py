@@ -20,13 +20,15 @@ class Hub:
         repos: name -> revision -> path -> content, of models and of datasets. "main" is the newest;
             commits have their hash as name, too.
         log: (method, path) of every request.
-        cut: how many downloads of safetensors are cut off in the middle.
+        cut: how many downloads are cut off in the middle.
+        cut_ending: of the names of files whose downloads are.
     """
 
     def __init__(self):
         self.repos: dict[str, dict[str, dict[str, bytes]]] = {}
         self.log: list[tuple[str, str]] = []
         self.cut = 0
+        self.cut_ending = ".safetensors"
 
     def commit(self, repo: str, revision: str, lines: list[dict]) -> str:
         files = dict(self.repos[repo].get(revision, {}))
@@ -149,7 +151,7 @@ class _Handler(BaseHTTPRequestHandler):
             start = int(wanted[1])
             headers["Content_Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
             return self._answer(content[start:], 206, **headers)
-        if self.command == "GET" and name.endswith(".safetensors") and self.hub.cut:
+        if self.command == "GET" and name.endswith(self.hub.cut_ending) and self.hub.cut:
             self.hub.cut -= 1
             self.send_response(200)
             for key, value in {"Content-Length": len(content), **headers}.items():

@@ -53,6 +53,11 @@ class Dimensions:
         return tuple(self.names[i] for i in np.flatnonzero(chosen))
 
 
+def names_of(name: str, names: Sequence[str] | None, dim: int) -> tuple[str, ...]:
+    """Names of the dimensions of a vector: its own, or numbers."""
+    return tuple(names) if names else tuple(f"{name.removesuffix('s')}_{i}" for i in range(dim))
+
+
 def measure(name: str, names: Sequence[str] | None, dim: int, read: Callable[[], Iterable[np.ndarray]]) -> Dimensions:
     """Read the vectors three times, an episode at a time.
 
@@ -82,7 +87,7 @@ def measure(name: str, names: Sequence[str] | None, dim: int, read: Callable[[],
     usual = (statistics["q99"] - statistics["q01"]) / np.where(is_constant, 1, width)
     return Dimensions(
         name,
-        tuple(names) if names else tuple(f"{name.removesuffix('s')}_{i}" for i in range(dim)),
+        names_of(name, names, dim),
         **statistics,
         at_min=at_min,
         at_max=at_max,
@@ -144,4 +149,4 @@ def check_dimensions(table: Dimensions, are_positions: bool = False) -> list[Fin
     return findings
 
 
-__all__ = ["Dimensions", "check_dimensions", "measure"]
+__all__ = ["Dimensions", "check_dimensions", "measure", "names_of"]

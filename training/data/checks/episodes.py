@@ -16,8 +16,6 @@ _SPREAD = 4.5
 _REST, _END = 0.25, 0.2
 _AROUND = 5  # frames before and after a step in time
 _COMPARED = 20  # episodes that may be the same, each with the next ones: of those that stand still all may be
-# Of an episode in other units: so many dimensions must vary, and may be so many times more or less than in the others.
-_JOINTS, _AS_USUAL = 3, 4
 _PLACEHOLDERS = {"test", "asdf", "todo", "tbd", "na", "none", "null", "xxx", "placeholder", "task", "valid", "no task"}
 
 
@@ -109,32 +107,11 @@ def check_copies(groups: Sequence[Sequence[int]]) -> list[Finding]:
     return [Finding("same_episode", text, episodes=tuple(episode for group in groups for episode in group))]
 
 
-def check_units(what: str, episodes: Sequence[int], largest: np.ndarray) -> list[Finding]:
-    """A few episodes in degrees among others in radians: nearly all dimensions are about 57 times larger.
-
-    Args:
-        what: "state" or "actions".
-        largest: (E, D) the largest absolute value of each dimension in each episode.
-    """
-    usual = np.median(largest, axis=0)
-    if len(episodes) < _FEW or (usual > 0).sum() < _JOINTS:
-        return []
-    times = largest[:, usual > 0] / usual[usual > 0] / np.degrees(1)
-    is_other = ((times > 1 / _AS_USUAL) & (times < _AS_USUAL)).mean(axis=1) >= limit("other_units")
-    if not is_other.any() or is_other.mean() > 0.5:
-        return []
-    found = tuple(episode for episode, other in zip(episodes, is_other, strict=True) if other)
-    text = f"The {what} of these episodes is some 57 times larger than of the others: {some(found)}. "
-    text += "Degrees among radians? Convert them, or leave them out."
-    return [Finding("other_units", text, what, episodes=found)]
-
-
 def check_rate(seconds: float, steps: int, fps: float) -> list[Finding]:
     """Times that run at another rate than the data is said to have.
 
     Args:
-        seconds: that episodes without gaps take, all together. (Measured times are uneven, but not as a whole.)
-        steps: from row to row in them.
+        seconds, steps: of all episodes together, see `time_taken`.
     """
     if not (steps and seconds > 0) or abs(steps / seconds / fps - 1) <= limit("other_rate"):
         return []
@@ -143,6 +120,18 @@ def check_rate(seconds: float, steps: int, fps: float) -> list[Finding]:
         "acts at the second. Correct the one that is wrong."
     )
     return [Finding("other_rate", text)]
+
+
+def time_taken(times: np.ndarray) -> tuple[float, int]:
+    """Seconds of an episode, (T,) times, and steps from row to row in them; both without the gaps at its own rate.
+
+    Measured times are uneven, but not as a whole.
+    """
+    taken = float(times[-1] - times[0])
+    if not (np.isfinite(times).all() and taken > 0):
+        return 0.0, 0
+    steps, gaps = np.diff(times), time_gaps(times, (len(times) - 1) / taken) - 1
+    return taken - float(steps[gaps].sum()), len(steps) - len(gaps)
 
 
 def time_gaps(times: np.ndarray, fps: float) -> np.ndarray:
@@ -208,9 +197,9 @@ __all__ = [
     "check_lengths",
     "check_rate",
     "check_texts",
-    "check_units",
     "end_speed",
     "find_copies",
     "fingerprint",
     "time_gaps",
+    "time_taken",
 ]

@@ -37,6 +37,10 @@ RULES = {
     "in_steps": Rule(NOTE, 0.3, "share of episodes in which a dimension jumps, from which on that is how it moves"),
     "rare_jump": Rule(NOTE, None, "a rare dimension is elsewhere for a moment: its own motion, or a bad reading"),
     "stuck": Rule(WARNING, 0.5, "seconds without any change of the state while the actions move: a lost connection"),
+    "still_actions": Rule(WARNING, None, "actions that never change in a few episodes: they were not recorded"),
+    "zeros": Rule(
+        WARNING, 0.25, "step / whole range into frames where a whole vector of positions is 0: lost readings"
+    ),
     "repeated_rows": Rule(WARNING, 0.3, "share of moving frames that repeat the frame before: recorded too fast"),
     # ------------------------------------------------------------------------------------- states and actions
     "lag": Rule(NOTE, None, "frames by which the state follows the actions"),
@@ -49,6 +53,7 @@ RULES = {
     "ends_moving": Rule(WARNING, 0.8, "share of episodes that end at rest, from which on the others look cut off"),
     "same_episode": Rule(WARNING, 1e-3, "difference / whole range, nowhere more: copies; one may be held out"),
     "other_units": Rule(WARNING, 0.75, "share of dimensions that are 57 times larger in some episodes: degrees"),
+    "other_scale": Rule(WARNING, 10, "a joint's usual value / its largest in all other episodes, its partner's is not"),
     "exchanged": Rule(NOTE, 0.2, "how far the state is from another action / from its own, in one episode"),
     "other_rate": Rule(WARNING, 0.02, "rate of the times, or of videos that are read row by row, beside fps"),
     "time_gap": Rule(WARNING, 1.5, "frames between two rows: frames were lost between them"),
@@ -66,6 +71,7 @@ RULES = {
     "dark": Rule(WARNING, 25, "mean brightness of the pictures (of 255)"),
     "bright": Rule(WARNING, 235, "mean brightness of the pictures (of 255)"),
     "blurred": Rule(WARNING, 0.6, "blur of the sharpest picture, 0 to 1 (Crete et al. 2007): a lens out of focus"),
+    "same_camera": Rule(WARNING, None, "two cameras that show the same pictures"),
     "frozen_camera": Rule(WARNING, None, "all pictures of a camera are the same"),
     "frozen": Rule(WARNING, 0.25, "part of an episode's movement, in one go, without any change of the picture"),
     "repeated_pictures": Rule(WARNING, 0.25, "share of pictures that repeat the one before while the scene moves"),

@@ -4,14 +4,14 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from itertools import pairwise
+from itertools import combinations, pairwise
 
 import numpy as np
 from tqdm.auto import tqdm
 
 from ..lerobot.dataset import LeRobotDataset
 from ..robot_dataset import RobotDataset, evenly_spread
-from .dimensions import Dimensions, check_dimensions, measure
+from .dimensions import Dimensions, check_dimensions, measure, names_of
 from .episodes import (
     check_copies,
     check_endings,
@@ -19,11 +19,11 @@ from .episodes import (
     check_lengths,
     check_rate,
     check_texts,
-    check_units,
     end_speed,
     find_copies,
     fingerprint,
     time_gaps,
+    time_taken,
 )
 from .findings import ERROR, LEVELS, WARNING, Finding, counted, limit, some
 from .motion import (
@@ -42,7 +42,9 @@ from .motion import (
 )
 from .pictures import CameraView, Moment, block_means, busiest, changed, check_camera, look, measure_still
 from .spikes import Spikes, describe_rare_jumps
-from .unfinite import FiniteFrames
+from .spoilt import Sizes, check_spoilt
+from .unfinite import FiniteFrames, fill
+from .zeros import check_zeros, zero_frames
 
 # How much is looked at: episodes by their vectors (None: all), episodes for what is compared among steps, episodes by
 # their pictures, spread and in a row, video files by their packets.
@@ -128,18 +130,20 @@ def check_data(data: RobotDataset, quick: bool = False, progress: bool = True) -
     episodes = _spread(data.episodes, how_much["episodes"])
     report = DataReport(data.name, _facts(data, episodes))
     report.findings += [Finding("assumed", note) for note in data.notes]
-    total = len(episodes) * (7 if data.state_dim else 4)  # three readings of each vector, and one of both
+    total = len(episodes) * (8 if data.state_dim else 5)  # three readings of each vector, and two of both
     with tqdm(total=total, desc="Checking data", unit=" readings", disable=not progress, leave=False) as bar:
         frames_of = finite = FiniteFrames(data)
         if quick:  # few enough to be read once
             frames_of = {episode: finite(episode) for episode in episodes}.__getitem__
-        read = partial(_read, frames_of, episodes, bar)
+        report.findings += (spoilt := _check_spoilt(data, frames_of, episodes, bar))
+        sound = [episode for episode in episodes if not any(episode in finding.episodes for finding in spoilt)]
+        read = partial(_read, frames_of, sound, bar)
         report.actions = measure("actions", data.action_names, data.action_dim, partial(read, "actions"))
         if data.state_dim:
             report.state = measure("state", data.state_names, data.state_dim, partial(read, "state"))
         for table in report.tables:
             report.findings += finite.check(table)
-        report.findings += _check_vectors(data, report, frames_of, episodes, _spread(episodes, how_much["sample"]), bar)
+        report.findings += _check_vectors(data, report, frames_of, episodes, sound, how_much["sample"], bar)
         looked_at = _spread(episodes, how_much["pictures"])
         report.findings += _check_pictures(data, report, frames_of, looked_at, how_much["spread"], how_much["in_a_row"])
         if isinstance(data, LeRobotDataset):
@@ -154,6 +158,20 @@ def check_data(data: RobotDataset, quick: bool = False, progress: bool = True) -
 
 def _spread(episodes: list[int], count: int | None) -> list[int]:
     return episodes if count is None else [episodes[i] for i in evenly_spread(len(episodes), count)]
+
+
+def _check_spoilt(data: RobotDataset, frames_of: FramesOf, episodes: list[int], bar: tqdm) -> list[Finding]:
+    names = {"actions": (data.action_names, data.action_dim)}
+    if data.state_dim:
+        names["state"] = (data.state_names, data.state_dim)
+    sizes = {name: Sizes(name, names_of(name, *of_vector)) for name, of_vector in names.items()}
+    for episode in episodes:
+        frames = frames_of(episode)
+        bar.update()
+        for name, size in sizes.items():
+            size.add(frames[name])
+    both = [size.names for size in sizes.values()]
+    return check_spoilt(sizes, episodes, pairs(*both) if data.state_dim else pairs((), ()))
 
 
 def _read(frames_of: FramesOf, episodes: list[int], bar: tqdm, name: str) -> Iterator[np.ndarray]:
@@ -186,12 +204,14 @@ def _check_vectors(
     report: DataReport,
     frames_of: FramesOf,
     episodes: list[int],
-    sample: list[int],
+    sound: list[int],
+    sample_size: int,
     bar: tqdm,
 ) -> list[Finding]:
     actions, state = report.actions, report.state
     assert actions is not None
     findings: list[Finding] = []
+    sample = _spread(sound, sample_size)
     are_positions = False
     if state is not None:
         both = ((frames["actions"], frames["state"]) for frames in map(frames_of, sample))
@@ -199,7 +219,7 @@ def _check_vectors(
         are_positions = report.lag.frames is not None and report.lag.meaning == "positions"
         findings += check_dimensions(state) + check_lag(report.lag, data.fps)
     if are_positions:
-        paired = _same_joints(report.lag, actions, state)
+        paired = _joints(actions, state)
 
     findings += check_dimensions(actions, are_positions)
     tables = report.tables
@@ -208,7 +228,7 @@ def _check_vectors(
         spikes[table.name] = Spikes(table, _usual_steps(map(frames_of, sample), table), data.fps)
     jumping: Places = defaultdict(list)  # of the state: what is commanded may jump, but not there and back
     still, gaps, texts, prints, speeds, swapped = [], {}, {}, {}, [], defaultdict(list)
-    largest: dict[str, list[np.ndarray]] = defaultdict(list)
+    zeros: dict[str, list[tuple[int, int]]] = defaultdict(list)
     repeated, moving, frames_in_all, seconds, timed_steps = 0, 0, 0, 0.0, 0
     for episode in episodes:
         frames = frames_of(episode)
@@ -216,14 +236,20 @@ def _check_vectors(
         frames_in_all += len(frames["actions"])
         texts[episode] = data.episode_texts(episode)
         prints[episode] = fingerprint(*_together(frames, tables))
-        for table in tables:
-            largest[table.name].append(np.where(_width(table), np.abs(frames[table.name]).max(axis=0), 0))
-            spikes[table.name].add(episode, frames[table.name])
         missing = time_gaps(frames["timestamp"], data.fps)
-        if not len(missing) and np.isfinite(taken := frames["timestamp"][-1] - frames["timestamp"][0]):
-            seconds, timed_steps = seconds + float(taken), timed_steps + len(frames["timestamp"]) - 1
+        taken, steps = time_taken(frames["timestamp"])
+        seconds, timed_steps = seconds + taken, timed_steps + steps
         if len(missing):
             gaps[episode] = (len(missing), float(np.diff(frames["timestamp"])[missing - 1].max()))
+        if episode not in sound:
+            continue
+        for table in tables:
+            if table is state or are_positions:
+                is_zero = zero_frames(frames[table.name], _width(table), spikes[table.name].usual_step)
+                zeros[table.name] += [(episode, int(frame)) for frame in np.flatnonzero(is_zero)]
+                bad = np.broadcast_to(is_zero[:, None], frames[table.name].shape)
+                frames = {**frames, table.name: fill(frames[table.name], bad)}
+            spikes[table.name].add(episode, frames[table.name])
         if state is None:
             continue
         runs = standstills(frames["state"], frames["actions"], actions.range, data.fps)
@@ -246,7 +272,7 @@ def _check_vectors(
         findings = [f for f in findings if (f.code, f.vector) != ("rare", table.name) or f.dimensions[0] not in wrong]
         findings += describe_jumps(faults | jumping if is_state else faults, table, len(episodes))
         findings += describe_rare_jumps(others, table)
-        findings += check_units(table.name, episodes, np.array(largest[table.name]))
+        findings += check_zeros(zeros[table.name], table)
     findings += describe_standstills(still, data.fps) + check_exchanged(swapped)
     if moving and repeated / moving >= limit("repeated_rows"):
         text = (
@@ -261,7 +287,7 @@ def _check_vectors(
         return bool((np.abs(a - b) <= np.where(width, limit("same_episode") * width, np.inf)).all())
 
     findings += check_lengths(episodes, lengths, data.fps) + check_copies(find_copies(prints, are_same))
-    findings += check_endings(episodes, speeds) if speeds else []
+    findings += check_endings(sound, speeds) if speeds else []
     findings += check_gaps(gaps, frames_in_all) + check_rate(seconds, timed_steps, data.fps)
     said = list(dict.fromkeys(text for of_one in texts.values() for text in of_one))
     report.facts["instructions"] = f"{len(said)}: {some([repr(text) for text in said], 3)}"
@@ -295,10 +321,10 @@ def _together(frames: dict[str, np.ndarray], tables: Sequence[Dimensions]) -> tu
     return vectors, np.concatenate([_width(table) for table in tables])
 
 
-def _same_joints(lag: Lag, actions: Dimensions, state: Dimensions) -> np.ndarray:
-    """(P, 2) actions and the states that follow them."""
+def _joints(actions: Dimensions, state: Dimensions) -> np.ndarray:
+    """(P, 2) actions and states of one joint, which moves. (Where it was exchanged it follows no more.)"""
     paired = pairs(actions.names, state.names)
-    return paired[[actions.names[i] in lag.dimensions for i in paired[:, 0]]]
+    return paired[~actions.is_constant[paired[:, 0]] & ~state.is_constant[paired[:, 1]]]
 
 
 def _usual_steps(episodes: Iterable[dict], table: Dimensions) -> np.ndarray:
@@ -318,6 +344,7 @@ def _check_pictures(
     assert table is not None
     scale = np.where(table.is_constant | table.is_switch, np.inf, table.range)  # a hand may close where it is unseen
     half = max(round(data.fps / 2), in_a_row)
+    different: set[tuple[str, str]] = set()  # cameras
     for episode in episodes:
         items = data.episode_range(episode)
         last = len(items) - 1
@@ -334,6 +361,9 @@ def _check_pictures(
             seen = {frame: data[items[frame]]["images"] for frame in sorted(wanted)}
         except ValueError as error:  # readers say so, with episode and frame
             return [Finding("unreadable", str(error), episodes=(episode,))]
+        for i, j in combinations(range(len(data.cameras)), 2):
+            if not all(np.array_equal(images[i], images[j]) for images in seen.values()):
+                different.add((data.cameras[i], data.cameras[j]))
         position = np.r_[0, movement.cumsum()][spread]
         for i, view in enumerate(report.cameras):
             look(view, [seen[frame][i] for frame in sorted({0, middle, last})])
@@ -342,7 +372,12 @@ def _check_pictures(
                 steps = tuple(changed(seen[a][i], seen[b][i]) for a, b in pairwise(run))
                 twos = tuple(changed(seen[a][i], seen[b][i]) for a, b in zip(run[:-2], run[2:], strict=True))
                 view.moments[episode] = Moment(steps, twos, changed(seen[around[0]][i], seen[around[1]][i]))
-    return [finding for view in report.cameras for finding in check_camera(view)]
+    findings = [finding for view in report.cameras for finding in check_camera(view)]
+    return findings + [
+        Finding("same_camera", f"{one} and {other} show the same pictures: is one the other's?", camera=one)
+        for one, other in combinations(data.cameras, 2)
+        if (one, other) not in different
+    ]
 
 
 def _check_videos(data: LeRobotDataset, report: DataReport, count: int) -> list[Finding]:
@@ -384,7 +419,7 @@ def _check_language(data: LeRobotDataset) -> list[Finding]:
     names = [
         name
         for name, feature in data.features.items()
-        if name not in ("task", data.subtask_key) and (feature["dtype"] == "string" or "subtask" in name)
+        if name not in ("task", data.subtask_key) and (feature.get("dtype") == "string" or "subtask" in name)
     ]
     if not names:
         return []

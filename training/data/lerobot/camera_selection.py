@@ -104,7 +104,7 @@ def select_cameras(
         raise FileNotFoundError(
             f"{name}: info.json announces {some(absent)}, but the folder holds no picture of "
             f"{'them' if len(absent) > 1 else 'it'}. Download or copy the dataset again, or leave the cameras out "
-            "(cameras=[] for none)."
+            "(cameras=[] for none)." + (f" {metadata.note_on_cameras}" if metadata.note_on_cameras else "")
         )
     notes += [f"info.json announces the camera {camera}, but the folder holds no picture of it: left out."
              for camera in absent]  # fmt: skip

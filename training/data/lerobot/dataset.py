@@ -34,6 +34,7 @@ from .frame_table import (
     is_vector,
     load_table,
     matrix,
+    picture_paths,
     scalars,
     vectors,
 )
@@ -41,7 +42,7 @@ from .hub_files import HubFolder
 from .language import read_language
 from .messages import refuse_missing, some
 from .metadata import LeRobotMetadata
-from .stored_image import read_image
+from .stored_image import ImageFiles, read_image
 from .streamed_videos import StreamedVideos
 from .vector_keys import VectorPart, choose_keys
 
@@ -174,14 +175,20 @@ class LeRobotDataset(RobotDataset):
             )
         # Positions in the metadata's episode arrays.
         self._positions = self._select_episodes(episodes)
+        self._refuse_empty_episodes()
         self._item_ends = np.cumsum(self._lengths)  # one past each selected episode's last item
 
         files, placed = self._look_at_files()
         modality = self._metadata.modality() if keys == "gr00t" else None
         columns = [name for name, types in files.types.items() if all(map(is_vector, types))]
         others = {name: some(types) for name, types in files.types.items() if name not in columns}
+        lacking = {
+            name: f"is missing in {len(without)} of {len(files.paths)} data files, such as {without[0]}"
+            for name, without in files.lacking.items()
+        }
+        self.notes += [f"The column {name!r} {where}: it is not used." for name, where in lacking.items()]
         try:
-            chosen = choose_keys(columns, self.features, keys, modality, action_key, state_key, others)
+            chosen = choose_keys(columns, self.features, keys, modality, action_key, state_key, others, lacking)
         except ValueError as error:
             raise ValueError(f"{self.name}: {error}") from error
         self.notes += chosen.notes
@@ -462,6 +469,11 @@ class LeRobotDataset(RobotDataset):
         order = np.argsort(indices)
         return order[np.searchsorted(indices, selected, sorter=order)]
 
+    def _refuse_empty_episodes(self) -> None:
+        if (empty := self._lengths < 1).any():
+            numbers = self._metadata.episode_indices[self._positions[empty]]
+            raise ValueError(f"{self.name}: episode {some(numbers)} has no frames. Leave it out with `episodes=[...]`.")
+
     def _look_at_files(self) -> tuple[DataFiles, dict[Path, np.ndarray]]:
         """The data files of all episodes, or if some are missing those of the selection; and the episodes in each."""
         placed = {}
@@ -540,16 +552,25 @@ class LeRobotDataset(RobotDataset):
 
     def _check_stored_images(self, cameras: Sequence[str]) -> None:
         """Refuse rows without a picture, which would end a run when they are reached."""
+        files, missing, first_place = ImageFiles(self._metadata.root), [], ""
         for first, length, episode in zip(
             self._first_rows.tolist(), self._lengths.tolist(), self.episodes, strict=True
         ):
             for camera in cameras:
-                frame = first_without_picture(self._table[first : first + length][camera])
+                where = f"{self.name}, camera {camera!r}, episode {episode}"
+                column = self._table[first : first + length][camera]
+                frame = first_without_picture(column)
                 if frame is not None:
                     raise ValueError(
-                        f"{self.name}, camera {camera!r}, episode {episode}, frame {frame}: the data file holds no "
-                        "image here. Leave the camera or the episode out."
+                        f"{where}, frame {frame}: the data file holds no image here. Leave the camera or the episode "
+                        "out."
                     )
+                try:
+                    gone = files.missing(picture_paths(column))
+                except ValueError as error:
+                    raise ValueError(f"{where}: {error}") from error
+                missing, first_place = missing + gone, first_place or (where if gone else "")
+        refuse_missing(first_place, missing, "picture")
 
     def _blocks(self, columns: Sequence[str]) -> Iterator[tuple[np.ndarray, np.ndarray, pa.Table]]:
         """Columns of the selected episodes; see `blocks`."""
@@ -581,6 +602,8 @@ class LeRobotDataset(RobotDataset):
 
 def _on_hub(folder_or_hub_id: str | Path, revision: str | None = None) -> HubFolder | None:
     """The dataset on the Hub; None if it is a folder of this machine."""
+    if not str(folder_or_hub_id):
+        raise ValueError("the name of the dataset is empty; expected is a folder, or an id on the Hub.")
     if not Path(folder_or_hub_id).expanduser().is_dir():
         if str(folder_or_hub_id).startswith(("/", ".", "~")):  # no id on the Hub does
             raise FileNotFoundError(f"There is no folder {folder_or_hub_id}.")

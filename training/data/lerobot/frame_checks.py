@@ -11,8 +11,10 @@ _EVEN = 0.1
 # How far the rate of the times may be from fps: a robot's real rate is seldom the one it was asked for.
 _RATES = (2 / 3, 3 / 2)
 # Even times, though, were computed from a rate, or kept by a good clock: one that is further from fps than the first
-# share is said, than the second refused. Fewer steps than these may be even by chance.
+# share is said, than the second refused. Fewer steps than these may be even by chance. Of uneven times a rate
+# that is further away than the second share is said.
 _DRIFT, _OTHER_RATE, _ENOUGH_STEPS = 0.01, 0.05, 8
+_GAP = 1.9  # frames from row to row, from where on one was lost between them
 # Steps of float32 that are coarser than this share of a dimension's standard deviation are said.
 _COARSE = 0.1
 
@@ -46,6 +48,7 @@ class FrameChecks:
         self.first_tasks = np.zeros(count, np.int64)
         self._times = np.full((2, count), np.nan)  # of the first and last row
         self._shortest, self._longest = np.full(count, np.inf), np.full(count, -np.inf)  # steps
+        self._near = np.zeros((2, count))  # seconds and number of steps that are no gaps
         self._last_time = self._last_number = np.nan
         self._has_times = self._is_numbered = False
         self._has_gaps = np.zeros(count, bool)  # in the numbers of the frames
@@ -73,15 +76,20 @@ class FrameChecks:
         if "timestamp" in columns:
             self._add_times(frames, episodes, columns["timestamp"])
         if "task_index" in columns and self._known_tasks is not None:
-            self.first_tasks[episodes[frames == 0]] = columns["task_index"][frames == 0]
             unknown = ~np.isin(columns["task_index"], self._known_tasks)
             if unknown.any():
                 first = int(np.argmax(unknown))
+                if np.isnan(columns["task_index"][first]):
+                    raise ValueError(
+                        f"{self._name}: episode {self._episodes[episodes[first]]}, frame {frames[first]}, has no task: "
+                        "its task_index is empty. Give it one, or leave the episode out with `episodes=[...]`."
+                    )
                 raise ValueError(
                     f"{self._name}: episode {self._episodes[episodes[first]]} has the task "
                     f"{columns['task_index'][first]}, but the task table has only "
                     f"{', '.join(map(str, self._known_tasks[:20]))}."
                 )
+            self.first_tasks[episodes[frames == 0]] = columns["task_index"][frames == 0]
         for name in columns.keys() & {"actions", "state"}:
             self._add_vectors(name, frames, episodes, columns[name])
 
@@ -118,6 +126,9 @@ class FrameChecks:
         is_last = frames == self._lengths[episodes] - 1
         self._times[1, episodes[is_last]] = times[is_last]
         steps, episodes = steps[~is_first], episodes[~is_first]
+        is_near = steps * self._fps < _GAP
+        np.add.at(self._near[0], episodes[is_near], steps[is_near])
+        np.add.at(self._near[1], episodes[is_near], 1)
         with np.errstate(invalid="ignore"):  # NaN stays
             np.minimum.at(self._shortest, episodes, steps)
             np.maximum.at(self._longest, episodes, steps)
@@ -188,7 +199,13 @@ class FrameChecks:
                 )
         with np.errstate(invalid="ignore"):  # of times that are no numbers
             spread = (self._longest - self._shortest) * self._fps
-        even = runs & ~goes_back & (spread <= _EVEN) & (self._lengths > _ENOUGH_STEPS)
+        even = runs & ~goes_back & (spread <= _EVEN)
+        short = even & (self._lengths <= _ENOUGH_STEPS)
+        if short.any() and (
+            (self._lengths - 1)[short].sum() <= _ENOUGH_STEPS
+            or (self._longest[short].max() - self._shortest[short].min()) * self._fps > _EVEN
+        ):  # not even all together
+            even &= ~short
         off = np.abs(durations * self._fps - 1)
         if (other := even & (off > _OTHER_RATE)).any():
             worst = float(durations[np.argmax(np.where(other, off, 0))])
@@ -219,7 +236,28 @@ class FrameChecks:
                 f"The timestamps are uneven, {self._shortest[uneven].min():.4g} to {self._longest[uneven].max():.4g} s "
                 f"apart where {self._fps} fps are {1 / self._fps:.4g} s, in {self._some(uneven)}."
             )
+        if rate := self._uneven_rate(other := runs & ~goes_back & ~even):
+            notes.append(
+                f"The timestamps run at some {rate:.4g} frames a second, unevenly, where fps is {self._fps}, in "
+                f"{self._some(other)}: {self._fps} is what a policy acts at. Correct the one that is wrong."
+            )
         return notes
+
+    def _uneven_rate(self, chosen: np.ndarray) -> float | None:
+        """Frames a second of episodes with uneven times; None if it is about fps.
+
+        Lost frames and pauses make all steps together too long, and bursts of rows those that are no gaps too short: it
+        is another rate if both say so.
+        """
+        seconds = np.array([(self._times[1] - self._times[0])[chosen].sum(), self._near[0, chosen].sum()])
+        steps = np.array([(self._lengths - 1)[chosen].sum(), self._near[1, chosen].sum()])
+        if not (seconds > 0).all():
+            return None
+        rates = steps / seconds
+        off = rates / self._fps - 1
+        if (off > _OTHER_RATE).all() or (off < -_OTHER_RATE).all():
+            return float(rates[0])
+        return None
 
     def rounding(self, names: Mapping[str, Sequence[str]]) -> list[str]:
         """Where float32, in which policies compute, is coarse for what was recorded, a sentence each.

@@ -1,6 +1,7 @@
 """The rows of a dataset: one memory-mapped table of all data files, read in blocks so that no frame costs memory."""
 
 import glob
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,30 +28,41 @@ class DataFiles:
     Attributes:
         paths: the files, in order.
         num_rows: of each.
-        types: column → its type, or the types that it has in several files.
+        types: column → its type, or the types that it has in several files; of columns that all files have.
+        lacking: column that some files have → the files without it.
     """
 
     paths: list[Path]
     num_rows: list[int]
     types: dict[str, list[pa.DataType]]
+    lacking: dict[str, list[Path]]
 
     @classmethod
     def look_at(cls, paths: Sequence[Path]) -> "DataFiles":
-        """Read the footers of the files. A column counts if every file has it."""
+        """Read the footers of the files."""
         num_rows, types, seen = [], {}, None
+        holders: dict[tuple[str, ...], list[Path]] = {}  # names of columns → the files that have these
         for number, path in enumerate(paths):
             with open_parquet(path) as file:
                 num_rows.append(file.metadata.num_rows)
                 schema = file.schema_arrow
+            holders.setdefault(tuple(schema.names), []).append(path)
             if number and schema.equals(seen):
                 continue
             seen = schema
+            if twice := [name for name, count in Counter(schema.names).items() if count > 1]:
+                raise ValueError(f"{path} has the column {twice[0]!r} more than once. Export the dataset again.")
             there = {field.name: field.type for field in schema}
             types = {name: types.get(name, []) for name in (types if number else there) if name in there}
             for name, kinds in types.items():
                 if there[name] not in kinds:
                     kinds.append(there[name])
-        return cls(list(paths), num_rows, types)
+        lacking = {
+            name: [path for names, files in holders.items() if name not in names for path in files]
+            for name in dict.fromkeys(name for names in holders for name in names)
+            if name not in types
+        }
+        return cls(list(paths), num_rows, types, lacking)
 
 
 def load_table(
@@ -62,7 +74,8 @@ def load_table(
     `FrameChecks` says.
 
     Raises:
-        ValueError: a file is damaged, or its columns are not what others' are.
+        ValueError: a file is damaged, its columns are not what others' are, or a row has not one number where it
+            should have one.
     """
     features = datasets.Features()
     for name in index_columns:
@@ -81,13 +94,35 @@ def load_table(
             with open_parquet(path) as file:
                 file.read(columns=list(features))
         for name in index_columns:
+            if name != "timestamp" and any(map(pa.types.is_floating, files.types[name])):
+                raise ValueError(
+                    f"the column {name!r} counts, and holds numbers that are not whole. Export the dataset again."
+                ) from error
             if not all(map(is_vector, files.types[name])):
                 raise ValueError(
                     f"the column {name!r} holds {some(files.types[name])}; expected are numbers"
                     f"{', in seconds' if name == 'timestamp' else ''}. Export the dataset again."
                 ) from error
         raise ValueError(f"the data files do not have the same types of columns. ({error.__cause__})") from error
-    return table.with_format("arrow")
+    table = table.with_format("arrow")
+    for name in index_columns:
+        if pa.types.is_nested(files.types[name][0]):
+            _check_one_each(table, name)
+    return table
+
+
+def _check_one_each(table: datasets.Dataset, name: str) -> None:
+    """Refuse lists of no number, or of several, where each row has one: those after them would move."""
+    for start in range(0, len(table), BLOCK_ROWS):
+        column = table[start : start + BLOCK_ROWS][name]
+        wrong = check_lengths(column)
+        if wrong is None and matrix(column).shape[1] != 1:
+            wrong = 0
+        if wrong is not None:
+            raise ValueError(
+                f"the column {name!r} holds lists of numbers, and not one number in row {start + wrong} of all. Export "
+                "the dataset again."
+            )
 
 
 def _feature(types: Sequence[pa.DataType]) -> datasets.features.features.FeatureType:
@@ -229,6 +264,15 @@ def first_without_picture(column: pa.ChunkedArray) -> int | None:
     return None
 
 
+def picture_paths(column: pa.ChunkedArray) -> Iterator[str]:
+    """The paths of pictures that are not in the column themselves. No picture is copied."""
+    for chunk in column.chunks:
+        if pa.types.is_struct(chunk.type):
+            yield from pc.struct_field(chunk, "path").filter(pc.is_null(pc.struct_field(chunk, "bytes"))).to_pylist()
+        elif pa.types.is_string(chunk.type):
+            yield from chunk.to_pylist()
+
+
 def check_lengths(column: pa.ChunkedArray) -> int | None:
     """The first row whose vector is empty or of another length than the first one's; None where there is none."""
     array = column.combine_chunks()
@@ -256,6 +300,7 @@ __all__ = [
     "load_table",
     "matrix",
     "numbered_runs",
+    "picture_paths",
     "scalars",
     "vectors",
 ]

@@ -1,6 +1,7 @@
 """A dataset on the Hub of which only those files are downloaded that are needed."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -8,7 +9,9 @@ from pathlib import Path
 from huggingface_hub import HfApi, RepoFile, hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
+    HfHubHTTPError,
     HFValidationError,
+    HTTPError,  # of the client in use: httpx, or httpx2
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
@@ -60,9 +63,10 @@ class HubFolder:
             raise ValueError(f"{name!r} and revision={revision!r} do not say the same.")
         self.revision = revision or given or None
         try:
-            folder = snapshot_download(
-                self.repo, repo_type="dataset", revision=self.revision, allow_patterns=["meta/*"]
-            )
+            with _connected(f"meta/ of the dataset {self.repo}"):
+                folder = snapshot_download(
+                    self.repo, repo_type="dataset", revision=self.revision, allow_patterns=["meta/*"]
+                )
         except RevisionNotFoundError as error:
             raise FileNotFoundError(f"The dataset {self.repo} has no revision {self.revision!r}.") from error
         except (HFValidationError, RepositoryNotFoundError, LocalEntryNotFoundError) as error:
@@ -73,8 +77,9 @@ class HubFolder:
     @cached_property
     def listing(self) -> dict[str, HubFile]:
         """All files that the dataset has, by their names in it."""
-        tree = HfApi().list_repo_tree(self.repo, recursive=True, revision=self.commit, repo_type="dataset")
-        files = [entry for entry in tree if isinstance(entry, RepoFile)]
+        with _connected(f"the list of files of the dataset {self.repo}"):
+            tree = HfApi().list_repo_tree(self.repo, recursive=True, revision=self.commit, repo_type="dataset")
+            files = [entry for entry in tree if isinstance(entry, RepoFile)]
         return {file.path: HubFile(file.size, file.lfs.sha256 if file.lfs else file.blob_id) for file in files}
 
     def fetch(self, paths: Sequence[Path]) -> None:
@@ -95,7 +100,8 @@ class HubFolder:
         if path.is_file():
             return True
         try:
-            return HfApi().file_exists(self.repo, self.name_of(path), repo_type="dataset", revision=self.commit)
+            with _connected(f"what the dataset {self.repo} has"):
+                return HfApi().file_exists(self.repo, self.name_of(path), repo_type="dataset", revision=self.commit)
         except OfflineModeIsEnabled:
             return False
 
@@ -105,17 +111,33 @@ class HubFolder:
 
     def download(self, path: Path, folder: Path) -> None:
         """Download a file into another folder, not into the cache."""
-        hf_hub_download(self.repo, self.name_of(path), repo_type="dataset", revision=self.commit, local_dir=folder)
+        name = self.name_of(path)
+        with _connected(f"{name} of the dataset {self.repo}"):
+            hf_hub_download(self.repo, name, repo_type="dataset", revision=self.commit, local_dir=folder)
 
     def _fetch(self, path: Path) -> None:
         try:
-            hf_hub_download(self.repo, self.name_of(path), repo_type="dataset", revision=self.commit)
+            with _connected(f"{self.name_of(path)} of the dataset {self.repo}"):
+                hf_hub_download(self.repo, self.name_of(path), repo_type="dataset", revision=self.commit)
         except EntryNotFoundError:
             return
 
     def name_of(self, path: Path) -> str:
         """The name of a file of the folder in the dataset."""
         return path.relative_to(self.root).as_posix()
+
+
+@contextmanager
+def _connected(what: str) -> Iterator[None]:
+    """Say which download broke off. (Answers of the Hub say so themselves.)"""
+    try:
+        yield
+    except HfHubHTTPError:
+        raise
+    except HTTPError as error:
+        raise ConnectionError(
+            f"{what} could not be downloaded: {error}. Try again; what is here already is kept."
+        ) from error
 
 
 __all__ = ["HubFolder"]

@@ -14,16 +14,18 @@ from typing import NamedTuple
 import datasets
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from packaging.version import Version
 
 from ..example_order import fold_seed
+from .messages import some
 from .metadata import open_parquet, read_json_lines, read_table
 
 PERSISTENT_COLUMN, EVENTS_COLUMN = "language_persistent", "language_events"
 PERSISTENT_FEATURE = {"dtype": "language", "shape": [1], "names": None}  # in info.json
 _SAME_TIME = 1e-4  # seconds: times are float32, and may have been computed in two ways
 _BATCH_ROWS = 1024
-_FIELDS = {"role", "content", "style"}  # of a row; the camera came later
+_FIELDS = {"role", "content", "style"}  # of a row, all words; the camera came later
 _INDEX_ENDINGS = ("_index", "_id")
 
 
@@ -108,14 +110,14 @@ def read_language(
     for name, needed in fields.items():
         if name not in columns:
             continue
-        if not all(needed <= _row_fields(kind) for kind in columns[name]):
+        if not all(_has_fields(kind, needed) for kind in columns[name]):
             if name == subtask_key:
                 raise ValueError(f"the rows of {name!r} need {sorted(needed)}, as LeRobot has them: {columns[name]}.")
             language.notes.append(f"{name} has not the rows that LeRobot has, and is not read.")
         elif name == PERSISTENT_COLUMN:
             # The rows are the same on every frame, so the first one is enough.
             first_frames = _pieces(paths, name, first_rows, np.ones_like(lengths))
-            rows = {selected: values[0].as_py() or [] for selected, _, values in first_frames}
+            rows = {selected: _rows_of(values[0]) for selected, _, values in first_frames}
             _add_persistent(language, rows, times_of, subtask_key == PERSISTENT_COLUMN)
         else:
             for selected, first, values in _pieces(paths, name, first_rows, lengths):
@@ -149,7 +151,11 @@ def _add_persistent(
         subtasks = [row for row in rows if row["style"] == "subtask"]
         has_subtasks = has_subtasks or bool(subtasks)
         if is_asked:
-            language.subtasks[selected] = _by_time(subtasks, times_of(selected))
+            try:
+                language.subtasks[selected] = _by_time(subtasks, times_of(selected))
+            except ValueError as error:
+                frames = f"the episode whose sub-tasks are {some([row['content'] for row in subtasks])}"
+                raise ValueError(f"{PERSISTENT_COLUMN!r}, in {frames}: {error}") from error
     if has_subtasks and not is_asked:
         language.notes.append(
             f"{PERSISTENT_COLUMN} has sub-tasks, which are not used: subtask_key={PERSISTENT_COLUMN} teaches them."
@@ -189,10 +195,20 @@ def _is_list(kind: pa.DataType) -> bool:
     return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
 
 
-def _row_fields(kind: pa.DataType | None) -> set[str]:
-    """Names of what the rows of a language column have; none if it is no list of rows."""
-    is_rows = kind is not None and _is_list(kind) and pa.types.is_struct(kind.value_type)
-    return {field.name for field in kind.value_type} if is_rows else set()
+def _has_fields(kind: pa.DataType, needed: set[str]) -> bool:
+    """Whether a column is a list of rows that have these fields: a time is a number, all else words, or nothing."""
+    if not (_is_list(kind) and pa.types.is_struct(kind.value_type)):
+        return False
+    types = {field.name: field.type for field in kind.value_type}
+    return needed <= types.keys() and all(
+        (_is_number(types[name]) if name == "timestamp" else _is_text(types[name])) or pa.types.is_null(types[name])
+        for name in needed
+    )
+
+
+def _rows_of(cell: pa.Scalar) -> list[dict]:
+    """What is said on a frame; an empty row says nothing."""
+    return [row for row in cell.as_py() or [] if row is not None]
 
 
 def _pieces(
@@ -229,7 +245,14 @@ def _by_time(rows: list[dict], times: np.ndarray) -> tuple[np.ndarray, list[str 
     """The sub-tasks of an episode from rows with times, by the frames where they begin.
 
     Active is the latest row whose time is not after the frame's (LeRobot's rule).
+
+    Raises:
+        ValueError: a row, or a frame, has no time.
     """
+    if any(row["timestamp"] is None or not np.isfinite(row["timestamp"]) for row in rows):
+        raise ValueError("one has no time, and nobody can tell from when on it holds. Give it a timestamp.")
+    if rows and not np.isfinite(times).all():
+        raise ValueError("a frame has no time, and nobody can tell what holds there. Mend the column 'timestamp'.")
     rows = sorted(rows, key=lambda row: row["timestamp"])
     begins = np.array([row["timestamp"] for row in rows], np.float64)
     active = np.searchsorted(begins, times + _SAME_TIME, side="right") - 1  # (frames,) -1: none yet
@@ -242,7 +265,7 @@ def _column_subtasks(
 ) -> tuple[np.ndarray, list[str | None]]:
     """The sub-tasks of a piece of an episode from a column of strings, or of numbers and their table."""
     if _is_list(values.type):
-        values = values.flatten()  # one number in a list
+        values = _one_each(key, values)
     encoded = values.dictionary_encode()
     codes = encoded.indices.fill_null(-1).to_numpy()
     words = encoded.dictionary.to_pylist()
@@ -256,8 +279,24 @@ def _column_subtasks(
     return first + starts, [text or None for text in found]
 
 
+def _one_each(key: str, values: pa.Array) -> pa.Array:
+    """The number in the list of each row; null where there is none."""
+    lengths = pc.fill_null(pc.list_value_length(values), 0).to_numpy(zero_copy_only=False)
+    if (lengths > 1).any():
+        raise ValueError(
+            f"{key!r} has {lengths.max()} numbers in a row; a frame has one sub-task. Choose another column."
+        )
+    # `flatten` leaves out rows without a number: those after it would move up.
+    places = pa.array(np.cumsum(lengths) - 1, pa.int64(), mask=lengths == 0)
+    return values.flatten().take(places)
+
+
 def _is_text(kind: pa.DataType) -> bool:
     return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return pa.types.is_integer(kind) or pa.types.is_floating(kind)
 
 
 def _text_table(root: Path, key: str, kind: pa.DataType) -> dict[int, str]:
@@ -285,13 +324,20 @@ def _text_table(root: Path, key: str, kind: pa.DataType) -> dict[int, str]:
     ]
     if not all(len(numbers) == 1 and len(texts) == 1 for numbers, texts in pairs):
         raise ValueError(f"{found} must have a number and its words in every row.")
-    return {numbers[0]: texts[0] for numbers, texts in pairs}
+    words: dict[int, str] = {}
+    for (number,), (text,) in pairs:
+        if words.setdefault(number, text) != text:
+            raise ValueError(
+                f"{found} gives the number {number} two meanings, {words[number][:200]!r} and {text[:200]!r}: nobody "
+                "can tell which is meant. Correct it."
+            )
+    return words
 
 
 def _questions(values: pa.Array, first: int) -> Iterator[tuple[int, str | None, str, str]]:
     """Frame, camera, question and answer of every pair of `vqa` rows, user and assistant, about a camera."""
     for offset in np.flatnonzero(values.value_lengths().fill_null(0).to_numpy()).tolist():
-        rows = [row for row in values[offset].as_py() if row["style"] == "vqa" and row["content"]]
+        rows = [row for row in _rows_of(values[offset]) if row["style"] == "vqa" and row["content"]]
         for camera in dict.fromkeys(row.get("camera") for row in rows):
             said = {
                 role: [row["content"] for row in rows if row.get("camera") == camera and row["role"] == role]

@@ -10,7 +10,7 @@ def some(values: Collection) -> str:
     return f"{', '.join(map(str, islice(values, 20)))}{', ...' if len(values) > 20 else ''}"
 
 
-def refuse_missing(name: str, paths: Sequence[Path], what: str) -> None:
+def refuse_missing(name: str, paths: Sequence[Path | str], what: str) -> None:
     """Refuse a dataset of which files are missing; none is fine.
 
     Raises:

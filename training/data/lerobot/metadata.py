@@ -105,17 +105,28 @@ class LeRobotMetadata:
                     f"meta/info.json says {key} = {info[key]}, but the episode table lists {found} {what}: the table "
                     "is believed. If that is too few, the copy is incomplete."
                 )
+        if note := metadata.note_on_cameras:
+            metadata.notes.append(note)
         if len(np.unique(metadata.episode_indices)) != len(metadata.episode_indices):
             raise ValueError(f"{root}: the episode table lists an episode more than once.")
-        if (metadata.episode_lengths < 1).any():
-            empty = metadata.episode_indices[np.argmin(metadata.episode_lengths)]
-            raise ValueError(f"{root}: episode {empty} has no frames. Remove it from the dataset.")
         return metadata
 
     @property
     def has_file_for_each(self) -> bool:
         """Whether every episode has files of its own."""
         return self.info["codebase_version"] in ONE_FILE_EACH
+
+    @property
+    def note_on_cameras(self) -> str | None:
+        """Says that the template of video paths does not tell several cameras apart; None where it does."""
+        count = sum(feature.get("dtype") == "video" for feature in self.info["features"].values())
+        template = self.info.get("video_path")
+        if count < 2 or not isinstance(template, str) or "{video_key" in template:
+            return None
+        return (
+            f"video_path of meta/info.json, {template[:200]}, does not name the camera, and there are {count}: their "
+            f"videos are looked for where LeRobot puts them, {_USUAL_PATHS[self.has_file_for_each]['video_path']}."
+        )
 
     def data_files(self, positions: np.ndarray) -> dict[Path, np.ndarray]:
         """The parquet files that hold the rows of the episodes at these positions → the episodes in each, in order."""
@@ -262,7 +273,7 @@ class LeRobotMetadata:
 
     def _template(self, key: str) -> str:
         template = self.info.get(key)
-        if template is None:
+        if template is None or (key == "video_path" and self.note_on_cameras):
             return _USUAL_PATHS[self.has_file_for_each][key]
         if not isinstance(template, str):
             raise ValueError(f"{self.root}: meta/info.json needs {key!r}, a path template, but has {template!r}.")

@@ -1,6 +1,8 @@
 """A picture from a data file: embedded there, or a file of the dataset's folder that is named there."""
 
 import os
+from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -30,19 +32,51 @@ def read_image(stored: dict | str | None, root: Path) -> np.ndarray:
         raise ValueError(f"the stored image cannot be decoded: {error}") from error
 
 
+class ImageFiles:
+    """Which of the files that a dataset's data files name are there; each folder is listed once.
+
+    Args:
+        root: the dataset's folder.
+    """
+
+    def __init__(self, root: Path):
+        self._root = root
+        self._names = cache(lambda folder: {entry.name for entry in os.scandir(folder) if entry.is_file()})
+
+    def missing(self, paths: Iterable[str]) -> list[str]:
+        """Those of the paths that lead to no file.
+
+        Raises:
+            ValueError: one leads out of the dataset's folder.
+        """
+        return [path for path in dict.fromkeys(paths) if not any(map(self._is_there, _places(path, self._root)))]
+
+    def _is_there(self, place: str) -> bool:
+        folder, name = os.path.split(place)
+        return os.path.isdir(folder) and name in self._names(folder)
+
+
 def _inside(path: str, root: Path) -> Path:
-    """The file that a path names. A stranger's dataset may name any: only those in its own folder are read."""
-    folder = os.path.abspath(root)  # not `realpath`: the Hub's cache is made of links that lead out of the folder
+    """The file that a path names."""
+    found = [place for place in _places(path, root) if os.path.isfile(place)]
+    if not found:
+        raise ValueError(f"the data file names the image {path[:200]!r}, which is not in the dataset's folder.")
+    return Path(found[0])
+
+
+def _places(path: str, root: Path) -> list[str]:
+    """Where a path may lead. A stranger's dataset may name any: only those in its own folder are looked at.
+
+    A link in the folder is followed: the Hub's cache is made of links that lead out of it.
+    """
+    folder = os.path.abspath(root)
     places = [os.path.abspath(os.path.join(folder, path)), os.path.abspath(path)]
     inside = [place for place in places if place.startswith(folder + os.sep)]
-    found = [place for place in inside if os.path.isfile(place)]
-    if found:
-        return Path(found[0])
-    if inside:
-        raise ValueError(f"the data file names the image {path[:200]!r}, which is not in the dataset's folder.")
-    raise ValueError(
-        f"the data file names an image outside of the dataset's folder, which is not read: {path[:200]!r}."
-    )
+    if not inside:
+        raise ValueError(
+            f"the data file names an image outside of the dataset's folder, which is not read: {path[:200]!r}."
+        )
+    return inside
 
 
-__all__ = ["read_image"]
+__all__ = ["ImageFiles", "read_image"]

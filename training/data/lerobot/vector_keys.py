@@ -64,6 +64,7 @@ def choose_keys(
     action_key: str | Sequence[str] | None,
     state_key: str | Sequence[str] | None,
     others: Mapping[str, str] | None = None,
+    lacking: Mapping[str, str] | None = None,
 ) -> VectorKeys:
     """Choose the columns.
 
@@ -112,8 +113,8 @@ def choose_keys(
     if action_key is None:
         action_key = _default(ordered, _ACTION_KEYS, _ACTION_PARTS, "action")
         if action_key is None:
-            if wrong := [name for name in _ACTION_KEYS if name in (others or {})]:
-                raise ValueError(_no_numbers(wrong[0], others))
+            for name in _ACTION_KEYS:
+                _refuse(name, others or {}, lacking or {})
             raise ValueError(
                 f"no column is called 'action'. A robot dataset needs actions; its columns: {', '.join(ordered)}. Say "
                 "which are meant with action_key (--action_key)."
@@ -123,6 +124,11 @@ def choose_keys(
     if state_key is None:
         state_key = _default(ordered, _STATE_KEYS, _STATE_PARTS, "state") or NO_STATE
         announced = [name for name in features if name in _STATE_KEYS or name.startswith(_STATE_PARTS)]
+        if state_key == NO_STATE and (gone := [name for name in announced if name in (lacking or {})]):
+            raise ValueError(
+                f"the state {gone[0]!r} {lacking[gone[0]]}. Export the dataset again, or do without a state, "
+                "state_key='none' (--state_key none)."
+            )
         if state_key == NO_STATE and announced:
             notes.append(
                 f"info.json announces the state {_and(announced)}, but the data files have no such column of numbers: "
@@ -131,9 +137,13 @@ def choose_keys(
         if state_key != NO_STATE and (state_key != ["observation.state"] or preset == "openpi"):
             notes.append(f"The state is made of the column(s) {_and(state_key)}.")
     chosen = {
-        "actions": _parts(action_key, columns, others or {}),
-        "state": () if is_no_state(state_key) else _parts(state_key, columns, others or {}),
+        kind: () if kind == "state" and is_no_state(key) else _parts(key, columns, others or {}, lacking or {})
+        for kind, key in (("actions", action_key), ("state", state_key))
     }
+    for kind in ("actions", "state"):
+        if asked[kind] is None and (twice := _first_twice(chosen[kind])):
+            what = "{}_key (--{}_key)".format(*[kind.removesuffix("s")] * 2)
+            notes.append(f"The {kind} have dimensions twice, in {twice[0]} and {twice[1]}: choose with {what}.")
     if asked["actions"] is not None:
         _check_asked("action_key", chosen["actions"])
     if asked["state"] is not None:
@@ -161,17 +171,24 @@ def _default(columns: Sequence[str], keys: Sequence[str], beginnings: Sequence[s
     return parts or None
 
 
-def _no_numbers(column: str, others: Mapping[str, str]) -> str:
-    return f"the column {column!r} holds {others[column]}; expected are numbers, or lists of numbers of one length."
+def _refuse(column: str, others: Mapping[str, str], lacking: Mapping[str, str]) -> None:
+    """Say what is wrong with a column that cannot be used; of others there is nothing to say."""
+    if column in others:
+        raise ValueError(
+            f"the column {column!r} holds {others[column]}; expected are numbers, or lists of numbers of one length."
+        )
+    if column in lacking:
+        raise ValueError(f"the column {column!r} {lacking[column]}. Export the dataset again.")
 
 
-def _parts(key: str | Sequence[str], columns: Sequence[str], others: Mapping[str, str]) -> tuple[VectorPart, ...]:
+def _parts(
+    key: str | Sequence[str], columns: Sequence[str], others: Mapping[str, str], lacking: Mapping[str, str]
+) -> tuple[VectorPart, ...]:
     parts = []
     for name in [key] if isinstance(key, str) else key:
         match = None if name in columns else _SLICE.fullmatch(name)
         part = VectorPart(match[1], int(match[2]), int(match[3])) if match else VectorPart(name)
-        if part.column in others:
-            raise ValueError(_no_numbers(part.column, others))
+        _refuse(part.column, others, lacking)
         if part.column not in columns:
             raise ValueError(f"there is no column {part.column!r}. The columns: {', '.join(columns)}.")
         if match and part.start >= part.end:
@@ -182,14 +199,22 @@ def _parts(key: str | Sequence[str], columns: Sequence[str], others: Mapping[str
 
 def _check_asked(key: str, parts: Sequence[VectorPart]) -> None:
     """Refuse dimensions that are asked for twice, and numbers of rows in their place."""
-    for i, part in enumerate(parts):
+    for part in parts:
         if part.column in _ROW_NUMBERS:
             raise ValueError(f"{key}: the column {part.column!r} counts rows, or tells their time: nothing to learn.")
+    if twice := _first_twice(parts):
+        raise ValueError(f"{key} has dimensions of {twice[0].column!r} twice: {twice[0]} and {twice[1]}.")
+
+
+def _first_twice(parts: Sequence[VectorPart]) -> tuple[VectorPart, VectorPart] | None:
+    """The first two parts that have a dimension in common."""
+    for i, part in enumerate(parts):
         for other in parts[:i]:
             if part.column == other.column and (
                 None in (part.start, other.start) or (part.start < other.end and other.start < part.end)
             ):
-                raise ValueError(f"{key} has dimensions of {part.column!r} twice: {other} and {part}.")
+                return other, part
+    return None
 
 
 def _modality_parts(modality: dict, kind: str) -> tuple[list[str], list[str]]:

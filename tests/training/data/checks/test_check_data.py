@@ -16,7 +16,7 @@ from PIL import Image, ImageFilter
 from kivla import LeRobotDataset
 from kivla.cli import main
 from kivla.training.data.checks.dimensions import measure
-from kivla.training.data.checks.episodes import check_gaps, time_gaps
+from kivla.training.data.checks.episodes import check_gaps, check_rate, time_gaps, time_taken
 from kivla.training.data.checks.findings import RULES
 from kivla.training.data.checks.motion import measure_lag
 from kivla.training.data.checks.pictures import are_same, block_means, blur
@@ -184,6 +184,21 @@ def other_units(data):
 
 
 @fault
+def other_scale(data):
+    data.arrays[6]["actions"][:, 1] *= 1000
+
+
+@fault
+def still_actions(data):
+    data.arrays[6]["actions"][:] = 0
+
+
+@fault
+def zeros(data):
+    data.arrays[1]["actions"][12:16] = 0
+
+
+@fault
 def no_text(data):
     data.texts[0] = ""
 
@@ -225,6 +240,12 @@ def blurred(data):
         return np.stack([np.asarray(Image.fromarray(image).filter(soft)) for image in images])
 
     _each(data, "wrist", change)
+
+
+@fault
+def same_camera(data):
+    for pictures in data.pictures.values():
+        pictures["wrist"] = pictures["front"]
 
 
 @fault
@@ -280,6 +301,43 @@ def test_a_twin_with_many_faults_has_these_and_no_others():
     planted = {"rare", "clipped", "jump", "stuck", "ends_moving", "same_episode", "placeholder", "spellings", "blurred"}
     report = check_data(Made(sorted(planted)), progress=False)
     assert codes(report, worse_than_note=False) - ALWAYS == planted, [finding.text for finding in report.findings]
+
+
+@pytest.mark.parametrize("spoilt", ["other_units", "other_scale", "still_actions"])
+def test_an_episode_that_is_wrong_as_a_whole_hides_nothing_in_others(spoilt):
+    found = found_in(spoilt, "stuck", "jump", "zeros")
+    assert set(found) == {spoilt, "stuck", "jump", "zeros"}
+    assert [found[name].episodes for name in ("stuck", "jump", "zeros")] == [(2,), (5,), (1,)]
+
+
+def test_a_joint_that_moves_in_one_episode_alone_is_at_no_other_scale():
+    def at_rest(data):
+        rng = np.random.default_rng(0)
+        for episode, arrays in data.arrays.items():
+            if episode != 3:
+                for values in arrays.values():
+                    values[:, 1] = rng.normal(0, 1e-4, LENGTH)
+
+    assert "other_scale" not in found_in(at_rest)
+
+
+@pytest.mark.parametrize("vector", ["actions", "state"])
+def test_frames_of_zeros_are_told_once(vector):
+    def zero(data, frames):
+        data.arrays[1][vector][frames] = 0
+
+    for frames in (slice(12, 13), slice(12, 16), slice(0, 2)):
+        (finding,) = found_in(lambda data, frames=frames: zero(data, frames)).values()
+        assert (finding.code, finding.vector) == ("zeros", vector)
+        assert finding.places == tuple((1, frame) for frame in range(frames.start, frames.stop))
+
+    def home(data):  # it goes there slowly, and rests
+        for arrays in data.arrays.values():
+            for values in arrays.values():
+                values *= np.clip(np.arange(LENGTH)[::-1] - 9, 0, 20)[:, None] / 20
+                values[-10:] = 0
+
+    assert "zeros" not in found_in(home)
 
 
 def test_what_is_said_of_a_fault_says_where_it_is():
@@ -389,13 +447,22 @@ def test_a_copy_with_a_little_noise_is_a_copy():
     assert finding.code == "same_episode" and finding.episodes == (4, 7)
 
 
-def test_joints_that_are_exchanged_in_one_episode_are_noted():
+@pytest.mark.parametrize("vector", ["actions", "state"])
+def test_joints_that_are_exchanged_in_one_episode_are_noted(vector):
     def exchange(data):
-        data.arrays[3]["state"][:, [0, 2]] = data.arrays[3]["state"][:, [2, 0]]
+        data.arrays[3][vector][:, [0, 2]] = data.arrays[3][vector][:, [2, 0]]
 
     (finding,) = found_in(exchange, count=24).values()
     assert (finding.code, finding.level) == ("exchanged", "note")
     assert finding.episodes == (3,) and finding.dimensions == ("shoulder", "wrist")
+
+
+def test_the_rate_is_measured_between_gaps():
+    lost = np.r_[np.arange(30), np.arange(31, 61)] / 8
+    seconds, steps = time_taken(lost)
+    assert steps / seconds == pytest.approx(8)
+    assert check_rate(seconds, steps, 10)[0].code == "other_rate" and not check_rate(seconds, steps, 8)
+    assert time_taken(np.zeros(5)) == time_taken(np.full(5, np.nan)) == (0, 0)
 
 
 @pytest.mark.parametrize(("times", "videos"), [(9.7, 10), (10, 9.7), (10, 10)])
@@ -652,6 +719,15 @@ def test_columns_with_sub_tasks_are_named(tmp_path):
     (folder / "meta/info.json").write_text(json.dumps(info))
     found = {finding.code: finding.text for finding in check_data(LeRobotDataset(folder, 1), progress=False).findings}
     assert "subtask: --subtask_key" in found["language"]
+
+
+def test_features_that_say_nothing_do_not_matter(tmp_path):
+    def edit(info):
+        info["features"] |= {"strange": {}, "number": {"dtype": 7}, "subtask": {"dtype": None}}
+
+    data = LeRobotDataset(write_folder(tmp_path / "data", edit_info=edit))
+    (finding,) = [one for one in check_data(data, progress=False).findings if one.code == "language"]
+    assert "in subtask:" in finding.text
 
 
 def test_what_the_reader_refuses_is_an_error(tmp_path, capsys):

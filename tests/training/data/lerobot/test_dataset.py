@@ -671,10 +671,16 @@ def test_damage_inside_a_video_stream_names_the_frame(copy):
             data[index]
 
 
-@pytest.mark.parametrize("stored", [b"no picture", None])
-def test_a_damaged_stored_image_names_the_frame(stored, tmp_path):
+def test_a_stored_image_that_is_lost_is_named_at_opening(tmp_path):
     root = write_images(tmp_path / "images")
-    edit_rows(root / DATA, lambda rows: rows[60][CAMERA].update(bytes=stored))
+    edit_rows(root / DATA, lambda rows: rows[60][CAMERA].update(bytes=None))
+    with pytest.raises(FileNotFoundError, match=rf"camera '{CAMERA}', episode 1: 1 picture missing: frame\.png"):
+        LeRobotDataset(root)
+
+
+def test_a_damaged_stored_image_names_the_frame(tmp_path):
+    root = write_images(tmp_path / "images")
+    edit_rows(root / DATA, lambda rows: rows[60][CAMERA].update(bytes=b"no picture"))
     data = LeRobotDataset(root)
     data[59]
     with pytest.raises(ValueError, match=f"images, camera '{CAMERA}', episode 1, frame 9: "):

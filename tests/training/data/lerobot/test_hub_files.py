@@ -46,6 +46,17 @@ def test_an_interrupted_download_goes_on(hub, monkeypatch):
     assert pictures_are_right(LeRobotDataset("user/arm", cameras=["top"])), "without a network, what is there"
 
 
+@pytest.mark.parametrize(
+    ("ending", "what"), [(".parquet", r"data/.*\.parquet of the dataset"), ("info.json", "meta/ of")]
+)
+def test_a_download_that_breaks_off_is_named_and_goes_on(ending, what, hub):
+    hub.cut, hub.cut_ending = 1000, ending
+    with pytest.raises(ConnectionError, match=f"{what}.* could not be downloaded: .*Try again"):
+        LeRobotDataset("user/arm", cameras=["top"])
+    hub.cut = 0
+    assert pictures_are_right(LeRobotDataset("user/arm", cameras=["top"]))
+
+
 def test_a_revision(hub):
     for name, options in (("user/arm@v1", {}), ("user/arm", {"revision": "v1"})):
         data = LeRobotDataset(name, chunk_size=3, **options)

@@ -145,6 +145,14 @@ def numbers_in_lists_and_json_lines(root):
     return "skill_id"
 
 
+def lists_of_which_some_are_empty(root):
+    names = sorted({text for text in ALL if text})
+    column = [[names.index(text)] if text else [None, []][number % 2] for number, text in enumerate(ALL)]
+    add_column(root, "subtask_index", pa.array(column, pa.list_(pa.int64())))
+    pd.DataFrame({"subtask_index": range(len(names))}, index=names).to_parquet(root / "meta/subtasks.parquet")
+    return "subtask_index"
+
+
 def groots_annotation(root):
     """GR00T's columns are numbers of the table of tasks."""
     names = sorted({text for text in ALL if text})
@@ -155,7 +163,14 @@ def groots_annotation(root):
 
 
 @pytest.mark.parametrize(
-    "store", [texts_in_a_column, numbers_and_a_parquet_table, numbers_in_lists_and_json_lines, groots_annotation]
+    "store",
+    [
+        texts_in_a_column,
+        numbers_and_a_parquet_table,
+        numbers_in_lists_and_json_lines,
+        lists_of_which_some_are_empty,
+        groots_annotation,
+    ],
 )
 def test_older_ways_to_store_subtasks(copy, store):
     key = store(copy)
@@ -205,6 +220,13 @@ def test_questions_about_frames_are_vlm_data(copy):
     assert any("3 questions about frames" in note for note in data.notes)
 
 
+def test_empty_rows_say_nothing(copy):
+    add_column(copy, PERSISTENT_COLUMN, pa.array([[None, row("reach")]] * 9))
+    add_column(copy, EVENTS_COLUMN, pa.array([[None, event("Is it full?", "user"), event("yes", "assistant")]] * 9))
+    data = LeRobotDataset(copy, 2, subtask_key=PERSISTENT_COLUMN)
+    assert responses(data) == ["reach"] * 9 and len(data.questions) == 9
+
+
 def numbers_without_a_table(root):
     add_column(root, "subtask_index", pa.array([0] * 9))
 
@@ -216,6 +238,22 @@ def unknown_numbers(root):
     pq.write_table(table, root / DATA)
 
 
+def two_numbers_in_a_row(root):
+    numbers_and_a_parquet_table(root)
+    table = pq.read_table(root / DATA).drop_columns("subtask_index")
+    pq.write_table(table.append_column("subtask_index", pa.array([[0, 1], []] + [[1]] * 7)), root / DATA)
+
+
+def two_meanings_of_a_number(root):
+    numbers_and_a_parquet_table(root)
+    table = pd.DataFrame({"subtask_index": [0, 1, 2, 0]}, index=["a", "b", "c", "d"])
+    table.to_parquet(root / "meta/subtasks.parquet")
+
+
+def persistent(*rows):
+    return lambda root: add_column(root, PERSISTENT_COLUMN, pa.array([list(rows)] * 9))
+
+
 @pytest.mark.parametrize(
     ("damage", "key", "message"),
     [
@@ -223,6 +261,11 @@ def unknown_numbers(root):
         (lambda root: None, "action", "'action' is of type"),
         (numbers_without_a_table, "subtask_index", "none of meta/subtasks.parquet, meta/subtasks.jsonl"),
         (unknown_numbers, "subtask_index", r"has the numbers \[7\], which its table in meta/ does not know"),
+        (two_numbers_in_a_row, "subtask_index", "has 2 numbers in a row"),
+        (two_meanings_of_a_number, "subtask_index", "gives the number 0 two meanings, 'a' and 'd'"),
+        (persistent(row("a"), row("b", timestamp=None)), PERSISTENT_COLUMN, "sub-tasks are a, b: one has no time"),
+        (persistent(row("a"), row("b", timestamp=np.nan)), PERSISTENT_COLUMN, "sub-tasks are a, b: one has no time"),
+        (persistent(row(7)), PERSISTENT_COLUMN, "as LeRobot has"),
         (lambda root: add_column(root, "subtask", pa.array([""] * 9)), "subtask", "names no sub-task"),
         (lambda root: add_column(root, PERSISTENT_COLUMN, pa.array(["a"] * 9)), PERSISTENT_COLUMN, "as LeRobot has"),
     ],

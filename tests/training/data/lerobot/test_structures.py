@@ -4,6 +4,7 @@ import io
 import json
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -111,6 +112,45 @@ def test_even_times_of_another_rate_are_refused(rate, tmp_path):
     folder = write_folder(tmp_path / "data", **columns(timestamp=lambda t: t * 10 / rate))
     with pytest.raises(ValueError, match=f"evenly .* all 3 episodes.* is {rate} frames a second, but .* fps = 10"):
         LeRobotDataset(folder)
+
+
+def test_short_episodes_are_even_together(tmp_path):
+    def clock(there, _):
+        there["timestamp"] = there["timestamp"] * 10 / 12
+
+    with pytest.raises(ValueError, match=r"evenly .* all 3 episodes.* is 12 frames a second, but .* fps = 10"):
+        LeRobotDataset(write_folder(tmp_path / "data", lengths=(8, 7, 8), edit_columns=clock))
+    few = LeRobotDataset(write_folder(tmp_path / "few", lengths=(4, 4), edit_columns=clock))
+    assert any("some 12 frames a second, unevenly" in note for note in few.notes), "few steps may be even by chance"
+
+
+def lose_a_row(times):
+    return np.r_[times[: len(times) // 2], times[len(times) // 2 :] + 0.1]
+
+
+def in_bursts(times):
+    return times // 0.4 * 0.4
+
+
+@pytest.mark.parametrize(
+    ("rate", "change", "said"),
+    [
+        (8, jitter, 8),
+        (12, jitter, 12),
+        (8, lose_a_row, 8),
+        (10, jitter, None),
+        (10, lose_a_row, None),
+        (10, lambda times: lose_a_row(lose_a_row(times)) + 0.5 * (times > 0.6), None),
+        (10, in_bursts, None),
+    ],
+)
+def test_uneven_times_of_another_rate_are_said(rate, change, said, tmp_path):
+    def clock(there, _):
+        there["timestamp"] = change(there["timestamp"]) * 10 / rate
+
+    data = LeRobotDataset(write_folder(tmp_path / "data", lengths=(24, 30), edit_columns=clock))
+    found = [float(match[1]) for note in data.notes if (match := re.search("at some (.*) frames a second, unev", note))]
+    assert len(found) == (said is not None) and all(abs(rate / said - 1) < 0.05 for rate in found)
 
 
 def turn_files(root, drop):
@@ -234,6 +274,91 @@ def test_a_camera_of_which_some_videos_are_missing_is_refused_with_all_of_them(t
     assert pictures_are_right(LeRobotDataset(root, episodes=[1]))
 
 
+WRIST = "observation.images.wrist"
+
+
+@pytest.mark.parametrize("version", ["v2.1", "v3.0"])
+def test_paths_of_videos_that_do_not_name_the_camera(version, tmp_path):
+    """Two cameras never have one video: each has its own where LeRobot puts it, or is refused."""
+
+    def edit(info):
+        info["video_path"] = info["video_path"].replace("{video_key}", CAMERA)
+        info["features"][WRIST] = info["features"][CAMERA]
+
+    def edit_episodes(episodes):
+        if version == "v3.0":
+            for episode in episodes:
+                episode.update({name.replace(CAMERA, WRIST): value for name, value in episode.items()})
+
+    root = write_folder(tmp_path / "data", version, edit_info=edit, edit_episodes=edit_episodes)
+    for video in list(root.glob(f"videos/**/{CAMERA}/**/*.mp4")):
+        pictures = {"episode_000000": range(12), "episode_000001": range(9), "episode_000002": range(15)}
+        numbers = [1000 + k for k in pictures.get(video.stem, range(36))]
+        write_video(Path(str(video).replace(CAMERA, WRIST)), numbers, 10)
+    data = LeRobotDataset(root)
+    assert any("does not name the camera, and there are 2" in note for note in data.notes)
+    assert [number_of(image) for image in data[0]["images"]] == [0, 1000]
+    assert number_of(LeRobotDataset(root, cameras=["wrist"])[0]["images"][0]) == 1000
+    for video in root.glob(f"videos/**/{WRIST}/**/*.mp4"):
+        video.unlink()
+    with pytest.raises(FileNotFoundError, match=r"holds no picture of it.* does not name the camera"):
+        LeRobotDataset(root, cameras=["wrist"])
+
+
+def test_an_episode_without_frames_can_be_left_out(tmp_path):
+    def add(episodes):
+        episodes.append({"episode_index": 3, "tasks": ["pick up the cup"], "length": 0})
+
+    root = write_folder(tmp_path / "data", edit_episodes=add, edit_info=lambda info: info.update(total_episodes=4))
+    assert pictures_are_right(LeRobotDataset(root, episodes=[0, 1, 2]))
+    with pytest.raises(ValueError, match=r"episode 3 has no frames. Leave it out with `episodes=\[...\]`"):
+        LeRobotDataset(root)
+
+
+@pytest.mark.parametrize("column", ["observation.state", "action", "timestamp"])
+def test_a_column_that_some_files_lack(column, tmp_path):
+    def drop(there, episode):
+        if episode == 1:
+            del there[column]
+
+    root, where = write_folder(tmp_path / "data", edit_columns=drop), "missing in 1 of 3 data files, such as .*000001"
+    if column == "timestamp":
+        assert any(re.search(f"'timestamp' is {where}.*: it is not used", note) for note in LeRobotDataset(root).notes)
+        return
+    with pytest.raises(ValueError, match=f"'{column}' is {where}.*Export the dataset again"):
+        LeRobotDataset(root)
+    if column == "observation.state":
+        assert LeRobotDataset(root, state_key="none").state_dim == 0
+        with pytest.raises(ValueError, match=f"'{column}' is {where}"):
+            LeRobotDataset(root, state_key=column)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda numbers: numbers + 0.5, "column 'task_index' counts, and holds numbers that are not whole"),
+        (lambda numbers: [None, *numbers[1:].tolist()], "episode 0, frame 0, has no task: its task_index is empty"),
+        (lambda numbers: [[0, 0], [], *[[0]] * (len(numbers) - 2)], "'task_index' holds lists .* in row 1 of all"),
+        (lambda numbers: [[0, 0]] * len(numbers), "'task_index' holds lists .* in row 0 of all"),
+    ],
+)
+def test_numbers_of_tasks_that_are_none(change, message, tmp_path):
+    def edit(there, _):
+        there["task_index"] = change(there["task_index"])
+
+    with pytest.raises(ValueError, match=message):
+        LeRobotDataset(write_folder(tmp_path / "data", edit_columns=edit))
+
+
+def test_a_column_that_is_there_twice_is_refused(tmp_path):
+    root = write_folder(tmp_path / "data")
+    file = root / "data/chunk-000/episode_000001.parquet"
+    table = pq.read_table(file)
+    pq.write_table(table.append_column("action", table["action"]), file)
+    with pytest.raises(ValueError, match=r"episode_000001\.parquet has the column 'action' more than once"):
+        LeRobotDataset(root)
+
+
 @pytest.mark.parametrize("version", ["v2.1", "v3.0"])
 def test_two_instructions_of_one_task_are_refused(version, tmp_path):
     folder = write_folder(tmp_path / "data", version)
@@ -295,6 +420,8 @@ def test_times_of_another_type_are_said(tmp_path):
 
 
 def test_a_missing_folder_is_no_dataset_of_the_hub(tmp_path):
+    with pytest.raises(ValueError, match="name of the dataset is empty"):
+        LeRobotDataset("")
     with pytest.raises(FileNotFoundError, match="There is no folder"):
         LeRobotDataset(tmp_path / "none")
 
@@ -402,13 +529,20 @@ def test_pictures_by_path(tmp_path):
     assert pictures_are_right(LeRobotDataset(moved, chunk_size=2))
     file = moved / "data/chunk-000/episode_000000.parquet"
     table = pq.read_table(file)
-    for bad, message in ((str(tmp_path / "secret.png"), "outside of the dataset"), ("images/none.png", "is not in")):
+    for bad, message in (
+        (str(tmp_path / "secret.png"), "episode 0: .* outside of the dataset"),
+        ("images/none.png", r"1 picture missing: images/none\.png\."),
+    ):
         stored = [{"bytes": None, "path": bad}, *table[CAMERA].to_pylist()[1:]]
         array = pa.array(stored, table[CAMERA].type)
         pq.write_table(table.set_column(table.column_names.index(CAMERA), CAMERA, array), file)
         Image.fromarray(picture(0)).save(tmp_path / "secret.png")
-        with pytest.raises(ValueError, match=f"episode 0, frame 0: .*{message}"):
-            LeRobotDataset(moved)[0]
+        with pytest.raises((ValueError, FileNotFoundError), match=message):
+            LeRobotDataset(moved)
+    (moved / "images/frame_3.png").unlink()
+    with pytest.raises(FileNotFoundError, match=r"2 picture, each missing: images/none\.png, images/frame_3\.png"):
+        LeRobotDataset(moved)
+    assert len(LeRobotDataset(moved, episodes=[1, 2])) == 24, "those of other episodes do not matter"
 
 
 def test_pictures_as_bytes_alone(tmp_path):

@@ -90,6 +90,16 @@ def parts(columns, episode):
     columns["action.wheels"] = pa.array((arm[:, :2] > 0).tolist(), pa.list_(pa.bool_()))
 
 
+def test_groups_of_gr00t_that_overlap_are_said():
+    groups = {"a": {"start": 0, "end": 3}, "b": {"start": 1, "end": 4}}
+    chosen = choose_keys(["action"], {}, "gr00t", {"action": groups}, None, None)
+    assert any("actions have dimensions twice, in action[0:3] and action[1:4]" in note for note in chosen.notes)
+    apart = {"a": groups["a"], "b": {"start": 3, "end": 4}}
+    assert not any(
+        "twice" in note for note in choose_keys(["action"], {}, "gr00t", {"action": apart}, None, None).notes
+    )
+
+
 def test_parts_are_put_after_each_other(tmp_path):
     root = write_folder(
         tmp_path / "data",
