@@ -24,9 +24,9 @@ class ActionPredictionPipeline(Pipeline):
     ```
 
     An observation has `images` (a dict by camera name, or a list in the order of the processor's cameras, or of
-    `cameras`, the names that come with it; PIL images, arrays, paths or URLs), `text`, `state` if the policy reads one,
-    and `robot` (a name) if it knows several. A list of observations gives a list of results, computed `batch_size` at a
-    time (all at once by default).
+    `cameras`, the names that come with it; PIL images, arrays, paths or URLs), `text`, `state` if the policy reads one
+    or its actions are relative to it, and `robot` (a name) if it knows several. A list of observations gives a list of
+    results, computed `batch_size` at a time (all at once by default).
 
     A policy whose expert reads responses (`processor.expert_reads_response`), or that acts by tokens and was taught to
     say a response first (`processor.responds_first`), says what it is about to do, and then
@@ -78,6 +78,8 @@ class ActionPredictionPipeline(Pipeline):
             )
         if processor is None:
             raise ValueError("Give the policy's `processor` beside the model: KIVLAProcessor.from_pretrained(...).")
+        for robot in processor.robots.values():  # rather now than in front of a robot
+            robot.units.check_known()
         parts = ("tokenizer", "feature_extractor", "image_processor", "video_processor", "num_workers")
         if unused := [name for name in parts if kwargs.get(name) is not None]:
             raise ValueError(f"{', '.join(unused)}: not used here. The policy's `processor` does all of it.")
@@ -153,7 +155,8 @@ class ActionPredictionPipeline(Pipeline):
             responses = [own if own is not None else words for own, words in zip(responses, said, strict=True)]
         # A response of no words is none.
         inputs = self.processor(**columns, given_response=[response or None for response in responses])
-        return {"inputs": inputs, "robots": columns["robot"], "responses": responses, "rtc": old_chunks}
+        of_robots = {"robots": columns["robot"], "states": columns["state"]}
+        return {"inputs": inputs, **of_robots, "responses": responses, "rtc": old_chunks}
 
     def _old_chunks(
         self, observations: list[dict], by_tokens: bool, rtc: str | None, guidance: dict
@@ -254,9 +257,10 @@ class ActionPredictionPipeline(Pipeline):
 
     def postprocess(self, model_outputs, clip_actions: bool | None = None) -> list[dict]:
         results = []
-        for chunk, robot, response in zip(*(model_outputs[n] for n in ("chunks", "robots", "responses")), strict=True):
+        rows = (model_outputs[name] for name in ("chunks", "robots", "states", "responses"))
+        for chunk, robot, state, response in zip(*rows, strict=True):
             if isinstance(chunk, np.ndarray):
-                actions, clipped = self.processor.unnormalize_and_clip(chunk, robot, clip_actions)
+                actions, clipped = self.processor.unnormalize_and_clip(chunk, robot, clip_actions, state)
                 result = {"actions": actions} if clipped is None else {"actions": actions, "clipped": clipped}
             else:
                 result = {"actions": None, "failure": chunk}

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field, replace
 
 from ..modeling_kivla import KIVLAExpertConfig
+from ..processing.relative_words import RELATIVE_HELP, ROTATIONS_HELP, WRAPS_HELP
 from .parts import BACKBONE, NEW_TOKENS
 from .recipes import RECIPES, Recipe, Stage, get_recipe
 
@@ -92,6 +93,17 @@ class PolicyOptions:
     )
     action_token_skip: int | None = field(
         default=None, metadata={"help": "For tail: 128 (openpi) or 1152 (spares <loc>); 128."}
+    )
+    relative_actions: list[str] | None = field(default=None, metadata={"help": f"{RELATIVE_HELP} None are."})
+    wrapping_angles: list[str] | None = field(default=None, metadata={"help": WRAPS_HELP})
+    rotations: list[str] | None = field(default=None, metadata={"help": ROTATIONS_HELP})
+    adapt_to_pi: bool | None = field(
+        default=None,
+        metadata={
+            "help": "ALOHA's joints and grippers in the units that pi0 was pretrained in (openpi's option); no.",
+            "nargs": "?",
+            "const": True,
+        },
     )
     max_length: int | None = field(default=None, metadata={"help": "Longest allowed sequence; longer is an error."})
     dtype: str = field(

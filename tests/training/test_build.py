@@ -194,7 +194,7 @@ def test_every_option_that_cannot_apply_is_named(policy, data):
         ({"scale": 0.01}, "the actions of .* move over at most 1.* % of the range"),
         ({"cameras": ("wrist",)}, r"gives the cameras \['observation.images.wrist'\], the policy sees"),
         ({"dim": 4}, "has 4-dimensional actions, the policy 3"),
-        ({"state": False}, "has a state of 0 dimensions, the policy reads 3"),
+        ({"state": False}, "has a state of 0 dimensions, the policy needs 3"),
     ],
 )
 def test_data_of_another_robot_is_refused(policy, tmp_path, changes, difference):

@@ -35,7 +35,8 @@ def check_dataset(dataset, processor: KIVLAProcessor, names: Mapping[str, str | 
 
     Raises:
         ValueError: a robot dataset in it has another chunk size, other cameras or another action size than the
-            processor, or belongs to an unknown robot. (Cameras in another order are the same cameras.)
+            processor, no state where actions are relative to it, or belongs to an unknown robot. (Cameras in another
+            order are the same cameras.)
     """
     for data in robot_datasets(dataset):
         try:
@@ -52,6 +53,11 @@ def check_dataset(dataset, processor: KIVLAProcessor, names: Mapping[str, str | 
             raise ValueError(
                 f"{data.name} has actions of {data.action_dim} dimensions, the processor's robot has "
                 f"{robot.action_dim}: is it the data of another robot?"
+            )
+        if robot.units.relative is not None and not data.state_dim:
+            raise ValueError(
+                f"{data.name} has no state, and the actions of the processor's robot are relative to it: they cannot "
+                "be made of this data."
             )
         if robot.cameras is None and names is None:
             continue
