@@ -11,7 +11,7 @@ from .real_time_chunking import RealTimeChunking, check_method, whole_number
 from .weights_state import weights_state
 
 _OBSERVATION = ("images", "text", "state", "robot")
-_OPTIONAL = ("cameras", "response", "previous_actions", "delay")
+_OPTIONAL = ("cameras", "response", "previous_actions", "delay", "seed")
 
 
 class ActionPredictionPipeline(Pipeline):
@@ -34,7 +34,8 @@ class ActionPredictionPipeline(Pipeline):
 
     Options, in the constructor or in a call: `acts_by`, "flow" (the action expert) or "tokens" (decoded action tokens;
     by default what the policy was trained for); `num_steps` (Euler steps); `seed`: with it every observation starts
-    from the same noise, so its actions do not depend on what else is in the batch (tokens are decoded greedily);
+    from the same noise, so its actions do not depend on what else is in the batch (tokens are decoded greedily); an
+    observation may bring a `seed` of its own;
     `clip_actions`, whether actions are held within the range of the robot's data (the processor's setting by default);
     `cameras`, where observations have other names than the policy: `{"front": "observation/image"}`, the policy's name
     and theirs (None: no image; a mapping of all cameras leaves other images out; a list without names cannot be
@@ -145,7 +146,7 @@ class ActionPredictionPipeline(Pipeline):
                 )
         columns = {key: [observation.get(key) for observation in observations] for key in _OBSERVATION}
         columns["images"] = [self._named(i, observation, cameras) for i, observation in enumerate(observations)]
-        responses = [observation.get("response") for observation in observations]
+        responses, seeds = ([observation.get(key) for observation in observations] for key in ("response", "seed"))
         by_tokens = (acts_by or self.model.config.acts_by) == "tokens"
         old_chunks = self._old_chunks(observations, by_tokens, rtc, guidance)
         says = self.processor.expert_reads_response or (by_tokens and self.processor.responds_first)
@@ -156,7 +157,7 @@ class ActionPredictionPipeline(Pipeline):
         # A response of no words is none.
         inputs = self.processor(**columns, given_response=[response or None for response in responses])
         of_robots = {"robots": columns["robot"], "states": columns["state"]}
-        return {"inputs": inputs, **of_robots, "responses": responses, "rtc": old_chunks}
+        return {"inputs": inputs, **of_robots, "responses": responses, "rtc": old_chunks, "seeds": seeds}
 
     def _old_chunks(
         self, observations: list[dict], by_tokens: bool, rtc: str | None, guidance: dict
@@ -230,20 +231,24 @@ class ActionPredictionPipeline(Pipeline):
         acts_by: str | None = None,
         reuse_prefix: bool = False,
     ) -> dict:
-        inputs, rtc, noise = model_inputs.pop("inputs"), model_inputs.pop("rtc"), None
+        inputs, rtc, seeds = (model_inputs.pop(name) for name in ("inputs", "rtc", "seeds"))
+        noise = None
         if (acts_by or self.model.config.acts_by) == "tokens":
             options = {"robot": model_inputs["robots"], "max_response_tokens": 0}  # what there is to say has been said
             chunks = self.model.generate_actions(self.processor, **options, **inputs)
             return {"chunks": chunks, **model_inputs}
-        if seed is not None:
-            config = self.model.config
-            shape = (1, config.chunk_size, config.max_action_dim)
-            noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-            noise = noise.expand(len(inputs["input_ids"]), -1, -1).to(self.device)
+        seeds = [seed if own is None else own for own in seeds]
+        if any(own is not None for own in seeds):
+            noise = torch.stack([self._noise(own) for own in seeds]).to(self.device)
         if reuse_prefix:
             inputs = self._with_prefix(dict(inputs))
         chunks = self.model.sample_actions(**inputs, num_steps=num_steps, noise=noise, rtc=rtc).cpu().numpy()
         return {"chunks": list(chunks), **model_inputs}
+
+    def _noise(self, seed: int | None) -> torch.Tensor:
+        """What a chunk starts from, (H, D)."""
+        config, generator = self.model.config, None if seed is None else torch.Generator().manual_seed(seed)
+        return torch.randn(config.chunk_size, config.max_action_dim, generator=generator)
 
     def _with_prefix(self, inputs: dict[str, torch.Tensor]) -> dict:
         """Inputs of `sample_actions` with what the VLM made of them: the last ones' if they are the same."""

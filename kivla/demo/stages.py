@@ -93,6 +93,7 @@ class TabletopArguments:
     )
     recipe: str = field(default="insulated", metadata={"help": "What trains what; `kivla recipes` lists them."})
     num_flow_samples: int = field(default=4, metadata={"help": "Noise draws for each backbone pass."})
+    rtc_max_delay: int = field(default=0, metadata={"help": "Train for real-time chunking with such delays, in steps."})
     expert_hidden_size: int = field(default=64, metadata={"help": "Width of the action expert."})
     expert_intermediate_size: int = field(default=192, metadata={"help": "Width of its MLP."})
     action_vocab_size: int = field(default=256, metadata={"help": "Codes of the FAST tokenizer."})
@@ -223,6 +224,7 @@ def options(data: LeRobotDataset, args: TabletopArguments) -> PolicyOptions:
         max_state_dim=data.state_dim,
         state_encoding=args.state_encoding or ("continuous" if recipe.state_encoding == "continuous" else "none"),
         num_flow_samples=args.num_flow_samples,
+        rtc_max_delay=args.rtc_max_delay or None,
         expert_hidden_size=args.expert_hidden_size,
         expert_intermediate_size=args.expert_intermediate_size,
         expert_initializer_range=args.expert_hidden_size**-0.5,

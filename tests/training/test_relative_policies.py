@@ -329,3 +329,29 @@ def test_a_robot_of_several_has_its_own_words(recorded):
     robots = ["arm", "pair"]
     assert told_relative(arm, options, robots).dimensions == [0, 1, 2, 3, 4]
     assert len(told_relative(pair, options, robots).dimensions) == 12
+
+
+def test_what_is_left_of_a_chunk_is_seen_from_the_new_state(policies, recorded, monkeypatch):
+    """Real-time chunking through the pipeline: absolute actions come in, the model has them relative to the new
+    state."""
+    folder, data = policies("so101", "none", True), recorded["so101"]
+    processor = KIVLAProcessor.from_pretrained(folder)
+    pipe = ActionPredictionPipeline(model=KIVLAForActionPrediction.from_pretrained(folder), processor=processor)
+    seen = []
+
+    def sample_actions(rtc, **inputs):
+        seen.append(rtc)
+        return rtc.previous
+
+    monkeypatch.setattr(pipe.model, "sample_actions", sample_actions)
+    old, new = data[4], data[6]
+    left = old["actions"][2:]  # two steps later
+    given = {**observation(new), "previous_actions": left, "delay": 1}
+    found = pipe(given, rtc="guidance")["actions"]
+    (rtc,) = seen
+    expected = processor.robot().actions.normalize(to_relative(left, new["state"], processor.robot().units.relative))
+    np.testing.assert_allclose(rtc.previous[0, : len(left), :6], expected, atol=1e-5)
+    np.testing.assert_allclose(found[: len(left)], left, rtol=1e-5, atol=1e-3)
+    del given["state"]
+    with pytest.raises(ValueError, match="no `state`"):
+        pipe(given, rtc="guidance")
