@@ -13,6 +13,7 @@ from .modeling_kivla import (
     KIVLAExpertConfig,
     KIVLAForActionPrediction,
     KIVLAOutput,
+    RealTimeChunking,
     UnsupportedBackboneError,
 )
 from .processing import ActionDecodingFailure, BinningActionTokenizer, FASTActionTokenizer, KIVLAProcessor
@@ -63,5 +64,6 @@ __all__ = [
     "KIVLATrainer",
     "KIVLATrainingArguments",
     "LeRobotDataset",
+    "RealTimeChunking",
     "UnsupportedBackboneError",
 ]

@@ -4,6 +4,7 @@ from .backbone_probe import probe_backbone
 from .configuration_kivla import KIVLAConfig, KIVLAExpertConfig
 from .modeling_kivla import KIVLAForActionPrediction, KIVLAOutput
 from .pipeline_kivla import ActionPredictionPipeline
+from .real_time_chunking import RealTimeChunking, count_learned_actions
 
 __all__ = [
     "ActionPredictionPipeline",
@@ -12,8 +13,10 @@ __all__ = [
     "KIVLAForActionPrediction",
     "KIVLAOutput",
     "NonFiniteActionsError",
+    "RealTimeChunking",
     "UndecodableActionsError",
     "UnsupportedBackboneError",
     "actions_of",
+    "count_learned_actions",
     "probe_backbone",
 ]

@@ -44,24 +44,29 @@ class SuffixLayout:
         mask: (M, 1, T, P + T), or (1, 1, T, P + T), 0 where a token may look and -inf where not; None if everything is
             visible.
         prefix_length: P.
+        given: (M, T, 1) bool, True where a token is an action that is given, at flow time 0; None if none is.
     """
 
     rotary: tuple[torch.Tensor, torch.Tensor] | None
     mask: torch.Tensor | None
     prefix_length: int
+    given: torch.Tensor | None
 
 
-# What an adaptive norm makes of the flow time: `1 + scale`, `shift` and `gate`, each (M, 1, W)
+# What an adaptive norm makes of the flow times: `1 + scale`, `shift` and `gate`, each (M, K, W)
 NormModulation = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 @dataclass
 class TimeCondition:
-    """The flow time as the expert uses it; M rows, or one row shared by the batch.
+    """The flow times as the expert uses them; M rows, or one row shared by the batch.
+
+    K is 1, where all tokens of a row have one time; or 2: that of the noisy actions, and 0, that of the given ones
+    (`SuffixLayout.given`). So each of them is made once, however many tokens have it.
 
     Attributes:
-        embedding: (M, W), what "concat" joins to the actions.
-        condition: (M, W), what the norms are modulated by ("adarms"); otherwise None.
+        embedding: (M, K, W), what "concat" joins to the actions.
+        condition: (M, K, W), what the norms are modulated by ("adarms"); otherwise None.
         modulations: of every norm, two for each layer and the last one (None each without "adarms"), where they were
             made ahead; None where each layer makes its own when it runs.
     """
@@ -83,12 +88,21 @@ class TimeCondition:
         ]
 
 
+def of_each_token(values: torch.Tensor, given: torch.Tensor | None) -> torch.Tensor:
+    """What each token has of values (M, K, W) of the flow times: (M, 1, W) for all of them, or (M, T, W)."""
+    return values if given is None else torch.where(given, values[:, 1:], values[:, :1])
+
+
+def at_least_float32(x: torch.Tensor) -> torch.Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 class Modulation(nn.Linear):
     """Scale, shift and gate of a norm from the flow time; zero at first (`KIVLAPreTrainedModel._init_weights`)."""
 
 
 class ExpertRMSNorm(nn.Module):
-    """RMSNorm computed in float32; Gemma's `(1 + weight)`, or adaptive with scale, shift and gate from the flow time.
+    """RMSNorm in float32 at least; Gemma's `(1 + weight)`, or adaptive with scale, shift and gate from the flow time.
 
     The adaptive form is openpi's adaRMS: `x̂·(1 + scale) + shift`, and the caller adds `gate · sublayer` to the
     residual. It starts as the identity (all three zero).
@@ -104,18 +118,20 @@ class ExpertRMSNorm(nn.Module):
             self.weight = nn.Parameter(torch.zeros(config.hidden_size))
 
     def modulation(self, condition: torch.Tensor | None) -> NormModulation | None:
-        """What this norm makes of the condition (M, W); None if it is not adaptive."""
+        """What this norm makes of the condition (M, K, W); None if it is not adaptive."""
         if self.dense is None:
             return None
-        scale, shift, gate = self.dense(condition)[:, None].chunk(3, dim=-1)
-        return 1.0 + scale.float(), shift.float(), gate
+        scale, shift, gate = self.dense(condition).chunk(3, dim=-1)
+        return 1.0 + at_least_float32(scale), at_least_float32(shift), gate
 
-    def forward(self, x: torch.Tensor, modulation: NormModulation | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def forward(
+        self, x: torch.Tensor, modulation: NormModulation | None, given: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The normed `x` (M, T, W), and the gate of what is computed from it; None for no gate."""
-        normed = F.rms_norm(x.float(), x.shape[-1:], eps=self.eps)
+        normed = F.rms_norm(at_least_float32(x), x.shape[-1:], eps=self.eps)
         if modulation is None:
-            return (normed * (1.0 + self.weight.float())).to(x.dtype), None
-        scale, shift, gate = modulation
+            return (normed * (1.0 + at_least_float32(self.weight))).to(x.dtype), None
+        scale, shift, gate = (of_each_token(part, given) for part in modulation)
         return torch.addcmul(shift, normed, scale).to(x.dtype), gate.to(x.dtype)
 
 
@@ -220,7 +236,7 @@ class ExpertLayer(GradientCheckpointingLayer):
         self.post_attention_layernorm = ExpertRMSNorm(config)
 
     def modulations(self, condition: torch.Tensor | None) -> list[NormModulation | None]:
-        """What the norms in front of attention and of the MLP make of the condition (M, W)."""
+        """What the norms in front of attention and of the MLP make of the condition (M, K, W)."""
         return [norm.modulation(condition) for norm in (self.input_layernorm, self.post_attention_layernorm)]
 
     def forward(
@@ -233,9 +249,9 @@ class ExpertLayer(GradientCheckpointingLayer):
         layout: SuffixLayout,
     ) -> torch.Tensor:
         before_attention, before_mlp = self.modulations(condition) if modulations is None else modulations
-        normed, gate = self.input_layernorm(x, before_attention)
+        normed, gate = self.input_layernorm(x, before_attention, layout.given)
         x = gated_residual(x, self.self_attn(normed, prefix_key, prefix_value, layout), gate)
-        normed, gate = self.post_attention_layernorm(x, before_mlp)
+        normed, gate = self.post_attention_layernorm(x, before_mlp, layout.given)
         return gated_residual(x, self.mlp(normed), gate)
 
 
@@ -270,7 +286,8 @@ class ActionExpert(nn.Module):
     def with_room(self, prefix: Prefix, length: int) -> Prefix:
         """A copy whose keys and values end in `length` free places, so that no step of sampling copies the rest.
 
-        Each is where its layer runs, in the expert's dtype.
+        Each is where its layer runs, in the expert's dtype. What a step writes into these places is gone with the next
+        one: where gradients are taken there must be none (`length` 0).
         """
         key_values = [
             tuple(F.pad(x.to(device_of(layer.self_attn.q_proj), self.dtype), (0, 0, 0, length)) for x in key_value)
@@ -278,21 +295,26 @@ class ActionExpert(nn.Module):
         ]
         return replace(prefix, key_values=key_values)
 
-    def time_condition(self, timestep: torch.Tensor, ahead: bool = True) -> TimeCondition:
+    def time_condition(self, timestep: torch.Tensor, ahead: bool = True, with_given: bool = False) -> TimeCondition:
         """Everything in the network that depends on the flow time (M,) alone.
 
         Args:
+            with_given: also for actions that are given, whose flow time is 0.
             ahead: with the modulations, which sampling uses for every chunk. Otherwise each layer makes its own when it
                 runs: training uses them once, and FSDP has a layer's weights at hand only while the layer runs.
         """
         config = self.config
+        times = timestep[:, None]  # (M, K)
+        if with_given:
+            times = torch.cat([times, torch.zeros_like(times)], dim=1)
         embedding = time_embedding(
-            timestep,
+            times.flatten(),
             config.hidden_size,
             config.min_period,
             config.max_period,
             getattr(torch, config.time_embedding_dtype),
         ).to(self.dtype)
+        embedding = embedding.unflatten(0, times.shape)  # (M, K, W)
         condition = None
         if config.time_conditioning == "adarms":
             condition = F.silu(self.time_mlp_out(F.silu(self.time_mlp_in(embedding))))
@@ -302,14 +324,21 @@ class ActionExpert(nn.Module):
             modulations.append(self.norm.modulation(condition))
         return TimeCondition(embedding, condition, modulations)
 
-    def suffix_layout(self, prefix: Prefix, chunk_size: int, num_draws: int = 1) -> list[SuffixLayout]:
+    def suffix_layout(
+        self, prefix: Prefix, chunk_size: int, num_draws: int = 1, given: torch.Tensor | None = None
+    ) -> list[SuffixLayout]:
         """Positions and masks of the suffix: [state token, if any ; action tokens], right after the visible prefix.
 
         Positions count on from the last *visible* position, as if action tokens in the backbone's suffix were not
         there, so training and inference agree. Action tokens see each other; the state token does not see them.
+
+        Args:
+            given: (M, H) bool, which actions are given; None if none is. The state token has the noisy actions' time.
         """
         has_state = self.state_proj is not None
         length = chunk_size + has_state
+        if given is not None:
+            given = F.pad(given, (int(has_state), 0))[..., None]  # (M, T, 1)
         prefix_length = prefix.key_values[0][0].shape[2]
         # Angles of all rotary embeddings, and the mask, once for every device that has layers.
         by_device = {}
@@ -320,12 +349,13 @@ class ActionExpert(nn.Module):
                 name: position[:, :, None, None].float() * f.to(device).float() for name, f in prefix.inv_freq.items()
             }
             tables = {name: (a.cos(), a.sin()) for name, a in angles.items()}  # (M, T, 1, R)
-            by_device[device] = tables, self._mask(prefix, prefix_length, length, num_draws, device)
+            mask = self._mask(prefix, prefix_length, length, num_draws, device)
+            by_device[device] = tables, mask, None if given is None else given.to(device)
         # Each layer takes those of its own embedding.
         layout = []
         for layer in self.layers:
-            tables, mask = by_device[device_of(layer.self_attn.q_proj)]
-            layout.append(SuffixLayout(layer.self_attn.rotary(tables), mask, prefix_length))
+            tables, mask, is_given = by_device[device_of(layer.self_attn.q_proj)]
+            layout.append(SuffixLayout(layer.self_attn.rotary(tables), mask, prefix_length, is_given))
         return layout
 
     def _mask(self, prefix: Prefix, prefix_length: int, length: int, num_draws: int, device) -> torch.Tensor | None:
@@ -351,11 +381,14 @@ class ActionExpert(nn.Module):
         layout: list[SuffixLayout],
         state: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """The velocity (M, H, D), float32, of `noisy_actions` (M, H, D); `state` is (M, max_state_dim)."""
+        """The velocity (M, H, D) of `noisy_actions` (M, H, D), in their type; `state` is (M, max_state_dim)."""
         # Tokens: one for each action, with the flow time mixed in ("concat"), and one for the state in front of them.
         x = self.action_in_proj(noisy_actions.to(self.dtype))  # (M, H, W)
         if self.config.time_conditioning == "concat":
-            joined = torch.cat([x, time.embedding[:, None].expand_as(x).to(x.dtype)], dim=-1)
+            given = layout[0].given
+            given = None if given is None else given[:, -x.shape[1] :].to(x.device)
+            embedding = of_each_token(time.embedding, given).expand_as(x)
+            joined = torch.cat([x, embedding.to(x.dtype)], dim=-1)
             x = self.action_time_mlp_out(F.silu(self.action_time_mlp_in(joined)))
         if self.state_proj is not None:
             x = torch.cat([self.state_proj(state.to(x.device, self.dtype))[:, None].to(x.device), x], dim=1)
@@ -365,5 +398,5 @@ class ActionExpert(nn.Module):
             made_ahead = None if time.modulations is None else time.modulations[2 * i : 2 * i + 2]
             x = layer(x, key, value, time.condition, made_ahead, layout[i])
         last = self.norm.modulation(time.condition) if time.modulations is None else time.modulations[-1]
-        x, _ = self.norm(x, last)
-        return self.action_out_proj(x[:, -noisy_actions.shape[1] :]).to(noisy_actions.device, torch.float32)
+        x, _ = self.norm(x, last, layout[-1].given)
+        return self.action_out_proj(x[:, -noisy_actions.shape[1] :]).to(noisy_actions)

@@ -100,6 +100,9 @@ class KIVLAConfig(CheckedConfig):
         num_inference_steps (`int`, defaults to 10): Euler steps.
         time_sampling_alpha, time_sampling_beta, time_sampling_scale, time_sampling_offset (`float`): flow time is
             `scale · Beta(alpha, beta) + offset`, 1 = noise (π0: 1.5, 1.0, 0.999, 0.001).
+        rtc_max_delay (`int`, defaults to 0): the longest delay, in control steps, that the expert is trained to make up
+            for: while training, up to so many actions at the beginning of a chunk are given, and the others learned
+            (`RealTimeChunking` with the method "trained"). 0: none.
         kv_layers (`list[dict]`, *optional*): what the expert can read, as `probe_backbone` measures it. Measured when
             None, and kept so that a saved model never has to be measured again.
 
@@ -126,6 +129,7 @@ class KIVLAConfig(CheckedConfig):
     time_sampling_beta: float = 1.0
     time_sampling_scale: float = 0.999
     time_sampling_offset: float = 0.001
+    rtc_max_delay: int = 0
     kv_layers: _Layers = None
 
     def __post_init__(self, **kwargs):
@@ -236,6 +240,12 @@ class KIVLAConfig(CheckedConfig):
         if not 0.0 <= low < high <= 1.0 + 1e-9:
             raise ValueError(
                 f"Flow times must lie in [0, 1], but time_sampling_offset and time_sampling_scale give [{low}, {high}]."
+            )
+        # Delays that the expert makes up for
+        if not 0 <= self.rtc_max_delay < self.chunk_size:
+            raise ValueError(
+                f"rtc_max_delay must be at least 0 and less than chunk_size = {self.chunk_size}, got "
+                f"{self.rtc_max_delay}: of a chunk that is given as a whole nothing is left to learn."
             )
         # What the expert reads of this VLM
         stride = self.expert_config.layer_stride

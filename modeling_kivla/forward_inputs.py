@@ -14,7 +14,7 @@ from transformers.utils import TransformersKwargs
 from .configuration_kivla import KIVLAConfig
 
 # Arguments of `forward` that are ours; everything else is the VLM's.
-EXPERT_INPUTS = ("expert_attention_mask", "actions", "action_mask", "state", "noise", "timestep")
+EXPERT_INPUTS = ("expert_attention_mask", "actions", "action_mask", "state", "noise", "timestep", "delay")
 # The cache, and its names before transformers 5.24, which the VLM then takes too.
 _CACHE = ("cache", "past_key_values", "cache_params")
 # Of the VLM's: what a pass that computes the losses, or a prefix, sets itself or cannot do; and what to do instead.
@@ -155,6 +155,42 @@ def check_state(config: KIVLAConfig, state: torch.Tensor | None, batch_size: int
         given = "none" if state is None else tuple(state.shape)
         raise ValueError(f'state_encoding="continuous" needs `state` of shape {shape}, got {given}.')
     return state.repeat(n, 1)
+
+
+def check_draws(
+    config: KIVLAConfig,
+    shape: torch.Size,
+    noise: torch.Tensor,
+    timestep: torch.Tensor,
+    delay: torch.Tensor | None,
+    is_counted: bool,
+) -> None:
+    """Refuse noise, times and delays that are not one for each draw, or that contradict the config.
+
+    Args:
+        shape: (N·B, H, D).
+        is_counted: whether the caller says how many actions are learned, so that it must know the delays.
+    """
+    if noise.shape != shape or timestep.shape != shape[:1]:
+        raise ValueError(
+            f"`noise` and `timestep` must be {tuple(shape)} and {tuple(shape[:1])} (num_flow_samples = "
+            f"{config.num_flow_samples} draws for each example), got {tuple(noise.shape)} and {tuple(timestep.shape)}."
+        )
+    if delay is None:
+        if is_counted and config.rtc_max_delay > 0:
+            raise ValueError(
+                f"With rtc_max_delay = {config.rtc_max_delay} how many actions are learned depends on the delays: give "
+                "`delay` beside `num_supervised_actions`, and count with count_learned_actions."
+            )
+    elif (
+        delay.shape != shape[:1]
+        or delay.is_floating_point()
+        or not 0 <= delay.min() <= delay.max() <= config.rtc_max_delay
+    ):
+        raise ValueError(
+            f"`delay` must be {tuple(shape[:1])} whole numbers between 0 and rtc_max_delay = {config.rtc_max_delay}, "
+            f"got {tuple(delay.shape)}: {delay.tolist()}."
+        )
 
 
 def check_token_ids(config: KIVLAConfig, input_ids: torch.Tensor, num_embeddings: int) -> None:

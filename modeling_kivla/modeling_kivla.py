@@ -5,6 +5,7 @@ import difflib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -32,6 +33,7 @@ from .flow_matching import euler_times, flow_matching_loss, interpolate, sample_
 from .forward_inputs import (
     WithVLMArguments,
     check_actions,
+    check_draws,
     check_names,
     check_num_steps,
     check_one_pass,
@@ -49,6 +51,7 @@ from .hub_card import PushedWithCard
 from .knowledge_insulation import insulate
 from .next_token import next_token_loss, supervised_tokens
 from .pipeline_kivla import ActionPredictionPipeline  # noqa: F401 (belongs to the code that is saved with a policy)
+from .real_time_chunking import RealTimeChunking, draw_delays, first_steps, guided_velocity
 from .token_ids import check_new_tokens
 
 _HUB_ARGUMENTS = (
@@ -332,6 +335,7 @@ class KIVLAForActionPrediction(KIVLAGenerationMixin, KIVLAPreTrainedModel):
         state: torch.Tensor | None = None,
         noise: torch.Tensor | None = None,
         timestep: torch.Tensor | None = None,
+        delay: torch.Tensor | None = None,
         num_supervised_tokens: torch.Tensor | float | None = None,
         num_supervised_actions: torch.Tensor | float | None = None,
         token_loss_weights: torch.Tensor | None = None,
@@ -352,8 +356,11 @@ class KIVLAForActionPrediction(KIVLAGenerationMixin, KIVLAPreTrainedModel):
                 never real are kept at zero, noise included.
             state: (B, max_state_dim), with `state_encoding="continuous"` only.
             noise, timestep: (N·B, H, D) and (N·B,), draw 0 of every example first; drawn if None.
+            delay: (N·B,) int, with `rtc_max_delay` only: how many actions at the beginning of each draw are given clean
+                (flow time 0) and not learned; drawn if None.
             num_supervised_tokens, num_supervised_actions: denominators of the two means, for gradient accumulation
-                and several devices; by default what this batch has.
+                and several devices; by default what this batch has. With delays, give these as well, and count with
+                `count_learned_actions`.
             token_loss_weights: (B,), what the tokens of each example weigh in the sum of the token loss; 1 by default.
             with_token_loss, with_flow_loss: go through that loss even with nothing to learn there. It is 0 then, with
                 gradients of zero. Devices that share out the weights must run the same layers: as soon as one has
@@ -414,9 +421,8 @@ class KIVLAForActionPrediction(KIVLAGenerationMixin, KIVLAPreTrainedModel):
                 loss = loss + share * coefficient * vlm_output.aux_loss.to(loss.device)
         if learns_actions:
             with record_function("kivla::expert"):
-                velocity, flow_loss = self._flow(
-                    prefix, actions, action_mask, state, noise, timestep, num_supervised_actions
-                )
+                draws = noise, timestep, delay
+                velocity, flow_loss = self._flow(prefix, actions, action_mask, state, draws, num_supervised_actions)
             weighted = self.config.flow_loss_weight * flow_loss
             loss = weighted if loss is None else loss.to(weighted.device) + weighted
         also = {name: vlm_output.get(name) for name in ("aux_loss", "hidden_states", "attentions", "router_logits")}
@@ -433,9 +439,10 @@ class KIVLAForActionPrediction(KIVLAGenerationMixin, KIVLAPreTrainedModel):
         inputs = {name: True for name in asked if getattr(self.config, name)} | inputs
         return with_image_dtype(inputs, self.vlm.dtype)
 
-    def _flow(self, prefix, actions, action_mask, state, noise, timestep, num_supervised):
-        """Velocity and flow loss of N noise draws for one backbone pass, on the expert's device."""
+    def _flow(self, prefix, actions, action_mask, state, draws, num_supervised):
+        """Velocity and flow loss of N draws (noise, time, delay) for one backbone pass, on the expert's device."""
         config, n, device = self.config, self.config.num_flow_samples, self.expert.device
+        noise, timestep, delay = draws
         actions = actions.to(device, torch.float32).repeat(n, 1, 1)  # (N·B, H, D)
         action_mask = action_mask.to(device).repeat(n, 1, 1)
         if timestep is None:
@@ -449,19 +456,23 @@ class KIVLAForActionPrediction(KIVLAGenerationMixin, KIVLAPreTrainedModel):
             )
         if noise is None:
             noise = torch.randn_like(actions)
-        # Given noise and times make a draw reproducible; they must be one for each of the N·B rows.
-        if noise.shape != actions.shape or timestep.shape != actions.shape[:1]:
-            raise ValueError(
-                f"`noise` and `timestep` must be {tuple(actions.shape)} and {tuple(actions.shape[:1])} ("
-                f"num_flow_samples = {n} draws for each example), got {tuple(noise.shape)} and {tuple(timestep.shape)}."
-            )
+        # Given noise, times and delays make a draw reproducible; they must be one for each of the N·B rows.
+        check_draws(config, actions.shape, noise, timestep, delay, num_supervised is not None)
         noise, timestep = noise.to(device, torch.float32), timestep.to(device, torch.float32)
         noise = noise * action_mask.any(1, keepdim=True)  # dimensions that a robot does not have stay zero
+        noisy = interpolate(actions, noise, timestep)
+        # Training for delays: the first actions are given clean, and only the others are learned.
+        given = None
+        if config.rtc_max_delay > 0:
+            delay = draw_delays(len(actions), config.rtc_max_delay) if delay is None else delay
+            given = first_steps(delay.to(device), config.chunk_size)  # (N·B, H)
+            noisy = torch.where(given[..., None], actions, noisy)
+            action_mask = action_mask & ~given[..., None]
         velocity = self.expert(
-            interpolate(actions, noise, timestep),
-            self.expert.time_condition(timestep, ahead=False),
+            noisy,
+            self.expert.time_condition(timestep, ahead=False, with_given=given is not None),
             prefix,
-            self.expert.suffix_layout(prefix, config.chunk_size, n),
+            self.expert.suffix_layout(prefix, config.chunk_size, n, given),
             check_state(config, state, len(actions) // n, n),
         )
         if num_supervised is not None:
@@ -537,6 +548,7 @@ class KIVLAForActionPrediction(KIVLAGenerationMixin, KIVLAPreTrainedModel):
         no_rows, _ = supervised_tokens(None, tokens)
         return cast(Prefix, self._encode(vlm_inputs, no_rows, expert_attention_mask, read=True)[1])
 
+    @torch.inference_mode(mode=False)  # a caller in inference mode could have no guidance: it takes gradients
     @torch.no_grad()
     def sample_actions(
         self,
@@ -546,6 +558,7 @@ class KIVLAForActionPrediction(KIVLAGenerationMixin, KIVLAPreTrainedModel):
         action_mask: torch.Tensor | None = None,
         state: torch.Tensor | None = None,
         prefix: Prefix | None = None,
+        rtc: RealTimeChunking | None = None,
         **inputs,
     ) -> torch.Tensor:
         """Turn noise into action chunks: the VLM runs once, the expert `num_steps` times.
@@ -556,13 +569,14 @@ class KIVLAForActionPrediction(KIVLAGenerationMixin, KIVLAPreTrainedModel):
             action_mask: (B, H, D) bool; dimensions that are False throughout stay zero.
             state: as in `forward`.
             prefix: of `encode_prefix`, in place of `**inputs`, when the observation has not changed.
+            rtc: what is left of the chunks that are being executed; the new ones go on from it.
             **inputs: of `encode_prefix`; what `processor(...)` gives without actions.
 
         Returns:
             (B, H, D) float32, normalised. `processor.unnormalize_actions` turns them into robot units.
 
         Raises:
-            ValueError: shapes that do not fit the config, or an expert that was never trained.
+            ValueError: shapes that do not fit the config, or an expert that was never trained, or not for this `rtc`.
             NonFiniteActionsError: the actions are NaN or infinite.
         """
         config = self.config
@@ -588,17 +602,31 @@ class KIVLAForActionPrediction(KIVLAGenerationMixin, KIVLAPreTrainedModel):
         real = torch.ones(shape, dtype=torch.bool) if action_mask is None else action_mask
         real = real.to(device).any(1, keepdim=True)  # (B, 1, D)
         state = check_state(config, state, batch_size)
+        x = noise.to(device, torch.float32) * real
+        step = real / num_steps  # (B, 1, D)
+
+        # What is left of the old chunks: the new ones are given its beginning, or are guided towards it.
+        given = guide = None
+        rtc = None if rtc is None else rtc.checked(config, batch_size, device)
+        if rtc is not None and rtc.method == "trained":
+            given = rtc.held  # (B, H)
+            x = torch.where(given[..., None], rtc.previous * real, x)
+            step = step * ~given[..., None]  # where they stay
+        elif rtc is not None:
+            guide = rtc.previous, rtc.weights[..., None] * real, rtc.max_guidance_weight
 
         # Everything that does not change from step to step is computed once.
         prefix = self.encode_prefix(**inputs) if prefix is None else prefix
-        layout = self.expert.suffix_layout(prefix, config.chunk_size)
-        conditions = self.expert.time_condition(euler_times(num_steps, device)).rows()
-        prefix = self.expert.with_room(prefix, config.chunk_size + (state is not None))
+        layout = self.expert.suffix_layout(prefix, config.chunk_size, given=given)
+        times = euler_times(num_steps, device)
+        conditions = self.expert.time_condition(times, with_given=given is not None).rows()
+        prefix = self.expert.with_room(prefix, config.chunk_size + (state is not None) if guide is None else 0)
 
         # Euler steps from t = 1 (noise) to t = 0 (actions).
-        x = noise.to(device, torch.float32) * real
-        for condition in conditions:
-            x = x - self.expert(x, condition, prefix, layout, state) * (real / num_steps)
+        for t, condition in zip(times, conditions, strict=True):
+            velocity_of = partial(self.expert, time=condition, prefix=prefix, layout=layout, state=state)
+            velocity = velocity_of(x) if guide is None else guided_velocity(velocity_of, x, t, *guide)
+            x = x - velocity * step
         check_finite(x)
         return x
 

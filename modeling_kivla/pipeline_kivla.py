@@ -7,10 +7,11 @@ import torch
 from transformers import Pipeline
 
 from .eval_mode import eval_mode
+from .real_time_chunking import RealTimeChunking, check_method, whole_number
 from .weights_state import weights_state
 
 _OBSERVATION = ("images", "text", "state", "robot")
-_OPTIONAL = ("cameras", "response")
+_OPTIONAL = ("cameras", "response", "previous_actions", "delay")
 
 
 class ActionPredictionPipeline(Pipeline):
@@ -41,6 +42,13 @@ class ActionPredictionPipeline(Pipeline):
     expert reads of a call's observations, so that the VLM does not run if the next call has the same images and prompt
     (another chunk of the same observation, or a continuous state that moved on) and the model is as it was (same
     weights, same adapters, same mode).
+
+    For real-time chunking (`RealTimeChunking`), while the robot goes on executing the chunk before: `rtc`, "guidance"
+    (any policy that acts by flow) or "trained" (one that was trained with `rtc_max_delay`), and for "guidance"
+    `execution_horizon` and `max_guidance_weight`. An observation then has `previous_actions` (n, action_dim), in robot
+    units: what is left of the chunk that is being executed, from the step of this observation on; and `delay`, how many
+    steps pass before the new chunk can be used. The result is a whole chunk that begins at the observation, and goes on
+    from these actions. Without `previous_actions`, as at the beginning of an episode, it is an ordinary one.
 
     A model that is in training acts as in eval mode, without dropout, and is in training again when the call is over.
 
@@ -90,13 +98,19 @@ class ActionPredictionPipeline(Pipeline):
         clip_actions: bool | None = None,
         reuse_prefix: bool | None = None,
         cameras: dict[str, str | None] | None = None,
+        rtc: str | None = None,
+        execution_horizon: int | None = None,
+        max_guidance_weight: float | None = None,
     ):
         self.processor.check_cameras(cameras)
         if acts_by not in ("flow", "tokens", None):
             raise ValueError(f'acts_by must be "flow" or "tokens", got {acts_by!r}.')
+        if rtc is not None:
+            check_method(self.model.config, rtc)
         forward = {"num_steps": num_steps, "seed": seed, "acts_by": acts_by, "reuse_prefix": reuse_prefix}
         given = {name: value for name, value in forward.items() if value is not None}
-        before = {"acts_by": acts_by, "cameras": cameras}
+        before = {"acts_by": acts_by, "cameras": cameras, "rtc": rtc}
+        before |= {"execution_horizon": execution_horizon, "max_guidance_weight": max_guidance_weight}
         before = {name: value for name, value in before.items() if value is not None}
         return before, given, {} if clip_actions is None else {"clip_actions": clip_actions}
 
@@ -113,7 +127,12 @@ class ActionPredictionPipeline(Pipeline):
         return results[0] if isinstance(observations, dict) else results
 
     def preprocess(
-        self, observations: list[dict], acts_by: str | None = None, cameras: dict[str, str | None] | None = None
+        self,
+        observations: list[dict],
+        acts_by: str | None = None,
+        cameras: dict[str, str | None] | None = None,
+        rtc: str | None = None,
+        **guidance,
     ):
         for i, observation in enumerate(observations):
             unknown = set(observation) - {*_OBSERVATION, *_OPTIONAL}
@@ -126,6 +145,7 @@ class ActionPredictionPipeline(Pipeline):
         columns["images"] = [self._named(i, observation, cameras) for i, observation in enumerate(observations)]
         responses = [observation.get("response") for observation in observations]
         by_tokens = (acts_by or self.model.config.acts_by) == "tokens"
+        old_chunks = self._old_chunks(observations, by_tokens, rtc, guidance)
         says = self.processor.expert_reads_response or (by_tokens and self.processor.responds_first)
         if says and None in responses:
             batch = self.processor(**columns).to(self.device)
@@ -133,7 +153,63 @@ class ActionPredictionPipeline(Pipeline):
             responses = [own if own is not None else words for own, words in zip(responses, said, strict=True)]
         # A response of no words is none.
         inputs = self.processor(**columns, given_response=[response or None for response in responses])
-        return {"inputs": inputs, "robots": columns["robot"], "responses": responses}
+        return {"inputs": inputs, "robots": columns["robot"], "responses": responses, "rtc": old_chunks}
+
+    def _old_chunks(
+        self, observations: list[dict], by_tokens: bool, rtc: str | None, guidance: dict
+    ) -> RealTimeChunking | None:
+        """What is left of the chunks that are being executed, as the model takes it; None without `rtc`."""
+        if rtc != "guidance" and guidance:
+            raise ValueError(f'{", ".join(guidance)}: only for rtc="guidance", and rtc is {rtc!r}. Leave it out.')
+        if rtc is None:
+            if given := [i for i, observation in enumerate(observations) if "previous_actions" in observation]:
+                raise ValueError(
+                    f"Observation {given[0]} has `previous_actions`, which only real-time chunking goes on from. Give "
+                    'rtc="guidance" (or "trained"), or leave them out.'
+                )
+            return None
+        if by_tokens:
+            raise ValueError(
+                f'rtc="{rtc}" is for policies that act by flow: action tokens cannot go on from a given beginning. '
+                'Leave it out, or use acts_by="flow".'
+            )
+        config = self.model.config
+        previous = torch.zeros(len(observations), config.chunk_size, config.max_action_dim)
+        num_previous, delay = (torch.zeros(len(observations), dtype=torch.long) for _ in range(2))
+        for i, observation in enumerate(observations):
+            try:
+                rest, delay[i] = self._rest_of_chunk(observation)
+            except ValueError as error:
+                raise ValueError(f"Observation {i}: {error}") from error
+            num_previous[i] = len(rest)
+            previous[i, : rest.shape[0], : rest.shape[1]] = torch.from_numpy(rest)
+        return RealTimeChunking(previous, num_previous, delay, rtc, **guidance)
+
+    def _rest_of_chunk(self, observation: dict) -> tuple[np.ndarray, int]:
+        """The previous actions of an observation, (n, action_dim), normalised; and its delay."""
+        actions, delay = observation.get("previous_actions"), observation.get("delay")
+        robot, chunk_size = observation.get("robot"), self.model.config.chunk_size
+        if actions is not None and delay is None:
+            raise ValueError(
+                "there are `previous_actions`, but no `delay`: how many steps pass before the new chunk can be used (0 "
+                "if the robot waits for it)."
+            )
+        delay = 0 if delay is None else whole_number("`delay`", delay)
+        if delay < 0:
+            raise ValueError(f"`delay` must not be negative, got {delay}.")
+        action_dim = self.processor.robot(robot).action_dim
+        if actions is None or not len(actions):
+            return np.zeros((0, action_dim), dtype=np.float32), delay
+        if len(actions) > chunk_size:
+            raise ValueError(
+                f"{len(actions)} `previous_actions`, but a chunk has {chunk_size}. Give what is left of the chunk, "
+                "from the step of this observation on."
+            )
+        try:
+            rest = self.processor.normalize_actions(actions, robot, observation.get("state"))
+        except ValueError as error:
+            raise ValueError(f"`previous_actions`: {error}") from error
+        return rest, delay
 
     def _named(self, i: int, observation: dict, cameras: dict[str, str | None] | None):
         """The images by the names of the policy's cameras."""
@@ -151,7 +227,7 @@ class ActionPredictionPipeline(Pipeline):
         acts_by: str | None = None,
         reuse_prefix: bool = False,
     ) -> dict:
-        inputs, noise = model_inputs.pop("inputs"), None
+        inputs, rtc, noise = model_inputs.pop("inputs"), model_inputs.pop("rtc"), None
         if (acts_by or self.model.config.acts_by) == "tokens":
             options = {"robot": model_inputs["robots"], "max_response_tokens": 0}  # what there is to say has been said
             chunks = self.model.generate_actions(self.processor, **options, **inputs)
@@ -163,7 +239,7 @@ class ActionPredictionPipeline(Pipeline):
             noise = noise.expand(len(inputs["input_ids"]), -1, -1).to(self.device)
         if reuse_prefix:
             inputs = self._with_prefix(dict(inputs))
-        chunks = self.model.sample_actions(**inputs, num_steps=num_steps, noise=noise).cpu().numpy()
+        chunks = self.model.sample_actions(**inputs, num_steps=num_steps, noise=noise, rtc=rtc).cpu().numpy()
         return {"chunks": list(chunks), **model_inputs}
 
     def _with_prefix(self, inputs: dict[str, torch.Tensor]) -> dict:

@@ -523,6 +523,25 @@ class KIVLAProcessor(PushedWithCard, SavedProcessor, ProcessorMixin):
         return response_ends(batch, torch.as_tensor(self.action_token_ids))
 
     # -------------------------------------------------------------------------------------------------- decoding
+    def normalize_actions(self, actions, robot: str | None = None, state=None) -> np.ndarray:
+        """Normalise actions (..., action_dim) in robot units; the inverse of `unnormalize_actions`.
+
+        Args:
+            robot: whose actions they are, where the processor has several robots.
+            state: that of the observation which they are to be seen from. Absolute actions are the same from any.
+
+        Raises:
+            ValueError: another number of dimensions than the robot has, or a value that is NaN or infinite.
+        """
+        spec = self.robot(robot)
+        actions = as_numbers(actions)
+        if actions.shape[-1:] != (spec.action_dim,):
+            raise ValueError(
+                f"Actions of shape {actions.shape}, but this robot's have {spec.action_dim} dimensions: are they of "
+                "another robot?"
+            )
+        return spec.actions.normalize(actions)
+
     def unnormalize_actions(self, chunk, robot: str | None = None, clip_actions: bool | None = None):
         """Turn normalised chunks (..., H, D) of the model into robot units (..., H, action_dim); arrays or tensors.
 

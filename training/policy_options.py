@@ -9,7 +9,7 @@ from .recipes import RECIPES, Recipe, Stage, get_recipe
 DEFAULT_RECIPE = "insulated"
 NUM_FLOW_SAMPLES = 4  # of a new policy: the backbone's pass costs most
 # Settings that any policy can be given at any time
-MODEL_SETTINGS = ("num_flow_samples", "num_inference_steps")
+MODEL_SETTINGS = ("num_flow_samples", "num_inference_steps", "rtc_max_delay")
 _EXPERT_FIELDS = (
     "hidden_size",
     "intermediate_size",
@@ -62,6 +62,10 @@ class PolicyOptions:
     )
     num_flow_samples: int | None = field(default=None, metadata={"help": "Noise draws for each backbone pass; 4."})
     num_inference_steps: int | None = field(default=None, metadata={"help": "Euler steps; 10."})
+    rtc_max_delay: int | None = field(
+        default=None,
+        metadata={"help": "Train for real-time chunking with delays of up to so many control steps; 0, no such delay."},
+    )
     expert_hidden_size: int | None = field(default=None, metadata={"help": "Width of the action expert; 1024."})
     expert_intermediate_size: int | None = field(default=None, metadata={"help": "Width of its MLP; 4096."})
     expert_num_attention_heads: int | None = field(default=None, metadata={"help": "Query heads; the backbone's."})
@@ -144,7 +148,7 @@ class PolicyOptions:
         name = self.recipe or "the policy's own"
         problems = {
             f"recipe {name} trains no expert, so there is no flow loss": (
-                self.given("backbone_gradient_scale", "flow_loss_weight")
+                self.given("backbone_gradient_scale", "flow_loss_weight", "rtc_max_delay")
                 if all(stage.flow_loss_weight == 0 for stage in recipe.stages)
                 else {}
             ),

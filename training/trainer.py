@@ -20,7 +20,8 @@ from tqdm.auto import tqdm
 from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput, PredictionOutput, denumpify_detensorize, has_length
 
-from ..modeling_kivla import KIVLAForActionPrediction
+from ..modeling_kivla import KIVLAForActionPrediction, count_learned_actions
+from ..modeling_kivla.real_time_chunking import draw_delays
 from ..modeling_kivla.token_ids import check_new_tokens
 from ..processing import KIVLAProcessor
 from ..processing.sequences import are_documents
@@ -310,6 +311,8 @@ class KIVLATrainer(ResumableTrainer):
         """
         if not batch_samples:
             return None
+        for batch in batch_samples:
+            self._draw_delays(batch)
         flag = torch.tensor(int(self.received_signal > 0))
         responds = self.processing_class.has_response_before_actions
         counts = [
@@ -330,6 +333,13 @@ class KIVLATrainer(ResumableTrainer):
             self.processing_class.responds_first = True  # it acts as it is taught: saved with the policy
         self._check_images([with_images for _, _, _, with_images in self._learned])
         return counts[:, :3].sum(0)
+
+    def _draw_delays(self, batch: dict) -> None:
+        """Draw the delays of a batch here, where it is counted what is learned, if the policy is trained with them."""
+        config = self._policy.config
+        if config.rtc_max_delay > 0 and "delay" not in batch:
+            draws = config.num_flow_samples * len(batch["labels"])
+            batch["delay"] = draw_delays(draws, config.rtc_max_delay).to(batch["labels"].device)
 
     def _signal_to_obey(self) -> int:
         """Ask the devices which signal it is only where one has said with its counts that there is one."""
@@ -452,6 +462,7 @@ class KIVLATrainer(ResumableTrainer):
         inputs = {name: values for name, values in inputs.items() if name != "robot"}
         learns: dict[str, Any] = {}
         if num_items_in_batch is None:
+            self._draw_delays(inputs)
             tokens, actions, texts = _supervised_counts(inputs)
         else:
             tokens, actions, texts = num_items_in_batch
@@ -500,7 +511,7 @@ class KIVLATrainer(ResumableTrainer):
             sums.update(token_sums(outputs.logits, inputs["labels"], self._action_token_ids))
         if outputs.flow_loss is not None and "actions" in inputs:
             sums["flow_loss"] = outputs.flow_loss * actions
-            sums["action_values"] = inputs["action_mask"].sum()
+            sums["action_values"] = count_learned_actions(inputs["action_mask"], inputs.get("delay"))
             mask = inputs["action_mask"]
             real = inputs["actions"].float().masked_fill(~mask, 0.0)
             self._moments = self._moments.to(real.device)
@@ -761,9 +772,11 @@ def _with_prefix(name: str, prefix: str) -> str:
 
 
 def _supervised_counts(batch: dict) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Count in one batch the tokens that are learned, the action values that are real, and the tokens of documents."""
+    """Count in one batch the tokens that are learned, the action values that are, and the tokens of documents."""
     is_learned = batch["labels"][:, 1:] != -100
-    actions = batch["action_mask"].sum() if "actions" in batch else torch.tensor(0)
+    actions = torch.tensor(0)
+    if "actions" in batch:
+        actions = count_learned_actions(batch["action_mask"], batch.get("delay")).sum()
     return is_learned.sum(), actions, is_learned[are_documents(batch["labels"])].sum()
 
 

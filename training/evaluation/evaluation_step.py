@@ -4,7 +4,8 @@ from itertools import takewhile
 
 import torch
 
-from ...modeling_kivla import KIVLAForActionPrediction
+from ...modeling_kivla import KIVLAForActionPrediction, count_learned_actions
+from ...modeling_kivla.real_time_chunking import draw_delays
 from ...processing import ActionDecodingFailure, KIVLAProcessor
 from ...processing.sequences import are_documents
 from .action_error import ACTION_ERROR_SUMS, action_error, action_error_sums
@@ -95,11 +96,15 @@ class EvaluationStep:
         return sums, predicted, demonstrated
 
     def _losses(self, inputs: dict, sums: dict[str, torch.Tensor]) -> None:
+        config = self.model.config
+        if config.rtc_max_delay > 0:  # drawn here, where it is counted what the loss is over
+            delay = draw_delays(config.num_flow_samples * len(inputs["input_ids"]), config.rtc_max_delay)
+            inputs = {**inputs, "delay": delay.to(inputs["input_ids"].device)}
         outputs = self.model(**inputs, with_token_loss=self.always_all, with_flow_loss=self.always_all)
         if outputs.token_loss is not None:
             sums.update(token_sums(outputs.logits, inputs["labels"], self.action_token_ids))
         if outputs.flow_loss is not None and "actions" in inputs:
-            sums["action_values"] = inputs["action_mask"].sum((1, 2)).float()
+            sums["action_values"] = count_learned_actions(inputs["action_mask"], inputs.get("delay")).float()
             sums["flow_loss"] = outputs.flow_loss * sums["action_values"]
 
     def _chunks(self, inputs: dict, robots: list[str | None]) -> tuple[list, list, list[bool]]:
@@ -127,7 +132,7 @@ class EvaluationStep:
         return own, self._act(given, robots, noise), has_response
 
     def _act(self, inputs: dict, robots: list[str | None], noise: torch.Tensor | None) -> list:
-        ours = ("labels", "actions", "noise", "timestep")
+        ours = ("labels", "actions", "noise", "timestep", "delay")
         observation = {name: values for name, values in inputs.items() if name not in ours}
         if noise is not None:
             chunks = self.model.sample_actions(**observation, noise=noise, num_steps=self.num_steps)
