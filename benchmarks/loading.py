@@ -10,6 +10,7 @@ from PIL import Image
 from kivla.demo.stages import TabletopArguments
 from kivla.training.data.collator import KIVLACollator
 from kivla.training.muon import MuonWithAdamW
+from kivla.training.parts import freeze_vision
 
 from .demo import demonstrated
 from .policies import millions
@@ -20,7 +21,7 @@ from .timing import interleaved
 def measure(quick: bool) -> Measurement:
     args = TabletopArguments(num_demonstrations=2 if quick else 100, batch_size=4 if quick else 32)
     with demonstrated(args) as (data, model, processor):
-        model.vlm.get_encoder("image").requires_grad_(False)  # as in the demo
+        freeze_vision(model)  # as in the demo
         optimizer = MuonWithAdamW(model.named_parameters(), lr=1e-9)
         collate = KIVLACollator(processor)
         chosen = np.random.default_rng(0).integers(len(data), size=args.batch_size).tolist()

@@ -61,6 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rest = _import_modules(command, rest)
     try:
         import_module(f"kivla.commands.{command.replace('-', '_')}").run(rest)
+    except KeyboardInterrupt:  # as shells report it; whoever pressed Ctrl-C knows why
+        sys.exit(130)
     except (ValueError, TypeError, OSError, ImportError) as error:
         message = _missing_extra(error) or _named_file(error, rest) or _words_of_ours(error)
         if not message or os.environ.get(TRACEBACK):

@@ -3,10 +3,12 @@
 import difflib
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import MISSING, fields
+from enum import Enum
 from itertools import takewhile
 from pathlib import Path
+from typing import NoReturn
 
 import yaml
 from transformers import HfArgumentParser, pipeline
@@ -20,37 +22,78 @@ def parse(
     prog: str,
     positional: str | Sequence[str] = (),
     required: Sequence[str] = (),
+    presets: Mapping[str, Mapping] | None = None,
+    advanced: Collection[str] = (),
 ) -> tuple:
     """Command-line options, with defaults from a YAML file if the first argument is one.
+
+    What is told later counts more: a field's default, then the preset, then the file, then the command line.
 
     Args:
         dataclass_types: as for `HfArgumentParser`.
         arguments: what follows the command's name.
         positional: the option, or the options in order, that may also be given first and without their names.
         required: options that must be given although their field has a default.
+        presets: what each value of the option `preset` stands for.
+        advanced: options that `--help` leaves out, and `--help-all` lists after the others.
 
     Raises:
         SystemExit: an unknown option, an unknown key in the file, or options that do not go together.
     """
+    parser, arguments = _prepared(dataclass_types, arguments, prog, positional, required, presets, advanced)
+    try:
+        *parsed, rest = parser.parse_args_into_dataclasses(
+            arguments, return_remaining_strings=True, look_for_args_file=False
+        )
+    except ValueError as error:  # whoever raises it: nothing but options is looked at
+        raise Refused(f"{prog}: {error}") from error
+    if rest:
+        parser.error(f"there is no place for {' '.join(rest)}. `{prog} --help` lists what there is.")
+    return tuple(parsed)
+
+
+def option_values(dataclass_types: Sequence[type], arguments: Sequence[str], prog: str, **settings) -> dict:
+    """Every option that has a value, given or by default, as a YAML file of options has it.
+
+    Args:
+        settings: the others of `parse`, with which `arguments` were read.
+    """
+    settings = {"positional": (), "required": (), "presets": None, "advanced": (), **settings}
+    parser, arguments = _prepared(dataclass_types, arguments, prog, **settings)
+    values = vars(parser.parse_args(arguments))
+    return {
+        name: value.value if isinstance(value, Enum) else value for name, value in values.items() if value is not None
+    }
+
+
+class _Parser(HfArgumentParser):
+    """Whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise Refused(f"{self.prog}: {message}")
+
+
+def _prepared(
+    dataclass_types: Sequence[type],
+    arguments: Sequence[str],
+    prog: str,
+    positional: str | Sequence[str],
+    required: Sequence[str],
+    presets: Mapping[str, Mapping] | None,
+    advanced: Collection[str],
+) -> tuple[_Parser, list[str]]:
+    """Make the parser with its defaults, and arguments that are all options."""
     names = [positional] if isinstance(positional, str) else positional
     usage = " ".join([prog, *(f"[{name.upper()}]" for name in names), "[--option value ...]"])
     # No abbreviations: a misspelt option is none that happens to begin alike.
-    parser = HfArgumentParser(dataclass_types, prog=prog, usage=usage, allow_abbrev=False)
+    parser = _Parser(dataclass_types, prog=prog, usage=usage, allow_abbrev=False)
+    if advanced:
+        _set_aside(parser, advanced, arguments)
     for action in parser._actions:  # argparse has no public way to change this
         action.required = action.required or action.dest in required
-    arguments = list(arguments)
+    arguments, defaults = list(arguments), {}
     if arguments and arguments[0].endswith((".yaml", ".yml")):
-        file = arguments.pop(0)
-        if not Path(file).is_file():
-            parser.error(f"there is no file {file}.")
-        with open(file, encoding="utf-8") as stream:
-            defaults = yaml.safe_load(stream) or {}
-        known = {field.name for kind in dataclass_types for field in fields(kind)}
-        if unknown := sorted(set(defaults) - known):
-            parser.error(f"{file} has unknown keys: {', '.join(unknown)}. `{prog} --help` lists what there is.")
-        parser.set_defaults(**defaults)
-        for action in parser._actions:  # a default fulfils a requirement
-            action.required = action.required and action.dest not in defaults
+        defaults = _read_options(arguments.pop(0), dataclass_types, parser)
     else:
         words = list(takewhile(lambda argument: not argument.startswith("-"), arguments))
         if too_many := words[len(names) :]:
@@ -61,16 +104,61 @@ def parse(
     options = [option for action in parser._actions for option in action.option_strings]
     for name in [argument.partition("=")[0] for argument in arguments if argument.startswith("--")]:
         if name not in options:
-            near = difflib.get_close_matches(name, options, n=1)
-            hint = f"Did you mean {near[0]}?" if near else f"`{prog} --help` lists what there is."
-            parser.error(f"there is no option {name}. {hint}")
+            parser.error(f"there is no option {name}. {_hint(name, options, prog)}")
+    if presets is not None:
+        preset = _word_of("preset", arguments) or defaults.get("preset")
+        if preset is not None and preset not in presets:
+            parser.error(f"there is no preset {preset}. Presets: {', '.join(presets)}.")
+        defaults = {**presets.get(preset, {}), **defaults}
+    parser.set_defaults(**defaults)
+    for action in parser._actions:  # a default fulfils a requirement
+        action.required = action.required and action.dest not in defaults
+    return parser, arguments
+
+
+def _read_options(file: str, dataclass_types: Sequence[type], parser: _Parser) -> dict:
+    """Read a YAML file of options."""
+    if not Path(file).is_file():
+        parser.error(f"there is no file {file}.")
     try:
-        *parsed, rest = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
-    except ValueError as error:  # whoever raises it: nothing but options is looked at
-        raise Refused(f"{prog}: {error}") from error
-    if rest:
-        parser.error(f"there is no place for {' '.join(rest)}. `{prog} --help` lists what there is.")
-    return tuple(parsed)
+        values = yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        parser.error(f"{file} is not valid YAML: {error}")
+    if not isinstance(values, dict):
+        parser.error(f"{file} must have lines of the form `option: value`.")
+    known = [field.name for kind in dataclass_types for field in fields(kind)]
+    if unknown := sorted(map(str, values.keys() - set(known))):
+        parser.error(f"{file} has unknown keys: {', '.join(unknown)}. {_hint(unknown[0], known, parser.prog)}")
+    return values
+
+
+def _hint(name: str, options: Sequence[str], prog: str) -> str:
+    near = difflib.get_close_matches(name, options, n=1)
+    return f"Did you mean {near[0]}?" if near else f"`{prog} --help` lists what there is."
+
+
+def _word_of(name: str, arguments: Sequence[str]) -> str | None:
+    """The last value that an option is given on the command line."""
+    found = None
+    for i, argument in enumerate(arguments):
+        option, has_value, value = argument.partition("=")
+        if option == f"--{name}":
+            found = value if has_value else " ".join(arguments[i + 1 : i + 2])
+    return found
+
+
+HELP_ALL = "--help-all"
+
+
+def _set_aside(parser: _Parser, advanced: Collection[str], arguments: Sequence[str]) -> None:
+    """Put these options behind the others, and out of sight unless all are asked for."""
+    parser.add_argument(HELP_ALL, action="help", help="show all options, the library's among them")
+    group = parser.add_argument_group("of transformers' Trainer (--help-all)")
+    shows_all = HELP_ALL in arguments
+    for other in parser._action_groups[:-1]:  # argparse has no public way to move an option
+        moved = [action for action in other._group_actions if action.dest in advanced]
+        other._group_actions = [action for action in other._group_actions if action.dest not in advanced]
+        group._group_actions += moved if shows_all else []
 
 
 def policy_pipeline(policy: str, **options):

@@ -44,8 +44,9 @@ def export(
     model = KIVLAForActionPrediction.from_pretrained(kivla_policy)
     parts = processor.robot(robot)
     state = {}
-    if parts.state is not None:
-        state[OBS_STATE] = PolicyFeature(FeatureType.STATE, (parts.state.dim or processor.max_state_dim,))
+    parts.units.check_known()
+    if parts.needs_state:
+        state[OBS_STATE] = PolicyFeature(FeatureType.STATE, (parts.units.state_dim or processor.max_state_dim,))
     images = {image_key(camera): PolicyFeature(FeatureType.VISUAL, (3, *image_size)) for camera in parts.cameras or []}
     config = KivlaConfig(
         input_features={**images, **state},

@@ -219,8 +219,7 @@ class KivlaPolicy(PreTrainedPolicy):
             log.warning("%.0f %% of a chunk lay outside the range of the policy's data: clipped.", 100 * share)
 
     def _observations(self, batch: dict) -> list[dict]:
-        reads_state = self.processor.state_encoding != "none"
-        return to_observations(batch, self.spec, reads_state, self.config.robot, self.config.cameras)
+        return to_observations(batch, self.spec, self.config.robot, self.config.cameras)
 
     # ------------------------------------------------------------------------------------------------ training
     def forward(self, batch: dict, reduction: str = "mean") -> tuple[Tensor, dict[str, float]]:

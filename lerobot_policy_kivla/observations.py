@@ -19,15 +19,15 @@ def image_key(camera: str) -> str:
 
 
 def to_observations(
-    batch: dict, spec: RobotSpec, reads_state: bool, robot: str | None = None, names: Mapping[str, str] | None = None
+    batch: dict, spec: RobotSpec, robot: str | None = None, names: Mapping[str, str] | None = None
 ) -> list[dict]:
     """One dict for each environment, or for each frame of a dataset.
 
     Args:
         batch: with images (B, 3, height, width), floats in [0, 1], by their keys; `observation.state` (B, Ds); `task`,
             B strings.
-        spec: the policy's robot, which knows its cameras. Those whose images the batch lacks are missing.
-        reads_state: whether the policy reads the robot's state.
+        spec: the policy's robot, which knows its cameras, and whether the state is needed. Cameras whose images the
+            batch lacks are missing.
         robot: its name, for a policy of several robots.
         names: an explicit mapping, the policy's camera → the key of its images.
 
@@ -45,7 +45,7 @@ def to_observations(
     size = len(next(value for key, value in batch.items() if key.startswith(OBS_PREFIX) and isinstance(value, Tensor)))
     if text is None or len(text) != size:
         raise ValueError(f"There must be one `task` for each of the {size} observations, got {text!r}.")
-    state = batch[OBS_STATE].float().cpu().numpy() if reads_state and OBS_STATE in batch else [None] * size
+    state = batch[OBS_STATE].float().cpu().numpy() if spec.needs_state and OBS_STATE in batch else [None] * size
     observations = []
     for i in range(size):
         images = {camera: columns[camera][i] if camera in columns else None for camera in keys}

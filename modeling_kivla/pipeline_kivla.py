@@ -11,7 +11,7 @@ from .real_time_chunking import RealTimeChunking, check_method, whole_number
 from .weights_state import weights_state
 
 _OBSERVATION = ("images", "text", "state", "robot")
-_OPTIONAL = ("cameras", "response", "previous_actions", "delay")
+_OPTIONAL = ("cameras", "response", "previous_actions", "delay", "seed")
 
 
 class ActionPredictionPipeline(Pipeline):
@@ -24,9 +24,9 @@ class ActionPredictionPipeline(Pipeline):
     ```
 
     An observation has `images` (a dict by camera name, or a list in the order of the processor's cameras, or of
-    `cameras`, the names that come with it; PIL images, arrays, paths or URLs), `text`, `state` if the policy reads one,
-    and `robot` (a name) if it knows several. A list of observations gives a list of results, computed `batch_size` at a
-    time (all at once by default).
+    `cameras`, the names that come with it; PIL images, arrays, paths or URLs), `text`, `state` if the policy reads one
+    or its actions are relative to it, and `robot` (a name) if it knows several. A list of observations gives a list of
+    results, computed `batch_size` at a time (all at once by default).
 
     A policy whose expert reads responses (`processor.expert_reads_response`), or that acts by tokens and was taught to
     say a response first (`processor.responds_first`), says what it is about to do, and then
@@ -34,7 +34,8 @@ class ActionPredictionPipeline(Pipeline):
 
     Options, in the constructor or in a call: `acts_by`, "flow" (the action expert) or "tokens" (decoded action tokens;
     by default what the policy was trained for); `num_steps` (Euler steps); `seed`: with it every observation starts
-    from the same noise, so its actions do not depend on what else is in the batch (tokens are decoded greedily);
+    from the same noise, so its actions do not depend on what else is in the batch (tokens are decoded greedily); an
+    observation may bring a `seed` of its own;
     `clip_actions`, whether actions are held within the range of the robot's data (the processor's setting by default);
     `cameras`, where observations have other names than the policy: `{"front": "observation/image"}`, the policy's name
     and theirs (None: no image; a mapping of all cameras leaves other images out; a list without names cannot be
@@ -78,6 +79,8 @@ class ActionPredictionPipeline(Pipeline):
             )
         if processor is None:
             raise ValueError("Give the policy's `processor` beside the model: KIVLAProcessor.from_pretrained(...).")
+        for robot in processor.robots.values():  # rather now than in front of a robot
+            robot.units.check_known()
         parts = ("tokenizer", "feature_extractor", "image_processor", "video_processor", "num_workers")
         if unused := [name for name in parts if kwargs.get(name) is not None]:
             raise ValueError(f"{', '.join(unused)}: not used here. The policy's `processor` does all of it.")
@@ -143,7 +146,7 @@ class ActionPredictionPipeline(Pipeline):
                 )
         columns = {key: [observation.get(key) for observation in observations] for key in _OBSERVATION}
         columns["images"] = [self._named(i, observation, cameras) for i, observation in enumerate(observations)]
-        responses = [observation.get("response") for observation in observations]
+        responses, seeds = ([observation.get(key) for observation in observations] for key in ("response", "seed"))
         by_tokens = (acts_by or self.model.config.acts_by) == "tokens"
         old_chunks = self._old_chunks(observations, by_tokens, rtc, guidance)
         says = self.processor.expert_reads_response or (by_tokens and self.processor.responds_first)
@@ -153,7 +156,8 @@ class ActionPredictionPipeline(Pipeline):
             responses = [own if own is not None else words for own, words in zip(responses, said, strict=True)]
         # A response of no words is none.
         inputs = self.processor(**columns, given_response=[response or None for response in responses])
-        return {"inputs": inputs, "robots": columns["robot"], "responses": responses, "rtc": old_chunks}
+        of_robots = {"robots": columns["robot"], "states": columns["state"]}
+        return {"inputs": inputs, **of_robots, "responses": responses, "rtc": old_chunks, "seeds": seeds}
 
     def _old_chunks(
         self, observations: list[dict], by_tokens: bool, rtc: str | None, guidance: dict
@@ -227,20 +231,24 @@ class ActionPredictionPipeline(Pipeline):
         acts_by: str | None = None,
         reuse_prefix: bool = False,
     ) -> dict:
-        inputs, rtc, noise = model_inputs.pop("inputs"), model_inputs.pop("rtc"), None
+        inputs, rtc, seeds = (model_inputs.pop(name) for name in ("inputs", "rtc", "seeds"))
+        noise = None
         if (acts_by or self.model.config.acts_by) == "tokens":
             options = {"robot": model_inputs["robots"], "max_response_tokens": 0}  # what there is to say has been said
             chunks = self.model.generate_actions(self.processor, **options, **inputs)
             return {"chunks": chunks, **model_inputs}
-        if seed is not None:
-            config = self.model.config
-            shape = (1, config.chunk_size, config.max_action_dim)
-            noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-            noise = noise.expand(len(inputs["input_ids"]), -1, -1).to(self.device)
+        seeds = [seed if own is None else own for own in seeds]
+        if any(own is not None for own in seeds):
+            noise = torch.stack([self._noise(own) for own in seeds]).to(self.device)
         if reuse_prefix:
             inputs = self._with_prefix(dict(inputs))
         chunks = self.model.sample_actions(**inputs, num_steps=num_steps, noise=noise, rtc=rtc).cpu().numpy()
         return {"chunks": list(chunks), **model_inputs}
+
+    def _noise(self, seed: int | None) -> torch.Tensor:
+        """What a chunk starts from, (H, D)."""
+        config, generator = self.model.config, None if seed is None else torch.Generator().manual_seed(seed)
+        return torch.randn(config.chunk_size, config.max_action_dim, generator=generator)
 
     def _with_prefix(self, inputs: dict[str, torch.Tensor]) -> dict:
         """Inputs of `sample_actions` with what the VLM made of them: the last ones' if they are the same."""
@@ -254,9 +262,10 @@ class ActionPredictionPipeline(Pipeline):
 
     def postprocess(self, model_outputs, clip_actions: bool | None = None) -> list[dict]:
         results = []
-        for chunk, robot, response in zip(*(model_outputs[n] for n in ("chunks", "robots", "responses")), strict=True):
+        rows = (model_outputs[name] for name in ("chunks", "robots", "states", "responses"))
+        for chunk, robot, state, response in zip(*rows, strict=True):
             if isinstance(chunk, np.ndarray):
-                actions, clipped = self.processor.unnormalize_and_clip(chunk, robot, clip_actions)
+                actions, clipped = self.processor.unnormalize_and_clip(chunk, robot, clip_actions, state)
                 result = {"actions": actions} if clipped is None else {"actions": actions, "clipped": clipped}
             else:
                 result = {"actions": None, "failure": chunk}

@@ -16,6 +16,7 @@ from .camera_names import check_names
 from .image_input import pad_to_square
 from .normalization import as_numbers, discretize_state
 from .processor_card import PushedWithCard
+from .relative_actions import RelativeActions
 from .robot_spec import RobotSpec, make_robots
 from .saved_processor import SETTINGS, SavedProcessor
 from .saved_settings import check_action_prompt, check_settings
@@ -51,8 +52,15 @@ class KIVLAProcessor(PushedWithCard, SavedProcessor, ProcessorMixin):
             must then have an entry for each. A dict gives each a second name: `{"front": "observation.images.cam_0"}`;
             images then come by either. None takes any number of images, in lists only; `KIVLATrainer` names them.
         action_dim: real size of an action; by default that of the statistics, or `max_action_dim` without any.
-        robots: for a policy of several robots, in place of the three above: name -> `{"statistics": ..., "cameras":
-            ..., "action_dim": ...}`, the last two optional. Examples then say whose they are (`robot`).
+        relative_actions: which dimensions of an action are relative to the state, and how: a `RelativeActions`, that as
+            it
+            is saved, or a preset: "aloha", "droid", "so101" ("none", "libero": none). None: all are absolute. The
+            policy then needs the state whatever `state_encoding` says, and `statistics` have `"relative_actions"` as
+            well (`kivla.training.data.relative_chunks.robot_statistics`).
+        adapt_to_pi: for ALOHA's states and actions and a policy in the units that π0 was pretrained in (openpi's
+            option).
+        robots: for a policy of several robots, in place of the five above: name -> `{"statistics": ..., "cameras":
+            ..., "action_dim": ..., ...}`, all but the first optional. Examples then say whose they are (`robot`).
         action_token_placement: "added" gives action tokens new ids, `<action_0>`, ... at the end of the vocabulary;
             "tail" writes them over existing ids: `vocab_size - 1 - action_token_skip - code` (openpi's convention;
             `vocab_size` is the tokenizer's, without added tokens).
@@ -99,6 +107,8 @@ class KIVLAProcessor(PushedWithCard, SavedProcessor, ProcessorMixin):
         normalization: str = "quantile",
         cameras: Sequence[str] | Mapping[str, str] | None = None,
         action_dim: int | None = None,
+        relative_actions: RelativeActions | Mapping | str | None = None,
+        adapt_to_pi: bool = False,
         robots: dict[str, dict] | None = None,
         action_token_placement: str = "added",
         action_token_skip: int = 128,
@@ -143,7 +153,13 @@ class KIVLAProcessor(PushedWithCard, SavedProcessor, ProcessorMixin):
         # Robots: whose numbers the policy takes, and gives back.
         self.robots = make_robots(
             robots,
-            {"statistics": statistics, "cameras": cameras, "action_dim": action_dim},
+            {
+                "statistics": statistics,
+                "cameras": cameras,
+                "action_dim": action_dim,
+                "relative_actions": relative_actions,
+                "adapt_to_pi": adapt_to_pi,
+            },
             normalization=normalization,
             reads_state=state_encoding != "none",
             max_action_dim=max_action_dim,
@@ -285,7 +301,8 @@ class KIVLAProcessor(PushedWithCard, SavedProcessor, ProcessorMixin):
                 or drop channels); such PIL images and files are converted.
             text: for each example the instruction or question; for a conversation of several turns the list of its
                 questions. May be "" where actions are asked for.
-            state: for each example (Ds,), robot units; None for an example that does not ask for actions.
+            state: for each example (Ds,), robot units; None for an example that does not ask for actions. Where actions
+                are relative it is what they are relative to, that of the chunk's first observation.
             actions: for each example (H, Da), robot units, H at most `chunk_size`; None for an example without.
             response: for each example the text to be learned after the prompt (a sub-task, an answer), or None; for a
                 conversation the list of its answers.
@@ -369,6 +386,9 @@ class KIVLAProcessor(PushedWithCard, SavedProcessor, ProcessorMixin):
         # Whose example it is, and what it asks for
         asks_actions = prompt_kind == "action" or (prompt_kind is None and (actions is not None or response is None))
         robot = self.robot(robot) if asks_actions or robot is not None else next(iter(self.robots.values()))
+        if asks_actions:
+            robot.units.check_known()
+            robot.units.check_state(state)
         questions, responses = self.sequences.turns(text, response, asks_actions)
         if given_response is not None:
             if responses:
@@ -379,7 +399,7 @@ class KIVLAProcessor(PushedWithCard, SavedProcessor, ProcessorMixin):
         if actions is not None:
             if not asks_actions:
                 raise ValueError('there are `actions`, but prompt_kind="text" does not ask for any. Use "action".')
-            chunk, is_pad = robot.chunk(actions, action_is_pad, self.chunk_size)
+            chunk, is_pad = robot.chunk(actions, action_is_pad, self.chunk_size, state)
         images = robot.images(images, asks_actions)
         if self.square_images:
             images = [pad_to_square(image) for image in images]
@@ -524,14 +544,19 @@ class KIVLAProcessor(PushedWithCard, SavedProcessor, ProcessorMixin):
 
     # -------------------------------------------------------------------------------------------------- decoding
     def normalize_actions(self, actions, robot: str | None = None, state=None) -> np.ndarray:
-        """Normalise actions (..., action_dim) in robot units; the inverse of `unnormalize_actions`.
+        """Normalise actions (..., n, action_dim) in robot units; the inverse of `unnormalize_actions`.
 
         Args:
             robot: whose actions they are, where the processor has several robots.
-            state: that of the observation which they are to be seen from. Absolute actions are the same from any.
+            state: (..., Ds), robot units: that of the observation which they are to be seen from. Only needed where the
+                robot's actions are relative: what is left of an old chunk becomes relative to a new state so.
+
+        Returns:
+            (..., n, action_dim) float32.
 
         Raises:
-            ValueError: another number of dimensions than the robot has, or a value that is NaN or infinite.
+            ValueError: another number of dimensions than the robot has, a value that is NaN or infinite, or no state
+                where one is needed.
         """
         spec = self.robot(robot)
         actions = as_numbers(actions)
@@ -540,21 +565,26 @@ class KIVLAProcessor(PushedWithCard, SavedProcessor, ProcessorMixin):
                 f"Actions of shape {actions.shape}, but this robot's have {spec.action_dim} dimensions: are they of "
                 "another robot?"
             )
-        return spec.actions.normalize(actions)
+        return spec.units.normalize(actions, state)
 
-    def unnormalize_actions(self, chunk, robot: str | None = None, clip_actions: bool | None = None):
+    def unnormalize_actions(self, chunk, robot: str | None = None, clip_actions: bool | None = None, state=None):
         """Turn normalised chunks (..., H, D) of the model into robot units (..., H, action_dim); arrays or tensors.
 
         Args:
             robot: whose chunks they are, where the processor has several robots.
             clip_actions: whether to hold them within the range of the robot's data; the processor's setting by default.
+            state: (..., Ds), robot units: that of the observation that each chunk was predicted from. Only needed where
+                the robot's actions are relative; what comes back is absolute.
 
         Raises:
-            ValueError: fewer dimensions than the robot has, or a value that is NaN or infinite.
+            ValueError: fewer dimensions than the robot has, a value that is NaN or infinite, or no state where one is
+                needed.
         """
-        return self.unnormalize_and_clip(chunk, robot, clip_actions)[0]
+        return self.unnormalize_and_clip(chunk, robot, clip_actions, state)[0]
 
-    def unnormalize_and_clip(self, chunk, robot: str | None = None, clip_actions: bool | None = None) -> tuple:
+    def unnormalize_and_clip(
+        self, chunk, robot: str | None = None, clip_actions: bool | None = None, state=None
+    ) -> tuple:
         """Do what `unnormalize_actions` does, and say how much was clipped.
 
         Returns:
@@ -570,7 +600,7 @@ class KIVLAProcessor(PushedWithCard, SavedProcessor, ProcessorMixin):
                 "model of another robot?"
             )
         clip = self.clip_actions if clip_actions is None else clip_actions
-        return spec.unnormalize(chunk[..., : spec.action_dim], clip)
+        return spec.unnormalize(chunk[..., : spec.action_dim], clip, state)
 
     def clips_actions(self, robot: str | None = None) -> bool:
         """Whether this robot's actions are held within the range of its data: see `clip_actions`."""
@@ -641,6 +671,9 @@ class KIVLAProcessor(PushedWithCard, SavedProcessor, ProcessorMixin):
 
     def __repr__(self) -> str:
         shown = {name: getattr(self, name) for name in SETTINGS}
-        shown["robots"] = {name: {"cameras": r.cameras, "action_dim": r.action_dim} for name, r in self.robots.items()}
+        shown["robots"] = {
+            name: {"cameras": r.cameras, "action_dim": r.action_dim, "relative_actions": str(r.units.relative)}
+            for name, r in self.robots.items()
+        }
         tokenizer = None if self.action_tokenizer is None else type(self.action_tokenizer).__name__
         return f"{type(self).__name__}({type(self.vlm_processor).__name__}, action_tokenizer={tokenizer}, {shown})"

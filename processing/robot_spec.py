@@ -3,14 +3,15 @@
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 
 import numpy as np
 from PIL import Image
 
+from .action_units import UNKNOWN, ActionUnits, check_pi_dimensions
 from .camera_names import check_names, match_known, place_cameras, suits
 from .image_input import as_rgb
-from .normalization import MOST, Normalizer, as_numbers, clip_to_range, statistics_from_json, statistics_to_json
+from .normalization import Normalizer, as_numbers, statistics_from_json, statistics_to_json
+from .relative_actions import RelativeActions
 
 logger = logging.getLogger(__name__)
 
@@ -23,17 +24,26 @@ class RobotSpec:
     """What the numbers of one robot mean, and which cameras it has.
 
     Args:
-        statistics: `{"state": {...}, "actions": {...}}` of this robot's data in its units, or None.
+        statistics: `{"state": {...}, "actions": {...}}` of this robot's data in its units, or None. Relative actions
+            are normalised by `"relative_actions"`: those of all steps of all chunks; `"actions"` are then only what
+            they are clipped to, and may be absent. With `adapt_to_pi` all are in π0's units.
         cameras: names of its cameras, in the order in which the model sees them, or a dict of them: name → another name
             of the same camera; None for any number of images.
         action_dim: real size of an action; that of the statistics if None.
         normalization: "quantile", "mean_std" or "none".
         reads_state: whether the policy reads the robot's state.
         max_action_dim: width of the model's chunks.
+        relative_actions: which dimensions of its actions are relative to its state: `RelativeActions`, or as these are
+            saved, or a word: "none", "aloha", "droid", "so101", "libero"; or "unknown", with which it does not act.
+            None: all are absolute.
+        adapt_to_pi: whether its states and actions are those of ALOHA, and become those that π0 was pretrained in, as
+            with openpi's option of this name.
 
     Attributes:
+        units: from its actions to those that are learned, and back.
+        actions, state: how these are normalised; the state where the policy reads it.
         known_as: another name of a camera, where it has one.
-        num_clipped: how many values of chunks to be learned lay beyond `action_bound` and were clipped to it.
+        num_clipped: how many values of chunks to be learned lay beyond `units.bound` and were clipped to it.
 
     Raises:
         ValueError: statistics that are missing or do not fit, or a camera that is named twice.
@@ -45,6 +55,9 @@ class RobotSpec:
     normalization: str
     reads_state: bool
     max_action_dim: int
+    relative_actions: RelativeActions | Mapping | str | None = None
+    adapt_to_pi: bool = False
+    units: ActionUnits = field(init=False)
     actions: Normalizer = field(init=False)
     state: Normalizer | None = field(init=False, default=None)
     known_as: dict[str, str] = field(init=False)
@@ -61,7 +74,10 @@ class RobotSpec:
         self.known_as = {camera: name for camera, name in known_as.items() if name != camera}
         self.cameras = None if self.cameras is None else _distinct(self.cameras)
         self._check_known_names()
-        self.actions = Normalizer(statistics.get("actions"), self.normalization)
+        self.units = ActionUnits(
+            statistics, self.normalization, self.action_dim, self.relative_actions, self.adapt_to_pi
+        )
+        self.actions = self.units.normalizer
         if self.reads_state:
             if self.normalization != "none" and "state" not in statistics:
                 raise ValueError(
@@ -70,12 +86,15 @@ class RobotSpec:
                 )
             self.state = Normalizer(statistics.get("state"), self.normalization)
         if self.action_dim is None:
-            self.action_dim = self.actions.dim or self.max_action_dim
-        if self.actions.dim not in (None, self.action_dim):
-            raise ValueError(
-                f"action_dim = {self.action_dim}, but the statistics are of {self.actions.dim}-dimensional "
-                "actions: are these the statistics of another robot?"
-            )
+            self.action_dim = self.actions.dim or self.units.dim or self.max_action_dim
+        for what, dim in (("the statistics are", self.actions.dim), ("relative_actions are", self.units.dim)):
+            if dim not in (None, self.action_dim):
+                raise ValueError(
+                    f"action_dim = {self.action_dim}, but {what} of {dim}-dimensional actions: are these the "
+                    "statistics of another robot?"
+                )
+        if self.adapt_to_pi:
+            check_pi_dimensions(self.action_dim)
         if not 1 <= self.action_dim <= self.max_action_dim:
             raise ValueError(
                 f"Actions have {self.action_dim} dimensions, but max_action_dim is {self.max_action_dim}. Build "
@@ -83,36 +102,32 @@ class RobotSpec:
             )
 
     @property
-    def mean_action(self) -> np.ndarray:
-        """(action_dim,), robot units: the average action of the data; zero without statistics."""
-        return self.statistics["actions"]["mean"] if self.statistics else np.zeros(self.action_dim)
+    def needs_state(self) -> bool:
+        """Whether it cannot act without the robot's state: the policy reads it, or actions are relative to it."""
+        return self.reads_state or self.units.relative is not None
+
+    @property
+    def mean_action(self) -> np.ndarray | None:
+        """(action_dim,), robot units: the average action of the data; zero without statistics, None with those of
+        relative actions alone."""
+        return self.units.mean if self.statistics else np.zeros(self.action_dim)
 
     @property
     def action_range(self) -> tuple[np.ndarray, np.ndarray] | None:
-        """Smallest and largest recorded actions, each (action_dim,), robot units. None if the statistics do not have
-        `min` and `max`, or without normalisation (values are then not known to be in robot units)."""
-        recorded = (self.statistics or {}).get("actions", {})
-        if self.normalization == "none" or not {"min", "max"} <= recorded.keys():
-            return None
-        return tuple(np.asarray(recorded[name], dtype=np.float64) for name in ("min", "max"))
+        """Smallest and largest recorded actions, each (action_dim,), absolute, robot units. None if the statistics do
+        not have them, or without normalisation."""
+        return self.units.range
 
-    @cached_property
-    def action_bound(self) -> np.ndarray | float:
-        """Largest normalised value that is learned, (action_dim,): `MOST`, and more where the statistics' own data goes
-        further (those of older policies). Infinite without normalisation."""
-        if self.normalization == "none":
-            return np.inf
-        if self.action_range is None:
-            return MOST
-        return np.maximum(MOST, np.abs([self.actions.normalize(values) for values in self.action_range]).max(0))
+    def unnormalize(self, chunk, clip: bool, state=None) -> tuple:
+        """Normalised (..., H, action_dim) -> absolute actions in robot units and, if they were clipped to
+        `action_range`, what was changed (see `ActionUnits.clip`; None otherwise).
 
-    def unnormalize(self, chunk, clip: bool) -> tuple:
-        """Normalised (..., action_dim) -> robot units and, if they were clipped to `action_range`, what was changed
-        (see `clip_to_range`; None otherwise)."""
-        actions = self.actions.unnormalize(chunk)
-        if not clip or self.action_range is None:
-            return actions, None
-        return clip_to_range(actions, *self.action_range)
+        Args:
+            state: (..., Ds), robot units: that of the observation that the chunk is predicted from; only needed where
+                actions are relative.
+        """
+        actions = self.units.unnormalize(chunk, state)
+        return self.units.clip(actions) if clip else (actions, None)
 
     def place(
         self, given: Collection[str], names: Mapping[str, str | None] | None = None, selects: bool = False
@@ -215,16 +230,19 @@ class RobotSpec:
                 f"max_state_dim of at least {len(values)}."
             )
         try:
-            return self.state.normalize(values)
+            return self.state.normalize(self.units.state(values))
         except ValueError as error:
             raise ValueError(f"`state`: {error}") from error
 
-    def chunk(self, values, is_pad, chunk_size: int) -> tuple[np.ndarray, np.ndarray]:
+    def chunk(self, values, is_pad, chunk_size: int, state=None) -> tuple[np.ndarray, np.ndarray]:
         """Actions (steps, action_dim) in robot units -> a normalised chunk (chunk_size, action_dim), and (chunk_size,)
         bool, True on steps that are not real.
 
         Those hold the last real action before them (or the first after), whatever was given there; zeros if no step is
-        real. Values beyond `action_bound` are clipped to it, counted in `num_clipped`, and said once.
+        real. Values beyond `units.bound` are clipped to it, counted in `num_clipped`, and said once.
+
+        Args:
+            state: (Ds,), robot units: that of the first observation; only needed where actions are relative.
         """
         values = as_numbers(values)
         if values.ndim != 2 or not len(values) or values.shape[1] != self.action_dim:
@@ -251,20 +269,20 @@ class RobotSpec:
         held = np.maximum.accumulate(np.where(is_pad, -1, np.arange(chunk_size)))  # (chunk_size,) the step to hold
         held[held < 0] = is_pad.argmin()
         try:
-            chunk = self.actions.normalize(values[held])
+            chunk = self.units.normalize(values[held], state)
         except ValueError as error:
             raise ValueError(f"`actions`: {error}") from error
-        beyond = np.abs(chunk) > self.action_bound
+        beyond = np.abs(chunk) > self.units.bound
         if beyond.any():
             self._say_clipped(beyond)
-            chunk = np.clip(chunk, -self.action_bound, self.action_bound).astype(np.float32)
+            chunk = np.clip(chunk, -self.units.bound, self.units.bound).astype(np.float32)
         return chunk, is_pad
 
     def _say_clipped(self, beyond: np.ndarray) -> None:
         """Count, and say once: (chunk_size, action_dim) bool."""
         if not self.num_clipped:
             dimension = int(beyond.sum(0).argmax())
-            bound = np.broadcast_to(self.action_bound, beyond.shape[1:])[dimension]
+            bound = np.broadcast_to(self.units.bound, beyond.shape[1:])[dimension]
             logger.warning(
                 f"Clipped {beyond.sum()} of {beyond.size} values of an action chunk: normalised they are beyond "
                 f"{bound:.4g}, far outside the data that the statistics are of (dimension {dimension}). `num_clipped` "
@@ -278,7 +296,10 @@ class RobotSpec:
         if statistics is not None:
             statistics = {name: statistics_to_json(values) for name, values in statistics.items()}
         cameras = {name: self.known_as.get(name, name) for name in self.cameras} if self.known_as else self.cameras
-        return {"statistics": statistics, "cameras": cameras, "action_dim": self.action_dim}
+        relative = None if self.units.relative is None else self.units.relative.to_json()
+        others = {"relative_actions": relative if self.units.is_known else UNKNOWN, "adapt_to_pi": self.adapt_to_pi}
+        given = {name: value for name, value in others.items() if value}  # nothing, where older policies say nothing
+        return {"statistics": statistics, "cameras": cameras, "action_dim": self.action_dim, **given}
 
     def _renames(self, names: Mapping[str, str | None]) -> bool:
         """Whether a mapping gives a camera another name than its own, or none."""
@@ -302,25 +323,27 @@ def _distinct(cameras: Collection[str]) -> list[str]:
     return list(cameras)
 
 
+# What a robot has for itself
+_OWN = ("statistics", "cameras", "action_dim", "relative_actions", "adapt_to_pi")
+
+
 def make_robots(robots: dict[str, dict] | None, single: dict, **shared) -> dict[str | None, RobotSpec]:
     """Make the robots of a processor, by name; a single one has the name None.
 
     Args:
-        robots: name -> `statistics`, and perhaps `cameras` and `action_dim`; or None.
+        robots: name -> `statistics`, and perhaps others of `_OWN`; or None.
         single: the same of a single robot, all None if there are `robots`.
         shared: what all have in common, see `RobotSpec`.
 
     Raises:
         ValueError: both were given, `robots` is empty, or a robot's numbers do not fit.
     """
-    if robots is not None and any(value is not None for value in single.values()):
-        raise ValueError(
-            "Give either `robots`, or `statistics`, `cameras` and `action_dim` of a single robot, not both."
-        )
+    if robots is not None and any(value is not None and value is not False for value in single.values()):
+        raise ValueError(f"Give either `robots`, or {', '.join(_OWN)} of a single robot, not both.")
     if robots is not None and not robots:
         raise ValueError("`robots` is empty: name at least one, with its statistics.")
     return {
-        name: RobotSpec(values.get("statistics"), values.get("cameras"), values.get("action_dim"), **shared)
+        name: RobotSpec(**{**dict.fromkeys(_OWN[:3]), **{own: values[own] for own in _OWN if own in values}}, **shared)
         for name, values in ({None: single} if robots is None else robots).items()
     }
 
@@ -330,8 +353,8 @@ def sizes_for(robots: dict[str | None, dict], state_encoding: str) -> dict[str, 
     dims = {"actions": [SMALLEST_ROOM], "state": [SMALLEST_ROOM]}
     for robot in robots.values():
         statistics = robot.get("statistics") or {}
-        for part in dims.keys() & statistics.keys():
-            dims[part] += [np.size(values) for values in statistics[part].values()]
+        for part, kind in (("actions", "actions"), ("actions", "relative_actions"), ("state", "state")):
+            dims[part] += [np.size(values) for values in statistics.get(kind, {}).values()]
         dims["actions"] += [robot.get("action_dim") or 0]
     sizes = {"max_action_dim": max(dims["actions"])}
     return sizes | ({"max_state_dim": max(dims["state"])} if state_encoding == "continuous" else {})

@@ -9,7 +9,7 @@ from typing import Self
 from transformers import AutoProcessor
 from transformers.dynamic_module_utils import custom_object_save
 
-from .robot_spec import robot_from_json, sizes_for
+from .robot_spec import UNKNOWN, robot_from_json, sizes_for
 from .saved_files import local_folder, read_json, write_files
 from .saved_settings import ROBOT_TYPES, check_saved, panics_as_errors, shortened
 from .tokenizer_registry import load_action_tokenizer
@@ -35,7 +35,7 @@ SETTINGS = (
     "clip_actions",
     "responds_first",
 )
-_ROBOT_ARGUMENTS = ("statistics", "cameras", "action_dim", "robots")
+_ROBOT_ARGUMENTS = ("statistics", "cameras", "action_dim", "relative_actions", "adapt_to_pi", "robots")
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 _VLM_PROCESSOR_ARGUMENTS = ("trust_remote_code", "use_fast")
 # What AutoProcessor and `pipeline` pass on to every processor; none of it concerns this one.
@@ -130,6 +130,8 @@ class SavedProcessor:
             settings = {name: value for name, value in settings.items() if name not in _ROBOT_ARGUMENTS}
         if "statistics" in kwargs:
             settings["action_dim"] = None  # that of the new statistics
+            if settings.get("relative_actions") == UNKNOWN:  # that was about the old ones
+                settings["relative_actions"] = None
         if vlm_processor is not None:
             return _with_warning(cls(vlm_processor, **{**settings, **kwargs}), folder)
         try:

@@ -25,6 +25,8 @@ SAVED_TYPES = {
     "prompt_frames": dict,
 }
 ROBOT_TYPES = {"statistics": dict | None, "cameras": list | dict | None, "action_dim": int | None}
+# and what a robot has only where it is said
+ROBOT_OPTIONS = {"relative_actions": dict | str | None, "adapt_to_pi": bool}
 
 
 # Whole numbers among the settings, and the lowest that makes sense
@@ -77,7 +79,10 @@ def check_saved(file: Path, settings: dict) -> None:
     """
     has_robots = "robots" in settings
     needed = {"action_tokenizer", *(() if has_robots else ROBOT_TYPES)}
-    unknown, missing = settings.keys() - SAVED_TYPES.keys() - ROBOT_TYPES.keys(), needed - settings.keys()
+    unknown, missing = (
+        settings.keys() - SAVED_TYPES.keys() - ROBOT_TYPES.keys() - ROBOT_OPTIONS.keys(),
+        needed - settings.keys(),
+    )
     if unknown or missing:
         raise ValueError(
             f"{file} is damaged: unknown settings {shortened(sorted(unknown))}, missing {sorted(missing)}."
@@ -86,7 +91,7 @@ def check_saved(file: Path, settings: dict) -> None:
     for robot in settings["robots"].values() if has_robots else [settings]:
         if not isinstance(robot, dict) or ROBOT_TYPES.keys() - robot.keys():
             raise ValueError(f"{file} is damaged: a robot is {shortened(robot)}.")
-        _check_types(file, robot, ROBOT_TYPES)
+        _check_types(file, robot, ROBOT_TYPES | ROBOT_OPTIONS)
         if not all(isinstance(values, dict) for values in (robot["statistics"] or {}).values()):
             raise ValueError(f"{file} is damaged: statistics must be maps, got {shortened(robot['statistics'])}.")
         cameras = robot["cameras"] or []

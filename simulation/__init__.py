@@ -4,6 +4,7 @@ import gymnasium
 
 from ..training.data.lerobot.writer import LeRobotWriter
 from .environments import make_env
+from .moving_tabletop.env import MovingTabletopEnv, MovingTabletopVectorEnv
 from .recording import record_demonstrations
 from .tabletop.env import TabletopEnv, TabletopVectorEnv
 from .tabletop.questions import QUESTION_KINDS, Question, generate_questions, make_questions, place_distance
@@ -14,12 +15,19 @@ gymnasium.register(
     entry_point="kivla.simulation.tabletop.env:TabletopEnv",
     vector_entry_point="kivla.simulation.tabletop.env:TabletopVectorEnv",
 )
+gymnasium.register(
+    id="KIVLA/MovingTabletop-v0",
+    entry_point="kivla.simulation.moving_tabletop.env:MovingTabletopEnv",
+    vector_entry_point="kivla.simulation.moving_tabletop.env:MovingTabletopVectorEnv",
+)
 
 __all__ = [
     "QUESTION_KINDS",
     "SPLITS",
     "TASK_KINDS",
     "LeRobotWriter",
+    "MovingTabletopEnv",
+    "MovingTabletopVectorEnv",
     "Question",
     "TabletopEnv",
     "TabletopVectorEnv",

@@ -13,6 +13,7 @@ from ..processing.plugins import check_has, find_class
 # [project.entry-points."kivla.environments"]
 ENVIRONMENTS: dict[str, str | type] = {
     "metaworld": "kivla.simulation.metaworld_env:MetaWorldVectorEnv",
+    "moving": "kivla.simulation.moving_tabletop.env:MovingTabletopVectorEnv",
     "tabletop": "kivla.simulation.tabletop.env:TabletopVectorEnv",
 }
 ENTRY_POINTS = "kivla.environments"
@@ -32,6 +33,9 @@ class Environment(Protocol):
       a word that was never demonstrated, `info["word"]` is (at reset) that word, and `info["plain_instruction"]` the
       same sentence in demonstrated words: both are rolled out, and compared word by word. Where tasks have parts,
       `info["subtask"]` is the one that each copy has to do now, after every reset and step: it is recorded.
+
+    Where the same action again does not mean to stay (offsets, speeds), `hold(actions)` gives, for the last actions
+    (N, Da), those that do. A policy that is waited for needs them; an environment without it gets its last ones again.
 
     Attributes:
         num_envs: N.

@@ -1,7 +1,8 @@
 """Roll-outs: a policy acts in many environments at once, with one forward pass for all of them.
 
-All environments of a round start together, so they also plan together: every `replan_every` steps those that are still
-running are handed to the policy as one batch, and the first `replan_every` actions of each chunk are executed.
+All environments of a round start together, so they also plan together: whenever a new chunk is due, those that are
+still running are handed to the policy as one batch. When that is, and which action of which chunk is executed, is said
+by the `ChunkExecutor` that acts on robots, too. How long the policy thinks is simulated, in control steps.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from tqdm.auto import tqdm
 
+from ..acting import ChunkExecutor
 from ..modeling_kivla import actions_of
 from .environments import Environment, check_first
 
@@ -18,17 +20,39 @@ from .environments import Environment, check_first
 Policy = Callable[[list[dict]], np.ndarray]
 
 
+@dataclass(frozen=True)
+class Acting:
+    """How chunks become actions, beside how often the policy looks; see `ChunkExecutor`.
+
+    Attributes:
+        way: "sync", "naive", "ensemble", "rtc" or "rtc-trained". The last two ask the policy to go on from what is left
+            of its last chunk: observations have `previous_actions` (n, Da), and `delay`, the latency.
+        latency_steps: control steps that pass from an observation until its chunk can be used. An episode begins when
+            its first chunk is there.
+        fresh_noise: give every observation a `seed` of its own, so that each chunk starts from new noise, as on a
+            robot. What happens in an episode is still the same whichever others run beside it.
+    """
+
+    way: str = "sync"
+    latency_steps: int = 0
+    fresh_noise: bool = False
+
+
+AT_ONCE = Acting()  # chunks that take no time, one after another
+
+
 class PipelinePolicy:
     """`pipeline("action-prediction")` as a policy.
 
     Args:
         pipe: the pipeline.
         seed: every chunk starts from this seed's noise, so that what happens in an episode does not depend on which
-            others run beside it.
+            others run beside it; where observations have a `seed`, from that of both.
         num_steps: Euler steps; by default the model's.
         clip_actions: hold actions within the range of the policy's data; by default what its processor says.
         respond: whether a policy that was taught to say a sub-task first says it, at every plan anew, and acts on it.
         cameras: where the environment has other names: the policy's camera → the environment's.
+        rtc: of the pipeline: "guidance" or "trained", for observations with what is left of the last chunk.
 
     Raises:
         ValueError: `respond` is False for a policy that says nothing anyway.
@@ -42,6 +66,7 @@ class PipelinePolicy:
         clip_actions: bool | None = None,
         respond: bool = True,
         cameras: Mapping[str, str | None] | None = None,
+        rtc: str | None = None,
     ):
         if not respond and not (pipe.processor.expert_reads_response or pipe.processor.responds_first):
             raise ValueError(
@@ -50,6 +75,8 @@ class PipelinePolicy:
         self.pipe = pipe
         self.respond = respond
         self.options: dict = {"seed": seed, "num_steps": num_steps, "clip_actions": clip_actions}
+        if rtc is not None:
+            self.options["rtc"] = rtc
         if cameras is not None:
             pipe.processor.check_cameras(cameras)
             self.options["cameras"] = cameras
@@ -63,7 +90,8 @@ class PipelinePolicy:
     def __call__(self, observations: list[dict]) -> np.ndarray:
         said = {} if self.respond else {"response": ""}
         observations = [
-            {**observation, **said, "images": self._images(observation["images"])} for observation in observations
+            {**observation, **said, **self._seed(observation), "images": self._images(observation["images"])}
+            for observation in observations
         ]
         results = self.pipe(observations, **self.options)
         chunks = np.stack([actions_of(result) for result in results])  # (n, H, Da)
@@ -72,6 +100,12 @@ class PipelinePolicy:
                 self._clipped_values += result["clipped"]["values"]
                 self._values += result["clipped"]["of"]
         return chunks
+
+    def _seed(self, observation: dict) -> dict:
+        if "seed" not in observation:
+            return {}
+        both = np.random.SeedSequence([self.options["seed"], observation["seed"]])
+        return {"seed": int(both.generate_state(1)[0])}
 
     def _images(self, images: dict[str, np.ndarray]) -> dict | list:
         """By the environment's names, which the pipeline matches; of a policy without names, the only one there is."""
@@ -89,6 +123,8 @@ class Episode:
         success: whether the scene's original instruction was fulfilled, whatever the policy was told.
         swapped_success: whether the swapped instruction was fulfilled; None where there was none.
         steps: actions executed.
+        held_steps: of these, how many repeated the last one because there was no new one yet.
+        jerk: mean squared jerk of the actions, (robot units / second³)²; None with fewer than four steps.
         frames: (steps + 1, height, width, 3) uint8 of the first camera, from before the first action to after the
             last; None if not recorded.
         word, plain_instruction: where the scene's instruction has a word that was never demonstrated, that word, and
@@ -101,6 +137,8 @@ class Episode:
     swapped_success: bool | None
     steps: int
     frames: np.ndarray | None = None
+    held_steps: int = 0
+    jerk: float | None = None
     word: str | None = None
     plain_instruction: str | None = None
 
@@ -132,6 +170,7 @@ def rollout(
     instructions: Sequence[str] | None = None,
     record: int = 0,
     description: str = "Roll-outs",
+    acting: Acting = AT_ONCE,
 ) -> RolloutResult:
     """Run one episode for each seed, `env.num_envs` at a time.
 
@@ -141,12 +180,13 @@ def rollout(
         policy: from observations to action chunks; asked only about episodes that are still running.
         env: see `Environment`.
         seeds: one scene for each.
-        replan_every: actions of a chunk that are executed before the policy looks again.
+        replan_every: steps from one observation that a chunk is planned from to the next.
         max_steps: longest episode.
         instructions: what to tell the policy in each scene instead of the scene's own instruction. Success is about
             the scene's own one all the same.
         record: keep the frames of the first so many episodes.
         description: what stands at the progress bar.
+        acting: how late chunks come, and how they are executed; by default at once, and one after another.
 
     Raises:
         ValueError: no seeds, numbers that are not positive, another number of instructions than of seeds, or a policy
@@ -166,7 +206,9 @@ def rollout(
             scenes = slice(start, start + env.num_envs)
             told = None if instructions is None else list(instructions[scenes])
             recorded = max(record - start, 0)
-            done, asked = _run_round(policy, env, seeds[scenes], told, replan_every, max_steps, recorded, progress)
+            done, asked = _run_round(
+                policy, env, seeds[scenes], told, replan_every, max_steps, acting, recorded, progress
+            )
             episodes += done
             calls += asked
     return RolloutResult(episodes, calls)
@@ -201,6 +243,7 @@ def _run_round(
     instructions: list[str] | None,
     replan_every: int,
     max_steps: int,
+    acting: Acting,
     record: int,
     progress: tqdm,
 ) -> tuple[list[Episode], int]:
@@ -213,17 +256,32 @@ def _run_round(
     told = list(info["instruction"])[:count]
     words, plain = (list(info.get(name, [None] * count))[:count] for name in ("word", "plain_instruction"))
     frames = [[image.copy()] for image in observation["images"][camera][: min(record, count)]]
-    chunks = np.zeros((env.num_envs, replan_every, env.action_dim), dtype=np.float32)  # (N, k, Da)
     running = np.arange(env.num_envs) < count
-    steps = np.zeros(env.num_envs, dtype=int)
-    calls = 0
-    for step in range(max_steps):
-        # Every `replan_every` steps the policy is asked, about all that are still running at once.
-        if step % replan_every == 0:
-            observations = [_observation(observation, info, i) for i in np.flatnonzero(running)]
-            chunks[running] = _plan(policy, observations, replan_every, env.action_dim)
-            calls += 1
-        observation, _, terminated, truncated, info = env.step(chunks[:, step % replan_every])
+    steps, held_steps = np.zeros((2, env.num_envs), dtype=int)
+    executed: list[np.ndarray] = []  # (N, Da) of each step
+
+    def plan(of_batch: dict, rtc: str | None = None) -> dict:
+        """Ask the policy about all that are still running at once; the others' actions, which nobody needs, are 0."""
+        asked = np.flatnonzero(running)
+        observations = [_observation(observation, info, i) for i in asked]
+        for i, own in zip(asked, observations, strict=True):
+            if "previous_actions" in of_batch:
+                own |= {"previous_actions": of_batch["previous_actions"][:, i], "delay": of_batch["delay"]}
+            if acting.fresh_noise:
+                own["seed"] = int(np.random.SeedSequence([seeds[i], len(executed)]).generate_state(1)[0])
+        planned = _plan(policy, observations, replan_every, env.action_dim)
+        chunks = np.zeros((planned.shape[1], env.num_envs, env.action_dim), dtype=np.float32)  # (H, N, Da)
+        chunks[:, asked] = planned.swapaxes(0, 1)
+        return {"actions": chunks}
+
+    # The copies are one robot with N times the joints: so they act by the code that acts on a robot.
+    hold = getattr(env, "hold", None)
+    act = ChunkExecutor(plan, replan_every, way=acting.way, latency_steps=acting.latency_steps, hold=hold)
+    for _ in range(max_steps):
+        held = act.counts.held
+        executed.append(act({}))
+        held_steps += running & (act.counts.held > held)
+        observation, _, terminated, truncated, info = env.step(executed[-1])
         # Note who is done: finished copies ignore actions, and are asked about no more.
         steps += running
         for i, film in enumerate(frames):
@@ -246,13 +304,20 @@ def _run_round(
             success=bool(info["success"][i]),
             swapped_success=swapped[i],
             steps=int(steps[i]),
+            held_steps=int(held_steps[i]),
+            jerk=_mean_squared_jerk(np.stack(executed)[: steps[i], i], env.fps),
             frames=np.stack(frames[i]) if i < len(frames) else None,
             word=words[i],
             plain_instruction=plain[i],
         )
         for i in range(count)
     ]
-    return episodes, calls
+    return episodes, act.counts.requests
+
+
+def _mean_squared_jerk(actions: np.ndarray, fps: float) -> float | None:
+    """Of one episode's actions (T, Da), as `metrics.Smoothness` has it; None with fewer than four."""
+    return float(np.square(np.diff(actions, n=3, axis=0) * fps**3).mean()) if len(actions) > 3 else None
 
 
 def _repeat_last(values: list, size: int) -> list:
@@ -269,7 +334,7 @@ def _observation(observation: dict, info: dict, i: int) -> dict:
 
 
 def _plan(policy: Policy, observations: list[dict], replan_every: int, action_dim: int) -> np.ndarray:
-    """The first `replan_every` actions of the chunks that the policy gives, (n, replan_every, Da), checked."""
+    """The chunks that the policy gives, (n, H, Da), checked."""
     chunks = np.asarray(policy(observations), dtype=np.float32)
     if chunks.ndim != 3 or chunks.shape[::2] != (len(observations), action_dim):
         raise ValueError(
@@ -284,4 +349,4 @@ def _plan(policy: Policy, observations: list[dict], replan_every: int, action_di
         )
     if not np.isfinite(chunks).all():
         raise ValueError("The policy gave actions that are NaN or infinite: did its training diverge?")
-    return chunks[:, :replan_every]
+    return chunks

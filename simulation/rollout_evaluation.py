@@ -5,9 +5,11 @@ from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
+
 from ..training.evaluation.confidence import mcnemar_test, paired_difference, wilson_interval
 from .report_media import title, write_contact_sheet, write_video
-from .rollout import Episode, Policy, RolloutResult, rollout, swapped_instructions
+from .rollout import AT_ONCE, Acting, Episode, Policy, RolloutResult, rollout, swapped_instructions
 
 
 def evaluate(
@@ -17,29 +19,31 @@ def evaluate(
     replan_every: int,
     max_steps: int,
     swapped: bool = True,
+    acting: Acting = AT_ONCE,
 ) -> tuple[dict, RolloutResult]:
     """Run roll-outs and, with `swapped`, the control: the same scenes with an instruction about another object.
 
     Returns:
         Figures for JSON, and the roll-outs with the true instructions. The figures: `success`, and `swapped` (or None)
         with `original` and `swapped` (how often the original and the swapped instruction were fulfilled), each as
-        `{"successes", "episodes", "rate", "low", "high"}` with the bounds of a 95 % Wilson interval; `mean_steps`; and
-        the outcomes episode by episode. Where instructions have words that were never demonstrated, `plain` (else
-        None): see `_plain_words`.
+        `{"successes", "episodes", "rate", "low", "high"}` with the bounds of a 95 % Wilson interval; `mean_steps`,
+        `mean_held_steps` and `mean_squared_jerk` of an episode; and the outcomes episode by episode. Where instructions
+        have words that were never demonstrated, `plain` (else None): see `_plain_words`.
     """
-    result = rollout(policy, env, seeds, replan_every, max_steps, description="True instructions")
+    options = {"replan_every": replan_every, "max_steps": max_steps, "acting": acting}
+    result = rollout(policy, env, seeds, **options, description="True instructions")
     figures = {
         "success": success_rate(result.success),
         "swapped": None,
         "plain": None,
         "mean_steps": float(result.steps.mean()),
+        "mean_held_steps": float(np.mean([episode.held_steps for episode in result.episodes])),
+        "mean_squared_jerk": mean_jerk(result.episodes),
         "episodes": [_outcome(episode) for episode in result.episodes],
     }
     if swapped:
         sentences = swapped_instructions(env, seeds)
-        control = rollout(
-            policy, env, seeds, replan_every, max_steps, instructions=sentences, description="Swapped instructions"
-        )
+        control = rollout(policy, env, seeds, **options, instructions=sentences, description="Swapped instructions")
         figures["swapped"] = {
             "original": success_rate(control.success),
             "swapped": success_rate([episode.swapped_success for episode in control.episodes]),
@@ -47,9 +51,7 @@ def evaluate(
         }
     sentences = [episode.plain_instruction for episode in result.episodes]
     if None not in sentences:
-        plain = rollout(
-            policy, env, seeds, replan_every, max_steps, instructions=sentences, description="Demonstrated words"
-        )
+        plain = rollout(policy, env, seeds, **options, instructions=sentences, description="Demonstrated words")
         figures["plain"] = _plain_words(result, plain)
     return figures, result
 
@@ -75,7 +77,14 @@ def _plain_words(result: RolloutResult, plain: RolloutResult) -> dict:
     }
 
 
-def replay(policy: Policy, env, episodes: Sequence[Episode], replan_every: int, max_steps: int) -> list[Episode]:
+def replay(
+    policy: Policy,
+    env,
+    episodes: Sequence[Episode],
+    replan_every: int,
+    max_steps: int,
+    acting: Acting = AT_ONCE,
+) -> list[Episode]:
     """Run the same episodes once more and keep their frames.
 
     So any episode can be shown, however rare, and no others are kept in memory. A policy does the same again in the
@@ -85,13 +94,20 @@ def replay(policy: Policy, env, episodes: Sequence[Episode], replan_every: int, 
     if not episodes:
         return []
     seeds = [episode.seed for episode in episodes]
-    again = rollout(policy, env, seeds, replan_every, max_steps, record=len(seeds), description="To be shown").episodes
+    options = {"record": len(seeds), "acting": acting, "description": "To be shown"}
+    again = rollout(policy, env, seeds, replan_every, max_steps, **options).episodes
     return [new for old, new in zip(episodes, again, strict=True) if new.success == old.success]
 
 
 def video_format() -> str:
     """The format of videos that can be written here: "mp4" with PyAV, otherwise "gif"."""
     return "mp4" if find_spec("av") else "gif"
+
+
+def mean_jerk(episodes: Sequence[Episode]) -> float | None:
+    """Mean of the episodes' mean squared jerks; None where all were too short to have one."""
+    jerks = [episode.jerk for episode in episodes if episode.jerk is not None]
+    return float(np.mean(jerks)) if jerks else None
 
 
 def success_rate(outcomes: Sequence[bool]) -> dict:
@@ -122,8 +138,16 @@ def format_report(report: dict) -> str:
     """The figures of rollout.json as a table."""
     lines = []
     for figures in report["policies"]:
-        lines.append(f"{figures['policy']} in {report['env']}, re-planning every {report['replan_every']} steps")
+        acts = f"re-planning every {report['replan_every']} steps"
+        if "way" in report:  # reports of earlier versions have none, and neither have the next figures
+            acts += f", {report['way']}, {report['latency_steps']} steps late"
+        lines.append(f"{figures['policy']} in {report['env']}, {acts}")
         lines.append(format_rates(figures))
+        if "mean_held_steps" in figures:
+            lines.append(f"{'steps':42}{figures['mean_steps']:10.1f}")
+            lines.append(f"{'of these without a new action':42}{figures['mean_held_steps']:10.1f}")
+        if figures.get("mean_squared_jerk") is not None:
+            lines.append(f"{'mean squared jerk of the actions':42}{figures['mean_squared_jerk']:10.3g}")
         if figures.get("clipped_share") is not None:  # absent where other policies than pipelines act
             lines.append(f"{'action values clipped to their range':42}{100 * figures['clipped_share']:8.2f} %")
         lines.append("")
@@ -171,5 +195,7 @@ def _outcome(episode: Episode) -> dict:
         "success": episode.success,
         "swapped_success": episode.swapped_success,
         "steps": episode.steps,
+        "held_steps": episode.held_steps,
+        "jerk": episode.jerk,
         **({} if episode.word is None else {"word": episode.word}),
     }

@@ -10,6 +10,10 @@ from gymnasium.vector.utils import batch_space
 class OneCameraVectorEnv(gymnasium.vector.VectorEnv):
     """N copies with one camera and actions in [-1, 1]. Sub-classes have `cameras`, `action_dim` and `action_names`."""
 
+    def hold(self, actions: np.ndarray) -> np.ndarray:
+        """The actions that stay, after the last ones (N, Da): no offset, and the gripper (the last value) as it was."""
+        return np.concatenate([np.zeros_like(actions[:, :-1]), actions[:, -1:]], axis=1)
+
     def _declare_spaces(self, image_size: int, state: gymnasium.spaces.Box) -> None:
         """Declare the spaces of pictures (image_size, image_size, 3), of the given states, and of actions."""
         image = gymnasium.spaces.Box(0, 255, (image_size, image_size, 3), np.uint8)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from transformers import TrainingArguments
 
 from .argument_rules import check_arguments
+from .data.augmentation import AUGMENTATIONS
 
 logger = logging.getLogger(__name__)
 
@@ -90,6 +91,11 @@ class KIVLATrainingArguments(ResumableTrainingArguments):
         anchor_weight (`float`, defaults to 0): of the KL divergence of the VLM's predictions of plain text from those
             of the VLM as it was when the run began, over the vocabulary that it had then; a mean over the same tokens.
             It costs a forward of the untouched VLM over the texts, and its weights in memory once more (with LoRA not).
+        augment (`str`, defaults to `"none"`): change the pictures of training examples at random: "robot" crops
+            and turns them a little and changes the light, in openpi's amounts (`AUGMENTATIONS`). Evaluation never sees
+            it.
+        wrist_cameras (`list[str]`, *optional*): the data's cameras that are on a wrist or a hand, which are neither
+            cropped nor turned; `["none"]` for no camera. By default those with wrist, hand or gripper in their name.
         sample_in_eval (`bool`, defaults to `True`): let `evaluate()` sample action chunks and report their error in
             robot units; otherwise it reports losses only.
         eval_num_steps (`int`, *optional*): Euler steps for those chunks; the model's `num_inference_steps` if None.
@@ -122,6 +128,13 @@ class KIVLATrainingArguments(ResumableTrainingArguments):
     anchor_weight: float = field(
         default=0.0,
         metadata={"help": "Hold its predictions of the texts to the untouched VLM's: + this * KL divergence."},
+    )
+    augment: str = field(
+        default="none", metadata={"help": f"Change pictures at random while training: {', '.join(AUGMENTATIONS)}."}
+    )
+    wrist_cameras: list[str] | None = field(
+        default=None,
+        metadata={"help": "Cameras that are not cropped or turned, or none; those called wrist, hand or gripper."},
     )
     clip_per_part: bool = field(
         default=True, metadata={"help": "Clip the gradients of every part by its own norm, not by one of all."}
@@ -159,6 +172,10 @@ class KIVLATrainingArguments(ResumableTrainingArguments):
                 raise ValueError(f"{name} must be a number that is not negative, got {getattr(self, name)}.")
         if self.text_loss_weight == self.anchor_weight == 0:
             raise ValueError("text_loss_weight = 0 leaves nothing to learn from texts: give anchor_weight as well.")
+        if self.augment not in AUGMENTATIONS:
+            raise ValueError(f"augment is one of {', '.join(AUGMENTATIONS)}, got {self.augment!r}.")
+        if self.wrist_cameras is not None and AUGMENTATIONS[self.augment] is None:
+            raise ValueError("wrist_cameras is for augment='robot', which does not crop them. Leave it out.")
         if self.mixed_precision == "fp16" and self.device.type == "cpu":
             raise ValueError("fp16 needs a GPU: on a CPU the library would go on in float32. Use bf16, or neither.")
 

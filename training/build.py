@@ -12,7 +12,7 @@ What is given and cannot apply is refused by name.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -25,22 +25,24 @@ from ..processing import (
     ActionTokenizer,
     BinningActionTokenizer,
     KIVLAProcessor,
-    Normalizer,
     action_tokenizer_class,
     load_action_tokenizer,
 )
+from ..processing.action_units import ActionUnits, check_pi_dimensions
 from ..processing.camera_names import place_cameras
 from ..processing.fast_tokenizer import MAX_CHUNKS
 from ..processing.saved_processor import CONFIG_FILE, SETTINGS, VLM_PROCESSOR_FOLDER
 from ..processing.tokenizer_registry import is_action_tokenizer_class
 from .camera_places import are_same, fill_places, new_names
 from .data.data_ranges import range_problems
-from .data.robot_dataset import RobotDataset, joint_statistics
+from .data.relative_chunks import learned_chunks, robot_statistics
+from .data.robot_dataset import RobotDataset
 from .first_process import made_by_first_process
 from .lora import lora_config
 from .parts import BACKBONE, EXPERT
 from .policy_options import DEFAULT_RECIPE, EXPERT_OPTIONS, MODEL_SETTINGS, PolicyOptions, refuse
 from .recipes import Recipe, Stage, get_recipe, set_stage
+from .relative_options import kept_relative, relative_notes, told_relative
 from .run_identity import weights_digest
 
 START, CONTINUE, ADAPT = "start", "continue", "adapt"
@@ -149,10 +151,14 @@ class BasePolicy:
         kind = "none" if self.tokenizer is None else self.tokenizer.kind
         return "bins" if kind == BinningActionTokenizer.kind else kind
 
+    def robot(self, name: str | None) -> dict:
+        """Return what is saved of a robot of its own: that of this name, or its first."""
+        robots = self.settings.get("robots", {None: self.settings})
+        return robots[name if name in robots else next(iter(robots))]
+
     def cameras_of(self, robot: str | None) -> tuple[list[str] | None, dict[str, str]]:
         """Return the names of a robot's cameras, and what else they are known as; None if it names none."""
-        robots = self.settings.get("robots", {None: self.settings})
-        cameras = robots[robot if robot in robots else next(iter(robots))]["cameras"]
+        cameras = self.robot(robot)["cameras"]
         return (None if cameras is None else list(cameras)), dict(cameras) if isinstance(cameras, dict) else {}
 
     def cameras_among(self, names: Sequence[str], robot: str | None) -> list[str] | None:
@@ -297,7 +303,8 @@ def start_policy(
     recipe = get_recipe(options.recipe or DEFAULT_RECIPE)
     kind = options.action_tokenizer or recipe.action_tokenizer
     options.refuse_what_cannot_apply(recipe, kind, options.action_token_placement or "added")
-    robots, notes = robots_of(sources), []
+    notes: list[str] = []
+    robots = robots_of(sources, options, notes)
     for robot in robots.values():
         robot["cameras"] = new_names(robot["cameras"], cameras)
     config = options.config_kwargs()
@@ -339,6 +346,8 @@ def continue_policy(
             f"{base.path} is a base model without statistics of any robot: --adapt takes it to your data's."
         )
     processor = base.processor(**options.given("max_length"))
+    for robot in processor.robots.values():
+        robot.units.check_known()
     # Everything that does not agree is collected first: people would rather mend it all at once.
     differences = [
         f"--{option} {given}: the policy has {base.value(option)}"
@@ -352,7 +361,7 @@ def continue_policy(
         )
     notes = [f"{base.path} goes on as it is: statistics, cameras and action tokens stay its own"]
     for data in sources:
-        found, same_sizes = _differences(processor, data, cameras)
+        found, same_sizes = _differences(processor, data, options, cameras)
         differences += found
         if same_sizes:
             problems = range_problems(processor.robot(data.robot), data)  # smaller ones are said by KIVLATrainer
@@ -379,7 +388,7 @@ def continue_policy(
 
 
 def _differences(
-    processor: KIVLAProcessor, data: RobotDataset, cameras: Mapping[str, str | None] | None
+    processor: KIVLAProcessor, data: RobotDataset, options: PolicyOptions, cameras: Mapping[str, str | None] | None
 ) -> tuple[list[str], bool]:
     """List in what a policy and data that it is to go on with differ, and whether they have the same sizes."""
     try:
@@ -398,9 +407,15 @@ def _differences(
         others.append(f"{data.name} gives the cameras {data.cameras}, the policy sees {robot.cameras}: {error}")
     if data.action_dim != robot.action_dim:
         sizes.append(f"{data.name} has {data.action_dim}-dimensional actions, the policy {robot.action_dim}")
-    dim = robot.state.dim if robot.state is not None else None
+    units = robot.units
+    told = told_relative(data, options, processor.robots)
+    if options.relative_actions is not None and told != units.relative:
+        others.append(f"--relative_actions: for {data.name} they say {told}, the policy has {units.relative}")
+    if options.adapt_to_pi is not None and options.adapt_to_pi != units.adapt_to_pi:
+        others.append(f"--adapt_to_pi {options.adapt_to_pi}: the policy has {units.adapt_to_pi}")
+    dim = units.state_dim if robot.needs_state else None
     if dim is not None and data.state_dim != dim:
-        sizes.append(f"{data.name} has a state of {data.state_dim} dimensions, the policy reads {dim}")
+        sizes.append(f"{data.name} has a state of {data.state_dim} dimensions, the policy needs {dim}")
     return others + sizes, not sizes
 
 
@@ -458,7 +473,8 @@ def adapt_policy(
     _check_room(base, sources)
 
     # Statistics, cameras and, if it is new, the tokenizer come from the data.
-    robots, notes, changed = robots_of(sources), [], ["statistics: those of the data"]
+    notes, changed = [], ["statistics: those of the data"]
+    robots = robots_of(sources, options, notes, base)
     for robot_name, robot in robots.items():
         robot["cameras"] = fill_places(base.path, *base.cameras_of(robot_name), robot["cameras"], cameras, changed)
     normalization = options.normalization or base.settings["normalization"]
@@ -542,11 +558,17 @@ def next_stage(folder: str | Path, options: PolicyOptions) -> BuiltPolicy:
 
 
 # ------------------------------------------------------------------------------------------------------ what both need
-def robots_of(sources: Sequence[RobotDataset]) -> dict[str | None, dict]:
-    """Collect the `statistics` and `cameras` of every robot; datasets of the same robot are taken together.
+def robots_of(
+    sources: Sequence[RobotDataset], options: PolicyOptions, notes: list[str], base: BasePolicy | None = None
+) -> dict[str | None, dict]:
+    """Collect what a processor is told of every robot; datasets of the same robot are taken together.
+
+    Args:
+        notes: what is said of their actions is added to it.
+        base: the policy that is adapted: what it has relative stays so where nothing else is told.
 
     Raises:
-        ValueError: datasets of one robot with different cameras or sizes.
+        ValueError: datasets of one robot with different cameras or sizes, or options that do not fit a robot.
     """
     by_robot: dict[str | None, list[RobotDataset]] = {}
     for data in sources:
@@ -558,7 +580,21 @@ def robots_of(sources: Sequence[RobotDataset]) -> dict[str | None, dict]:
                 f"The datasets of robot {name!r} have different cameras: {[data.cameras for data in group]}. Choose "
                 "common ones with --cameras, or give the robots different names."
             )
-        robots[name] = {"statistics": joint_statistics(group), "cameras": group[0].cameras}
+        relative, adapt_to_pi = told_relative(group[0], options, by_robot), bool(options.adapt_to_pi)
+        if base is not None and options.relative_actions is None:
+            relative = kept_relative(base.robot(name), group[0], base.path, notes)
+        if base is not None and options.adapt_to_pi is None:
+            adapt_to_pi = base.robot(name).get("adapt_to_pi", False)
+        if adapt_to_pi:
+            check_pi_dimensions(group[0].action_dim)
+        robots[name] = {
+            "statistics": made_by_first_process(partial(robot_statistics, group, relative, adapt_to_pi)),
+            "cameras": group[0].cameras,
+            "relative_actions": relative,
+            "adapt_to_pi": adapt_to_pi,
+        }
+        if relative is not None:
+            notes += relative_notes(name, group, relative, robots[name]["statistics"]["relative_actions"])
     return robots
 
 
@@ -614,8 +650,10 @@ def normalized_chunks(
     """Action chunks of the datasets as the policy sees them, each (H, Da); at most `max_chunks` of each dataset."""
     chunks = []
     for data in sources:
-        normalizer = Normalizer(robots[data.robot]["statistics"]["actions"], normalization)
-        chunks += [normalizer.normalize(chunk) for chunk in data.action_chunks(max_chunks)]
+        robot = robots[data.robot]
+        told = robot.get("relative_actions"), robot.get("adapt_to_pi", False)
+        units = ActionUnits(robot["statistics"], normalization, data.action_dim, *told)
+        chunks += list(units.normalizer.normalize(learned_chunks(data, units, max_chunks)))
     return chunks
 
 

@@ -65,6 +65,23 @@ def set_trained_parts(model: KIVLAForActionPrediction, trains: Iterable[str]) ->
         )
 
 
+def freeze_vision(model: KIVLAForActionPrediction) -> None:
+    """Leave the vision tower as it is. The projector goes on to learn, also where it is a module of the tower.
+
+    Raises:
+        ValueError: the VLM has no vision tower that could rest alone.
+    """
+    tower = model.vlm.get_encoder("image")
+    if model.get_decoder() in tower.modules() or tower is model.get_decoder():
+        raise ValueError(
+            f"'{model.config.vlm_config.model_type}' has no vision tower of its own that could rest: leave out "
+            "freeze_vision."
+        )
+    for name, parameter in tower.named_parameters():
+        if part_of(name) != PROJECTOR:
+            parameter.requires_grad_(False)
+
+
 def vocabulary_weights(model: KIVLAForActionPrediction) -> list[nn.Parameter]:
     """Of the embedding and the output layer, the parameters with a row for each token; a tied one once."""
     layers = (model.get_input_embeddings(), model.get_output_embeddings())
@@ -135,6 +152,7 @@ __all__ = [
     "PROJECTOR",
     "RATE_ARGUMENTS",
     "TokenRows",
+    "freeze_vision",
     "part_of",
     "set_trained_parts",
     "split_groups",

@@ -121,7 +121,10 @@ def _robots(processor, sources: Sequence[RobotDataset]) -> list[dict]:
                 "cameras": robot.cameras or (data.cameras if data else ["image"]),
                 "action_names": (data and data.action_names) or [f"action {i}" for i in range(robot.action_dim)],
                 "state_names": (data and data.state_names) or [f"state {i}" for i in range(state_dim)],
-                **{kind: statistics["actions"][kind].tolist() for kind in _STATISTICS if statistics},
+                "needs_state": robot.needs_state,
+                "relative": None if robot.units.relative is None else str(robot.units.relative),
+                "adapt_to_pi": robot.adapt_to_pi,
+                **{kind: statistics["actions"][kind].tolist() for kind in _STATISTICS if "actions" in statistics},
             }
         )
     return rows

@@ -1,14 +1,16 @@
-"""Signals that ask a run to make room: SIGTERM, and SIGUSR1 as `sbatch --signal=USR1@120` sends it."""
+"""Signals that ask a run to stop: SIGTERM, SIGUSR1 as `sbatch --signal=USR1@120` sends it, and Ctrl-C."""
 
 import logging
 import os
 import signal
 import sys
 import threading
+import time
 
 logger = logging.getLogger(__name__)
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+_SAME_KEY = 1.0  # seconds in which a launcher passes on the Ctrl-C that all processes have received already
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class Preempted(SystemExit):
@@ -20,14 +22,21 @@ class Preempted(SystemExit):
     """
 
 
+class Interrupted(KeyboardInterrupt):
+    """The run was stopped by Ctrl-C, and has written a checkpoint. Notebooks and prompts go on, as after any Ctrl-C."""
+
+
 class StopSignals:
     """Takes note of the signals while training; a context manager.
+
+    A second Ctrl-C does not wait: it interrupts at once, and what came after the last checkpoint is lost.
 
     Outside of the main thread, where Python allows no handlers, it does nothing.
     """
 
     def __init__(self):
         self.received: int | None = None
+        self._since = 0.0
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> "StopSignals":
@@ -39,8 +48,12 @@ class StopSignals:
     def _note(self, number: int, frame) -> None:
         # A scheduler and a launcher may both send it: more of them change nothing.
         if self.received is None:
-            self.received = number
-            logger.warning("Received %s: stopping after this step.", signal.Signals(number).name)
+            self.received, self._since = number, time.monotonic()
+            again = " Ctrl-C again stops at once, without a checkpoint." if number == signal.SIGINT else ""
+            logger.warning("Received %s: stopping after this step.%s", signal.Signals(number).name, again)
+        elif number == signal.SIGINT and time.monotonic() - self._since > _SAME_KEY:
+            logger.warning("Stopping at once. The same command goes on from the last checkpoint, if there is one.")
+            raise KeyboardInterrupt
 
     def __exit__(self, kind, error, trace) -> None:
         for number, handler in self._before.items():
@@ -53,14 +66,15 @@ class StopSignals:
         """End the run.
 
         Raises:
-            Preempted: always.
+            Interrupted: by Ctrl-C.
+            Preempted: by another signal.
         """
         logger.warning(
             "Stopped by %s. Everything up to here is in %s: start the same command again to go on.",
             signal.Signals(number).name,
             checkpoint,
         )
-        raise Preempted(128 + number)
+        raise Interrupted if number == signal.SIGINT else Preempted(128 + number)
 
 
 def leave_signals_to_parent(worker_id: int) -> None:
@@ -80,4 +94,4 @@ def _wait_for_parent() -> None:
     os._exit(0)
 
 
-__all__ = ["Preempted", "StopSignals", "leave_signals_to_parent"]
+__all__ = ["Interrupted", "Preempted", "StopSignals", "leave_signals_to_parent"]

@@ -5,9 +5,10 @@ import json
 import logging
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list
 from torch.distributed.tensor import DTensor
@@ -63,7 +64,7 @@ class ResumableTrainer(Trainer):
     * **One run, one folder** (`run_identity`): a checkpoint knows what made it, and another run neither goes on from it
       nor writes beside it.
     * **Whole checkpoints** (`checkpoints`): written aside, hashed, and named at the end; damaged ones are recognised.
-    * **Pre-emption** (`preemption`): SIGTERM and SIGUSR1 end the run after the step, with a checkpoint.
+    * **Pre-emption** (`preemption`): SIGTERM, SIGUSR1 and Ctrl-C end the run after the step, with a checkpoint.
     * **An average of the weights** (`ema_decay`): evaluated, and written by `save_model`.
     * **Non-finite** losses and gradients reach neither weights, optimiser nor average (`on_nonfinite`).
 
@@ -158,7 +159,7 @@ class ResumableTrainer(Trainer):
                 given.
             CheckpointError: the one that was named is damaged; or a checkpoint could not be written.
             NonFiniteError: see `on_nonfinite`.
-            Preempted: the run was asked to stop, and has written a checkpoint.
+            Preempted, Interrupted: the run was asked to stop, by a signal or by Ctrl-C, and has written a checkpoint.
             OSError: `output_dir` cannot be written to, or its disk is full.
         """
         if resume_from_checkpoint and self._restarts:
@@ -323,13 +324,17 @@ class ResumableTrainer(Trainer):
             step_size = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
             return StepBuckets(self._order, step_size, lambda number: dataset.size_of(number % len(dataset)))
 
-        numbered = NumberedExamples(dataset, seed)
+        numbered = NumberedExamples(dataset, seed, self.augmentation())
         loader = super()._get_dataloader(numbered, *args, sampler_fn=order, is_training=True, **kwargs)
         base: DataLoader = loader.base_dataloader
         base.collate_fn = NumberedCollator(base.collate_fn)
         base.worker_init_fn = leave_signals_to_parent
         base.generator = torch.Generator().manual_seed(seed)  # otherwise it draws from the model's random numbers
         return loader
+
+    def augmentation(self) -> Callable[[Mapping, np.random.Generator], Mapping] | None:
+        """Return what changes training examples, and those alone, when they are read; here nothing. For subclasses."""
+        return None
 
     def get_batch_samples(self, *args, **kwargs):
         if self.state.global_step >= self.state.max_steps:
@@ -418,21 +423,30 @@ class ResumableTrainer(Trainer):
         with self._deployed_weights() if self._aside is None else contextlib.nullcontext():
             super().save_model(output_dir, _internal_call)
 
-    def _check_room(self) -> None:
-        """Check the disk's room: weights, two numbers of an optimiser for each trained one, and the average."""
+    def disk_use(self, max_steps: int, num_epochs: float) -> tuple[int, int, int]:
+        """Estimate the bytes of a checkpoint, of the final model, and of all that will be there together.
+
+        A checkpoint has the weights, two numbers of an optimiser for each trained one, and the average.
+        """
         model = self.accelerator.unwrap_model(self.model)
         weights = sum(p.numel() * p.element_size() for p in model.parameters())
         trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
         averaged = sum(4 * p.numel() for p in model.parameters() if p.requires_grad and self.args.ema_decay is not None)
         checkpoint = weights + 2 * trained + averaged
-        kept = self.state.max_steps // max(self.state.save_steps, 1)
+        save_steps = self.args.save_steps * (max_steps if self.args.save_steps < 1 else 1)
+        kept = max_steps // max(math.ceil(save_steps), 1)
         if self.args.save_strategy == "epoch":
-            kept = math.ceil(self.state.num_train_epochs)
+            kept = math.ceil(num_epochs)
         if self.args.save_total_limit:
             kept = min(kept, self.args.save_total_limit + 1)  # the old one goes when the new one is whole
         if self.args.save_strategy == "no":
             checkpoint = kept = 0
-        check_output_folder(Path(self.args.output_dir), checkpoint + weights, kept * checkpoint + weights)
+        return checkpoint, weights, kept * checkpoint + weights
+
+    def _check_room(self) -> None:
+        """Check the disk's room."""
+        checkpoint, weights, whole = self.disk_use(self.state.max_steps, self.state.num_train_epochs)
+        check_output_folder(Path(self.args.output_dir), checkpoint + weights, whole)
 
     # ------------------------------------------------------------------------------------------------------- average
     def _deployed_weights(self):

@@ -9,7 +9,7 @@ trainer, metrics = train(model, data, KIVLATrainingArguments(output_dir="outputs
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +17,7 @@ import numpy as np
 from peft import PeftModel
 from torch.utils.data import Dataset, Subset
 from transformers import AutoModelForImageTextToText, PreTrainedModel, set_seed
+from transformers.integrations import get_available_reporting_integrations
 
 from ..hub_cards.hub_names import public_name
 from ..modeling_kivla import KIVLAForActionPrediction
@@ -26,6 +27,7 @@ from ..processing.chat_format import has_chat
 from .arguments import KIVLATrainingArguments
 from .build import CONTINUE, build_for_stage
 from .checkpoints import RUN_MARKS, put_aside
+from .data.augmentation import wrists_by_name
 from .data.camera_naming import unseen_note
 from .data.checks.findings import ERROR, WARNING
 from .data.checks.report import check_data
@@ -39,7 +41,8 @@ from .data_parallel import unsharded_init
 from .evaluation.plots import plot_training_curves
 from .evaluation.predictions import draw
 from .evaluation.text_nll import HeldOutTexts, TextScores, summarize_texts, text_tokens
-from .parts import BACKBONE, RATE_ARGUMENTS
+from .parts import BACKBONE, RATE_ARGUMENTS, freeze_vision
+from .plan import TimeLeft, format_plan
 from .policy_options import refuse
 from .recipes import Stage, split_steps
 from .run_folder import check_is_free, write_json
@@ -53,6 +56,7 @@ def train(
     data_args: DataArguments,
     args: KIVLATrainingArguments,
     command: Sequence[str] | None = None,
+    on_claim: Callable[[], None] | None = None,
 ) -> tuple[KIVLATrainer, dict[str, float]]:
     """Train a policy, all stages of its recipe, and evaluate it. Called again after an interruption, it goes on.
 
@@ -61,6 +65,7 @@ def train(
 
     Args:
         command: the arguments of `kivla train` for the card, if that was it.
+        on_claim: called by one process as soon as `output_dir` is this run's, before anything is trained.
 
     Returns:
         The trainer of the last stage, and the metrics of its evaluation.
@@ -92,11 +97,15 @@ def train(
         if checkpoint is None:
             checkpoint = trainer.newest_checkpoint()
             trainer.claim_folder(output_dir)
+        if number == 1 and on_claim is not None and args.process_index == 0:
+            on_claim()
         if not is_last and (folder / "trainer_state.json").is_file():  # written last: the stage is done
             start = folder
             continue
-        if len(stages) > 1 and args.process_index == 0:
-            print(f"\nStage {number} of {len(stages)}: trains {', '.join(stage.trains)}, {stage.config}")
+        if args.process_index == 0:
+            of_several = f"{number} of {len(stages)}: trains {', '.join(stage.trains)}, {stage.config}"
+            print(format_plan(trainer, of_several if len(stages) > 1 else None))
+        trainer.add_callback(TimeLeft())
         before = answers_before(trainer, output_dir / "vlm_before.json")
         texts_then = texts_before(trainer, output_dir / "text_before.json", is_first=number == 1)
         if texts_then is not None:
@@ -179,6 +188,11 @@ def check_options(model_args: ModelArguments, data_args: DataArguments, args: KI
     )
     if model_args.lora_rank is not None and BACKBONE not in trained:
         raise ValueError(f"Recipe {recipe_name} freezes the VLM: leave out --lora_rank.")
+    if model_args.freeze_vision and BACKBONE not in trained:
+        refuse({"freeze_vision": f"recipe {recipe_name} leaves the whole VLM as it is"})
+    if model_args.freeze_vision and model_args.lora_rank is not None:
+        refuse({"freeze_vision": "LoRA trains the text decoder alone"})
+    check_reports(args)
     if args.resume_from_checkpoint is not None and len(stages) > 1:
         reason = f"a run of {len(stages)} stages finds where it was by itself, by the same command"
         refuse({"resume_from_checkpoint": reason})
@@ -190,6 +204,22 @@ def check_options(model_args: ModelArguments, data_args: DataArguments, args: KI
         raise ValueError("Several sources of examples are mixed for a number of steps: give --max_steps.")
     if model_args.vlm is not None:
         model_type(model_args.vlm, "VLM (--vlm)")
+
+
+_PACKAGES = ("trackio", "wandb", "tensorboard")  # that are documented; the library knows more
+
+
+def check_reports(args: KIVLATrainingArguments) -> None:
+    """Check that what the run is reported to is installed.
+
+    Raises:
+        ValueError: it is not.
+    """
+    installed = get_available_reporting_integrations()
+    for name in args.report_to:
+        if name not in installed:
+            how = f": pip install {name}" if name in _PACKAGES else f", or no such thing: {', '.join(_PACKAGES)}"
+            raise ValueError(f"--report_to {name} is not installed here{how}.")
 
 
 def run_facts(model_args: ModelArguments, data_args: DataArguments, args: KIVLATrainingArguments, number: int) -> dict:
@@ -320,6 +350,9 @@ def make_trainer(
         built.notes.append(
             f"recipe {recipe_name} trains on no VLM data: {data_args.vlm_dataset} is for evaluation only."
         )
+    if args.augment != "none" and args.wrist_cameras is None and data_args.mapping is not None:
+        names = dict.fromkeys(camera for data in sources for camera in data.cameras)
+        args = replace(args, wrist_cameras=wrists_by_name(list(names), data_args.mapping) or None)
     # What was assumed or derived is said, by one process.
     if args.process_index == 0:
         for data in sources:
@@ -328,6 +361,8 @@ def make_trainer(
         for note in built.notes:
             print(f"{note[0].upper()}{note[1:]}")
     model, processor = built.model, built.processor
+    if model_args.freeze_vision and BACKBONE in stage.trains:
+        freeze_vision(model)
     teaches_words = with_vlm_data or data_args.question_share is not None
     if model.config.acts_by == "tokens" and processor.action_tokenizer is None and not teaches_words:
         raise ValueError(

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import ClassVar
 
 from ..named_models import find_vlm
 from ..processing.camera_names import check_names, parse_cameras
@@ -16,6 +17,8 @@ from .recipes import Recipe, Stage, get_recipe, recipe_name
 class ModelArguments(PolicyOptions):
     """What to start from, and what is new about it (`docs/adapting.md`). A new policy starts on --vlm; --policy goes on
     as it is, on data that it agrees with; with --adapt it is taken to the data."""
+
+    _argument_group_name: ClassVar[str] = "what to start from, and the policy"
 
     vlm: str | None = field(
         default=None, metadata={"help": "VLM to start a new policy on: a Hub id, a folder, or tabletop."}
@@ -32,6 +35,9 @@ class ModelArguments(PolicyOptions):
     )
     vlm_processor: str | None = field(
         default=None, metadata={"help": "For a --policy that was converted without it: the VLM's processor."}
+    )
+    freeze_vision: bool = field(
+        default=False, metadata={"help": "Leave the vision tower as it is: less memory and time."}
     )
     lora_rank: int | None = field(
         default=None, metadata={"help": "Train low-rank updates of the VLM's text decoder, and the expert in full."}
@@ -75,6 +81,8 @@ TEXT_SPLIT, TEXT_SHARE = "train", 0.2
 @dataclass
 class DataArguments(DatasetOptions):
     """Which demonstrations and VLM data, and how they become inputs."""
+
+    _argument_group_name: ClassVar[str] = "data"
 
     dataset: list[str] = field(metadata={"help": "LeRobot datasets (v2.0, v2.1, v3.0): Hub ids or folders."})
     robots: list[str] | None = field(

@@ -28,9 +28,10 @@ from ..processing.sequences import are_documents
 from .anchor import Anchor
 from .argument_rules import check_trainer_arguments
 from .arguments import KIVLATrainingArguments
+from .data.augmentation import AUGMENTATIONS, ExampleAugmentation
 from .data.camera_naming import name_cameras
 from .data.collator import KIVLACollator
-from .data.dataset_checks import check_dataset, warn_of_ranges
+from .data.dataset_checks import check_augmentation, check_dataset, warn_of_ranges
 from .data.mixture import Mixture
 from .data_parallel import (
     DDPGradients,
@@ -413,6 +414,7 @@ class KIVLATrainer(ResumableTrainer):
         sets = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"evaluation": self.eval_dataset}
         for dataset in (self.train_dataset, *sets.values()):
             self._check_dataset(dataset)
+        check_augmentation(self.train_dataset, self.args.augment, self.args.wrist_cameras, self.processing_class)
         if self.is_world_process_zero():
             warn_of_ranges(self.train_dataset, self.processing_class)
         args, metric = self.args, self.args.metric_for_best_model
@@ -429,6 +431,10 @@ class KIVLATrainer(ResumableTrainer):
                 f"metric_for_best_model={metric!r} is a metric of no evaluation set: there are "
                 f"{', '.join(map(str, names))}. Name one of them, as in 'eval_{names[0]}_loss'."
             )
+
+    def augmentation(self) -> ExampleAugmentation | None:
+        amount = AUGMENTATIONS[self.args.augment]
+        return None if amount is None else ExampleAugmentation(amount, self.args.wrist_cameras)
 
     def _check_dataset(self, dataset) -> None:
         collator = self.data_collator

@@ -10,11 +10,13 @@ from pathlib import Path
 from matplotlib.backend_bases import FigureCanvasBase
 
 from ..command_line import parse
+from ..training.data.augmentation import AUGMENTATIONS, check_wrist_cameras
 from ..training.data.checks.findings import Finding
 from ..training.data.checks.page import format_report
 from ..training.data.checks.report import DataReport, check_data
 from ..training.data.lerobot.dataset import LeRobotDataset
 from ..training.dataset_options import DatasetOptions
+from ..training.evaluation.augmentation_plot import draw_augmented
 from ..training.evaluation.data_plot import draw_episode
 from ..training.policy_options import refuse
 
@@ -31,8 +33,25 @@ class CheckDataArguments(DatasetOptions):
     plot: str | None = field(default=None, metadata={"help": "Draw an episode, pictures over traces, to this file."})
     plot_episode: int | None = field(default=None, metadata={"help": "The episode to draw; the first."})
 
+    augment: str | None = field(
+        default=None,
+        metadata={"help": "With --plot: draw what `train --augment` makes of the pictures; robot."},
+    )
+    wrist_cameras: list[str] | None = field(
+        default=None, metadata={"help": "With --augment: as for `train`, which neither crops nor turns them."}
+    )
+
     def __post_init__(self):
         super().__post_init__()
+        if self.augment is not None and AUGMENTATIONS.get(self.augment) is None:
+            known = [name for name, amount in AUGMENTATIONS.items() if amount is not None]
+            raise ValueError(f"--augment is {', '.join(known)}; got {self.augment}.")
+        if self.augment is not None and self.plot is None:
+            raise ValueError("--augment draws a picture: give --plot FILE.")
+        if self.augment is not None and self.plot_episode is not None:
+            refuse({"plot_episode": "--augment draws frames of the whole dataset"})
+        if self.wrist_cameras is not None and self.augment is None:
+            refuse({"wrist_cameras": "there is no --augment"})
         if self.plot_episode is not None and self.plot is None:
             refuse({"plot_episode": "there is no --plot"})
         for option, file in (("json", self.json), ("plot", self.plot)):
@@ -59,12 +78,19 @@ def run(arguments: Sequence[str]) -> None:
             data.episode_range(args.plot_episode)
         if args.tolerance_s is not None and isinstance(data, LeRobotDataset) and not data.video_files():
             refuse({"tolerance_s": "no camera of the data is stored as video"})
+        if args.wrist_cameras is not None:
+            check_wrist_cameras(args.wrist_cameras, data.cameras)
+        if args.augment is not None and not data.cameras:
+            refuse({"augment": "no camera of the data is looked at"})
         report = check_data(data, args.quick)
     print(format_report(report))
     if args.json is not None:
         _parent(args.json).write_text(json.dumps(report.to_json(), indent=2) + "\n", encoding="utf-8")
     if args.plot is not None and data is not None:
-        draw_episode(_parent(args.plot), data, report, args.plot_episode)
+        if args.augment is not None:
+            draw_augmented(_parent(args.plot), data, args.augment, args.wrist_cameras)
+        else:
+            draw_episode(_parent(args.plot), data, report, args.plot_episode)
     if report.has_failed(args.strict):
         sys.exit(1)
 

@@ -163,7 +163,8 @@ def act(pipe, args: EvaluateArguments) -> tuple:
     acts_by = args.acts_by or pipe.model.config.acts_by
     report = {**asdict(args), "acts_by": acts_by, **measure_chunks(chunks, data), "tokenizer": None}
     if pipe.processor.action_tokenizer is not None:
-        report["tokenizer"] = measure(pipe.processor.action_tokenizer, chunks["demonstrated"], robot.actions)
+        learned = robot.units.learned(chunks["demonstrated"], chunks["states"])
+        report["tokenizer"] = measure(pipe.processor.action_tokenizer, learned, robot.actions)
     return chunks, data, report
 
 

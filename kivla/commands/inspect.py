@@ -110,13 +110,14 @@ def example_batch(processor: KIVLAProcessor, num_images: int, text: str) -> dict
     """One made-up training example."""
     num_images = len(processor.cameras) if processor.cameras else num_images
     image = Image.new("RGB", (224, 224), "grey")
-    state = None
-    if processor.state_encoding != "none":
-        statistics = processor.statistics["state"] if processor.statistics else {"mean": np.zeros(1)}
-        state = [statistics["mean"]]
+    robot, state = processor.robot(), None
+    if robot.needs_state:
+        relative = robot.units.relative
+        size = 1 if relative is None else relative.state_size
+        state = [processor.statistics["state"]["mean"] if processor.statistics else np.zeros(size)]
     actions = np.zeros((min(8, processor.chunk_size), processor.action_dim))
-    if processor.statistics:
-        actions += processor.statistics["actions"]["mean"]
+    if robot.mean_action is not None:
+        actions += robot.mean_action
     return processor(images=[[image] * num_images], text=[text], state=state, actions=[actions])
 
 

@@ -12,9 +12,9 @@ from transformers import TrainerCallback
 
 from ..command_line import parse
 from ..hub_cards.environment_info import environment_info
-from ..training.arguments import KIVLATrainingArguments
 from ..training.run import check_options, make_trainer
-from ..training.run_options import DataArguments, ModelArguments
+from ..training.run_arguments import PRESETS, RunArguments, advanced_options
+from ..training.run_options import START, DataArguments, ModelArguments
 
 # Range in the profile -> what it is. Ranges that lie inside another one are indented.
 RANGES = {
@@ -37,8 +37,13 @@ def run(arguments: Sequence[str]) -> None:
     # Kernels are waited for where they are launched, so that on a GPU, too, a range lasts as long as its work.
     os.environ.setdefault("CUDA_LAUNCH_BLOCKING", "1")
     options, model_args, data_args, args = parse(
-        (ProfileArguments, ModelArguments, DataArguments, KIVLATrainingArguments), arguments, prog="kivla profile"
+        (ProfileArguments, ModelArguments, DataArguments, RunArguments),
+        arguments,
+        prog="kivla profile",
+        presets=PRESETS,
+        advanced=advanced_options(),
     )
+    args = args.for_stages(model_args.stages, is_new_policy=model_args.meaning == START)
     warmup, steps = options.warmup_steps_before, options.profile_steps
     args = replace(args, max_steps=warmup + steps + 1, save_strategy="no", eval_strategy="no", report_to="none")
     check_options(model_args, data_args, args)

@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from ..acting.chunk_schedule import RTC_METHODS, WAYS
 from ..command_line import at_least_one, parse, policy_pipeline
 from ..processing.camera_names import CAMERAS_HELP, parse_cameras
 from ..simulation.environments import ENV_HELP, make_env, parse_options
 from ..simulation.report_media import choose_episodes
-from ..simulation.rollout import PipelinePolicy
+from ..simulation.rollout import Acting, PipelinePolicy
 from ..simulation.rollout_evaluation import evaluate, format_report, replay, video_format, write_media
 from ..training.evaluation.confidence import mcnemar_test
 
@@ -27,7 +28,18 @@ class RolloutArguments:
     )
     num_envs: int = field(default=50, metadata={"help": "Episodes at once: one forward pass for all."})
     replan_every: int | None = field(
-        default=None, metadata={"help": "Actions of a chunk that are executed before the policy looks again; half."}
+        default=None, metadata={"help": "Steps from one look of the policy to the next; half of its chunk."}
+    )
+    way: str = field(
+        default="sync",
+        metadata={
+            "help": f"How it acts while it thinks: {', '.join(WAYS)}. sync waits, naive takes each chunk as it "
+            "comes, ensemble averages, rtc and rtc-trained go on from the last one."
+        },
+    )
+    latency_steps: int = field(default=0, metadata={"help": "Control steps that the policy thinks, simulated."})
+    fresh_noise: bool = field(
+        default=False, metadata={"help": "New noise for every chunk, as on a robot; false: the same for all."}
     )
     max_steps: int = field(default=200, metadata={"help": "Longest episode."})
     swapped: bool = field(
@@ -66,17 +78,21 @@ def run(arguments: Sequence[str]) -> None:
     seeds = range(args.first_seed, args.first_seed + args.num_episodes)
     cameras = parse_cameras(args.cameras)
     policies = [
-        PipelinePolicy(pipe, args.seed, args.num_steps, args.clip_actions, args.respond, cameras) for pipe in pipes
+        PipelinePolicy(
+            pipe, args.seed, args.num_steps, args.clip_actions, args.respond, cameras, rtc=RTC_METHODS.get(args.way)
+        )
+        for pipe in pipes
     ]
+    acting = Acting(args.way, args.latency_steps, args.fresh_noise)
     # Every policy meets the same scenes, by their seeds.
     reports, results = [], []
     for name, policy in zip(names, policies, strict=True):
-        figures, result = evaluate(policy, env, seeds, replan_every, args.max_steps, args.swapped)
+        figures, result = evaluate(policy, env, seeds, replan_every, args.max_steps, args.swapped, acting)
         reports.append({"policy": name, **figures, "clipped_share": policy.clipped_share})
         results.append(result)
     # Videos are of a second run of chosen episodes: keeping all pictures of the first would take gigabytes.
     shown = choose_episodes(results[0].episodes, args.num_videos)
-    shown = replay(policies[0], env, shown, replan_every, args.max_steps)
+    shown = replay(policies[0], env, shown, replan_every, args.max_steps, acting)
     env.close()
     # The report: figures, and for two policies whether they differ by more than chance.
     report = {**asdict(args), "replan_every": replan_every, "policies": reports, "comparison": None}

@@ -1,21 +1,55 @@
 """`kivla train`: fine-tune a VLM into a policy on LeRobot datasets, by any of the recipes."""
 
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 
-from ..command_line import parse
-from ..training.arguments import KIVLATrainingArguments
+import yaml
+
+from ..command_line import option_values, parse
 from ..training.policy_card import evaluated_sets
 from ..training.run import BEFORE, train
-from ..training.run_options import DataArguments, ModelArguments
+from ..training.run_arguments import PRESETS, RunArguments, advanced_options
+from ..training.run_folder import write_whole
+from ..training.run_options import START, DataArguments, ModelArguments
+
+OPTIONS = (ModelArguments, DataArguments, RunArguments)
+SETTINGS = {"prog": "kivla train", "required": ("output_dir",), "presets": PRESETS}
+# The options of a run, in its folder. A name that begins with _ is not pushed to the Hub: folders of this machine are
+# among them.
+RUN_YAML = "_run.yaml"
+# Not of the run, but of one start of it; and what is nobody's business
+_NOT_WRITTEN = ("restart", "resume_from_checkpoint", "hub_token")
 
 
 def run(arguments: Sequence[str]) -> None:
-    kinds = (ModelArguments, DataArguments, KIVLATrainingArguments)
-    model_args, data_args, args = parse(kinds, arguments, prog="kivla train", required=("output_dir",))
-    trainer, metrics = train(model_args, data_args, args, command=arguments)
+    model_args, data_args, args = parse(OPTIONS, arguments, **SETTINGS, advanced=advanced_options())
+    args = args.for_stages(model_args.stages, is_new_policy=model_args.meaning == START)
+
+    def write_options() -> None:
+        values = effective_options(arguments, args)
+        file = Path(args.output_dir) / RUN_YAML
+        head = f"# All options of this run. To do the same elsewhere: kivla train {file} --output_dir ...\n"
+        write_whole(file, head + yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+        print(f"Options of this run: {file}")
+
+    trainer, metrics = train(model_args, data_args, args, command=arguments, on_claim=write_options)
     if trainer.is_world_process_zero():
         print_results(metrics, Path(args.output_dir))
+
+
+def effective_options(arguments: Sequence[str], args: RunArguments) -> dict:
+    """Every option that has a value, with what was derived: `kivla train` takes it back as YAML.
+
+    Args:
+        arguments: as given.
+        args: what became of them.
+    """
+    values = option_values(OPTIONS, arguments, **SETTINGS)
+    derived = ("max_steps", "expert_learning_rate", "adam_beta2")
+    values |= {name: getattr(args, name) for name in derived if getattr(args, name) is not None}
+    order = [field.name for kind in OPTIONS for field in fields(kind) if field.name not in _NOT_WRITTEN]
+    return {name: values[name] for name in order if name in values}
 
 
 def print_results(metrics: dict[str, float], folder: Path) -> None:

@@ -18,8 +18,13 @@ from transformers.dynamic_module_utils import custom_object_save
 
 from ..modeling_kivla import KIVLAConfig, KIVLAForActionPrediction
 from ..processing import KIVLAProcessor
+from ..processing.relative_actions import RelativeActions
+from ..processing.relative_words import RELATIVE_HELP, RobotDimensions, parse_relative_actions, preset_size
+from ..processing.robot_spec import UNKNOWN, RobotSpec
+from .lerobot_relative import read_relative
 from .pi_config import empty_model, expected_weights, is_published_size, lerobot_variant, make_config
 from .pi_processors import (
+    PREPROCESSOR,
     UnfinishedProcessor,
     cameras_of,
     crop_statistics,
@@ -37,7 +42,6 @@ from .weight_files import WEIGHTS, CheckpointError, Entry, Weights, locate, read
 REPORT = "conversion_report.json"
 # What every user of a converted processor should know
 DIFFERENCES = (
-    "actions come as the checkpoint has them: relative ones (openpi's DeltaActions) have to be added to the state",
     "images are padded to squares as in openpi and LeRobot (square_images), and resized by PaliGemma's own processor",
     "openpi adds 1e-6 to the spread when it normalises, and so does KIVLA; LeRobot does not",
     "padded action dimensions hold noise, as in training (noise_padding)",
@@ -66,6 +70,12 @@ class ConvertArguments:
     no_state_in_prompt: bool = field(
         default=False,
         metadata={"help": 'π0.5 that does not see the state (openpi\'s pi05_libero): prompt "{text}\\n".'},
+    )
+    relative_actions: list[str] | None = field(
+        default=None, metadata={"help": f"{RELATIVE_HELP} openpi's files do not say it, and nothing acts until you do."}
+    )
+    adapt_to_pi: bool = field(
+        default=False, metadata={"help": "openpi's option of ALOHA: joints and grippers in the units of pi0."}
     )
     chunk_size: int | None = field(default=None, metadata={"help": "Actions in a chunk, if no config.json says."})
     dtype: str | None = field(
@@ -123,6 +133,10 @@ def convert(args: ConvertArguments) -> Report:
     output = Path(args.output_dir)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise CheckpointError(f"{output} exists and is not an empty folder. Name a new one.")
+    if args.to == "lerobot" and (args.relative_actions is not None or args.adapt_to_pi):
+        raise CheckpointError(
+            "--relative_actions and --adapt_to_pi are for the way to KIVLA: on the way to LeRobot the policy says it."
+        )
     # Which layout it is shows in the names of the weights.
     source = locate(args.source, args.allow_pickle)
     weights = Weights(source, args.allow_pickle)
@@ -178,6 +192,8 @@ def to_lerobot(weights: Weights, folder: Path, output: Path, args: ConvertArgume
     processor = finished_processor(folder)
     if processor is not None and len(processor.robots) > 1:
         raise CheckpointError(f"LeRobot's policies are of one robot, this one has {sorted(processor.robots)}.")
+    if processor is not None:
+        _check_lerobot_actions(processor.robot())
     planned = plan(weights.shapes, weights.same, keep_untied=True)
     expected = expected_weights(empty_model(config))
     check(planned.sources, weights.shapes, {target: shape for target, (_, shape) in expected.items()})
@@ -243,4 +259,51 @@ def _processor(
         )
     notes += DIFFERENCES
     action_dim = None if statistics else args.action_dim or lerobot_action_dim(given)  # statistics tell it themselves
-    return make_processor(vlm_processor, config, statistics or None, mode, cameras_of(given), action_dim)
+    sizes = {name: len(next(iter(values.values()))) for name, values in statistics.items()}
+    size = sizes.get("actions") or action_dim or preset_size(args.relative_actions)
+    robot = RobotDimensions(size, sizes.get("state") or args.state_dim or size)
+    relative = _relative(args, folder, given, robot, has_statistics=bool(statistics))
+    notes.append(
+        "it is not known whether its actions are relative to the state (openpi's DeltaActions), and it does not act: "
+        "convert it with --relative_actions none, or what they are (aloha, droid, 0-5)"
+        if relative == UNKNOWN
+        else f"actions: {relative or 'absolute'}"
+    )
+    actions = {"relative": relative, "adapt_to_pi": args.adapt_to_pi}
+    return make_processor(vlm_processor, config, statistics or None, mode, cameras_of(given), action_dim, **actions)
+
+
+def _relative(
+    args: ConvertArguments, folder: Path, given: dict, robot: RobotDimensions, has_statistics: bool
+) -> RelativeActions | str | None:
+    """Which actions are relative: as LeRobot's files say, or as it was told; "unknown" where neither says it."""
+    preprocessor = folder / f"{PREPROCESSOR}.json"
+    is_lerobot = args.norm_stats is None and (preprocessor.is_file() or "use_relative_actions" in given)
+    if not is_lerobot and args.relative_actions is None:
+        return UNKNOWN if has_statistics else None
+    try:
+        told = None if args.relative_actions is None else parse_relative_actions(args.relative_actions, robot)
+    except ValueError as error:
+        raise CheckpointError(f"--relative_actions: {error}") from error
+    if not is_lerobot:
+        return told
+    found = read_relative(preprocessor, given, robot.action_dim)
+    if args.relative_actions is not None and told != found:
+        raise CheckpointError(
+            f"LeRobot's files say of the actions: {found or 'absolute'}; --relative_actions says {told or 'absolute'}. "
+            "Leave it out."
+        )
+    return found
+
+
+def _check_lerobot_actions(robot: RobotSpec) -> None:
+    """Refuse what LeRobot's own classes would act out wrongly."""
+    try:
+        robot.units.check_known()
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
+    if robot.adapt_to_pi:
+        raise CheckpointError(
+            "LeRobot's π0 and π0.5 do not convert ALOHA's joints and grippers, as this policy does (adapt_to_pi). Its "
+            "plugin runs the policy as it is: python -m lerobot_policy_kivla.export."
+        )

@@ -19,8 +19,11 @@ from ..modeling_kivla import KIVLAConfig
 from ..processing import KIVLAProcessor
 from ..processing.camera_names import PI_SLOTS, short_name
 from ..processing.normalization import plain_statistics, statistics_from_json
+from ..processing.relative_actions import RelativeActions
 from ..processing.robot_spec import RobotSpec
 from ..processing.saved_processor import CONFIG_FILE, VLM_PROCESSOR_FOLDER
+from . import lerobot_relative
+from .lerobot_relative import ABSOLUTE_STEP, RELATIVE_STEP
 from .pi_config import lerobot_settings
 from .weight_files import CheckpointError, read_json, write_json
 
@@ -28,6 +31,7 @@ PREPROCESSOR, POSTPROCESSOR = "policy_preprocessor", "policy_postprocessor"
 PROMPT_WITHOUT_STATE = "{text}\n"
 _MODES = {"QUANTILES": "quantile", "MEAN_STD": "mean_std", "IDENTITY": "none"}  # LeRobot's name -> ours
 _FEATURES = {"state": "observation.state", "actions": "action"}  # our name -> LeRobot's
+LEARNED = {"actions": "relative_actions"}  # whose statistics a checkpoint has, where its actions are relative
 # LeRobot's default, openpi's formula
 _VARIANT_MODES = {"pi0": "mean_std", "pi05": "quantile"}
 # What KIVLAProcessor and the VLM's own processor stand for
@@ -36,6 +40,8 @@ _KNOWN_STEPS = {
     "to_batch_processor",
     "normalizer_processor",
     "unnormalizer_processor",
+    RELATIVE_STEP,
+    ABSOLUTE_STEP,
     "pi0_new_line_processor",
     "pi05_prepare_state_tokenizer_processor_step",
     "tokenizer_processor",
@@ -82,14 +88,26 @@ def make_processor(
     mode: str,
     cameras: list[str],
     action_dim: int | None,
+    relative: RelativeActions | str | None = None,
+    adapt_to_pi: bool = False,
 ) -> KIVLAProcessor | UnfinishedProcessor:
     """The processor of a converted policy.
+
+    Args:
+        relative: which of its actions are relative to the state; "unknown" where nobody has said it.
+        adapt_to_pi: of `KIVLAProcessor`.
 
     Raises:
         CheckpointError: statistics that do not fit the policy or the mode.
     """
     settings = conventions(config, mode)
+    if isinstance(relative, RelativeActions) and statistics is not None:
+        statistics = {LEARNED.get(name, name): values for name, values in statistics.items()}
     robot = {"statistics": statistics, "cameras": cameras, "action_dim": action_dim}
+    if relative is not None:
+        robot["relative_actions"] = relative
+    if adapt_to_pi:
+        robot["adapt_to_pi"] = True
     has_statistics = statistics is not None or mode == "none"
     try:
         if vlm_processor is not None and has_statistics:
@@ -97,6 +115,8 @@ def make_processor(
         if has_statistics:
             shared = {"normalization": mode, "max_action_dim": config.max_action_dim}
             robot = RobotSpec(**robot, reads_state=config.state_encoding != "none", **shared).to_dict()
+        elif isinstance(relative, RelativeActions):
+            robot["relative_actions"] = relative.to_json()
     except ValueError as error:
         raise CheckpointError(f"No processor can be made of the checkpoint's statistics: {error}") from error
     return UnfinishedProcessor({**settings, "action_tokenizer": None, **robot}, vlm_processor)
@@ -226,6 +246,9 @@ def write_lerobot_files(output: Path, variant: str, config: KIVLAConfig, process
     """
     # config.json: what LeRobot makes the policy of.
     statistics = (processor.statistics if processor is not None else None) or {}
+    relative = None if processor is None else processor.robot().units.relative
+    if relative is not None:
+        statistics = {"state": statistics["state"], "actions": statistics["relative_actions"]} if statistics else {}
     features = _features(config, processor, statistics)
     ours = processor.normalization if processor is not None else _VARIANT_MODES[variant]
     mode = next(theirs for theirs, name in _MODES.items() if name == ours)
@@ -239,6 +262,13 @@ def write_lerobot_files(output: Path, variant: str, config: KIVLAConfig, process
         "input_features": {name: feature for name, feature in features.items() if name != "action"},
         "output_features": actions,
     }
+    if relative is not None:
+        told = lerobot_relative.lerobot_settings(relative)
+        settings |= {
+            "use_relative_actions": True,
+            "relative_exclude_joints": told["exclude_joints"],
+            "action_feature_names": told["action_names"],
+        }
     write_json(output / "config.json", settings)
     if processor is None:
         return
@@ -262,6 +292,9 @@ def write_lerobot_files(output: Path, variant: str, config: KIVLAConfig, process
     else:
         before += [_step("pi0_new_line_processor"), tokenizer, device, normalizer]
     after = [_step("unnormalizer_processor", eps=1e-8, features=actions, norm_map=norm_map), device]
+    if relative is not None:  # the differences are normalised
+        before.insert(before.index(normalizer), _step(RELATIVE_STEP, enabled=True, **told))
+        after.insert(1, _step(ABSOLUTE_STEP, enabled=True))
     # Statistics go into a file beside each step that needs them.
     tensors = {
         f"{_FEATURES[name]}.{kind}": torch.from_numpy(numbers)  # float64: LeRobot rounds when it reads

@@ -32,6 +32,7 @@ from ..training.data.lerobot.language import PERSISTENT_COLUMN
 from ..training.data.mixture import Mixture
 from ..training.data.vlm.dataset import VLMDataset
 from ..training.evaluation.vlm_answers import ask
+from ..training.parts import freeze_vision
 from ..training.policy_options import PolicyOptions
 from ..training.recipes import Stage, get_recipe, split_steps
 from ..training.run_folder import write_json
@@ -92,6 +93,7 @@ class TabletopArguments:
     )
     recipe: str = field(default="insulated", metadata={"help": "What trains what; `kivla recipes` lists them."})
     num_flow_samples: int = field(default=4, metadata={"help": "Noise draws for each backbone pass."})
+    rtc_max_delay: int = field(default=0, metadata={"help": "Train for real-time chunking with such delays, in steps."})
     expert_hidden_size: int = field(default=64, metadata={"help": "Width of the action expert."})
     expert_intermediate_size: int = field(default=192, metadata={"help": "Width of its MLP."})
     action_vocab_size: int = field(default=256, metadata={"help": "Codes of the FAST tokenizer."})
@@ -178,7 +180,7 @@ def make_trainer(
     model, processor = built.model, built.processor
     processor.expert_reads_response = args.subtasks
     if args.freeze_vision:
-        model.vlm.get_encoder("image").requires_grad_(False)
+        freeze_vision(model)
     # Questions about pictures beside the demonstrations, so that the VLM goes on to talk.
     examples = data
     if args.question_share > 0 and get_recipe(args.recipe).vlm_data:
@@ -222,6 +224,7 @@ def options(data: LeRobotDataset, args: TabletopArguments) -> PolicyOptions:
         max_state_dim=data.state_dim,
         state_encoding=args.state_encoding or ("continuous" if recipe.state_encoding == "continuous" else "none"),
         num_flow_samples=args.num_flow_samples,
+        rtc_max_delay=args.rtc_max_delay or None,
         expert_hidden_size=args.expert_hidden_size,
         expert_intermediate_size=args.expert_intermediate_size,
         expert_initializer_range=args.expert_hidden_size**-0.5,
@@ -261,12 +264,14 @@ def fine_tune(
     seed: int = 0,
     save_steps: int | None = None,
     keep_all: bool = False,
+    augment: str = "none",
 ) -> dict:
     """Train a policy into `output_dir`, all stages of its recipe, from its last checkpoint if there is one.
 
     Args:
         save_steps: steps between checkpoints; a fifth of all.
         keep_all: keep every checkpoint, not just the last.
+        augment: image augmentation (`KIVLATrainingArguments`). Without it: the camera stays where it is.
 
     Returns:
         `log_history`, and `evaluation` on frames of the demonstrations, both as the trainer has them;
@@ -277,7 +282,7 @@ def fine_tune(
     for number, (stage, steps) in enumerate(zip(stages, split_steps(stages, max_steps), strict=True), 1):
         folder = output_dir if number == len(stages) else output_dir / f"stage_{number}"
         interval = save_steps or max(max_steps // 5, 1)
-        options = {"save_steps": interval, "save_total_limit": None if keep_all else 1}
+        options = {"save_steps": interval, "save_total_limit": None if keep_all else 1, "augment": augment}
         trainer = make_trainer(start, demonstrations, folder, args, stage, steps, seed, **options)
         trainer.train(resume_from_checkpoint=trainer.newest_checkpoint())
         trainer.save_model()

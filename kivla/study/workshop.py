@@ -19,6 +19,7 @@ from ..training.data.mixture import Mixture
 from ..training.data.vlm.dataset import VLMDataset
 from ..training.data.vlm.texts import TextDataset
 from ..training.evaluation.text_nll import HeldOutTexts
+from ..training.parts import freeze_vision
 from ..training.policy_options import PolicyOptions
 from ..training.recipes import BACKBONE, Stage, get_recipe
 from ..training.trainer import KIVLATrainer
@@ -167,7 +168,7 @@ class Workshop:
         start_from = {"before" if is_policy else "vlm": start}
         built = build_for_stage(stage, [self.data], self.options(cell.recipe), **start_from)
         if study.freeze_vision:
-            built.model.vlm.get_encoder("image").requires_grad_(False)
+            freeze_vision(built.model)
         is_anchored = ANCHOR in cell.added and BACKBONE in stage.trains
         untouched = None
         if is_anchored and is_policy:

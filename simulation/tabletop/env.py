@@ -112,9 +112,7 @@ class TabletopVectorEnv(OneCameraVectorEnv):
         if unknown:
             raise ValueError(f"Unknown reset options {sorted(unknown)}: only 'instruction' is known.")
 
-        episodes = [
-            tasks.sample_episode(np.random.default_rng(s), self.kinds, self.split, self.num_objects) for s in seed
-        ]
+        episodes = [self._sample_episode(np.random.default_rng(s)) for s in seed]
         self.scene = Scene.stack([episode.scene for episode in episodes])
         self.task = Task(*np.array([episode.task for episode in episodes]).T)  # decides success
         self.told_task = Task(*(field.copy() for field in self.task))  # what the expert follows
@@ -194,6 +192,9 @@ class TabletopVectorEnv(OneCameraVectorEnv):
         """The tables from above, uint8 (render_size, render_size, 3) each."""
         return tuple(render(self.scene, self.render_size, self._ring_colors()))
 
+    def _sample_episode(self, rng: np.random.Generator) -> tasks.Episode:
+        return tasks.sample_episode(rng, self.kinds, self.split, self.num_objects)
+
     def _move(self, actions: np.ndarray, active: np.ndarray) -> None:
         scene, history, rows = self.scene, self.history, np.arange(self.num_envs)
         moved = np.clip(scene.gripper + STEP * np.clip(actions[:, :2], -1, 1), -tasks.LIMIT, tasks.LIMIT)
@@ -202,18 +203,23 @@ class TabletopVectorEnv(OneCameraVectorEnv):
         scene.positions[rows[holding], scene.held[holding]] += (moved - scene.gripper)[holding]
         scene.gripper = moved
 
-        distance = np.linalg.norm(scene.positions - moved[:, None], axis=-1)  # (N, K)
-        nearest = distance.argmin(1)
-        within_reach = (distance[rows, nearest] < tasks.REACH) & active
-        is_other = (history.first_touched >= 0) & (nearest != history.first_touched) & within_reach
-        history.second_touched = np.where((history.second_touched < 0) & is_other, nearest, history.second_touched)
-        history.first_touched = np.where((history.first_touched < 0) & within_reach, nearest, history.first_touched)
-
+        nearest, within_reach = self._touch(active, tasks.REACH)
         closed = np.where(active, actions[:, 2] > 0, scene.closed)
         history.released |= holding & ~closed
         scene.held = np.where(closed, np.where(~scene.closed & within_reach, nearest, scene.held), -1)
         history.first_held = np.where(history.first_held < 0, scene.held, history.first_held)
         scene.closed = closed
+
+    def _touch(self, active: np.ndarray, reach: float) -> tuple[np.ndarray, np.ndarray]:
+        """Note what is touched first; return the nearest object (N,) and whether it is within reach (N,)."""
+        scene, history, rows = self.scene, self.history, np.arange(self.num_envs)
+        distance = np.linalg.norm(scene.positions - scene.gripper[:, None], axis=-1)  # (N, K)
+        nearest = distance.argmin(1)
+        within_reach = (distance[rows, nearest] < reach) & active
+        is_other = (history.first_touched >= 0) & (nearest != history.first_touched) & within_reach
+        history.second_touched = np.where((history.second_touched < 0) & is_other, nearest, history.second_touched)
+        history.first_touched = np.where((history.first_touched < 0) & within_reach, nearest, history.first_touched)
+        return nearest, within_reach
 
     def _terminated(self) -> np.ndarray:
         return self.decided & (self.told_decided | ~self.understood)
@@ -254,9 +260,10 @@ class TabletopEnv(gymnasium.Env):
     """
 
     metadata: ClassVar = {"render_modes": ["rgb_array"], "render_fps": TabletopVectorEnv.fps}
+    tables: ClassVar[type[TabletopVectorEnv]] = TabletopVectorEnv
 
     def __init__(self, render_mode: str | None = None, **options):
-        self.table = TabletopVectorEnv(1, render_mode=render_mode, **options)
+        self.table = self.tables(1, render_mode=render_mode, **options)
         self.render_mode = render_mode
         self.observation_space = self.table.single_observation_space
         self.action_space = self.table.single_action_space
@@ -274,7 +281,7 @@ class TabletopEnv(gymnasium.Env):
         return _first(observation), float(reward[0]), bool(terminated[0]), bool(truncated[0]), _first(info)
 
     def expert_action(self) -> np.ndarray:
-        """The scripted expert's action (3,)."""
+        """The scripted expert's action (Da,)."""
         return self.table.expert_actions()[0]
 
     def render(self) -> np.ndarray:

@@ -91,10 +91,15 @@ def sample_scene(rng: np.random.Generator, pools: Sequence[Sequence[Pair]]) -> S
         rng: the source of randomness.
         pools: for each object the colour-shape pairs it is drawn from, such as `[SEEN_PAIRS] * 3`.
     """
+    return _lay_out(rng, sample_pairs(rng, pools))
+
+
+def sample_pairs(rng: np.random.Generator, pools: Sequence[Sequence[Pair]]) -> list[Pair]:
+    """A colour and a shape for each object, no two alike; see `sample_scene`."""
     pairs: list[Pair] = []
     for pool in pools:
         pairs.append(_sample_pair(rng, pairs, pool))
-    return _lay_out(rng, pairs)
+    return pairs
 
 
 def _sample_pair(rng: np.random.Generator, taken: Sequence[Pair], pool: Sequence[Pair]) -> Pair:

@@ -144,11 +144,11 @@ def sample_episode(rng: np.random.Generator, kinds: Sequence[str], split: str, n
     else:
         target = 0 if split == "held_out_pairs" else int(rng.integers(num_objects))
     task = tasks[target][rng.integers(len(tasks[target]))]
-    instruction = _phrase(rng, scene, task, split, word)
+    instruction = phrase(rng, scene, task, split, word)
     others = [other for other in range(num_objects) if other != target]
     candidates = tasks[others[rng.integers(len(others))]]
     candidates = [other for other in candidates if other.argument == task.argument] or candidates
-    swapped = _phrase(rng, scene, candidates[rng.integers(len(candidates))], split)
+    swapped = phrase(rng, scene, candidates[rng.integers(len(candidates))], split)
     if word is None:
         return Episode(scene, task, instruction, swapped)
     told = instruction.replace(*names_with(word), 1)  # the target is named before all else
@@ -204,7 +204,7 @@ def _ways_between_are_clear(positions: np.ndarray) -> bool:
     return bool(paths_are_clear(positions, np.stack(others), BETWEEN_CLEARANCE).all())
 
 
-def _phrase(rng: np.random.Generator, scene: Scene, task: Task, split: str, word: str | None = None) -> str:
+def phrase(rng: np.random.Generator, scene: Scene, task: Task, split: str, word: str | None = None) -> str:
     """A sentence; with a synonym, the demonstrated one whose target is named by the word that it stands for."""
     wordings = WORDINGS[TASK_KINDS[task.kind]]
     names_of_target, names_of_anchor = _target_and_anchor(scene, task, split)

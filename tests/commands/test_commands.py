@@ -29,6 +29,8 @@ TINY = {
     "use_cpu": True,
     "disable_tqdm": True,
     "dataloader_pin_memory": False,
+    "dataloader_num_workers": 0,
+    "augment": "none",
 }
 
 

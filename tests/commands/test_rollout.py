@@ -80,6 +80,24 @@ def test_json_has_what_happened(rolled_out, policy):
     assert report["comparison"]["p_value"] == 1.0 and report["comparison"]["only_first"] == 0
 
 
+@pytest.mark.parametrize("way", ["sync", "naive", "ensemble", "rtc"])
+def test_a_policy_that_takes_time_acts_in_every_way(policy, tmp_path, capsys, way):
+    few = ["--num_episodes", "2", "--num_envs", "2", "--num_videos", "0", "--num_steps", "2", "--swapped", "false"]
+    late = ["--way", way, "--latency_steps", "2", "--fresh_noise", "true"]
+    main(["rollout", policy, *OPTIONS, *few, *late, "--output_dir", str(tmp_path / "new")])
+    printed = capsys.readouterr().out
+    assert f"re-planning every 3 steps, {way}, 2 steps late" in printed
+    (figures,) = json.loads((tmp_path / "new" / "rollout.json").read_text())["policies"]
+    assert (figures["mean_held_steps"] > 0) == (way == "sync") and figures["mean_squared_jerk"] > 0
+    for episode in figures["episodes"]:
+        assert episode["jerk"] > 0 and episode["held_steps"] == (2 if way == "sync" else 0)
+
+
+def test_a_way_that_the_policy_was_not_trained_for_is_refused(policy, tmp_path):
+    with pytest.raises(SystemExit, match="rtc_max_delay = 0"):
+        main(["rollout", policy, *OPTIONS, "--way", "rtc-trained", "--output_dir", str(tmp_path / "new")])
+
+
 def test_the_media_open(rolled_out):
     folder, _ = rolled_out
     media = json.loads((folder / "rollout.json").read_text())["media"]

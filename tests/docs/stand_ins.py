@@ -5,6 +5,7 @@
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import datasets
@@ -25,6 +26,7 @@ EXPERT_OPTIONS = ["--expert_hidden_size", "32", "--expert_intermediate_size", "4
 TRAINING = [
     *("--max_steps", "2", "--per_device_train_batch_size", "2", "--max_eval_frames", "4", "--logging_steps", "1"),
     *("--report_to", "none", "--use_cpu", "true", "--disable_tqdm", "true", "--dataloader_pin_memory", "false"),
+    *("--dataloader_num_workers", "0"),
 ]
 # Options that make a command small; what a page says in their place is checked by the command's parser all the same
 SMALL = {
@@ -37,6 +39,24 @@ SMALL = {
     **{name: [] for name in ("card", "check-data", "convert", "inspect", "launch-files", "recipes", "tokenizers")},
 }
 CAMERAS, SIDE, LENGTH = ("base", "wrist"), 32, 24
+JOINTS = tuple(f"joint_{i}" for i in range(5))
+# The robots of the walk-throughs, as LeRobot records them: cameras, joints, frames a second
+SO101 = (
+    ("front", "wrist"),
+    tuple(
+        f"{name}.pos" for name in ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper")
+    ),
+    30,
+)
+ALOHA = (
+    ("cam_high", "cam_low", "cam_left_wrist", "cam_right_wrist"),
+    tuple(
+        f"{side}_{name}"
+        for side in ("left", "right")
+        for name in ("waist", "shoulder", "elbow", "forearm_roll", "wrist_angle", "wrist_rotate", "gripper")
+    ),
+    50,
+)
 
 
 def image(seed: int = 0) -> Image.Image:
@@ -57,17 +77,23 @@ def small(arguments: list[str]) -> list[str]:
     return [*arguments, *(SMALL[command] if acts else []), *expert]
 
 
-def record(folder: Path, seed: int, subtasks: bool = False) -> None:
-    """Four episodes of two cameras, five joints and smooth motion; perhaps with sub-tasks."""
+def record(
+    folder: Path,
+    seed: int,
+    subtasks: bool = False,
+    cameras: Sequence[str] = CAMERAS,
+    joints: Sequence[str] = JOINTS,
+    fps: int = 10,
+) -> None:
+    """Four episodes of some cameras and joints, with smooth motion; perhaps with sub-tasks."""
     rng = np.random.default_rng(seed)
-    joints = [f"joint_{i}" for i in range(5)]
-    sizes = dict.fromkeys(CAMERAS, (SIDE, SIDE))
+    sizes = dict.fromkeys(cameras, (SIDE, SIDE))
     parts = ["reach it"] * (LENGTH // 2) + ["close the hand"] * (LENGTH - LENGTH // 2) if subtasks else None
     options = {"robot_type": "arm", "image_format": "image", "subtasks": subtasks}
-    with LeRobotWriter(folder, 10, sizes, joints, joints, **options) as writer:
+    with LeRobotWriter(folder, fps, sizes, joints, joints, **options) as writer:
         for _ in range(4):
-            pictures = {name: rng.integers(0, 256, (LENGTH, SIDE, SIDE, 3), dtype=np.uint8) for name in CAMERAS}
-            motion = rng.normal(size=(LENGTH, 5)).cumsum(axis=0).astype(np.float32) / 10
+            pictures = {name: rng.integers(0, 256, (LENGTH, SIDE, SIDE, 3), dtype=np.uint8) for name in cameras}
+            motion = rng.normal(size=(LENGTH, len(joints))).cumsum(axis=0).astype(np.float32) / 10
             writer.add_episode(pictures, motion, motion, "pick up the cup", parts)
 
 
@@ -110,6 +136,8 @@ def make_stand_ins(folder: Path) -> None:
     for seed, name in enumerate(("your_dataset", "more_of_it", "more_of_the_same", "first", "second")):
         record(folder / "lerobot" / name, seed)
     record(folder / "lerobot" / "your_annotated_dataset", seed=0, subtasks=True)
+    for name, (cameras, joints, fps) in (("you/pick_up_the_cup", SO101), ("lerobot/aloha_static_cups_open", ALOHA)):
+        record(folder / name, seed=0, cameras=cameras, joints=joints, fps=fps)
     twins.pi05(folder / "lerobot" / "pi05_base")
     (folder / "physical-intelligence").mkdir()
     twins.fast(folder / "physical-intelligence" / "fast")

@@ -49,6 +49,17 @@ def test_a_batch_gives_what_each_gives_alone(saved):
     assert np.abs(together[0]["actions"] - together[1]["actions"]).max() > 1e-3
 
 
+def test_an_observation_may_bring_its_own_seed(saved):
+    pipe = pipeline("action-prediction", model=str(saved))
+    first, second, third = observations()
+    results = pipe([{**first, "seed": 5}, second, {**third, "seed": 6}], seed=0)
+    for result, observation, seed in zip(results, (first, second, third), (5, 0, 6), strict=True):
+        assert_close_relative(result["actions"], pipe(observation, seed=seed)["actions"], what=f"seed {seed}")
+    a, b = ([result["actions"] for result in pipe([{**first, "seed": 5}, second])] for _ in range(2))
+    np.testing.assert_array_equal(a[0], b[0])
+    assert np.abs(a[1] - b[1]).max() > 1e-3, "who brings none starts from new noise"
+
+
 def test_images_in_every_form(saved, tmp_path):
     pipe = pipeline("action-prediction", model=str(saved))
     observation = observations()[0]

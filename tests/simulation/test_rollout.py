@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from kivla.simulation.environments import make_env
-from kivla.simulation.rollout import PipelinePolicy, rollout, swapped_instructions
+from kivla.simulation.rollout import Acting, PipelinePolicy, rollout, swapped_instructions
 from tests.helpers.fake_reach import FakeReachVectorEnv, ReachPolicy
 
 SEEDS = range(100, 140)
@@ -88,6 +88,90 @@ def test_chunks_are_executed_as_predicted_until_the_next_plan(replan_every):
     assert calls == [2] * (plan[-1] + 1)
 
 
+class NumberedPolicy:
+    """Says in each action from which call it is, and which row: (100 · call, row), too small to ever arrive."""
+
+    def __init__(self, horizon: int = 8):
+        self.horizon, self.calls = horizon, []
+
+    def __call__(self, observations):
+        self.calls.append(observations)
+        chunk = np.stack([np.full(self.horizon, 100 * len(self.calls)), np.arange(self.horizon)], axis=-1) * 1e-6
+        return np.repeat(chunk[None], len(observations), axis=0)
+
+
+def executed(acting, replan_every, max_steps):
+    """What copy 0 executes, (call, row) for each step, and the policy."""
+    env, policy = FakeReachVectorEnv(2), NumberedPolicy()
+    result = rollout(policy, env, [7, 8], replan_every, max_steps, acting=acting)
+    call, row = np.stack(env.actions)[:, 0].T * 1e6
+    pairs = [(round(float(a) / 100), round(float(b))) for a, b in zip(call, row, strict=True)]
+    return pairs, policy, result
+
+
+def test_a_late_chunk_is_used_from_the_present_step_on():
+    pairs, _, result = executed(Acting("naive", latency_steps=2), replan_every=3, max_steps=9)
+    # The first one is there when the episode begins. The second is planned from step 3, and used from step 5 on.
+    assert pairs == [(1, 0), (1, 1), (1, 2), (1, 3), (1, 4), (2, 2), (2, 3), (2, 4), (3, 2)]
+    assert result.policy_calls == 3 and [episode.held_steps for episode in result.episodes] == [0, 0]
+
+
+def test_who_waits_for_a_chunk_is_held_and_begins_with_its_first_action():
+    pairs, _, result = executed(Acting("sync", latency_steps=2), replan_every=3, max_steps=9)
+    assert pairs == [(1, 0), (1, 1), (1, 2), (1, 2), (1, 2), (2, 0), (2, 1), (2, 2), (2, 2)], "the last one again"
+    assert [episode.held_steps for episode in result.episodes] == [3, 3]
+
+
+def test_an_environment_of_offsets_is_held_by_none():
+    class Offsets(FakeReachVectorEnv):
+        def hold(self, actions):
+            return np.zeros_like(actions)
+
+    env = Offsets(1)
+    rollout(NumberedPolicy(), env, [7], 3, 6, acting=Acting("sync", latency_steps=2))
+    assert not np.stack(env.actions)[3:5].any() and np.stack(env.actions)[5].any()
+
+
+def test_a_policy_that_goes_on_is_given_what_is_left_of_its_chunk():
+    _, policy, _ = executed(Acting("rtc", latency_steps=2), replan_every=3, max_steps=7)
+    first, second, third = policy.calls
+    assert all("previous_actions" not in observation and "delay" not in observation for observation in first)
+    for observation in second:
+        assert observation["delay"] == 2
+        np.testing.assert_allclose(
+            observation["previous_actions"] * 1e6, [(100, row) for row in range(3, 8)], rtol=1e-5
+        )
+    np.testing.assert_allclose(third[0]["previous_actions"] * 1e6, [(200, row) for row in range(3, 8)], rtol=1e-5)
+
+
+def test_no_latency_is_the_ordinary_roll_out():
+    plain = rollout(ReachPolicy(), FakeReachVectorEnv(16), SEEDS, **SETTINGS)
+    for way in ("sync", "naive"):
+        same = rollout(ReachPolicy(), FakeReachVectorEnv(16), SEEDS, **SETTINGS, acting=Acting(way))
+        assert outcomes(same) == outcomes(plain)
+        assert [episode.jerk for episode in same.episodes] == [episode.jerk for episode in plain.episodes]
+
+
+def test_fresh_noise_is_of_the_scene_and_the_step():
+    def seeds(num_envs):
+        policy = NumberedPolicy()
+        rollout(policy, FakeReachVectorEnv(num_envs), [7, 8], 3, 5, acting=Acting(fresh_noise=True))
+        return policy.calls
+
+    (a, b), (c, d) = ([observation["seed"] for observation in call] for call in seeds(2))
+    assert len({a, b, c, d}) == 4
+    assert [call[0]["seed"] for call in seeds(1)] == [a, c, b, d]
+
+
+def test_jerk_is_the_third_difference_of_what_was_executed():
+    _, _, result = executed(Acting("naive", latency_steps=2), replan_every=3, max_steps=9)
+    rows = np.array([(1, 0), (1, 1), (1, 2), (1, 3), (1, 4), (2, 2), (2, 3), (2, 4), (3, 2)]) * [100, 1] * 1e-6
+    expected = np.square(np.diff(rows, n=3, axis=0) * 10**3).mean()
+    assert result.episodes[0].jerk == pytest.approx(expected, rel=1e-4)
+    _, _, short = executed(Acting(), replan_every=3, max_steps=3)
+    assert short.episodes[0].jerk is None
+
+
 def test_observations_are_those_of_the_right_episode():
     policy = ReachPolicy()
     env = FakeReachVectorEnv(4)
@@ -125,6 +209,20 @@ def test_policies_that_do_not_fit_are_refused(shape, message):
 def test_actions_that_are_not_finite_are_refused():
     with pytest.raises(ValueError, match="NaN or infinite"):
         rollout(lambda observations: np.full((1, 4, 2), np.nan), FakeReachVectorEnv(1), [0], **SETTINGS)
+
+
+def test_noise_is_of_the_policy_s_seed_and_the_observation_s():
+    def noise(seed, of_observation):
+        pipe = FakePipeline(["front"])
+        observation = {"images": {"front": None}, "text": "", "state": None, **of_observation}
+        PipelinePolicy(pipe, seed=seed, rtc="guidance")([observation])
+        ((seen,), options) = pipe.calls[0]
+        assert options["rtc"] == "guidance" and options["seed"] == seed
+        return seen.get("seed")
+
+    assert noise(0, {}) is None
+    assert len({noise(0, {"seed": 1}), noise(1, {"seed": 1}), noise(0, {"seed": 2})}) == 3
+    assert noise(0, {"seed": 1}) == noise(0, {"seed": 1})
 
 
 def test_settings_that_make_no_sense_are_refused():

@@ -23,7 +23,7 @@ from transformers import TrainerCallback
 
 from kivla import KIVLAForActionPrediction, LeRobotDataset
 from kivla.training.checkpoints import CheckpointError, checkpoints, problem_of
-from kivla.training.preemption import Preempted
+from kivla.training.preemption import Interrupted, Preempted
 from tests.helpers.patience import PATIENCE
 from tests.helpers.policies import CHUNK, DATASET, make_policy, make_trainer
 
@@ -90,6 +90,24 @@ def test_a_signal_ends_the_run_after_the_step_with_a_checkpoint(tmp_path, undist
     assert "start the same command again" in caplog.text
     assert signal.getsignal(signal.SIGTERM) == before
     assert_resumes(tmp_path, undisturbed)
+
+
+def test_ctrl_c_ends_the_run_as_a_signal_does_and_twice_at_once(tmp_path, undisturbed, monkeypatch):
+    with pytest.raises(Interrupted):
+        trainer_with(tmp_path / "once", 3, lambda: signal.raise_signal(signal.SIGINT)).train()
+    assert len(checkpoints_in(tmp_path / "once")) == 1
+    assert_resumes(tmp_path / "once", undisturbed)
+
+    def press_twice():
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)  # as a launcher passes it on
+        monkeypatch.setattr("kivla.training.preemption._SAME_KEY", 0.0)
+        signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt) as stop:
+        trainer_with(tmp_path / "twice", 1, press_twice).train()
+    assert not isinstance(stop.value, Interrupted) and not checkpoints_in(tmp_path / "twice")
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_slurms_signal_stops_a_run_that_keeps_no_checkpoints(tmp_path):

@@ -1,11 +1,14 @@
 """Whether data lies where a policy was normalised for: actions beyond it are clipped, states leave their bins."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from ...processing.normalization import plain_statistics
+from ...processing.pi_aloha import actions_to_pi, state_to_pi
 from ...processing.robot_spec import RobotSpec
+from .relative_chunks import learned_chunks
 from .robot_dataset import RobotDataset
 
 # A value is far outside if it lies beyond the policy's range by more than half the range's width, and absurdly far by
@@ -13,6 +16,8 @@ from .robot_dataset import RobotDataset
 _FAR, _ABSURD = 0.5, 3.0
 # Of the frames, in any one dimension: fewer are outliers; with many the data is of another robot, or in other units.
 _FEW, _MANY = 0.01, 0.25
+# Of all: relative actions are looked at in so many chunks, spread evenly
+_CHUNKS = 2000
 # Of the policy's range, in every dimension: data that moves over less of it probably has other units.
 _NARROW = 0.05
 
@@ -31,21 +36,35 @@ class RangeProblem:
 
 
 def range_problems(robot: RobotSpec, data: RobotDataset) -> list[RangeProblem]:
-    """What people should know before these data are normalised as this robot's; at most one of `actions` and `state`.
+    """What people should know before these data are normalised as this robot's; at most one of `actions`,
+    `relative_actions` and `state`.
 
     The policy's range is from the 1 % to the 99 % quantile of its data (without quantiles three standard deviations);
     what lies between its smallest and largest value is never called far.
     """
     problems = []
     for name, statistics in (robot.statistics or {}).items() if robot.normalization != "none" else ():
-        if name == "state" and (robot.state is None or not data.state_dim):
+        if name == "state" and (not robot.needs_state or not data.state_dim):
             continue
-        if (problem := _problem(name, statistics, data)) is not None:
+        if (problem := _problem(name, statistics, _blocks(name, robot, data), data.name)) is not None:
             problems.append(problem)
     return problems
 
 
-def _problem(name: str, statistics: dict[str, np.ndarray], data: RobotDataset) -> RangeProblem | None:
+def _blocks(name: str, robot: RobotSpec, data: RobotDataset) -> Iterator[np.ndarray]:
+    """What of the data the statistics of this name are about, (frames, D), in their units."""
+    units = robot.units
+    if name == "relative_actions":
+        return iter(learned_chunks(data, units, _CHUNKS))
+    if not units.adapt_to_pi:
+        return data.vectors(name)
+    return map(state_to_pi if name == "state" else actions_to_pi, data.vectors(name))
+
+
+def _problem(
+    name: str, statistics: dict[str, np.ndarray], blocks: Iterable[np.ndarray], whose: str
+) -> RangeProblem | None:
+    what = name.replace("_", " ")
     low, high = _range(statistics)  # (D,) each
     rounding = 1e-5 * np.maximum(np.abs(low), np.abs(high)) + 1e-6
     margins = [share * (high - low) + rounding for share in (_FAR, _ABSURD)]
@@ -53,7 +72,7 @@ def _problem(name: str, statistics: dict[str, np.ndarray], data: RobotDataset) -
     highest = [np.maximum(high + margin, statistics.get("max", -np.inf)) for margin in margins]
     count, outside = 0, np.zeros((2, len(low)))
     smallest, largest = np.full(len(low), np.inf), np.full(len(low), -np.inf)
-    for block in data.vectors(name):  # (frames, D)
+    for block in blocks:  # (frames, D)
         count += len(block)
         for i in range(2):
             outside[i] += ((block < lowest[i]) | (block > highest[i])).sum(axis=0)
@@ -62,7 +81,7 @@ def _problem(name: str, statistics: dict[str, np.ndarray], data: RobotDataset) -
     worst = int(far.argmax())
     if far[worst] > _FEW:
         text = (
-            f"{100 * far[worst]:.0f} % of the {name} of {data.name} lie far outside what the policy was normalised "
+            f"{100 * far[worst]:.0f} % of the {what} of {whose} lie far outside what the policy was normalised "
             f"for: dimension {worst} runs from {smallest[worst]:.4g} to {largest[worst]:.4g}, the policy's data from "
             f"{low[worst]:.4g} to {high[worst]:.4g} ({int((far > _FEW).sum())} of {len(low)} dimensions do)"
         )
@@ -71,7 +90,7 @@ def _problem(name: str, statistics: dict[str, np.ndarray], data: RobotDataset) -
     moves = (largest - smallest)[varies] / (high - low)[varies]
     if varies.any() and moves.max() < _NARROW:
         text = (
-            f"the {name} of {data.name} move over at most {100 * moves.max():.1f} % of the range that the policy was "
+            f"the {what} of {whose} move over at most {100 * moves.max():.1f} % of the range that the policy was "
             "normalised for, in every dimension: are these other units, radians in place of degrees?"
         )
         return RangeProblem(text, is_other=True)

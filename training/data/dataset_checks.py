@@ -1,11 +1,12 @@
 """Whether data and policy agree on sizes, before anything is read."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from torch.utils.data import ConcatDataset, Subset
+from torch.utils.data import ConcatDataset, IterableDataset, Subset
 
 from ...processing import KIVLAProcessor
+from .augmentation import AUGMENTATIONS, check_wrist_cameras
 from .data_ranges import range_problems
 from .mixture import Mixture
 from .robot_dataset import RobotDataset
@@ -34,7 +35,8 @@ def check_dataset(dataset, processor: KIVLAProcessor, names: Mapping[str, str | 
 
     Raises:
         ValueError: a robot dataset in it has another chunk size, other cameras or another action size than the
-            processor, or belongs to an unknown robot. (Cameras in another order are the same cameras.)
+            processor, no state where actions are relative to it, or belongs to an unknown robot. (Cameras in another
+            order are the same cameras.)
     """
     for data in robot_datasets(dataset):
         try:
@@ -52,6 +54,11 @@ def check_dataset(dataset, processor: KIVLAProcessor, names: Mapping[str, str | 
                 f"{data.name} has actions of {data.action_dim} dimensions, the processor's robot has "
                 f"{robot.action_dim}: is it the data of another robot?"
             )
+        if robot.units.relative is not None and not data.state_dim:
+            raise ValueError(
+                f"{data.name} has no state, and the actions of the processor's robot are relative to it: they cannot "
+                "be made of this data."
+            )
         if robot.cameras is None and names is None:
             continue
         try:
@@ -68,6 +75,27 @@ def check_dataset(dataset, processor: KIVLAProcessor, names: Mapping[str, str | 
             )
 
 
+def check_augmentation(dataset, augment: str, wrist_cameras: Sequence[str] | None, processor: KIVLAProcessor) -> None:
+    """Check that the pictures of a training dataset can be augmented as told.
+
+    Args:
+        augment: one of `AUGMENTATIONS`.
+        wrist_cameras: those that were told to be on a wrist, or None.
+
+    Raises:
+        ValueError: its examples have no numbers to draw by, or it has no such camera.
+    """
+    if AUGMENTATIONS[augment] is not None and isinstance(dataset, IterableDataset):
+        raise ValueError(
+            "augment draws by the number of an example, and a stream (IterableDataset) has none: use a dataset with a "
+            "length, or leave out augment."
+        )
+    if wrist_cameras is not None:
+        cameras = [camera for data in robot_datasets(dataset) for camera in data.cameras]
+        cameras = cameras or [camera for robot in processor.robots.values() for camera in robot.cameras or ()]
+        check_wrist_cameras(wrist_cameras, list(dict.fromkeys(cameras)))
+
+
 def warn_of_ranges(dataset, processor: KIVLAProcessor) -> None:
     """Say where many values of the robots' data lie far outside what the processor was normalised for."""
     for data in robot_datasets(dataset):
@@ -75,4 +103,4 @@ def warn_of_ranges(dataset, processor: KIVLAProcessor) -> None:
             logger.warning("%s", problem.text)
 
 
-__all__ = ["check_dataset", "robot_datasets", "warn_of_ranges"]
+__all__ = ["check_augmentation", "check_dataset", "robot_datasets", "warn_of_ranges"]

@@ -96,10 +96,18 @@ class NumberedExamples(Dataset):
 
     Item e·n + i is example i as epoch e sees it: Python's, numpy's and torch's (CPU) random numbers are seeded before
     it is read.
+
+    Args:
+        augment: changes an example after it was read, by random numbers of its own.
     """
 
-    def __init__(self, examples: Dataset, seed: int):
-        self.examples, self.seed = examples, seed
+    def __init__(
+        self,
+        examples: Dataset,
+        seed: int,
+        augment: Callable[[Mapping, np.random.Generator], Mapping] | None = None,
+    ):
+        self.examples, self.seed, self.augment = examples, seed, augment
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -110,7 +118,10 @@ class NumberedExamples(Dataset):
         np.random.seed(seed)
         torch.default_generator.manual_seed(seed)
         index = number % len(self)
-        return index, self.examples[index]
+        example = self.examples[index]
+        if self.augment is not None:
+            example = self.augment(example, np.random.default_rng((self.seed, number)))
+        return index, example
 
 
 class NumberedCollator:

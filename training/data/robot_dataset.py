@@ -1,7 +1,7 @@
 """What training uses of a dataset of robot demonstrations, in whatever format, and readers by name."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
@@ -149,10 +149,17 @@ class RobotDataset(torch.utils.data.Dataset, ABC):
         return list(cls(name, chunk_size=1, cameras=[]).episodes)
 
 
-def joint_statistics(datasets: Sequence[RobotDataset]) -> dict[str, dict[str, np.ndarray]]:
+def joint_statistics(
+    datasets: Sequence[RobotDataset],
+    convert: Mapping[str, Callable[[np.ndarray], np.ndarray]] | None = None,
+    normalized: Collection[str] = ("actions", "state"),
+) -> dict[str, dict[str, np.ndarray]]:
     """Compute `statistics` of several datasets of one robot, as if their frames were in one.
 
-    What joints move rarely, and how they are normalised, is added to the first one's `notes`.
+    Args:
+        convert: "actions", "state" → what turns blocks of them, (frames, D), into other units.
+        normalized: which of the two are normalised by them. What of these moves rarely, and how it is normalised, is
+            added to the first dataset's `notes`.
 
     Raises:
         ValueError: actions or states of different sizes, or named differently.
@@ -170,11 +177,12 @@ def joint_statistics(datasets: Sequence[RobotDataset]) -> dict[str, dict[str, np
         dims["state"] = first.state_dim
 
     def read(name: str) -> Iterator[np.ndarray]:
-        return chain.from_iterable(data.vectors(name) for data in datasets)
+        blocks = chain.from_iterable(data.vectors(name) for data in datasets)
+        return map(convert[name], blocks) if convert else blocks
 
     statistics = {name: with_ranges(column_statistics(partial(read, name), dim)) for name, dim in dims.items()}
     for name, names in (("actions", first.action_names), ("state", first.state_names)):
-        notes = range_notes(name, statistics[name], names) if name in statistics else []
+        notes = range_notes(name, statistics[name], names) if name in {*normalized} & {*statistics} else []
         first.notes = [*first.notes, *(note for note in notes if note not in first.notes)]
     return statistics
 

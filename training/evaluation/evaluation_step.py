@@ -19,7 +19,7 @@ _SAID_SUMS = ("decoding_failures", "decoded", "right_answers", "answers")
 # and always the mean action. The names of their sums begin so.
 _OWN, _GIVEN, _MEAN = "own_", "given_response_", "mean_action_"
 # What a batch holds for this measurement, and not for the model
-_NOT_FOR_MODEL = ("robot", "demonstrated")
+_NOT_FOR_MODEL = ("robot", "demonstrated", "robot_state")
 
 
 class EvaluationStep:
@@ -62,6 +62,7 @@ class EvaluationStep:
         inputs = {name: values for name, values in batch.items() if name not in _NOT_FOR_MODEL}
         count, device = len(inputs["input_ids"]), inputs["input_ids"].device
         robots, demonstrated = batch.get("robot") or [None] * count, batch["demonstrated"]
+        states = batch["robot_state"]
         widths = dict.fromkeys((*LOSS_SUMS, *_SAID_SUMS), ())
         widths |= {kind + name: (self.width,) for kind in (_OWN, _GIVEN, _MEAN) for name in ACTION_ERROR_SUMS}
         sums = {name: torch.zeros(count, *width, device=device) for name, width in widths.items()}
@@ -78,9 +79,9 @@ class EvaluationStep:
         acting = acts.nonzero().flatten().tolist()
         if acting:
             own, after_response, has_response = self._chunks(inputs, robots)
-            predicted = self._in_robot_units(own, robots, acting).to(device)
+            predicted = self._in_robot_units(own, robots, states, acting).to(device)
             given = [i for i in acting if has_response[i]]
-            after_given = self._in_robot_units(after_response, robots, given).to(device)
+            after_given = self._in_robot_units(after_response, robots, states, given).to(device)
             mean = self._mean_actions(robots, acting).to(device).expand_as(predicted)
             mean = mean.masked_fill(predicted.isnan(), torch.nan)  # on the same values as the policy's error
             for kind, chunks in ((_OWN, predicted), (_GIVEN, after_given), (_MEAN, mean)):
@@ -143,20 +144,21 @@ class EvaluationStep:
             self.processor, **observation, action_mask=real_dimensions, max_response_tokens=0, synced_gpus=False
         )
 
-    def _in_robot_units(self, chunks: list, robots: list[str | None], chosen: list[int]) -> torch.Tensor:
+    def _in_robot_units(self, chunks: list, robots: list[str | None], states: list, chosen: list[int]) -> torch.Tensor:
         """Turn some of the normalised chunks into their robots' units, (B, H, D); NaN is all that is not there."""
         actions = torch.full((len(chunks), self.model.config.chunk_size, self.width), torch.nan)
         for i in chosen:
             if not isinstance(chunks[i], ActionDecodingFailure):
-                chunk = torch.as_tensor(self.processor.unnormalize_actions(chunks[i], robots[i]))
+                chunk = torch.as_tensor(self.processor.unnormalize_actions(chunks[i], robots[i], state=states[i]))
                 actions[i, :, : chunk.shape[1]] = chunk
         return actions
 
     def _mean_actions(self, robots: list[str | None], chosen: list[int]) -> torch.Tensor:
-        """Return the mean action of some of the examples' robots, (B, 1, D), robot units."""
+        """Return the mean action of some of the examples' robots, (B, 1, D), robot units; NaN where it is not known."""
         means = torch.zeros(len(robots), 1, self.width)
         for i in chosen:
-            mean = torch.as_tensor(self.processor.robot(robots[i]).mean_action)
+            mean = self.processor.robot(robots[i]).mean_action
+            mean = torch.full((self.width,), torch.nan) if mean is None else torch.as_tensor(mean)
             means[i, 0, : len(mean)] = mean
         return means
 
@@ -205,8 +207,9 @@ def metrics_of(totals: dict[str, torch.Tensor], flow_loss_weight: float, text_lo
     )
     if own["mae"] is not None:
         metrics |= {"action_mae": own["mae"], "action_rmse": own["rmse"]}
-        metrics |= {"mean_action_mae": mean["mae"], "mean_action_rmse": mean["rmse"]}
-        if own["mae"] > 0:
+        if mean["mae"] is not None:
+            metrics |= {"mean_action_mae": mean["mae"], "mean_action_rmse": mean["rmse"]}
+        if mean["mae"] is not None and own["mae"] > 0:
             metrics["times_better_than_mean"] = mean["mae"] / own["mae"]
         per_dimension = enumerate(own["mae_per_dimension"])
         metrics |= {f"action_mae_{i}": error for i, error in per_dimension if error is not None}

@@ -22,7 +22,8 @@ def predict(pipe, data: RobotDataset, num_frames: int, batch_size: int, **option
 
     Returns:
         `predicted`, `demonstrated` and `mean_action` (always the mean action of the policy's training data), (n, H, D)
-        in robot units, `is_pad` (n, H), `titles` (n,), and `decoding_failures`, the number that is left out.
+        in robot units, `is_pad` (n, H), `states` (n, Ds) or None, `titles` (n,), and `decoding_failures`, the number
+        that is left out.
 
     Raises:
         ValueError: no chunk decoded.
@@ -35,6 +36,7 @@ def predict(pipe, data: RobotDataset, num_frames: int, batch_size: int, **option
         "demonstrated": demonstrated,
         "mean_action": np.broadcast_to(results["mean_action"], demonstrated.shape),
         "is_pad": results["is_pad"][decoded],
+        "states": None if results["states"] is None else results["states"][decoded],
         "titles": [title for title, is_chunk in zip(titles(results), decoded, strict=True) if is_chunk],
         "decoding_failures": int((~decoded).sum()),
     }

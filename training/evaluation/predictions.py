@@ -16,8 +16,8 @@ def predict_dataset(pipe, data: RobotDataset, num_frames: int, batch_size: int =
     Returns:
         `episodes` and `frames` (n,) and `texts`; `predicted` and `demonstrated` (n, H, D) in robot units, `is_pad`
         (n, H) bool, and `mean_action` (D,), that of the policy's training data; `decoded` (n,) bool, False where action
-        tokens were no chunk (`predicted` is NaN there); and over all other real values `action_mae`, `mean_action_mae`
-        (always the mean action) and `times_better_than_mean`.
+        tokens were no chunk (`predicted` is NaN there); `states` (n, Ds), None without any; and over all other real
+        values `action_mae`, `mean_action_mae` (always the mean action) and `times_better_than_mean`.
 
     Raises:
         ValueError: no chunk decoded.
@@ -42,8 +42,10 @@ def predict_dataset(pipe, data: RobotDataset, num_frames: int, batch_size: int =
     demonstrated = np.stack([e["actions"] for e in examples])
     is_pad = np.stack([e["action_is_pad"] for e in examples])
     # Beside a guess that looks at nothing: the average action, held for the whole chunk.
-    statistics = pipe.processor.robot(data.robot).statistics or data.statistics
-    mean = statistics["actions"]["mean"]
+    robot = pipe.processor.robot(data.robot)
+    mean = robot.mean_action if robot.statistics else None
+    if mean is None:  # the policy does not know its data's
+        mean = data.statistics["actions"]["mean"]
     real = ~is_pad & decoded[:, None]
     error, mean_error = (error_of_chunks(actions, demonstrated, real)["mae"] for actions in (predicted, mean))
     return {
@@ -51,6 +53,7 @@ def predict_dataset(pipe, data: RobotDataset, num_frames: int, batch_size: int =
         "frames": [e["frame_index"] for e in examples],
         "predicted": predicted,
         "decoded": decoded,
+        "states": np.stack([e["state"] for e in examples]) if data.state_dim else None,
         "demonstrated": demonstrated,
         "is_pad": is_pad,
         "mean_action": mean,

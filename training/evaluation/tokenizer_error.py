@@ -37,7 +37,7 @@ def measure(tokenizer: ActionTokenizer, actions: np.ndarray, normalizer: Normali
     """Encode and decode chunks.
 
     Args:
-        actions: (n, H, D), robot units.
+        actions: (n, H, D), robot units; relative ones where the policy's are (`ActionUnits.learned`).
         normalizer: what the tokenizer's units are.
 
     Returns:

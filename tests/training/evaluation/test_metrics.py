@@ -54,4 +54,5 @@ def test_demonstrations_are_the_examples_own():
     nan = np.nan
     expected = [[[1e6, 2], [nan, nan], [nan, nan]], [[nan, nan]] * 3, [[0.25, nan], [0.5, nan], [nan, nan]]]
     np.testing.assert_array_equal(batch.pop("demonstrated").numpy(), np.array(expected, np.float32))
+    assert batch.pop("robot_state") == [None] * len(expected)
     assert batch == {"n": 3}

@@ -1,0 +1,161 @@
+"""`python -m benchmarks.augmentation`: does image augmentation help where light and camera are not those of the data?
+
+Two policies of the tabletop for each seed, from the same VLM, with the same demonstrations, steps and questions; one is
+trained with `augment="robot"`. Both act in the same scenes: as recorded; darker and brighter by 30 %; with the camera
+shifted by 5 % of the picture's width, in another direction in every scene; and with another light and another shift in
+every scene.
+
+What is measured goes to OUTPUT/row_*.json; the same command goes on where it was stopped.
+"""
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import pipeline
+
+from kivla.demo.stages import EVALUATION_SEED, TabletopArguments, fine_tune, once, record
+from kivla.named_models import TABLETOP_VLM
+from kivla.simulation import TabletopVectorEnv
+from kivla.simulation.rollout import PipelinePolicy, rollout
+from kivla.simulation.rollout_evaluation import success_rate
+from kivla.simulation.tabletop.rendering import BACKGROUND
+from kivla.training.evaluation.confidence import paired_difference
+from kivla.training.run_folder import claim_folder
+
+
+@dataclass(frozen=True)
+class View:
+    """How the camera sees the scenes.
+
+    Attributes:
+        light: the smallest and the largest factor of the brightness; each scene has its own, uniform between them.
+        shift: how far the camera is moved, as a share of the picture's width; each scene has its own direction.
+    """
+
+    name: str
+    light: tuple[float, float] = (1.0, 1.0)
+    shift: float = 0.0
+
+
+VIEWS = (
+    View("as recorded"),
+    View("30 % darker", (0.7, 0.7)),
+    View("30 % brighter", (1.3, 1.3)),
+    View("camera shifted by 5 %", shift=0.05),
+    View("light ±30 % and camera shifted by 5 %", (0.7, 1.3), 0.05),
+)
+PLAIN, AUGMENTED = "none", "robot"
+
+
+class SeenDifferently(TabletopVectorEnv):
+    """The tabletop in another light, by a camera that was moved. The table itself stays."""
+
+    def __init__(self, num_envs: int, view: View):
+        super().__init__(num_envs)
+        self.view = view
+
+    def reset(self, *, seed, options=None) -> tuple[dict, dict]:
+        seeds = list(self._seeds(seed))
+        rngs = [np.random.default_rng((s, 1)) for s in seeds]  # not what the scene itself is drawn from
+        self.light = [rng.uniform(*self.view.light) for rng in rngs]
+        angles = [rng.uniform(0, 2 * np.pi) for rng in rngs]
+        self.shifts = [self.view.shift * self.image_size * np.array([np.cos(a), np.sin(a)]) for a in angles]
+        return super().reset(seed=seeds, options=options)
+
+    def _observe(self) -> dict:
+        observation = super()._observe()
+        seen = [
+            see(image, light, shift)
+            for image, light, shift in zip(observation["images"]["top"], self.light, self.shifts, strict=True)
+        ]
+        return {**observation, "images": {"top": np.stack(seen)}}
+
+
+def see(image: np.ndarray, light: float, shift: np.ndarray) -> np.ndarray:
+    """Shift a picture by (x, y) pixels over an endless table, and multiply its brightness."""
+    places = (1, 0, -shift[0], 0, 1, -shift[1])
+    moved = Image.fromarray(image).transform(
+        image.shape[1::-1], Image.Transform.AFFINE, places, Image.Resampling.BILINEAR, fillcolor=BACKGROUND
+    )
+    return (np.asarray(moved) * light).round().clip(0, 255).astype(np.uint8)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.augmentation", description=__doc__)
+    parser.add_argument("--max_steps", type=int, default=1400, help="optimiser steps of each policy (default: 1400)")
+    parser.add_argument("--num_episodes", type=int, default=200, help="scenes, the same for all (default: 200)")
+    parser.add_argument("--num_demonstrations", type=int, default=3000, help="(default: 3000)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="a run each, of both (default: 0 1)")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
+    parser.add_argument("--output", type=Path, default=Path("outputs/augmentation"), help="where everything goes")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    facts = {name: value for name, value in vars(options).items() if name not in ("output", "threads", "seeds")}
+    claim_folder(options.output, facts, ("*.json", "demonstrations"))
+    print(format_rows(measure(options), options.seeds))
+
+
+def measure(options: argparse.Namespace) -> dict[str, dict[str, list[bool]]]:
+    """Train the policies and let them act; what is there is not done again.
+
+    Returns:
+        By view and augmentation: success in every scene, of one seed after the other.
+    """
+    args = TabletopArguments(num_demonstrations=options.num_demonstrations)
+    demonstrations = options.output / "demonstrations"
+    record(demonstrations, args)
+    outcomes = {view.name: {PLAIN: [], AUGMENTED: []} for view in VIEWS}
+    for seed in options.seeds:
+        for augment in (PLAIN, AUGMENTED):
+            policy = options.output / f"policy_{augment}_{seed}"
+            once(
+                options.output / f"{policy.name}.json",
+                lambda policy=policy, augment=augment, seed=seed: fine_tune(
+                    TABLETOP_VLM, demonstrations, policy, args, options.max_steps, seed, augment=augment
+                ),
+            )
+            for number, view in enumerate(VIEWS):
+                row = once(
+                    options.output / f"row_{augment}_{seed}_{number}.json",
+                    lambda policy=policy, view=view: {"success": roll_out(policy, view, options.num_episodes)},
+                )
+                outcomes[view.name][augment] += row["success"]
+    return outcomes
+
+
+def roll_out(policy: Path, view: View, num_episodes: int) -> list[bool]:
+    """Success in every scene."""
+    env = SeenDifferently(min(num_episodes, 100), view)
+    seeds = range(EVALUATION_SEED, EVALUATION_SEED + num_episodes)
+    acts = PipelinePolicy(pipeline("action-prediction", model=str(policy)))
+    result = rollout(acts, env, seeds, TabletopArguments.replan_every, env.max_steps, description=view.name)
+    return result.success.tolist()
+
+
+def format_rows(outcomes: dict[str, dict[str, list[bool]]], seeds: list[int]) -> str:
+    """The success rates as a Markdown table, with 95 % Wilson intervals and the paired difference (Newcombe)."""
+    count = len(outcomes[VIEWS[0].name][PLAIN]) // len(seeds)
+    lines = [
+        "| the camera sees the scenes | trained without augmentation | with `augment=robot` | difference, in points |",
+        "|---|--:|--:|--:|",
+    ]
+    for name, row in outcomes.items():
+        difference = paired_difference(row[AUGMENTED], row[PLAIN])
+        mean, low, high = (100 * value for value in (difference.mean, difference.low, difference.high))
+        rates = f"{_percent(row[PLAIN])} | {_percent(row[AUGMENTED])}"
+        lines.append(f"| {name} | {rates} | {mean:+.1f} ({low:+.1f} to {high:+.1f}) |")
+    runs = "1 run" if len(seeds) == 1 else f"{len(seeds)} runs"
+    return "\n".join([*lines, "", f"{runs} of each (seeds {seeds}), {count} scenes each, the same for all."])
+
+
+def _percent(outcomes: list[bool]) -> str:
+    rate = success_rate(outcomes)
+    return f"{100 * rate['rate']:.1f} % ({100 * rate['low']:.1f} - {100 * rate['high']:.1f})"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The moving tabletop: objects that drift and turn back, and a gripper with inertia."""

@@ -1,0 +1,236 @@
+"""The options of `kivla train`: defaults of a first run, presets, the plan, --help, and the YAML that repeats a run."""
+
+import re
+import signal
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+
+import pytest
+import yaml
+from transformers import TrainerCallback, TrainingArguments
+
+from kivla import KIVLATrainingArguments
+from kivla.cli import main
+from kivla.command_line import parse
+from kivla.commands.train import OPTIONS, RUN_YAML, SETTINGS, effective_options
+from kivla.demo.tiny_vlm import save_tiny_vlm
+from kivla.training.parts import freeze_vision
+from kivla.training.plan import TimeLeft, time_left
+from kivla.training.recipes import RECIPES, WARM_UP, get_recipe
+from kivla.training.run_arguments import PRESETS, SOURCES, RunArguments, advanced_options, preset_for
+from kivla.training.trainer import KIVLATrainer
+from tests.commands.test_commands import TINY
+from tests.helpers.policies import DATASET, make_policy, make_trainer
+
+DOCS = Path(__file__).parents[2] / "docs" / "training_arguments.md"
+GIVEN = ["--vlm", "x", "--dataset", "y", "--output_dir", "z", "--use_cpu", "true"]
+
+
+@pytest.fixture(scope="module")
+def vlm(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("vlm")
+    save_tiny_vlm(folder, image_size=32, patch_size=16, hidden_size=32, num_layers=2)
+    return folder
+
+
+def read(*words) -> RunArguments:
+    return parse(OPTIONS, [*GIVEN, *words], **SETTINGS)[2]
+
+
+# --------------------------------------------------------------------------------------------------------- defaults
+def test_every_default_has_a_source_and_is_in_the_docs():
+    ours, plain = (
+        {field.name: field.default for field in fields(kind)} for kind in (RunArguments, KIVLATrainingArguments)
+    )
+    changed = {name for name in ours if name == "preset" or ours[name] != plain[name]}
+    assert changed - {"preset", "num_train_epochs"} <= set(SOURCES)
+    page = DOCS.read_text(encoding="utf-8")
+    for name, source in SOURCES.items():
+        assert f"| `{name}` | {source} |" in page, f"docs/training_arguments.md lacks the default of {name}"
+
+
+def test_the_defaults_are_those_of_openpi():
+    args = read()
+    assert (args.max_steps, args.learning_rate, args.adam_beta2) == (30_000, 2.5e-5, 0.95)
+    assert args.get_warmup_steps(30_000) == 1000 and args.lr_scheduler_kwargs == {"min_lr_rate": 0.1}
+    assert (args.save_steps, args.save_total_limit, args.eval_steps) == (1000, 2, 1000)
+    assert args.dataloader_num_workers == 4 and args.augment == "robot"
+    assert read("--num_train_epochs", "2").max_steps == -1
+    assert read("--muon", "true").adam_beta2 == 0.99
+    cosine = read("--lr_scheduler_type", "cosine")
+    assert not cosine.lr_scheduler_kwargs, "a plain cosine knows no smallest rate"
+
+
+def test_a_new_expert_learns_faster_and_nothing_else_is_touched():
+    stages = RECIPES["insulated"].stages
+    assert read().for_stages(stages, True).expert_learning_rate == 1e-4
+    assert read("--learning_rate", "1e-3").for_stages(stages, True).expert_learning_rate == 1e-3
+    assert read("--expert_learning_rate", "3e-5").for_stages(stages, True).expert_learning_rate == 3e-5
+    assert read().for_stages(stages, False).expert_learning_rate is None, "it was trained already"
+    assert read().for_stages(get_recipe("pi0-fast").stages, True).expert_learning_rate is None, "there is none"
+    assert read("--muon", "true").for_stages(stages, True).expert_learning_rate is None
+    own = (replace(WARM_UP, learning_rates={"expert": 2e-4}), *stages)
+    assert read().for_stages(own, True).expert_learning_rate is None, "the recipe has its own"
+
+
+def test_a_preset_counts_less_than_the_file_and_the_file_less_than_the_command(tmp_path):
+    large = read("--preset", "large", "--learning_rate", "1e-5")
+    assert large.gradient_accumulation_steps == PRESETS["large"]["gradient_accumulation_steps"]
+    assert large.bf16 and large.learning_rate == 1e-5
+    (tmp_path / "run.yaml").write_text("preset: small\nper_device_train_batch_size: 5\nvlm: x\ndataset: y\n")
+    file = [str(tmp_path / "run.yaml"), "--output_dir", "z", "--use_cpu", "true"]
+    args = parse(OPTIONS, file, **SETTINGS)[2]
+    assert (args.per_device_train_batch_size, args.learning_rate, args.bf16) == (5, 1e-4, True)
+    assert parse(OPTIONS, [*file, "--preset", "large"], **SETTINGS)[0].lora_rank == 32
+    assert [preset_for(size) for size in (0.5e9, 3e9, 7e9)] == ["small", "medium", "large"]
+    with pytest.raises(SystemExit, match=r"there is no preset huge. Presets: small, medium, large"):
+        read("--preset", "huge")
+    for name, values in PRESETS.items():
+        assert values["per_device_train_batch_size"] * values.get("gradient_accumulation_steps", 1) == 32, name
+
+
+# ------------------------------------------------------------------------------------------------------------- help
+def test_help_shows_ours_and_help_all_the_librarys_behind_them(capsys):
+    shown = {}
+    for option in ("--help", "--help-all"):
+        with pytest.raises(SystemExit) as done:
+            main(["train", option])
+        assert done.value.code == 0
+        shown[option] = capsys.readouterr().out
+    hidden = advanced_options()
+    assert {"optim", "fsdp", "jit_mode_eval"} & hidden and not {"output_dir", "augment", "max_steps"} & hidden
+    known = {field.name for kind in OPTIONS for field in fields(kind)}
+    listed = {option: set(re.findall(r"^  --(\w+)", text, re.M)) for option, text in shown.items()}
+    assert listed["--help"] & known == known - hidden
+    assert listed["--help-all"] & known == known
+    groups = [
+        shown["--help-all"].index(f"\n{title}") for title in ("what to start from", "data:", "training:", "of tr")
+    ]
+    assert groups == sorted(groups)
+    assert len(hidden) > 80 and hidden <= {field.name for field in fields(TrainingArguments)}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--max_step", "3"], "kivla train: there is no option --max_step. Did you mean --max_steps?"),
+        (["--max_steps", "many"], "kivla train: argument --max_steps/--max-steps: invalid"),
+        (["--vlm"], "kivla train: argument --vlm: expected one argument"),
+        (["--vlm", "x"], "kivla train: the following arguments are required: --dataset"),
+        (["--vlm", "x", "--dataset", "y", "--output_dir", "z", "--augment", "strong"], "augment is one of none, robot"),
+    ],
+)
+def test_a_wrong_option_is_one_line(words, said, capsys):
+    with pytest.raises(SystemExit) as refusal:
+        main(["train", *words])
+    lines = capsys.readouterr().err.splitlines()
+    assert refusal.value.code == 2 and len(lines) == 1 and said in lines[0]
+
+
+def test_a_wrong_key_in_a_file_is_answered_with_the_nearest(tmp_path, capsys):
+    (tmp_path / "run.yaml").write_text("lerning_rate: 1\n")
+    (tmp_path / "list.yaml").write_text("- a\n")
+    for file, said in (
+        ("run", "unknown keys: lerning_rate. Did you mean learning_rate?"),
+        ("list", "of the form `opt"),
+    ):
+        with pytest.raises(SystemExit):
+            main(["train", str(tmp_path / f"{file}.yaml")])
+        assert said in capsys.readouterr().err
+
+
+def test_what_a_run_is_reported_to_must_be_installed(monkeypatch):
+    monkeypatch.setattr("kivla.training.run.get_available_reporting_integrations", lambda: ["tensorboard"])
+    for name, said in (
+        ("trackio", "is not installed here: pip install trackio"),
+        ("wandbb", "or no such thing: track"),
+    ):
+        with pytest.raises(SystemExit, match=f"--report_to {name} is.*{said.removeprefix('is ')}"):
+            main(["train", *GIVEN, "--report_to", name])
+
+
+# ---------------------------------------------------------------------------------------------------- plan and YAML
+def command(vlm, folder, **options) -> list[str]:
+    settings = {**TINY, "vlm": vlm, "dataset": DATASET, "output_dir": folder, "max_steps": 2, **options}
+    return ["train", *(str(word) for name, value in settings.items() for word in (f"--{name}", value))]
+
+
+def test_the_plan_is_printed_and_the_options_repeat_the_run(vlm, tmp_path, capsys):
+    main(command(vlm, tmp_path / "first", eval_episodes=1, freeze_vision="true", augment="robot", hub_token="secret"))
+    printed = capsys.readouterr().out
+    for line in (
+        r"trained +VLM [\d.]+k of [\d.]+k; projector [\d.]+k; expert [\d.]+k",
+        r"rates +2.5e-05, expert 0.0001; 1 steps of warm-up, then cosine with min lr",
+        r"steps +2 of 4 examples; the demonstrations have \d+ frames, \d+ steps an epoch, 0.\d+ epochs",
+        r"augmentation +robot: brightness",
+        r"evaluation +at the end on train \(16\), held_out \(16\)",
+        r"checkpoints +every 1,000 steps, the last 2 kept; [\d.]+ MB each",
+        r"preset +none; for a VLM of [\d.]+k parameters there is --preset small",
+    ):
+        assert re.search(f"^{line}", printed, re.M), f"{line}\n{printed}"
+
+    text = (tmp_path / "first" / RUN_YAML).read_text()
+    assert "secret" not in text and yaml.safe_load(text)["expert_learning_rate"] == 1e-4
+    main(["train", str(tmp_path / "first" / RUN_YAML), "--output_dir", str(tmp_path / "second")])
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("first", "second")]
+    assert weights[0] == weights[1], "the same run, from its file"
+    other = yaml.safe_load((tmp_path / "second" / RUN_YAML).read_text())
+    assert other == {**yaml.safe_load(text), "output_dir": str(tmp_path / "second")}
+
+
+@pytest.mark.parametrize("words", [[], ["--preset", "large"], ["--num_train_epochs", "2", "--cameras", "a=b", "c"]])
+def test_effective_options_are_read_back_as_they_were(words, tmp_path):
+    given = [*GIVEN, *words]
+    before = parse(OPTIONS, given, **SETTINGS)
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(effective_options(given, before[2])))
+    after = parse(OPTIONS, [str(tmp_path / "run.yaml")], **SETTINGS)
+    for one, other in zip(before, after, strict=True):
+        assert asdict(one) == asdict(other)
+
+
+def test_a_frozen_vision_tower_stays_and_the_projector_learns(tmp_path):
+    model, processor = make_policy(tmp_path / "vlm")
+    freeze_vision(model)
+    trainer = make_trainer(tmp_path, model, processor, max_steps=1)
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    trainer.train()
+    moved = {name for name, weight in model.named_parameters() if not weight.equal(before[name])}
+    assert not [name for name in moved if "vision_tower" in name]
+    assert [name for name in moved if "projector" in name] and [name for name in moved if "language_model" in name]
+    with pytest.raises(SystemExit, match="--freeze_vision cannot apply: recipe frozen leaves the whole VLM as it is"):
+        main(["train", *GIVEN, "--recipe", "frozen", "--freeze_vision", "true"])
+    with pytest.raises(SystemExit, match="--freeze_vision cannot apply: LoRA trains the text decoder alone"):
+        main(["train", *GIVEN, "--lora_rank", "4", "--freeze_vision", "true"])
+
+
+def test_the_time_is_said_after_the_first_steps(tmp_path, capsys):
+    times = [100.0 * (i < 5) * i + 2.0 * i for i in range(21)]  # the first five are slow
+    assert "A step takes 2 s (median of steps 6 to 21): the other 9,000 take about 5 h 0 min" in time_left(times, 9000)
+    trainer = make_trainer(tmp_path, max_steps=22)
+    trainer.add_callback(TimeLeft())
+    trainer.train()
+    assert re.search(r"A step takes \S+ s .*: the other 1 take about \d+ s", capsys.readouterr().out)
+
+
+class PressCtrlC(TrainerCallback):
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == 1:
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_ctrl_c_writes_a_checkpoint_and_says_how_to_go_on(vlm, tmp_path, monkeypatch, caplog, capsys):
+    begin = KIVLATrainer.__init__
+
+    def begin_and_press(self, *args, **kwargs):
+        begin(self, *args, **kwargs)
+        self.add_callback(PressCtrlC())
+
+    words = command(vlm, tmp_path, max_steps=3)
+    with monkeypatch.context() as patch:
+        patch.setattr(KIVLATrainer, "__init__", begin_and_press)
+        with pytest.raises(SystemExit) as stop:
+            main(words)
+    assert stop.value.code == 130 and (tmp_path / "checkpoint-2").is_dir()
+    assert "Ctrl-C again stops at once" in caplog.text and "start the same command again to go on" in caplog.text
+    main(words)
+    assert "with 1 of 3 steps to go" in caplog.text

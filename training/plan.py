@@ -1,0 +1,176 @@
+"""What a run is going to do, said before its first step, and how long it will take, said after the first ones."""
+
+import math
+import shutil
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import median
+
+from torch import nn
+from transformers import TrainerCallback
+
+from ..modeling_kivla import KIVLAForActionPrediction
+from .data.augmentation import describe
+from .data.dataset_checks import robot_datasets
+from .parts import BACKBONE, EXPERT, NEW_TOKENS, PARTS, PROJECTOR, RATE_ARGUMENTS, part_of
+from .run_arguments import RunArguments, preset_for
+from .trainer import KIVLATrainer
+
+TIMED = (5, 20)  # the steps that are timed: the first ones warm up
+_TITLES = {BACKBONE: "VLM", NEW_TOKENS: "new tokens", PROJECTOR: "projector", EXPERT: "expert"}
+
+
+def format_plan(trainer: KIVLATrainer, stage: str | None = None) -> str:
+    """Write the plan of a run that is about to begin, a line for each thing.
+
+    Args:
+        stage: which stage of several it is.
+    """
+    lines = [f"{title:14}{text}" for title, text in plan(trainer)]
+    return "\n".join(["", f"Plan of stage {stage}" if stage else "Plan", *lines, ""])
+
+
+def plan(trainer: KIVLATrainer) -> Iterator[tuple[str, str]]:
+    """Go through title and text of everything that a person would like to know before the run begins."""
+    args, steps = trainer.args, num_steps(trainer)
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    yield "trained", "; ".join(_parts(model))
+    yield "rates", _rates(trainer)
+    examples = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    text = f"{steps:,} of {examples:,} examples"
+    if examples > args.train_batch_size:
+        factors = f"{args.train_batch_size} x {args.gradient_accumulation_steps} micro-batches x {args.world_size}"
+        text += f" ({factors} {'device' if args.world_size == 1 else 'devices'})"
+    frames = sum(len(data) for data in robot_datasets(trainer.train_dataset))
+    if frames:
+        text += f"; the demonstrations have {frames:,} frames, {math.ceil(frames / examples):,} steps an epoch"
+    if len(trainer.train_dataset) == frames:
+        text += f", {steps * examples / frames:.3g} epochs"
+    yield "steps", text
+    cameras = [camera for data in robot_datasets(trainer.train_dataset) for camera in data.cameras]
+    yield "augmentation", describe(args.augment, list(dict.fromkeys(cameras)), args.wrist_cameras)
+    yield "evaluation", _evaluation(trainer, steps)
+    yield "checkpoints", _checkpoints(trainer, steps)
+    words = ", ".join(args.report_to)
+    yield "report", f"to {words}" if words else "to nobody; --report_to trackio, wandb or tensorboard"
+    size = sum(parameter.numel() for parameter in _policy(model).vlm.parameters())
+    if isinstance(args, RunArguments) and args.preset != (fitting := preset_for(size)):
+        yield "preset", f"{args.preset or 'none'}; for a VLM of {_count(size)} parameters there is --preset {fitting}"
+    yield "time", f"said after {TIMED[1]} steps" if steps > TIMED[1] else "moments"
+
+
+def num_steps(trainer: KIVLATrainer) -> int:
+    """Optimiser steps of the run."""
+    args = trainer.args
+    if args.max_steps > 0:
+        return args.max_steps
+    batches = math.ceil(len(trainer.train_dataset) / (args.train_batch_size * args.world_size))
+    return math.ceil(math.ceil(batches / args.gradient_accumulation_steps) * args.num_train_epochs)
+
+
+def _policy(model: nn.Module) -> KIVLAForActionPrediction:
+    return model if isinstance(model, KIVLAForActionPrediction) else model.get_base_model()
+
+
+def _parts(model: nn.Module) -> Iterator[str]:
+    """Of each part how many parameters are trained, of how many."""
+    trained: dict[str, int] = defaultdict(int)
+    whole: dict[str, int] = defaultdict(int)
+    for name, parameter in model.named_parameters():
+        whole[part_of(name)] += parameter.numel()
+        trained[part_of(name)] += parameter.numel() * parameter.requires_grad
+    for part in PARTS:
+        if whole[part]:
+            frozen = "" if trained[part] == whole[part] else f" of {_count(whole[part])}"
+            yield f"{_TITLES[part]} {_count(trained[part])}{frozen}" if trained[part] else f"{_TITLES[part]} frozen"
+
+
+def _rates(trainer: KIVLATrainer) -> str:
+    args = trainer.args
+    own = {part: getattr(args, name) for part, name in RATE_ARGUMENTS.items()}
+    rates = [
+        f"{args.learning_rate:g}",
+        *(f"{_TITLES[part]} {rate:g}" for part, rate in own.items() if rate is not None),
+    ]
+    warmup = args.get_warmup_steps(num_steps(trainer))
+    return f"{', '.join(rates)}; {warmup:,} steps of warm-up, then {args.lr_scheduler_type.value.replace('_', ' ')}"
+
+
+def _evaluation(trainer: KIVLATrainer, steps: int) -> str:
+    args, sets = trainer.args, trainer.eval_dataset
+    named = sets if isinstance(sets, dict) else {"evaluation": sets}
+    text = ", ".join(f"{name} ({len(data):,})" for name, data in named.items() if data is not None)
+    when = {"no": "at the end", "epoch": "after every epoch and at the end"}.get(args.eval_strategy.value)
+    if when is None:
+        every = math.ceil(args.eval_steps * (steps if args.eval_steps < 1 else 1))
+        when = "at the end" if every >= steps else f"every {every:,} steps and at the end"
+    held_out = "" if "held_out" in named else "; no episode is held out (--eval_episodes 0 1)"
+    return f"{when} on {text}{held_out}"
+
+
+def _checkpoints(trainer: KIVLATrainer, steps: int) -> str:
+    args = trainer.args
+    if args.save_strategy.value == "no":
+        return "none"
+    checkpoint, _, most = trainer.disk_use(steps, args.num_train_epochs)
+    every = f"every {math.ceil(args.save_steps * (steps if args.save_steps < 1 else 1)):,} steps"
+    every = {"epoch": "after every epoch", "best": "after the best evaluation"}.get(args.save_strategy.value, every)
+    kept = f"the last {args.save_total_limit} kept" if args.save_total_limit else "all kept"
+    folder = Path(args.output_dir).resolve()
+    free = shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.is_dir())).free
+    disk = f"{_bytes(checkpoint)} each, at most {_bytes(most)} on the disk with the policy ({_bytes(free)} free)"
+    return f"{every}, {kept}; {disk}"
+
+
+class TimeLeft(TrainerCallback):
+    """Says after the first steps how long the others will take."""
+
+    def __init__(self):
+        self.times: list[float] = []
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.times = []
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if len(self.times) > TIMED[1] or not state.is_world_process_zero:
+            return
+        self.times.append(time.monotonic())
+        if len(self.times) == TIMED[1] + 1:
+            print(time_left(self.times, state.max_steps - state.global_step))
+
+
+def time_left(times: list[float], steps: int) -> str:
+    """Say how long so many steps take.
+
+    Args:
+        times: when the first steps ended, seconds.
+    """
+    step = median(after - before for before, after in zip(times[TIMED[0] - 1 :], times[TIMED[0] :], strict=False))
+    return (
+        f"A step takes {step:.3g} s (median of steps {TIMED[0] + 1} to {len(times)}): the other {steps:,} take about "
+        f"{_duration(step * steps)}, evaluations and checkpoints aside."
+    )
+
+
+def _count(number: float) -> str:
+    """Parameters for people: 2.92B."""
+    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.3g}{unit}"
+    return f"{number:g}"
+
+
+def _bytes(number: float) -> str:
+    return f"{number / 1e9:.3g} GB" if number >= 1e9 else f"{number / 1e6:.3g} MB"
+
+
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    if minutes < 1:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+__all__ = ["TimeLeft", "format_plan", "plan", "time_left"]
