@@ -38,7 +38,7 @@ matplotlib.use("Agg")
 CHUNK_SIZE = 16
 REPLAN_EVERY = {"sync": 8}  # a robot that waits for each chunk executes half of it;
 AT_LEAST = 4  # the others look again after so many steps, or as soon as they have their answer
-ACTION_NOISE = (0.1, 0.1)
+ACTION_NOISE = (0.4, 0.4)
 COLORS = {"sync": "#888888", "naive": "#d1495b", "ensemble": "#edae49", "rtc": "#00798c", "rtc-trained": "#66a182"}
 
 Cells = dict[tuple[str, int], list[dict]]  # (way, latency) -> the rows of all seeds
@@ -54,7 +54,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="all five")
     parser.add_argument("--num_episodes", type=int, default=200, help="scenes, the same for all; 200")
     parser.add_argument("--max_steps", type=int, default=1000, help="optimiser steps of a policy; 1000")
-    parser.add_argument("--num_demonstrations", type=int, default=2000, help="2000")
+    parser.add_argument("--num_demonstrations", type=int, default=1000, help="1000")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads; 1")
     parser.add_argument("--output", type=Path, default=Path("outputs/moving"), help="where everything goes")
     options = parser.parse_args(arguments)

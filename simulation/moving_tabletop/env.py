@@ -16,7 +16,7 @@ from ..tabletop.env import TabletopEnv, TabletopVectorEnv
 from ..tabletop.rendering import render
 from ..tabletop.scenes import SEEN_PAIRS, Scene, sample_pairs
 from . import expert
-from .motion import ROWS, SPEEDS, START, TOUCH, TRACKS, drift, pull
+from .motion import ROWS, SPEEDS, START, TOUCH, TRACKS, drift, glide
 
 WAKE = 3  # every object leaves a faint image of where it was so many steps ago
 TARGETS = (1, 2)  # indices of the objects that may be asked for
@@ -29,8 +29,8 @@ class MovingTabletopVectorEnv(TabletopVectorEnv):
     way; the scripted expert goes round it on the left or on the right, as drawn for the scene, and turns aside late.
     So there are two good ways, and going from one over to the other ends at the obstacle.
 
-    * action: float32 (N, 2), the place `x`, `y` in [-1, 1] that the gripper is sent to. A spring pulls it there, with a
-      largest force: it takes some steps to start, to stop and to turn. The same action again means: stay there.
+    * action: float32 (N, 2), `dx` and `dy` in [-1, 1]: the velocity that the gripper is to take (0.06 table units a step
+      at 1). It has inertia: it needs some steps to start, to stop and to turn.
     * observation: `{"images": {"top": uint8 (N, size, size, 3)}, "state": float32 (N, 2)}`. In the picture every object
       has a faint second image behind it, where it was three steps ago. The state is the gripper's x and y.
     * reward, terminated, info and what a seed means: as `TabletopVectorEnv`'s. The swapped instruction asks for the
@@ -48,7 +48,7 @@ class MovingTabletopVectorEnv(TabletopVectorEnv):
     """
 
     state_names: Sequence[str] = ["x", "y"]
-    action_names: Sequence[str] = ["x", "y"]
+    action_names: Sequence[str] = ["dx", "dy"]
     state_dim = action_dim = 2
     robot_type = "tabletop_gripper_with_inertia"
 
@@ -88,8 +88,8 @@ class MovingTabletopVectorEnv(TabletopVectorEnv):
         return expert.expert_actions(scene.gripper, scene.positions, self.velocities, self.told_task.target, self.sides)
 
     def hold(self, actions: np.ndarray) -> np.ndarray:
-        """The last actions again: the gripper stays where it was sent."""
-        return actions
+        """The actions that stop the gripper, whatever the last ones (N, 2) were."""
+        return np.zeros_like(actions)
 
     def _sample_episode(self, rng: np.random.Generator) -> tasks.Episode:
         colors, shapes = np.array(sample_pairs(rng, [SEEN_PAIRS] * len(TRACKS))).T
@@ -102,7 +102,7 @@ class MovingTabletopVectorEnv(TabletopVectorEnv):
     def _move(self, actions: np.ndarray, active: np.ndarray) -> None:
         scene, where = self.scene, active[:, None]
         positions, velocities = drift(scene.positions, self.velocities)
-        gripper, gripper_velocity = pull(scene.gripper, self.gripper_velocity, np.clip(actions, -1, 1))
+        gripper, gripper_velocity = glide(scene.gripper, self.gripper_velocity, np.clip(actions, -1, 1))
         scene.positions = np.where(where[..., None], positions, scene.positions)
         scene.gripper = np.where(where, gripper, scene.gripper)
         self.velocities = np.where(where, velocities, self.velocities)
