@@ -13,6 +13,7 @@ TRACKS = np.array([(-0.2, 0.2), (-0.75, -0.3), (0.3, 0.75)])  # (K, 2) smallest 
 ROWS = np.array([(-0.25, 0.15), (0.65, 0.8), (0.65, 0.8)])  # (K, 2) range of y
 SPEEDS = (0.005, 0.012)  # table units a step
 START = np.array([(-0.15, 0.15), (-0.95, -0.7)])  # (2, 2) ranges of the gripper's first x and y
+ANYWHERE = np.array([(-0.8, 0.8), (-0.95, 0.8)])  # (2, 2) the same, for an episode that begins midway
 TOUCH = 0.18  # from the gripper to an object's centre: it is touched
 
 # The gripper takes on the velocity that it is told to, half of the difference in each step, by a limited force.

@@ -136,6 +136,13 @@ def test_an_expert_that_acts_late_fails():
     assert success(0) > 0.99 > success(4) + 0.2
 
 
+def test_an_episode_may_begin_midway():
+    env = MovingTabletopVectorEnv(300, midway=True, image_size=24)
+    env.reset(seed=range(300))
+    assert (env.scene.gripper[:, 1] > 0.2).mean() > 0.2 and np.abs(env.gripper_velocity).max() > 0.05
+    assert run(env, expert)["success"].mean() > 0.8, "some begin on a way that ends at the obstacle"
+
+
 def test_it_can_be_held():
     env = MovingTabletopVectorEnv(5, max_steps=100)
     env.reset(seed=range(5))
