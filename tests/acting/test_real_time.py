@@ -75,7 +75,7 @@ def expected(steps: int, episode: int, fate, timeout: float) -> tuple[list, list
     for tick in range(steps):
         now = tick / RATE
         if tick % episode == 0:
-            table, begin, last = {}, tick, None
+            table, begin, last, moved_at = {}, tick, None, -1
         step = tick - begin
         if asked and asked[4] != "lost" and asked[1] + asked[5] <= now:
             number, _, at, of, kind, seconds, due = asked
@@ -88,26 +88,26 @@ def expected(steps: int, episode: int, fate, timeout: float) -> tuple[list, list
             elif kind == "error":
                 counts.errors += 1
                 table = {}
-            elif at + H <= step:
-                counts.too_late += 1
             else:
-                counts.chunks += 1
-                counts.late += step > due
-                table = {k: (k, number) for k in range(step, at + H)}
+                start = at if moved_at >= at else step  # it has stood still: nothing is past
+                table = {start + row: (at + row, number) for row in range(H)} if start + H > step else table
+                counts.chunks += start + H > step
+                counts.too_late += start + H <= step
+                counts.late += start + H > step > due
         if asked and now - asked[1] > timeout:
             counts.lost += 1
             asked = None
-        if asked is None:
+        left = sum(k >= step for k in table)
+        if asked is None and (not left or step > min(table)):  # not twice for one beginning
             newest = sorted(measured[-50:])
             seconds = newest[math.ceil(0.95 * (len(newest) - 1))] if newest else 0.1
             delay = math.ceil(seconds * RATE)
-            left = sum(k >= step for k in table)
             delays.append(min(delay, left) if left else None)
             number = counts.requests
             asked = (number, now, step, begin, *fate(number), step + delay)
             counts.requests += 1
         if step in table:
-            last = table[step]
+            last, moved_at = table[step], step
         elif last is None:
             counts.before_first += 1
         else:
@@ -140,11 +140,12 @@ def test_an_hour_of_late_lost_and_failing_answers(way):
     if way == "naive":
         assert all(not request.extra for request in requests)
         return
+    commands_at = {tick / RATE: command for tick, command in enumerate(commands)}
     for request, delay in zip(requests, delays, strict=True):
         assert request.extra.get("delay") == delay
         if delay is not None:
             previous = request.extra["previous_actions"]
-            assert previous[0, 0] == request.step and delay <= len(previous) <= H
+            assert previous[0].tolist() == list(commands_at[request.time]) and delay <= len(previous) <= H
 
 
 def steady(n: int) -> tuple[str, float]:
