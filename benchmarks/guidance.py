@@ -17,6 +17,7 @@ from .report import Comparison, Measurement, as_markdown
 from .timing import interleaved
 
 STEPS = 10
+SIZES = {"small": SMALL, "medium": MEDIUM, "wide": WIDE_EXPERT}
 ORDINARY = "ordinary"
 
 
@@ -57,7 +58,7 @@ def measure(quick: bool, size: Size) -> Measurement:
             calls[f"{name}, chunk{how}"] = partial(
                 one.sample_actions, **inputs, noise=noise, num_steps=STEPS, rtc=given
             )
-    seconds = interleaved(measurement.title, calls, repetitions=2 if quick else 40)
+    seconds = interleaved(measurement.title, calls, repetitions=2 if quick else 15)
     measurement.comparisons = [
         Comparison(f"{method}, {what}", seconds[f"{method}, {what}"], ORDINARY, seconds[f"{ORDINARY}, {what}"])
         for what in ("loop", "chunk", "loop, compiled", "chunk, compiled")
@@ -81,9 +82,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.guidance", description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="tiny sizes, a few seconds: shows that it works, no more")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: 2)")
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=[*SIZES], help="experts to measure (default: all)")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
-    print(as_markdown([measure(options.quick, size) for size in (SMALL, MEDIUM, WIDE_EXPERT)]))
+    print(as_markdown([measure(options.quick, SIZES[name]) for name in options.sizes]))
 
 
 if __name__ == "__main__":

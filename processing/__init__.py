@@ -14,6 +14,7 @@ from .normalization import (
     with_ranges,
 )
 from .processing_kivla import KIVLAProcessor
+from .relative_actions import RelativeActions, Rotation
 from .tokenizer_registry import action_tokenizer_class, load_action_tokenizer
 
 __all__ = [
@@ -26,6 +27,8 @@ __all__ = [
     "FASTActionTokenizer",
     "KIVLAProcessor",
     "Normalizer",
+    "RelativeActions",
+    "Rotation",
     "action_tokenizer_class",
     "clip_to_range",
     "compute_statistics",

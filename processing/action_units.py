@@ -55,6 +55,10 @@ class ActionUnits:
             robot = RobotDimensions(size, self.state_dim or size)
             relative = parse_relative_actions([relative], robot) if self.is_known else None
         self.relative = RelativeActions.from_json(relative) if isinstance(relative, Mapping) else relative
+        if not isinstance(self.relative, RelativeActions | None):
+            raise ValueError(
+                f"relative_actions are RelativeActions, a dict of their arguments, or a word; got {relative!r}."
+            )
         if self.relative is not None and self.state_dim and self.relative.state_size > self.state_dim:
             raise ValueError(
                 f"actions are relative to dimension {self.relative.state_size - 1} of the state, and its statistics "

@@ -35,7 +35,7 @@ from ..processing.saved_processor import CONFIG_FILE, SETTINGS, VLM_PROCESSOR_FO
 from ..processing.tokenizer_registry import is_action_tokenizer_class
 from .camera_places import are_same, fill_places, new_names
 from .data.data_ranges import range_problems
-from .data.relative_chunks import normalized_chunks_of, robot_statistics
+from .data.relative_chunks import learned_chunks, robot_statistics
 from .data.robot_dataset import RobotDataset
 from .first_process import made_by_first_process
 from .lora import lora_config
@@ -594,7 +594,7 @@ def robots_of(
             "adapt_to_pi": adapt_to_pi,
         }
         if relative is not None:
-            notes += relative_notes(name, group, relative)
+            notes += relative_notes(name, group, relative, robots[name]["statistics"]["relative_actions"])
     return robots
 
 
@@ -653,7 +653,7 @@ def normalized_chunks(
         robot = robots[data.robot]
         told = robot.get("relative_actions"), robot.get("adapt_to_pi", False)
         units = ActionUnits(robot["statistics"], normalization, data.action_dim, *told)
-        chunks += list(normalized_chunks_of(data, units, max_chunks))
+        chunks += list(units.normalizer.normalize(learned_chunks(data, units, max_chunks)))
     return chunks
 
 

@@ -22,8 +22,17 @@ _EXPERT_FIELDS = (
 EXPERT_OPTIONS = tuple(f"expert_{name}" for name in _EXPERT_FIELDS)
 
 
+@dataclass(kw_only=True)
+class RelativeOptions:
+    """Which actions are relative to the robot's state."""
+
+    relative_actions: list[str] | None = field(default=None, metadata={"help": f"{RELATIVE_HELP} By default none."})
+    wrapping_angles: list[str] | None = field(default=None, metadata={"help": WRAPS_HELP})
+    rotations: list[str] | None = field(default=None, metadata={"help": ROTATIONS_HELP})
+
+
 @dataclass
-class PolicyOptions:
+class PolicyOptions(RelativeOptions):
     """None means: not told. Then the recipe, the policy that goes on, or the default decides (in this order).
 
     See `KIVLAConfig`, `KIVLAExpertConfig` and `KIVLAProcessor`, which have the defaults.
@@ -94,9 +103,6 @@ class PolicyOptions:
     action_token_skip: int | None = field(
         default=None, metadata={"help": "For tail: 128 (openpi) or 1152 (spares <loc>); 128."}
     )
-    relative_actions: list[str] | None = field(default=None, metadata={"help": f"{RELATIVE_HELP} None are."})
-    wrapping_angles: list[str] | None = field(default=None, metadata={"help": WRAPS_HELP})
-    rotations: list[str] | None = field(default=None, metadata={"help": ROTATIONS_HELP})
     adapt_to_pi: bool | None = field(
         default=None,
         metadata={
@@ -196,4 +202,4 @@ def refuse(reasons: dict[str, str]) -> None:
         raise ValueError("\n".join(lines))
 
 
-__all__ = ["DEFAULT_RECIPE", "EXPERT_OPTIONS", "MODEL_SETTINGS", "PolicyOptions", "refuse"]
+__all__ = ["DEFAULT_RECIPE", "EXPERT_OPTIONS", "MODEL_SETTINGS", "PolicyOptions", "RelativeOptions", "refuse"]

@@ -2,16 +2,18 @@
 
 from collections.abc import Collection, Sequence
 
+import numpy as np
+
 from ..processing.action_units import UNKNOWN
 from ..processing.relative_actions import RelativeActions
 from ..processing.relative_words import ABSOLUTE, RobotDimensions, left_absolute, parse_relative_actions
 from .data.relative_chunks import offsets_already
-from .data.robot_dataset import RobotDataset
-from .policy_options import PolicyOptions, refuse
+from .data.robot_dataset import RobotDataset, range_notes
+from .policy_options import RelativeOptions, refuse
 
 
 def told_relative(
-    data: RobotDataset, options: PolicyOptions, robots: Collection[str | None] = ()
+    data: RobotDataset, options: RelativeOptions, robots: Collection[str | None] = ()
 ) -> RelativeActions | None:
     """Make out what the options say of a dataset's robot; None where all actions are absolute, or nothing is said.
 
@@ -67,10 +69,17 @@ def kept_relative(saved: dict, data: RobotDataset, path: str, notes: list[str]) 
     return relative
 
 
-def relative_notes(name: str | None, sources: Sequence[RobotDataset], relative: RelativeActions) -> list[str]:
-    """Say what is relative, what was left absolute, and what looks as if it were an offset already."""
+def relative_notes(
+    name: str | None, sources: Sequence[RobotDataset], relative: RelativeActions, statistics: dict[str, np.ndarray]
+) -> list[str]:
+    """Say what is relative, what moves rarely, what was left absolute, and what looks like an offset already.
+
+    Args:
+        name: the robot's.
+        statistics: those of the relative actions.
+    """
     whose = "" if name is None else f" of {name}"
-    notes = [f"actions{whose}: {relative}"]
+    notes = [f"actions{whose}: {relative}", *range_notes("relative actions", statistics, sources[0].action_names)]
     if names := left_absolute(relative):
         notes.append(
             f"{', '.join(names)}: by name a rotation, and absolute; a difference would be none. --rotations says its "

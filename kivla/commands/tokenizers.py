@@ -6,13 +6,17 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from ..command_line import parse
-from ..processing import BinningActionTokenizer, FASTActionTokenizer, Normalizer
+from ..processing import BinningActionTokenizer, FASTActionTokenizer
+from ..processing.action_units import ActionUnits
+from ..training.data.relative_chunks import learned_chunks, robot_statistics
 from ..training.dataset_options import DatasetOptions
 from ..training.evaluation.tokenizer_error import format_table, measure, split
+from ..training.policy_options import RelativeOptions
+from ..training.relative_options import told_relative
 
 
 @dataclass
-class TokenizerArguments(DatasetOptions):
+class TokenizerArguments(RelativeOptions, DatasetOptions):
     """FAST is fitted on the episodes with an even number and measured, like bins, on those with an odd number."""
 
     dataset: str = field(metadata={"help": "LeRobot dataset: a Hub id or a folder."})
@@ -29,14 +33,16 @@ class TokenizerArguments(DatasetOptions):
 def run(arguments: Sequence[str]) -> None:
     (args,) = parse((TokenizerArguments,), arguments, prog="kivla tokenizers", positional="dataset")
     fitted_on, held_out = split(args.reader(), args.dataset, args.chunk_size, args.chosen_episodes(args.dataset))
-    normalizer = Normalizer(fitted_on.statistics["actions"])
-    chunks = normalizer.normalize(fitted_on.action_chunks(args.num_chunks))
+    relative = told_relative(fitted_on, args)
+    statistics = robot_statistics([fitted_on], relative)
+    units = ActionUnits(statistics, "quantile", fitted_on.action_dim, relative, adapt_to_pi=False)
+    chunks = units.normalizer.normalize(learned_chunks(fitted_on, units, args.num_chunks))
     tokenizers = {
         f"FAST, scale {scale:g}": FASTActionTokenizer.fit(chunks, args.vocab_size, scale) for scale in args.scales
     }
     tokenizers[f"{args.num_bins} bins"] = BinningActionTokenizer(args.num_bins)
-    actions = held_out.action_chunks(args.num_chunks)
-    rows = [{"tokenizer": name, **measure(one, actions, normalizer)} for name, one in tokenizers.items()]
+    actions = learned_chunks(held_out, units, args.num_chunks)
+    rows = [{"tokenizer": name, **measure(one, actions, units.normalizer)} for name, one in tokenizers.items()]
     file = Path(args.output)
     file.parent.mkdir(parents=True, exist_ok=True)
     report = {**asdict(args), "num_fitted": len(chunks), "num_measured": len(actions), "rows": rows}

@@ -104,7 +104,10 @@ def make_processor(
     if isinstance(relative, RelativeActions) and statistics is not None:
         statistics = {LEARNED.get(name, name): values for name, values in statistics.items()}
     robot = {"statistics": statistics, "cameras": cameras, "action_dim": action_dim}
-    robot |= {"relative_actions": relative, "adapt_to_pi": adapt_to_pi}
+    if relative is not None:
+        robot["relative_actions"] = relative
+    if adapt_to_pi:
+        robot["adapt_to_pi"] = True
     has_statistics = statistics is not None or mode == "none"
     try:
         if vlm_processor is not None and has_statistics:

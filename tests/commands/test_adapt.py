@@ -20,6 +20,7 @@ RUN = {
     "dataset": DATASET,
     "max_steps": 1,
     "per_device_train_batch_size": 2,
+    "dataloader_num_workers": 0,
     "max_eval_frames": 2,
     "report_to": "none",
     "use_cpu": True,
@@ -107,6 +108,9 @@ def test_a_base_without_statistics_neither_acts_nor_continues(tmp_path, paligemm
 
 def test_a_converted_policy_with_statistics_continues_or_adapts_as_told(tmp_path, paligemma):
     base = converted(tmp_path, "pi0", "--vlm_processor", paligemma, with_statistics=True)
+    with pytest.raises(SystemExit, match="its checkpoint does not say"):
+        train(tmp_path / "policy", policy=base)
+    KIVLAProcessor.from_pretrained(base, relative_actions="none").save_pretrained(base)
     with pytest.raises(SystemExit, match=r"cannot go on as it is:(.|\n)*lie far outside(.|\n)*--adapt"):
         train(tmp_path / "policy", policy=base)
     made_from, _ = train(tmp_path / "adapted", "--adapt", policy=base)

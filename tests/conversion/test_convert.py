@@ -27,6 +27,7 @@ from tests.helpers.vlm_processors import KINDS
 from tests.modeling_kivla import test_pi0_parity
 
 CHUNK, STATE_DIM, ACTION_DIM = 6, 3, 4
+NONE = ["--relative_actions", "none"]  # what openpi's checkpoints do not say
 variants = pytest.mark.parametrize("variant", ["pi0", "pi05"])
 EMBED = VLM + "model.language_model.embed_tokens.weight"
 HEAD = VLM + "lm_head.weight"
@@ -423,7 +424,8 @@ def test_statistics_come_along(tmp_path, vlm_processor, variant, layout):
         add_lerobot_files(folder, "QUANTILES" if variant == "pi05" else "MEAN_STD")
     else:
         add_norm_stats(folder)
-    run(folder, tmp_path / "kivla", vlm_processor=vlm_processor)
+    told = {} if layout is lerobot else {"relative_actions": ["none"]}
+    run(folder, tmp_path / "kivla", vlm_processor=vlm_processor, **told)
     processor = KIVLAProcessor.from_pretrained(tmp_path / "kivla")
     slots = ["base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb"]
     assert processor.cameras == (CAMERAS if layout is lerobot else slots)
@@ -459,7 +461,7 @@ def test_to_lerobot_and_back(tmp_path, vlm_processor, variant, layout):
     given = lerobot_config() if layout is lerobot else {"action_horizon": CHUNK}
     source = write(tmp_path / "source", layout(reference.random_weights(variant)), **given, num_inference_steps=7)
     add_norm_stats(source)
-    run(source, tmp_path / "kivla", vlm_processor=vlm_processor)
+    run(source, tmp_path / "kivla", vlm_processor=vlm_processor, relative_actions=["none"])
     report = run(tmp_path / "kivla", tmp_path / "lerobot", to="lerobot")
     run(tmp_path / "lerobot", tmp_path / "again", vlm_processor=vlm_processor)
 
@@ -500,7 +502,7 @@ def test_what_lerobot_cannot_hold(tmp_path, vlm_processor, policies):
 def test_a_converted_policy_acts_in_a_pipeline(tmp_path, vlm_processor):
     source = write(tmp_path / "source", reference.random_weights("pi05"), action_horizon=CHUNK)
     add_norm_stats(source)
-    main(["convert", str(source), str(tmp_path / "kivla"), "--vlm_processor", vlm_processor])
+    main(["convert", str(source), str(tmp_path / "kivla"), "--vlm_processor", vlm_processor, *NONE])
     pipe = pipeline("action-prediction", model=str(tmp_path / "kivla"))
     image = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
     images = {"left_wrist_0_rgb": image[::-1], "base_0_rgb": image, "right_wrist_0_rgb": None}
@@ -523,7 +525,8 @@ def test_a_converted_policy_acts_in_a_pipeline(tmp_path, vlm_processor):
 def test_pi05_that_does_not_see_the_state(tmp_path, vlm_processor):
     source = write(tmp_path / "source", reference.random_weights("pi05"), action_horizon=CHUNK)
     add_norm_stats(source)
-    run(source, tmp_path / "kivla", vlm_processor=vlm_processor, no_state_in_prompt=True)
+    told = {"no_state_in_prompt": True, "relative_actions": ["none"]}
+    run(source, tmp_path / "kivla", vlm_processor=vlm_processor, **told)
     processor = KIVLAProcessor.from_pretrained(tmp_path / "kivla")
     ids = processor(images=[[Image.new("RGB", (8, 8)), None, None]], text=["go"])["input_ids"][0]
     assert processor.tokenizer.decode(ids).endswith("<image><bos>go\n")
@@ -551,14 +554,14 @@ def test_statistics_that_were_padded(tmp_path, vlm_processor):
 
 def test_steps_that_kivla_does_not_do_are_told(tmp_path, vlm_processor):
     steps = [
-        {"registry_name": "relative_actions_processor", "config": {"enabled": True, "exclude_joints": ["gripper"]}},
+        {"registry_name": "unheard_of_processor", "config": {"enabled": True, "joints": ["gripper"]}},
         {"registry_name": "other_processor", "config": {"enabled": False}},
         {"registry_name": "rename_observations_processor", "config": {"rename_map": {"front": "base"}}},
     ]
     source = write(tmp_path / "source", lerobot(reference.random_weights("pi05")), **lerobot_config())
     add_lerobot_files(source, "QUANTILES", *steps)
     notes = "\n".join(run(source, tmp_path / "kivla", vlm_processor=vlm_processor).notes)
-    assert "relative_actions_processor" in notes and "gripper" in notes
+    assert "unheard_of_processor" in notes and "gripper" in notes
     assert "other_processor" not in notes and "{'front': 'base'}" in notes
 
 

@@ -6,6 +6,8 @@ import torch
 from transformers import pipeline
 
 from kivla import KIVLAForActionPrediction, KIVLAProcessor, RealTimeChunking
+from kivla.processing import compute_statistics
+from kivla.processing.relative_actions import RelativeActions, to_relative
 from tests.helpers.policies import CHUNK, SIZES, dataset, save_policy
 from tests.helpers.tolerance import assert_close_relative
 
@@ -43,7 +45,7 @@ def test_robot_units_in_and_out(pipe, saved, rtc):
     batch = processor(**{key: [given[key]] for key in ("images", "text", "state")})
     noise = torch.randn(1, CHUNK, SIZES["max_action_dim"], generator=torch.Generator().manual_seed(0))
     previous = torch.zeros(1, CHUNK, SIZES["max_action_dim"])
-    previous[0, :4, :4] = torch.from_numpy(processor.robot(None).actions.normalize(given["previous_actions"]))
+    previous[0, :4, :4] = torch.from_numpy(processor.normalize_actions(given["previous_actions"]))
     chunking = RealTimeChunking(previous, torch.tensor([4]), torch.tensor([2]), rtc)
     expected = processor.unnormalize_actions(model.sample_actions(**batch, noise=noise, num_steps=4, rtc=chunking))
     assert_close_relative(found, expected[0], what="actions")
@@ -64,6 +66,25 @@ def test_a_batch_gives_what_each_gives_alone(pipe, rtc):
     first = pipe(observation(0), **steps)["actions"]
     assert_close_relative(together[0]["actions"], first, what="the first chunk of an episode")
     assert_close_relative(together[3]["actions"], pipe(observation(20), **steps)["actions"], what="nothing is left")
+
+
+def test_old_actions_become_relative_to_the_new_state(saved):
+    """A policy of relative actions is given the same absolute ones, wherever the robot is by now."""
+    relative, data = RelativeActions((0, 1, 2, None)), [dataset()[i] for i in range(0, 180, 5)]
+    offsets = np.concatenate([to_relative(one["actions"], one["state"][:4], relative) for one in data])
+    statistics = {**dataset().statistics, "relative_actions": compute_statistics(offsets)}
+    processor = KIVLAProcessor.from_pretrained(saved, statistics=statistics, relative_actions=relative)
+    model = KIVLAForActionPrediction.from_pretrained(saved)
+    pipe = pipeline("action-prediction", model=model, processor=processor, seed=0, rtc="trained")
+    given, chunks = observation(70, 4, 2), []
+    for moved in (0.0, 0.01):
+        state = np.asarray(given["state"]) + moved
+        chunks.append(pipe({**given, "state": state}, clip_actions=False)["actions"])
+        assert_close_relative(chunks[-1][:2], given["previous_actions"][:2], what="actions that were given")
+    assert np.abs(chunks[0] - chunks[1])[2:].max() > 1e-3
+    without_state = {name: value for name, value in given.items() if name != "state"}
+    with pytest.raises(ValueError, match="state"):
+        pipe(without_state)
 
 
 def test_options_in_the_constructor_and_in_a_call(pipe, saved):

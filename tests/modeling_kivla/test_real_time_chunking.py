@@ -206,8 +206,9 @@ def test_threads_do_not_disturb_each_other():
 
 
 @pytest.mark.slow
-def test_the_compiled_expert_goes_on_in_the_same_way():
-    """And is compiled for what is new about each way, not for each call."""
+@pytest.mark.parametrize("method", ["guidance", "trained"])
+def test_the_compiled_expert_goes_on_in_the_same_way(method):
+    """And is compiled for prompts of any length, not for each call."""
     plain = make_model(rtc_max_delay=MAX_DELAY)
     model = copy.deepcopy(plain)
     model.compile_expert()
@@ -215,14 +216,15 @@ def test_the_compiled_expert_goes_on_in_the_same_way():
     counters = torch._dynamo.utils.counters
     counters.clear()
     graphs = []
-    for lengths in ((4, 6), (5, 7), (8, 9), (4, 11)):
+    for lengths in ((4, 6), (5, 7), (8, 9)):
         inputs = observation(lengths=lengths)
-        for rtc in (None, rest_of_chunks(), rest_of_chunks(method="trained"), rest_of_chunks((2, 5), (0, 3))):
-            actions = model.sample_actions(**inputs, rtc=rtc, num_steps=3)
-            expected = plain.sample_actions(**inputs, rtc=rtc, num_steps=3)
-            assert_close_relative(actions, expected, 1024, what=f"actions with {rtc and rtc.method}")
+        for rtc in (rest_of_chunks(method=method), rest_of_chunks((2, 5), (0, 3), method=method)):
+            actions = model.sample_actions(**inputs, rtc=rtc, num_steps=2)
+            expected = plain.sample_actions(**inputs, rtc=rtc, num_steps=2)
+            assert_close_relative(actions, expected, 1024, what="actions")
         graphs.append(counters["stats"]["unique_graphs"])
-    assert graphs[-1] == graphs[1], f"compiled again for each length: {graphs}"
+    assert graphs[-1] == graphs[1] <= 2, f"compiled again for each length: {graphs}"
+    assert all(parameter.grad is None for parameter in model.parameters())
 
 
 # ------------------------------------------------------------------------------------------------------- training

@@ -72,6 +72,7 @@ def test_a_start_is_what_the_options_say(vlm, data):
         recipe="joint",
         num_flow_samples=3,
         num_inference_steps=7,
+        rtc_max_delay=2,
         normalization="mean_std",
         expert_time_conditioning="concat",
         expert_reads_response=True,
@@ -81,6 +82,7 @@ def test_a_start_is_what_the_options_say(vlm, data):
     built = start_policy(vlm, [data], options)
     config, processor = built.model.config, built.processor
     assert (config.num_flow_samples, config.num_inference_steps, config.chunk_size) == (3, 7, CHUNK)
+    assert config.rtc_max_delay == 2
     assert (config.expert_config.hidden_size, config.expert_config.time_conditioning) == (32, "concat")
     assert (processor.normalization, processor.expert_reads_response, processor.max_length) == ("mean_std", True, 99)
     assert processor.action_tokenizer.vocab_size == 200 and processor.cameras == data.cameras
@@ -92,6 +94,7 @@ def test_a_start_is_what_the_options_say(vlm, data):
     ("options", "named"),
     [
         ({"recipe": "pi0-fast", "flow_loss_weight": 2.0}, "--flow_loss_weight cannot apply: recipe pi0-fast trains no"),
+        ({"recipe": "pi0-fast", "rtc_max_delay": 2}, "--rtc_max_delay cannot apply: recipe pi0-fast trains no"),
         ({"recipe": "pi0-fast", "backbone_gradient_scale": 0.5}, "--backbone_gradient_scale cannot apply"),
         ({"action_tokenizer": "bins", "action_vocab_size": 64}, "--action_vocab_size cannot apply: only a FAST"),
         ({"recipe": "pi0", "action_scale": 3.0}, "--action_scale cannot apply: only a FAST"),
@@ -151,10 +154,11 @@ def test_a_policy_continues_as_it_is(policy, data):
 
 
 def test_what_may_change_at_any_time_is_honoured(policy, data):
-    options = PolicyOptions(num_flow_samples=8, num_inference_steps=3, max_length=77, attn_implementation="eager")
+    settings = {"num_flow_samples": 8, "num_inference_steps": 3, "rtc_max_delay": 2}
+    options = PolicyOptions(**settings, max_length=77, attn_implementation="eager")
     built = continue_policy(BasePolicy(policy), [data], options)
     config = built.model.config
-    assert (config.num_flow_samples, config.num_inference_steps, built.processor.max_length) == (8, 3, 77)
+    assert {name: getattr(config, name) for name in settings} == settings and built.processor.max_length == 77
     assert "eager" in str(built.model.vlm.config._attn_implementation)
     (stage,) = PolicyOptions(flow_loss_weight=5.0, backbone_gradient_scale=1.0).stages_of(BasePolicy(policy).own_recipe)
     assert (stage.flow_loss_weight, stage.backbone_gradient_scale) == (5.0, 1.0)

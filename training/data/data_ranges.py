@@ -8,7 +8,7 @@ import numpy as np
 from ...processing.normalization import plain_statistics
 from ...processing.pi_aloha import actions_to_pi, state_to_pi
 from ...processing.robot_spec import RobotSpec
-from .relative_chunks import relative_blocks
+from .relative_chunks import learned_chunks
 from .robot_dataset import RobotDataset
 
 # A value is far outside if it lies beyond the policy's range by more than half the range's width, and absurdly far by
@@ -16,6 +16,8 @@ from .robot_dataset import RobotDataset
 _FAR, _ABSURD = 0.5, 3.0
 # Of the frames, in any one dimension: fewer are outliers; with many the data is of another robot, or in other units.
 _FEW, _MANY = 0.01, 0.25
+# Of all: relative actions are looked at in so many chunks, spread evenly
+_CHUNKS = 2000
 # Of the policy's range, in every dimension: data that moves over less of it probably has other units.
 _NARROW = 0.05
 
@@ -53,7 +55,7 @@ def _blocks(name: str, robot: RobotSpec, data: RobotDataset) -> Iterator[np.ndar
     """What of the data the statistics of this name are about, (frames, D), in their units."""
     units = robot.units
     if name == "relative_actions":
-        return relative_blocks(data, units)
+        return iter(learned_chunks(data, units, _CHUNKS))
     if not units.adapt_to_pi:
         return data.vectors(name)
     return map(state_to_pi if name == "state" else actions_to_pi, data.vectors(name))

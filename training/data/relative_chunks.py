@@ -52,7 +52,13 @@ def relative_statistics(
 
 
 def relative_blocks(data: RobotDataset, units: ActionUnits) -> Iterator[np.ndarray]:
-    """The learned actions of all real steps of all chunks, in blocks (steps, D) float32; no image is read."""
+    """The learned actions of all real steps of all chunks, in blocks (steps, D) float32; no image is read.
+
+    Raises:
+        ValueError: the data has no state.
+    """
+    if not data.state_dim:
+        raise ValueError(f"{data.name} has no state, so that its actions cannot be relative to it.")
     at_once = max(1, BLOCK_STEPS // data.chunk_size)
     for episode in data.episodes:
         frames = data.episode_frames(episode)
@@ -64,10 +70,10 @@ def relative_blocks(data: RobotDataset, units: ActionUnits) -> Iterator[np.ndarr
             yield chunks[steps < len(actions)].astype(np.float32)
 
 
-def normalized_chunks_of(data: RobotDataset, units: ActionUnits, max_chunks: int) -> np.ndarray:
-    """Up to `max_chunks` chunks, spread evenly, as the policy learns them, (n, H, D) float32; no image is read."""
+def learned_chunks(data: RobotDataset, units: ActionUnits, max_chunks: int) -> np.ndarray:
+    """Up to `max_chunks` chunks, spread evenly, as they are learned but not normalised, (n, H, D); reads no image."""
     states = chunk_states(data, max_chunks) if units.relative is not None else None
-    return units.normalize(data.action_chunks(max_chunks), states)
+    return units.learned(data.action_chunks(max_chunks), states)
 
 
 def chunk_states(data: RobotDataset, max_chunks: int) -> np.ndarray:
@@ -117,7 +123,7 @@ def _units(data: RobotDataset, relative: RelativeActions | None, adapt_to_pi: bo
 
 __all__ = [
     "chunk_states",
-    "normalized_chunks_of",
+    "learned_chunks",
     "offsets_already",
     "relative_blocks",
     "relative_statistics",

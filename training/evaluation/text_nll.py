@@ -13,6 +13,7 @@ import torch
 from peft import PeftModel
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
+from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...modeling_kivla import KIVLAForActionPrediction
@@ -135,7 +136,7 @@ def text_nll(
     nll, action_nll = np.zeros((2, len(pieces)))
     # Texts of like length go together: the fewer tokens are padding, the faster it is.
     order = sorted((i for i, piece in enumerate(pieces) if len(piece) > 1), key=lambda i: len(pieces[i]))
-    for start in range(0, len(order), batch_size):
+    for start in tqdm(range(0, len(order), batch_size), desc="Reading texts", unit="batch", leave=False):
         chosen = order[start : start + batch_size]
         lengths = torch.tensor([len(pieces[i]) for i in chosen])
         # Any token will do as padding: it is masked, and comes after those that count.
