@@ -178,8 +178,10 @@ def test_the_ensemble_is_the_mean_of_what_reaches_the_step():
     act = RealTimeExecutor((steady, []), RATE, "ensemble", ensemble_decay=0.0, clock=clock, thread=ScriptedThread)
     commands = run(act, clock, 40)
     for step in range(3, 40):
-        arrived = [n for n in range(14) if 3 * (n + 1) <= step]  # asked at 0, 3, 6, ..., each there 3 steps later
-        assert commands[step] == pytest.approx([step, np.mean(arrived)]), f"step {step}"
+        # The first one, for which the robot waited, begins at 3; those asked at 4, 7, 10, ... are there 3 steps later.
+        arrived = [n for n in range(1, 14) if 3 * n + 4 <= step]
+        rows, numbers = [step - 3, *(step for _ in arrived)], [0, *arrived]
+        assert commands[step] == pytest.approx([np.mean(rows), np.mean(numbers)]), f"step {step}"
 
 
 @pytest.mark.parametrize("kind", ["error", "lost"])
@@ -195,8 +197,8 @@ def test_a_robot_that_is_to_stop_gets_no_more_commands(kind, caplog):
         for tick in range(3 * H):
             clock.now = tick / RATE
             commands.append(act({}))
-        # The second chunk, asked at 3, would end after step 52. An error ends it when it comes, at step 9.
-        stop = 9 if kind == "error" else 53
+        # The second chunk, asked at 4, would end after step 53. An error ends it when it comes, at step 10.
+        stop = 10 if kind == "error" else 54
         assert [i for i, command in enumerate(commands) if command is None] == [0, 1, 2, *range(stop, 3 * H)]
         assert act.is_stopped and act.counts.stopped == 3 * H - stop and act.counts.held == 0
         assert str(act.last_error) == (
@@ -231,9 +233,9 @@ def test_limits_come_last():
     clock = Clock()
     limits = ActionLimits(RATE, max_speed=[10.0, 0.1])
     act = RealTimeExecutor((steady, []), RATE, limits=limits, clock=clock, thread=ScriptedThread)
-    act.reset(position=np.array([3.0, 0.0]))
+    act.reset(position=np.array([0.0, 0.0]))
     commands = run(act, clock, 20)
-    assert commands[3][0] == pytest.approx(3) and commands[4][0] == pytest.approx(3.2), "10 a second at 50 a second"
+    assert commands[3][0] == pytest.approx(0) and commands[4][0] == pytest.approx(0.2), "10 a second at 50 a second"
     assert limits.commands == 17 and limits.limited[0] == 16
 
 
@@ -272,7 +274,7 @@ def test_the_control_loop_never_waits_and_looks_only_when_the_policy_is_asked():
         until(lambda: policy.asked == 1)
         policy.go.release()
         until(lambda: act(look) is not None)
-        until(lambda: policy.asked == 2)
+        until(lambda: (act(look), policy.asked)[1] == 2)
         policy.go.release()
     assert policy.threads == {"kivla-policy"} and set(looked) == {"kivla-policy"} and len(looked) == policy.asked
     assert policy.seen[0] == ({"text": "go"}, {"seed": 3, "rtc": "guidance"})
