@@ -170,7 +170,7 @@ def test_the_plan_is_printed_and_the_options_repeat_the_run(vlm, tmp_path, capsy
     printed = capsys.readouterr().out
     for line in (
         r"trained +VLM [\d.]+k of [\d.]+k; projector [\d.]+k; expert [\d.]+k",
-        r"rates +2.5e-05, expert 0.0001; 1 steps of warm-up, then cosine with min lr",
+        r"rates +2.5e-05, expert 0.0001; 0 steps of warm-up, then cosine with min lr",
         r"steps +2 of 4 examples; the demonstrations have \d+ frames, \d+ steps an epoch, 0.\d+ epochs",
         r"augmentation +robot: brightness",
         r"evaluation +at the end on train \(16\), held_out \(16\)",
