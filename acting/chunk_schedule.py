@@ -65,6 +65,9 @@ class ChunkSchedule:
     | ensemble | at each step the mean of all chunks that reach it, older ones weighing more |
     | rtc, rtc-trained | as naive; but the policy was told what was left of the chunk before, and continues it |
 
+    Where the robot has stood still since the observation (it waits, it was held, or an episode begins), nothing of a
+    chunk is past: it is executed from its first action on, whatever the way.
+
     Args:
         way: one of `WAYS`; by default "ensemble" if there is an `ensemble_decay`, else "sync".
         replan_every: control steps from one observation that is planned from to the next (sync: actions of a chunk that
@@ -97,6 +100,7 @@ class ChunkSchedule:
     def reset(self) -> None:
         """Forget every chunk, and count steps from 0: a new episode begins."""
         self.step = 0  # the control step whose action comes next
+        self._moved_at = -1  # the last step that had an action
         self.clear()
 
     def clear(self) -> None:
@@ -131,8 +135,8 @@ class ChunkSchedule:
         if self._chunks and self._chunks[-1].actions.shape[1:] != actions.shape[1:]:
             before, now = self._chunks[-1].actions.shape[1:], actions.shape[1:]
             raise ValueError(f"The actions of the chunk before have the shape {before}, those of this one {now}.")
-        # The robot stood still while it waited: what was planned begins now.
-        chunk = Chunk(self.step if self.way == "sync" else asked_at, actions)
+        has_stood_still = self._moved_at < asked_at
+        chunk = Chunk(self.step if has_stood_still else asked_at, actions)
         if chunk.end <= self.step or (self._chunks and chunk.start < self._chunks[-1].start):
             return 0
         self._chunks = [*(self._chunks if self.way == "ensemble" else ()), chunk]
@@ -144,6 +148,7 @@ class ChunkSchedule:
         reaching = [] if is_waiting else [chunk for chunk in self._chunks if chunk.end > self.step]
         action = _average([chunk.rest(self.step)[0] for chunk in reaching], self.ensemble_decay) if reaching else None
         self._chunks = [chunk for chunk in self._chunks if chunk.end > self.step + 1]
+        self._moved_at = self._moved_at if action is None else self.step
         self.step += 1
         return action
 

@@ -31,7 +31,8 @@ class RealTimeExecutor:
 
     At each step: take the answer that has come, if one has; ask again, if it is time; and give the action of this step.
     An answer that was asked at step k and comes at step k + n begins with its action n: what is past is cut off, and
-    nothing is executed twice or out of order. One request runs at a time. The ways of acting are those of
+    nothing is executed twice or out of order. (Unless the robot has stood still since step k: then nothing of it is
+    past, and it begins with its first action.) One request runs at a time. The ways of acting are those of
     `ChunkExecutor`. The delay that a policy is told is measured, see `LatencyEstimate`.
 
     Without an action for a step, the robot gets the *safe answer*: it is held, or stopped. That happens when a chunk

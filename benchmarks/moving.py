@@ -38,7 +38,6 @@ matplotlib.use("Agg")
 CHUNK_SIZE = 16
 REPLAN_EVERY = {"sync": 8}  # a robot that waits for each chunk executes half of it;
 AT_LEAST = 4  # the others look again after so many steps, or as soon as they have their answer
-ACTION_NOISE = (0.1, 0.1)
 COLORS = {"sync": "#888888", "naive": "#d1495b", "ensemble": "#edae49", "rtc": "#00798c", "rtc-trained": "#66a182"}
 
 Cells = dict[tuple[str, int], list[dict]]  # (way, latency) -> the rows of all seeds
@@ -53,7 +52,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--latencies", type=int, nargs="+", default=list(range(7)), help="control steps; 0 to 6")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="all five")
     parser.add_argument("--num_episodes", type=int, default=200, help="scenes, the same for all; 200")
-    parser.add_argument("--max_steps", type=int, default=1000, help="optimiser steps of a policy; 1000")
+    parser.add_argument("--max_steps", type=int, default=2500, help="optimiser steps of a policy; 2500")
     parser.add_argument("--num_demonstrations", type=int, default=2000, help="2000")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads; 1")
     parser.add_argument("--output", type=Path, default=Path("outputs/moving"), help="where everything goes")
@@ -71,12 +70,16 @@ def train(options: argparse.Namespace, seed: int) -> None:
     """Record demonstrations, the same for all seeds, and train the policy of a seed."""
     demonstrations = options.output / "demonstrations"
     if not demonstrations.is_dir():  # it appears when it is complete
-        env = MovingTabletopVectorEnv(min(options.num_demonstrations, 100))
-        number, noise = options.num_demonstrations, ACTION_NOISE
-        record_demonstrations(env, demonstrations, number, image_format="image", action_noise=noise)
+        env = MovingTabletopVectorEnv(min(options.num_demonstrations, 100), midway=True)
+        record_demonstrations(env, demonstrations, options.num_demonstrations, image_format="image")
     # Fewer pictures in a step than the demo has, and more draws for each: what is to be learned here is motion.
     args = TabletopArguments(
-        chunk_size=CHUNK_SIZE, batch_size=16, num_flow_samples=8, question_share=0, rtc_max_delay=options.max_delay
+        chunk_size=CHUNK_SIZE,
+        batch_size=16,
+        num_flow_samples=8,
+        learning_rate=2e-3,
+        question_share=0,
+        rtc_max_delay=options.max_delay,
     )
     folder, steps = options.output / f"policy_{seed}", options.max_steps
     once(

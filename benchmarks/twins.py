@@ -28,10 +28,10 @@ def in_folder(folder: Path) -> Callable[[str, str], tuple[Path, str]]:
     return locate
 
 
-def pi05(folder: Path, chunk_size: int = 6) -> None:
+def pi05(folder: Path, chunk_size: int = 6, size: pi_reference.Size = pi_reference.TINY) -> None:
     """As LeRobot saves it: names under `model.`, the embedding twice, the expert's unused vocabulary."""
     folder.mkdir()
-    weights = pi_reference.random_weights("pi05")
+    weights = pi_reference.random_weights("pi05", size)
     weights[EMBEDDING] = weights[HEAD].clone()
     save_file({f"model.{name}": tensor for name, tensor in weights.items()}, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps({"type": "pi05", "chunk_size": chunk_size}))

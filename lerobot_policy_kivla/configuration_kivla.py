@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from lerobot.configs import NormalizationMode, PreTrainedConfig
 from lerobot.optim import AdamWConfig, CosineDecayWithWarmupSchedulerConfig
+from lerobot.policies.rtc.configuration_rtc import RTCConfig
 
 
 def _no_normalization() -> dict[str, NormalizationMode]:
@@ -29,6 +30,11 @@ class KivlaConfig(PreTrainedConfig):
         num_steps: Euler steps of the action expert; the policy's own number if None.
         seed: with it every chunk starts from the same noise; None draws noise from torch's random state.
         clip_actions: hold actions within the range of the policy's data; None for what its processor says (it does).
+        rtc: how a chunk goes on from the one before in `lerobot-rollout --inference.type=rtc`: "guidance" (any policy
+            that acts by flow) or "trained" (one that was trained with `rtc_max_delay`); None for what it can best.
+        rtc_config: LeRobot's own settings of it, which `lerobot-rollout` puts here. Of them `enabled` and
+            `max_guidance_weight` are used; `execution_horizon` decides how much of a chunk LeRobot hands back. The
+            weights always fall exponentially, as in the paper (`prefix_attention_schedule`).
         normalization_mapping: must be IDENTITY throughout, because KIVLA's processor normalises.
         optimizer_lr, optimizer_weight_decay, optimizer_grad_clip_norm, scheduler_warmup_steps,
             scheduler_decay_steps, scheduler_decay_lr: of `lerobot-train`: AdamW, linear warm-up, cosine decay.
@@ -45,6 +51,8 @@ class KivlaConfig(PreTrainedConfig):
     num_steps: int | None = None
     seed: int | None = None
     clip_actions: bool | None = None
+    rtc: str | None = None
+    rtc_config: RTCConfig | None = None
     normalization_mapping: dict[str, NormalizationMode] = field(default_factory=_no_normalization)
     optimizer_lr: float = 5e-5
     optimizer_weight_decay: float = 0.0

@@ -13,10 +13,12 @@ from lerobot.utils.constants import ACTION
 from torch import Tensor
 
 from kivla import ActionPredictionPipeline, KIVLAForActionPrediction, KIVLAProcessor
+from kivla.acting.rtc_method import rtc_method
 from kivla.modeling_kivla.action_checks import LARGE_CLIPPED_SHARE, actions_of
 
 from .configuration_kivla import KivlaConfig
 from .observations import to_observations
+from .rest_of_chunk import without_padding
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +36,7 @@ class KivlaPolicy(PreTrainedPolicy):
             statistics of the data that the policy learned from.
 
     Raises:
-        ValueError: no KIVLA policy was given, or the config is of another one.
+        ValueError: no KIVLA policy was given, the config is of another one, or it wants a `rtc` that the policy cannot.
     """
 
     config_class = KivlaConfig
@@ -69,7 +71,8 @@ class KivlaPolicy(PreTrainedPolicy):
             )
         processor.check_cameras(config.cameras)
         self._pipeline: ActionPredictionPipeline | None = None
-        self._has_warned_of_clipping = False
+        self._has_warned_of_clipping = self._has_warned_of_delay = False
+        rtc_method(model.config, config.rtc, config.acts_by)  # refuses what this policy cannot
         self.reset()
 
     @classmethod
@@ -150,9 +153,25 @@ class KivlaPolicy(PreTrainedPolicy):
             self._queue.extend(chunk.unbind(1))
         return self._queue.popleft()
 
+    def supports_rtc(self) -> bool:
+        """Whether `lerobot-rollout --inference.type=rtc` may run it: what acts by flow can go on from a chunk."""
+        return rtc_method(self.model.config, acts_by=self.config.acts_by) is not None
+
     @torch.no_grad()
-    def predict_action_chunk(self, batch: dict) -> Tensor:
+    def predict_action_chunk(
+        self, batch: dict, inference_delay: int | None = None, prev_chunk_left_over: Tensor | None = None
+    ) -> Tensor:
         """What `pipeline("action-prediction")` predicts: (B, chunk_size, action_dim), float32, robot units.
+
+        The last two arguments are LeRobot's real-time chunking: the robot executes the chunk before while this one is
+        computed, and this one goes on from it (`config.rtc` says how).
+
+        Args:
+            batch: observations.
+            inference_delay: control steps that pass before this chunk can be used.
+            prev_chunk_left_over: (n, action_dim) or (B, n, action_dim), what is left of the chunk before, from this
+                observation on. In robot units, as this policy gave it: its postprocessor hands everything on as it is.
+                LeRobot may have padded it at the end, see `without_padding`.
 
         Raises:
             ValueError: what was observed does not fit the policy, or its action tokens do not decode.
@@ -162,9 +181,35 @@ class KivlaPolicy(PreTrainedPolicy):
         if self._pipeline is None or self._pipeline.device != self.model.device:
             self._pipeline = ActionPredictionPipeline(self.model, processor=self.processor, device=self.model.device)
         options = {name: getattr(self.config, name) for name in ("num_steps", "seed", "acts_by", "clip_actions")}
-        results = self._pipeline(self._observations(batch), **options)
+        observations = self._observations(batch)
+        is_on = self.config.rtc_config is None or self.config.rtc_config.enabled
+        if prev_chunk_left_over is not None and is_on:
+            options |= self._go_on(observations, prev_chunk_left_over, inference_delay or 0)
+        results = self._pipeline(observations, **options)
         self._warn_of_clipping(results)
         return torch.stack([torch.from_numpy(actions_of(result)) for result in results]).to(self.model.device)
+
+    def _go_on(self, observations: list[dict], left_over: Tensor, delay: int) -> dict:
+        """Add what is left of the chunk before to the observations, and return the pipeline's options for it."""
+        method = rtc_method(self.model.config, self.config.rtc, self.config.acts_by)
+        left_over = left_over.float().cpu().numpy()
+        left_over = left_over[None] if left_over.ndim == 2 else left_over  # (B, n, D)
+        longest = self.model.config.rtc_max_delay if method == "trained" else delay
+        if delay > longest and not self._has_warned_of_delay:
+            self._has_warned_of_delay = True
+            log.warning(
+                "The policy takes %d control steps, and was trained with delays of up to %d (rtc_max_delay): chunks "
+                "may jump. Make it faster, or use --policy.rtc=guidance.",
+                delay,
+                longest,
+            )
+        for observation, rest in zip(observations, left_over, strict=True):
+            rest = without_padding(rest)
+            observation.update(previous_actions=rest, delay=min(delay, longest, len(rest)))
+        options = {"rtc": method}
+        if method == "guidance" and self.config.rtc_config is not None:
+            options["max_guidance_weight"] = self.config.rtc_config.max_guidance_weight
+        return options
 
     def _warn_of_clipping(self, results: list[dict]) -> None:
         """Of the first chunk with many values outside, and not of every one."""

@@ -107,6 +107,7 @@ def test_the_wheel_works_outside_the_repository(installed, tmp_path):
 
     options = {"dataset": DATASET, "output_dir": "policy", "max_steps": 1, "chunk_size": 6, "max_eval_frames": 2}
     options |= {"per_device_train_batch_size": 2, "report_to": "none", "use_cpu": True}
+    options |= {"dataloader_num_workers": 0}
     words = [word for name, value in options.items() for word in (f"--{name}", value)]
     printed = run(installed / "python", "-c", IN_THE_WHEEL, *words, cwd=tmp_path, environment=environment)
     assert "insulated-bins" in printed and "--minutes" in printed

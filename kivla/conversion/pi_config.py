@@ -18,6 +18,8 @@ _SETTINGS = {
     "time_sampling_scale": "time_sampling_scale",
     "time_sampling_offset": "time_sampling_offset",
 }
+# LeRobot's pi05 alone has it, and since 2026: a config without delays must be read by older versions, too
+LEROBOT_MAX_DELAY = "rtc_training_max_delay"
 _EXPERT_SETTINGS = ("min_period", "max_period")
 # hidden, MLP, layers, vocabulary of the VLM; hidden, MLP of the expert: LeRobot builds no other ones
 _PUBLISHED = (2048, 16384, 18, 257152, 1024, 4096)
@@ -107,6 +109,7 @@ def make_config(
         state_encoding="continuous" if not is_pi05 else "text" if reads_state else "none",
         # How the weights were trained: π0 by flow through the whole model, π0.5 with knowledge insulation
         backbone_gradient_scale=0.0 if is_pi05 else 1.0,
+        rtc_max_delay=given.get(LEROBOT_MAX_DELAY, 0),
         **{ours: given[theirs] for theirs, ours in _SETTINGS.items() if theirs in given},
     )
 
@@ -148,7 +151,9 @@ def lerobot_variant(config: KIVLAConfig) -> str:
 
 def lerobot_settings(config: KIVLAConfig) -> dict:
     """What LeRobot's config.json says of the model itself."""
+    has_delays = config.rtc_max_delay > 0 and lerobot_variant(config) == "pi05"
     return {
+        **({LEROBOT_MAX_DELAY: config.rtc_max_delay} if has_delays else {}),
         "chunk_size": config.chunk_size,
         "n_action_steps": config.chunk_size,
         "max_state_dim": config.max_state_dim,

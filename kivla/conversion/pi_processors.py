@@ -323,6 +323,12 @@ def export_notes(variant: str, config: KIVLAConfig, processor: KIVLAProcessor | 
         f"this policy was trained with zeros in {len(unused)} unused action dimensions, LeRobot puts noise there": (
             len(unused) > 0 and not processor.noise_padding
         ),
+        "LeRobot's π0 does not know that this policy was trained with delays (rtc_max_delay)": (
+            variant == "pi0" and config.rtc_max_delay > 0
+        ),
+        "only a LeRobot that knows rtc_training_max_delay (2026) reads its config": (
+            variant == "pi05" and config.rtc_max_delay > 0
+        ),
     }
     return [note for note, applies in differences.items() if applies]
 

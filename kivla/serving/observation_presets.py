@@ -9,12 +9,15 @@ import numpy as np
 from ..processing.camera_names import PI_SLOTS, match_cameras, match_known, short_name
 
 _PLAIN = ("images", "text", "state", "robot", "response")
+# For real-time chunking, with any preset: what is left of the client's chunk, and the steps until it can use a new one
+_REST_OF_CHUNK = ("previous_actions", "delay")
 
 # Far beyond any robot: what is larger would cost the policy minutes and memory before it could be refused.
 MAX_IMAGES = 16
 MAX_IMAGE_SIDE = 4096  # pixels; also since a square is made of a strip
 MAX_STATE = 1024
 MAX_TEXT = 4096  # characters
+MAX_PREVIOUS = 4096  # actions
 
 
 @dataclass(frozen=True)
@@ -161,7 +164,7 @@ class ObservationReader:
         """
         Returns:
             `images` (list or dict of arrays, None for a camera that is missing), `text`, `state`, and of the plain form
-            `robot` and `response` if they were given.
+            `robot` and `response` if they were given; and `previous_actions` (n, action_dim) and `delay` if they were.
 
         Raises:
             ValueError: unknown or missing keys, values of another type or far too large, or an observation that is too
@@ -171,6 +174,7 @@ class ObservationReader:
             raise ValueError(f"An observation is a map with strings as keys, got {type(request).__name__}.")
         request = dict(request)
         self._check_age(request.pop("timestamp", None))
+        rest_of_chunk = _rest_of_chunk({name: request.pop(name) for name in _REST_OF_CHUNK if name in request})
         observation = self._plain(request) if self.keys is None else self._of_preset(request)
         images = observation["images"]
         if len(images) > MAX_IMAGES:
@@ -189,7 +193,7 @@ class ObservationReader:
         for name in ("text", "robot", "response"):
             if len(observation.get(name) or "") > MAX_TEXT:
                 raise ValueError(f"{name!r} has {len(observation[name])} characters; at most {MAX_TEXT} are taken.")
-        return observation
+        return {**observation, **rest_of_chunk}
 
     def _plain(self, request: dict) -> dict:
         unknown = sorted(set(request) - set(_PLAIN))
@@ -198,7 +202,8 @@ class ObservationReader:
         if unknown or "images" not in request or "text" not in request:
             raise ValueError(
                 f"The observation has the keys {sorted(request)}; expected are 'images', 'text' and, if the policy "
-                "reads the robot's state, 'state'; 'robot', 'response' and 'timestamp' may be added."
+                "reads the robot's state, 'state'; 'robot', 'response', 'timestamp', 'previous_actions' and "
+                "'delay' may be added."
             )
         images = request["images"]
         if not (isinstance(images, list) or (isinstance(images, dict) and all(isinstance(n, str) for n in images))):
@@ -257,6 +262,27 @@ def _flat(values: dict) -> dict:
     """`{"images": {"cam_high": a}}` -> `{"images/cam_high": a}`."""
     inner = {f"{outer}/{key}": v for outer, some in values.items() if isinstance(some, dict) for key, v in some.items()}
     return {key: value for key, value in values.items() if not isinstance(value, dict)} | inner
+
+
+def _rest_of_chunk(given: dict) -> dict:
+    """What is left of the client's chunk, and its delay; nothing if it sent neither.
+
+    Raises:
+        ValueError: one without the other, or values of another type.
+    """
+    if not given:
+        return {}
+    if len(given) < len(_REST_OF_CHUNK):
+        raise ValueError(f"'previous_actions' and 'delay' go together: there is only {next(iter(given))!r}.")
+    actions, delay = given["previous_actions"], given["delay"]
+    if not isinstance(actions, np.ndarray) or actions.dtype.kind not in "fiu" or actions.ndim != 2:
+        what = f"{actions.dtype} {actions.shape}" if isinstance(actions, np.ndarray) else type(actions).__name__
+        raise ValueError(f"'previous_actions' must be an array of numbers (n, action_dim), got {what}.")
+    if len(actions) > MAX_PREVIOUS or actions.shape[1] > MAX_STATE:
+        raise ValueError(f"'previous_actions' has the shape {actions.shape}: no chunk is so large.")
+    if isinstance(delay, bool) or not isinstance(delay, int | np.integer) or not 0 <= delay <= MAX_PREVIOUS:
+        raise ValueError(f"'delay' must be a whole number of control steps, not negative, got {delay!r}.")
+    return {"previous_actions": actions, "delay": int(delay)}
 
 
 def _numbers(name: str, values) -> np.ndarray:

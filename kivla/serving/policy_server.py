@@ -4,9 +4,10 @@
    else becomes a websocket.
 2. The server speaks first: one binary frame with its metadata, a map.
 3. Then, one after the other: a binary frame with an observation, a binary frame with `actions` and, in milliseconds,
-   `policy_timing` (`infer_ms`: the policy) and `server_timing` (`infer_ms`: with decoding and encoding; `wait_ms`: for
-   its turn; `queue_depth`: the requests that were before it; `prev_total_ms`: all of the client's last one). Where the
-   policy clips, `clipped` says how many values, and how far they were out (see the pipeline).
+   `policy_timing` (`infer_ms`: the policy; `batch_size`: how many requests it answered meanwhile) and `server_timing`
+   (`infer_ms`: with decoding and encoding; `wait_ms`: for its turn; `queue_depth`: the requests that were before it;
+   `prev_total_ms`: all of the client's last one). Where the policy clips, `clipped` says how many values, and how far
+   they were out (see the pipeline).
 4. What goes wrong comes as a text frame, for people, and the connection is closed (1011; 1013 when the server is busy).
 
 Frames are msgpack with arrays (`msgpack_numpy`).
@@ -21,6 +22,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
 from ..modeling_kivla.action_checks import LARGE_CLIPPED_SHARE, check_finite
 
@@ -30,6 +32,7 @@ try:
     from websockets.frames import CloseCode
     from websockets.protocol import State
 
+    from .batching import Batcher
     from .msgpack_numpy import packb, unpackb
     from .server_metrics import ServerMetrics
 except ImportError as error:
@@ -57,18 +60,46 @@ class ClientNotReading(Exception):
     """The client was sent more than it reads; it was dropped."""
 
 
+@dataclass(frozen=True)
+class _Request:
+    """A message of a client, as it waits for its turn.
+
+    Attributes:
+        received: when it came, in seconds.
+        server_timing: what the client will be told.
+    """
+
+    connection: ServerConnection
+    message: bytes | str
+    received: float
+    server_timing: dict
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """The frame for the client, and what is counted of it."""
+
+    frame: bytes
+    policy_seconds: float
+    clipped: dict | None
+
+
 class PolicyServer:
-    """Serves one policy to several clients, one request at a time, in the order in which they come.
+    """Serves one policy to several clients, in the order in which they come: one request at a time, or several at once.
 
     Args:
         infer: an observation -> `{"actions": (H, D) array, ...}`. Runs in a thread of its own, and whatever it raises
             is logged with its traceback and sent to the client as text; `RequestRefused` without a traceback.
+        infer_together: a list of observations -> a list of what `infer` gives for each, in one pass. Where it raises,
+            each of them is given to `infer` by itself, so that what is wrong with one does not concern the others.
+        max_batch_size: most requests in a pass.
+        max_batch_wait_ms: how long a request waits for others to join it. Those that wait for their turn anyway do.
         read: a decoded message -> an observation; raises `ValueError` for what the client did wrong.
         metadata: what clients are told when they connect.
         api_key: what clients must send as `Authorization: Api-Key ...`; None for everybody.
         max_message_mb: longest message, in 10^6 bytes.
         max_connections: clients at a time.
-        max_waiting: requests that may wait for their turn, beside the one that is running.
+        max_waiting: requests that may wait for their turn, beside those that are running.
         send_timeout: seconds within which a client must have read what it is sent, but for what fits into the network's
             buffers; it is dropped otherwise. The next request is served meanwhile.
     """
@@ -79,13 +110,26 @@ class PolicyServer:
         read: Callable[[object], dict],
         metadata: dict | None = None,
         *,
+        infer_together: Callable[[list[dict]], list[dict]] | None = None,
+        max_batch_size: int = 1,
+        max_batch_wait_ms: float = 0.0,
         api_key: str | None = None,
         max_message_mb: float = 64,
         max_connections: int = 16,
         max_waiting: int = 8,
         send_timeout: float = 10.0,
     ):
+        if max_batch_size < 1 or not 0 <= max_batch_wait_ms < math.inf:
+            raise ValueError(
+                "max_batch_size must be at least 1, and max_batch_wait_ms not negative; got "
+                f"{max_batch_size} and {max_batch_wait_ms}."
+            )
+        if max_batch_size > 1 and infer_together is None:
+            raise ValueError("A max_batch_size above 1 needs `infer_together`.")
         self.infer = infer
+        self.infer_together = infer_together
+        self.max_batch_size = max_batch_size
+        self.max_batch_wait_ms = max_batch_wait_ms
         self.read = read
         self.metadata = metadata or {}
         self.api_key = api_key
@@ -106,12 +150,20 @@ class PolicyServer:
     async def listen(self, host: str = "127.0.0.1", port: int = 8000):
         """Serve while the context lasts; yields the port (a free one if `port` is 0).
 
-        At the end nobody else may connect, the request that is running is answered, those that wait are refused, and
-        every connection is closed.
+        At the end nobody else may connect, those that run are answered, those that wait are refused, and every
+        connection is closed.
         """
-        self._turn = asyncio.Lock()
         self._is_stopping = False
-        with ThreadPoolExecutor(1, thread_name_prefix="policy") as self._worker:
+        with ThreadPoolExecutor(1, thread_name_prefix="policy") as worker:
+            self._batcher = Batcher(
+                worker,
+                self._answer,
+                refuse=self._refuse_late,
+                max_size=self.max_batch_size,
+                max_wait=1e-3 * self.max_batch_wait_ms,
+                may_join=lambda size: size < len(self._server.connections),
+            )
+            batches = asyncio.create_task(self._batcher.run())
             self._server = await serve(
                 self._handle,
                 host,
@@ -130,6 +182,7 @@ class PolicyServer:
                 idle = self._server.connections - self._busy
                 await asyncio.gather(*(self._say_goodbye(connection) for connection in idle))
                 await self._server.wait_closed()
+                batches.cancel()
 
     def _admit(self, connection: ServerConnection, request: Request) -> Response | None:
         if request.path == "/healthz":
@@ -186,7 +239,7 @@ class PolicyServer:
     ) -> bytes:
         """The answer, when its turn has come."""
         queue_depth = self.num_requests - 1  # without this one
-        if queue_depth > self.max_waiting:
+        if queue_depth - max(self._batcher.num_running, 1) >= self.max_waiting:
             raise RequestRefused(
                 f"The server is busy: {self.max_waiting} requests wait already (--max_waiting). Try again later.",
                 CloseCode.TRY_AGAIN_LATER,
@@ -194,22 +247,20 @@ class PolicyServer:
         server_timing = {"queue_depth": queue_depth}
         if previous_ms is not None:
             server_timing["prev_total_ms"] = previous_ms
-        async with self._turn:
-            if self._is_stopping:
-                raise RequestRefused("The server is stopping.", CloseCode.GOING_AWAY)
-            if connection.state is not State.OPEN:
-                raise RequestRefused("The client did not wait for its turn.")
-            server_timing["wait_ms"] = 1e3 * (time.perf_counter() - received)
-            loop = asyncio.get_running_loop()
-            reply, policy_seconds, clipped = await loop.run_in_executor(
-                self._worker, self._answer, message, server_timing
-            )
+        answer = await self._batcher.submit(_Request(connection, message, received, server_timing))
         self.metrics.answers += 1
-        self.metrics.policy_seconds.add(policy_seconds)
+        self.metrics.policy_seconds.add(answer.policy_seconds)
         self.metrics.request_seconds.add(time.perf_counter() - received)
-        if clipped is not None:
-            self._count_clipped(clipped)
-        return reply
+        if answer.clipped is not None:
+            self._count_clipped(answer.clipped)
+        return answer.frame
+
+    def _refuse_late(self, request: _Request) -> None:
+        """Of those whose turn has come: what nobody waits for any more."""
+        if self._is_stopping:
+            raise RequestRefused("The server is stopping.", CloseCode.GOING_AWAY)
+        if request.connection.state is not State.OPEN:
+            raise RequestRefused("The client did not wait for its turn.")
 
     def _count_clipped(self, clipped: dict) -> None:
         self.metrics.values += clipped["of"]
@@ -226,26 +277,52 @@ class PolicyServer:
                 100 * self.metrics.clipped_values / self.metrics.values,
             )
 
-    def _answer(self, message: bytes | str, server_timing: dict) -> tuple[bytes, float, dict | None]:
+    def _answer(self, requests: list[_Request]) -> list[_Answer | Exception]:
         """Decode, infer, encode: all that takes time, away from the event loop.
 
         Returns:
-            The encoded answer, the policy's seconds, and what was clipped.
+            For each request its answer, or why there is none: what is wrong with one does not concern the others.
         """
         start = time.perf_counter()
+        outcomes: list = [_outcome(self._decode, request.message) for request in requests]
+        readable = [i for i, outcome in enumerate(outcomes) if not isinstance(outcome, Exception)]
+        passes = self._infer([outcomes[i] for i in readable])
+        for i, (result, timing) in zip(readable, passes, strict=True):
+            wait_ms = 1e3 * (start - requests[i].received)
+            server_timing = {**requests[i].server_timing, "wait_ms": wait_ms}
+            outcomes[i] = _outcome(self._encode, result, timing, server_timing, start)
+        return outcomes
+
+    def _decode(self, message: bytes | str) -> dict:
         try:
             if isinstance(message, str):
                 raise ValueError("Observations are sent as binary frames of msgpack, this was a text frame.")
-            observation = self.read(unpackb(message))
+            return self.read(unpackb(message))
         except ValueError as error:
             raise RequestRefused(str(error)) from error
+
+    def _infer(self, observations: list[dict]) -> list[tuple[dict | Exception, dict]]:
+        """Each one's result or its exception, and the `policy_timing` of the pass that gave it."""
+        if len(observations) > 1:
+            together, timing = self._timed(self.infer_together, observations, len(observations))
+            if not isinstance(together, Exception):
+                return [(result, timing) for result in together]
+            log.info("%d requests are answered one by one, because together: %s", len(observations), together)
+        return [self._timed(self.infer, observation, 1) for observation in observations]
+
+    def _timed(self, infer: Callable, observed: dict | list[dict], batch_size: int) -> tuple:
         before = time.perf_counter()
-        result = self.infer(observation)
-        policy_seconds = time.perf_counter() - before
+        outcome = _outcome(infer, observed)
+        self.metrics.passes += 1
+        return outcome, {"infer_ms": 1e3 * (time.perf_counter() - before), "batch_size": batch_size}
+
+    def _encode(self, result: dict | Exception, timing: dict, server_timing: dict, start: float) -> _Answer:
+        if isinstance(result, Exception):
+            raise result
         check_finite(result["actions"][None])
         server_timing = {"infer_ms": 1e3 * (time.perf_counter() - start), **server_timing}
-        timing = {"server_timing": server_timing, "policy_timing": {"infer_ms": 1e3 * policy_seconds}}
-        return packb({**result, **timing}), policy_seconds, result.get("clipped")
+        frame = packb({**result, "server_timing": server_timing, "policy_timing": timing})
+        return _Answer(frame, 1e-3 * timing["infer_ms"], result.get("clipped"))
 
     async def _send(self, connection: ServerConnection, frame: bytes | str) -> None:
         """
@@ -277,6 +354,14 @@ class PolicyServer:
 
     async def _say_goodbye(self, connection: ServerConnection) -> None:
         await self._close(connection, CloseCode.GOING_AWAY, "The server is stopping.")
+
+
+def _outcome(function: Callable, *arguments):
+    """What it returns, or the exception that it raises."""
+    try:
+        return function(*arguments)
+    except Exception as error:
+        return error
 
 
 def _shortened(text: str) -> str:

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from ..acting.chunk_schedule import RTC_METHODS, WAYS
+from ..acting.rtc_method import rtc_method
 from ..modeling_kivla import actions_of
 from ..processing.camera_names import CAMERAS_HELP, check_names, parse_cameras
 from .observation_presets import PRESET_NAMES, ObservationReader
@@ -53,11 +55,26 @@ class ServeArguments:
     )
     max_message_mb: float = field(default=64, metadata={"help": "Longest message."})
     max_connections: int = field(default=16, metadata={"help": "Clients at a time."})
-    max_waiting: int = field(default=8, metadata={"help": "Requests that wait while another one is running."})
+    max_waiting: int = field(default=8, metadata={"help": "Requests that wait while others are running."})
+    max_batch_size: int | None = field(
+        default=None,
+        metadata={"help": "Most requests, of several robots, in one pass of the policy; 8, or 1 with --reuse_prefix."},
+    )
+    max_batch_wait_ms: float = field(
+        default=0.0, metadata={"help": "How long a request waits for others to join it; those that wait anyway do."}
+    )
+    rtc: Literal["guidance", "trained"] | None = field(
+        default=None,
+        metadata={"help": "How chunks continue what is left of the ones before; by default as the policy can best."},
+    )
 
     def __post_init__(self):
         if not 0 <= self.port < 2**16:
             raise ValueError(f"--port must be from 0 (any that is free) to {2**16 - 1}, got {self.port}.")
+        if self.max_batch_size is None:
+            self.max_batch_size = 1 if self.reuse_prefix else 8
+        elif self.max_batch_size > 1 and self.reuse_prefix:
+            raise ValueError("--reuse_prefix is for one robot that asks again: leave it or --max_batch_size out.")
 
 
 class ServedPolicy:
@@ -67,6 +84,7 @@ class ServedPolicy:
         pipe: `pipeline("action-prediction", ...)`.
         robot: of observations that do not say it.
         execute: only the first so many actions of each chunk, or None.
+        rtc: how a chunk goes on from the `previous_actions` of an observation; None if the policy cannot.
         cameras: the policy's names of cameras → those that observations have.
 
     Raises:
@@ -79,6 +97,7 @@ class ServedPolicy:
         robot: str | None = None,
         execute: int | None = None,
         cameras: Mapping[str, str | None] | None = None,
+        rtc: str | None = None,
     ):
         chunk_size = pipe.processor.chunk_size
         if execute is not None and not 1 <= execute <= chunk_size:
@@ -87,13 +106,26 @@ class ServedPolicy:
             pipe.processor.robot(robot)
         pipe.processor.check_cameras(cameras)
         self.pipe, self.robot, self.execute = pipe, robot, execute
-        self.options = {} if cameras is None else {"cameras": cameras}
+        options = {"cameras": cameras, "rtc": rtc}
+        self.options = {name: value for name, value in options.items() if value is not None}
 
     def __call__(self, observation: dict) -> dict:
         try:
             result = self.pipe({"robot": self.robot, **observation}, **self.options)
         except ValueError as error:  # what the policy says of an observation: the client's doing, not a failure
             raise RequestRefused(str(error)) from error
+        return self._sent(result)
+
+    def together(self, observations: list[dict]) -> list[dict]:
+        """The same for several observations, in one pass.
+
+        Raises:
+            ValueError: the policy refuses one of them, or the action tokens of one do not decode.
+        """
+        results = self.pipe([{"robot": self.robot, **observation} for observation in observations], **self.options)
+        return [self._sent(result) for result in results]
+
+    def _sent(self, result: dict) -> dict:
         return {**result, "actions": actions_of(result)[: self.execute]}
 
 
@@ -108,7 +140,8 @@ def make_server(pipe, args: ServeArguments) -> PolicyServer:
     check_names(names or {})
     pipe.processor.check_cameras(names)
     # In the plain form clients name robot and cameras, which the pipeline places; a preset's keys are placed here
-    policy = ServedPolicy(pipe, args.robot, args.execute, names if is_plain else None)
+    rtc = rtc_method(pipe.model.config, args.rtc, args.acts_by)
+    policy = ServedPolicy(pipe, args.robot, args.execute, names if is_plain else None, rtc)
     robot = {}
     if not is_plain:
         spec = pipe.processor.robot(args.robot)
@@ -118,6 +151,10 @@ def make_server(pipe, args: ServeArguments) -> PolicyServer:
     )
     metadata = {"policy": args.model, "preset": args.preset, "chunk_size": args.execute or pipe.processor.chunk_size}
     metadata["clips_actions"] = _clips_actions(pipe, args.clip_actions)
+    metadata["rtc"] = rtc
+    metadata["ways"] = [way for way in WAYS if RTC_METHODS.get(way) in (None, rtc)]
+    if rtc == "trained":
+        metadata["max_delay"] = pipe.model.config.rtc_max_delay
     if read.cameras is not None:
         metadata["cameras"] = read.cameras
     elif names is not None:
@@ -126,6 +163,9 @@ def make_server(pipe, args: ServeArguments) -> PolicyServer:
         policy,
         read,
         metadata,
+        infer_together=policy.together,
+        max_batch_size=args.max_batch_size,
+        max_batch_wait_ms=args.max_batch_wait_ms,
         api_key=args.api_key or os.environ.get("KIVLA_API_KEY") or None,
         max_message_mb=args.max_message_mb,
         max_connections=args.max_connections,

@@ -31,17 +31,18 @@ class ServerMetrics:
 
     Attributes:
         answers: requests that were answered with actions.
+        passes: how often the policy ran; with batches less often than there are answers.
         refusals: requests that were refused: the client's doing, or the server was busy.
         failures: requests on which the policy failed.
         refused_connections: clients without the key, or too many.
         slow_readers: clients that were dropped because they did not read what they were sent.
         values, clipped_values: action values that were predicted by policies that clip, and those that were clipped.
-        policy_seconds: the policy alone.
+        policy_seconds: the policy alone, for each answer (those of one pass have the same).
         request_seconds: from a request's arrival to its encoded answer, with waiting.
     """
 
     def __init__(self):
-        self.answers = self.refusals = self.failures = self.refused_connections = self.slow_readers = 0
+        self.answers = self.passes = self.refusals = self.failures = self.refused_connections = self.slow_readers = 0
         self.values = self.clipped_values = 0
         self.policy_seconds, self.request_seconds = _Durations(), _Durations()
 
@@ -53,6 +54,7 @@ class ServerMetrics:
         """
         counters = {
             "answers": "Requests answered with actions.",
+            "passes": "How often the policy ran.",
             "refusals": "Requests refused with a reason.",
             "failures": "Requests on which the policy failed.",
             "refused_connections": "Connections refused: no key, or too many.",

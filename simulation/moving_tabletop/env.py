@@ -16,9 +16,9 @@ from ..tabletop.env import TabletopEnv, TabletopVectorEnv
 from ..tabletop.rendering import render
 from ..tabletop.scenes import SEEN_PAIRS, Scene, sample_pairs
 from . import expert
-from .motion import ROWS, SPEEDS, START, TOUCH, TRACKS, drift, pull
+from .motion import ANYWHERE, MAX_SPEED, ROWS, SPEEDS, START, TOUCH, TRACKS, drift, glide
 
-WAKE = 3  # every object leaves a faint image of where it was so many steps ago
+WAKE = 8  # every object leaves a faint image of where it was so many steps ago
 TARGETS = (1, 2)  # indices of the objects that may be asked for
 
 
@@ -29,15 +29,17 @@ class MovingTabletopVectorEnv(TabletopVectorEnv):
     way; the scripted expert goes round it on the left or on the right, as drawn for the scene, and turns aside late.
     So there are two good ways, and going from one over to the other ends at the obstacle.
 
-    * action: float32 (N, 2), the place `x`, `y` in [-1, 1] that the gripper is sent to. A spring pulls it there, with a
-      largest force: it takes some steps to start, to stop and to turn. The same action again means: stay there.
+    * action: float32 (N, 2), `dx` and `dy` in [-1, 1]: the velocity that the gripper is to take (0.06 table units a
+      step at 1). It has inertia: it needs some steps to start, to stop and to turn.
     * observation: `{"images": {"top": uint8 (N, size, size, 3)}, "state": float32 (N, 2)}`. In the picture every object
-      has a faint second image behind it, where it was three steps ago. The state is the gripper's x and y.
+      has a faint second image behind it, where it was eight steps ago. The state is the gripper's x and y.
     * reward, terminated, info and what a seed means: as `TabletopVectorEnv`'s. The swapped instruction asks for the
       other one of the two objects.
 
     Args:
         num_envs: N.
+        midway: begin anywhere on the table, and moving. So demonstrations show how to go on from where a policy may get
+            to, without a disturbance that makes what the expert does next a matter of chance.
         image_size: height and width of the camera's picture, in pixels; 24 or more.
         max_steps: after so many steps an unfinished table is truncated.
         render_mode: "rgb_array" for `render()`.
@@ -48,18 +50,20 @@ class MovingTabletopVectorEnv(TabletopVectorEnv):
     """
 
     state_names: Sequence[str] = ["x", "y"]
-    action_names: Sequence[str] = ["x", "y"]
+    action_names: Sequence[str] = ["dx", "dy"]
     state_dim = action_dim = 2
     robot_type = "tabletop_gripper_with_inertia"
 
     def __init__(
         self,
         num_envs: int = 1,
+        midway: bool = False,
         image_size: int = 48,
         max_steps: int = 60,
         render_mode: str | None = None,
         render_size: int = 192,
     ):
+        self.midway = midway
         super().__init__(
             num_envs,
             num_objects=len(TRACKS),
@@ -80,6 +84,8 @@ class MovingTabletopVectorEnv(TabletopVectorEnv):
         self.velocities = speeds * np.stack([rng.choice([-1, 1], size=len(TRACKS)) for rng in rngs])  # (N, K) along x
         self.sides = np.array([rng.choice([-1, 1]) for rng in rngs])  # where the expert goes round the obstacle
         self.gripper_velocity = np.zeros((len(seed), 2))
+        if self.midway:
+            self.gripper_velocity = np.stack([rng.uniform(-MAX_SPEED, MAX_SPEED, size=2) for rng in rngs])
         return super().reset(seed=seed, options=options)
 
     def expert_actions(self) -> np.ndarray:
@@ -88,13 +94,16 @@ class MovingTabletopVectorEnv(TabletopVectorEnv):
         return expert.expert_actions(scene.gripper, scene.positions, self.velocities, self.told_task.target, self.sides)
 
     def hold(self, actions: np.ndarray) -> np.ndarray:
-        """The last actions again: the gripper stays where it was sent."""
-        return actions
+        """The actions that stop the gripper, whatever the last ones (N, 2) were."""
+        return np.zeros_like(actions)
 
     def _sample_episode(self, rng: np.random.Generator) -> tasks.Episode:
         colors, shapes = np.array(sample_pairs(rng, [SEEN_PAIRS] * len(TRACKS))).T
         positions = np.stack([rng.uniform(*TRACKS.T), rng.uniform(*ROWS.T)], axis=-1)  # (K, 2)
-        scene = Scene(colors, shapes, positions, rng.uniform(*START.T), np.array(False), np.array(-1))
+        gripper = rng.uniform(*(ANYWHERE if self.midway else START).T)
+        while np.linalg.norm(positions - gripper, axis=-1).min() < TOUCH + 2 * MAX_SPEED:
+            gripper = rng.uniform(*ANYWHERE.T)
+        scene = Scene(colors, shapes, positions, gripper, np.array(False), np.array(-1))
         told, swapped = (tasks.possible_tasks(scene, "touch", target)[0] for target in rng.permutation(TARGETS))
         sentences = [tasks.phrase(rng, scene, task, self.split) for task in (told, swapped)]
         return tasks.Episode(scene, told, *sentences)
@@ -102,7 +111,7 @@ class MovingTabletopVectorEnv(TabletopVectorEnv):
     def _move(self, actions: np.ndarray, active: np.ndarray) -> None:
         scene, where = self.scene, active[:, None]
         positions, velocities = drift(scene.positions, self.velocities)
-        gripper, gripper_velocity = pull(scene.gripper, self.gripper_velocity, np.clip(actions, -1, 1))
+        gripper, gripper_velocity = glide(scene.gripper, self.gripper_velocity, np.clip(actions, -1, 1))
         scene.positions = np.where(where[..., None], positions, scene.positions)
         scene.gripper = np.where(where, gripper, scene.gripper)
         self.velocities = np.where(where, velocities, self.velocities)

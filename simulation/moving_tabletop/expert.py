@@ -6,11 +6,10 @@ picture is followed by either, and a policy that learns from it has two ways to 
 
 import numpy as np
 
-from .motion import DAMPING, STIFFNESS, TOUCH, drift
+from .motion import MAX_SPEED, TOUCH, drift
 
-SPEED = 0.06  # table units a step
 TURN = 0.45  # so far below the obstacle it turns aside
-PASS = TOUCH + 0.15  # from the obstacle's centre to where it passes
+PASS = TOUCH + 0.2  # from the obstacle's centre to where it passes
 COMMITTED = 0.08  # so far from the middle, a side is a side
 OBSTACLE = 0  # index of the object
 
@@ -18,7 +17,7 @@ OBSTACLE = 0  # index of the object
 def expert_actions(
     gripper: np.ndarray, positions: np.ndarray, velocities: np.ndarray, target: np.ndarray, sides: np.ndarray
 ) -> np.ndarray:
-    """Where the expert sends the gripper, (N, 2) in [-1, 1].
+    """The velocity that the expert tells the gripper to take, (N, 2) in [-1, 1].
 
     Args:
         gripper: (N, 2).
@@ -33,7 +32,7 @@ def expert_actions(
     side = np.where(np.abs(offset) > COMMITTED, np.sign(offset), sides)
 
     # Before the obstacle: straight at it, then to the place beside it where it will be.
-    steps = np.clip(ahead / SPEED, 0, None).round()
+    steps = np.clip(ahead / MAX_SPEED, 0, None).round()
     then, _ = drift(positions, velocities, steps[:, None])
     beside = np.stack([then[:, OBSTACLE, 0] + side * PASS, obstacle[:, 1]], axis=-1)
     goal = np.where((ahead > TURN)[:, None], np.stack([obstacle[:, 0], obstacle[:, 1]], axis=-1), beside)
@@ -43,10 +42,8 @@ def expert_actions(
     # Behind it: to where the target will be.
     passed = (ahead < -0.5 * TOUCH) | (target == OBSTACLE)
     distance = np.linalg.norm(positions[rows, target] - gripper, axis=-1)
-    then, _ = drift(positions, velocities, (distance / SPEED).round()[:, None])
+    then, _ = drift(positions, velocities, (distance / MAX_SPEED).round()[:, None])
     goal = np.where(passed[:, None], then[rows, target], goal)
 
-    way = goal - gripper
-    way = way / np.maximum(np.linalg.norm(way, axis=-1, keepdims=True), SPEED)
-    # A spring that is followed at this speed lags so far behind.
-    return np.clip(gripper + way * SPEED * DAMPING / STIFFNESS, -1, 1).astype(np.float32)
+    way = (goal - gripper) / MAX_SPEED
+    return (way / np.maximum(np.linalg.norm(way, axis=-1, keepdims=True), 1)).astype(np.float32)

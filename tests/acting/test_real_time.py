@@ -75,7 +75,7 @@ def expected(steps: int, episode: int, fate, timeout: float) -> tuple[list, list
     for tick in range(steps):
         now = tick / RATE
         if tick % episode == 0:
-            table, begin, last = {}, tick, None
+            table, begin, last, moved_at = {}, tick, None, -1
         step = tick - begin
         if asked and asked[4] != "lost" and asked[1] + asked[5] <= now:
             number, _, at, of, kind, seconds, due = asked
@@ -88,26 +88,26 @@ def expected(steps: int, episode: int, fate, timeout: float) -> tuple[list, list
             elif kind == "error":
                 counts.errors += 1
                 table = {}
-            elif at + H <= step:
-                counts.too_late += 1
             else:
-                counts.chunks += 1
-                counts.late += step > due
-                table = {k: (k, number) for k in range(step, at + H)}
+                start = at if moved_at >= at else step  # it has stood still: nothing is past
+                table = {start + row: (at + row, number) for row in range(H)} if start + H > step else table
+                counts.chunks += start + H > step
+                counts.too_late += start + H <= step
+                counts.late += start + H > step > due
         if asked and now - asked[1] > timeout:
             counts.lost += 1
             asked = None
-        if asked is None:
+        left = sum(k >= step for k in table)
+        if asked is None and (not left or step > min(table)):  # not twice for one beginning
             newest = sorted(measured[-50:])
             seconds = newest[math.ceil(0.95 * (len(newest) - 1))] if newest else 0.1
             delay = math.ceil(seconds * RATE)
-            left = sum(k >= step for k in table)
             delays.append(min(delay, left) if left else None)
             number = counts.requests
             asked = (number, now, step, begin, *fate(number), step + delay)
             counts.requests += 1
         if step in table:
-            last = table[step]
+            last, moved_at = table[step], step
         elif last is None:
             counts.before_first += 1
         else:
@@ -140,11 +140,12 @@ def test_an_hour_of_late_lost_and_failing_answers(way):
     if way == "naive":
         assert all(not request.extra for request in requests)
         return
+    commands_at = {tick / RATE: command for tick, command in enumerate(commands)}
     for request, delay in zip(requests, delays, strict=True):
         assert request.extra.get("delay") == delay
         if delay is not None:
             previous = request.extra["previous_actions"]
-            assert previous[0, 0] == request.step and delay <= len(previous) <= H
+            assert previous[0].tolist() == list(commands_at[request.time]) and delay <= len(previous) <= H
 
 
 def steady(n: int) -> tuple[str, float]:
@@ -177,8 +178,10 @@ def test_the_ensemble_is_the_mean_of_what_reaches_the_step():
     act = RealTimeExecutor((steady, []), RATE, "ensemble", ensemble_decay=0.0, clock=clock, thread=ScriptedThread)
     commands = run(act, clock, 40)
     for step in range(3, 40):
-        arrived = [n for n in range(14) if 3 * (n + 1) <= step]  # asked at 0, 3, 6, ..., each there 3 steps later
-        assert commands[step] == pytest.approx([step, np.mean(arrived)]), f"step {step}"
+        # The first one, for which the robot waited, begins at 3; those asked at 4, 7, 10, ... are there 3 steps later.
+        arrived = [n for n in range(1, 14) if 3 * n + 4 <= step]
+        rows, numbers = [step - 3, *(step for _ in arrived)], [0, *arrived]
+        assert commands[step] == pytest.approx([np.mean(rows), np.mean(numbers)]), f"step {step}"
 
 
 @pytest.mark.parametrize("kind", ["error", "lost"])
@@ -194,8 +197,8 @@ def test_a_robot_that_is_to_stop_gets_no_more_commands(kind, caplog):
         for tick in range(3 * H):
             clock.now = tick / RATE
             commands.append(act({}))
-        # The second chunk, asked at 3, would end after step 52. An error ends it when it comes, at step 9.
-        stop = 9 if kind == "error" else 53
+        # The second chunk, asked at 4, would end after step 53. An error ends it when it comes, at step 10.
+        stop = 10 if kind == "error" else 54
         assert [i for i, command in enumerate(commands) if command is None] == [0, 1, 2, *range(stop, 3 * H)]
         assert act.is_stopped and act.counts.stopped == 3 * H - stop and act.counts.held == 0
         assert str(act.last_error) == (
@@ -230,9 +233,9 @@ def test_limits_come_last():
     clock = Clock()
     limits = ActionLimits(RATE, max_speed=[10.0, 0.1])
     act = RealTimeExecutor((steady, []), RATE, limits=limits, clock=clock, thread=ScriptedThread)
-    act.reset(position=np.array([3.0, 0.0]))
+    act.reset(position=np.array([0.0, 0.0]))
     commands = run(act, clock, 20)
-    assert commands[3][0] == pytest.approx(3) and commands[4][0] == pytest.approx(3.2), "10 a second at 50 a second"
+    assert commands[3][0] == pytest.approx(0) and commands[4][0] == pytest.approx(0.2), "10 a second at 50 a second"
     assert limits.commands == 17 and limits.limited[0] == 16
 
 
@@ -271,7 +274,7 @@ def test_the_control_loop_never_waits_and_looks_only_when_the_policy_is_asked():
         until(lambda: policy.asked == 1)
         policy.go.release()
         until(lambda: act(look) is not None)
-        until(lambda: policy.asked == 2)
+        until(lambda: (act(look), policy.asked)[1] == 2)
         policy.go.release()
     assert policy.threads == {"kivla-policy"} and set(looked) == {"kivla-policy"} and len(looked) == policy.asked
     assert policy.seen[0] == ({"text": "go"}, {"seed": 3, "rtc": "guidance"})

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
+from benchmarks import guidance
 from benchmarks.report import Comparison, Measurement
 from benchmarks.timing import interleaved, peak_memory
 
@@ -144,3 +145,14 @@ def test_quick_numbers_are_never_published(capsys):
     with pytest.raises(SystemExit):
         command.main(["--quick", "--write"])
     assert "--quick" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_real_time_chunking(capsys):
+    """Its checks hold (without weight or delay it is the ordinary chunk, compiled or not), and all rows are there."""
+    threads = torch.get_num_threads()
+    guidance.main(["--quick", "--threads", "1", "--sizes", "small"])
+    torch.set_num_threads(threads)
+    rows = re.findall(r"^\| (guidance|trained), ([\w, ]+) \|", capsys.readouterr().out, re.MULTILINE)
+    kinds = ("loop", "chunk", "loop, compiled", "chunk, compiled")
+    assert rows == [(method, kind) for kind in kinds for method in ("guidance", "trained")]

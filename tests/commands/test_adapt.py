@@ -20,6 +20,8 @@ RUN = {
     "dataset": DATASET,
     "max_steps": 1,
     "per_device_train_batch_size": 2,
+    "dataloader_num_workers": 0,
+    "warmup_steps": 0,
     "max_eval_frames": 2,
     "report_to": "none",
     "use_cpu": True,

@@ -26,6 +26,7 @@ SMALL = [
 RUN = [
     *("--max_steps", 1, "--per_device_train_batch_size", 2, "--max_eval_frames", 2, "--report_to", "none"),
     *("--use_cpu", "true", "--disable_tqdm", "true", "--dataloader_pin_memory", "false"),
+    *("--dataloader_num_workers", 0, "--augment", "none", "--warmup_steps", 0),
 ]
 
 

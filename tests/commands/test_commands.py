@@ -31,6 +31,7 @@ TINY = {
     "dataloader_pin_memory": False,
     "dataloader_num_workers": 0,
     "augment": "none",
+    "warmup_steps": 0,  # or the first of a few steps would move nothing
 }
 
 

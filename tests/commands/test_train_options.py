@@ -49,6 +49,16 @@ def test_every_default_has_a_source_and_is_in_the_docs():
         assert f"| `{name}` | {source} |" in page, f"docs/training_arguments.md lacks the default of {name}"
 
 
+def test_what_python_trains_with_stays_the_librarys():
+    """`kivla demo` and `kivla study` go by these, and so do their figures."""
+    ours, library = (
+        {field.name: field.default for field in fields(kind)} for kind in (KIVLATrainingArguments, TrainingArguments)
+    )
+    for name in SOURCES.keys() & library.keys() - {"adam_beta2"}:
+        assert ours[name] == library[name], name
+    assert KIVLATrainingArguments("z", use_cpu=True).adam_beta2 == 0.999 and ours["augment"] == "none"
+
+
 def test_the_defaults_are_those_of_openpi():
     args = read()
     assert (args.max_steps, args.learning_rate, args.adam_beta2) == (30_000, 2.5e-5, 0.95)
@@ -160,7 +170,7 @@ def test_the_plan_is_printed_and_the_options_repeat_the_run(vlm, tmp_path, capsy
     printed = capsys.readouterr().out
     for line in (
         r"trained +VLM [\d.]+k of [\d.]+k; projector [\d.]+k; expert [\d.]+k",
-        r"rates +2.5e-05, expert 0.0001; 1 steps of warm-up, then cosine with min lr",
+        r"rates +2.5e-05, expert 0.0001; 0 steps of warm-up, then cosine with min lr",
         r"steps +2 of 4 examples; the demonstrations have \d+ frames, \d+ steps an epoch, 0.\d+ epochs",
         r"augmentation +robot: brightness",
         r"evaluation +at the end on train \(16\), held_out \(16\)",

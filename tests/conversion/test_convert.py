@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoProcessor, pipeline
 
-from kivla import KIVLAForActionPrediction, KIVLAProcessor
+from kivla import KIVLAConfig, KIVLAForActionPrediction, KIVLAProcessor
 from kivla.cli import main
 from kivla.conversion.convert import REPORT, ConvertArguments, convert
 from kivla.conversion.pi_config import IMAGE_TOKEN, empty_model, expected_weights, make_config
@@ -459,9 +459,12 @@ def test_statistics_come_along(tmp_path, vlm_processor, variant, layout):
 @variants
 def test_to_lerobot_and_back(tmp_path, vlm_processor, variant, layout):
     given = lerobot_config() if layout is lerobot else {"action_horizon": CHUNK}
+    delays = {"rtc_training_max_delay": 3} if (layout, variant) == (lerobot, "pi05") else {}
+    given |= delays
     source = write(tmp_path / "source", layout(reference.random_weights(variant)), **given, num_inference_steps=7)
     add_norm_stats(source)
     run(source, tmp_path / "kivla", vlm_processor=vlm_processor, relative_actions=["none"])
+    assert KIVLAConfig.from_pretrained(tmp_path / "kivla").rtc_max_delay == (3 if delays else 0)
     report = run(tmp_path / "kivla", tmp_path / "lerobot", to="lerobot")
     run(tmp_path / "lerobot", tmp_path / "again", vlm_processor=vlm_processor)
 
@@ -471,6 +474,8 @@ def test_to_lerobot_and_back(tmp_path, vlm_processor, variant, layout):
     assert not exported[LEROBOT_UNUSED].any() and report.missing.keys() == {LEROBOT_UNUSED}
     config = json.loads((tmp_path / "lerobot" / "config.json").read_text())
     assert (config["type"], config["num_inference_steps"]) == (variant, 7)
+    assert {name: config[name] for name in config if name.startswith("rtc")} == delays
+    assert any("rtc_training_max_delay" in note for note in report.notes) == bool(delays)
 
     first, again = load_file(tmp_path / "kivla" / WEIGHTS), load_file(tmp_path / "again" / WEIGHTS)
     assert first.keys() == again.keys() and all(torch.equal(first[name], again[name]) for name in first)

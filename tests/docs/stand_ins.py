@@ -19,6 +19,7 @@ from kivla.cli import main
 from kivla.demo.tiny_vlm import save_tiny_vlm
 from kivla.simulation import make_questions
 from kivla.training.data.lerobot.writer import LeRobotWriter
+from tests.helpers.pi_reference import Size
 from tests.helpers.vlm_processors import KINDS
 
 EXPERT = {"hidden_size": 32, "intermediate_size": 48}
@@ -138,7 +139,7 @@ def make_stand_ins(folder: Path) -> None:
     record(folder / "lerobot" / "your_annotated_dataset", seed=0, subtasks=True)
     for name, (cameras, joints, fps) in (("you/pick_up_the_cup", SO101), ("lerobot/aloha_static_cups_open", ALOHA)):
         record(folder / name, seed=0, cameras=cameras, joints=joints, fps=fps)
-    twins.pi05(folder / "lerobot" / "pi05_base")
+    twins.pi05(folder / "lerobot" / "pi05_base", size=Size(dim=32))  # as wide as the published one
     (folder / "physical-intelligence").mkdir()
     twins.fast(folder / "physical-intelligence" / "fast")
     questions(folder / "HuggingFaceM4" / "the_cauldron")

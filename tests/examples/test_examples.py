@@ -78,6 +78,13 @@ def test_act_in_a_loop(run, policy, capsys):
     assert re.search(r"(done|failed) after \d+ steps\n[01] of 1 scenes", capsys.readouterr().out)
 
 
+def test_act_in_real_time(run, policy, capsys):
+    run("act_in_real_time.py", policy, "--episodes", 1, "--rate", 50)
+    printed = capsys.readouterr().out
+    assert re.search(r": (done|failed)\nExecutionCounts\(steps=\d+, requests=\d+, chunks=[1-9]", printed)
+    assert "errors=0" in printed and "The last error" not in printed
+
+
 def test_insulation_in_40_lines(run, capsys):
     assert len((EXAMPLES / "insulation_in_40_lines.py").read_text(encoding="utf-8").splitlines()) <= 40
     run("insulation_in_40_lines.py")

@@ -202,6 +202,40 @@ def a_missing_camera():
     assert np.abs(both - expected).max() > 1e-3
 
 
+def real_time_chunking():
+    """As `lerobot-rollout --inference.type=rtc` does it: what is left of a chunk comes back padded, in robot units."""
+    from lerobot.policies.rtc.configuration_rtc import RTCConfig
+    from lerobot.rollout.inference.rtc import _normalize_prev_actions_length, supports_rtc_inference
+
+    policy, preprocess, _ = load(WORK / "lerobot", "--seed=3")
+    assert supports_rtc_inference(policy)
+    policy.config.rtc_config = RTCConfig(max_guidance_weight=2.0)
+    observation = {key: value[:1] for key, value in observed(CAMERA).items()}
+    batch = preprocess(observation)
+    left_over = policy.predict_action_chunk(preprocess({**observation, "task": TEXTS[1:2]}))[0, 2:]
+    handed_back = _normalize_prev_actions_length(left_over, target_steps=10)
+    assert len(handed_back) == 10
+    chunk = policy.predict_action_chunk(batch, inference_delay=2, prev_chunk_left_over=handed_back)
+    pipe = pipeline("action-prediction", model=str(WORK / "policy"))
+    asked = {"images": [OBSERVATIONS["images"][0]], "text": TEXTS[0], "state": OBSERVATIONS["state"][0]}
+    asked |= {"previous_actions": left_over.numpy(), "delay": 2}
+    expected = pipe(asked, seed=3, rtc="guidance", max_guidance_weight=2.0)["actions"]
+    np.testing.assert_array_equal(chunk[0].numpy(), expected)
+    plain = policy.predict_action_chunk(batch, inference_delay=0, prev_chunk_left_over=None)
+    assert not torch.equal(plain, chunk)
+    policy.config.rtc_config = RTCConfig(enabled=False)
+    assert torch.equal(policy.predict_action_chunk(batch, 2, handed_back), plain), "LeRobot then appends chunks"
+
+    by_tokens, _, _ = load(WORK / "lerobot", "--acts_by=tokens")
+    assert not supports_rtc_inference(by_tokens)
+    try:
+        load(WORK / "lerobot", "--rtc=trained")
+    except ValueError as error:
+        assert "not trained with delays" in str(error), error
+    else:
+        raise AssertionError("a policy without delays was taken for one with them")
+
+
 def refusals():
     for option, message in (
         ('--normalization_mapping={"STATE": "MEAN_STD"}', "normalises"),
@@ -401,6 +435,7 @@ CHECKS = (
     one_of_several_robots,
     names_of_cameras,
     a_missing_camera,
+    real_time_chunking,
     refusals,
     same_loss_as_without_lerobot,
     gathered_weights,

@@ -4,6 +4,7 @@ The second part needs `KIVLA_LEROBOT_PYTHON`, see `lerobot_policy_kivla/README.m
 """
 
 import ast
+import importlib.util
 import json
 import os
 import shutil
@@ -30,6 +31,7 @@ CHECKS = (
     "one_of_several_robots",
     "names_of_cameras",
     "a_missing_camera",
+    "real_time_chunking",
     "refusals",
     "same_loss_as_without_lerobot",
     "gathered_weights",
@@ -94,6 +96,19 @@ def test_kivla_does_without_lerobot():
     for folder in folders:
         for file in (ROOT / folder).glob("*.py"):
             assert "lerobot" not in imported(file), file
+
+
+@pytest.mark.parametrize("left", [0, 1, 3, 6])
+@pytest.mark.parametrize("repeats", [True, False])
+def test_what_lerobot_pads_is_taken_off(left, repeats):
+    """It repeats the last action, or fills up with zeros, to a fixed length."""
+    file = importlib.util.spec_from_file_location("rest_of_chunk", PLUGIN / "rest_of_chunk.py")
+    rest_of_chunk = importlib.util.module_from_spec(file)
+    file.loader.exec_module(rest_of_chunk)
+    actions = np.random.default_rng(left).normal(size=(left, 4)).astype(np.float32)
+    padding = actions[-1:] if repeats and left else np.zeros((1, 4), np.float32)
+    padded = np.concatenate([actions, *[padding] * (6 - left)])
+    np.testing.assert_array_equal(rest_of_chunk.without_padding(padded), actions)
 
 
 # -------------------------------------------------------------------------------------------------- the real LeRobot

@@ -290,6 +290,18 @@ def test_statistics_of_absolute_actions_are_not_taken_for_relative_ones():
         make(statistics=statistics(chunks()), action_dim=5)
 
 
+def test_without_normalisation_offsets_are_what_is_learned():
+    actions = chunks()
+    processor = make(statistics=None, normalization="none")
+    batch = processor(images=[[image(1)]], text=["go"], state=[STATE / 200], actions=actions[:1])
+    offsets = to_relative(actions[:1], STATE / 200, RELATIVE)
+    np.testing.assert_allclose(batch["actions"][..., :6], offsets, rtol=1e-5, atol=1e-5)
+    back = processor.unnormalize_actions(batch["actions"].numpy(), state=STATE / 200)
+    np.testing.assert_allclose(back, actions[:1], rtol=1e-5, atol=1e-4)
+    with pytest.raises(ValueError, match="relative_actions are RelativeActions, a dict of their arguments, or a word"):
+        make(statistics=None, normalization="none", relative_actions=[0, 1])
+
+
 def test_a_policy_of_which_nobody_knows_does_not_act(tmp_path):
     of = statistics(chunks())
     processor = make(statistics=of, relative_actions="unknown")

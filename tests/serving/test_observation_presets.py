@@ -185,3 +185,30 @@ def test_age(monkeypatch):
 def test_what_is_far_too_large_is_refused_before_the_policy_sees_it(change, message):
     with pytest.raises(ValueError, match=message):
         ObservationReader("plain")({"images": [IMAGE], "text": "go", **change})
+
+
+@pytest.mark.parametrize("preset", ["plain", "libero"])
+def test_what_is_left_of_a_chunk_comes_along(preset):
+    """Under the same two names for every kind of robot."""
+    left = np.ones((5, 7), np.float32)
+    request = {"images": {"base": IMAGE}, "text": "go"} if preset == "plain" else LIBERO
+    read = ObservationReader(preset, ["image", "wrist_image"] if preset == "libero" else None)
+    observation = read({**request, "previous_actions": left, "delay": np.int64(3)})
+    assert observation["previous_actions"] is left and observation["delay"] == 3
+    assert read(request).keys() == observation.keys() - {"previous_actions", "delay"}
+    for wrong, text in (
+        ({"previous_actions": left}, "go together: there is only 'previous_actions'"),
+        ({"delay": 3}, "go together: there is only 'delay'"),
+        (
+            {"previous_actions": left[0], "delay": 3},
+            r"must be an array of numbers \(n, action_dim\), got float32 \(7,\)",
+        ),
+        ({"previous_actions": [[1.0]], "delay": 3}, "got list"),
+        ({"previous_actions": left.astype(str), "delay": 3}, "got <U"),
+        ({"previous_actions": np.zeros((5000, 7)), "delay": 3}, "no chunk is so large"),
+        ({"previous_actions": left, "delay": -1}, "whole number of control steps, not negative, got -1"),
+        ({"previous_actions": left, "delay": 2.0}, "got 2.0"),
+        ({"previous_actions": left, "delay": True}, "got True"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            read({**request, **wrong})

@@ -557,3 +557,121 @@ def test_this_machine_alone_by_default():
             await websocket(f"ws://127.0.0.2:{port}", proxy=None)
 
     run(scenario)
+
+
+# ------------------------------------------------------------------------------------------------------- in batches
+class PolicyOfSeveral(Policy):
+    """Fails on observations that say so; remembers who was answered together."""
+
+    def __init__(self):
+        super().__init__()
+        self.passes = []
+
+    def __call__(self, observation: dict) -> dict:
+        if observation.get("fail"):
+            raise RuntimeError("no such weights")
+        return super().__call__(observation)
+
+    def together(self, observations: list[dict]) -> list[dict]:
+        self.passes.append([observation["n"] for observation in observations])
+        return [self(observation) for observation in observations]
+
+
+async def ask_while_held(stack, server, port, policy, messages: list[bytes]) -> list[ClientConnection]:
+    """Clients whose requests wait in this order, while the policy is held by the first one's."""
+    clients = [await stack.enter_async_context(connect(port)) for _ in messages]
+    policy.hold()
+    for i, (client, message) in enumerate(zip(clients, messages, strict=True)):
+        await client.recv()
+        await client.send(message)
+        await until(lambda i=i: server.num_requests == i + 1 and policy.running)
+    return clients
+
+
+def test_requests_that_wait_together_are_answered_together():
+    policy = PolicyOfSeveral()
+
+    async def scenario(server, port):
+        async with AsyncExitStack() as stack:
+            messages = [packb({"n": n}) for n in range(1, 7)]
+            clients = await ask_while_held(stack, server, port, policy, messages)
+            policy.release()
+            answers = [unpackb(await client.recv()) for client in clients]
+        assert policy.passes == [[2, 3, 4], [5, 6]] and policy.seen == [1, 2, 3, 4, 5, 6]
+        sizes = [answer["policy_timing"]["batch_size"] for answer in answers]
+        assert sizes == [1, 3, 3, 3, 2, 2]
+        for n, answer in enumerate(answers, 1):
+            assert answer["actions"][0, 0] == 1 / np.float32(n), "everyone gets their own"
+            assert answer["server_timing"]["infer_ms"] >= answer["policy_timing"]["infer_ms"] > 0
+        together = {answer["policy_timing"]["infer_ms"] for answer in answers[1:4]}
+        assert len(together) == 1, "the time of the pass"
+        assert server.metrics.passes == 3 and server.metrics.answers == 6
+
+    run(scenario, policy, infer_together=policy.together, max_batch_size=3)
+
+
+def test_what_is_wrong_with_one_does_not_concern_the_others(caplog):
+    policy = PolicyOfSeveral()
+    messages = [packb(m) for m in ({"n": 1}, {"n": 2}, {"n": 3, "fail": True}, {"n": "four"}, {"n": 5})] + [b"\xc1"]
+
+    async def scenario(server, port):
+        async with AsyncExitStack() as stack:
+            clients = await ask_while_held(stack, server, port, policy, messages)
+            policy.release()
+            for client, n in ((clients[0], 1), (clients[1], 2), (clients[4], 5)):
+                answer = unpackb(await client.recv())
+                assert answer["actions"][0, 0] == 1 / np.float32(n) and answer["policy_timing"]["batch_size"] == 1
+            assert await refusal(clients[2]) == ("RuntimeError: no such weights", 1011)
+            assert "'n' must be a whole number" in (await refusal(clients[3]))[0]
+            assert "not msgpack" in (await refusal(clients[5]))[0]
+        assert policy.passes == [[2, 3, 5]] and server.metrics.failures == 1 and server.metrics.refusals == 2
+
+    run(scenario, policy, infer_together=policy.together, max_batch_size=8)
+
+
+def test_a_request_waits_for_others_and_no_longer_than_it_is_told():
+    policy = PolicyOfSeveral()
+
+    async def scenario(server, port):
+        async with connect(port) as one, connect(port) as two:
+            await one.recv(), await two.recv()
+            answer = await ask(one, {"n": 1})  # the other one says nothing
+            assert answer["server_timing"]["wait_ms"] >= 200 and policy.passes == []
+            await one.send(packb({"n": 2}))
+            await two.send(packb({"n": 3}))
+            answers = [unpackb(await client.recv()) for client in (one, two)]
+            assert policy.passes == [[2, 3]] and max(a["server_timing"]["wait_ms"] for a in answers) < 200
+            await two.close()
+            await until(lambda: len(server._server.connections) == 1)
+            answer = await ask(one, {"n": 4})
+            assert answer["server_timing"]["wait_ms"] < 200, "there is nobody to wait for"
+
+    run(scenario, policy, infer_together=policy.together, max_batch_size=8, max_batch_wait_ms=200)
+
+
+def test_more_may_wait_than_run_together():
+    """`max_waiting` counts those beside the batch that runs."""
+    policy = PolicyOfSeveral()
+
+    async def scenario(server, port):
+        async with AsyncExitStack() as stack:
+            clients = await ask_while_held(stack, server, port, policy, [packb({"n": n}) for n in (1, 2, 3)])
+            last = await stack.enter_async_context(connect(port))
+            await last.recv()
+            await last.send(packb({"n": 4}))
+            told, code = await refusal(last)
+            assert "2 requests wait already" in told and code == 1013
+            policy.release()
+            assert ["actions" in unpackb(await client.recv()) for client in clients] == [True] * 3
+
+    run(scenario, policy, infer_together=policy.together, max_batch_size=2, max_waiting=2)
+
+
+def test_batches_that_cannot_be():
+    for options, text in (
+        ({"max_batch_size": 0}, "max_batch_size must be at least 1"),
+        ({"max_batch_wait_ms": -1.0}, "max_batch_wait_ms not negative"),
+        ({"max_batch_size": 2}, "needs `infer_together`"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            PolicyServer(Policy(), read, **options)

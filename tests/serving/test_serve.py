@@ -6,7 +6,7 @@ import re
 import signal
 import subprocess
 import sys
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 
 import numpy as np
 import pytest
@@ -22,6 +22,9 @@ from kivla.training.recipes import RECIPES, get_recipe, set_stage
 from tests.helpers.patience import PATIENCE
 from tests.helpers.policies import CHUNK, SIZES, _action_tokenizer, awaken, dataset
 from tests.serving.test_policy_server import ask, connect, refusal
+
+# What a server says of a policy that acts by flow
+WAYS = {"rtc": "guidance", "ways": ["sync", "naive", "ensemble", "rtc"]}
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +122,7 @@ def test_a_robot_with_keys_of_its_own(policy):
     expected = pipe(ours)["actions"]
     np.testing.assert_array_equal(answer["actions"], expected)
     cameras = {dataset().cameras[0]: "observation/image"}
-    about = {"policy": "tiny", "preset": "libero", "chunk_size": CHUNK, "clips_actions": True}
+    about = {"policy": "tiny", "preset": "libero", "chunk_size": CHUNK, "clips_actions": True, **WAYS}
     assert metadata == {**about, "cameras": cameras}
     # ALOHA's images have their channels first
     aloha = {"images": {"cam_high": image.transpose(2, 0, 1)}, "state": ours["state"], "prompt": ours["text"]}
@@ -224,7 +227,7 @@ def test_the_command_serves_and_stops(policy):
 
     with kivla_serve(policy, "--seed", 5, "--num_steps", 4, "--reuse_prefix") as (process, port):
         metadata, answers = asyncio.run(client(port))
-        about = {"policy": str(policy), "preset": "plain", "chunk_size": CHUNK, "clips_actions": True}
+        about = {"policy": str(policy), "preset": "plain", "chunk_size": CHUNK, "clips_actions": True, **WAYS}
         assert metadata == about
         expected = pipeline("action-prediction", model=str(policy))(frame(70), seed=5, num_steps=4)
         for answer in answers:
@@ -232,3 +235,87 @@ def test_the_command_serves_and_stops(policy):
         process.stdout.close()  # as whoever reads the address and no more does
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=PATIENCE) == 0
+
+
+def several_through_a_server(pipe, requests: list[dict], **arguments) -> tuple[dict, list[dict]]:
+    """Metadata, and the answers of robots that all ask at the same time."""
+    server = make_server(pipe, ServeArguments(model="tiny", max_batch_wait_ms=10_000, **arguments))
+
+    async def clients():
+        async with AsyncExitStack() as stack:
+            port = await stack.enter_async_context(server.listen(port=0))
+            robots = [await stack.enter_async_context(connect(port)) for _ in requests]
+            metadata = [unpackb(await robot.recv()) for robot in robots]
+            return metadata[0], await asyncio.gather(*(ask(*pair) for pair in zip(robots, requests, strict=True)))
+
+    return asyncio.run(clients())
+
+
+@pytest.mark.parametrize("acts_by", ["flow", "tokens"])
+def test_robots_that_ask_together_get_what_they_get_alone(policy, acts_by):
+    pipe = pipeline("action-prediction", model=str(policy), seed=3, acts_by=acts_by)
+    requests = [frame(0), {**frame(70), "text": "a far longer sentence about the very same drawer"}, frame(140)]
+    _, answers = several_through_a_server(pipe, requests, acts_by=acts_by)
+    for answer, request in zip(answers, requests, strict=True):
+        assert answer["policy_timing"]["batch_size"] == 3
+        np.testing.assert_allclose(answer["actions"], pipe(request)["actions"], rtol=1e-4, atol=1e-5)
+    assert np.abs(answers[0]["actions"] - answers[2]["actions"]).max() > 1e-4, "the same for every robot"
+
+
+def test_one_robot_that_is_wrong_does_not_concern_the_others(policy):
+    pipe = pipeline("action-prediction", model=str(policy), seed=3)
+    wrong = {**frame(70), "state": np.zeros(9)}
+    server = make_server(pipe, ServeArguments(model="tiny", max_batch_wait_ms=10_000))
+
+    async def clients():
+        async with server.listen(port=0) as port, connect(port) as one, connect(port) as two:
+            await one.recv(), await two.recv()
+            await one.send(packb(wrong))
+            return await asyncio.gather(refusal(one), ask(two, frame(0)))
+
+    (told, code), answer = asyncio.run(clients())
+    assert "state" in told and code == 1011 and server.metrics.refusals == 1
+    np.testing.assert_array_equal(answer["actions"], pipe(frame(0))["actions"], strict=True)
+
+
+def test_chunks_that_go_on_from_what_is_left_of_the_ones_before(policy):
+    """One robot in the midst of a chunk, another at the beginning of an episode, in one pass."""
+    pipe = pipeline("action-prediction", model=str(policy), seed=3)
+    left = pipe(frame(0))["actions"][2:]
+    going_on = {**frame(70), "previous_actions": left, "delay": 2}
+    metadata, answers = several_through_a_server(pipe, [going_on, frame(70)])
+    assert metadata["rtc"] == "guidance" and "max_delay" not in metadata
+    assert metadata["ways"] == ["sync", "naive", "ensemble", "rtc"]
+    expected = [pipe(going_on, rtc="guidance")["actions"], pipe(frame(70))["actions"]]
+    for answer, actions in zip(answers, expected, strict=True):
+        np.testing.assert_allclose(answer["actions"], actions, rtol=1e-4, atol=1e-5)
+    assert np.abs(expected[0][:2] - left[:2]).mean() < np.abs(expected[1][:2] - left[:2]).mean(), "guided to them"
+
+
+def test_a_policy_that_was_trained_with_delays(policy, tmp_path):
+    model = KIVLAForActionPrediction.from_pretrained(policy, rtc_max_delay=3)
+    model.save_pretrained(tmp_path)
+    KIVLAProcessor.from_pretrained(policy).save_pretrained(tmp_path)
+    pipe = pipeline("action-prediction", model=str(tmp_path), seed=3)
+    left = pipe(frame(0))["actions"][2:]
+    going_on = {**frame(70), "previous_actions": left, "delay": 2}
+    metadata, (answer,) = through_a_server(pipe, [going_on])
+    assert metadata["rtc"] == "trained" and metadata["max_delay"] == 3
+    assert metadata["ways"] == ["sync", "naive", "ensemble", "rtc-trained"]
+    np.testing.assert_allclose(answer["actions"][:2], left[:2], rtol=1e-5, atol=1e-6)
+    metadata, _ = through_a_server(pipe, [], rtc="guidance")
+    assert metadata["rtc"] == "guidance" and metadata["ways"][-1] == "rtc"
+
+
+def test_ways_that_a_policy_does_not_have_are_refused(policy):
+    pipe = pipeline("action-prediction", model=str(policy))
+    metadata, _ = through_a_server(pipe, [], acts_by="tokens")
+    assert metadata["rtc"] is None and metadata["ways"] == ["sync", "naive", "ensemble"]
+    with pytest.raises(ValueError, match="is for policies that act by flow"):
+        make_server(pipe, ServeArguments(model="tiny", acts_by="tokens", rtc="guidance"))
+    with pytest.raises(ValueError, match="not trained with delays"):
+        make_server(pipe, ServeArguments(model="tiny", rtc="trained"))
+    with pytest.raises(ValueError, match="--reuse_prefix is for one robot"):
+        ServeArguments(model="tiny", reuse_prefix=True, max_batch_size=4)
+    assert ServeArguments(model="tiny", reuse_prefix=True).max_batch_size == 1
+    assert ServeArguments(model="tiny").max_batch_size == 8

@@ -24,6 +24,7 @@ from kivla.training.data.data_ranges import range_problems
 from kivla.training.data.relative_chunks import chunk_states, offsets_already
 from kivla.training.evaluation.predictions import predict_dataset
 from kivla.training.policy_options import PolicyOptions
+from kivla.training.relative_options import told_relative
 from tests.commands.test_commands import TINY
 from tests.serving.test_policy_server import ask, connect
 
@@ -161,6 +162,13 @@ def test_every_door_gives_the_demonstrated_targets(
     same(output.predictions[real], "trainer", output.label_ids[real])
 
 
+def test_action_tokens_are_of_relative_chunks(policies, recorded):
+    data, processor = recorded["so101"], KIVLAProcessor.from_pretrained(policies("so101", "text", True))
+    batch = processor(**{name: [data[3][name]] for name in ("images", "text", "state", "actions")})
+    (chunk,) = processor.decode_actions(batch["labels"])
+    np.testing.assert_allclose(chunk, batch["actions"][0, :, :6].clip(-1, 1), atol=1.01 / 256, rtol=0)
+
+
 def test_over_the_network(policies, recorded, monkeypatch):
     folder, data = policies("so101", "none", True), recorded["so101"]
     processor = KIVLAProcessor.from_pretrained(folder)
@@ -266,8 +274,6 @@ def test_offsets_are_not_made_relative_twice(tmp_path, recorded):
 
 
 def told(data: LeRobotDataset, **options):
-    from kivla.training.relative_options import told_relative
-
     return told_relative(data, PolicyOptions(**options))
 
 
@@ -320,15 +326,21 @@ def test_options_that_cannot_apply_are_named(recorded):
         told(stateless, relative_actions=["so101"])
 
 
-def test_a_robot_of_several_has_its_own_words(recorded):
+def test_a_robot_of_several_has_its_own_words(vlm, recorded):
     options = PolicyOptions(relative_actions=["arm:so101", "pair:aloha"])
-    from kivla.training.relative_options import told_relative
-
     arm = LeRobotDataset(recorded["so101"].name, CHUNK, robot="arm")
     pair = LeRobotDataset(recorded["aloha"].name, CHUNK, robot="pair")
     robots = ["arm", "pair"]
     assert told_relative(arm, options, robots).dimensions == [0, 1, 2, 3, 4]
     assert len(told_relative(pair, options, robots).dimensions) == 12
+    built = start_policy(vlm, [arm, pair], PolicyOptions(**SMALL, relative_actions=options.relative_actions))
+    for data in (arm, pair):
+        example = {
+            name: [value] for name, value in data[3].items() if name in ("images", "text", "state", "actions", "robot")
+        }
+        chunk = built.processor(**example)["actions"].numpy()
+        back = built.processor.unnormalize_actions(chunk, data.robot, state=data[3]["state"])
+        np.testing.assert_allclose(back[0], data[3]["actions"], rtol=1e-5, atol=1e-3)
 
 
 def test_what_is_left_of_a_chunk_is_seen_from_the_new_state(policies, recorded, monkeypatch):

@@ -8,6 +8,8 @@ import pytest
 
 from kivla import KIVLAForActionPrediction, KIVLATrainingArguments
 from kivla.demo.tiny_vlm import save_tiny_vlm
+from kivla.training.plan import format_plan
+from kivla.training.run import make_trainer as make_trainer_of_run
 from kivla.training.run import train
 from kivla.training.run_options import DataArguments, ModelArguments
 from kivla.training.training_facts import chunks_to_show
@@ -28,6 +30,16 @@ def test_three_lines_make_a_policy_with_its_card(tmp_path):
     facts = json.loads((tmp_path / "out" / "training_facts.json").read_text())
     assert facts["recipe"] == "pi0" and facts["command"] is None
     assert facts["example_text"] in dataset().tasks.values()
+
+
+def test_a_camera_that_the_policy_calls_a_wrist_camera_is_one(tmp_path):
+    save_tiny_vlm(tmp_path / "vlm", image_size=32, patch_size=16, hidden_size=32, num_layers=2)
+    model = ModelArguments(vlm=str(tmp_path / "vlm"), chunk_size=CHUNK, recipe="pi0", **EXPERT)
+    data = DataArguments(dataset=[str(DATASET)], max_eval_frames=4, check_data=False, cameras=["left_wrist=corner2"])
+    args = KIVLATrainingArguments(str(tmp_path / "out"), augment="robot", use_cpu=True, report_to="none")
+    trainer, _ = make_trainer_of_run(model, data, args, model.stages[0])
+    assert trainer.args.wrist_cameras == ["observation.images.corner2"]
+    assert "observation.images.corner2 not (on a wrist)" in format_plan(trainer)
 
 
 def test_the_pictures_chunks_are_the_trainers_own(tmp_path, monkeypatch):

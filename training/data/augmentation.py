@@ -1,6 +1,8 @@
 """Image augmentation: what a camera could have seen in other light, or moved a little. For training alone.
 
-The pictures are changed by Pillow, which is here anyway: one affine transform, and three of its `ImageEnhance`.
+The pictures are changed by Pillow, which is here anyway: one affine transform, and three of its `ImageEnhance`. (Of the
+libraries for this, albumentations is archived and its successor is under the AGPL, imgaug and augly rest since 2020 and
+2022, and kornia is for float tensors in batches.)
 """
 
 import re

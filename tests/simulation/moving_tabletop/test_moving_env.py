@@ -6,7 +6,7 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 from kivla.simulation import MovingTabletopVectorEnv, make_env
-from kivla.simulation.moving_tabletop.motion import MAX_ACCELERATION, TRACKS, drift, pull
+from kivla.simulation.moving_tabletop.motion import MAX_ACCELERATION, MAX_SPEED, TRACKS, drift, glide
 from kivla.simulation.recording import demonstrate
 
 OBSTACLE = 0
@@ -55,8 +55,8 @@ def test_same_seed_same_pixels_alone_and_among_others():
 
 
 def test_demonstrations_depend_on_their_seed_alone():
-    together = demonstrate(MovingTabletopVectorEnv(3), [4, 5, 6], [0.1, 0.1])
-    alone = demonstrate(MovingTabletopVectorEnv(1), [5], [0.1, 0.1])[0]
+    together = demonstrate(MovingTabletopVectorEnv(3), [4, 5, 6], [0.4, 0.4])
+    alone = demonstrate(MovingTabletopVectorEnv(1), [5], [0.4, 0.4])[0]
     np.testing.assert_array_equal(alone.actions, together[1].actions)
     np.testing.assert_array_equal(alone.images["top"], together[1].images["top"])
 
@@ -80,16 +80,17 @@ def test_objects_drift_and_turn_back_at_the_ends_of_their_tracks():
 
 
 def test_the_gripper_has_inertia():
-    gripper, velocity = np.zeros((1, 2)), np.zeros((1, 2))
-    way = []
-    for _ in range(40):
-        gripper, velocity = pull(gripper, velocity, np.array([[0.5, 0.0]]))
-        way.append(gripper[0, 0])
-    speed = np.diff([0.0, *way])
-    assert np.abs(np.diff([0.0, *speed])).max() <= MAX_ACCELERATION + 1e-12
-    assert way[0] <= MAX_ACCELERATION and way[-1] == pytest.approx(0.5, abs=0.01), "it starts slowly, and arrives"
-    _, stopped = pull(np.array([[0.95, 0.0]]), np.array([[0.1, 0.0]]), np.array([[1.0, 0.0]]))
-    assert stopped[0, 0] == 0, "at the edge it stops"
+    gripper, velocity, speeds = np.array([[-0.5, 0.0]]), np.zeros((1, 2)), [0.0]
+    for told in [1.0] * 20 + [-1.0] * 20:
+        before = gripper
+        gripper, velocity = glide(gripper, velocity, np.array([[told, 0.0]]))
+        np.testing.assert_allclose(velocity, gripper - before)
+        speeds.append(velocity[0, 0])
+    assert np.abs(np.diff(speeds)).max() <= MAX_ACCELERATION + 1e-12
+    assert speeds[20] == pytest.approx(MAX_SPEED, rel=0.01) and speeds[40] == pytest.approx(-MAX_SPEED, rel=0.01)
+    assert speeds[21] > 0, "it cannot turn at once"
+    _, stopped = glide(np.array([[0.94, 0.0]]), np.array([[0.06, 0.0]]), np.array([[1.0, 0.0]]))
+    assert stopped[0, 0] == pytest.approx(0.01), "at the edge it stops"
 
 
 def test_the_picture_shows_which_way_things_go():
@@ -124,7 +125,7 @@ def test_an_expert_that_acts_late_fails():
     def success(latency):
         env = MovingTabletopVectorEnv(200, image_size=24)
         env.reset(seed=range(200))
-        waiting = [env.scene.gripper.copy() for _ in range(latency)]
+        waiting = [np.zeros((200, 2)) for _ in range(latency)]
 
         def late(env):
             waiting.append(env.expert_actions())
@@ -135,10 +136,18 @@ def test_an_expert_that_acts_late_fails():
     assert success(0) > 0.99 > success(4) + 0.2
 
 
-def test_the_same_action_again_means_stay():
+def test_an_episode_may_begin_midway():
+    env = MovingTabletopVectorEnv(300, midway=True, image_size=24)
+    env.reset(seed=range(300))
+    assert (env.scene.gripper[:, 1] > 0.2).mean() > 0.2 and np.abs(env.gripper_velocity).max() > 0.05
+    assert run(env, expert)["success"].mean() > 0.8, "some begin on a way that ends at the obstacle"
+
+
+def test_it_can_be_held():
     env = MovingTabletopVectorEnv(5, max_steps=100)
     env.reset(seed=range(5))
-    start = env.scene.gripper.copy()
+    for _ in range(5):
+        env.step(env.expert_actions())
     for _ in range(30):
-        env.step(start)
-    np.testing.assert_array_equal(env.scene.gripper, start)
+        env.step(env.hold(env.expert_actions()))
+    assert np.abs(env.gripper_velocity).max() < 1e-6
