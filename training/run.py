@@ -48,7 +48,7 @@ from .recipes import Stage, split_steps
 from .run_folder import check_is_free, write_json
 from .run_options import TEXT_SPLIT, VLM_SPLIT, DataArguments, ModelArguments
 from .trainer import KIVLATrainer
-from .training_facts import chunks_to_show, write_card, write_facts
+from .training_facts import chunks_to_show, other_than_trained, write_card, write_facts
 
 
 def train(
@@ -358,6 +358,8 @@ def make_trainer(
         for data in sources:
             for note in data.notes:
                 print(f"{data.name}: {note}")
+        if model_args.meaning == CONTINUE:
+            built.notes.extend(note for data in sources for note in other_than_trained(model_args.policy, data))
         for note in built.notes:
             print(f"{note[0].upper()}{note[1:]}")
     model, processor = built.model, built.processor

@@ -43,15 +43,43 @@ def trained_columns(policy: str, robot: str | None) -> dict[str, list[str]]:
     Returns:
         `action_key` and `state_key`, those that are said: nothing for a policy whose training left no facts.
     """
-    path = cached_file(policy, FACTS, _raise_exceptions_for_missing_entries=False)
-    if path is None:
-        return {}
-    rows = json.loads(Path(path).read_text(encoding="utf-8")).get("robots", [])
-    row = next((row for row in rows if row["name"] == robot), {})
+    row = _trained_robot(policy, robot)
     keys = {name: row.get(name) for name, usual in USUAL_KEYS.items() if row.get(name) not in (None, [], usual)}
     if row.get("action_key") and row.get("state_key") == []:
         keys["state_key"] = [NO_STATE]
     return keys
+
+
+def other_than_trained(policy: str, data: RobotDataset) -> list[str]:
+    """Say where data has another rate, or other names of dimensions, than what a policy was trained on.
+
+    Args:
+        policy: a folder or a Hub id; of one whose training left no facts there is nothing to say.
+    """
+    row, notes = _trained_robot(policy, data.robot), []
+    if row.get("fps") not in (None, data.fps):
+        notes.append(
+            f"{data.name} has {data.fps:g} frames a second, and what {policy} was trained on {row['fps']:g}: its "
+            "chunks would take another time"
+        )
+    for vector, names in (("action", data.action_names), ("state", data.state_names)):
+        before = row.get(f"{vector}_names")
+        if before and names and list(names) != before and before != [f"{vector} {i}" for i in range(len(before))]:
+            first = next((pair for pair in zip(before, names, strict=False) if pair[0] != pair[1]), (before, names))
+            notes.append(
+                f"{data.name} has other names of {vector} dimensions than what {policy} was trained on, first "
+                f"{first[1]!r} where that had {first[0]!r}: are they the same, in the same order?"
+            )
+    return notes
+
+
+def _trained_robot(policy: str, robot: str | None) -> dict:
+    """What a policy's training facts say of the data of a robot; nothing without any."""
+    path = cached_file(policy, FACTS, _raise_exceptions_for_missing_entries=False)
+    if path is None:
+        return {}
+    rows = json.loads(Path(path).read_text(encoding="utf-8")).get("robots", [])
+    return next((row for row in rows if row["name"] == robot), {})
 
 
 def write(path: Path, card: Callable[[str | None], RepoCard], license: str | None) -> None:
