@@ -1,6 +1,7 @@
 """Turn chunks into one action at a time, in simulated time: the policy's latency is a number of control steps."""
 
 from collections.abc import Callable
+from typing import cast
 
 import numpy as np
 
@@ -103,7 +104,7 @@ class ChunkExecutor:
             self._take_answer()
         action = self.schedule.next_action()
         if action is None:
-            action = self.hold(self._last)
+            action = self.hold(cast(np.ndarray, self._last))  # an episode's first chunk is there at once
             self.counts.held += 1
         if self.limits is not None:
             action = self.limits(action)
