@@ -54,7 +54,7 @@ def training(size: Size, repetitions: int) -> dict[str, float]:
 
     def step():
         model.zero_grad()
-        _, loss = model._flow(prefix, actions, mask, None, None, None, None)
+        _, loss = model._flow(prefix, actions, mask, None, (None, None, None), None)
         loss.backward()
 
     times = self_times(step, repetitions)

@@ -35,7 +35,7 @@ def test_a_shift_moves_what_is_seen():
 def test_the_table_says_what_was_measured():
     outcomes = {view.name: {PLAIN: [True, False] * 50, AUGMENTED: [True] * 100} for view in VIEWS}
     page = augmentation.format_rows(outcomes, [0, 1])
-    row = "| 30 % darker | 50.0 % (40.4 - 59.6) | 100.0 % (96.3 - 100.0) | +50.0 (+39.2 to +59.6) |"
+    row = "| 30 % darker | 50.0 % (40.4 - 59.6) | 100.0 % (96.3 - 100.0) | +50.0 (+39.7 to +59.6) |"
     assert row in page.split("\n")
     assert "2 runs of each (seeds [0, 1]), 50 scenes each" in page
 

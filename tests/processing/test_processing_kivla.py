@@ -625,7 +625,7 @@ def test_actions_far_outside_the_data_are_clipped_and_counted(mode, caplog):
         glitch = np.stack([highest, highest])
         glitch[1, 2] += 1e4
         chunk, _ = robot.chunk(glitch, None, CHUNK)
-        assert chunk[1, 2] == chunk.max() == robot.action_bound[2] == 19
+        assert chunk[1, 2] == chunk.max() == np.broadcast_to(robot.units.bound, chunk.shape[1:])[2] == 19
         assert chunk.dtype == np.float32
         np.testing.assert_array_equal(chunk[0], robot.actions.normalize(highest))
     assert robot.num_clipped == 2 * (CHUNK - 1)  # the last action is held
