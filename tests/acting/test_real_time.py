@@ -116,7 +116,7 @@ def expected(steps: int, episode: int, fate, timeout: float) -> tuple[list, list
     return commands, delays, counts
 
 
-@pytest.mark.parametrize("way", ["rtc", "naive"])
+@pytest.mark.parametrize("way", [pytest.param("rtc", marks=pytest.mark.slow), "naive"])
 def test_an_hour_of_late_lost_and_failing_answers(way):
     """At 50 Hz, in episodes of 70 s; commands, delays and counts are those of the table, to the last one."""
     steps, episode, timeout = (3600 if way == "rtc" else 300) * RATE, 70 * RATE, 3.0

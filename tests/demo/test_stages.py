@@ -60,6 +60,7 @@ def test_a_stage_that_fails_leaves_nothing(tmp_path):
     assert not (tmp_path / "stage.json").exists()
 
 
+@pytest.mark.slow
 def test_training_goes_on_from_the_last_checkpoint(vlm, demonstrations, policy, tmp_path):
     (tmp_path / "checkpoint-2").symlink_to(policy / "checkpoint-2")
     trained = fine_tune(vlm, demonstrations, tmp_path, TINY, max_steps=4, save_steps=2)

@@ -100,6 +100,7 @@ def test_the_picture_shows_which_way_things_go():
     assert (env._observe()["images"]["top"] != first["images"]["top"]).any()
 
 
+@pytest.mark.slow
 def test_the_expert_succeeds_and_follows_the_sentence():
     env = MovingTabletopVectorEnv(1000, image_size=24)
     _, info = env.reset(seed=range(1000))

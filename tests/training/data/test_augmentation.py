@@ -207,6 +207,7 @@ def run(folder, stop_after: int = 4, **arguments) -> list[list[str]]:
     return seen(folder)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_bit_for_bit_with_any_number_of_workers(tmp_path):
     whole, plain = run(tmp_path / "whole", augment="robot"), run(tmp_path / "plain")
     run(tmp_path / "parts", stop_after=1, augment="robot", dataloader_num_workers=2)

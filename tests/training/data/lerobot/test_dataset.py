@@ -371,7 +371,7 @@ def test_lerobots_own_statistics_stay_reachable(v21):
 # Processes
 
 
-@pytest.mark.parametrize("start_method", ["fork", "spawn"])
+@pytest.mark.parametrize("start_method", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_data_loader_workers_read_the_same(start_method, several_files):
     data = LeRobotDataset(several_files, chunk_size=CHUNK)
     expected = [data[index] for index in range(0, 182, 7)]  # and leaves files open in this process
