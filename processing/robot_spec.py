@@ -339,7 +339,9 @@ def make_robots(robots: dict[str, dict] | None, single: dict, **shared) -> dict[
         ValueError: both were given, `robots` is empty, or a robot's numbers do not fit.
     """
     if robots is not None and any(value is not None and value is not False for value in single.values()):
-        raise ValueError(f"Give either `robots`, or {', '.join(f'`{name}`' for name in _OWN)} of a single robot, not both.")
+        raise ValueError(
+            f"Give either `robots`, or {', '.join(f'`{name}`' for name in _OWN)} of a single robot, not both."
+        )
     if robots is not None and not robots:
         raise ValueError("`robots` is empty: name at least one, with its statistics.")
     return {
