@@ -148,6 +148,7 @@ def serving(policy: Path, log: Path, options) -> Iterator[tuple[int, subprocess.
         "max_message_mb": 1,
         "max_connections": room,
         "max_waiting": room,
+        "max_batch_size": 1,  # requests that share a pass agree with the pipeline within rounding only
         "max_observation_age_ms": 60_000,
     }
     words = [str(word) for name, value in settings.items() for word in (f"--{name}", value)]

@@ -20,6 +20,12 @@ from openpi_client.websocket_client_policy import WebsocketClientPolicy
 HOST = "127.0.0.1"
 
 
+def is_close(actions: np.ndarray, expected: np.ndarray) -> bool:
+    """Within rounding: which requests share a pass, and so the order of its sums, depends on who waits."""
+    tolerance = 256 * np.finfo(expected.dtype).eps * np.abs(expected).max()
+    return actions.shape == expected.shape and bool(np.abs(actions - expected).max() <= tolerance)
+
+
 class Robots:
     def __init__(self, port: int, frames):
         self.port, self.frames = port, frames
@@ -45,7 +51,7 @@ class Robots:
                 with self.lock:
                     self.found["answered"] += 1
                     expected = self.frames["actions"][i]
-                    is_right = result["actions"].dtype == expected.dtype and np.array_equal(result["actions"], expected)
+                    is_right = result["actions"].dtype == expected.dtype and is_close(result["actions"], expected)
                     self.found["wrong"] += not is_right
                     self.found["wait_ms"].append(result["server_timing"]["wait_ms"])
                     self.found["infer_ms"].append(result["server_timing"]["infer_ms"])
@@ -105,7 +111,7 @@ class Robots:
         expected = self.frames["actions"][0]
         broker = ActionChunkBroker(WebsocketClientPolicy(HOST, self.port), action_horizon=len(expected))
         actions = [broker.infer(self.observation(0))["actions"] for _ in range(2 * len(expected))]
-        return np.array_equal(actions, np.concatenate([expected, expected]))
+        return is_close(np.stack(actions), np.concatenate([expected, expected]))
 
 
 def main() -> None:
