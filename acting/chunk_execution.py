@@ -115,10 +115,8 @@ class ChunkExecutor:
     def _ask(self, observation: dict) -> None:
         """Compute a chunk now, to be used when it would have come."""
         step = self.schedule.step
-        left_over = self.schedule.left_over() if "rtc" in self.options else None
-        if left_over is not None:
-            delay = min(self.schedule.latency_steps, len(left_over))
-            observation = {**observation, "previous_actions": left_over, "delay": delay}
+        if "rtc" in self.options:
+            observation = {**observation, **self.schedule.continuation(self.schedule.latency_steps)}
         result = self.pipe(observation, **self.options)
         actions, self.clipped = actions_of(result), result.get("clipped")
         self.counts.requests += 1

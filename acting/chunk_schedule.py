@@ -116,6 +116,15 @@ class ChunkSchedule:
         rest = self._chunks[-1].rest(self.step) if self._chunks else ()
         return rest if len(rest) else None
 
+    def continuation(self, delay: int) -> dict:
+        """What a policy is told of the chunk before, to go on from it; nothing if nothing is left of that.
+
+        Args:
+            delay: steps until the new chunk can be used.
+        """
+        left_over = self.left_over()
+        return {} if left_over is None else {"previous_actions": left_over, "delay": min(delay, len(left_over))}
+
     def add(self, actions: np.ndarray, asked_at: int) -> int:
         """Take an answer that came in time for this step's action.
 

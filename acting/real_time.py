@@ -196,12 +196,9 @@ class RealTimeExecutor:
 
     # ------------------------------------------------------------------------------------------ questions and answers
     def _ask(self, observation: dict | Callable[[], dict]) -> None:
-        step, extra = self.schedule.step, {}
-        delay = self.latency.steps(self.rate)
-        left_over = self.schedule.left_over() if "rtc" in self.options else None
-        if left_over is not None:
-            told = min(delay, len(left_over), self.max_delay or delay)
-            extra = {"previous_actions": left_over, "delay": told}
+        step, delay = self.schedule.step, self.latency.steps(self.rate)
+        told = min(delay, self.max_delay or delay)
+        extra = self.schedule.continuation(told) if "rtc" in self.options else {}
         self._asked = Request(observation, step, step + delay, self.clock(), extra)
         self.counts.requests += 1
         self._thread.ask(self._asked)

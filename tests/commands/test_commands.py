@@ -11,7 +11,6 @@ from PIL import Image
 
 from kivla import KIVLAForActionPrediction, KIVLAProcessor
 from kivla.cli import COMMANDS, main
-from kivla.demo.tiny_vlm import save_tiny_vlm
 from tests.helpers.policies import DATASET
 
 TINY = {
@@ -39,13 +38,6 @@ TINY = {
 def offline(monkeypatch):
     """What is not here is not asked for again and again."""
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-
-
-@pytest.fixture(scope="module")
-def vlm(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("vlm")
-    save_tiny_vlm(folder, image_size=32, patch_size=16, hidden_size=32, num_layers=2)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,6 @@ from kivla import KIVLATrainingArguments
 from kivla.cli import main
 from kivla.command_line import parse
 from kivla.commands.train import OPTIONS, RUN_YAML, SETTINGS, effective_options
-from kivla.demo.tiny_vlm import save_tiny_vlm
 from kivla.training.parts import freeze_vision
 from kivla.training.plan import TimeLeft, time_left
 from kivla.training.recipes import RECIPES, WARM_UP, get_recipe
@@ -24,13 +23,6 @@ from tests.helpers.policies import DATASET, make_policy, make_trainer
 
 DOCS = Path(__file__).parents[2] / "docs" / "training_arguments.md"
 GIVEN = ["--vlm", "x", "--dataset", "y", "--output_dir", "z", "--use_cpu", "true"]
-
-
-@pytest.fixture(scope="module")
-def vlm(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("vlm")
-    save_tiny_vlm(folder, image_size=32, patch_size=16, hidden_size=32, num_layers=2)
-    return folder
 
 
 def read(*words) -> RunArguments:

@@ -15,7 +15,6 @@ from transformers import pipeline
 
 from kivla import BinningActionTokenizer, KIVLAForActionPrediction, KIVLAProcessor
 from kivla.cli import main
-from kivla.demo.tiny_vlm import save_tiny_vlm
 from kivla.serving.msgpack_numpy import packb, unpackb
 from kivla.serving.served_policy import ServeArguments, make_server
 from kivla.training.recipes import RECIPES, get_recipe, set_stage
@@ -25,13 +24,6 @@ from tests.serving.test_policy_server import ask, connect, refusal
 
 # What a server says of a policy that acts by flow
 WAYS = {"rtc": "guidance", "ways": ["sync", "naive", "ensemble", "rtc"]}
-
-
-@pytest.fixture(scope="module")
-def vlm(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("vlm")
-    save_tiny_vlm(folder, image_size=32, patch_size=16, hidden_size=32, num_layers=2)
-    return folder
 
 
 def save_policy(vlm, folder, recipe_name: str = "insulated", **options):

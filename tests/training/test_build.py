@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from kivla import BinningActionTokenizer, KIVLAForActionPrediction, KIVLAProcessor, LeRobotDataset
-from kivla.demo.tiny_vlm import save_tiny_vlm
 from kivla.simulation import LeRobotWriter
 from kivla.training.build import BasePolicy, adapt_policy, continue_policy, start_policy
 from kivla.training.policy_options import PolicyOptions
@@ -27,13 +26,6 @@ def demonstrations(folder, scale=1.0, dim=3, cameras=("front",), seed=0, state=T
             actions = rng.uniform(-scale, scale, (30, dim)).astype(np.float32)
             writer.add_episode(pictures, actions, actions, task="go")
     return LeRobotDataset(folder, chunk_size, state_key=None if state else "none")
-
-
-@pytest.fixture(scope="module")
-def vlm(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("vlm")
-    save_tiny_vlm(folder, image_size=32, patch_size=16, hidden_size=32, num_layers=2)
-    return folder
 
 
 @pytest.fixture(scope="module")

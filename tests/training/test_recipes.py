@@ -4,20 +4,12 @@ import pytest
 import torch
 
 from kivla import BinningActionTokenizer, KIVLACollator, KIVLAForActionPrediction, KIVLAProcessor
-from kivla.demo.tiny_vlm import save_tiny_vlm
 from kivla.training.parts import NEW_TOKENS, part_of, vocabulary_weights
 from kivla.training.recipes import RECIPES, TOKENS_ONLY, Stage, get_recipe, set_stage, split_steps
 from tests.helpers.policies import SIZES, _action_tokenizer, dataset
 from tests.helpers.tolerance import assert_gradients_close
 
 STAGES = [(name, number) for name, recipe in RECIPES.items() for number in range(len(recipe.stages))]
-
-
-@pytest.fixture(scope="module")
-def vlm(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("vlm")
-    save_tiny_vlm(folder, image_size=32, patch_size=16, hidden_size=32, num_layers=2)
-    return folder
 
 
 def make(vlm, name: str) -> tuple[KIVLAForActionPrediction, dict]:

@@ -10,7 +10,6 @@ import torch
 from kivla import ActionPredictionPipeline, KIVLAForActionPrediction, KIVLAProcessor, KIVLATrainer, LeRobotDataset
 from kivla.acting import ChunkExecutor
 from kivla.cli import main
-from kivla.demo.tiny_vlm import save_tiny_vlm
 from kivla.processing import compute_statistics
 from kivla.processing.relative_actions import to_relative
 from kivla.serving.observation_presets import ObservationReader
@@ -70,13 +69,6 @@ def record(folder, robot: str, deltas: bool = False) -> LeRobotDataset:
                 {"front": pictures}, state[:-1].astype(np.float32), actions.astype(np.float32), task="pick up the cube"
             )
     return LeRobotDataset(folder, CHUNK)
-
-
-@pytest.fixture(scope="module")
-def vlm(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("vlm")
-    save_tiny_vlm(folder, image_size=32, patch_size=16, hidden_size=32, num_layers=2)
-    return folder
 
 
 @pytest.fixture(scope="module")
