@@ -606,7 +606,12 @@ DENSE = [
             "text_config": text("granite4_vision_text", attention_multiplier=0.35),
             # the query transformer in front has a head for each 64 values
             "vision_config": vision("clip_vision_model", hidden_size=64, image_size=16, projection_dim=16),
-            "qformer_config": {"intermediate_size": 32, "initializer_range": 0.2},
+            "qformer_config": {
+                "intermediate_size": 32,
+                "initializer_range": 0.2,
+                "hidden_dropout_prob": 0.0,
+                "attention_probs_dropout_prob": 0.0,
+            },
             "downsample_rate": "1/2",
             "deepstack_layer_map": [[-2, 0]],
             "spatial_target_layers": [0, 1, 1, 2],
@@ -658,7 +663,7 @@ DENSE = [
             "text_config": text(
                 "hunyuan_vl_text",
                 head_dim=16,
-                rope_parameters=HUNYUAN_ROPE | {"mrope_section": [2, 2, 2, 2]},
+                rope_parameters=HUNYUAN_ROPE | {"alpha": 2.0, "mrope_section": [2, 2, 2, 2]},
             ),
             "vision_config": vision("hunyuan_vl_vision", max_image_size=16, out_hidden_size=32),
             "image_token_id": IMAGE_ID,
