@@ -133,7 +133,7 @@ def fill_with_tiny_weights(model: PreTrainedModel) -> None:
     """Give a meta-device model parameters on the CPU that take no memory: a few random numbers, expanded to shape.
 
     A weight matrix becomes a random column repeated over the inputs; the matrices of a mixture's experts, which are
-    one tensor, become the same one.
+    one tensor, become the same one. Norms scale all values alike.
 
     Raises:
         ValueError: even those few would be more than the largest VLMs have: a damaged config.
@@ -150,6 +150,8 @@ def fill_with_tiny_weights(model: PreTrainedModel) -> None:
                 shape[-1] = 1
                 shape[:-2] = [1] * (parameter.ndim - 2)
             small = torch.rand(shape, generator=generator) + 0.5
+            if parameter.ndim == 1 and name == "weight":
+                small.fill_(1.0)  # a norm behind the rotary embedding would hide it
             filled = nn.Parameter(small.expand(parameter.shape), requires_grad=False)
             vars(filled)["_is_hf_initialized"] = True  # the library's initialisers leave it alone
             module._parameters[name] = filled

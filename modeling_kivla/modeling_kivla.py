@@ -28,7 +28,7 @@ from .action_expert import ActionExpert, ExpertRMSNorm, Modulation, Prefix
 from .adapter_loading import adapter_in, load_with_adapter
 from .backbone_attention import PrefixRecorder, capture_positions, find_text_decoder, logits_at, record_attention
 from .configuration_kivla import KIVLAConfig, KIVLAExpertConfig
-from .damaged_files import check_all_weights, damaged_files_named
+from .damaged_files import check_all_weights, check_text_weights, damaged_files_named
 from .flow_matching import euler_times, flow_matching_loss, interpolate, sample_flow_time
 from .forward_inputs import (
     WithVLMArguments,
@@ -183,6 +183,7 @@ class KIVLAForActionPrediction(KIVLAGenerationMixin, KIVLAPreTrainedModel):
 
         Raises:
             UnsupportedBackboneError: before any weights are loaded, if the VLM gives the expert nothing to read.
+            ValueError: weights of the text decoder are not in the files, or not under the names that are looked for.
         """
         # Which arguments are the policy's, and which the VLM's? A misspelt one of ours would vanish among the VLM's.
         own = {f.name for f in dataclasses.fields(KIVLAConfig)} - {f.name for f in dataclasses.fields(PreTrainedConfig)}
@@ -196,7 +197,10 @@ class KIVLAForActionPrediction(KIVLAGenerationMixin, KIVLAPreTrainedModel):
         config = KIVLAConfig(vlm_config=vlm_config, expert_config=expert_config, **config_kwargs)
         if not {"dtype", "torch_dtype"} & kwargs.keys():
             kwargs["dtype"] = torch.float32
-        vlm = AutoModelForImageTextToText.from_pretrained(pretrained_model_name_or_path, config=vlm_config, **kwargs)
+        vlm, loading_info = AutoModelForImageTextToText.from_pretrained(
+            pretrained_model_name_or_path, config=vlm_config, **kwargs, output_loading_info=True
+        )
+        check_text_weights(vlm, loading_info["missing_keys"])
         training = vlm.training
         model = cls(config, vlm=vlm).train(training)
         model.expert.to(vlm.device, vlm.dtype)
