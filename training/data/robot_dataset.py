@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
@@ -127,7 +128,8 @@ class RobotDataset(torch.utils.data.Dataset, ABC):
         Returns:
             `actions` (T, Da) and, where there is one, `state` (T, Ds), float32; `timestamp` (T,), seconds.
         """
-        items = [self[item] for item in self.episode_range(episode)]
+        with present_alone(self):
+            items = [self[item] for item in self.episode_range(episode)]
         frames = {
             "actions": np.stack([item["actions"][0] for item in items]),
             "timestamp": np.array([item["timestamp"] for item in items]),
@@ -167,6 +169,17 @@ class RobotDataset(torch.utils.data.Dataset, ABC):
     def episode_numbers(cls, name: str | Path) -> list[int]:
         """Numbers of all episodes of a dataset, given by its folder or Hub id."""
         return list(cls(name, chunk_size=1, cameras=[]).episodes)
+
+
+@contextmanager
+def present_alone(data: RobotDataset) -> Iterator[None]:
+    """Let items have the present frame and state alone for a while: for those who look at the data, not a policy."""
+    history = data.observation_history
+    data.look_back(NO_HISTORY)
+    try:
+        yield
+    finally:
+        data.look_back(history)
 
 
 def joint_statistics(
@@ -266,5 +279,6 @@ __all__ = [
     "dataset_reader",
     "evenly_spread",
     "joint_statistics",
+    "present_alone",
     "range_notes",
 ]
