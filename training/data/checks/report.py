@@ -142,6 +142,7 @@ def _report(data: RobotDataset, quick: bool, progress: bool) -> DataReport:
             frames_of = {episode: finite(episode) for episode in episodes}.__getitem__
         report.findings += (spoilt := _check_spoilt(data, frames_of, episodes, bar))
         sound = [episode for episode in episodes if not any(episode in finding.episodes for finding in spoilt)]
+        sound = sound or episodes
         read = partial(_read, frames_of, sound, bar)
         report.actions = measure("actions", data.action_names, data.action_dim, partial(read, "actions"))
         if data.state_dim:

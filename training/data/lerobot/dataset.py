@@ -205,7 +205,14 @@ class LeRobotDataset(RobotDataset):
         wanted = cameras if cameras is not None else chosen.cameras
         no_pictures = {name: some(types) for name, types in files.types.items() if name not in self._stored_images}
         self.cameras, notes = select_cameras(
-            self.name, self._metadata, self._positions, self._stored_images, self.unnamed_cameras, no_pictures, wanted
+            self.name,
+            self._metadata,
+            self._positions,
+            self._stored_images,
+            self.unnamed_cameras,
+            no_pictures,
+            lacking,
+            wanted,
         )
         self.notes += notes
         stored = [camera for camera in self.cameras if camera in self._stored_images]
@@ -491,12 +498,17 @@ class LeRobotDataset(RobotDataset):
         """The data files of all episodes, or if some are missing those of the selection; and the episodes in each."""
         placed = {}
         if self._hub is None:
-            placed = self._metadata.data_files(np.arange(len(self._metadata.episode_indices)))
+            placed = self._metadata.data_files(self._metadata.recorded)
         if not placed or not all(path.is_file() for path in placed):
             placed = self._metadata.data_files(np.sort(self._positions))
             refuse_missing(self.name, [path for path in placed if not path.is_file()], "data file")
-        self._data_paths = list(placed)
-        return DataFiles.look_at(self._data_paths), placed
+        files = DataFiles.look_at(list(placed))
+        if files.lacking and len(self._positions) < len(self._metadata.recorded):
+            # What files of other episodes lack does not matter
+            placed = self._metadata.data_files(np.sort(self._positions))
+            files = DataFiles.look_at(list(placed))
+        self._data_paths = files.paths
+        return files, placed
 
     def _measure(self, kind: str, preset_names: dict[str, list[str]]) -> tuple[int, list[str] | None]:
         """Size and names of the actions or the state; the size is that of the first selected row."""

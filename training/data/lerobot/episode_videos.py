@@ -276,8 +276,6 @@ class EpisodeVideos:
         """
         indices = self._metadata.episode_indices
         if beside is None:
-            if len(held) > 1:
-                raise PlacementError("the file is that of another episode as well.", int(indices[held[1]]))
             return [(int(held[0]), 0, len(video.seconds))], 0.0, 0.0
         group = beside[np.argsort(indices[beside])]
         is_used = np.isin(group, held)
