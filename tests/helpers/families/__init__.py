@@ -9,7 +9,7 @@ build the model and how one image reaches it; the functions beside it make examp
     mask = batch.pop("expert_attention_mask")  # for the action expert; the VLM has no such argument
     logits = model(**batch).logits
 
-The families are in one file for each kind of decoder: `dense`, `mixtures`, `hybrids`, `per_layer`, `omni`.
+The families are in one file for each kind of decoder: `dense`, `mixtures`, `hybrids`, `per_layer`, `absolute`, `omni`.
 """
 
 from .family import (

@@ -9,6 +9,10 @@ from .table import FAMILIES
 
 SLOW = frozenset(
     {
+        "instructblip",
+        "instructblipvideo",
+        "kosmos-2",
+        "kosmos-2.5",
         "cohere_compass",
         "cosmos3_edge",
         "cosmos3_omni",
