@@ -191,7 +191,7 @@ def make_table() -> str:
 def _row(name: str) -> str:
     config = KIVLAConfig(vlm_config=published_config(name), chunk_size=SHAPE.chunk, state_encoding="none")
     model = build_without_memory(config)
-    vlm = sum(size for part, size in part_dict(model).items() if part != "expert")
+    vlm = sum(size for part, size in part_sizes(model).items() if part != "expert")
     layer = config.kv_layers[-1]
     keys = f"{layer['num_key_value_heads']} x ({layer['key_dim']} + {layer['value_dim']})"
     one = suggest_expert(config, SHAPE, MAX_PARAMETER_SHARE, MAX_STEP_SHARE)
