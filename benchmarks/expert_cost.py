@@ -19,6 +19,7 @@ from kivla.training.model_size import (
     build_without_memory,
     expert_shares,
     key_value_numbers,
+    part_sizes,
     suggest_expert,
 )
 
@@ -180,8 +181,8 @@ def main(arguments: list[str] | None = None) -> None:
 def make_table() -> str:
     """One row for each VLM: what the default expert costs, and one that keeps to the budget."""
     lines = [
-        "| VLM | parameters | layers | key/value heads | read of a token, in bfloat16 | default expert: of the VLM, of a step "
-        "| within 10 % and 15 %: width, every k-th layer | of the VLM, of a step |",
+        "| VLM | parameters | layers | key/value heads | read of a token, in bfloat16 "
+        "| default expert: of the VLM, of a step | within 10 % and 15 %: width, every k-th layer | of the VLM, of a step |",
         "|---|--:|--:|---|--:|--:|--:|--:|",
         *(_row(name) for name in tqdm(PUBLISHED, desc="VLMs", leave=False)),
     ]
