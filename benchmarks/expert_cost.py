@@ -182,7 +182,7 @@ def make_table() -> str:
     """One row for each VLM: what the default expert costs, and one that keeps to the budget."""
     lines = [
         "| VLM | parameters | layers | key/value heads | read of a token, in bfloat16 "
-        "| default expert: of the VLM, of a step | within 10 % and 15 %: width, every k-th layer | of the VLM, of a step |",
+        "| default: of the VLM, of a step | within 10 %, 15 %: width, every k-th layer | of the VLM, of a step |",
         "|---|--:|--:|---|--:|--:|--:|--:|",
         *(_row(name) for name in tqdm(PUBLISHED, desc="VLMs", leave=False)),
     ]
