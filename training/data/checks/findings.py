@@ -37,7 +37,7 @@ RULES = {
     "in_steps": Rule(NOTE, 0.3, "share of episodes in which a dimension jumps, from which on that is how it moves"),
     "rare_jump": Rule(NOTE, None, "a rare dimension is elsewhere for a moment: its own motion, or a bad reading"),
     "stuck": Rule(WARNING, 0.5, "seconds without any change of the state while the actions move: a lost connection"),
-    "still_actions": Rule(WARNING, None, "actions that never change in a few episodes: they were not recorded"),
+    "still_actions": Rule(WARNING, None, "actions that never change in some episodes: they were not recorded"),
     "zeros": Rule(
         WARNING, 0.25, "step / whole range into frames where a whole vector of positions is 0: lost readings"
     ),
@@ -52,7 +52,7 @@ RULES = {
     "long_episode": Rule(NOTE, 4, "length / median length, where lengths vary less: not stopped in time"),
     "ends_moving": Rule(WARNING, 0.8, "share of episodes that end at rest, from which on the others look cut off"),
     "same_episode": Rule(WARNING, 1e-3, "difference / whole range, nowhere more: copies; one may be held out"),
-    "other_units": Rule(WARNING, 0.75, "share of dimensions that are 57 times larger in some episodes: degrees"),
+    "other_units": Rule(WARNING, 0.75, "share of dimensions 57 times larger or smaller in some episodes: degrees"),
     "other_scale": Rule(WARNING, 10, "a joint's usual value / its largest in all other episodes, its partner's is not"),
     "exchanged": Rule(NOTE, 0.2, "how far the state is from another action / from its own, in one episode"),
     "other_rate": Rule(WARNING, 0.02, "rate of the times, or of videos that are read row by row, beside fps"),

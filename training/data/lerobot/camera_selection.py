@@ -34,9 +34,10 @@ def cameras_with_files(metadata: LeRobotMetadata, hub: HubFolder | None) -> list
 
     def has_videos(camera: str) -> bool:
         if hub is not None:  # by the first episode's: nothing is fetched
-            return metadata.has_videos(camera) and all(map(hub.has, metadata.video_files(camera, np.array([0]))))
-        everything = np.arange(len(metadata.episode_indices))
-        return any(not gone for gone in _videos_gone(metadata, camera, everything).values())
+            return metadata.has_videos(camera) and all(
+                map(hub.has, metadata.video_files(camera, metadata.recorded[:1]))
+            )
+        return any(not gone for gone in _videos_gone(metadata, camera, metadata.recorded).values())
 
     return [
         camera
@@ -62,6 +63,7 @@ def select_cameras(
     stored_images: Collection[str],
     unnamed: Collection[str],
     no_pictures: Mapping[str, str],
+    lacking: Mapping[str, str],
     wanted: Sequence[str] | None,
 ) -> tuple[list[str], list[str]]:
     """Find the cameras to use, and check that their files are there.
@@ -72,6 +74,7 @@ def select_cameras(
         stored_images: columns of the data files that hold pictures.
         unnamed: see `unnamed_cameras`.
         no_pictures: other columns → their type, for messages.
+        lacking: columns that only some data files have → where not, for messages.
         wanted: see `choose_cameras`; None for all that have files.
 
     Returns:
@@ -98,13 +101,18 @@ def select_cameras(
             f"{name}: the column of the camera {wrong[0]!r} holds {no_pictures[wrong[0]]}; expected are image files as "
             "bytes, alone or with their path, or paths of them. Export the dataset again, or leave the camera out."
         )
+    if gone_from := [camera for camera in selected if features[camera]["dtype"] == "image" and camera in lacking]:
+        raise FileNotFoundError(
+            f"{name}: the column of the camera {gone_from[0]!r} {lacking[gone_from[0]]}. Export the dataset again, or "
+            "leave these episodes or the camera out."
+        )
     gone = {camera: _videos_gone(metadata, camera, positions) for camera in selected if camera not in stored_images}
     absent = [camera for camera, paths in gone.items() if all(paths.values())]
     if absent and (wanted is not None or len(absent) == len(selected)):
         raise FileNotFoundError(
             f"{name}: info.json announces {some(absent)}, but the folder holds no picture of "
             f"{'them' if len(absent) > 1 else 'it'}. Download or copy the dataset again, or leave the cameras out "
-            "(cameras=[] for none)." + (f" {metadata.note_on_cameras}" if metadata.note_on_cameras else "")
+            "(cameras=[] for none)." + (f" {metadata.note_on_videos}" if metadata.note_on_videos else "")
         )
     notes += [f"info.json announces the camera {camera}, but the folder holds no picture of it: left out."
              for camera in absent]  # fmt: skip

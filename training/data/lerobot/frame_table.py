@@ -84,7 +84,7 @@ def load_table(
     for name in vector_columns:
         features[name] = _without_half(_feature(files.types[name]))
     for name in image_columns:
-        is_path = pa.types.is_string(files.types[name][0])
+        is_path = _is_text(files.types[name][0])
         features[name] = datasets.Value("string") if is_path else datasets.Image(decode=False)
     paths: list = [glob.escape(str(path)) for path in files.paths]  # `datasets` takes paths for patterns
     try:
@@ -154,9 +154,11 @@ def is_picture_file(kind: pa.DataType) -> bool:
 
 def is_picture(kind: pa.DataType) -> bool:
     """Whether a column of this type can hold pictures: files as bytes, perhaps with their path, or paths alone."""
-    return (
-        is_picture_file(kind) or pa.types.is_string(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
-    )
+    return is_picture_file(kind) or _is_text(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
 def _is_list(kind: pa.DataType) -> bool:
@@ -255,13 +257,18 @@ def first_without_picture(column: pa.ChunkedArray) -> int | None:
     passed = 0
     for chunk in column.chunks:
         if pa.types.is_struct(chunk.type):
-            there = pc.or_(*(pc.is_valid(pc.struct_field(chunk, name)) for name in ("bytes", "path")))
+            there = pc.or_(pc.is_valid(pc.struct_field(chunk, "bytes")), _is_path(pc.struct_field(chunk, "path")))
         else:
-            there = pc.is_valid(chunk)
+            there = _is_path(chunk) if pa.types.is_string(chunk.type) else pc.is_valid(chunk)
         if not pc.all(there).as_py() and len(there):
             return passed + there.to_pylist().index(False)
         passed += len(chunk)
     return None
+
+
+def _is_path(paths: pa.Array) -> pa.Array:
+    """Whether there is one; an empty one leads nowhere."""
+    return pc.fill_null(pc.not_equal(paths, ""), False)
 
 
 def picture_paths(column: pa.ChunkedArray) -> Iterator[str]:

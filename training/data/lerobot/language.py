@@ -115,10 +115,13 @@ def read_language(
                 raise ValueError(f"the rows of {name!r} need {sorted(needed)}, as LeRobot has them: {columns[name]}.")
             language.notes.append(f"{name} has not the rows that LeRobot has, and is not read.")
         elif name == PERSISTENT_COLUMN:
-            # The rows are the same on every frame, so the first one is enough.
-            first_frames = _pieces(paths, name, first_rows, np.ones_like(lengths))
-            rows = {selected: _rows_of(values[0]) for selected, _, values in first_frames}
-            _add_persistent(language, rows, times_of, subtask_key == PERSISTENT_COLUMN)
+            # The rows should be the same on every frame: the first one is enough, and the last one shows if they are.
+            rows, last_rows = {}, {}
+            for selected, first, values in _pieces(paths, name, first_rows, lengths):
+                if first == 0:
+                    rows[selected] = _rows_of(values[0])
+                last_rows[selected] = _rows_of(values[-1])
+            _add_persistent(language, rows, last_rows, times_of, subtask_key == PERSISTENT_COLUMN)
         else:
             for selected, first, values in _pieces(paths, name, first_rows, lengths):
                 language.questions += [FrameQuestion(selected, *rest) for rest in _questions(values, first)]
@@ -141,20 +144,30 @@ def read_language(
 
 
 def _add_persistent(
-    language: Language, rows_of: dict[int, list[dict]], times_of: Callable[[int], np.ndarray], is_asked: bool
+    language: Language,
+    rows_of: dict[int, list[dict]],
+    last_rows_of: dict[int, list[dict]],
+    times_of: Callable[[int], np.ndarray],
+    is_asked: bool,
 ) -> None:
-    """Wordings and, if they are asked for, sub-tasks from the rows of each episode."""
+    """Wordings and, if they are asked for, sub-tasks from the rows of each episode, of its first and last frame."""
     has_subtasks = False
     for selected, rows in rows_of.items():
         if wordings := [row["content"] for row in rows if row["style"] == "task_aug" and row["content"]]:
             language.wordings[selected] = wordings
-        subtasks = [row for row in rows if row["style"] == "subtask"]
-        has_subtasks = has_subtasks or bool(subtasks)
+        subtasks, last_subtasks = (
+            [row for row in said if row["style"] == "subtask"] for said in (rows, last_rows_of[selected])
+        )
+        has_subtasks = has_subtasks or bool(subtasks or last_subtasks)
         if is_asked:
             try:
                 language.subtasks[selected] = _by_time(subtasks, times_of(selected))
+                if last_subtasks != subtasks:
+                    raise ValueError("they are others on its last frame. Every frame needs all rows of its episode.")
             except ValueError as error:
-                frames = f"the episode whose sub-tasks are {some([row['content'] for row in subtasks])}"
+                frames = (
+                    f"the episode whose sub-tasks are {some([row['content'] for row in subtasks or last_subtasks])}"
+                )
                 raise ValueError(f"{PERSISTENT_COLUMN!r}, in {frames}: {error}") from error
     if has_subtasks and not is_asked:
         language.notes.append(
@@ -266,6 +279,8 @@ def _column_subtasks(
     """The sub-tasks of a piece of an episode from a column of strings, or of numbers and their table."""
     if _is_list(values.type):
         values = _one_each(key, values)
+    if pa.types.is_floating(values.type):
+        values = _whole(key, values)
     encoded = values.dictionary_encode()
     codes = encoded.indices.fill_null(-1).to_numpy()
     words = encoded.dictionary.to_pylist()
@@ -291,6 +306,14 @@ def _one_each(key: str, values: pa.Array) -> pa.Array:
     return values.flatten().take(places)
 
 
+def _whole(key: str, values: pa.Array) -> pa.Array:
+    """Numbers that a program made floats of, as pandas does where some are missing (NaN)."""
+    try:
+        return pc.if_else(pc.is_nan(values), None, values).cast(pa.int64())
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{key!r} has numbers that are not whole, and so not those of a table.") from error
+
+
 def _is_text(kind: pa.DataType) -> bool:
     return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
@@ -302,7 +325,7 @@ def _is_number(kind: pa.DataType) -> bool:
 def _text_table(root: Path, key: str, kind: pa.DataType) -> dict[int, str]:
     """Number → words, from the table that belongs to an index column, such as `meta/subtasks.parquet`."""
     value = kind.value_type if _is_list(kind) else kind
-    if not pa.types.is_integer(value):
+    if not _is_number(value):
         raise ValueError(f"{key!r} is of type {kind}; sub-tasks are strings, or numbers with a table in meta/.")
     stem = key.rsplit(".", 1)[-1]
     for ending in _INDEX_ENDINGS:

@@ -10,7 +10,7 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path, PurePosixPath
 from string import Formatter
 
@@ -105,7 +105,7 @@ class LeRobotMetadata:
                     f"meta/info.json says {key} = {info[key]}, but the episode table lists {found} {what}: the table "
                     "is believed. If that is too few, the copy is incomplete."
                 )
-        if note := metadata.note_on_cameras:
+        if note := metadata.note_on_videos:
             metadata.notes.append(note)
         if len(np.unique(metadata.episode_indices)) != len(metadata.episode_indices):
             raise ValueError(f"{root}: the episode table lists an episode more than once.")
@@ -117,15 +117,26 @@ class LeRobotMetadata:
         return self.info["codebase_version"] in ONE_FILE_EACH
 
     @property
-    def note_on_cameras(self) -> str | None:
-        """Says that the template of video paths does not tell several cameras apart; None where it does."""
-        count = sum(feature.get("dtype") == "video" for feature in self.info["features"].values())
+    def recorded(self) -> np.ndarray:
+        """Positions of the episodes that have frames. The others are in no file."""
+        return np.flatnonzero(self.episode_lengths)
+
+    @cached_property
+    def note_on_videos(self) -> str | None:
+        """Says that the template of video paths gives different videos one path; None where it does not."""
+        cameras = [name for name, feature in self.info["features"].items() if feature.get("dtype") == "video"]
         template = self.info.get("video_path")
-        if count < 2 or not isinstance(template, str) or "{video_key" in template:
+        if not cameras or not isinstance(template, str):
+            return None
+        if len(cameras) > 1 and "{video_key" not in template:
+            what = f"does not name the camera, and there are {len(cameras)}"
+        elif not all(self._tells_files_apart(template, camera) for camera in cameras):
+            what = "gives different videos of a camera one path"
+        else:
             return None
         return (
-            f"video_path of meta/info.json, {template[:200]}, does not name the camera, and there are {count}: their "
-            f"videos are looked for where LeRobot puts them, {_USUAL_PATHS[self.has_file_for_each]['video_path']}."
+            f"video_path of meta/info.json, {template[:200]}, {what}: they are looked for where LeRobot puts them, "
+            f"{_USUAL_PATHS[self.has_file_for_each]['video_path']}."
         )
 
     def data_files(self, positions: np.ndarray) -> dict[Path, np.ndarray]:
@@ -168,7 +179,7 @@ class LeRobotMetadata:
             return None
         chunk, file = (self.placement[f"videos/{camera}/{name}"].astype(np.int64) for name in _FILE_FIELDS)
         place = (chunk << 32) + file
-        order = np.argsort(place, kind="stable")
+        order = self.recorded[np.argsort(place[self.recorded], kind="stable")]
         starts, ends = (np.searchsorted(place[order], place[positions], side) for side in ("left", "right"))
         return [order[start:end] for start, end in zip(starts, ends, strict=True)]
 
@@ -273,11 +284,30 @@ class LeRobotMetadata:
 
     def _template(self, key: str) -> str:
         template = self.info.get(key)
-        if template is None or (key == "video_path" and self.note_on_cameras):
+        if template is None or (key == "video_path" and self.note_on_videos):
             return _USUAL_PATHS[self.has_file_for_each][key]
         if not isinstance(template, str):
             raise ValueError(f"{self.root}: meta/info.json needs {key!r}, a path template, but has {template!r}.")
         return template
+
+    def _tells_files_apart(self, template: str, camera: str) -> bool:
+        """Whether a template of video paths gives each of a camera's videos a path of its own."""
+        numbers = {name: self._episode_field(name, self.episode_indices) for name in (*_EPISODE_FIELDS, *_FILE_FIELDS)}
+        videos = ["episode_index"]
+        if not self.has_file_for_each:
+            placed = {name: self.placement.get(f"videos/{camera}/{name}") for name in _FILE_FIELDS}
+            if any(column is None for column in placed.values()):
+                return True  # nothing says where its videos are
+            numbers, videos = numbers | placed, list(_FILE_FIELDS)
+        used = [name for name in numbers if f"{{{name}" in template]
+        if "episode_index" in used or set(videos) <= set(used):
+            return True
+        video_at: dict[tuple, tuple] = {}
+        for position in self.recorded.tolist():
+            path, video = (tuple(int(numbers[name][position]) for name in names) for names in (used, videos))
+            if min(video) >= 0 and video_at.setdefault(path, video) != video:
+                return False
+        return True
 
     def _checked(self, key: str, template: str) -> frozenset[str]:
         known = (*_FILE_FIELDS, *_EPISODE_FIELDS, *(("video_key",) if key == "video_path" else ()))
@@ -320,9 +350,13 @@ class LeRobotMetadata:
         """The value of a field of a path template for an episode."""
         if name in _FILE_FIELDS and not self.has_file_for_each:
             return int(self._placed(f"{kind}/{name}", position))
-        episode, size = int(self.episode_indices[position]), self.info.get("chunks_size", _CHUNKS_SIZE)
-        values = {"episode_index": episode, "file_index": episode % size}
-        return values.get(name, episode // size)
+        return int(self._episode_field(name, self.episode_indices[position]))
+
+    def _episode_field(self, name: str, episodes: np.ndarray) -> np.ndarray:
+        """The value of a field that follows from an episode's number."""
+        size = self.info.get("chunks_size", _CHUNKS_SIZE)
+        values = {"episode_index": episodes, "file_index": episodes % size}
+        return values.get(name, episodes // size)
 
     def _placed(self, column: str, positions: np.ndarray | int) -> np.ndarray:
         """Values of the episode table. What it says of other episodes does not matter."""

@@ -126,8 +126,8 @@ def choose_keys(
         announced = [name for name in features if name in _STATE_KEYS or name.startswith(_STATE_PARTS)]
         if state_key == NO_STATE and (gone := [name for name in announced if name in (lacking or {})]):
             raise ValueError(
-                f"the state {gone[0]!r} {lacking[gone[0]]}. Export the dataset again, or do without a state, "
-                "state_key='none' (--state_key none)."
+                f"the state {gone[0]!r} {lacking[gone[0]]}. Export the dataset again, leave these episodes out, or do "
+                "without a state, state_key='none' (--state_key none)."
             )
         if state_key == NO_STATE and announced:
             notes.append(
@@ -178,7 +178,9 @@ def _refuse(column: str, others: Mapping[str, str], lacking: Mapping[str, str]) 
             f"the column {column!r} holds {others[column]}; expected are numbers, or lists of numbers of one length."
         )
     if column in lacking:
-        raise ValueError(f"the column {column!r} {lacking[column]}. Export the dataset again.")
+        raise ValueError(
+            f"the column {column!r} {lacking[column]}. Export the dataset again, or leave these episodes out."
+        )
 
 
 def _parts(

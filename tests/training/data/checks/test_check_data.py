@@ -310,15 +310,62 @@ def test_an_episode_that_is_wrong_as_a_whole_hides_nothing_in_others(spoilt):
     assert [found[name].episodes for name in ("stuck", "jump", "zeros")] == [(2,), (5,), (1,)]
 
 
-def test_a_joint_that_moves_in_one_episode_alone_is_at_no_other_scale():
+@pytest.mark.parametrize("place", [None, 0.5])
+def test_a_joint_that_moves_or_rests_elsewhere_in_one_episode_alone_is_at_no_other_scale(place):
     def at_rest(data):
         rng = np.random.default_rng(0)
         for episode, arrays in data.arrays.items():
-            if episode != 3:
-                for values in arrays.values():
+            for values in arrays.values():
+                if episode != 3:
                     values[:, 1] = rng.normal(0, 1e-4, LENGTH)
+                elif place is not None:
+                    values[:, 1] = rng.normal(place, 1e-4, LENGTH)
 
     assert "other_scale" not in found_in(at_rest)
+
+
+def test_two_episodes_at_another_scale_do_not_hide_each_other():
+    def scale(data):
+        for episode in (2, 6):
+            data.arrays[episode]["actions"][:, 1] *= 1000
+
+    (finding,) = found_in(scale).values()
+    assert (finding.code, finding.episodes, finding.dimensions) == ("other_scale", (2, 6), ("elbow",))
+
+
+@pytest.mark.parametrize(("times", "which"), [(1000, [3]), (np.degrees(1), [3, 5]), (1 / np.degrees(1), [3])])
+def test_units_of_any_kind(times, which):
+    """Millimetres among metres, degrees among radians, radians among degrees."""
+
+    def change(data):
+        for episode in which:
+            for values in data.arrays[episode].values():
+                values[:, :3] *= times
+
+    assert set(found_in(change)) == {"other_units"}
+    findings = [one for one in check_data(Made([change]), progress=False).findings if one.code == "other_units"]
+    assert [one.vector for one in findings] == ["actions", "state"]
+    assert all(one.episodes == tuple(which) for one in findings)
+    assert all(("smaller" if times < 1 else "larger") in one.text for one in findings)
+
+
+@pytest.mark.parametrize(("still", "count"), [(5, 8), (1, 2), (2, 3)])
+def test_actions_that_were_not_recorded_in_most_episodes(still, count):
+    def stop(data):
+        for episode in range(still):
+            data.arrays[episode]["actions"][:] = 0
+
+    (finding,) = found_in(stop, count=count).values()
+    assert (finding.code, finding.episodes) == ("still_actions", tuple(range(still)))
+
+
+def test_a_dataset_of_which_every_episode_is_wrong_is_looked_at():
+    def spoil(data):
+        for episode in range(3):
+            data.arrays[episode]["actions"][:] = 0
+        data.arrays[3]["state"][:, :3] *= np.degrees(1)
+
+    assert {"still_actions", "other_units"} <= set(found_in(spoil, count=4))
 
 
 @pytest.mark.parametrize("vector", ["actions", "state"])

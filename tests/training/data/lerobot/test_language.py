@@ -153,6 +153,16 @@ def lists_of_which_some_are_empty(root):
     return "subtask_index"
 
 
+def numbers_as_floats(root):
+    """As pandas has numbers of which some are missing."""
+    key = numbers_and_a_parquet_table(root)
+    table = pq.read_table(root / DATA)
+    numbers = table[key].to_numpy().astype(float)
+    column = pa.array(np.where(numbers < 0, np.nan, numbers))
+    pq.write_table(table.set_column(table.column_names.index(key), key, column), root / DATA)
+    return key
+
+
 def groots_annotation(root):
     """GR00T's columns are numbers of the table of tasks."""
     names = sorted({text for text in ALL if text})
@@ -169,6 +179,7 @@ def groots_annotation(root):
         numbers_and_a_parquet_table,
         numbers_in_lists_and_json_lines,
         lists_of_which_some_are_empty,
+        numbers_as_floats,
         groots_annotation,
     ],
 )
@@ -250,6 +261,17 @@ def two_meanings_of_a_number(root):
     table.to_parquet(root / "meta/subtasks.parquet")
 
 
+def halves(root):
+    numbers_and_a_parquet_table(root)
+    table = pq.read_table(root / DATA).drop_columns("subtask_index")
+    pq.write_table(table.append_column("subtask_index", pa.array([0, 0.5] + [1] * 7)), root / DATA)
+
+
+def rows_that_come_one_by_one(root):
+    said = [row("reach"), row("grasp", timestamp=0.4)]
+    add_column(root, PERSISTENT_COLUMN, pa.array([said[: 1 + (number > 3)] for number in range(9)]))
+
+
 def persistent(*rows):
     return lambda root: add_column(root, PERSISTENT_COLUMN, pa.array([list(rows)] * 9))
 
@@ -258,10 +280,13 @@ def persistent(*rows):
     ("damage", "key", "message"),
     [
         (lambda root: None, "phase", "there is no column 'phase' with sub-tasks, only"),
-        (lambda root: None, "action", "'action' is of type"),
+        (lambda root: None, "action", "'action' has numbers, and there is no table of them"),
+        (lambda root: add_column(root, "subtask", pa.array([["a"]] * 9)), "subtask", "'subtask' is of type list"),
         (numbers_without_a_table, "subtask_index", "none of meta/subtasks.parquet, meta/subtasks.jsonl"),
         (unknown_numbers, "subtask_index", r"has the numbers \[7\], which its table in meta/ does not know"),
         (two_numbers_in_a_row, "subtask_index", "has 2 numbers in a row"),
+        (halves, "subtask_index", "has numbers that are not whole"),
+        (rows_that_come_one_by_one, PERSISTENT_COLUMN, "sub-tasks are reach: they are others on its last frame"),
         (two_meanings_of_a_number, "subtask_index", "gives the number 0 two meanings, 'a' and 'd'"),
         (persistent(row("a"), row("b", timestamp=None)), PERSISTENT_COLUMN, "sub-tasks are a, b: one has no time"),
         (persistent(row("a"), row("b", timestamp=np.nan)), PERSISTENT_COLUMN, "sub-tasks are a, b: one has no time"),

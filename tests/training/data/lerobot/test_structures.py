@@ -4,6 +4,7 @@ import io
 import json
 import re
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -305,11 +306,69 @@ def test_paths_of_videos_that_do_not_name_the_camera(version, tmp_path):
         LeRobotDataset(root, cameras=["wrist"])
 
 
-def test_an_episode_without_frames_can_be_left_out(tmp_path):
-    def add(episodes):
-        episodes.append({"episode_index": 3, "tasks": ["pick up the cup"], "length": 0})
+def write_in_two_files(root, **options):
+    """Write v3.0 with episodes 0 and 1 in one data file and one video, and 2 and 3 in others; 12 frames each."""
 
-    root = write_folder(tmp_path / "data", edit_episodes=add, edit_info=lambda info: info.update(total_episodes=4))
+    def edit(episodes):
+        for number, episode in enumerate(episodes):
+            start = 1.2 * (number % 2)
+            places = {"chunk_index": 0, "file_index": number // 2, "from_timestamp": start, "to_timestamp": start + 1.2}
+            episode |= {f"videos/{CAMERA}/{name}": value for name, value in places.items()}
+            episode["data/file_index"] = number // 2
+
+    write_folder(root, "v3.0", lengths=(12,) * 4, edit_episodes=edit, **options)
+    table = pq.read_table(root / "data/chunk-000/file-000.parquet")
+    for number in range(2):
+        pq.write_table(table.slice(24 * number, 24), root / f"data/chunk-000/file-00{number}.parquet")
+        pictures = [100 * episode + k for episode in (2 * number, 2 * number + 1) for k in range(12)]
+        write_video(root / f"videos/{CAMERA}/chunk-000/file-00{number}.mp4", pictures, 10)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("version", "path"),
+    [
+        ("v2.1", "videos/chunk-000/{video_key}/episode_000000.mp4"),
+        ("v2.1", "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{chunk_index:06d}.mp4"),
+        ("v3.0", "videos/{video_key}/chunk-000/file-000.mp4"),
+        ("v3.0", "videos/{video_key}/chunk-{chunk_index:03d}/file-{episode_chunk:03d}.mp4"),
+    ],
+)
+def test_paths_of_videos_that_are_the_same_for_several(version, path, tmp_path):
+    """No episode has the video of another one, though that be as long: not if it alone is selected, either."""
+    write = write_in_two_files if version == "v3.0" else partial(write_folder, lengths=(12,) * 4)
+    root = write(tmp_path / "data", edit_info=lambda info: info.update(video_path=path))
+    for episodes in (None, [0], [2], [3, 1]):
+        data = LeRobotDataset(root, episodes=episodes)
+        assert pictures_are_right(data)
+        assert any("gives different videos of a camera one path" in note for note in data.notes)
+    for number, video in enumerate(sorted(root.glob("videos/**/*.mp4"))):
+        if number:
+            video.unlink()
+    with pytest.raises(FileNotFoundError, match=r"holds no picture of it.* one path"):
+        LeRobotDataset(root, episodes=[2])
+
+
+def test_a_path_that_names_each_video_in_its_own_way_is_followed(tmp_path):
+    path = "videos/chunk-{chunk_index:03d}/{video_key}/episode_{file_index:06d}.mp4"
+    data = LeRobotDataset(write_folder(tmp_path / "data", edit_info=lambda info: info.update(video_path=path)))
+    assert pictures_are_right(data) and not data.notes
+
+
+@pytest.mark.parametrize("places", ["none", "between others", None])
+@pytest.mark.parametrize("version", ["v2.1", "v3.0"])
+def test_an_episode_without_frames_can_be_left_out(version, places, tmp_path):
+    def add(episodes):
+        columns = {name: value for name, value in episodes[1].items() if name.startswith(("data/", "videos/"))}
+        if places == "between others":
+            columns[f"videos/{CAMERA}/from_timestamp"] = columns.get(f"videos/{CAMERA}/to_timestamp")
+        else:
+            columns = dict.fromkeys(columns) if places == "none" else {}
+        episodes.insert(2, {"episode_index": 3, "tasks": ["pick up the cup"], "length": 0, **columns})
+
+    root = write_folder(
+        tmp_path / "data", version, edit_episodes=add, edit_info=lambda info: info.update(total_episodes=4)
+    )
     assert pictures_are_right(LeRobotDataset(root, episodes=[0, 1, 2]))
     with pytest.raises(ValueError, match=r"episode 3 has no frames. Leave it out with `episodes=\[...\]`"):
         LeRobotDataset(root)
@@ -327,6 +386,7 @@ def test_a_column_that_some_files_lack(column, tmp_path):
         return
     with pytest.raises(ValueError, match=f"'{column}' is {where}.*Export the dataset again"):
         LeRobotDataset(root)
+    assert pictures_are_right(LeRobotDataset(root, episodes=[2, 0])), "other episodes have it"
     if column == "observation.state":
         assert LeRobotDataset(root, state_key="none").state_dim == 0
         with pytest.raises(ValueError, match=f"'{column}' is {where}"):
@@ -531,6 +591,7 @@ def test_pictures_by_path(tmp_path):
     table = pq.read_table(file)
     for bad, message in (
         (str(tmp_path / "secret.png"), "episode 0: .* outside of the dataset"),
+        ("", "episode 0, frame 0: the data file holds no image here"),
         ("images/none.png", r"1 picture missing: images/none\.png\."),
     ):
         stored = [{"bytes": None, "path": bad}, *table[CAMERA].to_pylist()[1:]]
@@ -543,6 +604,26 @@ def test_pictures_by_path(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"2 picture, each missing: images/none\.png, images/frame_3\.png"):
         LeRobotDataset(moved)
     assert len(LeRobotDataset(moved, episodes=[1, 2])) == 24, "those of other episodes do not matter"
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string()], ids=str)  # the second is what pandas 3 writes
+def test_pictures_that_some_files_lack(kind, tmp_path):
+    def add(there, episode):
+        if episode != 1:
+            there["wrist"] = pa.array([f"images/{number}.png" for number in range(len(there["timestamp"]))], kind)
+
+    def edit(info):
+        info["features"]["wrist"] = {"dtype": "image", "shape": [64, 64, 3], "names": None}
+
+    root = write_folder(tmp_path / "data", edit_columns=add, edit_info=edit)
+    (root / "images").mkdir()
+    for number in range(15):
+        Image.fromarray(picture(number)).save(root / f"images/{number}.png")
+    with pytest.raises(FileNotFoundError, match=r"camera 'wrist' is missing in 1 of 3 data files, such as .*000001"):
+        LeRobotDataset(root)
+    assert LeRobotDataset(root, cameras=["top"]).cameras == [CAMERA]
+    data = LeRobotDataset(root, episodes=[2, 0])
+    assert pictures_are_right(data) and number_of(data[4]["images"][1]) == 4
 
 
 def test_pictures_as_bytes_alone(tmp_path):
