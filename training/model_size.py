@@ -22,8 +22,7 @@ STEP_PER_PRODUCT, STEP_PER_ATTENTION = 3.0, 3.5
 # How configs call the number of experts that a token goes to, in mixtures of experts.
 _ACTIVE_EXPERTS = ("num_experts_per_tok", "top_k_experts", "moe_topk", "moe_k", "num_activated_experts")
 _ALL_EXPERTS = ("num_local_experts", "n_routed_experts", "num_experts", "moe_num_experts")
-# Widths that an expert is suggested in: the tenth of a wide VLM, and the one of a small one.
-_WIDTHS = range(128, 4096 + 1, 64)
+_WIDTHS = range(128, 1024 + 1, 64)  # that are suggested; 1024 is the π0 family's, and a wider expert is nobody's
 _NARROWEST = 4  # an expert narrower than a fourth of the VLM's width skips layers first (π0's has half the width)
 
 
@@ -142,7 +141,7 @@ class SuggestedExpert:
 def suggest_expert(
     config: KIVLAConfig, shape: ExampleShape, max_parameter_share: float, max_step_share: float
 ) -> SuggestedExpert | None:
-    """Suggest the widest expert within a budget, at the smallest stride at which it is wide enough.
+    """Suggest the widest expert within a budget, up to π0's width, at the smallest stride at which it is wide enough.
 
     Wide enough is a fourth of the VLM's width; where no stride allows that, the widest of all. Its MLP is four times as
     wide as the expert, as in the π0 family.
