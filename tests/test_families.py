@@ -7,6 +7,7 @@ from transformers import AutoModelForImageTextToText
 from kivla.modeling_kivla.backbone_probe import probe_backbone
 from tests.helpers.families import (
     FAMILIES,
+    FAST,
     REFUSED,
     build_model,
     collate,
@@ -113,3 +114,17 @@ def test_refused_configurations_build_exactly_when_they_say_so(name):
     else:
         with pytest.raises(ValueError, match="Unrecognized configuration class"):
             AutoModelForImageTextToText.from_config(refused.config())
+
+
+@pytest.mark.slow  # measures them all
+def test_the_fast_lane_has_every_mechanism():
+    found = {}
+    for name, family in FAMILIES.items():
+        config = family.config()
+        found[name] = mechanisms(config, probe_backbone(config))
+        if family.images_in_rows:
+            found[name].add("images in rows")
+    lacking = set().union(*found.values()) - FAST.keys()
+    assert not lacking, f"no family of the fast lane has {lacking}: name one in tests/helpers/families/lanes.py"
+    wrong = {mechanism: name for mechanism, name in FAST.items() if mechanism not in found.get(name, {mechanism})}
+    assert not wrong, f"these families have no such mechanism: {wrong}"

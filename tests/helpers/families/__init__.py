@@ -31,7 +31,7 @@ from .family import (
     split_images,
 )
 from .images import TinyMapTower, TinyTokenTower, patches, pixels
-from .lanes import SLOW, each_family
+from .lanes import FAST, each_family
 from .refused import REFUSED, Refused
 from .settings import text, vision
 from .table import FAMILIES
@@ -40,11 +40,11 @@ __all__ = [
     "AUDIO_ID",
     "END_ID",
     "FAMILIES",
+    "FAST",
     "IMAGE_ID",
     "PAD_ID",
     "PER_TOKEN_PADDING",
     "REFUSED",
-    "SLOW",
     "START_ID",
     "TEXT_IDS",
     "VIDEO_ID",

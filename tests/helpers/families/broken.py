@@ -20,3 +20,8 @@ BROKEN: dict[str, dict[str, str]] = {
         ("blip-2", "instructblip", "instructblipvideo", "kosmos-2"), _NEEDS_AN_IMAGE
     ),
 }
+
+# Families that cannot learn brand-new tokens; action tokens are written over existing ones (placement "tail").
+WITHOUT_NEW_TOKENS = {
+    "gemma3n": "every id above those of text belongs to images and sound: action tokens take the last ids of text",
+}
