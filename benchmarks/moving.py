@@ -5,9 +5,9 @@ control steps from an observation until its chunk can be used. `train` records d
 each seed; `measure` rolls them out, and makes tables, CSV and picture of the rows that are there.
 
 The state says how gripper, obstacle and target move (`tracked`), and the VLM rests: what is compared is acting in time,
-and not how well a small VLM sees. One policy acts in all ways, so that they differ in nothing else. It was trained with delays, which "rtc-trained" needs
-(`rtc_max_delay`): in one draw of seven the delay is 0, and there it learns what every policy does. Whether this costs
-the other ways something is seen by `--max_delay 0`, which trains policies without.
+and not how well a small VLM sees. One policy acts in all ways, so that they differ in nothing else. It was trained with
+delays, which "rtc-trained" needs (`rtc_max_delay`): in one draw of seven the delay is 0, and there it learns what every
+policy does. Whether this costs the other ways something is seen by `--max_delay 0`, which trains policies without.
 
 Both commands go on where they were stopped. Every chunk starts from new noise, as on a robot.
 """
