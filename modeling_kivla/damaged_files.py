@@ -4,13 +4,15 @@ A folder from the Hub may say anything. Without these checks a config could make
 memory, without end; and a policy whose weights were drawn at random would move a robot.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
+
+from .backbone_attention import find_text_decoder
 
 # What the libraries raise for a config or weights that make no sense, depending on where they notice it
 _DAMAGE = (
@@ -21,7 +23,7 @@ _DAMAGE = (
 _COUNTS = ("num_hidden_layers", "num_layers", "n_layers", "depth", "num_labels")
 _MAX_COUNT = 4096
 _MAX_SIZE = 1 << 16  # of chunks, actions and the like: batches and noise are made of this size
-_MAX_SMALL = 1 << 28  # a mixture of 256 experts in 61 layers has less than half of it
+_MAX_SMALL = 1 << 26  # a mixture of 256 experts in 61 layers has a sixth of it
 
 
 def check_counts(config: dict, where: str = "") -> None:
@@ -59,7 +61,7 @@ def check_width(model: PreTrainedModel) -> None:
     Raises:
         ValueError: naming the VLM.
     """
-    small = sum(p.shape[: max(p.ndim - 1, 1)].numel() for p in model.parameters())
+    small = sum(p.shape[max(p.ndim - 2, 0) : max(p.ndim - 1, 1)].numel() for p in model.parameters())
     small += sum(buffer.numel() for buffer in model.buffers())
     if small > _MAX_SMALL:
         raise ValueError(
@@ -91,6 +93,27 @@ def check_all_weights(model: PreTrainedModel, load_config, loading_info) -> None
             f"missing or of another size ({named}{', ...' if len(lacking) > 5 else ''}). A policy does not act "
             "with weights drawn at random. Download or save it again; to give a VLM a new action expert, use "
             "KIVLAForActionPrediction.from_vlm."
+        )
+
+
+def check_text_weights(vlm: PreTrainedModel, missing: Iterable[str]) -> None:
+    """Refuse a VLM whose text decoder was not in its files, all or in part: the library drew it at random and warned.
+
+    What towers lack is left to that warning: not every part of them is used.
+
+    Args:
+        missing: names of the weights that were not found.
+
+    Raises:
+        ValueError: naming some of the weights.
+    """
+    decoder = set(find_text_decoder(vlm).parameters())
+    of_text = {name for name, parameter in vlm.named_parameters() if parameter in decoder}
+    if lacking := sorted(of_text.intersection(missing)):
+        raise ValueError(
+            f"{vlm.name_or_path} lacks {len(lacking)} weights of the text decoder of '{vlm.config.model_type}' "
+            f"({', '.join(lacking[:3])}{', ...' if len(lacking) > 3 else ''}), which would be drawn at random. Either "
+            "the files are not complete, or this version of transformers looks for them under other names."
         )
 
 
@@ -126,4 +149,11 @@ def damaged_files_named(path: str, load_meta: Callable[[], object]) -> Iterator[
         raise
 
 
-__all__ = ["check_all_weights", "check_counts", "check_size", "check_width", "damaged_files_named"]
+__all__ = [
+    "check_all_weights",
+    "check_counts",
+    "check_size",
+    "check_text_weights",
+    "check_width",
+    "damaged_files_named",
+]

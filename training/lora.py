@@ -22,13 +22,19 @@ def lora_config(model: KIVLAForActionPrediction, processor: KIVLAProcessor, rank
         **options: of `peft.LoraConfig`, e.g. `lora_alpha`, `lora_dropout`, `use_dora`.
 
     Raises:
-        ValueError: the model's embedding lacks the action tokens.
+        ValueError: the model's embedding lacks the action tokens, or peft cannot train some of its rows.
     """
     embedding = model.get_input_embeddings()
     if processor.vocab_size > embedding.num_embeddings:
         raise ValueError(
             f"The embedding has {embedding.num_embeddings} rows, but the processor's vocabulary is "
             f"{processor.vocab_size}: call model.resize_token_embeddings(processor.vocab_size) first."
+        )
+    if not _is_known_to_peft(embedding):
+        raise ValueError(
+            f"'{model.config.vlm_config.model_type}' does more with its new tokens than look them up "
+            f"({type(embedding).__name__}). peft would leave that out, and the VLM would read other embeddings than "
+            "its own. Train this VLM without LoRA."
         )
     name_of = {module: name for name, module in model.named_modules()}
     decoder = name_of[model.get_decoder()]
@@ -70,6 +76,14 @@ def _is_linear(module: nn.Module, family: str) -> bool:
     The router of Llama 4 is an `nn.Linear` that gives two results.
     """
     return isinstance(module, nn.Linear) and type(module).__module__ != family
+
+
+def _is_known_to_peft(embedding: nn.Embedding) -> bool:
+    """Whether peft, which computes embeddings itself to train some rows, computes this one as it is.
+
+    Of what families add to the look-up it knows only their scale.
+    """
+    return type(embedding).forward is nn.Embedding.forward or hasattr(embedding, "embed_scale")
 
 
 def _leaves_of_lists(module: nn.Module, prefix: str) -> list[str]:

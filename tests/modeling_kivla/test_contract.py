@@ -18,6 +18,7 @@ from tests.helpers.families import (
     build_model,
     collate,
     drop_suffix,
+    each_family,
     make_example,
     randomize_zero_parameters,
 )
@@ -25,7 +26,6 @@ from tests.helpers.tolerance import assert_close_relative, assert_gradients_clos
 
 CHUNK, WIDTH = 5, 3
 SPECIAL_IDS = list(range(TEXT_IDS.stop, VOCAB_SIZE))
-families = pytest.mark.parametrize("name", FAMILIES)
 checkpointing = pytest.mark.parametrize("checkpointed", [False, True], ids=["plain", "checkpointed"])
 
 
@@ -74,7 +74,7 @@ def backbone_gradients(model: KIVLAForActionPrediction, loss: torch.Tensor) -> d
     return {n: None if p.grad is None else p.grad.clone() for n, p in model.vlm.named_parameters()}
 
 
-@families
+@each_family
 @checkpointing
 def test_flow_loss_reaches_the_backbone_only_when_it_may(name, checkpointed):
     batch = training_batch(name)
@@ -93,7 +93,7 @@ def test_flow_loss_reaches_the_backbone_only_when_it_may(name, checkpointed):
     assert_gradients_close(halved, {n: None if g is None else 0.5 * g for n, g in full.items()})
 
 
-@families
+@each_family
 @checkpointing
 def test_token_gradient_is_untouched_by_the_expert(name, checkpointed):
     batch = training_batch(name)
@@ -108,7 +108,7 @@ def test_token_gradient_is_untouched_by_the_expert(name, checkpointed):
         assert g is None or torch.equal(g, together[n]), f"{n}: the expert changed the token loss's gradient"
 
 
-@families
+@each_family
 def test_suffix_and_expert_do_not_see_each_other(name):
     model = policy(name)
     batch = training_batch(name)
@@ -125,7 +125,7 @@ def test_suffix_and_expert_do_not_see_each_other(name):
     assert not torch.equal(out.velocity, changed_expert.velocity)
 
 
-@families
+@each_family
 def test_expert_reads_the_prompt(name):
     """The other side of the coin: text and images must reach the actions."""
     model, family = policy(name), FAMILIES[name]
@@ -135,7 +135,7 @@ def test_expert_reads_the_prompt(name):
     assert (chunks[0] - chunks[1]).abs().max() > 1e-5, "another prompt gives the same actions"
 
 
-@families
+@each_family
 def test_values_do_not_depend_on_insulation(name):
     batch = training_batch(name)
     with torch.no_grad():
@@ -145,7 +145,7 @@ def test_values_do_not_depend_on_insulation(name):
         assert torch.equal(out.logits, outputs[0].logits)
 
 
-@families
+@each_family
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_alone_equals_in_a_batch(name, side):
     model, family = policy(name), FAMILIES[name]
@@ -160,7 +160,7 @@ def test_alone_equals_in_a_batch(name, side):
         assert_close_relative(together[i], alone[0], what=f"actions of example {i}")
 
 
-@families
+@each_family
 def test_without_expert_it_is_its_vlm(name):
     family = FAMILIES[name]
     vlm = build_model(family)
@@ -173,7 +173,7 @@ def test_without_expert_it_is_its_vlm(name):
     assert torch.equal(model.generate(**example, **options), vlm.generate(**example, **options))
 
 
-@families
+@each_family
 def test_supervised_logits_are_the_vlms(name):
     """Logits at supervised positions only equal the VLM's own logits there, and so does the loss."""
     model, batch = policy(name), training_batch(name)
@@ -187,7 +187,7 @@ def test_supervised_logits_are_the_vlms(name):
     assert_close_relative(out.token_loss, loss, what="token loss")
 
 
-@families
+@each_family
 def test_save_and_load(name, tmp_path):
     """The weights come back bit for bit; loaded, they lie at other addresses, where products take other kernels."""
     model, batch = policy(name), training_batch(name)
@@ -212,7 +212,7 @@ def test_save_and_load(name, tmp_path):
     assert loaded.config.kv_layers == model.config.kv_layers
 
 
-@families
+@each_family
 def test_from_vlm_keeps_the_pretrained_weights(name, tmp_path):
     vlm = build_model(FAMILIES[name])
     vlm.save_pretrained(tmp_path)
@@ -262,17 +262,17 @@ def assert_threads_give_what_one_gives(calls: list[Callable], repeats: int = 2) 
             assert str(result) == str(expected[i]), f"call {i}: {result} instead of {expected[i]}"
 
 
-@families
+@each_family
 def test_threads_do_not_disturb_each_other(name):
     assert_threads_give_what_one_gives(calls_of_every_kind(policy(name), name))
 
 
-@families
+@each_family
 def test_pictures_as_processors_make_them_reach_a_model_of_another_type(name):
     """Processors give float32; the weights are bfloat16."""
     batch = training_batch(name)
     prompt = drop_suffix(make_example(FAMILIES[name]))
-    assert batch["pixel_values"].dtype == torch.float32
+    assert batch[FAMILIES[name].image_argument].dtype == torch.float32
     with torch.no_grad():
         expected = policy(name)(**batch)
         model = policy(name).to(torch.bfloat16)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kivla import KIVLAForActionPrediction
-from tests.helpers.families import FAMILIES, build_model, collate, drop_suffix, make_example
+from tests.helpers.families import FAMILIES, build_model, collate, drop_suffix, each_family, make_example
 from tests.modeling_kivla.test_contract import _shared_policy
 
 WAYS = {
@@ -45,7 +45,7 @@ def test_as_the_untouched_vlm(name, way):
         assert torch.equal(model.compute_transition_scores(*arguments, normalize_logits=True), expected)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@each_family
 def test_again_and_again(name):
     """The library puts hooks on layers the first time that hidden states are asked for: once, and not in every call."""
     model = _shared_policy(name)

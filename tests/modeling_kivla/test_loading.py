@@ -5,9 +5,11 @@ import re
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
 
 from kivla import KIVLAConfig, KIVLAForActionPrediction, KIVLAProcessor
+from tests.helpers.families import FAMILIES, build_model
 from tests.helpers.policies import save_policy
 
 load = KIVLAForActionPrediction.from_pretrained
@@ -67,6 +69,21 @@ def test_saved_as_asked_it_loads_again(saved, options, tmp_path):
     where = {name: options[name] for name in options if name == "variant"}
     assert same_weights(model, load(tmp_path / "part", **where))
     assert same_weights(model, load(tmp_path, subfolder="part", **where))
+
+
+def test_a_vlm_without_all_of_its_text_decoder_is_refused(tmp_path):
+    """The library draws what is missing at random, and warns."""
+    vlm = build_model(FAMILIES["llava"])
+    vlm.save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    weights = load_file(file)
+    of_tower = next(name for name in weights if "vision_tower" in name)
+    save_file({name: weight for name, weight in weights.items() if name != of_tower}, file, {"format": "pt"})
+    KIVLAForActionPrediction.from_vlm(tmp_path)  # the library's warning is enough
+    lost = next(name for name in weights if "self_attn.k_proj" in name and "vision" not in name)
+    save_file({name: weight for name, weight in weights.items() if name != lost}, file, {"format": "pt"})
+    with pytest.raises(ValueError, match=r"lacks 1 weights of the text decoder of 'llava' \(.*k_proj\.weight\)"):
+        KIVLAForActionPrediction.from_vlm(tmp_path)
 
 
 def test_only_the_main_process_writes(saved, tmp_path):

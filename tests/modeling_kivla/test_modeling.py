@@ -13,7 +13,15 @@ from kivla.modeling_kivla import KIVLAConfig, KIVLAForActionPrediction, Unsuppor
 from kivla.modeling_kivla.action_expert import Modulation
 from kivla.modeling_kivla.backbone_attention import PrefixRecorder, apply_rope, find_text_decoder
 from kivla.modeling_kivla.flow_matching import euler_times, flow_matching_loss, sample_flow_time, time_embedding
-from tests.helpers.families import FAMILIES, REFUSED, collate, drop_suffix, make_example, randomize_zero_parameters
+from tests.helpers.families import (
+    FAMILIES,
+    REFUSED,
+    collate,
+    drop_suffix,
+    each_family,
+    make_example,
+    randomize_zero_parameters,
+)
 from tests.helpers.tolerance import assert_close_relative, assert_gradients_close
 
 CHUNK, WIDTH, STATE = 5, 3, 4
@@ -79,8 +87,8 @@ def test_a_vlm_that_cannot_work_is_refused_by_name(name):
     with pytest.raises(UnsupportedBackboneError) as error:
         KIVLAConfig(vlm_config=refused.config())
     message = str(error.value)
-    assert refused.config().model_type in message
-    assert len(message) > 80, f"no reason is given: {message}"
+    assert f"'{refused.config().model_type}'" in message and refused.reason in message
+    assert len(message) > 80, f"nothing to do is named: {message}"
 
 
 def test_config_round_trip(tmp_path):
@@ -99,7 +107,7 @@ def test_probing_allocates_no_weights():
     assert layers[0]["num_key_value_heads"] == 8 and layers[0]["key_dim"] == 128 and layers[0]["rope"] == "half"
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@each_family
 def test_probed_rotary_embedding_is_the_backbones(name):
     """With real weights and at a far position too: the recorded keys turn exactly as the config says."""
     model = make_model(name)

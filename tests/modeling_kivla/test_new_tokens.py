@@ -9,9 +9,17 @@ from transformers import AutoConfig, GenerationConfig, LogitsProcessor, LogitsPr
 
 from kivla import BinningActionTokenizer, KIVLAForActionPrediction, KIVLATrainer, KIVLATrainingArguments
 from kivla.modeling_kivla.token_ids import check_new_tokens
-from tests.helpers.families import FAMILIES, PER_TOKEN_PADDING, TEXT_IDS, VOCAB_SIZE, drop_suffix, make_example
+from tests.helpers.families import (
+    FAMILIES,
+    PER_TOKEN_PADDING,
+    TEXT_IDS,
+    VOCAB_SIZE,
+    drop_suffix,
+    each_family,
+    make_example,
+)
 from tests.helpers.tolerance import assert_close_relative
-from tests.modeling_kivla.test_contract import families, policy, training_batch
+from tests.modeling_kivla.test_contract import policy, training_batch
 from tests.processing.test_processing_kivla import CHUNK, LONG, QUESTION, WIDTH, columns, make
 from tests.processing.test_processing_kivla import policy as policy_of_kind
 
@@ -41,7 +49,7 @@ def batch_of(name: str, ids: torch.Tensor) -> tuple[dict, torch.Tensor]:
     return batch, tokens
 
 
-@families
+@each_family
 def test_they_are_read_and_learned(name):
     model, ids = with_new_tokens(name)
     for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
@@ -64,7 +72,7 @@ def test_they_are_read_and_learned(name):
         assert not torch.equal(model(**other).logits, out.logits), "the VLM takes them all for the same"
 
 
-@families
+@each_family
 def test_they_are_saved(name, tmp_path):
     model, ids = with_new_tokens(name)
     batch, _ = batch_of(name, ids)
@@ -90,7 +98,7 @@ class Only(LogitsProcessor):
         return torch.full_like(scores, -torch.inf).index_copy_(1, self.ids, scores[:, self.ids])
 
 
-@families
+@each_family
 def test_they_are_said(name):
     """And what is said next depends on what was said: step by step as in the whole sequence."""
     model, ids = with_new_tokens(name)

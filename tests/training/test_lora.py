@@ -14,6 +14,7 @@ from transformers import AutoModelForImageTextToText, TorchAoConfig, pipeline
 from kivla import KIVLAForActionPrediction, KIVLAProcessor
 from kivla.training.lora import load_lora, lora_config
 from tests.helpers.families import FAMILIES as ALL_FAMILIES
+from tests.helpers.families import each_family
 from tests.helpers.policies import dataset, make_policy, make_trainer, save_policy
 from tests.helpers.tolerance import assert_close_relative
 from tests.modeling_kivla.test_contract import policy as family_policy
@@ -102,6 +103,16 @@ def test_a_model_without_room_for_action_tokens_is_refused():
     model.resize_token_embeddings(processor.vocab_size - 1)
     with pytest.raises(ValueError, match="but the processor's vocabulary is"):
         lora_config(model, processor)
+
+
+def test_an_embedding_that_peft_does_not_know_is_refused():
+    """It normalises what it looks up; peft would compute the look-up alone."""
+    if "muse_glimmer" not in ALL_FAMILIES:
+        pytest.skip("not in this transformers")
+    model = family_policy("muse_glimmer")
+    tokens = types.SimpleNamespace(vocab_size=200, action_token_ids=np.arange(100, 116))
+    with pytest.raises(ValueError, match=r"'muse_glimmer' does more with its new tokens .* without LoRA"):
+        lora_config(model, tokens)
 
 
 @pytest.mark.quantization
@@ -248,7 +259,7 @@ def test_an_adapter_without_the_expert_is_refused(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ALL_FAMILIES)
+@each_family
 def test_every_family_learns_through_lora(name):
     """Insulated; every update gets a gradient; merged it is the same within rounding."""
     batch = training_batch(name)

@@ -13,14 +13,14 @@ from kivla.modeling_kivla.backbone_attention import find_text_decoder
 from kivla.training.lora import lora_config
 from kivla.training.parts import PROJECTOR, TokenRows, part_of, set_trained_parts, split_groups, vocabulary_weights
 from kivla.training.recipes import Stage, set_stage
-from tests.helpers.families import FAMILIES
+from tests.helpers.families import FAMILIES, each_family
 from tests.helpers.policies import SIZES, FixedNoiseCollator, dataset, make_policy, make_trainer
 
 WARM_UP = Stage(("new_tokens", "projector", "expert"))
 RATES = {"new_token_learning_rate": 3e-3, "projector_learning_rate": 2e-3, "expert_learning_rate": 4e-3}
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@each_family
 def test_every_family_has_a_projector_and_it_is_no_part_of_the_text_model(name):
     with torch.device("meta"):
         vlm = AutoModelForImageTextToText.from_config(FAMILIES[name].config())

@@ -17,7 +17,7 @@ from kivla.training.evaluation.text_nll import (
     text_nll,
     text_tokens,
 )
-from tests.helpers.families import FAMILIES, TEXT_IDS, build_model
+from tests.helpers.families import FAMILIES, TEXT_IDS, build_model, each_family
 from tests.helpers.policies import make_policy, make_trainer
 
 TEXTS = ["Tea is a drink made of leaves.", "x", "The moon turns around the earth once a month.", "Iron rusts."]
@@ -99,7 +99,7 @@ def test_control_tokens_in_a_text_are_words(vlm, tokenizer):
     assert tokens == len("ab<image><eos>") - 1, "one token a letter"
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@each_family
 def test_no_family_looks_ahead(name):
     """PaliGemma reads prompts in both directions: then it would see the very word that it predicts."""
     model = build_model(FAMILIES[name])
