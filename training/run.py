@@ -41,6 +41,7 @@ from .data_parallel import unsharded_init
 from .evaluation.plots import plot_training_curves
 from .evaluation.predictions import draw
 from .evaluation.text_nll import HeldOutTexts, TextScores, summarize_texts, text_tokens
+from .last_evaluation import LastEvaluation
 from .parts import BACKBONE, RATE_ARGUMENTS, freeze_vision
 from .plan import TimeLeft, format_plan
 from .policy_options import refuse
@@ -106,6 +107,8 @@ def train(
             of_several = f"{number} of {len(stages)}: trains {', '.join(stage.trains)}, {stage.config}"
             print(format_plan(trainer, of_several if len(stages) > 1 else None))
         trainer.add_callback(TimeLeft())
+        evaluated = LastEvaluation()
+        trainer.add_callback(evaluated)
         before = answers_before(trainer, output_dir / "vlm_before.json")
         texts_then = texts_before(trainer, output_dir / "text_before.json", is_first=number == 1)
         if texts_then is not None:
@@ -114,7 +117,7 @@ def train(
         trainer.state.log_history.insert(0, {**before, "step": 0})
         save(trainer, folder)
         start = folder
-    metrics = {**before, **trainer.evaluate()}
+    metrics = {**before, **evaluated.of(trainer)}
     texts = None
     if texts_then is not None:
         held_out = trainer.eval_dataset["text"]
@@ -394,7 +397,8 @@ def untouched_vlm(model_args: ModelArguments) -> PreTrainedModel:
 def load_sources(model_args: ModelArguments, data_args: DataArguments) -> list[RobotDataset]:
     """Read the demonstrations to train on.
 
-    For a policy that goes on they have its chunk size, and of their cameras the policy's, if they are all there.
+    For a policy that goes on they have its chunk size and history, and of their cameras the policy's, if they are all
+    there.
     """
     size = {} if model_args.base is None else {"chunk_size": model_args.base.config.chunk_size}
     size |= model_args.given("chunk_size")
@@ -411,6 +415,7 @@ def load_sources(model_args: ModelArguments, data_args: DataArguments) -> list[R
             cameras = model_args.base.cameras_among(names, robot)
         episodes = data_args.chosen_episodes(name, also_without=data_args.eval_episodes)
         data = data_args.reader()(name, episodes=episodes, cameras=cameras, robot=robot, **size)
+        data.look_back(model_args.observation_history)
         data.notes = [*data.notes, *unseen_note(data, names)]
         sources.append(data)
     return sources
@@ -444,6 +449,7 @@ def load_evaluation(
         (data,) = sources
         (name,) = data_args.dataset
         held_out = data_args.reader()(name, data.chunk_size, data_args.eval_episodes, data.cameras, data.robot)
+        held_out.look_back(data.observation_history)
         evaluation["held_out"] = _spread(held_out, data_args.max_eval_frames)
     if data_args.vlm_dataset is not None:
         split = data_args.vlm_eval_split or data_args.vlm_split or VLM_SPLIT
