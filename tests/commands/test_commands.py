@@ -1,6 +1,7 @@
 """The `kivla` command, each sub-command from end to end on tiny models."""
 
 import json
+import re
 import sys
 
 import numpy as np
