@@ -1,5 +1,6 @@
 """Options of a command: from dataclasses, the command line and YAML files."""
 
+import argparse
 import difflib
 import shlex
 import sys
@@ -24,6 +25,7 @@ def parse(
     required: Sequence[str] = (),
     presets: Mapping[str, Mapping] | None = None,
     advanced: Collection[str] = (),
+    first: Collection[str] = (),
 ) -> tuple:
     """Command-line options, with defaults from a YAML file if the first argument is one.
 
@@ -36,11 +38,12 @@ def parse(
         required: options that must be given although their field has a default.
         presets: what each value of the option `preset` stands for.
         advanced: options that `--help` leaves out, and `--help-all` lists after the others.
+        first: options that `--help` lists before the others of their group.
 
     Raises:
         SystemExit: an unknown option, an unknown key in the file, or options that do not go together.
     """
-    parser, arguments = _prepared(dataclass_types, arguments, prog, positional, required, presets, advanced)
+    parser, arguments = _prepared(dataclass_types, arguments, prog, positional, required, presets, advanced, first)
     try:
         *parsed, rest = parser.parse_args_into_dataclasses(
             arguments, return_remaining_strings=True, look_for_args_file=False
@@ -58,12 +61,35 @@ def option_values(dataclass_types: Sequence[type], arguments: Sequence[str], pro
     Args:
         settings: the others of `parse`, with which `arguments` were read.
     """
-    settings = {"positional": (), "required": (), "presets": None, "advanced": (), **settings}
+    settings = {"positional": (), "required": (), "presets": None, "advanced": (), "first": (), **settings}
     parser, arguments = _prepared(dataclass_types, arguments, prog, **settings)
     values = vars(parser.parse_args(arguments))
     return {
         name: value.value if isinstance(value, Enum) else value for name, value in values.items() if value is not None
     }
+
+
+class _Help(argparse.HelpFormatter):
+    """Each option once, by the name that the documentation has, and its default where that says something."""
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        longest = max(action.option_strings, key=lambda name: (name.startswith("--"), "_" in name))
+        if action.nargs == 0:
+            return longest
+        if action.nargs == "?":  # as HfArgumentParser makes them of what is on or off
+            return f"{longest} [true|false]"
+        values = self._format_args(action, self._get_default_metavar_for_optional(action))
+        return f"{longest} {values}"
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        if any(name.startswith("--no_") for name in action.option_strings):
+            return f"Not --{action.dest}."
+        if action.nargs == 0 or action.default in (None, False, argparse.SUPPRESS):
+            return text  # the text says what is done without it
+        default = action.default
+        default = " ".join(map(str, default)) if isinstance(default, list) else getattr(default, "value", default)
+        return f"{text} (default: {str(default).replace('%', '%%')})"
 
 
 class _Parser(HfArgumentParser):
@@ -81,12 +107,15 @@ def _prepared(
     required: Sequence[str],
     presets: Mapping[str, Mapping] | None,
     advanced: Collection[str],
+    first: Collection[str],
 ) -> tuple[_Parser, list[str]]:
     """Make the parser with its defaults, and arguments that are all options."""
     names = [positional] if isinstance(positional, str) else positional
     usage = " ".join([prog, *(f"[{name.upper()}]" for name in names), "[--option value ...]"])
     # No abbreviations: a misspelt option is none that happens to begin alike.
-    parser = _Parser(dataclass_types, prog=prog, usage=usage, allow_abbrev=False)
+    parser = _Parser(dataclass_types, prog=prog, usage=usage, allow_abbrev=False, formatter_class=_Help)
+    for group in parser._action_groups:  # argparse has no public way to order options
+        group._group_actions.sort(key=lambda action: action.dest not in (*first, "help"))
     if advanced:
         _set_aside(parser, advanced, arguments)
     for action in parser._actions:  # argparse has no public way to change this
