@@ -7,10 +7,14 @@ from typing import Literal
 
 import numpy as np
 
+from ..modeling_kivla.real_time_chunking import whole_number
+from ..processing.observation_history import ObservationHistory
 from .chunk_schedule import RTC_METHODS, ChunkSchedule
 from .execution_counts import ExecutionCounts
 from .latency import LatencyEstimate
 from .limits import ActionLimits
+from .observation_memory import ObservationMemory, history_of
+from .policy_facts import check_settings, max_delay_of
 from .policy_thread import Answer, PolicyThread, Request
 
 log = logging.getLogger(__name__)
@@ -53,12 +57,14 @@ class RealTimeExecutor:
             right for targets; a robot that is commanded by offsets or speeds needs zeros.
         limits: what to hold commands to, last of all.
         latency: how the delay is estimated.
-        max_delay: the largest delay that the policy is told: a policy that was trained with delays knows none above
-            its `rtc_max_delay`.
+        max_delay: the largest delay that the policy is told. A policy that was trained with delays knows none above
+            its `rtc_max_delay`; by default it is what the policy says itself (`max_delay`), or there is none.
         answer_timeout: seconds after which an answer is given up as lost. The policy is then asked again in a new
             thread; the old call cannot be ended, so a policy that may hang has to bear two calls at once.
         clock: seconds that only go forward.
         thread: what asks the policy, a `PolicyThread` but in tests.
+        history: what the policy looks back on; by default what it says itself (`observation_history`), or nothing. With
+            a history it needs an observation at every step, not a function that looks when it is asked.
         **options: of every call of the policy (`seed`, `num_steps`, `acts_by`, `clip_actions`, `execution_horizon`).
 
     Attributes:
@@ -68,7 +74,7 @@ class RealTimeExecutor:
         clipped: of the newest chunk, what was clipped to the range of the robot's data (see the pipeline).
 
     Raises:
-        ValueError: an argument makes no sense.
+        ValueError: an argument makes no sense, or the policy says that it cannot act this way.
     """
 
     def __init__(
@@ -87,24 +93,27 @@ class RealTimeExecutor:
         answer_timeout: float = 5.0,
         clock: Callable[[], float] = time.monotonic,
         thread: Callable[..., PolicyThread] = PolicyThread,
+        history: ObservationHistory | None = None,
         **options,
     ):
         if not rate > 0 or not answer_timeout > 0:
             raise ValueError(f"rate and answer_timeout must be positive, got {rate} and {answer_timeout}.")
         if out_of_actions not in ("hold", "stop"):
             raise ValueError(f'out_of_actions must be "hold" or "stop", got {out_of_actions!r}.')
-        if max_delay is not None and max_delay < 1:
+        if max_delay is not None and whole_number("max_delay", max_delay) < 1:
             raise ValueError(f"max_delay must be at least 1, got {max_delay}: no answer comes at once.")
         if replan_every is None and way != "sync":
             replan_every = 1
         self.schedule = ChunkSchedule(way, replan_every, ensemble_decay=ensemble_decay)
+        check_settings(policy, way, hold)
         self.policy = policy
+        self.memory = ObservationMemory(history or history_of(policy))
         self.rate = rate
         self.out_of_actions = out_of_actions
         self.hold = hold or np.copy
         self.limits = limits
         self.latency = latency or LatencyEstimate()
-        self.max_delay = max_delay
+        self.max_delay = max_delay_of(policy, way) if max_delay is None else max_delay
         self.answer_timeout = answer_timeout
         self.clock = clock
         self.options = {**options, "rtc": RTC_METHODS[way]} if way in RTC_METHODS else options
@@ -144,6 +153,7 @@ class RealTimeExecutor:
                 to them.
         """
         self.schedule.reset()
+        self.memory.reset()
         self.is_stopped = False
         self.clipped: dict | None = None
         self._last: np.ndarray | None = None
@@ -164,9 +174,17 @@ class RealTimeExecutor:
 
         Raises:
             RuntimeError: the executor was not started.
+            ValueError: a function in place of an observation, for a policy with a history.
         """
         if self._thread is None:
             raise RuntimeError("The executor is not started: use it in a `with` statement, or call start().")
+        if not callable(observation):
+            observation = self.memory(observation)
+        elif self.memory.history.frames > 1:
+            raise ValueError(
+                f"This policy sees {self.memory.history}: give the observation of every step, and not a function, "
+                "which would be called only when the policy is asked."
+            )
         self._take_answers()
         if self._asked is not None and self.clock() - self._asked.time > self.answer_timeout:
             self._give_up()

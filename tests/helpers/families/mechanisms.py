@@ -25,6 +25,7 @@ def mechanisms(config: PreTrainedConfig, kv_layers: list[dict]) -> set[str]:
     layer_types = set(getattr(text, "layer_types", None) or ())
     rope = list(_dicts(getattr(text, "rope_parameters", None)))
     facts = {
+        "no rotary embedding": all(layer["rope"] is None for layer in kv_layers),
         "rotary part last": any(layer["rope_start"] for layer in kv_layers),
         "frequencies in another order": any(layer["rope_order"] for layer in kv_layers),
         "part of a head turns": any(r.get("partial_rotary_factor", 1.0) < 1.0 for r in rope),
