@@ -25,7 +25,6 @@ def parse(
     required: Sequence[str] = (),
     presets: Mapping[str, Mapping] | None = None,
     advanced: Collection[str] = (),
-    first: Collection[str] = (),
 ) -> tuple:
     """Command-line options, with defaults from a YAML file if the first argument is one.
 
@@ -38,12 +37,11 @@ def parse(
         required: options that must be given although their field has a default.
         presets: what each value of the option `preset` stands for.
         advanced: options that `--help` leaves out, and `--help-all` lists after the others.
-        first: options that `--help` lists before the others of their group.
 
     Raises:
         SystemExit: an unknown option, an unknown key in the file, or options that do not go together.
     """
-    parser, arguments = _prepared(dataclass_types, arguments, prog, positional, required, presets, advanced, first)
+    parser, arguments = _prepared(dataclass_types, arguments, prog, positional, required, presets, advanced)
     try:
         *parsed, rest = parser.parse_args_into_dataclasses(
             arguments, return_remaining_strings=True, look_for_args_file=False
@@ -61,7 +59,7 @@ def option_values(dataclass_types: Sequence[type], arguments: Sequence[str], pro
     Args:
         settings: the others of `parse`, with which `arguments` were read.
     """
-    settings = {"positional": (), "required": (), "presets": None, "advanced": (), "first": (), **settings}
+    settings = {"positional": (), "required": (), "presets": None, "advanced": (), **settings}
     parser, arguments = _prepared(dataclass_types, arguments, prog, **settings)
     values = vars(parser.parse_args(arguments))
     return {
@@ -69,27 +67,33 @@ def option_values(dataclass_types: Sequence[type], arguments: Sequence[str], pro
     }
 
 
-class _Help(argparse.HelpFormatter):
-    """Each option once, by the name that the documentation has, and its default where that says something."""
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """An option once, with its default where it has one."""
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
-        longest = max(action.option_strings, key=lambda name: (name.startswith("--"), "_" in name))
-        if action.nargs == 0:
-            return longest
-        if action.nargs == "?":  # as HfArgumentParser makes them of what is on or off
-            return f"{longest} [true|false]"
-        values = self._format_args(action, self._get_default_metavar_for_optional(action))
-        return f"{longest} {values}"
+        if not action.option_strings:
+            return super()._format_action_invocation(action)
+        name = next((option for option in action.option_strings if option.startswith("--")), action.option_strings[0])
+        return " ".join([name, self._format_args(action, "VALUE")] if action.nargs != 0 else [name])
 
-    def _get_help_string(self, action: argparse.Action) -> str:
-        text = action.help or ""
-        if any(name.startswith("--no_") for name in action.option_strings):
-            return f"Not --{action.dest}."
-        if action.nargs == 0 or action.default in (None, False, argparse.SUPPRESS):
-            return text  # the text says what is done without it
-        default = action.default
-        default = " ".join(map(str, default)) if isinstance(default, list) else getattr(default, "value", default)
-        return f"{text} (default: {str(default).replace('%', '%%')})"
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        says_nothing = action.default is None or action.default == []
+        return action.help if says_nothing else super()._get_help_string(action)
+
+
+def _put_first(parser: argparse.ArgumentParser, dataclass_types: Sequence[type], names: Sequence[str]) -> None:
+    """Order the options as people look for them: these, then a command's own, then those that it has from others.
+
+    `--no_x` beside a switch `--x` is accepted and not listed: `--x false` is the same.
+    """
+    own = [name for kind in dataclass_types for name in kind.__annotations__]
+    rank = {name: i for i, name in reversed([*enumerate(["help", *names, *own])])}
+    switches = {f"no_{field.name}" for kind in dataclass_types for field in fields(kind)}
+    for group in parser._action_groups:  # argparse has no public way to move an option
+        group._group_actions.sort(key=lambda action: rank.get(action.dest, len(rank) + 1))
+    for action in parser._actions:
+        if {option.removeprefix("--") for option in action.option_strings} & switches:
+            action.help = argparse.SUPPRESS
 
 
 class _Parser(HfArgumentParser):
@@ -107,15 +111,13 @@ def _prepared(
     required: Sequence[str],
     presets: Mapping[str, Mapping] | None,
     advanced: Collection[str],
-    first: Collection[str],
 ) -> tuple[_Parser, list[str]]:
     """Make the parser with its defaults, and arguments that are all options."""
     names = [positional] if isinstance(positional, str) else positional
     usage = " ".join([prog, *(f"[{name.upper()}]" for name in names), "[--option value ...]"])
     # No abbreviations: a misspelt option is none that happens to begin alike.
     parser = _Parser(dataclass_types, prog=prog, usage=usage, allow_abbrev=False, formatter_class=_Help)
-    for group in parser._action_groups:  # argparse has no public way to order options
-        group._group_actions.sort(key=lambda action: action.dest not in (*first, "help"))
+    _put_first(parser, dataclass_types, (*names, *required))
     if advanced:
         _set_aside(parser, advanced, arguments)
     for action in parser._actions:  # argparse has no public way to change this

@@ -41,6 +41,7 @@ from .data_parallel import unsharded_init
 from .evaluation.plots import plot_training_curves
 from .evaluation.predictions import draw
 from .evaluation.text_nll import HeldOutTexts, TextScores, summarize_texts, text_tokens
+from .last_evaluation import LastEvaluation
 from .parts import BACKBONE, RATE_ARGUMENTS, freeze_vision
 from .plan import TimeLeft, format_plan
 from .policy_options import refuse
@@ -107,6 +108,8 @@ def train(
             of_several = f"{number} of {len(stages)}: trains {', '.join(stage.trains)}; {config}"
             print(format_plan(trainer, of_several if len(stages) > 1 else None))
         trainer.add_callback(TimeLeft())
+        evaluated = LastEvaluation()
+        trainer.add_callback(evaluated)
         before = answers_before(trainer, output_dir / "vlm_before.json")
         texts_then = texts_before(trainer, output_dir / "text_before.json", is_first=number == 1)
         if texts_then is not None:
@@ -115,7 +118,7 @@ def train(
         trainer.state.log_history.insert(0, {**before, "step": 0})
         save(trainer, folder)
         start = folder
-    metrics = {**before, **trainer.evaluate()}
+    metrics = {**before, **evaluated.of(trainer)}
     texts = None
     if texts_then is not None:
         held_out = trainer.eval_dataset["text"]

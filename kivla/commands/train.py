@@ -14,19 +14,6 @@ from ..training.run_folder import write_whole
 from ..training.run_options import START, DataArguments, ModelArguments
 
 OPTIONS = (ModelArguments, DataArguments, RunArguments)
-# What a newcomer looks for in --help
-FIRST = (
-    "vlm",
-    "policy",
-    "adapt",
-    "recipe",
-    "dataset",
-    "episodes",
-    "eval_episodes",
-    "output_dir",
-    "preset",
-    "max_steps",
-)
 SETTINGS = {"prog": "kivla train", "required": ("output_dir",), "presets": PRESETS}
 # The options of a run, in its folder. A name that begins with _ is not pushed to the Hub: folders of this machine are
 # among them.
@@ -36,7 +23,7 @@ _NOT_WRITTEN = ("restart", "resume_from_checkpoint", "hub_token")
 
 
 def run(arguments: Sequence[str]) -> None:
-    model_args, data_args, args = parse(OPTIONS, arguments, **SETTINGS, advanced=advanced_options(), first=FIRST)
+    model_args, data_args, args = parse(OPTIONS, arguments, **SETTINGS, advanced=advanced_options())
     args = args.for_stages(model_args.stages, is_new_policy=model_args.meaning == START)
 
     def write_options() -> None:
