@@ -15,7 +15,7 @@ from ..command_line import parse
 from ..modeling_kivla import KIVLAConfig
 from ..modeling_kivla.backbone_attention import PrefixRecorder
 from ..modeling_kivla.backbone_probe import build_without_weights, fill_with_tiny_weights
-from ..named_models import find_vlm, model_type
+from ..named_models import TABLETOP, find_vlm, model_type
 from ..processing import BinningActionTokenizer, KIVLAProcessor
 from ..training.evaluation.plots import plot_attention_mask
 from ..training.model_size import (
@@ -51,7 +51,7 @@ class InspectArguments:
 def run(arguments: Sequence[str]) -> None:
     (args,) = parse((InspectArguments,), arguments, prog="kivla inspect", positional="model")
     args.model = find_vlm(args.model)
-    model_type(args.model, "policy or VLM")
+    model_type(args.model, "policy or VLM", known=(TABLETOP,))
     config = AutoConfig.from_pretrained(args.model, trust_remote_code=args.trust_remote_code)
     is_policy = isinstance(config, KIVLAConfig)
     if is_policy:

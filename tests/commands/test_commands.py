@@ -6,10 +6,13 @@ import sys
 
 import numpy as np
 import pytest
+import torch
+import transformers
 import yaml
 from huggingface_hub import constants
 from PIL import Image
 
+import kivla
 from kivla import KIVLAForActionPrediction, KIVLAProcessor
 from kivla.cli import COMMANDS, main
 from tests.helpers.policies import DATASET
@@ -149,6 +152,9 @@ def test_help_and_unknown_commands(capsys):
     main([])
     printed = capsys.readouterr().out
     assert all(command in printed for command in COMMANDS)
+    main(["--version"])
+    versions = capsys.readouterr().out
+    assert all(f"{package.__name__} {package.__version__}" in versions for package in (kivla, torch, transformers))
     for command, said in (("fly", "there is no command 'fly'. Commands: train"), ("tran", "Did you mean train?")):
         with pytest.raises(SystemExit) as refusal:
             main([command])
