@@ -93,6 +93,13 @@ def of_each_token(values: torch.Tensor, given: torch.Tensor | None) -> torch.Ten
     return values if given is None else torch.where(given, values[:, 1:], values[:, :1])
 
 
+def sinusoidal_positions(length: int, width: int, device: torch.device) -> torch.Tensor:
+    """Sines and cosines (length, width) of the places 0, 1, ...: periods of 2π to 10,000 · 2π."""
+    frequencies = 10_000.0 ** -torch.linspace(0, 1, width // 2, device=device)
+    angles = torch.arange(length, device=device)[:, None] * frequencies
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+
 def at_least_float32(x: torch.Tensor) -> torch.Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
@@ -266,6 +273,7 @@ class ActionExpert(nn.Module):
         self.norm = ExpertRMSNorm(self.config)
         self.action_in_proj = nn.Linear(config.max_action_dim, width)
         self.action_out_proj = nn.Linear(width, config.max_action_dim)
+        self.adds_positions = config.action_positions == "sinusoidal"
         self.state_proj = nn.Linear(config.max_state_dim, width) if config.state_encoding == "continuous" else None
         if self.config.time_conditioning == "adarms":
             self.time_mlp_in = nn.Linear(width, width)
@@ -390,6 +398,8 @@ class ActionExpert(nn.Module):
             embedding = of_each_token(time.embedding, given).expand_as(x)
             joined = torch.cat([x, embedding.to(x.dtype)], dim=-1)
             x = self.action_time_mlp_out(F.silu(self.action_time_mlp_in(joined)))
+        if self.adds_positions:
+            x = x + sinusoidal_positions(x.shape[1], x.shape[2], x.device).to(x.dtype)
         if self.state_proj is not None:
             x = torch.cat([self.state_proj(state.to(x.device, self.dtype))[:, None].to(x.device), x], dim=1)
         x = x.to(self.dtype)  # under autocast the projections give bf16; the residual stream stays as its weights are

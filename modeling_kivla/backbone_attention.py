@@ -32,17 +32,34 @@ class UnsupportedBackboneError(ValueError):
     """The VLM gives the action expert nothing to read; the message names the VLM and the reason."""
 
 
+class RecordedImplementation(str):
+    """The name of an attention implementation with our prefix, which compares equal to the name without it.
+
+    Some decoders ask `config._attn_implementation in ("eager", "sdpa")` and go another way otherwise: sparse attention,
+    for example, then leaves its mask to a kernel. Under our name they are to do what they do under their own. As a key
+    it is what it says, `kivla_sdpa`.
+    """
+
+    def __eq__(self, other: object) -> bool:
+        return str(self) == other or str(self).removeprefix(RECORDING_PREFIX) == other
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    __hash__ = str.__hash__
+
+
 class PrefixRecorder:
     """Collects the keys and values of one forward pass.
 
     Keys are taken after the rotary embedding and heads are not repeated: K and V are (B, num_key_value_heads, S, D).
 
     Args:
-        layers: `layer_idx` of the attention layers that are wanted.
+        layers: `layer_idx` of the attention layers that are wanted; None for all.
     """
 
-    def __init__(self, layers: list[int]):
-        self.wanted = set(layers)
+    def __init__(self, layers: list[int] | None):
+        self.wanted = None if layers is None else set(layers)
         self.key_values: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self.num_attention_heads: dict[int, int] = {}
         self.masks: dict[int, torch.Tensor | None] = {}  # as the attention function gets them
@@ -52,7 +69,7 @@ class PrefixRecorder:
     def record(self, module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask):
         """Keep what the attention function of one layer was called with, if the layer is wanted."""
         layer = cast(int, module.layer_idx)
-        if self.is_open and layer in self.wanted:
+        if self.is_open and (self.wanted is None or layer in self.wanted):
             self.key_values[layer] = (key, value)
             self.num_attention_heads[layer] = query.shape[1]
             self.masks[layer] = mask
@@ -116,7 +133,7 @@ def record_attention(vlm: PreTrainedModel) -> None:
         UnsupportedBackboneError: the VLM does not use the library's replaceable attention.
     """
     decoder = find_text_decoder(vlm)
-    implementation = (decoder.config._attn_implementation or "sdpa").removeprefix(RECORDING_PREFIX)
+    implementation = str(decoder.config._attn_implementation or "sdpa").removeprefix(RECORDING_PREFIX)
     if implementation not in _WRAPPED_IMPLEMENTATIONS:
         raise UnsupportedBackboneError(
             f"{type(vlm).__name__} was loaded with attn_implementation='{implementation}', which cannot be recorded. "
@@ -124,7 +141,8 @@ def record_attention(vlm: PreTrainedModel) -> None:
         )
     decoder.set_attn_implementation(RECORDING_PREFIX + implementation)
     # Masks are built from the VLM's own view of the text config, which some families copy.
-    vlm.config.get_text_config()._attn_implementation_internal = RECORDING_PREFIX + implementation
+    for config in (decoder.config, vlm.config.get_text_config()):
+        config._attn_implementation_internal = RecordedImplementation(RECORDING_PREFIX + implementation)
 
 
 # -------------------------------------------------------------------------------------------------------- rotary
@@ -149,12 +167,16 @@ def apply_rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, style: str
 
 
 @contextmanager
-def capture_positions(rotary: nn.Module) -> Iterator[list[torch.Tensor]]:
+def capture_positions(rotary: nn.Module | None) -> Iterator[list[torch.Tensor]]:
     """Collect the `position_ids` with which a rotary module is called: (B, S), (1, S), or with a leading axis (M-RoPE).
 
     The VLM computes them itself (from padding, image grids, ...); asking it is the only rule that fits every family.
+    Without a rotary module (None) there are none.
     """
     captured: list[torch.Tensor] = []
+    if rotary is None:
+        yield captured
+        return
 
     def note(args: tuple, kwargs: dict) -> None:
         captured.append(kwargs["position_ids"] if "position_ids" in kwargs else args[1])

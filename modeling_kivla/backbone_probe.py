@@ -8,6 +8,7 @@ from functools import partial
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
 
 from .backbone_attention import (
@@ -19,6 +20,8 @@ from .backbone_attention import (
     record_attention,
 )
 from .damaged_files import check_width
+
+_NO_ROPE = {"rope": None, "rope_start": 0, "rope_order": None, "inv_freq": None}
 
 
 def probe_backbone(vlm_config: PreTrainedConfig) -> list[dict]:
@@ -36,8 +39,8 @@ def probe_backbone(vlm_config: PreTrainedConfig) -> list[dict]:
         (which frequency turns which pair; None if simply in order).
 
     Raises:
-        UnsupportedBackboneError: cross-attention or encoder-decoder models, models without rotary embedding, or
-            whose attention is not replaceable.
+        UnsupportedBackboneError: cross-attention or encoder-decoder models, models whose attention is not replaceable,
+            or with a rotary embedding of another kind.
     """
     # Refused by what the config says, before anything is built.
     name = vlm_config.model_type
@@ -52,16 +55,28 @@ def probe_backbone(vlm_config: PreTrainedConfig) -> list[dict]:
             "and values of the whole prompt. Choose a decoder-only VLM."
         )
 
-    # One token at positions 0 and 1 through the text decoder, its attention recorded.
     vlm = build_without_weights(vlm_config)
+    if not {"image", "video"}.intersection(vlm.input_modalities):
+        raise UnsupportedBackboneError(
+            f"'{name}' reads no images: {type(vlm).__name__} takes {vlm.input_modalities}. Give a model that reads "
+            "images and text, such as PaliGemma or Qwen-VL."
+        )
+
+    # One token at positions 0 and 1 through the text decoder, its attention recorded.
     decoder = find_text_decoder(vlm)
     fill_with_tiny_weights(decoder)
 
-    num_layers = vlm_config.get_text_config().num_hidden_layers
-    recorder = PrefixRecorder(list(range(num_layers)))
-    ran = set()
-    hooks = [module.register_forward_hook(lambda m, *_: ran.add(m)) for module in decoder_layers(decoder)]
-    with torch.no_grad():
+    recorder = PrefixRecorder(layers=None)
+    ran, entered = set(), []
+    layers = decoder_layers(decoder)
+    run_once_if_nothing_is_recorded(decoder, recorder)
+    hooks = [module.register_forward_hook(lambda m, *_: ran.add(m)) for module in layers]
+    hooks.append(
+        layers[0].register_forward_pre_hook(
+            lambda _, args, kwargs: entered.append(args[0] if args else kwargs["hidden_states"]), with_kwargs=True
+        )
+    )
+    with torch.no_grad(), _ProductsOfExpandedWeights():
         decoder(
             input_ids=torch.ones(2, 1, dtype=torch.long),
             position_ids=torch.arange(2)[:, None],
@@ -72,7 +87,7 @@ def probe_backbone(vlm_config: PreTrainedConfig) -> list[dict]:
         hook.remove()
 
     # Refused by what ran: without keys and values of the image tokens there is nothing to read.
-    if skipped := [type(m).__name__ for m in decoder_layers(decoder) if m not in ran]:
+    if skipped := [type(m).__name__ for m in layers if m not in ran]:
         raise UnsupportedBackboneError(
             f"'{name}' reads the image by cross-attention ({skipped[0]} does not run without an image): image tokens "
             "have no keys and values of their own in the prompt. Choose a VLM that puts image tokens in its sequence."
@@ -83,10 +98,14 @@ def probe_backbone(vlm_config: PreTrainedConfig) -> list[dict]:
             "AttentionInterface. Choose a VLM whose class supports `attn_implementation`."
         )
 
-    # Sizes from the shapes of keys and values, the rotary embedding from how the two keys differ.
-    frequencies = {n: b for n, b in decoder.named_buffers() if "inv_freq" in n}
+    # Sizes from the shapes of keys and values, the rotary embedding from how the two keys differ. Positions that were
+    # added to the tokens before the first layer are in keys of any kind, and there is no rotation to be found.
+    added_to_tokens = not _rows_are_alike(entered[0])
+    frequencies = {} if added_to_tokens else {n: b for n, b in decoder.named_buffers() if "inv_freq" in n}
     kv_layers = []
     for layer, (key, value) in sorted(recorder.key_values.items()):
+        key_at = key[:, :, 0].double()  # (2, H, D)
+        no_rotation = added_to_tokens or torch.equal(key_at[0], key_at[1])
         kv_layers.append(
             {
                 "layer": layer,
@@ -94,13 +113,8 @@ def probe_backbone(vlm_config: PreTrainedConfig) -> list[dict]:
                 "num_key_value_heads": key.shape[1],
                 "key_dim": key.shape[-1],
                 "value_dim": value.shape[-1],
-                **_recognise_rope(name, layer, key[:, :, 0].double(), frequencies),
+                **(_NO_ROPE if no_rotation else _recognise_rope(name, layer, key_at, frequencies)),
             }
-        )
-    if all(layer["rope"] is None for layer in kv_layers):
-        raise UnsupportedBackboneError(
-            f"'{name}' has no rotary position embedding in its decoder, so the expert's action tokens could not be "
-            "placed after the prompt. Choose a VLM with a rotary decoder."
         )
     return kv_layers
 
@@ -118,8 +132,8 @@ def build_without_weights(vlm_config: PreTrainedConfig) -> PreTrainedModel:
 def fill_with_tiny_weights(model: PreTrainedModel) -> None:
     """Give a meta-device model parameters on the CPU that take no memory: a few random numbers, expanded to shape.
 
-    A weight matrix becomes a random column repeated over the inputs, so a linear layer is a sum and a scaling: even a
-    72B model runs in seconds. Norms scale all values alike.
+    A weight matrix becomes a random column repeated over the inputs; the matrices of a mixture's experts, which are
+    one tensor, become the same one. Norms scale all values alike.
 
     Raises:
         ValueError: even those few would be more than the largest VLMs have: a damaged config.
@@ -127,13 +141,14 @@ def fill_with_tiny_weights(model: PreTrainedModel) -> None:
     check_width(model)
     generator = torch.Generator().manual_seed(0)
     for module in model.modules():
-        # Parameters: expanded along their last axis, embeddings along their first, so that all tokens are alike.
+        # Parameters: embeddings are expanded along their first axis, so that all tokens are alike.
         for name, parameter in module.named_parameters(recurse=False):
             shape = list(parameter.shape)
             if isinstance(module, nn.Embedding):
                 shape[0] = 1
             elif parameter.ndim > 1:
                 shape[-1] = 1
+                shape[:-2] = [1] * (parameter.ndim - 2)
             small = torch.rand(shape, generator=generator) + 0.5
             if parameter.ndim == 1 and name == "weight":
                 small.fill_(1.0)  # a norm behind the rotary embedding would hide it
@@ -142,20 +157,63 @@ def fill_with_tiny_weights(model: PreTrainedModel) -> None:
             module._parameters[name] = filled
         for name, buffer in module.named_buffers(recurse=False):
             module._buffers[name] = torch.zeros_like(buffer, device="cpu")
-        if type(module) is nn.Linear:
-            module.forward = partial(_rank_one_linear, module)
     model.initialize_weights()  # recomputes the buffers (rotary frequencies, embedding scales)
 
 
-def _rank_one_linear(module: nn.Linear, input: torch.Tensor) -> torch.Tensor:
-    y = input.sum(-1, keepdim=True) * module.weight[:, 0]
-    return y if module.bias is None else y + module.bias
+def run_once_if_nothing_is_recorded(decoder: nn.Module, recorder: PrefixRecorder) -> None:
+    """Let a token mixer without keys and values (it has a `layer_idx`) return what the first of its kind returned.
+
+    Linear attention is slow where its kernels are missing, and what it computes does not matter here.
+    """
+    returned: dict[tuple, object] = {}
+
+    def forward(mixer: nn.Module, kind: tuple, *args, **kwargs):
+        if kind not in returned:
+            num_recorded = len(recorder.key_values)
+            output = type(mixer).forward(mixer, *args, **kwargs)
+            if len(recorder.key_values) > num_recorded:
+                return output
+            returned[kind] = output
+        return returned[kind]
+
+    for mixer in decoder.modules():
+        if "layer_idx" in vars(mixer):
+            modules = tuple((name, type(module)) for name, module in mixer.named_modules())
+            shapes = tuple((name, parameter.shape) for name, parameter in mixer.named_parameters())
+            mixer.forward = partial(forward, mixer, (modules, shapes))
+
+
+class _ProductsOfExpandedWeights(TorchDispatchMode):
+    """A product with a matrix that is one row or one column over and over is cheap: a model of 1000B runs in seconds.
+
+    Whoever asks for it: linear layers, experts, products that a model writes by hand.
+    """
+
+    _MM, _BMM, _ADDMM = torch.ops.aten.mm.default, torch.ops.aten.bmm.default, torch.ops.aten.addmm.default
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is self._ADDMM and not kwargs:
+            return args[0] + self._product(self._MM, *args[1:])
+        if func in (self._MM, self._BMM):
+            return self._product(func, *args)
+        return func(*args, **(kwargs or {}))
+
+    @staticmethod
+    def _product(product, x: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+        if matrix.stride(-2) == 0:  # all rows are one
+            return x.sum(-1, keepdim=True) * matrix[..., :1, :]
+        if matrix.stride(-1) == 0:  # all columns are one
+            return product(x, matrix[..., :1]).repeat_interleave(matrix.shape[-1], -1)
+        return product(x, matrix)
+
+
+def _rows_are_alike(hidden: torch.Tensor) -> bool:
+    """Whether the two rows of a batch are one, where other axes (streams of hidden states) may come before it."""
+    return any(torch.equal(*hidden.unbind(axis)) for axis, size in enumerate(hidden.shape) if size == 2)
 
 
 def _recognise_rope(name: str, layer: int, key: torch.Tensor, frequencies: dict[str, torch.Tensor]) -> dict:
     """Which rotary embedding turns the key at position 0 into the key at position 1; `key` is (2, H, D)."""
-    if torch.equal(key[0], key[1]):
-        return {"rope": None, "rope_start": 0, "rope_order": None, "inv_freq": None}
     for buffer, inv_freq in frequencies.items():
         inv_freq, free = inv_freq.double(), key.shape[-1] - 2 * inv_freq.shape[-1]
         for start in sorted({0, free}) if free >= 0 else ():

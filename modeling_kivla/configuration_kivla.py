@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 
-from .backbone_attention import UnsupportedBackboneError
 from .backbone_probe import probe_backbone
 from .checked_config import CheckedConfig
 from .damaged_files import check_counts, check_size
@@ -168,6 +167,15 @@ class KIVLAConfig(CheckedConfig):
         stride = self.expert_config.layer_stride
         return self.kv_layers[(len(self.kv_layers) - 1) % stride :: stride]
 
+    @property
+    def action_positions(self) -> Literal["rotary", "sinusoidal"]:
+        """What tells the expert's tokens apart: the VLM's rotary embedding, counting on from the prompt, or none there.
+
+        Keys of a decoder without rotary embedding hold no rotation that queries could follow. The expert then adds
+        sines and cosines of each action's place in the chunk to its tokens (Vaswani et al., 2017, section 3.5).
+        """
+        return "rotary" if any(layer["rope"] for layer in self.expert_layers) else "sinusoidal"
+
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict, dict]:
         """As for any config, but a folder without one is named: there is no policy without a VLM."""
@@ -253,11 +261,6 @@ class KIVLAConfig(CheckedConfig):
             raise ValueError(
                 f"expert_config.layer_stride = {stride} leaves next to nothing to read: only {len(self.kv_layers)} "
                 f"layers of '{self.vlm_config.model_type}' have keys and values. Use at most {len(self.kv_layers)}."
-            )
-        if all(layer["rope"] is None for layer in self.expert_layers):
-            raise UnsupportedBackboneError(
-                f"expert_config.layer_stride = {stride} selects only layers without rotary embedding of "
-                f"'{self.vlm_config.model_type}': the action tokens would have no order. Choose another stride."
             )
         heads = self.expert_config.num_attention_heads
         for layer in self.expert_layers:

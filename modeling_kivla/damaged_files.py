@@ -23,7 +23,7 @@ _DAMAGE = (
 _COUNTS = ("num_hidden_layers", "num_layers", "n_layers", "depth", "num_labels")
 _MAX_COUNT = 4096
 _MAX_SIZE = 1 << 16  # of chunks, actions and the like: batches and noise are made of this size
-_MAX_SMALL = 1 << 28  # a mixture of 256 experts in 61 layers has less than half of it
+_MAX_SMALL = 1 << 26  # a mixture of 256 experts in 61 layers has a sixth of it
 
 
 def check_counts(config: dict, where: str = "") -> None:
@@ -61,7 +61,7 @@ def check_width(model: PreTrainedModel) -> None:
     Raises:
         ValueError: naming the VLM.
     """
-    small = sum(p.shape[: max(p.ndim - 1, 1)].numel() for p in model.parameters())
+    small = sum(p.shape[max(p.ndim - 2, 0) : max(p.ndim - 1, 1)].numel() for p in model.parameters())
     small += sum(buffer.numel() for buffer in model.buffers())
     if small > _MAX_SMALL:
         raise ValueError(

@@ -277,10 +277,7 @@ class KIVLAForActionPrediction(KIVLAGenerationMixin, KIVLAPreTrainedModel):
         return self.vlm.resize_token_embeddings(new_num_tokens, *args, **kwargs)
 
     def set_attn_implementation(self, attn_implementation: str | dict, **kwargs):
-        """As for any model, applied to the VLM; the text decoder's attention goes on being recorded.
-
-        Its config then says so (`kivla_eager`), which is why it refuses `output_attentions = True`. Set that in the
-        policy's own config, or give it to `forward`.
+        """As for any model, applied to the VLM; the text decoder's attention goes on being recorded (`kivla_eager`).
 
         Args:
             attn_implementation: a name for all of the VLM, or a dict: `{"vlm_config": ...}` as `from_pretrained` takes
@@ -501,7 +498,7 @@ class KIVLAForActionPrediction(KIVLAGenerationMixin, KIVLAPreTrainedModel):
         layers = self.config.expert_layers
         decoder = find_text_decoder(self.vlm)
         inv_freq = {layer["inv_freq"]: decoder.get_buffer(layer["inv_freq"]) for layer in layers if layer["rope"]}
-        rotary = decoder.get_submodule(next(iter(inv_freq)).rpartition(".")[0])
+        rotary = decoder.get_submodule(next(iter(inv_freq)).rpartition(".")[0]) if inv_freq else None
         recorder = PrefixRecorder([layer["layer"] for layer in layers] if read else [])
         with capture_positions(rotary) as positions, logits_at(self.vlm, rows):
             output = self.vlm(**vlm_inputs, kivla_recorder=recorder)
@@ -511,8 +508,9 @@ class KIVLAForActionPrediction(KIVLAGenerationMixin, KIVLAPreTrainedModel):
                 f"'{self.config.vlm_config.model_type}' has no router loss: leave out output_router_logits."
             )
 
-        # The positions that the VLM gave its tokens, (B, S): the expert's tokens count on from there.
-        position = positions[-1]
+        # The positions that the VLM gave its tokens, (B, S): the expert's tokens count on from there. Without rotary
+        # embedding there is no position to count on from.
+        position = positions[-1] if positions else rows.new_zeros(1, 1)
         if position.ndim == 3:  # M-RoPE
             if "input_ids" not in vlm_inputs and "position_ids" not in vlm_inputs:
                 raise ValueError(

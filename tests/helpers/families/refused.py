@@ -69,26 +69,6 @@ REFUSED: dict[str, Refused] = {
         },
         "images enter through cross attention, not as tokens",
     ),
-    "blip-2": Refused(
-        {
-            "model_type": "blip-2",
-            "text_config": {
-                "model_type": "opt",
-                "vocab_size": VOCAB_SIZE,
-                "hidden_size": 32,
-                "word_embed_proj_dim": 32,
-                "ffn_dim": 64,
-                "num_hidden_layers": 2,
-                "num_attention_heads": 4,
-                "max_position_embeddings": 64,
-            },
-            "vision_config": vision("blip_2_vision_model"),
-            "qformer_config": _QFORMER,
-            "num_query_tokens": 4,
-            "image_token_index": IMAGE_ID,
-        },
-        "positions are learned embeddings: the keys hold no rotation",
-    ),
     "instructblip": Refused(
         {
             "model_type": "instructblip",
