@@ -121,6 +121,18 @@ def find_text_decoder(vlm: PreTrainedModel) -> PreTrainedModel:
     raise UnsupportedBackboneError(f"The text decoder of this {type(vlm).__name__} has no layers.")
 
 
+def find_language_head(vlm: PreTrainedModel) -> PreTrainedModel:
+    """The model whose output layer makes the logits: the VLM itself, or a causal language model inside it.
+
+    Raises:
+        UnsupportedBackboneError: there is none.
+    """
+    for module in vlm.modules():
+        if isinstance(module, PreTrainedModel) and module.get_output_embeddings() is not None:
+            return module
+    raise UnsupportedBackboneError(f"This {type(vlm).__name__} has no output layer: it says nothing.")
+
+
 def decoder_layers(decoder: nn.Module) -> list[nn.Module]:
     """The layers of a text decoder, in order."""
     return [layer for child in decoder.children() if isinstance(child, nn.ModuleList) for layer in child]
@@ -203,7 +215,7 @@ def logits_at(vlm: PreTrainedModel, rows: torch.Tensor | None) -> Iterator[None]
         hidden = args[0].flatten(0, 1)  # (B·S, width)
         return (hidden[rows.to(hidden.device)][None],)
 
-    with call_hook(cast(nn.Module, vlm.get_output_embeddings()), before=select):
+    with call_hook(find_language_head(vlm).get_output_embeddings(), before=select):
         yield
 
 
@@ -214,7 +226,7 @@ def logits_of(vlm: PreTrainedModel, tokens: torch.Tensor) -> Iterator[None]:
     Decoding then reads n rows of the output matrix instead of the whole vocabulary. An output layer that is not a plain
     `nn.Linear` (quantised, wrapped by peft, or offloaded by accelerate) is left as it is.
     """
-    layer = vlm.get_output_embeddings()
+    layer = find_language_head(vlm).get_output_embeddings()
     if type(layer) is not nn.Linear or "forward" in vars(layer):
         yield
         return
