@@ -6,9 +6,11 @@ from typing import cast
 import numpy as np
 
 from ..modeling_kivla.action_checks import actions_of
+from ..processing.observation_history import ObservationHistory
 from .chunk_schedule import RTC_METHODS, ChunkSchedule
 from .execution_counts import ExecutionCounts
 from .limits import ActionLimits
+from .observation_memory import ObservationMemory, history_of
 
 
 class ChunkExecutor:
@@ -22,9 +24,10 @@ class ChunkExecutor:
             action = act({"images": [...], "text": "...", "state": [...]})   # (action_dim,), robot units
     ```
 
-    The policy is asked every `replan_every` steps; the observations between are not looked at. It computes while the
-    caller waits. `latency_steps` is the time that this would take on a robot: what is asked at step k is used from step
-    k + latency_steps on, and until then the way decides what is executed:
+    The policy is asked every `replan_every` steps; the observations between are not looked at, but those of a policy
+    with a history are kept (`ObservationMemory`): it needs one at every step, and `reset` between episodes. It computes
+    while the caller waits. `latency_steps` is the time that this would take on a robot: what is asked at step k is used
+    from step k + latency_steps on, and until then the way decides what is executed:
 
     * "sync": nothing. The robot is held, and the chunk is then executed from its first action on;
     * "naive": the chunk before; then the new one, from the action of the present step on;
@@ -47,6 +50,7 @@ class ChunkExecutor:
         hold: from the last command to the one that keeps the robot where it is. By default the same again, which is
             right for targets; a robot that is commanded by offsets or speeds needs zeros.
         limits: what to hold commands to, last of all.
+        history: what the policy looks back on; by default what the `pipe` says (`observation_history`), or nothing.
         **options: of every call of the pipeline (`seed`, `num_steps`, `acts_by`, `clip_actions`, `execution_horizon`).
 
     Attributes:
@@ -70,9 +74,11 @@ class ChunkExecutor:
         latency_steps: int = 0,
         hold: Callable[[np.ndarray], np.ndarray] | None = None,
         limits: ActionLimits | None = None,
+        history: ObservationHistory | None = None,
         **options,
     ):
         self.pipe = pipe
+        self.memory = ObservationMemory(history or history_of(pipe))
         self.schedule = ChunkSchedule(way, replan_every, latency_steps, ensemble_decay)
         self.hold = hold or np.copy
         self.limits = limits
@@ -90,6 +96,7 @@ class ChunkExecutor:
                 to them.
         """
         self.schedule.reset()
+        self.memory.reset()
         self.clipped: dict | None = None
         self._answer: tuple[int, int, np.ndarray] | None = None  # usable at, asked at, actions
         self._last: np.ndarray | None = None
@@ -98,6 +105,7 @@ class ChunkExecutor:
 
     def __call__(self, observation: dict) -> np.ndarray:
         """The action of this step, (action_dim,), in robot units."""
+        observation = self.memory(observation)
         self._take_answer()
         if self._answer is None and self.schedule.is_due():
             self._ask(observation)

@@ -7,10 +7,12 @@ from typing import Literal
 
 import numpy as np
 
+from ..processing.observation_history import ObservationHistory
 from .chunk_schedule import RTC_METHODS, ChunkSchedule
 from .execution_counts import ExecutionCounts
 from .latency import LatencyEstimate
 from .limits import ActionLimits
+from .observation_memory import ObservationMemory, history_of
 from .policy_thread import Answer, PolicyThread, Request
 
 log = logging.getLogger(__name__)
@@ -59,6 +61,8 @@ class RealTimeExecutor:
             thread; the old call cannot be ended, so a policy that may hang has to bear two calls at once.
         clock: seconds that only go forward.
         thread: what asks the policy, a `PolicyThread` but in tests.
+        history: what the policy looks back on; by default what it says itself (`observation_history`), or nothing. With
+            a history it needs an observation at every step, not a function that looks when it is asked.
         **options: of every call of the policy (`seed`, `num_steps`, `acts_by`, `clip_actions`, `execution_horizon`).
 
     Attributes:
@@ -87,6 +91,7 @@ class RealTimeExecutor:
         answer_timeout: float = 5.0,
         clock: Callable[[], float] = time.monotonic,
         thread: Callable[..., PolicyThread] = PolicyThread,
+        history: ObservationHistory | None = None,
         **options,
     ):
         if not rate > 0 or not answer_timeout > 0:
@@ -99,6 +104,7 @@ class RealTimeExecutor:
             replan_every = 1
         self.schedule = ChunkSchedule(way, replan_every, ensemble_decay=ensemble_decay)
         self.policy = policy
+        self.memory = ObservationMemory(history or history_of(policy))
         self.rate = rate
         self.out_of_actions = out_of_actions
         self.hold = hold or np.copy
@@ -144,6 +150,7 @@ class RealTimeExecutor:
                 to them.
         """
         self.schedule.reset()
+        self.memory.reset()
         self.is_stopped = False
         self.clipped: dict | None = None
         self._last: np.ndarray | None = None
@@ -164,9 +171,17 @@ class RealTimeExecutor:
 
         Raises:
             RuntimeError: the executor was not started.
+            ValueError: a function in place of an observation, for a policy with a history.
         """
         if self._thread is None:
             raise RuntimeError("The executor is not started: use it in a `with` statement, or call start().")
+        if not callable(observation):
+            observation = self.memory(observation)
+        elif self.memory.history.frames > 1:
+            raise ValueError(
+                f"This policy sees {self.memory.history}: give the observation of every step, and not a function, "
+                "which would be called only when the policy is asked."
+            )
         self._take_answers()
         if self._asked is not None and self.clock() - self._asked.time > self.answer_timeout:
             self._give_up()

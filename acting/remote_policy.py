@@ -2,6 +2,8 @@
 
 from typing import Protocol
 
+from ..processing.observation_history import ObservationHistory
+
 
 class Client(Protocol):
     """What openpi-client's `WebsocketClientPolicy` is."""
@@ -28,12 +30,17 @@ class RemotePolicy:
     Attributes:
         metadata: what the server says of itself.
         max_delay: the largest delay that the server's policy knows; None for any.
+        observation_history: what the server's policy looks back on. Executors keep what was observed, and send with
+            each observation its `past`.
     """
 
     def __init__(self, client: Client):
         self.client = client
         self.metadata = client.get_server_metadata()
         self.max_delay: int | None = self.metadata.get("max_delay")
+        self.observation_history = ObservationHistory(
+            self.metadata.get("history", 1), self.metadata.get("history_stride", 1)
+        )
 
     def __call__(self, observation: dict, rtc: str | None = None) -> dict:
         """Ask for a chunk.

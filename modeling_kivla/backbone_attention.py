@@ -118,7 +118,10 @@ def find_text_decoder(vlm: PreTrainedModel) -> PreTrainedModel:
     for module in vlm.get_decoder().modules():  # Llama 4 has a causal LM around its decoder
         if isinstance(module, PreTrainedModel) and decoder_layers(module):
             return module
-    raise UnsupportedBackboneError(f"The text decoder of this {type(vlm).__name__} has no layers.")
+    raise UnsupportedBackboneError(
+        f"'{vlm.config.model_type}': the text decoder of {type(vlm).__name__} has no layers whose attention could be "
+        "replaced, and so its keys and values recorded. Choose a VLM whose class supports `attn_implementation`."
+    )
 
 
 def find_language_head(vlm: PreTrainedModel) -> PreTrainedModel:

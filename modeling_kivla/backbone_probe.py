@@ -55,14 +55,8 @@ def probe_backbone(vlm_config: PreTrainedConfig) -> list[dict]:
             "and values of the whole prompt. Choose a decoder-only VLM."
         )
 
-    vlm = build_without_weights(vlm_config)
-    if not {"image", "video"}.intersection(vlm.input_modalities):
-        raise UnsupportedBackboneError(
-            f"'{name}' reads no images: {type(vlm).__name__} takes {vlm.input_modalities}. Give a model that reads "
-            "images and text, such as PaliGemma or Qwen-VL."
-        )
-
     # One token at positions 0 and 1 through the text decoder, its attention recorded.
+    vlm = build_without_weights(vlm_config)
     decoder = find_text_decoder(vlm)
     fill_with_tiny_weights(decoder)
 
@@ -76,13 +70,15 @@ def probe_backbone(vlm_config: PreTrainedConfig) -> list[dict]:
             lambda _, args, kwargs: entered.append(args[0] if args else kwargs["hidden_states"]), with_kwargs=True
         )
     )
-    with torch.no_grad(), _ProductsOfExpandedWeights():
-        decoder(
-            input_ids=torch.ones(2, 1, dtype=torch.long),
-            position_ids=torch.arange(2)[:, None],
-            use_cache=False,
-            kivla_recorder=recorder,
-        )
+    tokens, positions = torch.ones(2, 1, dtype=torch.long), torch.arange(2)[:, None]
+    try:
+        with torch.no_grad(), _ProductsOfExpandedWeights():
+            decoder(input_ids=tokens, position_ids=positions, use_cache=False, kivla_recorder=recorder)
+    except (TypeError, ValueError) as error:
+        raise UnsupportedBackboneError(
+            f"'{name}': {type(decoder).__name__} does not run on tokens alone ({error}). An expert reads a decoder "
+            "that has text and images in one sequence. Choose such a VLM."
+        ) from error
     for hook in hooks:
         hook.remove()
 
@@ -120,11 +116,25 @@ def probe_backbone(vlm_config: PreTrainedConfig) -> list[dict]:
 
 
 def build_without_weights(vlm_config: PreTrainedConfig) -> PreTrainedModel:
-    """The VLM on the meta device, in eval mode, its text attention recorded; `fill_with_tiny_weights` makes it run."""
+    """The VLM on the meta device, in eval mode, its text attention recorded; `fill_with_tiny_weights` makes it run.
+
+    Raises:
+        UnsupportedBackboneError: it reads no images, says no tokens, or its attention cannot be recorded.
+    """
     vlm_config = copy.deepcopy(vlm_config)
     vlm_config.get_text_config()._experts_implementation = "eager"  # grouped products refuse expanded weights
     with torch.device("meta"):
         vlm = AutoModelForImageTextToText.from_config(vlm_config, dtype=torch.float32)
+    if not {"image", "video"}.intersection(vlm.input_modalities):
+        raise UnsupportedBackboneError(
+            f"'{vlm_config.model_type}' reads no images: {type(vlm).__name__} takes {vlm.input_modalities}. Give a "
+            "model that reads images and text, such as PaliGemma or Qwen-VL."
+        )
+    if vlm.get_output_embeddings() is None:
+        raise UnsupportedBackboneError(
+            f"'{vlm_config.model_type}' names no output layer over its vocabulary ({type(vlm).__name__}."
+            "get_output_embeddings), so it cannot learn action tokens. Choose a VLM that predicts the next token."
+        )
     record_attention(vlm)
     return vlm.eval()
 

@@ -11,7 +11,7 @@ from .real_time_chunking import RealTimeChunking, check_method, whole_number
 from .weights_state import weights_state
 
 _OBSERVATION = ("images", "text", "state", "robot")
-_OPTIONAL = ("cameras", "response", "previous_actions", "delay", "seed")
+_OPTIONAL = ("cameras", "response", "previous_actions", "delay", "seed", "past")
 
 
 class ActionPredictionPipeline(Pipeline):
@@ -43,6 +43,11 @@ class ActionPredictionPipeline(Pipeline):
     expert reads of a call's observations, so that the VLM does not run if the next call has the same images and prompt
     (another chunk of the same observation, or a continuous state that moved on) and the model is as it was (same
     weights, same adapters, same mode).
+
+    A policy with a history (`observation_history`) sees several frames: an image may then be a clip, a list of frames
+    with the newest last, and `state` (n, Ds); or an observation brings its `past`, the earlier observations that belong
+    to it. At the beginning of an episode there are fewer. `ChunkExecutor` and `RealTimeExecutor` keep what was observed
+    and give it.
 
     For real-time chunking (`RealTimeChunking`), while the robot goes on executing the chunk before: `rtc`, "guidance"
     (any policy that acts by flow) or "trained" (one that was trained with `rtc_max_delay`), and for "guidance"
@@ -144,6 +149,7 @@ class ActionPredictionPipeline(Pipeline):
                     f"Observation {i} has the keys {sorted(observation)}; expected are 'images', 'text' and, if the "
                     "policy reads the robot's state, 'state'."
                 )
+        observations = [self._with_past(i, observation) for i, observation in enumerate(observations)]
         columns = {key: [observation.get(key) for observation in observations] for key in _OBSERVATION}
         columns["images"] = [self._named(i, observation, cameras) for i, observation in enumerate(observations)]
         responses, seeds = ([observation.get(key) for observation in observations] for key in ("response", "seed"))
@@ -156,7 +162,8 @@ class ActionPredictionPipeline(Pipeline):
             responses = [own if own is not None else words for own, words in zip(responses, said, strict=True)]
         # A response of no words is none.
         inputs = self.processor(**columns, given_response=[response or None for response in responses])
-        of_robots = {"robots": columns["robot"], "states": columns["state"]}
+        states = [self.processor.newest_state(state) for state in columns["state"]]
+        of_robots = {"robots": columns["robot"], "states": states}
         return {"inputs": inputs, **of_robots, "responses": responses, "rtc": old_chunks, "seeds": seeds}
 
     def _old_chunks(
@@ -210,10 +217,18 @@ class ActionPredictionPipeline(Pipeline):
                 "from the step of this observation on."
             )
         try:
-            rest = self.processor.normalize_actions(actions, robot, observation.get("state"))
+            state = self.processor.newest_state(observation.get("state"))
+            rest = self.processor.normalize_actions(actions, robot, state)
         except ValueError as error:
             raise ValueError(f"`previous_actions`: {error}") from error
         return rest, delay
+
+    def _with_past(self, i: int, observation: dict) -> dict:
+        """Clips, where there are earlier observations."""
+        try:
+            return self.processor.with_past(observation)
+        except ValueError as error:
+            raise ValueError(f"Observation {i}: {error}") from error
 
     def _named(self, i: int, observation: dict, cameras: dict[str, str | None] | None):
         """The images by the names of the policy's cameras."""
@@ -222,6 +237,11 @@ class ActionPredictionPipeline(Pipeline):
             return robot.named(observation.get("images"), observation.get("cameras"), cameras)
         except ValueError as error:
             raise ValueError(f"Example {i}: {error}") from error
+
+    @property
+    def observation_history(self):
+        """What the policy looks back on: `frames`, and the control steps between them (`stride`)."""
+        return self.processor.observation_history
 
     def _forward(
         self,

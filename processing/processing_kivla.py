@@ -15,6 +15,7 @@ from .call_options import check_options
 from .camera_names import check_names
 from .image_input import pad_to_square
 from .normalization import as_numbers, discretize_state
+from .observation_history import ObservationHistory, flat_states, newest_state, with_past
 from .processor_card import PushedWithCard
 from .relative_actions import RelativeActions
 from .robot_spec import RobotSpec, make_robots
@@ -34,6 +35,8 @@ from .token_rows import Span
 
 # Longest response that a policy says before it acts
 MAX_RESPONSE_TOKENS = 64
+# Between the states of a history in a prompt, oldest first
+STATE_BREAK = " | "
 
 
 class KIVLAProcessor(PushedWithCard, SavedProcessor, ProcessorMixin):
@@ -83,6 +86,8 @@ class KIVLAProcessor(PushedWithCard, SavedProcessor, ProcessorMixin):
         responds_first: whether the VLM was taught to say a response before its action tokens (language-and-action
             data). A policy that acts by tokens then says it, and goes on to act; others act at once. `KIVLATrainer`
             sets it as soon as it sees such data.
+        history, history_stride: how many frames of each camera, and states, the policy sees, and how many control steps
+            lie between them (`observation_history.py`); by default the present one alone. An image may then be a clip.
         prompt_frames: what stands around prompt and answer, by number of images (`to_dict()["prompt_frames"]`), as it
             is saved with every processor. By default the VLM's chat template writes it now, once: a date in it stays
             that of the training.
@@ -119,6 +124,8 @@ class KIVLAProcessor(PushedWithCard, SavedProcessor, ProcessorMixin):
         max_length: int | None = None,
         clip_actions: bool = True,
         responds_first: bool = False,
+        history: int = 1,
+        history_stride: int = 1,
         prompt_frames: dict[str, dict] | None = None,
     ):
         self.vlm_processor = vlm_processor
@@ -148,6 +155,9 @@ class KIVLAProcessor(PushedWithCard, SavedProcessor, ProcessorMixin):
         self.max_length = max_length
         self.clip_actions = clip_actions
         self.responds_first = responds_first
+        self.history = history
+        self.history_stride = history_stride
+        self.observation_history = ObservationHistory(history, history_stride)
         check_settings({name: getattr(self, name) for name in SETTINGS})
 
         # Robots: whose numbers the policy takes, and gives back.
@@ -183,7 +193,7 @@ class KIVLAProcessor(PushedWithCard, SavedProcessor, ProcessorMixin):
         Args:
             prompt_frames: its `to_dict()["prompt_frames"]`; None takes what the chat template writes today.
         """
-        most_images = max(len(robot.cameras or ()) for robot in self.robots.values())
+        most_images = self.history * max(len(robot.cameras or ()) for robot in self.robots.values())
         self.sequences = Sequences(self.vlm_processor, self.action_prompt, most_images, prompt_frames)
 
     @classmethod
@@ -298,11 +308,14 @@ class KIVLAProcessor(PushedWithCard, SavedProcessor, ProcessorMixin):
                 image, a path or URL, the bytes of a file, or an array or tensor with three channels, last or first
                 (uint8, or floats in [0, 1]); `image_input.as_rgb` says how each becomes RGB. None in the place of an
                 image: this camera is missing, and its tokens are left out. Greyscale or RGBA arrays are refused (repeat
-                or drop channels); such PIL images and files are converted.
+                or drop channels); such PIL images and files are converted. With a history it may be a clip of at most
+                so many frames, the newest last: a list, or an array (n, height, width, 3). What comes before one that
+                is missing (None) is left out, too. A picture alone is a clip of one.
             text: for each example the instruction or question; for a conversation of several turns the list of its
                 questions. May be "" where actions are asked for.
-            state: for each example (Ds,), robot units; None for an example that does not ask for actions. Where actions
-                are relative it is what they are relative to, that of the chunk's first observation.
+            state: for each example (Ds,), robot units; with a history it may be (n, Ds), the newest last; None for an
+                example that does not ask for actions. Where actions are relative they are so to the newest, that of
+                the chunk's first observation.
             actions: for each example (H, Da), robot units, H at most `chunk_size`; None for an example without.
             response: for each example the text to be learned after the prompt (a sub-task, an answer), or None; for a
                 conversation the list of its answers.
@@ -400,18 +413,19 @@ class KIVLAProcessor(PushedWithCard, SavedProcessor, ProcessorMixin):
             if not asks_actions:
                 raise ValueError('there are `actions`, but prompt_kind="text" does not ask for any. Use "action".')
             chunk, is_pad = robot.chunk(actions, action_is_pad, self.chunk_size, state)
-        images = robot.images(images, asks_actions)
-        if self.square_images:
-            images = [pad_to_square(image) for image in images]
+        # Camera by camera, and of each its frames, oldest first
+        clips = robot.clips(images, asks_actions, self.observation_history)
+        images = [pad_to_square(frame) if self.square_images else frame for clip in clips for frame in clip]
         if asks_actions and self.state_encoding != "none":
             if state is None:
                 raise ValueError(
                     f'there is no `state`, but this processor was made with state_encoding="{self.state_encoding}". '
                     "Pass the robot's state."
                 )
-            state = robot.observed_state(state, self.max_state_dim if self.state_encoding == "continuous" else None)
+            room = self.max_state_dim if self.state_encoding == "continuous" else None
+            states = robot.observed_states(state, room, self.observation_history)
         else:
-            state = None
+            states = None
         # What follows the prompt: words, action tokens, the end of the VLM's turn
         spans, is_complete = [], True
         if chunk is not None and self.action_tokenizer is not None:
@@ -431,10 +445,10 @@ class KIVLAProcessor(PushedWithCard, SavedProcessor, ProcessorMixin):
             robot=robot,
             images=images,
             asks_actions=asks_actions,
-            prompt=self._prompt(questions[0], state) if asks_actions else questions[0],
+            prompt=self._prompt(questions[0], states) if asks_actions else questions[0],
             learns=bool(responses) or chunk is not None,
             suffix=suffix,
-            state=state,
+            states=states,
             chunk=chunk,
             is_pad=is_pad,
         )
@@ -454,7 +468,7 @@ class KIVLAProcessor(PushedWithCard, SavedProcessor, ProcessorMixin):
             learns=True,
             # Nobody acts there, but the expert has to find something to read.
             suffix=[Span(list(tokens[:1]), True, expert_reads=True), Span(list(tokens[1:]), True)],
-            state=None,
+            states=None,
             chunk=None,
             is_pad=None,
         )
@@ -474,11 +488,11 @@ class KIVLAProcessor(PushedWithCard, SavedProcessor, ProcessorMixin):
         """
         return self.sequences.document(text)
 
-    def _prompt(self, text: str, state: np.ndarray | None) -> str:
+    def _prompt(self, text: str, states: np.ndarray | None) -> str:
         if self.state_encoding != "text":
             return self.action_prompt.format(text=text)
-        bins = " ".join(str(b) for b in discretize_state(cast(np.ndarray, state)))
-        return self.action_prompt.format(text=text, state=bins)
+        bins = discretize_state(cast(np.ndarray, states))  # (n, Ds)
+        return self.action_prompt.format(text=text, state=STATE_BREAK.join(" ".join(map(str, row)) for row in bins))
 
     def _robot_tensors(self, examples: list[Example], learns: bool) -> dict[str, torch.Tensor]:
         """`action_mask`, and `actions` and `state` where there are any; nothing if no example is about actions."""
@@ -495,8 +509,9 @@ class KIVLAProcessor(PushedWithCard, SavedProcessor, ProcessorMixin):
                 real[i, :, :filled] = ~example.is_pad[:, None]
             elif not learns:  # the dimensions that the sampler has to fill
                 real[i, :, :filled] = True
-            if self.state_encoding == "continuous" and example.state is not None:
-                state[i, : len(example.state)] = example.state
+            if self.state_encoding == "continuous" and example.states is not None:
+                values = flat_states(example.states, self.observation_history)
+                state[i, : len(values)] = values
         tensors = {"action_mask": torch.from_numpy(real)}
         if has_chunks:
             tensors["actions"] = torch.from_numpy(actions)
@@ -543,6 +558,15 @@ class KIVLAProcessor(PushedWithCard, SavedProcessor, ProcessorMixin):
         return response_ends(batch, torch.as_tensor(self.action_token_ids))
 
     # -------------------------------------------------------------------------------------------------- decoding
+    def with_past(self, observation: Mapping) -> dict:
+        """Make clips of an observation and its `past`, the earlier ones that belong to it (`ObservationMemory`)."""
+        return with_past(observation, self.observation_history)
+
+    @staticmethod
+    def newest_state(state):
+        """The state that actions are relative to, (Ds,), of an observation's (Ds,) or (n, Ds); None if it has none."""
+        return newest_state(state)
+
     def normalize_actions(self, actions, robot: str | None = None, state=None) -> np.ndarray:
         """Normalise actions (..., n, action_dim) in robot units; the inverse of `unnormalize_actions`.
 

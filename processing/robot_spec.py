@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 
 import numpy as np
 from PIL import Image
@@ -11,6 +12,7 @@ from .action_units import UNKNOWN, ActionUnits, check_pi_dimensions
 from .camera_names import check_names, match_known, place_cameras, suits
 from .image_input import as_rgb
 from .normalization import Normalizer, as_numbers, statistics_from_json, statistics_to_json
+from .observation_history import NO_HISTORY, ObservationHistory, clip_of, flat_size, is_clip, newest_state, state_rows
 from .relative_actions import RelativeActions
 
 logger = logging.getLogger(__name__)
@@ -188,12 +190,13 @@ class RobotSpec:
         found = {camera: None if name is None else images[name] for camera, name in placed.items()}
         return list(found.values()) if self.cameras is None else found
 
-    def images(self, given, is_observation: bool) -> list[Image.Image]:
-        """The images that are there, as RGB, in the order of the cameras.
+    def clips(self, given, is_observation: bool, history: ObservationHistory = NO_HISTORY) -> list[list[Image.Image]]:
+        """The frames that are there, as RGB: of each camera, in their order, those of its clip, oldest first.
 
         Args:
-            given: a list, a dict by camera name (see `camera_names`), or None.
-            is_observation: whether every camera must have its place (VLM data has any number of images).
+            given: a list, a dict by camera name (see `camera_names`), or None; pictures or clips (see `clip_of`).
+            is_observation: whether every camera must have its place (VLM data has any number of images, and no clips).
+            history: what the policy looks back on.
         """
         given = self.named(given)
         if isinstance(given, Mapping):
@@ -210,24 +213,29 @@ class RobotSpec:
                 f"got {len(given)} images for {len(self.cameras)} cameras {self.cameras}. Pass one for each, in this "
                 "order; use None for one that is missing."
             )
-        return [as_rgb(image) for image in given if image is not None]
+        past = history if is_observation else NO_HISTORY
+        if past.frames > 1 and any(image is not None and not is_clip(image) for image in given):
+            _say_single(past)
+        return [[as_rgb(frame) for frame in clip_of(image, past)] for image in given]
 
-    def observed_state(self, values, max_dim: int | None) -> np.ndarray:
-        """Check and normalise a state, (Ds,).
+    def observed_states(self, values, max_dim: int | None, history: ObservationHistory = NO_HISTORY) -> np.ndarray:
+        """Check and normalise the states of an observation: rows (n, Ds), oldest first.
 
         Args:
-            max_dim: room for it in the model; None where the state becomes text.
+            values: (Ds,), or with a history (n, Ds), the newest last.
+            max_dim: room for them in the model (`flat_states`); None where they become text.
+            history: what the policy looks back on.
 
         Raises:
-            ValueError: no vector, too long, or of another size than the statistics.
+            ValueError: no vectors, too many or too long ones, or of another size than the statistics.
         """
-        values = as_numbers(values)
-        if values.ndim != 1:
-            raise ValueError(f"`state` must be one vector (Ds,), got shape {values.shape}.")
-        if max_dim is not None and len(values) > max_dim:
+        values = state_rows(values, history)
+        size = flat_size(values.shape[1], history)
+        if max_dim is not None and size > max_dim:
+            whole = "" if history.frames == 1 else f" ({history.frames} states, and which of the older ones are there)"
             raise ValueError(
-                f"`state` has {len(values)} values, but max_state_dim is {max_dim}. Build processor and model with "
-                f"max_state_dim of at least {len(values)}."
+                f"`state` has {size} values{whole}, but max_state_dim is {max_dim}. Build processor and model with "
+                f"max_state_dim of at least {size}."
             )
         try:
             return self.state.normalize(self.units.state(values))
@@ -242,7 +250,8 @@ class RobotSpec:
         real. Values beyond `units.bound` are clipped to it, counted in `num_clipped`, and said once.
 
         Args:
-            state: (Ds,), robot units: that of the first observation; only needed where actions are relative.
+            state: (Ds,), robot units: that of the first observation, or (n, Ds) with it last; only needed where actions
+                are relative.
         """
         values = as_numbers(values)
         if values.ndim != 2 or not len(values) or values.shape[1] != self.action_dim:
@@ -269,7 +278,7 @@ class RobotSpec:
         held = np.maximum.accumulate(np.where(is_pad, -1, np.arange(chunk_size)))  # (chunk_size,) the step to hold
         held[held < 0] = is_pad.argmin()
         try:
-            chunk = self.units.normalize(values[held], state)
+            chunk = self.units.normalize(values[held], newest_state(state))
         except ValueError as error:
             raise ValueError(f"`actions`: {error}") from error
         beyond = np.abs(chunk) > self.units.bound
@@ -317,6 +326,17 @@ class RobotSpec:
                 )
 
 
+@cache
+def _say_single(history: ObservationHistory) -> None:
+    """Say once that what is given has no past. A clip of one says that this is meant."""
+    logger.warning(
+        "The policy sees %s, and is given a single picture of a camera: it takes this for the beginning of an episode. "
+        "Act with ChunkExecutor or RealTimeExecutor, which keep what was observed; read data with this history; or "
+        "give clips, [older, ..., newest]. (A clip of one picture says that an episode begins.)",
+        history,
+    )
+
+
 def _distinct(cameras: Collection[str]) -> list[str]:
     if isinstance(cameras, str) or len(set(cameras)) != len(cameras):
         raise ValueError(f"`cameras` must be a list of names, each once, got {cameras!r}.")
@@ -350,7 +370,9 @@ def make_robots(robots: dict[str, dict] | None, single: dict, **shared) -> dict[
     }
 
 
-def sizes_for(robots: dict[str | None, dict], state_encoding: str) -> dict[str, int]:
+def sizes_for(
+    robots: dict[str | None, dict], state_encoding: str, history: ObservationHistory = NO_HISTORY
+) -> dict[str, int]:
     """Choose `max_action_dim` and `max_state_dim` for robots as a processor is given them: 32, or what they need."""
     dims = {"actions": [SMALLEST_ROOM], "state": [SMALLEST_ROOM]}
     for robot in robots.values():
@@ -359,7 +381,9 @@ def sizes_for(robots: dict[str | None, dict], state_encoding: str) -> dict[str, 
             dims[part] += [np.size(values) for values in statistics.get(kind, {}).values()]
         dims["actions"] += [robot.get("action_dim") or 0]
     sizes = {"max_action_dim": max(dims["actions"])}
-    return sizes | ({"max_state_dim": max(dims["state"])} if state_encoding == "continuous" else {})
+    if state_encoding != "continuous":
+        return sizes
+    return sizes | {"max_state_dim": max([SMALLEST_ROOM, *(flat_size(dim, history) for dim in dims["state"][1:])])}
 
 
 def robot_from_json(values: dict) -> dict:

@@ -9,6 +9,7 @@ from typing import Self
 from transformers import AutoProcessor
 from transformers.dynamic_module_utils import custom_object_save
 
+from .observation_history import ObservationHistory
 from .robot_spec import UNKNOWN, robot_from_json, sizes_for
 from .saved_files import local_folder, read_json, write_files
 from .saved_settings import ROBOT_TYPES, check_saved, panics_as_errors, shortened
@@ -34,6 +35,8 @@ SETTINGS = (
     "max_length",
     "clip_actions",
     "responds_first",
+    "history",
+    "history_stride",
 )
 _ROBOT_ARGUMENTS = ("statistics", "cameras", "action_dim", "relative_actions", "adapt_to_pi", "robots")
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
@@ -56,7 +59,8 @@ class SavedProcessor:
         `cache_dir`, `force_download`, `local_files_only`, `trust_remote_code` and `use_fast`.
         """
         hub = {name: kwargs.pop(name) for name in (*HUB_ARGUMENTS, *_VLM_PROCESSOR_ARGUMENTS) if name in kwargs}
-        sizes = sizes_for(kwargs.get("robots") or {None: kwargs}, kwargs.get("state_encoding", "text"))
+        history = ObservationHistory(kwargs.get("history", 1), kwargs.get("history_stride", 1))
+        sizes = sizes_for(kwargs.get("robots") or {None: kwargs}, kwargs.get("state_encoding", "text"), history)
         vlm_processor = AutoProcessor.from_pretrained(pretrained_model_name_or_path, **hub)
         if isinstance(vlm_processor, SavedProcessor):
             raise ValueError(
@@ -69,6 +73,8 @@ class SavedProcessor:
         """Return everything but the VLM's processor, ready for JSON."""
         tokenizer = None if self.action_tokenizer is None else self.action_tokenizer.saved()
         settings = {name: getattr(self, name) for name in SETTINGS}
+        if self.history == 1:  # nothing, where policies from before there was a history say nothing
+            del settings["history"], settings["history_stride"]
         robots = {name: robot.to_dict() for name, robot in self.robots.items()}
         robots = robots.get(None, {"robots": robots})
         written = {"action_tokenizer": tokenizer, "prompt_frames": self.sequences.formats.to_dict(), **robots}

@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 # What each setting is in a saved processor; one that is absent has its default
 SAVED_TYPES = {
     **dict.fromkeys(("chunk_size", "max_action_dim", "max_state_dim", "action_token_skip"), int),
+    **dict.fromkeys(("history", "history_stride"), int),
     **dict.fromkeys(("state_encoding", "normalization", "action_token_placement", "action_prompt"), str),
     **dict.fromkeys(
         ("expert_reads_response", "noise_padding", "square_images", "clip_actions", "responds_first"), bool
@@ -30,7 +31,10 @@ ROBOT_OPTIONS = {"relative_actions": dict | str | None, "adapt_to_pi": bool}
 
 
 # Whole numbers among the settings, and the lowest that makes sense
-_LOWEST = {"chunk_size": 1, "max_action_dim": 1, "max_state_dim": 0, "action_token_skip": 0, "max_length": 1}
+_LOWEST = {
+    **{"chunk_size": 1, "max_action_dim": 1, "max_state_dim": 0, "action_token_skip": 0, "max_length": 1},
+    **{"history": 1, "history_stride": 1},
+}
 
 
 def shortened(value, length: int = 200) -> str:

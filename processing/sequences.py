@@ -33,13 +33,14 @@ class Example:
 
     Attributes:
         robot: whose cameras, state and actions these are.
-        images: those that are there, RGB, in the order of the cameras.
+        images: those that are there, RGB, in the order of the cameras; of a history all frames of one camera, oldest
+            first, and then those of the next.
         asks_actions: whether the prompt asks for actions; otherwise it is the text as it was given.
         prompt: the words alone, without image placeholders and chat markup; of a conversation, the first question. None
             for a document, which is all suffix.
         learns: whether there is a response or a chunk.
         suffix: what follows: the response, then the action tokens, then the end of the VLM's turn.
-        state: (Ds,) float32.
+        states: (n, Ds) float32, oldest first; None where the policy reads none.
         chunk: (chunk_size, action_dim) float32, the last action repeated where it was short.
         is_pad: (chunk_size,) bool, True on steps that are not real.
     """
@@ -50,7 +51,7 @@ class Example:
     prompt: str | None
     learns: bool
     suffix: list[Span]
-    state: np.ndarray | None
+    states: np.ndarray | None
     chunk: np.ndarray | None
     is_pad: np.ndarray | None
 

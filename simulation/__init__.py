@@ -4,6 +4,7 @@ import gymnasium
 
 from ..training.data.lerobot.writer import LeRobotWriter
 from .environments import make_env
+from .hidden_tabletop import HiddenTabletopEnv, HiddenTabletopVectorEnv
 from .moving_tabletop.env import MovingTabletopEnv, MovingTabletopVectorEnv
 from .recording import record_demonstrations
 from .tabletop.env import TabletopEnv, TabletopVectorEnv
@@ -20,11 +21,18 @@ gymnasium.register(
     entry_point="kivla.simulation.moving_tabletop.env:MovingTabletopEnv",
     vector_entry_point="kivla.simulation.moving_tabletop.env:MovingTabletopVectorEnv",
 )
+gymnasium.register(
+    id="KIVLA/HiddenTabletop-v0",
+    entry_point="kivla.simulation.hidden_tabletop:HiddenTabletopEnv",
+    vector_entry_point="kivla.simulation.hidden_tabletop:HiddenTabletopVectorEnv",
+)
 
 __all__ = [
     "QUESTION_KINDS",
     "SPLITS",
     "TASK_KINDS",
+    "HiddenTabletopEnv",
+    "HiddenTabletopVectorEnv",
     "LeRobotWriter",
     "MovingTabletopEnv",
     "MovingTabletopVectorEnv",

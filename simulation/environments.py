@@ -12,6 +12,7 @@ from ..processing.plugins import check_has, find_class
 # Imported when asked for: an environment may need packages of an extra. Other packages name theirs in pyproject.toml:
 # [project.entry-points."kivla.environments"]
 ENVIRONMENTS: dict[str, str | type] = {
+    "hidden": "kivla.simulation.hidden_tabletop:HiddenTabletopVectorEnv",
     "metaworld": "kivla.simulation.metaworld_env:MetaWorldVectorEnv",
     "moving": "kivla.simulation.moving_tabletop.env:MovingTabletopVectorEnv",
     "tabletop": "kivla.simulation.tabletop.env:TabletopVectorEnv",

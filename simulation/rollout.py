@@ -12,11 +12,14 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from ..acting import ChunkExecutor
+from ..acting.observation_memory import ObservationMemory, history_of
 from ..modeling_kivla import actions_of
+from ..processing.observation_history import ObservationHistory
 from .environments import Environment, check_first
 
 # A list of observations {"images": {camera: uint8 (height, width, 3)}, "text": str, "state": float32 (Ds,)}
-# -> action chunks (n, H, Da) in robot units
+# -> action chunks (n, H, Da) in robot units. For a policy that says what it looks back on (`observation_history`) each
+# has its `past`, the earlier ones that belong to it.
 Policy = Callable[[list[dict]], np.ndarray]
 
 
@@ -90,8 +93,7 @@ class PipelinePolicy:
     def __call__(self, observations: list[dict]) -> np.ndarray:
         said = {} if self.respond else {"response": ""}
         observations = [
-            {**observation, **said, **self._seed(observation), "images": self._images(observation["images"])}
-            for observation in observations
+            {**self._placed(observation), **said, **self._seed(observation)} for observation in observations
         ]
         results = self.pipe(observations, **self.options)
         chunks = np.stack([actions_of(result) for result in results])  # (n, H, Da)
@@ -106,6 +108,16 @@ class PipelinePolicy:
             return {}
         both = np.random.SeedSequence([self.options["seed"], observation["seed"]])
         return {"seed": int(both.generate_state(1)[0])}
+
+    @property
+    def observation_history(self) -> ObservationHistory:
+        """What it looks back on."""
+        return self.pipe.observation_history
+
+    def _placed(self, observation: dict) -> dict:
+        """The observation and its past with the images as the policy takes them."""
+        past = {"past": [self._placed(earlier) for earlier in observation["past"]]} if "past" in observation else {}
+        return {**observation, **past, "images": self._images(observation["images"])}
 
     def _images(self, images: dict[str, np.ndarray]) -> dict | list:
         """By the environment's names, which the pipeline matches; of a policy without names, the only one there is."""
@@ -253,6 +265,8 @@ def _run_round(
     options = None if instructions is None else {"instruction": _repeat_last(instructions, env.num_envs)}
     observation, info = env.reset(seed=_repeat_last(seeds, env.num_envs), options=options)
     check_first(env, observation, info)
+    memory = ObservationMemory(history_of(policy))  # of all copies: their episodes begin together
+    seen = memory(observation)
     told = list(info["instruction"])[:count]
     words, plain = (list(info.get(name, [None] * count))[:count] for name in ("word", "plain_instruction"))
     frames = [[image.copy()] for image in observation["images"][camera][: min(record, count)]]
@@ -263,7 +277,7 @@ def _run_round(
     def plan(of_batch: dict, rtc: str | None = None) -> dict:
         """Ask the policy about all that are still running at once; the others' actions, which nobody needs, are 0."""
         asked = np.flatnonzero(running)
-        observations = [_observation(observation, info, i) for i in asked]
+        observations = [_observation(seen, info, i) for i in asked]
         for i, own in zip(asked, observations, strict=True):
             if "previous_actions" in of_batch:
                 own |= {"previous_actions": of_batch["previous_actions"][:, i], "delay": of_batch["delay"]}
@@ -282,6 +296,7 @@ def _run_round(
         executed.append(act({}))
         held_steps += running & (act.counts.held > held)
         observation, _, terminated, truncated, info = env.step(executed[-1])
+        seen = memory(observation)
         # Note who is done: finished copies ignore actions, and are asked about no more.
         steps += running
         for i, film in enumerate(frames):
@@ -326,11 +341,14 @@ def _repeat_last(values: list, size: int) -> list:
 
 
 def _observation(observation: dict, info: dict, i: int) -> dict:
-    return {
+    seen = {
         "images": {camera: images[i] for camera, images in observation["images"].items()},
         "text": info["instruction"][i],
         "state": observation["state"][i],
     }
+    if "past" in observation:
+        seen["past"] = [_observation(earlier, info, i) for earlier in observation["past"]]
+    return seen
 
 
 def _plan(policy: Policy, observations: list[dict], replan_every: int, action_dim: int) -> np.ndarray:

@@ -102,7 +102,8 @@ def test_a_tiny_model_has_every_mechanism_of_the_released_ones(name):
 def test_refused_configurations_build_exactly_when_they_say_so(name):
     refused = REFUSED[name]
     if refused.is_vlm:
-        assert AutoModelForImageTextToText.from_config(refused.config())
+        with torch.device("meta"):
+            assert AutoModelForImageTextToText.from_config(refused.config())
     else:
         with pytest.raises(ValueError, match="Unrecognized configuration class"):
             AutoModelForImageTextToText.from_config(refused.config())

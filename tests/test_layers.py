@@ -14,7 +14,7 @@ ROOMS = {
     "processing": set(),
     "named_models": set(),
     "command_line": {"named_models"},
-    "acting": {"modeling_kivla"},
+    "acting": {"modeling_kivla", "processing"},
     "assembly": set(),
     "training.data": {"named_models", "modeling_kivla", "processing", "acting"},
 }

@@ -31,6 +31,7 @@ from ..processing import (
 from ..processing.action_units import ActionUnits, check_pi_dimensions
 from ..processing.camera_names import place_cameras
 from ..processing.fast_tokenizer import MAX_CHUNKS
+from ..processing.observation_history import ObservationHistory, flat_size
 from ..processing.saved_processor import CONFIG_FILE, SETTINGS, VLM_PROCESSOR_FOLDER
 from ..processing.tokenizer_registry import is_action_tokenizer_class
 from .camera_places import are_same, fill_places, new_names
@@ -52,6 +53,8 @@ _FIXED = ("max_action_dim", "max_state_dim", "state_encoding", *EXPERT_OPTIONS)
 # Options that a base can be given anew.
 _ADAPTABLE = (
     "chunk_size",
+    "history",
+    "history_stride",
     "normalization",
     "expert_reads_response",
     "action_tokenizer",
@@ -140,6 +143,10 @@ class BasePolicy:
     def has_statistics(self) -> bool:
         robots = self.settings.get("robots", {None: self.settings})
         return self.settings["normalization"] == "none" or all(robot["statistics"] for robot in robots.values())
+
+    @property
+    def observation_history(self) -> ObservationHistory:
+        return ObservationHistory(self.settings["history"], self.settings["history_stride"])
 
     @property
     def tokenizer(self) -> ActionTokenizer | None:
@@ -315,7 +322,8 @@ def start_policy(
         action_tokenizer=new_tokenizer(kind, options, sources, robots, options.normalization or "quantile", notes),
         **{name: config[name] for name in shared if name in config},
         **options.given(
-            "normalization", "action_token_placement", "action_token_skip", "expert_reads_response", "max_length"
+            *("history", "history_stride", "normalization", "action_token_placement", "action_token_skip"),
+            *("expert_reads_response", "max_length"),
         ),
         **_robot_arguments(robots),
     )
@@ -484,15 +492,14 @@ def adapt_policy(
         notes.append(f"{_roundtrip(tokenizer, chunks)}. It is the base's; --action_tokenizer fast fits another one")
     else:
         tokenizer = new_tokenizer(kind, options, sources, robots, normalization, notes)
+    history = options.history_after(base.observation_history)
     processor = base.processor(
         action_tokenizer=tokenizer,
+        history=history.frames,
+        history_stride=history.stride,
         **options.given(
-            "chunk_size",
-            "normalization",
-            "expert_reads_response",
-            "action_token_placement",
-            "action_token_skip",
-            "max_length",
+            *("chunk_size", "normalization", "expert_reads_response"),
+            *("action_token_placement", "action_token_skip", "max_length"),
         ),
         **_robot_arguments(robots),
     )
@@ -504,6 +511,8 @@ def adapt_policy(
         for option, value in options.given("chunk_size", "normalization", "expert_reads_response").items()
         if value != base.value(option)
     ]
+    if history != base.observation_history:
+        changed.append(f"sees {history} (base: {base.observation_history})")
     if tokenizer is not base.tokenizer:
         codes = "" if tokenizer is None else f", {tokenizer.vocab_size} codes"
         changed.append(f"action tokens: {kind}{codes} (base: {base.tokenizer_kind})")
@@ -513,6 +522,8 @@ def adapt_policy(
         f"images {'become squares' if processor.square_images else 'as the VLM has them'}",
         f"state_encoding {processor.state_encoding}",
     ]
+    if history == base.observation_history and history.frames > 1:
+        kept.append(f"sees {history}")
     if keeps_tokenizer:
         kept.append(f"action tokens {kind}, {processor.action_token_placement}")
     notes += [f"{base.path} is adapted. New: {'; '.join(changed)}. Kept: {'; '.join(kept)}."]
@@ -542,11 +553,13 @@ def _check_room(base: BasePolicy, sources: Sequence[RobotDataset]) -> None:
                 f"{data.name} has no observation.state, and {base.path} reads one. Start from a VLM (--vlm) with "
                 "--state_encoding none; a π0.5 can also be converted without it (--no_state_in_prompt)."
             )
-        if config.state_encoding == "continuous" and data.state_dim > config.max_state_dim:
+        size = flat_size(data.state_dim, data.observation_history)
+        if config.state_encoding == "continuous" and size > config.max_state_dim:
+            past = "" if data.observation_history.frames == 1 else f", of which {data.observation_history} are read"
             raise ValueError(
-                f"{data.name} has a state of {data.state_dim} dimensions, and the action expert of {base.path} has "
-                f"room for max_state_dim = {config.max_state_dim}: it does not fit. Start from a VLM (--vlm) with "
-                f"--max_state_dim {data.state_dim}."
+                f"{data.name} has a state of {data.state_dim} dimensions{past}, and the action expert of {base.path} "
+                f"has room for max_state_dim = {config.max_state_dim}: it does not fit. Start from a VLM (--vlm) with "
+                f"--max_state_dim {size}."
             )
 
 

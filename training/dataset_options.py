@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from functools import partial
 
+from ..processing.observation_history import NO_HISTORY, ObservationHistory
 from .data.episode_selection import parse_episodes, without
 from .data.robot_dataset import DATASET_FORMAT_HELP, RobotDataset, dataset_reader
 from .policy_options import refuse
@@ -86,9 +87,16 @@ class DatasetOptions(KeyOptions):
             )
         return rest
 
-    def open(self, dataset: str, chunk_size: int, cameras: list[str] | None, robot: str | None) -> RobotDataset:
-        """Open a dataset as the options say."""
-        return self.reader()(dataset, chunk_size, self.chosen_episodes(dataset), cameras, robot)
+    def open(
+        self,
+        dataset: str,
+        chunk_size: int,
+        cameras: list[str] | None,
+        robot: str | None,
+        history: ObservationHistory = NO_HISTORY,
+    ) -> RobotDataset:
+        """Open a dataset as the options say, for a policy that looks back so far."""
+        return self.reader()(dataset, chunk_size, self.chosen_episodes(dataset), cameras, robot).look_back(history)
 
 
 __all__ = ["DatasetOptions", "KeyOptions"]

@@ -52,6 +52,7 @@ def trainer_facts(trainer, sources: Sequence[RobotDataset] | None = None) -> dic
         "chunk_size": model.config.chunk_size,
         "action_tokens": "none" if tokenizer is None else f"{tokenizer.kind}, {tokenizer.vocab_size} codes",
         "state_encoding": processor.state_encoding,
+        "history": None if processor.history == 1 else str(processor.observation_history),
         "normalization": processor.normalization,
         "max_steps": trainer.state.global_step,
         "batch_size": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,

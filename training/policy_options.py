@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field, replace
 
 from ..modeling_kivla import KIVLAExpertConfig
+from ..processing.observation_history import ObservationHistory
 from ..processing.relative_words import RELATIVE_HELP, ROTATIONS_HELP, WRAPS_HELP
 from .parts import BACKBONE, NEW_TOKENS
 from .recipes import RECIPES, Recipe, Stage, get_recipe
@@ -46,6 +47,10 @@ class PolicyOptions(RelativeOptions):
         },
     )
     chunk_size: int | None = field(default=None, metadata={"help": "Actions in a chunk (H); 50."})
+    history: int | None = field(
+        default=None, metadata={"help": "Frames of each camera (and states) that the policy sees; 1, the present one."}
+    )
+    history_stride: int | None = field(default=None, metadata={"help": "Control steps between two of them; 1."})
     max_action_dim: int | None = field(
         default=None,
         metadata={"help": "Width of a chunk; shorter actions are padded; 32, or the data's if that is more."},
@@ -121,6 +126,16 @@ class PolicyOptions(RelativeOptions):
     def given(self, *names: str) -> dict:
         """Return those of these options that were told."""
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+    def history_after(self, before: ObservationHistory) -> ObservationHistory:
+        """Return the history of a policy that had this one before, with what was told in its place.
+
+        Raises:
+            ValueError: a number below 1, or a stride where there is only one moment.
+        """
+        frames = before.frames if self.history is None else self.history
+        stride = before.stride if self.history_stride is None and frames > 1 else self.history_stride or 1
+        return ObservationHistory(frames, stride)
 
     @property
     def loading(self) -> dict:

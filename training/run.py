@@ -394,7 +394,8 @@ def untouched_vlm(model_args: ModelArguments) -> PreTrainedModel:
 def load_sources(model_args: ModelArguments, data_args: DataArguments) -> list[RobotDataset]:
     """Read the demonstrations to train on.
 
-    For a policy that goes on they have its chunk size, and of their cameras the policy's, if they are all there.
+    For a policy that goes on they have its chunk size and history, and of their cameras the policy's, if they are all
+    there.
     """
     size = {} if model_args.base is None else {"chunk_size": model_args.base.config.chunk_size}
     size |= model_args.given("chunk_size")
@@ -411,6 +412,7 @@ def load_sources(model_args: ModelArguments, data_args: DataArguments) -> list[R
             cameras = model_args.base.cameras_among(names, robot)
         episodes = data_args.chosen_episodes(name, also_without=data_args.eval_episodes)
         data = data_args.reader()(name, episodes=episodes, cameras=cameras, robot=robot, **size)
+        data.look_back(model_args.observation_history)
         data.notes = [*data.notes, *unseen_note(data, names)]
         sources.append(data)
     return sources
@@ -444,6 +446,7 @@ def load_evaluation(
         (data,) = sources
         (name,) = data_args.dataset
         held_out = data_args.reader()(name, data.chunk_size, data_args.eval_episodes, data.cameras, data.robot)
+        held_out.look_back(data.observation_history)
         evaluation["held_out"] = _spread(held_out, data_args.max_eval_frames)
     if data_args.vlm_dataset is not None:
         split = data_args.vlm_eval_split or data_args.vlm_split or VLM_SPLIT

@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from ..named_models import find_vlm
 from ..processing.camera_names import check_names, parse_cameras
+from ..processing.observation_history import NO_HISTORY, ObservationHistory
 from .build import ADAPT, CONTINUE, START, BasePolicy
 from .data.episode_selection import parse_episodes
 from .dataset_options import DatasetOptions
@@ -58,6 +59,11 @@ class ModelArguments(PolicyOptions):
     @cached_property
     def base(self) -> BasePolicy | None:
         return None if self.policy is None else BasePolicy(self.policy, self.vlm_processor, self.trust_remote_code)
+
+    @property
+    def observation_history(self) -> ObservationHistory:
+        """What the policy looks back on: as told, or as the policy that goes on does."""
+        return self.history_after(NO_HISTORY if self.base is None else self.base.observation_history)
 
     @property
     def chosen_recipe(self) -> tuple[str, Recipe]:

@@ -169,6 +169,7 @@ def _plan(demo: DemoArguments, vlm: Path, demonstrations: Path, folder: Path, ar
 def _draw_chunks(policy: Path, demonstrations: Path, picture: Path, args: TabletopArguments) -> None:
     pipe = transformers.pipeline("action-prediction", model=str(policy))
     data = LeRobotDataset(demonstrations, args.chunk_size, cameras=pipe.processor.cameras)
+    data.look_back(pipe.observation_history)
     draw(picture, predict_dataset(pipe, data, num_frames=8), data, count=4)
 
 

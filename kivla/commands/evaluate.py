@@ -153,7 +153,7 @@ def act(pipe, args: EvaluateArguments) -> tuple:
             if getattr(args, key) is None:
                 setattr(args, key, columns)
                 print(f"{args.dataset}: read as what the policy was trained on, --{key} {' '.join(columns)}")
-    data = args.open(args.dataset, pipe.processor.chunk_size, cameras, args.robot)
+    data = args.open(args.dataset, pipe.processor.chunk_size, cameras, args.robot, pipe.observation_history)
     for note in [*data.notes, *unseen_note(data, there)]:
         print(f"{data.name}: {note}")
     options = {"seed": args.seed, "num_steps": args.num_steps, "cameras": names}

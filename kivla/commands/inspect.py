@@ -12,12 +12,20 @@ from PIL import Image
 from transformers import AutoConfig, AutoProcessor
 
 from ..command_line import parse
-from ..modeling_kivla import KIVLAConfig, KIVLAForActionPrediction
+from ..modeling_kivla import KIVLAConfig
 from ..modeling_kivla.backbone_attention import PrefixRecorder
 from ..modeling_kivla.backbone_probe import build_without_weights, fill_with_tiny_weights
 from ..named_models import find_vlm, model_type
 from ..processing import BinningActionTokenizer, KIVLAProcessor
 from ..training.evaluation.plots import plot_attention_mask
+from ..training.model_size import (
+    ExampleShape,
+    build_without_memory,
+    expert_shares,
+    key_value_numbers,
+    part_sizes,
+    suggest_expert,
+)
 
 
 @dataclass
@@ -29,6 +37,12 @@ class InspectArguments:
     text: str = field(default="pick up the cup", metadata={"help": "Instruction in the example."})
     layer_stride: int = field(default=1, metadata={"help": "For a VLM: read every k-th layer."})
     chunk_size: int = field(default=50, metadata={"help": "For a VLM: actions in a chunk."})
+    max_parameter_share: float = field(
+        default=0.1, metadata={"help": "For a VLM: suggest an expert of at most this share of its parameters."}
+    )
+    max_step_share: float = field(
+        default=0.15, metadata={"help": "For a VLM: and of the arithmetic of its training step."}
+    )
     trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with the model."})
     output: str = field(default="outputs/inspect.png", metadata={"help": "Where the picture of the mask goes."})
 
@@ -38,7 +52,8 @@ def run(arguments: Sequence[str]) -> None:
     args.model = find_vlm(args.model)
     model_type(args.model, "policy or VLM")
     config = AutoConfig.from_pretrained(args.model, trust_remote_code=args.trust_remote_code)
-    if isinstance(config, KIVLAConfig):
+    is_policy = isinstance(config, KIVLAConfig)
+    if is_policy:
         processor = KIVLAProcessor.from_pretrained(args.model)
     else:
         expert = {"layer_stride": args.layer_stride}
@@ -48,6 +63,9 @@ def run(arguments: Sequence[str]) -> None:
     batch = example_batch(processor, args.num_images, args.text)
     mask, groups = attention_mask(config, batch)
     print("\n" + describe_tokens(processor, batch))
+    print("\n" + describe_sizes(config, shape := example_shape(config, processor, batch)))
+    if not is_policy:
+        print(describe_suggestion(config, shape, args.max_parameter_share, args.max_step_share))
     path = Path(args.output)
     path.parent.mkdir(parents=True, exist_ok=True)
     plot_attention_mask(path, mask, groups)
@@ -56,9 +74,7 @@ def run(arguments: Sequence[str]) -> None:
 
 def describe(config: KIVLAConfig) -> str:
     """Backbone and expert in words: layers that are read, heads, rotary embedding, parameters."""
-    # Built without memory for its weights: only their number is of interest.
-    with torch.device("meta"):
-        model = KIVLAForActionPrediction(copy.deepcopy(config))
+    model = build_without_memory(config)
     vlm, expert = (sum(p.numel() for p in part.parameters()) for part in (model.vlm, model.expert))
     text = config.get_text_config()
     scale = config.backbone_gradient_scale
@@ -182,3 +198,57 @@ def describe_tokens(processor: KIVLAProcessor, batch: dict) -> str:
         ids = processor.action_token_ids
         lines.append(f"actions    {len(ids)} codes, ids {ids[0]} ... {ids[-1]} ({processor.action_token_placement})")
     return "\n".join(lines)
+
+
+def example_shape(config: KIVLAConfig, processor: KIVLAProcessor, batch: dict) -> ExampleShape:
+    """How many tokens the example has, for the VLM and for the expert."""
+    prompt = int(processor.prompt_lengths(batch)[0])
+    chunk = config.chunk_size + (config.state_encoding == "continuous")
+    return ExampleShape(prompt, batch["input_ids"].shape[1] - prompt, chunk, config.num_flow_samples)
+
+
+def describe_sizes(config: KIVLAConfig, shape: ExampleShape) -> str:
+    """Parameters of each part, in the type of the files and in float32; and what the expert reads and costs."""
+    model = build_without_memory(config)
+    stored = config.vlm_config.dtype or config.get_text_config().dtype or torch.float32
+    types = dict.fromkeys([stored, torch.float32])  # a policy is trained in float32 unless told otherwise
+    names = [str(dtype).removeprefix("torch.") for dtype in types]
+    lines = [f"{'part':<17}{'parameters':>16}" + "".join(f"{'in ' + name:>15}" for name in names)]
+    for part, size in part_sizes(model).items():
+        lines.append(f"{part:<17}{size:>16,}" + "".join(f"{_memory(size * dtype.itemsize):>15}" for dtype in types))
+    numbers = key_value_numbers(config)
+    of_size, of_step = expert_shares(model, shape)
+    draws = f"{shape.draws} noise draw" + "s" * (shape.draws > 1)
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"keys, values   {_memory(numbers * 4)} a prompt token in float32, which the expert reads: "
+            f"{_memory(numbers * 4 * shape.prompt)} for the {shape.prompt} of this prompt",
+            f"expert costs   {of_size:.1%} of the VLM's parameters, and {of_step:.1%} of the arithmetic of the text "
+            f"layers in a training step ({shape.prompt} + {shape.learned} tokens, chunk of {shape.chunk}, {draws})",
+        ]
+    )
+
+
+def _memory(size: float) -> str:
+    unit, name = next(((u, n) for u, n in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")) if size >= u), (1, "bytes"))
+    return f"{size / unit:,.{0 if unit == 1 else 1}f} {name}"
+
+
+def describe_suggestion(
+    config: KIVLAConfig, shape: ExampleShape, max_parameter_share: float, max_step_share: float
+) -> str:
+    """The expert that fits a budget, as options of `kivla train`."""
+    budget = f"{max_parameter_share:.0%} of the parameters and {max_step_share:.0%} of the step"
+    one = suggest_expert(config, shape, max_parameter_share, max_step_share)
+    if one is None:
+        return (
+            f"suggested      none: no expert keeps to {budget}; allow more with --max_parameter_share and "
+            "--max_step_share"
+        )
+    return (
+        f"suggested      --expert_hidden_size {one.hidden_size} --expert_intermediate_size {one.intermediate_size} "
+        f"--expert_layer_stride {one.layer_stride}: {one.parameter_share:.1%} and {one.step_share:.1%} "
+        f"(at most {budget})"
+    )

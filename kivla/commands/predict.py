@@ -66,7 +66,7 @@ def run(arguments: Sequence[str]) -> None:
     processor = pipe.processor
     there = args.camera_names(args.dataset)
     cameras = processor.robot(args.robot).among(there, names)
-    data = args.open(args.dataset, processor.chunk_size, cameras, args.robot)
+    data = args.open(args.dataset, processor.chunk_size, cameras, args.robot, pipe.observation_history)
     for note in [*data.notes, *unseen_note(data, there)]:
         print(f"{data.name}: {note}")
     results = predict_dataset(pipe, data, args.num_frames, args.batch_size, **options)

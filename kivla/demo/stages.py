@@ -18,6 +18,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..modeling_kivla import KIVLAConfig, KIVLAForActionPrediction
 from ..processing import KIVLAProcessor
+from ..processing.observation_history import ObservationHistory
 from ..simulation import make_env, make_questions
 from ..simulation.recording import record_demonstrations
 from ..simulation.report_media import choose_episodes
@@ -84,6 +85,8 @@ class TabletopArguments:
         default=0.6, metadata={"help": "Disturbance of the expert's motion, so that it shows how to recover."}
     )
     chunk_size: int = field(default=8, metadata={"help": "Actions in a chunk (H)."})
+    history: int = field(default=1, metadata={"help": "Frames that the policy sees."})
+    history_stride: int = field(default=1, metadata={"help": "Control steps between two of them."})
     replan_every: int = field(default=4, metadata={"help": "Actions that are executed before the policy looks again."})
     state_encoding: str | None = field(
         default=None,
@@ -172,6 +175,7 @@ def make_trainer(
     """
     # The policy, by the one interpreter of a recipe.
     data = LeRobotDataset(demonstrations, args.chunk_size, subtask_key=PERSISTENT_COLUMN if args.subtasks else None)
+    data.look_back(ObservationHistory(args.history, args.history_stride))
     torch.manual_seed(seed)
     is_policy = AutoConfig.from_pretrained(start).model_type == KIVLAConfig.model_type
     built = build_for_stage(stage, [data], options(data, args), **{"before" if is_policy else "vlm": start})
@@ -220,6 +224,8 @@ def options(data: LeRobotDataset, args: TabletopArguments) -> PolicyOptions:
     return PolicyOptions(
         recipe=args.recipe,
         chunk_size=args.chunk_size,
+        history=args.history,
+        history_stride=args.history_stride,
         max_action_dim=data.action_dim,
         max_state_dim=data.state_dim,
         state_encoding=args.state_encoding or ("continuous" if recipe.state_encoding == "continuous" else "none"),

@@ -11,6 +11,8 @@ from ..processing.camera_names import PI_SLOTS, match_cameras, match_known, shor
 _PLAIN = ("images", "text", "state", "robot", "response")
 # For real-time chunking, with any preset: what is left of the client's chunk, and the steps until it can use a new one
 _REST_OF_CHUNK = ("previous_actions", "delay")
+# For policies with a history, with any preset: which step of the episode it is, that one begins, earlier observations
+_EPISODE = ("step", "reset", "past")
 
 # Far beyond any robot: what is larger would cost the policy minutes and memory before it could be refused.
 MAX_IMAGES = 16
@@ -18,6 +20,7 @@ MAX_IMAGE_SIDE = 4096  # pixels; also since a square is made of a strip
 MAX_STATE = 1024
 MAX_TEXT = 4096  # characters
 MAX_PREVIOUS = 4096  # actions
+MAX_PAST = 64  # earlier observations
 
 
 @dataclass(frozen=True)
@@ -164,7 +167,8 @@ class ObservationReader:
         """
         Returns:
             `images` (list or dict of arrays, None for a camera that is missing), `text`, `state`, and of the plain form
-            `robot` and `response` if they were given; and `previous_actions` (n, action_dim) and `delay` if they were.
+            `robot` and `response` if they were given; `previous_actions` (n, action_dim) and `delay` if they were; and
+            `step`, `reset` and `past` (a list of such observations, None for one that is missing) if they were.
 
         Raises:
             ValueError: unknown or missing keys, values of another type or far too large, or an observation that is too
@@ -175,6 +179,29 @@ class ObservationReader:
         request = dict(request)
         self._check_age(request.pop("timestamp", None))
         rest_of_chunk = _rest_of_chunk({name: request.pop(name) for name in _REST_OF_CHUNK if name in request})
+        episode = {name: request.pop(name) for name in _EPISODE if name in request}
+        if "past" in episode:
+            episode["past"] = self._past(episode["past"])
+        return {**self._checked(request), **rest_of_chunk, **episode}
+
+    def _past(self, past) -> list[dict | None]:
+        """Earlier observations in the same form; the words of the present one hold."""
+        if not isinstance(past, list) or not all(isinstance(one, dict | None) for one in past) or len(past) > MAX_PAST:
+            raise ValueError(
+                "'past' is a list of earlier observations, oldest first, None for one that is missing; at most "
+                f"{MAX_PAST}."
+            )
+        text = "text" if self.keys is None else self.keys.text
+        return [None if one is None else self._seen({text: "", **one}) for one in past]
+
+    def _seen(self, request: dict) -> dict:
+        """What was seen in an earlier observation."""
+        others = ("timestamp", *_REST_OF_CHUNK, *_EPISODE)
+        seen = self._checked({name: value for name, value in request.items() if name not in others})
+        return {name: seen[name] for name in ("images", "state") if name in seen}
+
+    def _checked(self, request: dict) -> dict:
+        """The observation of a request, whose other parts were taken out."""
         observation = self._plain(request) if self.keys is None else self._of_preset(request)
         images = observation["images"]
         if len(images) > MAX_IMAGES:
@@ -193,7 +220,7 @@ class ObservationReader:
         for name in ("text", "robot", "response"):
             if len(observation.get(name) or "") > MAX_TEXT:
                 raise ValueError(f"{name!r} has {len(observation[name])} characters; at most {MAX_TEXT} are taken.")
-        return {**observation, **rest_of_chunk}
+        return observation
 
     def _plain(self, request: dict) -> dict:
         unknown = sorted(set(request) - set(_PLAIN))
@@ -203,7 +230,7 @@ class ObservationReader:
             raise ValueError(
                 f"The observation has the keys {sorted(request)}; expected are 'images', 'text' and, if the policy "
                 "reads the robot's state, 'state'; 'robot', 'response', 'timestamp', 'previous_actions' and "
-                "'delay' may be added."
+                "'delay', and 'step', 'reset' or 'past' may be added."
             )
         images = request["images"]
         if not (isinstance(images, list) or (isinstance(images, dict) and all(isinstance(n, str) for n in images))):

@@ -65,12 +65,14 @@ class _Request:
     """A message of a client, as it waits for its turn.
 
     Attributes:
+        session: what makes its observations those that the policy takes.
         received: when it came, in seconds.
         server_timing: what the client will be told.
     """
 
     connection: ServerConnection
     message: bytes | str
+    session: Callable[[dict], dict]
     received: float
     server_timing: dict
 
@@ -95,6 +97,8 @@ class PolicyServer:
         max_batch_size: most requests in a pass.
         max_batch_wait_ms: how long a request waits for others to join it. Those that wait for their turn anyway do.
         read: a decoded message -> an observation; raises `ValueError` for what the client did wrong.
+        open_session: called for each client that connects: from its observations, as they were read, to those that the
+            policy takes (`ClientMemory`); raises `ValueError` as `read` does. None takes them as they are.
         metadata: what clients are told when they connect.
         api_key: what clients must send as `Authorization: Api-Key ...`; None for everybody.
         max_message_mb: longest message, in 10^6 bytes.
@@ -113,6 +117,7 @@ class PolicyServer:
         infer_together: Callable[[list[dict]], list[dict]] | None = None,
         max_batch_size: int = 1,
         max_batch_wait_ms: float = 0.0,
+        open_session: Callable[[], Callable[[dict], dict]] | None = None,
         api_key: str | None = None,
         max_message_mb: float = 64,
         max_connections: int = 16,
@@ -131,6 +136,7 @@ class PolicyServer:
         self.max_batch_size = max_batch_size
         self.max_batch_wait_ms = max_batch_wait_ms
         self.read = read
+        self.open_session = open_session or (lambda: dict)
         self.metadata = metadata or {}
         self.api_key = api_key
         self.max_message_mb = max_message_mb
@@ -204,7 +210,7 @@ class PolicyServer:
         return None
 
     async def _handle(self, connection: ServerConnection) -> None:
-        client, previous_ms = connection.remote_address, None
+        client, previous_ms, session = connection.remote_address, None, self.open_session()
         log.info("%s connected", client)
         try:
             await self._send(connection, packb(self.metadata))
@@ -213,7 +219,7 @@ class PolicyServer:
                 received = time.perf_counter()
                 self._busy.add(connection)
                 try:
-                    reply = await self._reply(connection, message, received, previous_ms)
+                    reply = await self._reply(connection, message, session, received, previous_ms)
                 finally:
                     self._busy.discard(connection)
                 await self._send(connection, reply)  # a slow reader keeps nobody from their turn
@@ -235,7 +241,12 @@ class PolicyServer:
             await self._fail(connection, _shortened(f"{type(error).__name__}: {error}"))
 
     async def _reply(
-        self, connection: ServerConnection, message: bytes | str, received: float, previous_ms: float | None
+        self,
+        connection: ServerConnection,
+        message: bytes | str,
+        session: Callable[[dict], dict],
+        received: float,
+        previous_ms: float | None,
     ) -> bytes:
         """The answer, when its turn has come."""
         queue_depth = self.num_requests - 1  # without this one
@@ -247,7 +258,7 @@ class PolicyServer:
         server_timing = {"queue_depth": queue_depth}
         if previous_ms is not None:
             server_timing["prev_total_ms"] = previous_ms
-        answer = await self._batcher.submit(_Request(connection, message, received, server_timing))
+        answer = await self._batcher.submit(_Request(connection, message, session, received, server_timing))
         self.metrics.answers += 1
         self.metrics.policy_seconds.add(answer.policy_seconds)
         self.metrics.request_seconds.add(time.perf_counter() - received)
@@ -284,7 +295,7 @@ class PolicyServer:
             For each request its answer, or why there is none: what is wrong with one does not concern the others.
         """
         start = time.perf_counter()
-        outcomes: list = [_outcome(self._decode, request.message) for request in requests]
+        outcomes: list = [_outcome(self._decode, request) for request in requests]
         readable = [i for i, outcome in enumerate(outcomes) if not isinstance(outcome, Exception)]
         passes = self._infer([outcomes[i] for i in readable])
         for i, (result, timing) in zip(readable, passes, strict=True):
@@ -293,11 +304,11 @@ class PolicyServer:
             outcomes[i] = _outcome(self._encode, result, timing, server_timing, start)
         return outcomes
 
-    def _decode(self, message: bytes | str) -> dict:
+    def _decode(self, request: _Request) -> dict:
         try:
-            if isinstance(message, str):
+            if isinstance(request.message, str):
                 raise ValueError("Observations are sent as binary frames of msgpack, this was a text frame.")
-            return self.read(unpackb(message))
+            return request.session(self.read(unpackb(request.message)))
         except ValueError as error:
             raise RequestRefused(str(error)) from error
 

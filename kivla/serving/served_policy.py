@@ -12,6 +12,7 @@ from ..acting.chunk_schedule import RTC_METHODS, WAYS
 from ..acting.rtc_method import rtc_method
 from ..modeling_kivla import actions_of
 from ..processing.camera_names import CAMERAS_HELP, check_names, parse_cameras
+from .client_memory import ClientMemory, frames_seen
 from .observation_presets import PRESET_NAMES, ObservationReader
 from .policy_server import PolicyServer, RequestRefused
 
@@ -114,7 +115,7 @@ class ServedPolicy:
             result = self.pipe({"robot": self.robot, **observation}, **self.options)
         except ValueError as error:  # what the policy says of an observation: the client's doing, not a failure
             raise RequestRefused(str(error)) from error
-        return self._sent(result)
+        return self._sent(observation, result)
 
     def together(self, observations: list[dict]) -> list[dict]:
         """The same for several observations, in one pass.
@@ -123,10 +124,13 @@ class ServedPolicy:
             ValueError: the policy refuses one of them, or the action tokens of one do not decode.
         """
         results = self.pipe([{"robot": self.robot, **observation} for observation in observations], **self.options)
-        return [self._sent(result) for result in results]
+        return [self._sent(*pair) for pair in zip(observations, results, strict=True)]
 
-    def _sent(self, result: dict) -> dict:
-        return {**result, "actions": actions_of(result)[: self.execute]}
+    def _sent(self, observation: dict, result: dict) -> dict:
+        sent = {**result, "actions": actions_of(result)[: self.execute]}
+        if "past" in observation:
+            sent["history"] = {"seen": frames_seen(observation["past"]), "of": self.pipe.observation_history.frames}
+        return sent
 
 
 def make_server(pipe, args: ServeArguments) -> PolicyServer:
@@ -155,6 +159,9 @@ def make_server(pipe, args: ServeArguments) -> PolicyServer:
     metadata["ways"] = [way for way in WAYS if RTC_METHODS.get(way) in (None, rtc)]
     if rtc == "trained":
         metadata["max_delay"] = pipe.model.config.rtc_max_delay
+    history = pipe.observation_history
+    if history.frames > 1:
+        metadata |= {"history": history.frames, "history_stride": history.stride}
     if read.cameras is not None:
         metadata["cameras"] = read.cameras
     elif names is not None:
@@ -166,6 +173,7 @@ def make_server(pipe, args: ServeArguments) -> PolicyServer:
         infer_together=policy.together,
         max_batch_size=args.max_batch_size,
         max_batch_wait_ms=args.max_batch_wait_ms,
+        open_session=lambda: ClientMemory(history),
         api_key=args.api_key or os.environ.get("KIVLA_API_KEY") or None,
         max_message_mb=args.max_message_mb,
         max_connections=args.max_connections,

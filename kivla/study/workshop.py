@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 from ..demo.stages import QUESTION_SEED, TabletopArguments, options, record
 from ..modeling_kivla import KIVLAConfig
 from ..processing import KIVLAProcessor
+from ..processing.observation_history import NO_HISTORY
 from ..simulation import make_questions
 from ..training.arguments import KIVLATrainingArguments
 from ..training.build import build_for_stage
@@ -84,12 +85,16 @@ class Workshop:
     @cached_property
     def data(self) -> LeRobotDataset:
         """The demonstrations that are trained on."""
-        return LeRobotDataset(self._dataset, self._chunk_size, episodes=self._episodes[: -self._num_held_out])
+        return self._read(self._episodes[: -self._num_held_out])
 
     @cached_property
     def held_out(self) -> LeRobotDataset:
         """The last tenth of the demonstrations, a hundred at most."""
-        return LeRobotDataset(self._dataset, self._chunk_size, episodes=self._episodes[-self._num_held_out :])
+        return self._read(self._episodes[-self._num_held_out :])
+
+    def _read(self, episodes: list[int]) -> LeRobotDataset:
+        data = LeRobotDataset(self._dataset, self._chunk_size, episodes=episodes)
+        return data.look_back(self.told.history_after(NO_HISTORY))
 
     @property
     def _num_held_out(self) -> int:

@@ -97,7 +97,15 @@ def test_inspect_a_vlm(vlm, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "paligemma" in printed and "half, from value 0, rotary_emb.inv_freq" in printed
     assert "knowledge insulation" in printed
+    assert "bytes a prompt token" in printed or "kB a prompt token" in printed
+    assert "no expert keeps to 10% of the parameters and 15% of the step" in printed, "the VLM is smaller than any"
     assert Image.open(tmp_path / "mask.png").size[0] > 500
+
+
+def test_inspect_suggests_an_expert_for_a_budget(vlm, tmp_path, capsys):
+    budget = ["--max_parameter_share", "40", "--max_step_share", "90"]
+    main(["inspect", str(vlm), "--chunk_size", "6", *budget, "--output", str(tmp_path / "mask.png")])
+    assert "suggested      --expert_hidden_size " in capsys.readouterr().out
 
 
 def test_inspect_a_policy_shows_its_mask(policy, tmp_path, capsys):

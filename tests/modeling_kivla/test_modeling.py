@@ -87,8 +87,8 @@ def test_a_vlm_that_cannot_work_is_refused_by_name(name):
     with pytest.raises(UnsupportedBackboneError) as error:
         KIVLAConfig(vlm_config=refused.config())
     message = str(error.value)
-    assert refused.config().model_type in message
-    assert len(message) > 80, f"no reason is given: {message}"
+    assert f"'{refused.config().model_type}'" in message and refused.reason in message
+    assert len(message) > 80, f"nothing to do is named: {message}"
 
 
 def test_config_round_trip(tmp_path):

@@ -14,6 +14,7 @@ from PIL import Image, ImageEnhance
 
 from ...processing.camera_names import match_cameras
 from ...processing.image_input import as_rgb
+from ...processing.observation_history import is_clip
 
 NO_CAMERA = "none"  # in the place of names: no camera is on a wrist
 # A camera that moves with the hand: `cam_left_wrist`, `eye_in_hand`, `gripper`, `handeye`
@@ -49,7 +50,8 @@ AUGMENTATIONS: dict[str, Augmentation | None] = {
 class ExampleAugmentation:
     """Augments an example: colours by one draw for all of its cameras, places by one for each.
 
-    Light is the same for all cameras of a moment. Cameras on a wrist keep their geometry: they see the gripper always
+    Light is the same for all cameras of an example, and all frames of a camera (a history) have the same place: what
+    moves from one to the next has moved. Cameras on a wrist keep their geometry: they see the gripper always
     in the same place, which says where it is.
 
     Examples without actions (questions about pictures, plain text) stay as they are: answers are about places and
@@ -80,7 +82,7 @@ class ExampleAugmentation:
         return {**example, "images": self.changed(images, example.get("cameras"), rng)}
 
     def changed(self, images: Collection, cameras: Sequence[str] | None, rng: np.random.Generator) -> list:
-        """Change the pictures of one moment; None, where one is missing, stays.
+        """Change the pictures or clips of one example; None, where one is missing, stays.
 
         Args:
             cameras: a name for each; None if they have none.
@@ -90,20 +92,38 @@ class ExampleAugmentation:
         factors = [rng.uniform(1 - amount, 1 + amount) for amount in amounts]
         changed = []
         for image, camera in zip(images, cameras or [None] * len(images), strict=True):
-            if image is not None:
-                # The light first: what is black beside a turned picture has no part in its contrast.
-                image = relit(as_rgb(image), *factors)
-                image = np.asarray(image if camera in on_wrist else moved(image, self.amount, rng))
-            changed.append(image)
+            if image is None:
+                changed.append(None)
+                continue
+            place = None if camera in on_wrist else drawn_place(self.amount, rng)
+            frames = [
+                None if frame is None else self._seen(frame, factors, place)
+                for frame in (image if is_clip(image) else [image])
+            ]
+            changed.append(frames if is_clip(image) else frames[0])
         return changed
 
+    def _seen(self, image, factors: Sequence[float], place: tuple[float, float, float] | None) -> np.ndarray:
+        # The light first: what is black beside a turned picture has no part in its contrast.
+        image = relit(as_rgb(image), *factors)
+        return np.asarray(image if place is None else moved(image, self.amount, place))
 
-def moved(image: Image.Image, amount: Augmentation, rng: np.random.Generator) -> Image.Image:
-    """Show a random window of a picture, turned by a random angle, in its full size; in one resampling."""
+
+def drawn_place(amount: Augmentation, rng: np.random.Generator) -> tuple[float, float, float]:
+    """Draw how a picture is turned, in degrees, and where its window's centre lies, as shares of width and height."""
+    angle = rng.uniform(-amount.rotation, amount.rotation)
+    right, down = rng.uniform(-0.5, 0.5, 2) * (1 - amount.crop)
+    return angle, right, down
+
+
+def moved(image: Image.Image, amount: Augmentation, place: tuple[float, float, float]) -> Image.Image:
+    """Show a window of a picture, turned, in its full size; in one resampling.
+
+    Args:
+        place: of `drawn_place`.
+    """
     width, height = image.size
-    angle = np.deg2rad(rng.uniform(-amount.rotation, amount.rotation))
-    # Where the window's centre lies, from that of the picture
-    right, down = rng.uniform(-0.5, 0.5, 2) * (1 - amount.crop) * np.array([width, height])
+    angle, right, down = np.deg2rad(place[0]), place[1] * width, place[2] * height
     cos, sin = amount.crop * np.cos(angle), amount.crop * np.sin(angle)
     # Of a pixel (x, y) of the new picture the place (a x + b y + c, d x + e y + f) in the old one
     x, y = width / 2, height / 2
@@ -180,6 +200,7 @@ __all__ = [
     "ExampleAugmentation",
     "check_wrist_cameras",
     "describe",
+    "drawn_place",
     "is_wrist_camera",
     "moved",
     "relit",

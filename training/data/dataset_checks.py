@@ -34,7 +34,7 @@ def check_dataset(dataset, processor: KIVLAProcessor, names: Mapping[str, str | 
         names: an explicit mapping of cameras: see `KIVLACollator`.
 
     Raises:
-        ValueError: a robot dataset in it has another chunk size, other cameras or another action size than the
+        ValueError: a robot dataset in it has another chunk size, history or action size or other cameras than the
             processor, no state where actions are relative to it, or belongs to an unknown robot. (Cameras in another
             order are the same cameras.)
     """
@@ -48,6 +48,11 @@ def check_dataset(dataset, processor: KIVLAProcessor, names: Mapping[str, str | 
                 f"{data.name} was read with chunk_size={data.chunk_size}, but the policy acts in chunks of "
                 f"{processor.chunk_size}: {type(data).__name__}(..., chunk_size={processor.chunk_size}), or build "
                 f"model and processor with chunk_size={data.chunk_size}."
+            )
+        if data.observation_history != processor.observation_history:
+            raise ValueError(
+                f"{data.name} was read with {data.observation_history} in an example, and the policy sees "
+                f"{processor.observation_history}: {type(data).__name__}(...).look_back(processor.observation_history)."
             )
         if data.action_dim != robot.action_dim:
             raise ValueError(

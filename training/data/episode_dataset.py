@@ -7,9 +7,11 @@ from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 
+from ...processing.observation_history import ObservationHistory
 from .camera_choice import choose_cameras
 from .robot_dataset import RobotDataset, evenly_spread
 
@@ -36,6 +38,9 @@ class EpisodeDataset(RobotDataset):
         def read_text(self, episode, frame):
             return str(np.load(self.files[episode])["instruction"])
     ```
+
+    Where several frames of a camera are read at once faster than one by one, write `read_clips` as well, for policies
+    with a history (`look_back`).
 
     `kivla train --dataset FOLDER --dataset_format my_package.my_module:NpzDataset` trains on it. Actions and states of
     the selected episodes are kept in memory, pictures are read when asked for.
@@ -97,7 +102,16 @@ class EpisodeDataset(RobotDataset):
     def read_text(self, episode: int, frame: int) -> str:
         """The instruction that holds at a frame."""
 
+    def read_clips(self, episode: int, frames: Sequence[int]) -> list[list[np.ndarray]]:
+        """The pictures of several frames, in their order, for each of `self.cameras`; by `read_images`."""
+        moments = [self.read_images(episode, frame) for frame in frames]
+        return [list(clip) for clip in zip(*moments, strict=True)]
+
     # ------------------------------------------------------------------------------------------ what is made of it
+    def look_back(self, history: ObservationHistory) -> Self:
+        self.observation_history = history
+        return self
+
     @property
     def episodes(self) -> list[int]:
         return list(self._episodes)
@@ -108,8 +122,11 @@ class EpisodeDataset(RobotDataset):
     def __getitem__(self, index: int) -> dict:
         number, frame = self._locate(index)
         episode, vectors = self._episodes[number], self._vectors[number]
+        frames = self.observation_history.steps(frame)
+        clips = self._clips(episode, frames)
+        has_history = self.observation_history.frames > 1
         example = {
-            "images": self._images(episode, frame),
+            "images": clips if has_history else [clip[0] for clip in clips],
             "cameras": list(self.cameras),
             "text": self.read_text(episode, frame),
             "actions": self._chunk(number, frame),
@@ -119,14 +136,15 @@ class EpisodeDataset(RobotDataset):
             "timestamp": frame / self.fps,
         }
         if self.state_dim:
-            example["state"] = vectors["state"][frame].copy()
+            example["state"] = vectors["state"][frames if has_history else frame].copy()
         if self.robot is not None:
             example["robot"] = self.robot
         return example
 
     def size_of(self, index: int) -> tuple[int, int]:
         number, frame = self._locate(index)
-        return len(self.cameras), len(self.read_text(self._episodes[number], frame))
+        images = len(self.cameras) * len(self.observation_history.steps(frame))
+        return images, len(self.read_text(self._episodes[number], frame))
 
     def action_chunks(self, max_chunks: int) -> np.ndarray:
         items = evenly_spread(len(self), max_chunks)
@@ -156,7 +174,8 @@ class EpisodeDataset(RobotDataset):
             json.dumps([self.fps, self._episodes, self.cameras, list(self.tasks.values())]).encode()
         )
         for episode, vectors in zip(self._episodes, self._vectors, strict=True):
-            for values in [*vectors.values(), *self._images(episode, 0)]:
+            pictures = [clip[0] for clip in self._clips(episode, [0])]
+            for values in [*vectors.values(), *pictures]:
                 digest.update(np.ascontiguousarray(values))
         return digest.hexdigest()[:16]
 
@@ -198,20 +217,22 @@ class EpisodeDataset(RobotDataset):
                 raise ValueError(f"{self.name}: the {name} of episode {episode} are NaN or infinite at frame {frame}.")
         return vectors
 
-    def _images(self, episode: int, frame: int) -> list[np.ndarray]:
-        images = [np.asarray(image) for image in self.read_images(episode, frame)]
-        if len(images) != len(self.cameras):
+    def _clips(self, episode: int, frames: Sequence[int]) -> list[list[np.ndarray]]:
+        """What was read of several frames, for each camera; checked."""
+        clips = [[np.asarray(image) for image in clip] for clip in self.read_clips(episode, frames)]
+        if len(clips) != len(self.cameras) or any(len(clip) != len(frames) for clip in clips):
             raise ValueError(
-                f"{self.name}: read_images({episode}, {frame}) returned {len(images)} pictures for the cameras "
-                f"{self.cameras}."
+                f"{self.name}: of episode {episode}, frames {list(frames)}, {[len(clip) for clip in clips]} pictures "
+                f"were read for the cameras {self.cameras}."
             )
-        for camera, image in zip(self.cameras, images, strict=True):
-            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-                raise ValueError(
-                    f"{self.name}: the picture of camera {camera!r} at episode {episode}, frame {frame} must be uint8 "
-                    f"(height, width, 3), got {image.dtype} {image.shape}."
-                )
-        return images
+        for camera, clip in zip(self.cameras, clips, strict=True):
+            for frame, image in zip(frames, clip, strict=True):
+                if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+                    raise ValueError(
+                        f"{self.name}: the picture of camera {camera!r} at episode {episode}, frame {frame} must be "
+                        f"uint8 (height, width, 3), got {image.dtype} {image.shape}."
+                    )
+        return clips
 
 
 __all__ = ["EpisodeDataset"]

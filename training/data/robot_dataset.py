@@ -2,14 +2,17 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
 
 from ...processing.normalization import STILL, with_ranges
+from ...processing.observation_history import NO_HISTORY, ObservationHistory
 from ...processing.plugins import check_has, find_class
 from .column_statistics import column_statistics
 from .file_windows import FileWindows
@@ -32,6 +35,9 @@ class RobotDataset(torch.utils.data.Dataset, ABC):
     Past the episode's end the last action is repeated and `action_is_pad` is True. `state` is absent where there is
     none; a dataset of a named robot has `"robot"` as well.
 
+    With a history (`look_back`) each of the images is a list of frames, and `state` is (n, Ds), the newest last: the
+    frames of this episode that a policy with this history sees, fewer at its beginning.
+
     `LeRobotDataset` is one. For a format of your own take `EpisodeDataset`, which asks for three methods and has the
     rest. A reader is made like `LeRobotDataset(name, chunk_size, episodes, cameras, robot)`.
 
@@ -47,6 +53,7 @@ class RobotDataset(torch.utils.data.Dataset, ABC):
         tasks: number → instruction.
         notes: what was assumed, derived or chosen when it was opened, one plain sentence each.
         action_key, state_key: the columns that actions and state are made of, in formats that have a choice of them.
+        observation_history: what an item looks back on: see `look_back`.
         subtask_key: the column of the sub-tasks that examples have as `response`, or None.
         file_windows: the order to train in, where pictures are streamed; None where any order is as good.
         takes_unfinite: of a class, whether NaN and infinity among states and actions are read as they are. Readers
@@ -67,6 +74,7 @@ class RobotDataset(torch.utils.data.Dataset, ABC):
     action_key: Sequence[str] = ()
     state_key: Sequence[str] = ()
     subtask_key: str | None = None
+    observation_history: ObservationHistory = NO_HISTORY
     file_windows: FileWindows | None = None
     takes_unfinite: bool = False
 
@@ -99,6 +107,19 @@ class RobotDataset(torch.utils.data.Dataset, ABC):
     def episode_range(self, episode: int) -> range:
         """The items of an episode, given by its number."""
 
+    def look_back(self, history: ObservationHistory) -> Self:
+        """Let items have the frames and states that a policy with this history sees; returns the dataset.
+
+        Raises:
+            ValueError: this reader has single frames only.
+        """
+        if history.frames > 1:
+            raise ValueError(
+                f"{type(self).__name__} reads single frames, and cannot look back ({history}). An EpisodeDataset can; "
+                "or write its look_back(history)."
+            )
+        return self
+
     def episode_frames(self, episode: int) -> dict:
         """The numbers of all frames of an episode, given by its own.
 
@@ -107,7 +128,8 @@ class RobotDataset(torch.utils.data.Dataset, ABC):
         Returns:
             `actions` (T, Da) and, where there is one, `state` (T, Ds), float32; `timestamp` (T,), seconds.
         """
-        items = [self[item] for item in self.episode_range(episode)]
+        with present_alone(self):
+            items = [self[item] for item in self.episode_range(episode)]
         frames = {
             "actions": np.stack([item["actions"][0] for item in items]),
             "timestamp": np.array([item["timestamp"] for item in items]),
@@ -147,6 +169,17 @@ class RobotDataset(torch.utils.data.Dataset, ABC):
     def episode_numbers(cls, name: str | Path) -> list[int]:
         """Numbers of all episodes of a dataset, given by its folder or Hub id."""
         return list(cls(name, chunk_size=1, cameras=[]).episodes)
+
+
+@contextmanager
+def present_alone(data: RobotDataset) -> Iterator[None]:
+    """Let items have the present frame and state alone for a while: for those who look at the data, not a policy."""
+    history = data.observation_history
+    data.look_back(NO_HISTORY)
+    try:
+        yield
+    finally:
+        data.look_back(history)
 
 
 def joint_statistics(
@@ -246,5 +279,6 @@ __all__ = [
     "dataset_reader",
     "evenly_spread",
     "joint_statistics",
+    "present_alone",
     "range_notes",
 ]

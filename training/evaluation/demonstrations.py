@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 
 from ...processing.normalization import as_numbers
+from ...processing.observation_history import newest_state
 
 
 class WithDemonstrations:
@@ -13,7 +14,7 @@ class WithDemonstrations:
     `batch["demonstrated"]` is (B, H, D), float32, in robot units, D that of the widest robot. NaN is what is not there:
     steps past the end of an episode, dimensions that a robot does not have, and examples without actions. (What the
     processor makes of actions is for the model: normalised, padded and held.) `batch["robot_state"]` is a list of the
-    states as the examples have them, in robot units: chunks of relative actions become absolute by them.
+    present states, in robot units: chunks of relative actions become absolute by them.
 
     Args:
         collator: makes a batch (a dict) from examples.
@@ -35,7 +36,7 @@ class WithDemonstrations:
                 is_pad = torch.as_tensor(as_numbers(example["action_is_pad"]), dtype=torch.bool)
                 row[: len(is_pad)][is_pad] = torch.nan
         batch["demonstrated"] = demonstrated
-        batch["robot_state"] = [example.get("state") for example in examples]
+        batch["robot_state"] = [newest_state(example.get("state")) for example in examples]
         return batch
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 from tqdm.auto import tqdm
 
+from ...processing.observation_history import newest_state
 from ..data.robot_dataset import RobotDataset, evenly_spread
 from .action_error import error_of_chunks
 from .plots import plot_chunks
@@ -12,6 +13,9 @@ from .plots import plot_chunks
 
 def predict_dataset(pipe, data: RobotDataset, num_frames: int, batch_size: int = 16, **options) -> dict:
     """Predict at evenly spread frames and compare with what was demonstrated.
+
+    Args:
+        data: looks back as far as the policy does (`look_back`).
 
     Returns:
         `episodes` and `frames` (n,) and `texts`; `predicted` and `demonstrated` (n, H, D) in robot units, `is_pad`
@@ -53,7 +57,7 @@ def predict_dataset(pipe, data: RobotDataset, num_frames: int, batch_size: int =
         "frames": [e["frame_index"] for e in examples],
         "predicted": predicted,
         "decoded": decoded,
-        "states": np.stack([e["state"] for e in examples]) if data.state_dim else None,
+        "states": np.stack([newest_state(e["state"]) for e in examples]) if data.state_dim else None,
         "demonstrated": demonstrated,
         "is_pad": is_pad,
         "mean_action": mean,

@@ -10,7 +10,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from ..lerobot.dataset import LeRobotDataset
-from ..robot_dataset import RobotDataset, evenly_spread
+from ..robot_dataset import RobotDataset, evenly_spread, present_alone
 from .dimensions import Dimensions, check_dimensions, measure, names_of
 from .episodes import (
     check_copies,
@@ -126,6 +126,11 @@ def check_data(data: RobotDataset, quick: bool = False, progress: bool = True) -
         quick: look at 100 episodes spread evenly and at two pictures of each camera only.
         progress: show a bar.
     """
+    with present_alone(data):
+        return _report(data, quick, progress)
+
+
+def _report(data: RobotDataset, quick: bool, progress: bool) -> DataReport:
     how_much = _QUICK if quick else _ALL
     episodes = _spread(data.episodes, how_much["episodes"])
     report = DataReport(data.name, _facts(data, episodes))

@@ -9,11 +9,12 @@ import operator
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
+from typing import Self, TypeVar
 
 import numpy as np
 import pyarrow as pa
 
+from ....processing.observation_history import ObservationHistory
 from ..robot_dataset import RobotDataset, evenly_spread
 from .camera_selection import cameras_with_files, is_camera, select_cameras, unnamed_cameras
 from .dimension_names import dimension_names, make_unique
@@ -99,6 +100,8 @@ class LeRobotDataset(RobotDataset):
         streaming: of a dataset on the Hub fetch each video when a frame of it is first asked for, and keep only the
             last ones. Data files are downloaded whole. What is wrong with a video is then raised when it is fetched.
         stream_gb: how many gigabytes of videos are kept; 20.
+        history, history_stride: how many frames (and states) an item has, and how many rows lie between them; see
+            `RobotDataset.look_back`.
 
     Attributes:
         cameras: feature names of the cameras.
@@ -141,6 +144,8 @@ class LeRobotDataset(RobotDataset):
         revision: str | None = None,
         streaming: bool = False,
         stream_gb: float | None = None,
+        history: int = 1,
+        history_stride: int = 1,
     ):
         if chunk_size < 1:
             raise ValueError(f"chunk_size is the number of actions per item and must be at least 1, got {chunk_size}.")
@@ -148,6 +153,7 @@ class LeRobotDataset(RobotDataset):
             raise ValueError(f"tolerance_s is a finite number of seconds above 0, got {tolerance_s}.")
         self.chunk_size = chunk_size
         self.robot = robot
+        self.look_back(ObservationHistory(history, history_stride))
         self._frame_cache = FrameCache(int(frame_cache_mb * 1e6))
         self._hub = _on_hub(folder_or_hub_id, revision)
         self._stream = _stream_of(folder_or_hub_id, self._hub, streaming, stream_gb)
@@ -266,11 +272,11 @@ class LeRobotDataset(RobotDataset):
         item %= len(self)
         selected = int(np.searchsorted(self._item_ends, item, side="right"))
         rows, frame, steps_left = self._rows(item, selected)
+        frames = self.observation_history.steps(frame)
+        has_history = self.observation_history.frames > 1
+        clips = [self._clip(camera, selected, frames, item - frame) for camera in self.cameras]
         example = {
-            "images": [
-                self._frame_cache.get((camera, item), lambda c=camera: self._image(c, selected, rows, frame))
-                for camera in self.cameras
-            ],
+            "images": clips if has_history else [clip[0] for clip in clips],
             "cameras": list(self.cameras),
             "text": self._text(rows, selected, frame),
             "actions": self._chunk(rows, steps_left),
@@ -280,12 +286,18 @@ class LeRobotDataset(RobotDataset):
             "timestamp": self._time(rows, frame),
         }
         if self.state_dim:
-            example["state"] = vectors(rows[:1], self._parts["state"])[0].copy()
+            first = int(self._first_rows[selected])
+            states = [vectors(self._table[first + f : first + f + 1], self._parts["state"])[0] for f in frames]
+            example["state"] = np.stack(states) if has_history else states[0].copy()
         if self.robot is not None:
             example["robot"] = self.robot
         if (subtask := self._language.subtask(selected, frame)) is not None:
             example["response"] = subtask
         return example
+
+    def look_back(self, history: ObservationHistory) -> Self:
+        self.observation_history = history
+        return self
 
     @classmethod
     def camera_names(cls, name: str | Path) -> list[str]:
@@ -303,7 +315,8 @@ class LeRobotDataset(RobotDataset):
         selected = int(np.searchsorted(self._item_ends, index, side="right"))
         rows, frame, _ = self._rows(index, selected)
         response = self._language.subtask(selected, frame) or ""
-        return len(self.cameras), len(self._text(rows, selected, frame)) + len(response)
+        images = len(self.cameras) * len(self.observation_history.steps(frame))
+        return images, len(self._text(rows, selected, frame)) + len(response)
 
     def action_chunks(self, max_chunks: int) -> np.ndarray:
         """The `actions` of up to `max_chunks` items, spread evenly, (n, H, Da), without decoding any image."""
@@ -595,19 +608,33 @@ class LeRobotDataset(RobotDataset):
             return np.arange(length) / self.fps
         return scalars(self._table[first : first + length]["timestamp"])
 
-    def _image(self, camera: str, selected: int, rows: pa.Table, frame: int) -> np.ndarray:
-        """The RGB frame of a camera, uint8 (height, width, 3)."""
-        position = self._positions[selected]
-        where = f"{self.name}, camera {camera!r}, episode {self._metadata.episode_indices[position]}, frame {frame}"
+    def _clip(self, camera: str, selected: int, frames: Sequence[int], first_item: int) -> list[np.ndarray]:
+        """Some RGB frames of a camera in an episode, each uint8 (height, width, 3), from the cache or decoded at once.
+
+        Args:
+            first_item: the episode's.
+        """
+        keys = [(camera, first_item + frame) for frame in frames]
+
+        def decode(places: list[int]) -> list[np.ndarray]:
+            return self._decoded(camera, selected, [frames[i] for i in places])
+
+        return self._frame_cache.get(keys, decode)
+
+    def _decoded(self, camera: str, selected: int, frames: Sequence[int]) -> list[np.ndarray]:
+        episode = self._metadata.episode_indices[self._positions[selected]]
+        where = f"{self.name}, camera {camera!r}, episode {episode}, frame {', '.join(map(str, frames))}"
         if camera in self._stored_images:
+            first = int(self._first_rows[selected])
+            cells = [self._table[first + frame : first + frame + 1][camera][0].as_py() for frame in frames]
             try:
-                return read_image(rows[camera][0].as_py(), self._metadata.root)
+                return [read_image(cell, self._metadata.root) for cell in cells]
             except ValueError as error:
                 raise ValueError(f"{where}: {error}") from error
         from .video import VideoReadError
 
         try:
-            return self._videos.read(camera, selected, frame)
+            return self._videos.read(camera, selected, frames)
         except VideoReadError as error:
             raise ValueError(f"{where}: {error}") from error
 

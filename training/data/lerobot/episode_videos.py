@@ -104,8 +104,8 @@ class EpisodeVideos:
             self._place_all(camera, files[camera], progress)
         progress.close()
 
-    def read(self, camera: str, episode: int, row: int) -> np.ndarray:
-        """The picture of an episode's row, uint8 (height, width, 3).
+    def read(self, camera: str, episode: int, rows: Sequence[int]) -> list[np.ndarray]:
+        """The pictures of some of an episode's rows, each uint8 (height, width, 3).
 
         Raises:
             VideoReadError: it cannot be decoded.
@@ -114,8 +114,9 @@ class EpisodeVideos:
         if self._first_frames[camera][episode] < 0:
             self._place_streamed(camera, position)
         numbers = self._frame_numbers[camera].get(episode)
-        number = int(self._first_frames[camera][episode]) + row if numbers is None else int(numbers[row])
-        return self._readers.read(self._metadata.video(camera, position), number)
+        first = int(self._first_frames[camera][episode])
+        wanted = [first + row if numbers is None else int(numbers[row]) for row in rows]
+        return self._readers.read(self._metadata.video(camera, position), wanted)
 
     def files(self) -> dict[str, list[Path]]:
         """The video files, by camera; they are read by `read_file`."""

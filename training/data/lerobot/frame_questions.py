@@ -24,7 +24,7 @@ class FrameQuestions(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> dict:
         item, camera, question, answer = self.questions[index]
-        images = self.data[item]["images"]
+        images = [image[-1] if isinstance(image, list) else image for image in self.data[item]["images"]]
         if camera is not None:
             images = [images[self.data.cameras.index(camera)]]
         return {"images": images, "text": question, "response": answer}

@@ -8,7 +8,7 @@ otherwise jumps to the key frame before the wanted one and decodes forward from 
 import os
 import struct
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +25,8 @@ MAX_PIXELS = 64_000_000
 _MAX_BOXES = 10_000
 
 
-# A frame that is at most so many further on is decoded towards; further ones are jumped to.
+# A frame that is at most so many further on is decoded towards, and so is one before the next key frame; others are
+# jumped to.
 _NEAR = 4
 
 
@@ -132,6 +133,8 @@ class VideoReader:
         self._stream.codec_context.thread_count = 1
         self._reformatter = VideoReformatter()  # reused, because setting one up costs more than converting a frame
         self._pts = _presentation_times(path, self._container, self._stream)
+        # In the order of decoding, which differs by a few frames at most: this only decides what is faster
+        self._key_frames = np.flatnonzero([entry.is_keyframe for entry in self._stream.index_entries])
         self._number = _NOWHERE  # of the frame decoded last
 
     def read(self, number: int) -> np.ndarray:
@@ -143,7 +146,7 @@ class VideoReader:
         if not 0 <= number < len(self._pts):
             raise VideoReadError(f"{self.path} has {len(self._pts)} frames, and no frame {number}.")
         try:
-            if not 0 <= number - self._number <= _NEAR:
+            if not self._is_ahead(number):
                 self._jump(number)
             while self._number < number:
                 self._advance(number)
@@ -157,6 +160,13 @@ class VideoReader:
         image = self._reformatter.reformat(self._frame, format="rgb24", threads=1).to_ndarray()
         turns = round(self._frame.rotation / 90)  # to the left
         return np.ascontiguousarray(np.rot90(image, turns)) if turns % 4 else image
+
+    def _is_ahead(self, number: int) -> bool:
+        """Whether a frame comes sooner by decoding on than by a jump."""
+        if not 0 <= number - self._number <= _NEAR and len(self._key_frames):
+            before, now = np.searchsorted(self._key_frames, [number, self._number], side="right")
+            return self._number <= number and before == now
+        return 0 <= number - self._number <= _NEAR
 
     def _check_size(self, width: int, height: int) -> None:
         if width * height > MAX_PIXELS:
@@ -209,8 +219,8 @@ class VideoReaders:
         self._max_open, self._open_file = max_open, open_file
         self._forget()
 
-    def read(self, path: Path, number: int) -> np.ndarray:
-        """See `VideoReader.read`."""
+    def read(self, path: Path, numbers: Sequence[int]) -> list[np.ndarray]:
+        """Several frames of a file, decoded in the order in which they are shown; see `VideoReader.read`."""
         if self._process_id != os.getpid():  # a forked worker shares file offsets with its parent
             self._forget()
         if path not in self._readers:
@@ -219,7 +229,8 @@ class VideoReaders:
                 self._readers.popitem(last=False)
             self._readers[path] = self._open_file(path)
         self._readers.move_to_end(path)
-        return self._readers[path].read(number)
+        frames = {number: self._readers[path].read(number) for number in sorted(set(numbers))}
+        return [frames[number] for number in numbers]
 
     @property
     def _oldest(self) -> VideoReader:

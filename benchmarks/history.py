@@ -1,0 +1,156 @@
+"""`python -m benchmarks.history train`, then `... measure`: does a policy that looks back act on what was hidden since?
+
+On the hidden tabletop (`kivla rollout --env hidden`) the objects are covered before the gripper can move. `train`
+records demonstrations and trains two policies on them, which differ in their history alone: one sees the present, the
+other also what was 12 steps before. Both begin as the VLM of the repository. `measure` lets both act in the same
+scenes, compares them, and draws an episode.
+
+Both commands go on where they were stopped.
+"""
+
+import argparse
+from dataclasses import asdict
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from transformers import pipeline
+
+from kivla.demo.stages import EVALUATION_SEED, TabletopArguments, fine_tune, once
+from kivla.named_models import TABLETOP_VLM
+from kivla.processing.observation_history import ObservationHistory
+from kivla.simulation import HiddenTabletopVectorEnv, record_demonstrations
+from kivla.simulation.hidden_tabletop import HELD, SHOWN
+from kivla.simulation.rollout import Episode, PipelinePolicy, rollout
+from kivla.simulation.rollout_evaluation import success_rate
+from kivla.training.evaluation.confidence import mcnemar_test
+from kivla.training.run_folder import claim_folder, write_whole
+
+matplotlib.use("Agg")
+
+# The oldest frame that is seen at the release is from before the covers, and still so some steps later
+HISTORIES = {"without": ObservationHistory(), "with": ObservationHistory(2, HELD)}
+CHUNK_SIZE = SHOWN  # a chunk that was planned before the covers ends before the release
+REPLAN_EVERY = 4
+CHANCE = 1 / 3
+DISTURBANCE = 0.6  # of the expert's motion, as in the demo: it shows how to get back
+DRAWN = (0, SHOWN, HELD, HELD + 4)  # steps of the picture, and the last one
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.history", description=__doc__)
+    parser.add_argument("what", choices=("train", "measure"))
+    parser.add_argument("--policies", nargs="+", choices=HISTORIES, default=list(HISTORIES), help="which; both")
+    parser.add_argument("--num_episodes", type=int, default=200, help="scenes, the same for both; 200")
+    parser.add_argument("--max_steps", type=int, default=1600, help="optimiser steps of a policy; 1600")
+    parser.add_argument("--num_demonstrations", type=int, default=2000, help="2000")
+    parser.add_argument("--seed", type=int, default=0, help="of weights and data; 0")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads; 1")
+    parser.add_argument("--output", type=Path, default=Path("outputs/history"), help="where everything goes")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    facts = {name: getattr(options, name) for name in ("num_episodes", "max_steps", "num_demonstrations", "seed")}
+    claim_folder(options.output, facts, ("*.json", "demonstrations"))
+    if options.what == "train":
+        for name in options.policies:
+            train(options, name)
+    else:
+        print(measure(options))
+
+
+def train(options: argparse.Namespace, name: str) -> None:
+    """Record demonstrations, the same for both, and train a policy."""
+    demonstrations = options.output / "demonstrations"
+    if not demonstrations.is_dir():  # it appears when it is complete
+        env = HiddenTabletopVectorEnv(min(options.num_demonstrations, 100))
+        noise = [DISTURBANCE, DISTURBANCE, 0.0]  # the gripper is not disturbed
+        record_demonstrations(
+            env,
+            demonstrations,
+            options.num_demonstrations,
+            image_format="image",
+            action_noise=noise,
+            max_failures=20 * options.num_demonstrations,
+        )
+    history = HISTORIES[name]
+    args = TabletopArguments(
+        chunk_size=CHUNK_SIZE,
+        history=history.frames,
+        history_stride=history.stride,
+        batch_size=16,
+        num_flow_samples=8,
+        learning_rate=2e-3,
+        question_share=0,
+    )
+    folder, steps = options.output / f"policy_{name}", options.max_steps
+    once(
+        folder.with_suffix(".json"),
+        lambda: fine_tune(TABLETOP_VLM, demonstrations, folder, args, steps, options.seed),
+    )
+
+
+def measure(options: argparse.Namespace) -> str:
+    """Roll both policies out in the same scenes; write rows, a table and the picture, and return the table."""
+    rows = {}
+    for name in options.policies:
+        rows[name] = once(options.output / f"rollouts_{name}.json", lambda name=name: outcomes(options, name))
+    lines = ["| policy | sees | success | 95 % Wilson interval |", "|---|---|--:|---|"]
+    for name, row in rows.items():
+        rate = success_rate([bit == "1" for bit in row["success"]])
+        bounds = f"{100 * rate['low']:.1f} - {100 * rate['high']:.1f} %"
+        sees = HISTORIES[name]
+        lines.append(f"| {name} history | {sees} | {100 * rate['rate']:.1f} % of {rate['episodes']} | {bounds} |")
+    lines.append(f"| chance | | {100 * CHANCE:.1f} % | |")
+    if len(rows) == len(HISTORIES):
+        outcomes_of = [np.array([bit == "1" for bit in rows[name]["success"]]) for name in HISTORIES]
+        test = asdict(mcnemar_test(*outcomes_of))
+        lines.append(f"\nIn the same scenes: p = {test['p_value']:.2g} (McNemar's exact test)")
+        draw(options, first=int(np.flatnonzero(outcomes_of[1])[0]))
+    table = "\n".join(lines)
+    write_whole(options.output / "table.md", table + "\n")
+    return table
+
+
+def outcomes(options: argparse.Namespace, name: str) -> dict:
+    """What happened in every scene."""
+    policy, env = the_policy(options, name), HiddenTabletopVectorEnv(min(options.num_episodes, 100))
+    scenes = range(EVALUATION_SEED, EVALUATION_SEED + options.num_episodes)
+    episodes = rollout(policy, env, scenes, REPLAN_EVERY, env.max_steps, description=name).episodes
+    return {
+        "success": "".join("1" if episode.success else "0" for episode in episodes),
+        "steps": [episode.steps for episode in episodes],
+    }
+
+
+def the_policy(options: argparse.Namespace, name: str) -> PipelinePolicy:
+    return PipelinePolicy(pipeline("action-prediction", model=str(options.output / f"policy_{name}")), options.seed)
+
+
+def draw(options: argparse.Namespace, first: int) -> None:
+    """Draw the first scene in which the policy with history succeeds: what both see, row by row."""
+    env = HiddenTabletopVectorEnv(1)
+    rows = {name: frames_of(the_policy(options, name), env, EVALUATION_SEED + first) for name in HISTORIES}
+    figure = Figure(figsize=(2.2 * (len(DRAWN) + 1), 2.5 * len(rows)), layout="constrained")
+    axes = figure.subplots(len(rows), len(DRAWN) + 1)
+    for row, (name, (episode, frames)) in zip(axes, rows.items(), strict=True):
+        for axis, step in zip(row, [*DRAWN, len(frames) - 1], strict=True):
+            axis.imshow(frames[min(step, len(frames) - 1)])
+            axis.set_title(f"step {min(step, len(frames) - 1)}", fontsize=9)
+            axis.set_xticks([])
+            axis.set_yticks([])
+        row[0].set_ylabel(f"{name} history")
+        row[-1].set_xlabel("the one that was meant" if episode.success else "another one")
+    figure.suptitle(f"\u201c{episode.instruction}\u201d: shown for {SHOWN} steps, released after {HELD}", fontsize=10)
+    figure.savefig(options.output / "history.png", dpi=110)
+
+
+def frames_of(policy: PipelinePolicy, env: HiddenTabletopVectorEnv, seed: int) -> tuple[Episode, np.ndarray]:
+    """An episode and its pictures, (steps + 1, height, width, 3)."""
+    (episode,) = rollout(policy, env, [seed], REPLAN_EVERY, env.max_steps, record=1).episodes
+    return episode, episode.frames
+
+
+if __name__ == "__main__":
+    main()
