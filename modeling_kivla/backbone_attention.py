@@ -125,15 +125,20 @@ def find_text_decoder(vlm: PreTrainedModel) -> PreTrainedModel:
 
 
 def find_language_head(vlm: PreTrainedModel) -> PreTrainedModel:
-    """The model whose output layer makes the logits: the VLM itself, or a causal language model inside it.
+    """The model whose output layer makes the logits: the VLM itself, or the causal language model around its decoder.
 
     Raises:
         UnsupportedBackboneError: there is none.
     """
+    decoder = vlm.get_decoder()
     for module in vlm.modules():
-        if isinstance(module, PreTrainedModel) and module.get_output_embeddings() is not None:
-            return module
-    raise UnsupportedBackboneError(f"This {type(vlm).__name__} has no output layer: it says nothing.")
+        has_head = isinstance(module, PreTrainedModel) and module.get_output_embeddings() is not None
+        if has_head and any(part is decoder for part in module.modules()):
+            return cast(PreTrainedModel, module)
+    raise UnsupportedBackboneError(
+        f"'{vlm.config.model_type}' names no output layer over its vocabulary ({type(vlm).__name__}."
+        "get_output_embeddings), so it cannot learn action tokens. Choose a VLM that predicts the next token."
+    )
 
 
 def decoder_layers(decoder: nn.Module) -> list[nn.Module]:
