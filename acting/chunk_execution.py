@@ -11,6 +11,7 @@ from .chunk_schedule import RTC_METHODS, ChunkSchedule
 from .execution_counts import ExecutionCounts
 from .limits import ActionLimits
 from .observation_memory import ObservationMemory, history_of
+from .policy_facts import check_settings
 
 
 class ChunkExecutor:
@@ -59,8 +60,9 @@ class ChunkExecutor:
         counts: an `ExecutionCounts`.
 
     Raises:
-        ValueError: `replan_every` is not positive or longer than the policy's chunk, a chunk does not last until the
-            next one comes, or it did not decode (`UndecodableActionsError`).
+        ValueError: `replan_every` is not positive or longer than the policy's chunk, the policy says that it cannot
+            act this way, a chunk does not last until the next one comes, or it did not decode
+            (`UndecodableActionsError`).
         NonFiniteActionsError: a chunk is not finite.
     """
 
@@ -80,6 +82,7 @@ class ChunkExecutor:
         self.pipe = pipe
         self.memory = ObservationMemory(history or history_of(pipe))
         self.schedule = ChunkSchedule(way, replan_every, latency_steps, ensemble_decay)
+        check_settings(pipe, self.schedule.way, hold)
         self.hold = hold or np.copy
         self.limits = limits
         self.options = options

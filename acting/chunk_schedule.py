@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..modeling_kivla.real_time_chunking import whole_number
+
 # Ways of acting with chunks that take time to compute, see `ChunkSchedule`
 WAYS = ("sync", "naive", "ensemble", "rtc", "rtc-trained")
 # Of those that plan a chunk as the continuation of the one before: the pipeline's option `rtc`
@@ -78,7 +80,7 @@ class ChunkSchedule:
 
     Raises:
         ValueError: there is no such way, `replan_every` is not positive, `latency_steps` or `ensemble_decay` is
-            negative, or there is a decay where nothing is averaged.
+            negative, one of the first two is no whole number, or there is a decay where nothing is averaged.
     """
 
     def __init__(
@@ -88,9 +90,9 @@ class ChunkSchedule:
         latency_steps: int = 0,
         ensemble_decay: float | None = None,
     ):
-        if replan_every is not None and replan_every < 1:
+        if replan_every is not None and whole_number("replan_every", replan_every) < 1:
             raise ValueError(f"replan_every must be at least 1, got {replan_every}.")
-        if latency_steps < 0:
+        if whole_number("latency_steps", latency_steps) < 0:
             raise ValueError(f"latency_steps must not be negative, got {latency_steps}.")
         self.way, self.ensemble_decay = _resolve(way, ensemble_decay)
         self.replan_every = replan_every

@@ -7,12 +7,14 @@ from typing import Literal
 
 import numpy as np
 
+from ..modeling_kivla.real_time_chunking import whole_number
 from ..processing.observation_history import ObservationHistory
 from .chunk_schedule import RTC_METHODS, ChunkSchedule
 from .execution_counts import ExecutionCounts
 from .latency import LatencyEstimate
 from .limits import ActionLimits
 from .observation_memory import ObservationMemory, history_of
+from .policy_facts import check_settings, max_delay_of
 from .policy_thread import Answer, PolicyThread, Request
 
 log = logging.getLogger(__name__)
@@ -55,8 +57,8 @@ class RealTimeExecutor:
             right for targets; a robot that is commanded by offsets or speeds needs zeros.
         limits: what to hold commands to, last of all.
         latency: how the delay is estimated.
-        max_delay: the largest delay that the policy is told: a policy that was trained with delays knows none above
-            its `rtc_max_delay`.
+        max_delay: the largest delay that the policy is told. A policy that was trained with delays knows none above
+            its `rtc_max_delay`; by default it is what the policy says itself (`max_delay`), or there is none.
         answer_timeout: seconds after which an answer is given up as lost. The policy is then asked again in a new
             thread; the old call cannot be ended, so a policy that may hang has to bear two calls at once.
         clock: seconds that only go forward.
@@ -72,7 +74,7 @@ class RealTimeExecutor:
         clipped: of the newest chunk, what was clipped to the range of the robot's data (see the pipeline).
 
     Raises:
-        ValueError: an argument makes no sense.
+        ValueError: an argument makes no sense, or the policy says that it cannot act this way.
     """
 
     def __init__(
@@ -98,11 +100,12 @@ class RealTimeExecutor:
             raise ValueError(f"rate and answer_timeout must be positive, got {rate} and {answer_timeout}.")
         if out_of_actions not in ("hold", "stop"):
             raise ValueError(f'out_of_actions must be "hold" or "stop", got {out_of_actions!r}.')
-        if max_delay is not None and max_delay < 1:
+        if max_delay is not None and whole_number("max_delay", max_delay) < 1:
             raise ValueError(f"max_delay must be at least 1, got {max_delay}: no answer comes at once.")
         if replan_every is None and way != "sync":
             replan_every = 1
         self.schedule = ChunkSchedule(way, replan_every, ensemble_decay=ensemble_decay)
+        check_settings(policy, way, hold)
         self.policy = policy
         self.memory = ObservationMemory(history or history_of(policy))
         self.rate = rate
@@ -110,7 +113,7 @@ class RealTimeExecutor:
         self.hold = hold or np.copy
         self.limits = limits
         self.latency = latency or LatencyEstimate()
-        self.max_delay = max_delay
+        self.max_delay = max_delay_of(policy, way) if max_delay is None else max_delay
         self.answer_timeout = answer_timeout
         self.clock = clock
         self.options = {**options, "rtc": RTC_METHODS[way]} if way in RTC_METHODS else options

@@ -1,5 +1,6 @@
 """A policy on another machine, as executors ask it."""
 
+from collections.abc import Callable
 from typing import Protocol
 
 from ..processing.observation_history import ObservationHistory
@@ -19,13 +20,18 @@ class RemotePolicy:
     ```python
     from openpi_client.websocket_client_policy import WebsocketClientPolicy
 
-    policy = RemotePolicy(WebsocketClientPolicy("10.0.0.2", 8000))
-    with RealTimeExecutor(policy, rate=50, way="rtc", max_delay=policy.max_delay) as act:
+    policy = RemotePolicy(lambda: WebsocketClientPolicy("10.0.0.2", 8000))
+    with RealTimeExecutor(policy, rate=50, way="rtc") as act:
         ...
     ```
 
+    A connection is used again only after a whole answer. After an error (the server ends the connection with each) and
+    while an answer is still to come, the next request makes a new one: it never gets the answer of another request, and
+    a server that comes back is found.
+
     Args:
-        client: a connected client; observations have the keys that its server expects.
+        connect: makes a connected client; observations have the keys that its server expects. Or a client that is
+            connected: then an error is the end.
 
     Attributes:
         metadata: what the server says of itself.
@@ -34,9 +40,10 @@ class RemotePolicy:
             each observation its `past`.
     """
 
-    def __init__(self, client: Client):
-        self.client = client
-        self.metadata = client.get_server_metadata()
+    def __init__(self, connect: Callable[[], Client] | Client):
+        self._connect = connect if callable(connect) else None
+        self._client: Client | None = connect() if callable(connect) else connect  # None: in use, or lost
+        self.metadata = self._client.get_server_metadata()
         self.max_delay: int | None = self.metadata.get("max_delay")
         self.observation_history = ObservationHistory(
             self.metadata.get("history", 1), self.metadata.get("history_stride", 1)
@@ -50,15 +57,42 @@ class RemotePolicy:
             rtc: how the chunk is to continue the one before, "guidance" or "trained".
 
         Raises:
-            ValueError: the server does not do it so.
+            ValueError: the server does not do it so, or another policy is served since the connection was lost.
+            ConnectionError: the connection is lost, and there is no `connect`.
+        """
+        if rtc is not None:
+            self.check_rtc(rtc)
+        client, self._client = self._client, None
+        client = client or self._reconnected()
+        result = client.infer(observation)
+        self._client = client
+        return result
+
+    def check_rtc(self, method: str) -> None:
+        """
+        Raises:
+            ValueError: the server does not do real-time chunking by this method, "guidance" or "trained".
         """
         offered = self.metadata.get("rtc")
-        if rtc is not None and rtc != offered:
+        if method != offered:
             raise ValueError(
-                f"The server does real-time chunking by {offered}, and was asked for {rtc}: "
-                f'start it with `kivla serve --rtc {rtc}`, or choose another way (way="naive" needs nothing of it).'
+                f"The server does real-time chunking by {offered}, and was asked for {method}: "
+                f'start it with `kivla serve --rtc {method}`, or choose another way (way="naive" needs nothing of it).'
             )
-        return self.client.infer(observation)
+
+    def _reconnected(self) -> Client:
+        if self._connect is None:
+            raise ConnectionError(
+                "The connection to the server is lost, or still waits for an earlier answer. Give RemotePolicy a "
+                "function that connects, and it is made anew: RemotePolicy(lambda: WebsocketClientPolicy(...))."
+            )
+        client = self._connect()
+        if (metadata := client.get_server_metadata()) != self.metadata:
+            raise ValueError(
+                f"The server serves another policy than at the beginning: {metadata}, and it was {self.metadata}. "
+                "Begin anew with a new RemotePolicy."
+            )
+        return client
 
 
 __all__ = ["RemotePolicy"]

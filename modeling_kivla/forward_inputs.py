@@ -103,7 +103,7 @@ def with_image_dtype(inputs: dict, dtype: torch.dtype) -> dict:
     """Cast images to the VLM's floating-point type: processors make float32, and not every VLM casts."""
     return {
         name: value.to(dtype)
-        if "pixel_values" in name and torch.is_tensor(value) and value.is_floating_point()
+        if ("pixel_values" in name or "patches" in name) and torch.is_tensor(value) and value.is_floating_point()
         else value
         for name, value in inputs.items()
     }

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import partial
 
 import torch
 from transformers import GenerationConfig, GenerationMixin, LogitsProcessorList, PreTrainedModel
@@ -132,7 +133,16 @@ class KIVLAGenerationMixin:
         """The VLM's `generate` with these settings and none of its own (repetition penalties, sampling, ...)."""
         watch = NaNWatch()
         watched = LogitsProcessorList([watch, *(logits_processor or [])])
-        # The library's own: that of Janus leaves out every logits processor, and with it the grammar of the actions.
-        tokens = GenerationMixin.generate(self._view_with(config), **self._prompt(inputs), logits_processor=watched)
+        view = self._view_with(config)
+        if view.main_input_name == "input_ids":
+            # The library's own: Janus's leaves out every logits processor, and with it the grammar of the actions.
+            generate = partial(GenerationMixin.generate, view)
+        else:
+            # BLIP-2, Kosmos-2: embeds the pictures, and leaves the rest to the language model's.
+            generate = view.generate
+            for part in view.children():
+                if isinstance(part, GenerationMixin):
+                    part.generation_config = config
+        tokens = generate(**self._prompt(inputs), logits_processor=watched)
         watch.check()
         return tokens

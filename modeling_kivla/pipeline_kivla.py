@@ -221,6 +221,8 @@ class ActionPredictionPipeline(Pipeline):
             rest = self.processor.normalize_actions(actions, robot, state)
         except ValueError as error:
             raise ValueError(f"`previous_actions`: {error}") from error
+        if rest.ndim != 2:
+            raise ValueError(f"`previous_actions` must be (n, action_dim), got the shape {rest.shape}.")
         return rest, delay
 
     def _with_past(self, i: int, observation: dict) -> dict:
@@ -237,6 +239,18 @@ class ActionPredictionPipeline(Pipeline):
             return robot.named(observation.get("images"), observation.get("cameras"), cameras)
         except ValueError as error:
             raise ValueError(f"Example {i}: {error}") from error
+
+    @property
+    def max_delay(self) -> int | None:
+        """The longest delay that the policy was trained to act with (`rtc="trained"`); None without such training."""
+        return self.model.config.rtc_max_delay or None
+
+    def check_rtc(self, method: str) -> None:
+        """
+        Raises:
+            ValueError: the policy cannot do real-time chunking by this method, "guidance" or "trained".
+        """
+        check_method(self.model.config, method)
 
     @property
     def observation_history(self):

@@ -52,6 +52,15 @@ class Rotation:
             raise ValueError(f"a rotation as {self.form} has {size} dimensions, got {list(self.dimensions)}.")
         _turn_class()  # what is missing is missed now, and not in front of a robot
 
+    @property
+    def largest(self) -> float:
+        """The largest value that it is written with; Euler angles and axes have up to a whole turn."""
+        if self.form.endswith("_degrees"):
+            return 360.0
+        if self.form.startswith("rotation_6d"):
+            return np.inf  # of any length
+        return 1.0 if self.form.startswith("quaternion") else 2 * np.pi
+
 
 @dataclass(frozen=True)
 class RelativeActions:
@@ -86,10 +95,14 @@ class RelativeActions:
         if len(set(used)) < len(used):
             raise ValueError(f"a dimension belongs to one rotation or wraps, once; got {used}.")
         if others := sorted(set(used) - set(self.dimensions)):
-            raise ValueError(f"dimension {others[0]} wraps or is part of a rotation, but it is not relative.")
+            raise ValueError(
+                f"dimension {self.name(others[0])} wraps or is part of a rotation, but it is not relative."
+            )
         for dimension, (low, high) in self.wraps.items():
             if not (np.isfinite([low, high]).all() and low < high):
-                raise ValueError(f"dimension {dimension} wraps from {low} to {high}: give a range of finite numbers.")
+                raise ValueError(
+                    f"dimension {self.name(dimension)} wraps from {low} to {high}: the smaller end comes first."
+                )
 
     @property
     def dimensions(self) -> list[int]:
@@ -107,7 +120,8 @@ class RelativeActions:
         return 1 + max(d for d in self.state_dimensions if d is not None)
 
     def name(self, dimension: int) -> str:
-        return str(dimension) if self.names is None else self.names[dimension]
+        is_named = self.names is not None and 0 <= dimension < len(self.names)
+        return self.names[dimension] if is_named else str(dimension)
 
     def __str__(self) -> str:
         rotated, absolute = set(self.rotated), set(range(len(self.state_dimensions))) - set(self.dimensions)
@@ -182,6 +196,20 @@ def to_absolute(offsets, state, relative: RelativeActions) -> np.ndarray:
     for rotation in relative.rotations:
         here, turns = (_turns(values, rotation) for values in (reference, offsets))
         _write(actions, here * turns, rotation, near=reference)
+    return actions
+
+
+def nearest_turn(actions: np.ndarray, reference: np.ndarray, relative: RelativeActions | None) -> np.ndarray:
+    """Actions (..., D) with every angle that wraps written as the turn nearest to a reference's, (..., D).
+
+    So that differences of the two are the shortest ones. Where the reference is NaN an angle stays as it is.
+    """
+    if relative is None or not relative.wraps:
+        return actions
+    actions = np.array(np.broadcast_to(actions, reference.shape))
+    for dimension, (low, high) in relative.wraps.items():
+        turns = np.round((actions[..., dimension] - reference[..., dimension]) / (high - low))
+        actions[..., dimension] -= (high - low) * np.nan_to_num(turns)
     return actions
 
 
@@ -268,4 +296,4 @@ def _index(value: Sequence | int | str) -> int:
     return int(number)
 
 
-__all__ = ["FORMS_HELP", "RelativeActions", "Rotation", "to_absolute", "to_relative"]
+__all__ = ["FORMS_HELP", "RelativeActions", "Rotation", "nearest_turn", "to_absolute", "to_relative"]

@@ -68,6 +68,7 @@ def parse_relative_actions(
             raise ValueError("no action is relative, so none can wrap or be a rotation. Leave these options out.")
         return None
     turned = tuple(_rotation(word, robot) for word in rotations or ())
+    wrapped = _wraps(wraps or (), robot)
     chosen = {d for rotation in turned for d in rotation.dimensions}
     of_state = {}  # told which: dimension of the action → that of the state
     for word in mapped:
@@ -88,7 +89,7 @@ def parse_relative_actions(
             f"{robot.action_dim}. Say which it is by {example} among the relative actions, or leave it absolute."
         )
     names = None if robot.action_names is None else tuple(robot.action_names)
-    return RelativeActions(tuple(matched), _wraps(wraps or (), robot), turned, names)
+    return RelativeActions(tuple(matched), wrapped, turned, names)
 
 
 def preset_size(words: Sequence[str] | None) -> int:
@@ -133,7 +134,7 @@ def _chosen(plain: Sequence[str], robot: RobotDimensions, turned: set[int]) -> s
 
 def _dimensions(word: str, robot: RobotDimensions, of: str = "action") -> list[int]:
     """The dimensions that a word says: a name, a number, or numbers from-to."""
-    names, size = (robot.action_names, robot.action_dim) if of == "action" else (robot.state_names, robot.state_dim)
+    names, size = (robot.state_names, robot.state_dim) if of == "state" else (robot.action_names, robot.action_dim)
     if names and word in names:
         return [list(names).index(word)]
     stems = [name.partition(".")[0] for name in names or ()]
@@ -144,8 +145,9 @@ def _dimensions(word: str, robot: RobotDimensions, of: str = "action") -> list[i
         if first <= last < size:
             return list(range(first, last + 1))
     known = f"{list(names)}, or numbers" if names else "numbers"
+    whose = "state" if of == "state" else "action"
     raise ValueError(
-        f"{word!r} is no dimension of the {of}, which has {size}: {known} from 0 to {size - 1}."
+        f"{word!r} is no dimension of the {whose}, which has {size}: {known} from 0 to {size - 1}."
         + (f" Or one of {', '.join((*PRESETS, ALL, *ABSOLUTE))}." if of == "action" else "")
     )
 
@@ -167,7 +169,10 @@ def _are_numbered(names: Sequence[str]) -> bool:
 
 def _rotation(word: str, robot: RobotDimensions) -> Rotation:
     dimensions, _, form = word.rpartition("=")
-    return Rotation(tuple(d for name in dimensions.split(",") for d in _dimensions(name, robot)), form)
+    try:
+        return Rotation(tuple(d for name in dimensions.split(",") for d in _dimensions(name, robot, "rotation")), form)
+    except ValueError as error:
+        raise ValueError(f"the rotation {word!r}: {error}") from error
 
 
 def _wraps(words: Sequence[str], robot: RobotDimensions) -> dict[int, tuple[float, float]]:
@@ -179,7 +184,10 @@ def _wraps(words: Sequence[str], robot: RobotDimensions) -> dict[int, tuple[floa
             raise ValueError(
                 f"an angle that wraps is NAME=LOW:HIGH, its range, e.g. wrist_roll.pos=-180:180; got {word!r}."
             )
-        found |= dict.fromkeys(_dimensions(name, robot), (float(match[1]), float(match[2])))
+        try:
+            found |= dict.fromkeys(_dimensions(name, robot, "angle"), (float(match[1]), float(match[2])))
+        except ValueError as error:
+            raise ValueError(f"the angle that wraps {word!r}: {error}") from error
     return found
 
 

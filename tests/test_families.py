@@ -7,6 +7,7 @@ from transformers import AutoModelForImageTextToText
 from kivla.modeling_kivla.backbone_probe import probe_backbone
 from tests.helpers.families import (
     FAMILIES,
+    FAST,
     REFUSED,
     build_model,
     collate,
@@ -30,7 +31,7 @@ def family(name):
 
 @pytest.fixture
 def examples(family):
-    shapes = [(2, 6, 5), (1, 3, 4), (0, 9, 2)]  # images, text tokens, suffix tokens
+    shapes = [(2, 6, 5), (1, 3, 4), (int(family.needs_an_image), 9, 2)]  # images, text tokens, suffix tokens
     return [make_example(family, *shape, seed=seed) for seed, shape in enumerate(shapes)]
 
 
@@ -47,6 +48,12 @@ def test_an_example_gives_the_same_logits_alone_and_in_a_padded_batch(family, ex
             for row, expected in enumerate(alone):
                 actual = logits[row, batch["attention_mask"][row].bool()]
                 assert_close_relative(actual, expected, what=f"logits of example {row}, padded {side}")
+
+
+@pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if family.needs_an_image])
+def test_what_needs_an_image_does_not_run_on_text(family):
+    with pytest.raises((TypeError, ValueError), match=r"pixel_values"):
+        build_model(family)(**vlm_inputs(make_example(family, num_images=0)))
 
 
 @each_family
@@ -72,7 +79,7 @@ def test_outputs_depend_on_every_image_and_on_the_text(family):
     assert (model(**example | {"input_ids": other_text}).logits[0, -1] - last).abs().max() > 1e-2
 
     for changed in (0, 1):
-        images = split_images(family, example["pixel_values"], "pixel_values", 2)
+        images = split_images(family, example[family.image_argument], family.image_argument, 2)
         images[changed].neg_()  # a view of the example
         assert (model(**example).logits[0, -1] - last).abs().max() > 1e-3
         images[changed].neg_()
@@ -107,3 +114,17 @@ def test_refused_configurations_build_exactly_when_they_say_so(name):
     else:
         with pytest.raises(ValueError, match="Unrecognized configuration class"):
             AutoModelForImageTextToText.from_config(refused.config())
+
+
+@pytest.mark.slow  # measures them all
+def test_the_fast_lane_has_every_mechanism():
+    found = {}
+    for name, family in FAMILIES.items():
+        config = family.config()
+        found[name] = mechanisms(config, probe_backbone(config))
+        if family.images_in_rows:
+            found[name].add("images in rows")
+    lacking = set().union(*found.values()) - FAST.keys()
+    assert not lacking, f"no family of the fast lane has {lacking}: name one in tests/helpers/families/lanes.py"
+    wrong = {mechanism: name for mechanism, name in FAST.items() if mechanism not in found.get(name, {mechanism})}
+    assert not wrong, f"these families have no such mechanism: {wrong}"

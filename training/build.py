@@ -607,7 +607,7 @@ def robots_of(
             "adapt_to_pi": adapt_to_pi,
         }
         if relative is not None:
-            notes += relative_notes(name, group, relative, robots[name]["statistics"]["relative_actions"])
+            notes += relative_notes(name, group, relative, robots[name]["statistics"])
     return robots
 
 

@@ -24,6 +24,7 @@ RATE_ARGUMENTS = {
 _PROJECTORS = frozenset(
     {"multi_modal_projector", "mm_projector", "projector", "vision_projection", "connector", "aligner", "merger"}
     | {"deepstack_merger_list", "embed_vision", "resampler_model", "visual_embeddings_table", "vision_embed_tokens"}
+    | {"language_projection", "image_to_text_projection"}
     | {"patch_merger", "layerwise_projectors", "spatial_projectors"}
 )
 _ROWS_OF_LORA = "trainable_tokens_delta"  # as peft calls the rows that it trains

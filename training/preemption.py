@@ -6,6 +6,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 
 logger = logging.getLogger(__name__)
 
@@ -88,10 +89,22 @@ def leave_signals_to_parent(worker_id: int) -> None:
     threading.Thread(target=_wait_for_parent, daemon=True).start()
 
 
+class WorkerStart:
+    """What a loader worker does first: leave signals to its parent, and then what else there was to do."""
+
+    def __init__(self, then: Callable[[int], None] | None = None):
+        self.then = then
+
+    def __call__(self, worker_id: int) -> None:
+        leave_signals_to_parent(worker_id)
+        if self.then is not None:
+            self.then(worker_id)
+
+
 def _wait_for_parent() -> None:
     while signal.sigwaitinfo(SIGNALS).si_pid != os.getppid():
         pass
     os._exit(0)
 
 
-__all__ = ["Interrupted", "Preempted", "StopSignals", "leave_signals_to_parent"]
+__all__ = ["Interrupted", "Preempted", "StopSignals", "WorkerStart", "leave_signals_to_parent"]

@@ -7,7 +7,7 @@ import numpy as np
 from ..processing.action_units import UNKNOWN
 from ..processing.relative_actions import RelativeActions
 from ..processing.relative_words import ABSOLUTE, RobotDimensions, left_absolute, parse_relative_actions
-from .data.relative_chunks import offsets_already
+from .data.relative_chunks import in_radians, offsets_already
 from .data.robot_dataset import RobotDataset, range_notes
 from .policy_options import RelativeOptions, refuse
 
@@ -70,20 +70,29 @@ def kept_relative(saved: dict, data: RobotDataset, path: str, notes: list[str]) 
 
 
 def relative_notes(
-    name: str | None, sources: Sequence[RobotDataset], relative: RelativeActions, statistics: dict[str, np.ndarray]
+    name: str | None,
+    sources: Sequence[RobotDataset],
+    relative: RelativeActions,
+    statistics: dict[str, dict[str, np.ndarray]],
 ) -> list[str]:
-    """Say what is relative, what moves rarely, what was left absolute, and what looks like an offset already.
+    """Say what is relative, what moves rarely, what was left absolute, and what looks like an offset already, or like
+    radians where degrees were said.
 
     Args:
         name: the robot's.
-        statistics: those of the relative actions.
+        statistics: as of `robot_statistics`.
     """
-    whose = "" if name is None else f" of {name}"
-    notes = [f"actions{whose}: {relative}", *range_notes("relative actions", statistics, sources[0].action_names)]
+    whose, moved = "" if name is None else f" of {name}", statistics["relative_actions"]
+    notes = [f"actions{whose}: {relative}", *range_notes("relative actions", moved, sources[0].action_names)]
     if names := left_absolute(relative):
         notes.append(
             f"{', '.join(names)}: by name a rotation, and absolute; a difference would be none. --rotations says its "
             "form"
+        )
+    if dimensions := in_radians(relative, statistics):
+        notes.append(
+            f"WARNING: {', '.join(map(relative.name, dimensions))} of {sources[0].name}: degrees were said, and the "
+            "values look like radians (-3.14159:3.14159, or a form without _degrees)"
         )
     if dimensions := offsets_already(sources, relative):
         notes.append(

@@ -41,7 +41,7 @@ from .data.length_buckets import StepBuckets
 from .data.robot_dataset import RobotDataset
 from .ema import EMA_FILE, WeightAverage
 from .loss_watch import LossWatch, NonFiniteError, name_examples
-from .preemption import StopSignals, leave_signals_to_parent
+from .preemption import StopSignals, WorkerStart, leave_signals_to_parent
 from .run_identity import run_identity, start_of
 
 logger = logging.getLogger(__name__)
@@ -309,7 +309,10 @@ class ResumableTrainer(Trainer):
     def _get_dataloader(self, dataset: Dataset, *args, sampler_fn=None, is_training: bool = False, **kwargs):
         """Number the training examples; streams, which have no positions, stay as they are."""
         if not is_training or isinstance(dataset, IterableDataset):
-            return super()._get_dataloader(dataset, *args, sampler_fn=sampler_fn, is_training=is_training, **kwargs)
+            loader = super()._get_dataloader(dataset, *args, sampler_fn=sampler_fn, is_training=is_training, **kwargs)
+            base: DataLoader = loader.base_dataloader
+            base.worker_init_fn = WorkerStart(base.worker_init_fn)
+            return loader
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
 
         def order(numbered):

@@ -168,6 +168,11 @@ def test_ways_that_cannot_be():
         ChunkExecutor(Clocked(), way="rtc", ensemble_decay=0.1)
     with pytest.raises(ValueError, match="latency_steps must not be negative, got -1"):
         ChunkExecutor(Clocked(), latency_steps=-1)
+    for name in ("latency_steps", "replan_every"):
+        with pytest.raises(ValueError, match=f"{name} must be a whole number, got 1.5"):
+            ChunkExecutor(Clocked(), **{name: 1.5})
+    with pytest.raises(ValueError, match="hold must be a function of the last command, got 0"):
+        ChunkExecutor(Clocked(), hold=0)
     with pytest.raises(ValueError, match="4 steps late, asked every 9 steps, needs chunks of 13 actions, this one's"):
         acted(Clocked(), way="naive", latency_steps=4, replan_every=9)
     with pytest.raises(ValueError, match="7 steps late needs chunks of 14 actions, this one's have 12"):

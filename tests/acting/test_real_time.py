@@ -8,7 +8,7 @@ from functools import cache
 import numpy as np
 import pytest
 
-from kivla.acting import ActionLimits, ExecutionCounts, LatencyEstimate, RealTimeExecutor
+from kivla.acting import ActionLimits, ChunkExecutor, ExecutionCounts, LatencyEstimate, RealTimeExecutor
 from kivla.acting.policy_thread import Answer
 
 RATE, H = 50, 50
@@ -342,10 +342,33 @@ def test_settings_that_cannot_be():
         ({"rate": 50, "answer_timeout": 0}, "rate and answer_timeout must be positive"),
         ({"rate": 50, "out_of_actions": "fall"}, 'out_of_actions must be "hold" or "stop"'),
         ({"rate": 50, "max_delay": 0}, "max_delay must be at least 1"),
+        ({"rate": 50, "max_delay": 2.5}, "max_delay must be a whole number"),
+        ({"rate": 50, "hold": 5}, "hold must be a function of the last command"),
         ({"rate": 50, "way": "quick"}, "There is no way of acting"),
     ):
         with pytest.raises(ValueError, match=text):
             RealTimeExecutor(Policy(), **options)
+
+
+class Knowing(Policy):
+    """Says what it can: real-time chunking as trained, with delays of up to 3 steps."""
+
+    max_delay = 3
+
+    def check_rtc(self, method: str) -> None:
+        if method != "trained":
+            raise ValueError(f"not {method}")
+
+
+def test_what_the_policy_says_of_itself_is_heard_before_the_robot_moves():
+    with pytest.raises(ValueError, match="not guidance"):
+        RealTimeExecutor(Knowing(), 50, "rtc")
+    with pytest.raises(ValueError, match="not guidance"):
+        ChunkExecutor(Knowing(), way="rtc")
+    assert RealTimeExecutor(Knowing(), 50, "rtc-trained").max_delay == 3
+    assert RealTimeExecutor(Knowing(), 50, "rtc-trained", max_delay=2).max_delay == 2
+    assert RealTimeExecutor(Knowing(), 50, "naive").max_delay is None
+    assert RealTimeExecutor(Policy(), 50, "rtc-trained").max_delay is None, "nothing is known of a plain function"
 
 
 def test_a_policy_trained_with_delays_is_told_none_that_it_does_not_know():

@@ -280,7 +280,7 @@ def test_pictures_as_processors_make_them_reach_a_model_of_another_type(name, tm
     """Processors give float32; the weights are loaded as bfloat16, but for those that the VLM keeps in float32."""
     batch = training_batch(name)
     prompt = drop_suffix(make_example(FAMILIES[name]))
-    assert batch["pixel_values"].dtype == torch.float32
+    assert batch[FAMILIES[name].image_argument].dtype == torch.float32
     with torch.no_grad():
         expected = policy(name)(**batch)
         policy(name).save_pretrained(tmp_path)

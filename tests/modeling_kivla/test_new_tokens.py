@@ -18,6 +18,7 @@ from tests.helpers.families import (
     each_family,
     make_example,
 )
+from tests.helpers.families.broken import WITHOUT_NEW_TOKENS
 from tests.helpers.tolerance import assert_close_relative
 from tests.modeling_kivla.test_contract import policy, training_batch
 from tests.processing.test_processing_kivla import CHUNK, LONG, QUESTION, WIDTH, columns, make
@@ -132,6 +133,10 @@ def test_where_new_ids_are_taken_they_are_refused_before_training(name):
     check_new_tokens(config, range(TAKEN[name]))
     with pytest.raises(ValueError, match=f"id {TAKEN[name]}, "):
         check_new_tokens(config, [5, TAKEN[name]])
+
+
+def test_the_families_without_new_tokens_are_those_of_the_documentation():
+    assert TAKEN.keys() == WITHOUT_NEW_TOKENS.keys()
 
 
 def test_the_table_is_complete():

@@ -126,6 +126,8 @@ def test_a_prefix_that_is_kept(pipe):
         ({"delay": 4}, {"rtc": "trained"}, "A delay of 4 steps, but this policy was trained with delays of up to 3"),
         ({"previous_actions": np.zeros((7, 4))}, {}, "Observation 0: 7 `previous_actions`, but a chunk has 6"),
         ({"previous_actions": np.zeros((2, 3))}, {}, "Observation 0: `previous_actions`: .* have 4 dimensions"),
+        ({"previous_actions": np.zeros((1, 2, 4))}, {}, r"Observation 0: .* must be \(n, action_dim\), got .*1, 2, 4"),
+        ({"previous_actions": np.zeros(4)}, {}, r"Observation 0: .* must be \(n, action_dim\), got the shape \(4,\)"),
         ({"previous_actions": np.full((2, 4), np.nan)}, {}, "Observation 0: `previous_actions`: .* must be finite"),
         ({"previous_actions": "ab"}, {}, "Observation 0: `previous_actions`: Numbers were expected"),
     ],

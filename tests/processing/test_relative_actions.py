@@ -10,7 +10,7 @@ from scipy.spatial.transform import Rotation as Turn
 from kivla.processing import KIVLAProcessor, compute_statistics
 from kivla.processing.action_units import ActionUnits
 from kivla.processing.pi_aloha import actions_from_pi, actions_to_pi, state_to_pi
-from kivla.processing.relative_actions import RelativeActions, Rotation, to_absolute, to_relative
+from kivla.processing.relative_actions import RelativeActions, Rotation, nearest_turn, to_absolute, to_relative
 from kivla.processing.relative_words import PRESETS, RobotDimensions, left_absolute, parse_relative_actions
 from tests.helpers.vlm_processors import KINDS
 from tests.processing.test_processing_kivla import image
@@ -94,6 +94,17 @@ def test_what_a_network_predicts_becomes_a_rotation():
         np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1.0, atol=1e-9)
         with pytest.raises(ValueError, match=f"no rotation as {form}"):
             to_absolute(np.zeros((H, size)), state, relative)
+
+
+def test_angles_are_written_as_the_turn_nearest_to_others():
+    relative = RelativeActions((0, 1, None), {1: (-180.0, 180.0)})
+    seen = np.array([[[0.0, 179.0, 900.0], [0.0, -179.0, 0.0], [0.0, np.nan, 0.0]]])
+    said = np.array([[[400.0, -179.0, 0.0], [0.0, 178.0, 0.0], [0.0, 170.0, 0.0]]])
+    expected = [[[400.0, 181.0, 0.0], [0.0, -182.0, 0.0], [0.0, 170.0, 0.0]]]
+    np.testing.assert_array_equal(nearest_turn(said, seen, relative), expected)
+    assert said[0, 0, 1] == -179.0, "what was given stays as it is"
+    assert nearest_turn(said[0, 0], seen, relative)[0, 1, 1] == -179.0, "one action for all steps"
+    assert nearest_turn(said, seen, None) is said
 
 
 def test_what_is_no_description_is_refused():

@@ -129,6 +129,17 @@ def test_a_stopped_run_does_not_evaluate_first(tmp_path):
     assert evaluated == list(range(1, trainer.state.global_step))
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells who sent a signal")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_workers_bear_a_signal_while_a_policy_is_evaluated(tmp_path, number):
+    trainer = make_trainer(tmp_path, dataloader_num_workers=1, per_device_eval_batch_size=2)
+    batches = iter(trainer.get_eval_dataloader(trainer.train_dataset))
+    next(batches)
+    for worker in multiprocessing.active_children():  # from another process, as a terminal or a scheduler sends it
+        subprocess.run(["kill", f"-{int(number)}", str(worker.pid)], check=True)
+    assert sum(1 for _ in batches) == (len(trainer.train_dataset) - 1) // 2
+
+
 @pytest.mark.slow
 def test_all_processes_of_a_run_may_get_the_signal(tmp_path):
     """As schedulers send it: the loader workers get it, too, and have to work on."""

@@ -20,10 +20,10 @@ from kivla.simulation.rollout import PipelinePolicy
 from kivla.training import KIVLATrainingArguments
 from kivla.training.build import BasePolicy, adapt_policy, continue_policy, start_policy
 from kivla.training.data.data_ranges import range_problems
-from kivla.training.data.relative_chunks import chunk_states, offsets_already
+from kivla.training.data.relative_chunks import chunk_states, in_radians, offsets_already, robot_statistics
 from kivla.training.evaluation.predictions import predict_dataset
 from kivla.training.policy_options import PolicyOptions
-from kivla.training.relative_options import told_relative
+from kivla.training.relative_options import relative_notes, told_relative
 from tests.commands.test_commands import TINY
 from tests.serving.test_policy_server import ask, connect
 
@@ -263,6 +263,62 @@ def test_offsets_are_not_made_relative_twice(tmp_path, recorded):
     deltas = record(tmp_path / "deltas", "aloha", deltas=True)
     found = offsets_already([deltas], told(deltas, relative_actions=["aloha"]))
     assert len(found) == 12, "all joints"
+
+
+@pytest.mark.parametrize(
+    "angles, message",
+    [
+        ({"wrapping_angles": ["wrist_roll=-3.14:3.14"]}, "wrist_roll.pos is said to wrap from -3.14 to 3.14, and was"),
+        ({"wrapping_angles": ["wrist_roll=0:360"]}, "wrist_roll.pos is said to wrap from 0 to 360"),
+        ({"rotations": ["0,1,2=euler_xyz"]}, "part of a rotation as euler_xyz, whose values are within ±6.283"),
+        ({"rotations": ["0,1,2=axis_angle"]}, "part of a rotation as axis_angle"),
+        ({"rotations": ["0,1,2,3=quaternion_xyzw"]}, "part of a rotation as quaternion_xyzw, whose .* within ±1"),
+    ],
+)
+def test_angles_in_other_units_are_refused(recorded, angles, message):
+    data = recorded["so101"]
+    relative = told(data, relative_actions=["so101"], **angles)
+    with pytest.raises(ValueError, match=message):
+        robot_statistics([data], relative)
+
+
+def test_radians_that_are_said_to_be_degrees_are_told(recorded):
+    data = recorded["aloha"]
+    relative = told(
+        data, relative_actions=["aloha"], wrapping_angles=["0=-180:180"], rotations=["3,4,5=euler_xyz_degrees"]
+    )
+    ends = {"min": np.full(14, -3.0), "max": np.full(14, 3.1)}
+    statistics = {**robot_statistics([data], relative), "state": ends, "actions": ends}
+    assert in_radians(relative, statistics) == [0, 3, 4, 5]
+    assert any("the values look like radians" in note for note in relative_notes(None, [data], relative, statistics))
+    relative = told(recorded["so101"], relative_actions=["so101"], wrapping_angles=["wrist_roll=-180:180"])
+    assert in_radians(relative, robot_statistics([recorded["so101"]], relative)) == []
+
+
+def test_the_error_of_an_angle_is_the_shorter_way(policies, recorded, monkeypatch, tmp_path):
+    """A degree beyond the end of the range is a degree, and not a whole turn but one degree."""
+    data = recorded["so101"]
+    folder = policies("so101", "text", True)
+    processor = KIVLAProcessor.from_pretrained(folder, clip_actions=False)
+    pipe = ActionPredictionPipeline(model=KIVLAForActionPrediction.from_pretrained(folder), processor=processor)
+    acts_like_demonstrations(monkeypatch, processor, data)
+    exact, normalize = KIVLAForActionPrediction.sample_actions, processor.robot().units.normalizer.normalize
+    one_degree = normalize(np.eye(6)[4]) - normalize(np.zeros(6))
+
+    def a_degree_too_far(self, pixel_values, **inputs):
+        chunk = exact(self, pixel_values, **inputs).clone()
+        chunk[..., :6] += torch.as_tensor(one_degree, dtype=chunk.dtype)
+        return chunk
+
+    monkeypatch.setattr(KIVLAForActionPrediction, "sample_actions", a_degree_too_far)
+    predicted = predict_dataset(pipe, data, len(data))
+    wrapped = np.abs(predicted["demonstrated"][..., 4]) > 179
+    assert wrapped.any(), "the data turns beyond the end of its range"
+    np.testing.assert_allclose(predicted["action_mae"], 1 / 6, rtol=1e-3)
+    trainer = KIVLATrainer(pipe.model, KIVLATrainingArguments(str(tmp_path), use_cpu=True), processing_class=processor)
+    found = trainer.predict(data)
+    np.testing.assert_allclose(found.metrics["test_action_mae"], 1 / 6, rtol=1e-3)
+    np.testing.assert_allclose(np.nanmean(np.abs(found.predictions - found.label_ids)), 1 / 6, rtol=1e-3)
 
 
 def told(data: LeRobotDataset, **options):

@@ -16,6 +16,8 @@ from .robot_dataset import RobotDataset, evenly_spread, joint_statistics
 BLOCK_STEPS = 1 << 16
 # An action that goes with the state's next step, and not with the next state, is an offset already
 _CORRELATED = 0.5
+# How far beyond its range an angle may be recorded: sensors are not exact
+_MARGIN = 0.02
 
 
 def robot_statistics(
@@ -36,7 +38,56 @@ def robot_statistics(
     """
     convert = {"actions": actions_to_pi, "state": state_to_pi} if adapt_to_pi else {}
     statistics = joint_statistics(datasets, convert, normalized=("state",) if relative else ("actions", "state"))
-    return statistics if relative is None else {**statistics, **relative_statistics(datasets, relative, adapt_to_pi)}
+    if relative is None:
+        return statistics
+    check_angles(relative, statistics)
+    return {**statistics, **relative_statistics(datasets, relative, adapt_to_pi)}
+
+
+def check_angles(relative: RelativeActions, statistics: dict[str, dict[str, np.ndarray]]) -> None:
+    """Refuse angles that are not in the units that were said: their differences would be nonsense.
+
+    Args:
+        statistics: those of state and absolute actions.
+
+    Raises:
+        ValueError: an angle that wraps was recorded outside of its range, or a rotation has values that its form cannot
+            have.
+    """
+    for dimension, (low, high) in relative.wraps.items():
+        least, most = _recorded(relative, statistics, dimension)
+        margin = _MARGIN * (high - low)
+        if least < low - margin or most > high + margin:
+            raise ValueError(
+                f"--wrapping_angles: {relative.name(dimension)} is said to wrap from {low:g} to {high:g}, and was "
+                f"recorded from {least:g} to {most:g}. Give the range in the units of the data; an angle that goes on "
+                "beyond a turn does not wrap."
+            )
+    for rotation in relative.rotations:
+        limit = rotation.largest * (1 + _MARGIN)
+        for dimension in rotation.dimensions:
+            least, most = _recorded(relative, statistics, dimension)
+            if max(-least, most) > limit:
+                raise ValueError(
+                    f"--rotations: {relative.name(dimension)} is part of a rotation as {rotation.form}, whose values "
+                    f"are within ±{rotation.largest:.4g}, and was recorded from {least:g} to {most:g}: another form, "
+                    "or degrees (euler_xyz_degrees)?"
+                )
+
+
+def in_radians(relative: RelativeActions, statistics: dict[str, dict[str, np.ndarray]]) -> list[int]:
+    """Dimensions that are said to be in degrees, or to wrap by such a range, and whose data look like radians."""
+    degrees = {d for rotation in relative.rotations if "degrees" in rotation.form for d in rotation.dimensions}
+    degrees |= {d for d, (low, high) in relative.wraps.items() if high - low > 100}
+    ends = {d: _recorded(relative, statistics, d) for d in sorted(degrees)}
+    return [d for d, (least, most) in ends.items() if max(-least, most) < np.pi * 1.01 and most - least > np.pi / 2]
+
+
+def _recorded(relative: RelativeActions, statistics: dict, dimension: int) -> tuple[float, float]:
+    """The smallest and largest value of a dimension, in actions and state."""
+    columns = (("actions", dimension), ("state", relative.state_dimensions[dimension]))
+    least, most = ([float(statistics[name][end][d]) for name, d in columns] for end in ("min", "max"))
+    return min(least), max(most)
 
 
 def relative_statistics(

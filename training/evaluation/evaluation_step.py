@@ -2,11 +2,13 @@
 
 from itertools import takewhile
 
+import numpy as np
 import torch
 
 from ...modeling_kivla import KIVLAForActionPrediction, count_learned_actions
 from ...modeling_kivla.real_time_chunking import draw_delays
 from ...processing import ActionDecodingFailure, KIVLAProcessor
+from ...processing.relative_actions import nearest_turn
 from ...processing.sequences import are_documents
 from .action_error import ACTION_ERROR_SUMS, action_error, action_error_sums
 from .right_answers import is_right
@@ -79,10 +81,11 @@ class EvaluationStep:
         acting = acts.nonzero().flatten().tolist()
         if acting:
             own, after_response, has_response = self._chunks(inputs, robots)
-            predicted = self._in_robot_units(own, robots, states, acting).to(device)
+            seen = demonstrated.cpu().numpy()
+            predicted = self._in_robot_units(own, robots, states, acting, seen).to(device)
             given = [i for i in acting if has_response[i]]
-            after_given = self._in_robot_units(after_response, robots, states, given).to(device)
-            mean = self._mean_actions(robots, acting).to(device).expand_as(predicted)
+            after_given = self._in_robot_units(after_response, robots, states, given, seen).to(device)
+            mean = self._mean_actions(robots, acting, seen).to(device)
             mean = mean.masked_fill(predicted.isnan(), torch.nan)  # on the same values as the policy's error
             for kind, chunks in ((_OWN, predicted), (_GIVEN, after_given), (_MEAN, mean)):
                 real = ~(chunks.isnan() | demonstrated.isnan())
@@ -144,22 +147,31 @@ class EvaluationStep:
             self.processor, **observation, action_mask=real_dimensions, max_response_tokens=0, synced_gpus=False
         )
 
-    def _in_robot_units(self, chunks: list, robots: list[str | None], states: list, chosen: list[int]) -> torch.Tensor:
-        """Turn some of the normalised chunks into their robots' units, (B, H, D); NaN is all that is not there."""
+    def _in_robot_units(
+        self, chunks: list, robots: list[str | None], states: list, chosen: list[int], demonstrated: np.ndarray
+    ) -> torch.Tensor:
+        """Turn some of the normalised chunks into their robots' units, (B, H, D); NaN is all that is not there.
+
+        Angles that wrap are written as the turn nearest to the demonstrated ones, (B, H, D).
+        """
         actions = torch.full((len(chunks), self.model.config.chunk_size, self.width), torch.nan)
         for i in chosen:
             if not isinstance(chunks[i], ActionDecodingFailure):
-                chunk = torch.as_tensor(self.processor.unnormalize_actions(chunks[i], robots[i], state=states[i]))
-                actions[i, :, : chunk.shape[1]] = chunk
+                chunk = np.asarray(self.processor.unnormalize_actions(chunks[i], robots[i], state=states[i]))
+                actions[i, :, : chunk.shape[1]] = self._nearest(chunk, robots[i], demonstrated[i])
         return actions
 
-    def _mean_actions(self, robots: list[str | None], chosen: list[int]) -> torch.Tensor:
-        """Return the mean action of some of the examples' robots, (B, 1, D), robot units; NaN where it is not known."""
-        means = torch.zeros(len(robots), 1, self.width)
+    def _nearest(self, actions: np.ndarray, robot: str | None, demonstrated: np.ndarray) -> torch.Tensor:
+        relative = self.processor.robot(robot).units.relative
+        return torch.as_tensor(nearest_turn(actions, demonstrated[:, : actions.shape[1]], relative))
+
+    def _mean_actions(self, robots: list[str | None], chosen: list[int], demonstrated: np.ndarray) -> torch.Tensor:
+        """Return the mean action of some of the examples' robots, (B, H, D), robot units; NaN where it is not known."""
+        means = torch.zeros(demonstrated.shape)
         for i in chosen:
             mean = self.processor.robot(robots[i]).mean_action
-            mean = torch.full((self.width,), torch.nan) if mean is None else torch.as_tensor(mean)
-            means[i, 0, : len(mean)] = mean
+            mean = np.full((1, self.width), np.nan) if mean is None else np.asarray(mean)[None]  # (1, D)
+            means[i, :, : mean.shape[1]] = self._nearest(mean, robots[i], demonstrated[i])
         return means
 
     def _answers(self, inputs: dict, asked: list[int], sums: dict[str, torch.Tensor]) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from ...processing.observation_history import newest_state
+from ...processing.relative_actions import nearest_turn
 from ..data.robot_dataset import RobotDataset, evenly_spread
 from .action_error import error_of_chunks
 from .plots import plot_chunks
@@ -18,10 +19,11 @@ def predict_dataset(pipe, data: RobotDataset, num_frames: int, batch_size: int =
         data: looks back as far as the policy does (`look_back`).
 
     Returns:
-        `episodes` and `frames` (n,) and `texts`; `predicted` and `demonstrated` (n, H, D) in robot units, `is_pad`
-        (n, H) bool, and `mean_action` (D,), that of the policy's training data; `decoded` (n,) bool, False where action
-        tokens were no chunk (`predicted` is NaN there); `states` (n, Ds), None without any; and over all other real
-        values `action_mae`, `mean_action_mae` (always the mean action) and `times_better_than_mean`.
+        `episodes` and `frames` (n,) and `texts`; `predicted` and `demonstrated` (n, H, D) in robot units (predicted
+        angles that wrap are written as the turn nearest to the demonstrated ones), `is_pad` (n, H) bool, and
+        `mean_action` (D,), that of the policy's training data; `decoded` (n,) bool, False where action tokens were no
+        chunk (`predicted` is NaN there); `states` (n, Ds), None without any; and over all other real values
+        `action_mae`, `mean_action_mae` (always the mean action) and `times_better_than_mean`.
 
     Raises:
         ValueError: no chunk decoded.
@@ -51,7 +53,10 @@ def predict_dataset(pipe, data: RobotDataset, num_frames: int, batch_size: int =
     if mean is None:  # the policy does not know its data's
         mean = data.statistics["actions"]["mean"]
     real = ~is_pad & decoded[:, None]
-    error, mean_error = (error_of_chunks(actions, demonstrated, real)["mae"] for actions in (predicted, mean))
+    predicted, nearest_mean = (
+        nearest_turn(actions, demonstrated, robot.units.relative) for actions in (predicted, mean)
+    )
+    error, mean_error = (error_of_chunks(actions, demonstrated, real)["mae"] for actions in (predicted, nearest_mean))
     return {
         "episodes": [e["episode_index"] for e in examples],
         "frames": [e["frame_index"] for e in examples],

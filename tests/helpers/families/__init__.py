@@ -9,7 +9,7 @@ build the model and how one image reaches it; the functions beside it make examp
     mask = batch.pop("expert_attention_mask")  # for the action expert; the VLM has no such argument
     logits = model(**batch).logits
 
-The families are in one file for each kind of decoder: `dense`, `mixtures`, `hybrids`, `per_layer`, `omni`.
+The families are in one file for each kind of decoder: `dense`, `mixtures`, `hybrids`, `per_layer`, `absolute`, `omni`.
 """
 
 from .family import (
@@ -31,7 +31,7 @@ from .family import (
     split_images,
 )
 from .images import TinyMapTower, TinyTokenTower, patches, pixels
-from .lanes import SLOW, each_family
+from .lanes import FAST, each_family
 from .refused import REFUSED, Refused
 from .settings import text, vision
 from .table import FAMILIES
@@ -40,11 +40,11 @@ __all__ = [
     "AUDIO_ID",
     "END_ID",
     "FAMILIES",
+    "FAST",
     "IMAGE_ID",
     "PAD_ID",
     "PER_TOKEN_PADDING",
     "REFUSED",
-    "SLOW",
     "START_ID",
     "TEXT_IDS",
     "VIDEO_ID",

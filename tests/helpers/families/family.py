@@ -24,6 +24,7 @@ PER_TOKEN_PADDING = {
     "token_type_ids": 0,
     "mm_token_type_ids": 0,
     "moe_mm_token_type_ids": 0,
+    "image_embeds_position_mask": 0,
 }
 
 
@@ -40,6 +41,8 @@ class Family:
             list of all the images in the batch.
         token_types: the per-token arguments that the family needs, and which tokens are 1 there: "image" or "suffix".
         joined_along: the dimension along which image tensors of a name are joined, where it is not the first.
+        image_argument: the name under which the VLM takes pictures.
+        needs_an_image: the VLM does not run on text alone.
         published: settings of the released models where the defaults of the configuration are no model.
     """
 
@@ -50,6 +53,8 @@ class Family:
     images_in_rows: bool = False
     token_types: dict[str, str] = field(default_factory=dict)
     joined_along: dict[str, int] = field(default_factory=dict)
+    image_argument: str = "pixel_values"
+    needs_an_image: bool = False
     published: dict[str, Any] = field(default_factory=dict)
 
     def config(self) -> PreTrainedConfig:

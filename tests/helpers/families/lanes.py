@@ -1,4 +1,4 @@
-"""Which families the fast lane tests, and which the slow lane adds."""
+"""Which families the fast lane tests: one for each mechanism. The slow lane adds all others."""
 
 from collections.abc import Callable
 
@@ -7,50 +7,30 @@ import pytest
 from .broken import BROKEN
 from .table import FAMILIES
 
-SLOW = frozenset(
-    {
-        "chameleon",
-        "cohere_compass",
-        "cosmos3_edge",
-        "cosmos3_omni",
-        "deepseek_ocr2",
-        "deepseek_vl_hybrid",
-        "dots3_note",
-        "emu3",
-        "fuyu",
-        "gemma4_unified",
-        "glm46v",
-        "glm5_next",
-        "glmga",
-        "granite4_vision",
-        "granite_docling",
-        "hunyuan_vl",
-        "hyperclovax_vision_v2",
-        "inkling2",
-        "inkling_mm_model",
-        "lfm3_vl",
-        "llava_next_video",
-        "minicpm_ocr",
-        "minicpmv4_6",
-        "minicpmv4_7",
-        "minimax_m3_vl",
-        "mistral3_moe",
-        "mistral_large4",
-        "muse_glimmer",
-        "muse_spark",
-        "nemotron_h_omni",
-        "pp_chart2table",
-        "qianfan_ocr",
-        "qwen2_5_omni_thinker",
-        "qwen3_omni_moe_thinker",
-        "qwen4_exp",
-        "shieldgemma2",
-        "step3p7",
-        "unlimited_ocr",
-        "video_llama_3",
-        "video_llava",
-    }
-)
+# What `mechanisms` finds in a VLM, and the family in which the fast lane tests it
+FAST = {
+    "rope: half": "llava",
+    "rope: interleaved": "glm4v",
+    "rope: None": "aya_vision",
+    "no rotary embedding": "blip-2",
+    "part of a head turns": "glm4v",
+    "rotary part last": "kimi_k25",
+    "frequencies in another order": "ernie4_5_vl_moe",
+    "frequencies by layer": "gemma3",
+    "M-RoPE": "qwen2_5_vl",
+    "heads by layer": "gemma4_moe",
+    "values of another size": "kimi_k25",
+    "latent attention": "kimi_k25",
+    "sparse attention": "mistral_large4",
+    "shared keys": "gemma3n",
+    "inputs for each layer": "gemma3n",
+    "layers without keys": "qwen3_5",
+    "windows": "gemma3",
+    "chunks": "llama4",
+    "both directions": "paligemma",
+    "experts": "qwen3_vl_moe",
+    "images in rows": "smolvlm",
+}
 
 
 def each_family(test: Callable) -> Callable:
@@ -58,7 +38,7 @@ def each_family(test: Callable) -> Callable:
     broken = BROKEN.get(test.__name__, {})
     cases = []
     for name in FAMILIES:
-        marks = [pytest.mark.slow] if name in SLOW else []
+        marks = [pytest.mark.slow] if name not in FAST.values() else []
         if name in broken:
             marks.append(pytest.mark.xfail(strict=True, reason=broken[name]))
         cases.append(pytest.param(name, marks=marks))

@@ -8,7 +8,7 @@ from transformers import PreTrainedConfig
 _COUNTS = {
     "experts": ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"),
     "latent attention": ("kv_lora_rank",),
-    "sparse attention": ("index_topk",),
+    "sparse attention": ("index_topk", "index_topk_blocks", "indexer_budget"),
     "shared keys": ("num_kv_shared_layers",),
     "inputs for each layer": ("hidden_size_per_layer_input",),
 }
@@ -26,6 +26,7 @@ def mechanisms(config: PreTrainedConfig, kv_layers: list[dict]) -> set[str]:
     layer_types = set(fields.get("layer_types") or ())
     rope = list(_dicts(fields.get("rope_parameters")))
     facts = {
+        "no rotary embedding": all(layer["rope"] is None for layer in kv_layers),
         "rotary part last": any(layer["rope_start"] for layer in kv_layers),
         "frequencies in another order": any(layer["rope_order"] for layer in kv_layers),
         "part of a head turns": any(r.get("partial_rotary_factor", 1.0) < 1.0 for r in rope),

@@ -2,13 +2,14 @@
 
 from transformers import CONFIG_MAPPING
 
+from .absolute import ABSOLUTE
 from .dense import DENSE
 from .hybrids import HYBRIDS
 from .mixtures import MIXTURES
 from .omni import OMNI
 from .per_layer import PER_LAYER
 
-_ALL = [*DENSE, *MIXTURES, *HYBRIDS, *PER_LAYER, *OMNI]
+_ALL = [*DENSE, *MIXTURES, *HYBRIDS, *PER_LAYER, *ABSOLUTE, *OMNI]
 
 # an older transformers has fewer families
 FAMILIES = {family.name: family for family in _ALL if family.settings["model_type"] in CONFIG_MAPPING}

@@ -236,7 +236,8 @@ def describe_jumps(found: Places, table: Dimensions, episodes: int) -> list[Find
         text = f"{name} of the {table.name} jumps within one frame, {counted(len(places), 'time')}: {first}"
         text += " ..." if len(places) > 3 else ""
         text += (
-            ". An angle that begins anew after a whole turn: unwrap it."
+            ". An angle that begins anew after a whole turn: unwrap it, or learn it as an angle that wraps "
+            "(--relative_actions, --wrapping_angles)."
             if turns
             else (". Lost frames, or a bad reading: mend these episodes, or leave them out.")
         )
