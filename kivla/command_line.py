@@ -1,5 +1,6 @@
 """Options of a command: from dataclasses, the command line and YAML files."""
 
+import argparse
 import difflib
 import shlex
 import sys
@@ -66,6 +67,35 @@ def option_values(dataclass_types: Sequence[type], arguments: Sequence[str], pro
     }
 
 
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """An option once, with its default where it has one."""
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings:
+            return super()._format_action_invocation(action)
+        name = next((option for option in action.option_strings if option.startswith("--")), action.option_strings[0])
+        return " ".join([name, self._format_args(action, "VALUE")] if action.nargs != 0 else [name])
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        says_nothing = action.default is None or action.default == []
+        return action.help if says_nothing else super()._get_help_string(action)
+
+
+def _put_first(parser: argparse.ArgumentParser, dataclass_types: Sequence[type], names: Sequence[str]) -> None:
+    """Order the options as people look for them: these, then a command's own, then those that it has from others.
+
+    `--no_x` beside a switch `--x` is accepted and not listed: `--x false` is the same.
+    """
+    own = [name for kind in dataclass_types for name in kind.__annotations__]
+    rank = {name: i for i, name in reversed([*enumerate(["help", *names, *own])])}
+    switches = {f"no_{field.name}" for kind in dataclass_types for field in fields(kind)}
+    for group in parser._action_groups:  # argparse has no public way to move an option
+        group._group_actions.sort(key=lambda action: rank.get(action.dest, len(rank) + 1))
+    for action in parser._actions:
+        if {option.removeprefix("--") for option in action.option_strings} & switches:
+            action.help = argparse.SUPPRESS
+
+
 class _Parser(HfArgumentParser):
     """Whose errors are one line."""
 
@@ -86,7 +116,8 @@ def _prepared(
     names = [positional] if isinstance(positional, str) else positional
     usage = " ".join([prog, *(f"[{name.upper()}]" for name in names), "[--option value ...]"])
     # No abbreviations: a misspelt option is none that happens to begin alike.
-    parser = _Parser(dataclass_types, prog=prog, usage=usage, allow_abbrev=False)
+    parser = _Parser(dataclass_types, prog=prog, usage=usage, allow_abbrev=False, formatter_class=_Help)
+    _put_first(parser, dataclass_types, (*names, *required))
     if advanced:
         _set_aside(parser, advanced, arguments)
     for action in parser._actions:  # argparse has no public way to change this

@@ -59,7 +59,7 @@ from .knowledge_insulation import insulate
 from .next_token import next_token_loss, supervised_tokens
 from .pipeline_kivla import ActionPredictionPipeline  # noqa: F401 (belongs to the code that is saved with a policy)
 from .real_time_chunking import RealTimeChunking, draw_delays, first_steps, guided_velocity
-from .token_ids import check_new_tokens
+from .token_ids import check_new_tokens, without_advice_on_new_rows
 
 _HUB_ARGUMENTS = (
     "cache_dir",
@@ -281,7 +281,8 @@ class KIVLAForActionPrediction(KIVLAGenerationMixin, KIVLAPreTrainedModel):
         """Make room for new tokens in the VLM, e.g. `model.resize_token_embeddings(len(processor.tokenizer))`."""
         rows = self.get_input_embeddings().weight.shape[0]
         check_new_tokens(self.config.vlm_config, range(rows, new_num_tokens or rows))
-        embedding = find_language_head(self.vlm).resize_token_embeddings(new_num_tokens, *args, **kwargs)
+        with without_advice_on_new_rows():
+            embedding = find_language_head(self.vlm).resize_token_embeddings(new_num_tokens, *args, **kwargs)
         self.config.get_text_config().vocab_size = embedding.num_embeddings  # a model inside has a copy of its config
         return embedding
 

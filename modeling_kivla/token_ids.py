@@ -1,6 +1,8 @@
-"""Which token ids a VLM can learn anew."""
+"""Which token ids a VLM can learn anew, and making room for them."""
 
-from collections.abc import Iterable
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 from transformers import PreTrainedConfig
 
@@ -28,4 +30,19 @@ def check_new_tokens(vlm_config: PreTrainedConfig, token_ids: Iterable[int]) -> 
         )
 
 
-__all__ = ["check_new_tokens"]
+@contextmanager
+def without_advice_on_new_rows() -> Iterator[None]:
+    """Leave out what the library says at every resizing, of how new rows are drawn. Other messages pass."""
+    logger = logging.getLogger("transformers.modeling_utils")
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return "use `mean_resizing=False`" not in record.getMessage()
+
+    logger.addFilter(is_other)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_other)
+
+
+__all__ = ["check_new_tokens", "without_advice_on_new_rows"]

@@ -1,14 +1,17 @@
 """Action tokens can be learned: their ids work in forward, gradients, saving, loading and `generate`."""
 
+import inspect
+import logging
 from functools import cache
 
 import pytest
 import torch
 import torch.nn.functional as F
+import transformers.modeling_utils
 from transformers import AutoConfig, GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from kivla import BinningActionTokenizer, KIVLAForActionPrediction, KIVLATrainer, KIVLATrainingArguments
-from kivla.modeling_kivla.token_ids import check_new_tokens
+from kivla.modeling_kivla.token_ids import check_new_tokens, without_advice_on_new_rows
 from tests.helpers.families import (
     FAMILIES,
     PER_TOKEN_PADDING,
@@ -137,6 +140,24 @@ def test_where_new_ids_are_taken_they_are_refused_before_training(name):
 
 def test_the_families_without_new_tokens_are_those_of_the_documentation():
     assert TAKEN.keys() == WITHOUT_NEW_TOKENS.keys()
+
+
+def test_only_the_librarys_advice_on_new_rows_is_left_out():
+    logger, said = logging.getLogger("transformers.modeling_utils"), []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())
+    logger.addHandler(handler)
+    try:
+        with without_advice_on_new_rows():
+            logger.warning("As described in this article. To disable this, use `mean_resizing=False`")
+            logger.warning("another message")
+        logger.warning("use `mean_resizing=False` is said again")
+    finally:
+        logger.removeHandler(handler)
+    assert said == ["another message", "use `mean_resizing=False` is said again"]
+    assert "use `mean_resizing=False`" in inspect.getsource(transformers.modeling_utils), (
+        "the library says it otherwise"
+    )
 
 
 def test_the_table_is_complete():

@@ -34,7 +34,7 @@ def predict(pipe, data: RobotDataset, num_frames: int, batch_size: int, **option
     return {
         "predicted": results["predicted"][decoded],
         "demonstrated": demonstrated,
-        "mean_action": np.broadcast_to(results["mean_action"], demonstrated.shape),
+        "mean_action": results["mean_chunks"][decoded],
         "is_pad": results["is_pad"][decoded],
         "states": None if results["states"] is None else results["states"][decoded],
         "titles": [title for title, is_chunk in zip(titles(results), decoded, strict=True) if is_chunk],

@@ -20,10 +20,10 @@ def predict_dataset(pipe, data: RobotDataset, num_frames: int, batch_size: int =
 
     Returns:
         `episodes` and `frames` (n,) and `texts`; `predicted` and `demonstrated` (n, H, D) in robot units (predicted
-        angles that wrap are written as the turn nearest to the demonstrated ones), `is_pad` (n, H) bool, and
-        `mean_action` (D,), that of the policy's training data; `decoded` (n,) bool, False where action tokens were no
-        chunk (`predicted` is NaN there); `states` (n, Ds), None without any; and over all other real values
-        `action_mae`, `mean_action_mae` (always the mean action) and `times_better_than_mean`.
+        angles that wrap are written as the turn nearest to the demonstrated ones), `is_pad` (n, H) bool;
+        `mean_action` (D,), that of the policy's training data, and `mean_chunks` (n, H, D) of it; `decoded` (n,) bool,
+        False where action tokens were no chunk (`predicted` is NaN there); `states` (n, Ds), None without any; and over
+        all other real values `action_mae`, `mean_action_mae` (always the mean action) and `times_better_than_mean`.
 
     Raises:
         ValueError: no chunk decoded.
@@ -53,10 +53,11 @@ def predict_dataset(pipe, data: RobotDataset, num_frames: int, batch_size: int =
     if mean is None:  # the policy does not know its data's
         mean = data.statistics["actions"]["mean"]
     real = ~is_pad & decoded[:, None]
-    predicted, nearest_mean = (
-        nearest_turn(actions, demonstrated, robot.units.relative) for actions in (predicted, mean)
+    predicted, guessed = (
+        nearest_turn(np.broadcast_to(actions, demonstrated.shape), demonstrated, robot.units.relative)
+        for actions in (predicted, mean)
     )
-    error, mean_error = (error_of_chunks(actions, demonstrated, real)["mae"] for actions in (predicted, nearest_mean))
+    error, mean_error = (error_of_chunks(actions, demonstrated, real)["mae"] for actions in (predicted, guessed))
     return {
         "episodes": [e["episode_index"] for e in examples],
         "frames": [e["frame_index"] for e in examples],
@@ -66,6 +67,7 @@ def predict_dataset(pipe, data: RobotDataset, num_frames: int, batch_size: int =
         "demonstrated": demonstrated,
         "is_pad": is_pad,
         "mean_action": mean,
+        "mean_chunks": guessed,
         "texts": [e["text"] for e in examples],
         "action_mae": error,
         "mean_action_mae": mean_error,

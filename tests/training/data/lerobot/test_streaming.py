@@ -186,6 +186,16 @@ def test_videos_of_another_rate_need_all_others(hub, tmp_path):
         data[0]
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_no_episode_has_the_video_of_another_one(streaming, hub, tmp_path):
+    """Nor where `video_path` is the same for all, and one is selected alone."""
+    path = "videos/chunk-000/{video_key}/episode_000000.mp4"
+    root = write_folder(tmp_path / "one", lengths=(12,) * 3, edit_info=lambda info: info.update(video_path=path))
+    hub.upload("user/one", root)
+    assert pictures_are_right(LeRobotDataset("user/one", 3, episodes=[2], streaming=streaming))
+    assert [name for name in requests(hub) if name.endswith(".mp4")] == [video(2, CAMERA)]
+
+
 def test_missing_videos_are_named_at_opening(hub):
     del hub.repos["user/arm"]["main"][video(1, CAMERA)]
     with pytest.raises(FileNotFoundError, match=r"1 video.* missing: .*episode_000001.mp4"):
