@@ -26,7 +26,14 @@ from transformers.utils.output_capturing import maybe_install_capturing_hooks
 from .action_checks import check_finite
 from .action_expert import ActionExpert, ExpertRMSNorm, Modulation, Prefix
 from .adapter_loading import adapter_in, load_with_adapter
-from .backbone_attention import PrefixRecorder, capture_positions, find_text_decoder, logits_at, record_attention
+from .backbone_attention import (
+    PrefixRecorder,
+    capture_positions,
+    find_language_head,
+    find_text_decoder,
+    logits_at,
+    record_attention,
+)
 from .configuration_kivla import KIVLAConfig, KIVLAExpertConfig
 from .damaged_files import check_all_weights, check_text_weights, damaged_files_named
 from .flow_matching import euler_times, flow_matching_loss, interpolate, sample_flow_time
@@ -265,10 +272,10 @@ class KIVLAForActionPrediction(KIVLAGenerationMixin, KIVLAPreTrainedModel):
         self.vlm.set_input_embeddings(value)
 
     def get_output_embeddings(self):
-        return self.vlm.get_output_embeddings()
+        return find_language_head(self.vlm).get_output_embeddings()
 
     def set_output_embeddings(self, value):
-        self.vlm.set_output_embeddings(value)
+        find_language_head(self.vlm).set_output_embeddings(value)
 
     @property
     def vocab_size(self) -> int:
@@ -282,7 +289,9 @@ class KIVLAForActionPrediction(KIVLAGenerationMixin, KIVLAPreTrainedModel):
         rows = self.get_input_embeddings().weight.shape[0]
         check_new_tokens(self.config.vlm_config, range(rows, new_num_tokens or rows))
         with without_advice_on_new_rows():
-            return self.vlm.resize_token_embeddings(new_num_tokens, *args, **kwargs)
+            embedding = find_language_head(self.vlm).resize_token_embeddings(new_num_tokens, *args, **kwargs)
+        self.config.get_text_config().vocab_size = embedding.num_embeddings  # a model inside has a copy of its config
+        return embedding
 
     def set_attn_implementation(self, attn_implementation: str | dict, **kwargs):
         """As for any model, applied to the VLM; the text decoder's attention goes on being recorded (`kivla_eager`).
