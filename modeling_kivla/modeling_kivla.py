@@ -59,6 +59,7 @@ from .knowledge_insulation import insulate
 from .next_token import next_token_loss, supervised_tokens
 from .pipeline_kivla import ActionPredictionPipeline  # noqa: F401 (belongs to the code that is saved with a policy)
 from .real_time_chunking import RealTimeChunking, draw_delays, first_steps, guided_velocity
+from .remote_vlm import register_vlm_code, save_vlm_code
 from .token_ids import check_new_tokens, without_advice_on_new_rows
 
 _HUB_ARGUMENTS = (
@@ -201,6 +202,7 @@ class KIVLAForActionPrediction(KIVLAGenerationMixin, KIVLAPreTrainedModel):
         # The config first: a VLM that gives the expert nothing to read is refused before its weights are loaded.
         hub_kwargs = {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs}
         vlm_config = AutoConfig.from_pretrained(pretrained_model_name_or_path, **hub_kwargs)
+        register_vlm_code(vlm_config.to_dict(), pretrained_model_name_or_path, **hub_kwargs)
         config = KIVLAConfig(vlm_config=vlm_config, expert_config=expert_config, **config_kwargs)
         if not {"dtype", "torch_dtype"} & kwargs.keys():
             kwargs["dtype"] = torch.float32
@@ -228,6 +230,9 @@ class KIVLAForActionPrediction(KIVLAGenerationMixin, KIVLAPreTrainedModel):
             return load_with_adapter(cls, adapter, kwargs)
         load: Any = super().from_pretrained
         where = {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs}
+        if where.get("trust_remote_code"):
+            config, _ = KIVLAConfig.get_config_dict(pretrained_model_name_or_path, **where)
+            register_vlm_code(config.get("vlm_config", {}), pretrained_model_name_or_path, **where)
         with damaged_files_named(
             pretrained_model_name_or_path, lambda: load(pretrained_model_name_or_path, device_map="meta", **where)
         ):
@@ -245,6 +250,8 @@ class KIVLAForActionPrediction(KIVLAGenerationMixin, KIVLAPreTrainedModel):
         By default the library would write many VLMs under the names of their first releases, which resuming a `Trainer`
         run then does not find, without an error.
         """
+        if kwargs.get("is_main_process", True):
+            save_vlm_code(self.vlm, save_directory)
         super().save_pretrained(save_directory, save_original_format=save_original_format, **kwargs)
         if self._hf_peft_config_loaded and kwargs.get("is_main_process", True):
             self.config.save_pretrained(save_directory)  # which policy the adapter is one of
