@@ -1,6 +1,7 @@
 """The `kivla` command, each sub-command from end to end on tiny models."""
 
 import json
+import re
 import sys
 
 import numpy as np
@@ -109,6 +110,18 @@ def test_inspect_suggests_an_expert_for_a_budget(vlm, tmp_path, capsys):
     budget = ["--max_parameter_share", "40", "--max_step_share", "90"]
     main(["inspect", str(vlm), "--chunk_size", "6", *budget, "--output", str(tmp_path / "mask.png")])
     assert "suggested      --expert_hidden_size " in capsys.readouterr().out
+
+
+def test_inspect_shows_what_a_history_costs(vlm, policy, tmp_path, capsys):
+    prompts = []
+    for history in ("1", "3"):
+        main(["inspect", str(vlm), "--chunk_size", "6", "--history", history, "--output", str(tmp_path / "mask.png")])
+        printed = capsys.readouterr().out
+        prompts.append(int(re.search(r"prompt +(\d+) tokens", printed)[1]))
+    assert "sees       3 frames, 1 control step apart" in printed
+    assert prompts[1] - prompts[0] == 2 * 4  # two more images, of 2 x 2 patches
+    with pytest.raises(SystemExit, match="--history is for a VLM; this policy sees the present frame alone"):
+        main(["inspect", str(policy), "--history", "2"])
 
 
 def test_inspect_a_policy_shows_its_mask(policy, tmp_path, capsys):
