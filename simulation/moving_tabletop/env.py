@@ -20,6 +20,12 @@ from .motion import ANYWHERE, MAX_SPEED, ROWS, SPEEDS, START, TOUCH, TRACKS, dri
 
 WAKE = 8  # every object leaves a faint image of where it was so many steps ago
 TARGETS = (1, 2)  # indices of the objects that may be asked for
+# What the state has beside the gripper's place, if all is tracked
+TRACKED = (
+    *("x_velocity", "y_velocity"),
+    *("obstacle_x", "obstacle_y", "obstacle_x_velocity"),
+    *("target_x", "target_y", "target_x_velocity"),
+)
 
 
 class MovingTabletopVectorEnv(TabletopVectorEnv):
@@ -32,7 +38,8 @@ class MovingTabletopVectorEnv(TabletopVectorEnv):
     * action: float32 (N, 2), `dx` and `dy` in [-1, 1]: the velocity that the gripper is to take (0.06 table units a
       step at 1). It has inertia: it needs some steps to start, to stop and to turn.
     * observation: `{"images": {"top": uint8 (N, size, size, 3)}, "state": float32 (N, 2)}`. In the picture every object
-      has a faint second image behind it, where it was eight steps ago. The state is the gripper's x and y.
+      has a faint second image behind it, where it was eight steps ago. The state is the gripper's x and y; `tracked`,
+      its velocity too, and place and velocity of the obstacle and of the object that was asked for, (N, 10).
     * reward, terminated, info and what a seed means: as `TabletopVectorEnv`'s. The swapped instruction asks for the
       other one of the two objects.
 
@@ -40,6 +47,8 @@ class MovingTabletopVectorEnv(TabletopVectorEnv):
         num_envs: N.
         midway: begin anywhere on the table, and moving. So demonstrations show how to go on from where a policy may get
             to, without a disturbance that makes what the expert does next a matter of chance.
+        tracked: the state also says what a tracker would: how everything moves that the told sentence is about. So a
+            small policy can be trained to act well in minutes, and what it loses by acting late is seen clearly.
         image_size: height and width of the camera's picture, in pixels; 24 or more.
         max_steps: after so many steps an unfinished table is truncated.
         render_mode: "rgb_array" for `render()`.
@@ -58,12 +67,16 @@ class MovingTabletopVectorEnv(TabletopVectorEnv):
         self,
         num_envs: int = 1,
         midway: bool = False,
+        tracked: bool = False,
         image_size: int = 48,
         max_steps: int = 60,
         render_mode: str | None = None,
         render_size: int = 192,
     ):
-        self.midway = midway
+        self.midway, self.tracked = midway, tracked
+        if tracked:
+            self.state_names = [*self.state_names, *TRACKED]
+            self.state_dim = len(self.state_names)
         super().__init__(
             num_envs,
             num_objects=len(TRACKS),
@@ -72,7 +85,7 @@ class MovingTabletopVectorEnv(TabletopVectorEnv):
             render_mode=render_mode,
             render_size=render_size,
         )
-        self._declare_spaces(image_size, gymnasium.spaces.Box(-1, 1, (2,), np.float32))
+        self._declare_spaces(image_size, gymnasium.spaces.Box(-1, 1, (self.state_dim,), np.float32))
 
     def reset(
         self, *, seed: int | Sequence[int] | None = None, options: dict[str, Any] | None = None
@@ -119,7 +132,18 @@ class MovingTabletopVectorEnv(TabletopVectorEnv):
         self._touch(active, TOUCH)
 
     def _observe(self) -> dict:
-        return {"images": {"top": self._picture(self.image_size)}, "state": self.scene.gripper.astype(np.float32)}
+        return {"images": {"top": self._picture(self.image_size)}, "state": self._state().astype(np.float32)}
+
+    def _state(self) -> np.ndarray:
+        """(N, state_dim)"""
+        gripper = self.scene.gripper
+        if not self.tracked:
+            return gripper
+        parts = [gripper, self.gripper_velocity]
+        rows = np.arange(self.num_envs)
+        for thing in (np.full(self.num_envs, expert.OBSTACLE), self.told_task.target):
+            parts += [self.scene.positions[rows, thing], self.velocities[rows, thing, None]]
+        return np.concatenate(parts, axis=-1)
 
     def render(self) -> tuple[np.ndarray, ...]:
         return tuple(self._picture(self.render_size))

@@ -144,6 +144,26 @@ def test_an_episode_may_begin_midway():
     assert run(env, expert)["success"].mean() > 0.8, "some begin on a way that ends at the obstacle"
 
 
+def test_what_is_tracked_is_where_things_are_and_where_they_go():
+    env = MovingTabletopVectorEnv(40, tracked=True, image_size=24)
+    before, _ = env.reset(seed=range(40))
+    rows, target = np.arange(40), env.told_task.target
+    assert before in env.observation_space and before["state"].shape == (40, env.state_dim) == (40, 10)
+    for _ in range(5):
+        before, *_ = env.step(env.expert_actions())
+    state = dict(zip(env.state_names, before["state"].T, strict=True))
+    np.testing.assert_allclose(state["x"], env.scene.gripper[:, 0], atol=1e-6)
+    np.testing.assert_allclose(state["y_velocity"], env.gripper_velocity[:, 1], atol=1e-6)
+    np.testing.assert_allclose(state["obstacle_y"], env.scene.positions[:, OBSTACLE, 1], atol=1e-6)
+    np.testing.assert_allclose(state["target_x"], env.scene.positions[rows, target, 0], atol=1e-6)
+    assert len({tuple(row) for row in before["state"][:, 5:8].tolist()}) == 40
+    # A velocity is what a place changes by in the next step, where nothing turns back meanwhile.
+    after, *_ = env.step(np.zeros((40, 2)))
+    for name in ("obstacle_x", "target_x"):
+        moved = after["state"][:, env.state_names.index(name)] - state[name]
+        assert np.isclose(moved, state[f"{name}_velocity"], atol=1e-6).mean() > 0.9
+
+
 def test_it_can_be_held():
     env = MovingTabletopVectorEnv(5, max_steps=100)
     env.reset(seed=range(5))
