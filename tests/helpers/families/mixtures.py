@@ -1,7 +1,7 @@
 """Decoders with mixtures of experts."""
 
 from .dense import glm4v
-from .family import END_ID, IMAGE_ID, START_ID, VIDEO_ID, VOCAB_SIZE, Family
+from .family import AUDIO_ID, END_ID, IMAGE_ID, START_ID, VIDEO_ID, VOCAB_SIZE, Family
 from .images import patches, pixels, square_patches
 from .settings import (
     MM_TYPES,
@@ -275,5 +275,121 @@ MIXTURES = [
                 "rope_theta": [*[5_000_000.0, *[10_000.0] * 3] * 11, 5_000_000.0],
             }
         },
+    ),
+    Family(
+        "mistral_large4",
+        {
+            "model_type": "mistral_large4",
+            # latent attention that chooses what to look at; layers without rotary embedding; shared latents and choices
+            "text_config": text(
+                "mistral_large4_text",
+                num_hidden_layers=4,
+                num_key_value_heads=4,
+                max_position_embeddings=1_048_576,
+                kv_lora_rank=16,
+                qk_nope_head_dim=8,
+                qk_rope_head_dim=8,
+                v_head_dim=12,
+                index_topk=4,
+                index_head_dim=8,
+                index_n_heads=16,
+                kv_source_layers=[0, 1, 1, 3],
+                indexer_types=["full", "full", "shared", "full"],
+                n_routed_experts=4,
+                num_experts_per_tok=2,
+                moe_intermediate_size=16,
+            ),
+            "vision_config": vision("pixtral", image_size=16, head_dim=8),
+            "image_token_index": IMAGE_ID,
+        },
+        pixels(16, image_sizes=[16, 16]),
+    ),
+    Family(
+        "minimax_m3_vl",
+        {
+            "model_type": "minimax_m3_vl",
+            # blocks of keys are chosen; half of each head turns
+            "text_config": text(
+                "minimax_m3_vl_text",
+                head_dim=16,
+                rotary_dim=8,
+                dense_intermediate_size=32,
+                shared_intermediate_size=16,
+                intermediate_size=16,
+                num_local_experts=4,
+                num_experts_per_tok=2,
+                mlp_layer_types=["dense", "sparse", "sparse"],
+                layer_types=["full_attention", "minimax_m3_sparse", "minimax_m3_sparse"],
+                index_n_heads=2,
+                index_head_dim=16,
+                index_block_size=2,
+                index_topk_blocks=2,
+            ),
+            "vision_config": vision("minimax_m3_vl_vision", hidden_size=24, image_size=16),
+            "projector_hidden_size": 32,
+            "image_token_index": IMAGE_ID,
+            "video_token_index": VIDEO_ID,
+        },
+        qwen_patches,
+    ),
+    Family(
+        "dots3_note",
+        {
+            "model_type": "dots3_note",
+            # latent attention with two sizes of heads; full layers choose what to look at
+            "text_config": text(
+                "dots3_note_text",
+                num_key_value_heads=4,
+                q_lora_rank=16,
+                kv_lora_rank=16,
+                qk_nope_head_dim=8,
+                qk_rope_head_dim=8,
+                head_dim=16,
+                v_head_dim=12,
+                layer_types=["indexed_attention", "sliding_attention", "indexed_attention"],
+                sliding_window_size=6,
+                swa_num_attention_heads=2,
+                swa_num_key_value_heads=2,
+                swa_q_lora_rank=16,
+                swa_kv_lora_rank=16,
+                swa_head_dim=24,
+                swa_qk_nope_head_dim=16,
+                swa_v_head_dim=12,
+                index_topk=4,
+                index_head_dim=8,
+                index_n_heads=16,  # with few, scores tie at 0
+                n_routed_experts=4,
+                num_experts_per_tok=2,
+                moe_intermediate_size=16,
+                shared_experts_intermediate_size=16,
+            ),
+            "vision_config": {
+                "hidden_size": 16,
+                "intermediate_size": 32,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 2,
+                "patch_size": 4,
+                "adapter_in_dim": 16,
+                "adapter_out_dim": 32,
+                "mlp_layer_types": ["dense", "sparse"],
+                "num_local_experts": 4,
+                "moe_intermediate_size": 16,
+                "initializer_range": 0.2,
+            },
+            "audio_config": {
+                "hidden_size": 16,
+                "intermediate_size": 32,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 2,
+                "feature_size": 8,
+                "downsample_hidden_size": 8,
+                "adapter_input_size": 16,
+                "adapter_out_dim": 32,
+            },
+            "image_token_id": IMAGE_ID,
+            "video_token_id": VIDEO_ID,
+            "audio_token_id": AUDIO_ID,
+        },
+        patches(16, 48, batched=False, image_grid_thw=[1, 4, 4]),
     ),
 ]
