@@ -155,7 +155,7 @@ def test_help_and_unknown_commands(capsys):
     main(["--version"])
     versions = capsys.readouterr().out
     assert all(f"{package.__name__} {package.__version__}" in versions for package in (kivla, torch, transformers))
-    for command, said in (("fly", "there is no command 'fly'. Commands: train"), ("tran", "Did you mean train?")):
+    for command, said in (("fly", "there is no command 'fly'. Commands: demo"), ("tran", "Did you mean train?")):
         with pytest.raises(SystemExit) as refusal:
             main([command])
         assert said in capsys.readouterr().err and refusal.value.code == 2
@@ -189,6 +189,7 @@ def test_what_is_no_policy_is_named_before_anything_is_done(words, vlm, capsys, 
     for name, said in (
         ("no_such_folder", "neither a folder here nor"),
         (str(vlm), "is no KIVLA policy: its config.json"),
+        ("tabletop", "tabletop is no KIVLA policy: its config.json"),
     ):
         with pytest.raises(SystemExit) as refusal:
             main([words[0], name, *words[1:]])

@@ -24,6 +24,7 @@ BROKEN: dict[str, dict[str, str]] = {
         "minimax_m3_vl": "a position beyond the length of the sequence is out of bounds in its sparse layers",
     },
     "test_every_family_has_a_projector_and_it_is_no_part_of_the_text_model": {
+        "apertus1p5": _TOKENS,
         "chameleon": _TOKENS,
         "emu3": _TOKENS,
         "inkling_mm_model": "its tower ends at the width of the text model: there is no projector",
