@@ -22,6 +22,7 @@ SAVED_TYPES = {
     ),
     "max_length": int | None,
     "action_tokenizer": dict | None,
+    "image_backend": str,
     "robots": dict,
     "prompt_frames": dict,
 }

@@ -27,7 +27,9 @@ from tests.helpers.tolerance import assert_close_relative
 from tests.helpers.vlm_processors import KINDS
 
 CHUNK, WIDTH, STATE = 4, 3, 2
-kinds = pytest.mark.parametrize("name", KINDS)
+kinds = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if kind.is_slow else ()) for name, kind in KINDS.items()]
+)
 
 _random = np.random.default_rng(0)
 TRAJECTORIES = 5 + np.cumsum(_random.normal(size=(40, CHUNK, WIDTH)), axis=1)  # robot units
@@ -202,14 +204,16 @@ def test_token_types(name):
     expected = {
         "paligemma": "token_type_ids",
         "gemma3": "token_type_ids",
+        "paligemma2": "token_type_ids",
         **dict.fromkeys(("gemma4", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5", "glm4v"), "mm_token_type_ids"),
+        **dict.fromkeys(("gemma4_moe", "qwen3_vl_moe", "qwen3_5_moe", "glm4v_moe", "molmo2"), "mm_token_type_ids"),
     }
     for key in ("token_type_ids", "mm_token_type_ids"):
         assert (key in batch) == (expected.get(name) == key)
     if name not in expected:
         return
     types = batch[expected[name]]
-    if name == "paligemma":  # prompt 0, suffix 1
+    if name.startswith("paligemma"):  # prompt 0, suffix 1
         marked = batch["labels"] != -100
     else:
         image_ids = torch.tensor(processor.vlm_processor.image_token_ids)
@@ -708,7 +712,7 @@ def test_saved_processors_are_the_same_in_a_new_process(tmp_path):
             vlm_processor(name)
         except pytest.skip.Exception:
             continue
-        placement = "tail" if name == "paligemma" else "added"
+        placement = "tail" if name.startswith("paligemma") else "added"
         processor = make(name, cameras=["base"], action_token_placement=placement, max_length=500)
         inputs = columns(SHORT, QUESTION)
         processor.save_pretrained(tmp_path / name)
