@@ -216,6 +216,13 @@ LLAVA_ONEVISION = (
     "{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}{{ '\n' + content['text'] }}"
     "{% endfor %}{{ '<|im_end|>' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+DEEPSEEK = (
+    "{{ bos_token }}{% for message in messages %}{{ 'Assistant' if message['role'] == 'assistant' else 'User' }}: "
+    "{% for item in message['content'] %}{% if item['type'] == 'image' %}<image_placeholder>"
+    "{% elif item['type'] == 'text' %}{{ item['text'] }}{% endif %}{% endfor %}"
+    "{{ eos_token if message['role'] == 'assistant' else '\n\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}Assistant:{% endif %}"
+)
 GLM = (
     "[gMASK]<sop>{% for message in messages %}<|{{ message['role'] }}|>\n{% for item in message['content'] %}"
     "{% if item['type'] == 'image' %}<|begin_of_image|><|image|><|end_of_image|>{% else %}{{ item['text'] }}"
@@ -259,6 +266,22 @@ IDEFICS_IMAGES = {"size": {"longest_edge": 16}, "max_image_size": {"longest_edge
 IDEFICS_TOKENS = ("<fake_token_around_image>", "<global-img>", "<end_of_utterance>", "<|im_start|>")
 AYA_TURNS = ("<|START_OF_TURN_TOKEN|>", "<|END_OF_TURN_TOKEN|>", "<|USER_TOKEN|>", "<|CHATBOT_TOKEN|>")
 PIXTRAL_IMAGES = {"size": {"longest_edge": 16}, "patch_size": {"height": 4, "width": 4}}
+GLM_KIND = {
+    "image_processor": (
+        "Glm4vImageProcessorPil",
+        {"patch_size": 4, "size": {"shortest_edge": 64, "longest_edge": 512}},
+    ),
+    "tokens": {
+        IMAGE_ID: "<|image|>",
+        VIDEO_ID: "<|video|>",
+        START_ID: "<|begin_of_image|>",
+        END_ID: "<|end_of_image|>",
+    },
+    "chat_template": GLM,
+    "other_tokens": ("[gMASK]", "<sop>", "<|user|>", "<|assistant|>", "<|begin_of_video|>", "<|end_of_video|>"),
+    "takes_media": ("video_processor",),
+}
+LLAVA_NEXT_IMAGES = {"size": {"shortest_edge": 8}, "crop_size": SMALL, "image_grid_pinpoints": [[8, 8]]}
 LLAVA_KIND = {
     "family": "llava",
     "processor_class": "LlavaProcessor",
@@ -353,10 +376,7 @@ _ALL: dict[str, Kind] = {
     "llava_next": Kind(
         "llava_next",
         "LlavaNextProcessor",
-        (
-            "LlavaNextImageProcessorPil",
-            {"size": {"shortest_edge": 8}, "crop_size": SMALL, "image_grid_pinpoints": [[8, 8]]},
-        ),
+        ("LlavaNextImageProcessorPil", LLAVA_NEXT_IMAGES),
         {IMAGE_ID: "<image>"},
         chat_template=LLAVA,
         adds_bos=True,
@@ -388,15 +408,7 @@ _ALL: dict[str, Kind] = {
         },
         takes_media=("video_processor",),
     ),
-    "glm4v": Kind(
-        "glm4v",
-        "Glm4vProcessor",
-        ("Glm4vImageProcessorPil", {"patch_size": 4, "size": {"shortest_edge": 64, "longest_edge": 512}}),
-        {IMAGE_ID: "<|image|>", VIDEO_ID: "<|video|>", START_ID: "<|begin_of_image|>", END_ID: "<|end_of_image|>"},
-        chat_template=GLM,
-        other_tokens=("[gMASK]", "<sop>", "<|user|>", "<|assistant|>", "<|begin_of_video|>", "<|end_of_video|>"),
-        takes_media=("video_processor",),
-    ),
+    "glm4v": Kind("glm4v", "Glm4vProcessor", **GLM_KIND),
     "ovis2": Kind(
         "ovis2",
         "Ovis2Processor",
@@ -461,6 +473,92 @@ _ALL: dict[str, Kind] = {
             "image_break_token": "<|vision_pad|>",
             "image_end_token": "<|vision_end|>",
         },
+    ),
+    "glm46v": Kind(
+        "glm46v",
+        "Glm46VProcessor",
+        **GLM_KIND | {"image_processor": ("Glm46VImageProcessorPil", GLM_KIND["image_processor"][1])},
+        is_slow=True,
+    ),
+    "exaone4_5": Kind(
+        "exaone4_5",
+        "Exaone4_5_Processor",
+        ("Qwen2VLImageProcessorPil", QWEN_IMAGES),
+        {IMAGE_ID: "<|image_pad|>", VIDEO_ID: "<|video_pad|>"},
+        chat_template=chat_ml("<vision><|image_pad|></vision>"),
+        other_tokens=("<vision>", "</vision>", *CHAT_ML_TOKENS),
+        takes_media=("video_processor",),
+        is_slow=True,
+    ),
+    "qianfan_ocr": Kind(
+        "qianfan_ocr",
+        "QianfanOCRProcessor",
+        ("GotOcr2ImageProcessorPil", {"size": MEDIUM, "max_patches": 2}),
+        {IMAGE_ID: "<IMG_CONTEXT>", START_ID: "<img>", END_ID: "</img>"},
+        chat_template=chat_ml("<image>\n"),
+        arguments={"image_seq_length": 4},
+        other_tokens=("<image>", *CHAT_ML_TOKENS),
+        named_tokens={
+            "context_image_token": "<IMG_CONTEXT>",
+            "start_image_token": "<img>",
+            "end_image_token": "</img>",
+        },
+        is_slow=True,
+    ),
+    "llava_next_video": Kind(
+        "llava_next_video",
+        "LlavaNextVideoProcessor",
+        ("LlavaNextImageProcessorPil", LLAVA_NEXT_IMAGES),
+        {IMAGE_ID: "<image>", VIDEO_ID: "<video>"},
+        chat_template=LLAVA,
+        adds_bos=True,
+        arguments=LLAVA_KIND["arguments"],
+        takes_media=("video_processor",),
+        is_slow=True,
+    ),
+    "granite4_vision": Kind(
+        "granite4_vision",
+        "Granite4VisionProcessor",
+        (
+            "LlavaNextImageProcessorPil",
+            {"size": {"shortest_edge": 16}, "crop_size": MEDIUM, "image_grid_pinpoints": [[16, 16]]},
+        ),
+        {IMAGE_ID: "<image>"},
+        chat_template=LLAVA,
+        arguments={
+            "patch_size": 4,
+            "vision_feature_select_strategy": "default",
+            "num_additional_image_tokens": 1,
+            "downsample_rate": "1/2",
+        },
+        is_slow=True,
+    ),
+    "deepseek_vl": Kind(
+        "deepseek_vl",
+        "DeepseekVLProcessor",
+        ("DeepseekVLImageProcessorPil", {"size": SMALL, "min_size": 2}),
+        {IMAGE_ID: "<image_placeholder>"},
+        chat_template=DEEPSEEK,
+        adds_bos=True,
+        arguments={"num_image_tokens": 4},
+        named_tokens={"image_token": "<image_placeholder>"},
+        is_slow=True,
+    ),
+    "janus": Kind(
+        "janus",
+        "JanusProcessor",
+        ("JanusImageProcessorPil", {"size": SMALL, "min_size": 2}),
+        {IMAGE_ID: "<image_placeholder>"},
+        chat_template=DEEPSEEK,
+        adds_bos=True,
+        arguments={"num_image_tokens": 4},
+        other_tokens=("<begin_of_image>", "<end_of_image>"),
+        named_tokens={
+            "image_token": "<image_placeholder>",
+            "boi_token": "<begin_of_image>",
+            "eoi_token": "<end_of_image>",
+        },
+        is_slow=True,
     ),
 }
 

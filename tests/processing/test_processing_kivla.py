@@ -206,7 +206,9 @@ def test_token_types(name):
         "gemma3": "token_type_ids",
         "paligemma2": "token_type_ids",
         **dict.fromkeys(("gemma4", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5", "glm4v"), "mm_token_type_ids"),
-        **dict.fromkeys(("gemma4_moe", "qwen3_vl_moe", "qwen3_5_moe", "glm4v_moe", "molmo2"), "mm_token_type_ids"),
+        **dict.fromkeys(
+            ("gemma4_moe", "qwen3_vl_moe", "qwen3_5_moe", "glm4v_moe", "glm46v", "molmo2"), "mm_token_type_ids"
+        ),
     }
     for key in ("token_type_ids", "mm_token_type_ids"):
         assert (key in batch) == (expected.get(name) == key)
@@ -307,11 +309,14 @@ def test_own_action_prompt():
 @kinds
 def test_answer_ends_as_in_the_chat_template(name):
     ends = {
-        **dict.fromkeys(("paligemma", "llava", "llava_without_chat", "llava_next", "glm4v"), "<eos>"),
-        **dict.fromkeys(("smolvlm", "idefics3"), "<end_of_utterance>"),
+        **dict.fromkeys(("paligemma", "paligemma2", "llava", "llava_without_chat", "llava_next"), "<eos>"),
+        **dict.fromkeys(("vipllava", "glm4v", "glm4v_moe", "glm46v", "mistral3", "llava_next_video"), "<eos>"),
+        **dict.fromkeys(("granite4_vision", "deepseek_vl", "janus"), "<eos>"),
+        **dict.fromkeys(("smolvlm", "idefics3", "idefics2"), "<end_of_utterance>"),
         "gemma3": "<end_of_turn>",
-        "gemma4": "<turn|>",
-        "aya_vision": "<|END_OF_TURN_TOKEN|>",
+        **dict.fromkeys(("gemma4", "gemma4_moe"), "<turn|>"),
+        **dict.fromkeys(("aya_vision", "cohere2_vision"), "<|END_OF_TURN_TOKEN|>"),
+        **dict.fromkeys(("llama4", "perception_lm"), "<|eot|>"),
     }
     end = ends.get(name, "<|im_end|>")
     for example in (SHORT, QUESTION):
