@@ -35,6 +35,7 @@ from tests.helpers.families import (
     randomize_zero_parameters,
 )
 
+HAS_TORCHVISION = importlib.util.find_spec("torchvision") is not None
 FIRST_SPECIAL, NUM_SPECIALS = IMAGE_ID, 14  # ids 200..213 of `tests.helpers.families`
 ROOMY_VOCAB_SIZE = 1024  # bytes, special tokens and action tokens
 
@@ -66,7 +67,7 @@ class Kind:
         settings: changes to the family's configuration, by dotted name.
         base_words: ordinary words of the tokenizer behind the bytes.
         adds_bos: whether the tokenizer begins every text with `<bos>` (unless told not to add special tokens).
-        takes_media: what is missing here of the processor, see `NoMedia`. It cannot be saved, then.
+        takes_media: the processors of video and audio that it has; without torchvision and torchaudio, `NoMedia`.
         needs: the library that the processor's code imports.
         is_slow: whether it is tested in the slow lane alone: its prompts and images are made as those of another kind.
     """
@@ -89,7 +90,12 @@ class Kind:
     @property
     def is_missing(self) -> bool:
         """Whether the library that its code imports is not installed."""
-        return self.needs is not None and importlib.util.find_spec(self.needs) is None
+        return self.needs == "torchvision" and not HAS_TORCHVISION
+
+    @property
+    def stand_ins(self) -> tuple[str, ...]:
+        """What is missing of the processor in this environment; it cannot be saved, then."""
+        return tuple(name for name in self.takes_media if name != "video_processor" or not HAS_TORCHVISION)
 
     def tokenizer(self) -> PreTrainedTokenizerFast:
         layout = json.loads(byte_tokenizer().backend_tokenizer.to_str())
@@ -120,7 +126,11 @@ class Kind:
         image_processor = getattr(transformers, name)(**settings)
         if self.processor_class == "PaliGemmaProcessor":
             image_processor.image_seq_length = 4
-        media = {name: NoMedia() for name in self.takes_media}
+        media = {name: NoMedia() for name in self.stand_ins}
+        if "video_processor" in self.takes_media and HAS_TORCHVISION:
+            name = self.processor_class.removesuffix("Processor") + "VideoProcessor"
+            # Qwen2.5-VL and EXAONE 4.5 have that of Qwen2-VL
+            media["video_processor"] = getattr(transformers, name, transformers.Qwen2VLVideoProcessor)()
         arguments = {"chat_template": self.chat_template, **self.arguments, **media}
         with mock.patch.object(ProcessorMixin, "check_argument_for_proper_class"):
             return getattr(transformers, self.processor_class)(

@@ -116,7 +116,7 @@ def test_a_backend_that_is_no_name_is_damage(tmp_path):
 def test_how_far_the_backends_are_apart(name, tmp_path):
     """The figures of the warning: normalised pixel values of the two backends, over images of three sizes."""
     kind = KINDS[name]
-    if kind.takes_media or not kind.image_processor[0].endswith("Pil"):
+    if kind.stand_ins or not kind.image_processor[0].endswith("Pil"):
         pytest.skip(f"{name} is not saved here, or has one backend")
     processor = make(name, cameras=None)
     processor.save_pretrained(tmp_path)
@@ -124,8 +124,8 @@ def test_how_far_the_backends_are_apart(name, tmp_path):
     other = KIVLAProcessor.from_pretrained(tmp_path)
     assert image_backend(other.vlm_processor) == "torchvision"
     difference = (pixels(processor) - pixels(other)).abs()
-    print(f"{name}: mean {difference.mean():.5f}, max {difference.max():.5f}")
-    assert difference.mean() <= 0.003 and difference.max() <= 0.05
+    print(f"{name}: {difference.mean():.5f} on average, {difference.max():.5f} at most")
+    assert difference.mean() <= 0.004 and difference.max() <= 0.09
 
 
 # ---------------------------------------------------------------------------------------------------------------------
