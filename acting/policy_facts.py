@@ -11,7 +11,8 @@ def check_settings(policy, way: str, hold: Callable[[np.ndarray], np.ndarray] | 
     """Refuse before the robot moves what would fail at every step.
 
     Args:
-        policy: it may have a method `check_rtc`, which raises where it cannot do real-time chunking by a method.
+        policy: it may have the methods `check_rtc`, which raises where it cannot do real-time chunking by a method, and
+            `check_averaging`, which raises where its chunks have no mean.
 
     Raises:
         ValueError: the policy cannot act this way, or `hold` is no function.
@@ -21,6 +22,9 @@ def check_settings(policy, way: str, hold: Callable[[np.ndarray], np.ndarray] | 
     check_rtc = getattr(policy, "check_rtc", None)
     if way in RTC_METHODS and check_rtc is not None:
         check_rtc(RTC_METHODS[way])
+    check_averaging = getattr(policy, "check_averaging", None)
+    if way == "ensemble" and check_averaging is not None:
+        check_averaging()
 
 
 def max_delay_of(policy, way: str) -> int | None:

@@ -80,6 +80,17 @@ class RemotePolicy:
                 f'start it with `kivla serve --rtc {method}`, or choose another way (way="naive" needs nothing of it).'
             )
 
+    def check_averaging(self) -> None:
+        """
+        Raises:
+            ValueError: chunks of the server's policy have no mean.
+        """
+        if "ensemble" not in self.metadata.get("ways", ["ensemble"]):
+            raise ValueError(
+                f"The server's policy acts by the ways {', '.join(self.metadata['ways'])}: its actions have angles "
+                'that wrap, or rotations, of which a mean is none. Choose another way of acting than "ensemble".'
+            )
+
     def _reconnected(self) -> Client:
         if self._connect is None:
             raise ConnectionError(

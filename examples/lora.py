@@ -53,7 +53,6 @@ def main() -> None:
         learning_rate=2e-4,
         bf16=args.bf16,
         logging_steps=max(args.max_steps // 5, 1),
-        dataloader_pin_memory=False,
         report_to="none",
     )
     trainer = KIVLATrainer(model, training, train_dataset=data, processing_class=processor)

@@ -87,9 +87,7 @@ def main() -> None:
     robot = {"statistics": data.statistics, "cameras": data.cameras}
     processor = KIVLAProcessor.from_vlm(args.vlm, action_tokenizer=tokenizer, **robot, **sizes)
     model = KIVLAForActionPrediction.from_vlm(args.vlm, expert_config={"hidden_size": 64}, **sizes)
-    training = KIVLATrainingArguments(
-        args.output_dir, max_steps=args.max_steps, dataloader_pin_memory=False, report_to="none"
-    )
+    training = KIVLATrainingArguments(args.output_dir, max_steps=args.max_steps, report_to="none")
     trainer = KIVLATrainer(model, training, train_dataset=data, processing_class=processor)
     trainer.train()
     trainer.save_model()

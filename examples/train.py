@@ -60,7 +60,6 @@ def main() -> None:
         warmup_steps=args.max_steps // 20,
         bf16=args.bf16,
         logging_steps=max(args.max_steps // 20, 1),
-        dataloader_pin_memory=False,
         report_to="none",
     )
     trainer = KIVLATrainer(model, training, train_dataset=data, processing_class=processor)

@@ -12,26 +12,27 @@ from collections.abc import Sequence
 from importlib import import_module
 from types import TracebackType
 
+# In the order in which a newcomer needs them
 COMMANDS = {
+    "demo": "from a small VLM to a policy that does as it is told, in minutes, with a report",
+    "inspect": "show what the action expert reads of a VLM or policy: layers, tokens, masks",
+    "check-data": "look at a dataset before training: what it is, what was assumed, what to mend",
+    "tokenizers": "compare action tokenizers on held-out chunks: tokens, error, clipping",
+    "recipes": "list the training recipes",
     "train": "fine-tune a VLM into a robot policy on a LeRobot dataset",
-    "launch-files": "write files for `accelerate launch` and SLURM: DDP, FSDP2, DeepSpeed, several machines",
+    "predict": "predict action chunks with a trained policy, on a dataset or on images",
+    "evaluate": "measure a policy on a dataset: errors by dimension and step, jerk, answers; one page of plots",
+    "serve": "let robots ask a policy for actions over the network, as openpi's clients do",
+    "rollout": "let a policy act in a simulator: success, and whether the instruction matters",
+    "record": "write demonstrations of a simulator's scripted expert as a LeRobot dataset",
+    "convert": "convert π0 and π0.5 checkpoints of openpi, LeRobot and transformers, and back to LeRobot",
     "card": "write the card of a trained policy or of a LeRobot dataset",
     "profile": "show where the time of a training step goes, with the options of train",
-    "check-data": "look at a dataset before training: what it is, what was assumed, what to mend",
-    "recipes": "list the training recipes",
-    "record": "write demonstrations of a simulator's scripted expert as a LeRobot dataset",
-    "predict": "predict action chunks with a trained policy, on a dataset or on images",
-    "pretrain-tiny": "train a small VLM from nothing that sees the tabletop and answers questions",
+    "launch-files": "write files for `accelerate launch` and SLURM: DDP, FSDP2, DeepSpeed, several machines",
+    "study": "compare recipes: what each costs the VLM and how well it acts, in one figure",
     "assemble-vlm": "make a VLM of a pretrained language model and a pretrained vision tower",
     "teach-vlm": "teach a pretrained VLM to see the tabletop, with replay of plain texts",
-    "convert": "convert π0 and π0.5 checkpoints of openpi, LeRobot and transformers, and back to LeRobot",
-    "evaluate": "measure a policy on a dataset: errors by dimension and step, jerk, answers; one page of plots",
-    "rollout": "let a policy act in a simulator: success, and whether the instruction matters",
-    "study": "compare recipes: what each costs the VLM and how well it acts, in one figure",
-    "tokenizers": "compare action tokenizers on held-out chunks: tokens, error, clipping",
-    "inspect": "show what the action expert reads of a VLM or policy: layers, tokens, masks",
-    "serve": "let robots ask a policy for actions over the network, as openpi's clients do",
-    "demo": "from a small VLM to a policy that does as it is told, in minutes, with a report",
+    "pretrain-tiny": "train a small VLM from nothing that sees the tabletop and answers questions",
 }
 
 
@@ -48,7 +49,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for name, description in COMMANDS.items():
             print(f"  {name:15}{description}")
         print("\n`kivla COMMAND --help` lists the options of a command. Each takes `--import MODULE`: for a policy")
-        print("with an action tokenizer of your own, whose class must be known when it is loaded.")
+        print("with an action tokenizer of your own, whose class must be known when it is loaded. `kivla --version`")
+        print("says the versions that a report of a fault should name.")
+        return
+    if arguments[0] == "--version":
+        print(_versions())
         return
     command, *rest = arguments
     if command not in COMMANDS:
@@ -70,6 +75,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         from kivla.command_line import Refused
 
         raise Refused(f"kivla {command}: {message}") from error
+
+
+def _versions() -> str:
+    """What is installed; nothing of it is imported."""
+    from importlib.metadata import version
+
+    packages = [f"{package} {version(package)}" for package in ("kivla", "torch", "transformers")]
+    return ", ".join([*packages, f"Python {sys.version.split()[0]}"])
 
 
 def _missing_extra(error: Exception) -> str | None:

@@ -14,7 +14,7 @@ from typing import NoReturn
 import yaml
 from transformers import HfArgumentParser, pipeline
 
-from .named_models import model_type
+from .named_models import find_vlm, model_type
 
 
 def parse(
@@ -203,7 +203,7 @@ def policy_pipeline(policy: str, **options):
         FileNotFoundError: there is neither.
         ValueError: it is something else, such as a VLM.
     """
-    kind = model_type(policy, "policy")
+    kind = model_type(find_vlm(policy), "policy")
     if kind not in (None, "kivla"):
         raise ValueError(
             f"{policy} is no KIVLA policy: its config.json has model_type = {kind!r}. A VLM becomes one by "

@@ -21,6 +21,9 @@ class KivlaConfig(PreTrainedConfig):
 
     Args:
         chunk_size: actions that the policy predicts at once; a property of the policy.
+        history, history_stride: frames (and states) that the policy sees, and the control steps between them;
+            properties of the policy. `lerobot-train` then reads them, and the policy keeps what `select_action` was
+            shown.
         n_action_steps: actions of a chunk to execute before the policy looks again, at most `chunk_size`.
         cameras: where observations have other names than the policy: the policy's camera → LeRobot's key or the last
             part of it (`--policy.cameras='{"wrist": "observation.images.image2"}'`). If it has every camera of the
@@ -44,6 +47,8 @@ class KivlaConfig(PreTrainedConfig):
     """
 
     chunk_size: int = 50
+    history: int = 1
+    history_stride: int = 1
     n_action_steps: int = 50
     cameras: dict[str, str] | None = None
     robot: str | None = None
@@ -92,8 +97,10 @@ class KivlaConfig(PreTrainedConfig):
         )
 
     @property
-    def observation_delta_indices(self) -> None:
-        return None
+    def observation_delta_indices(self) -> list[int] | None:
+        if self.history == 1:
+            return None
+        return [-back * self.history_stride for back in reversed(range(self.history))]
 
     @property
     def action_delta_indices(self) -> list[int]:

@@ -52,6 +52,8 @@ def export(
         input_features={**images, **state},
         output_features={ACTION: PolicyFeature(FeatureType.ACTION, (parts.action_dim,))},
         chunk_size=processor.chunk_size,
+        history=processor.history,
+        history_stride=processor.history_stride,
         n_action_steps=processor.chunk_size,
         robot=robot,
     )

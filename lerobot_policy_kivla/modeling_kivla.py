@@ -13,8 +13,10 @@ from lerobot.utils.constants import ACTION
 from torch import Tensor
 
 from kivla import ActionPredictionPipeline, KIVLAForActionPrediction, KIVLAProcessor
+from kivla.acting.observation_memory import ObservationMemory
 from kivla.acting.rtc_method import rtc_method
 from kivla.modeling_kivla.action_checks import LARGE_CLIPPED_SHARE, actions_of
+from kivla.processing.observation_history import is_clip
 
 from .configuration_kivla import KivlaConfig
 from .observations import to_observations
@@ -60,6 +62,11 @@ class KivlaPolicy(PreTrainedPolicy):
             raise ValueError(
                 f"chunk_size is {config.chunk_size}, but this policy predicts {processor.chunk_size} actions at once. "
                 "To execute fewer of them use n_action_steps."
+            )
+        if (config.history, config.history_stride) != (processor.history, processor.history_stride):
+            raise ValueError(
+                f"history and history_stride are {config.history} and {config.history_stride}, but this policy sees "
+                f"{processor.observation_history}: export it again."
             )
         self.model = model
         self.processor = processor
@@ -143,21 +150,31 @@ class KivlaPolicy(PreTrainedPolicy):
 
     # -------------------------------------------------------------------------------------------------- acting
     def reset(self) -> None:
-        """A new episode: forget the actions that were not executed."""
+        """A new episode: forget the actions that were not executed, and what was seen."""
         self._queue: deque[Tensor] = deque()
+        self._memories: list[ObservationMemory] = []  # of each environment
 
     def select_action(self, batch: dict) -> Tensor:
-        """The next action, (B, action_dim), robot units. The batch is looked at when the queue is empty."""
+        """The next action, (B, action_dim), robot units.
+
+        The batch is looked at when the queue is empty, and at every step for a policy with a history.
+        """
+        history = self.processor.observation_history
+        observations = self._observations(batch) if history.frames > 1 or not self._queue else []
+        self._memories += [ObservationMemory(history) for _ in observations[len(self._memories) :]]
+        observations = [memory(seen) for memory, seen in zip(self._memories, observations, strict=False)]
         if not self._queue:
-            chunk = self.predict_action_chunk(batch)[:, : self.config.n_action_steps]
-            self._queue.extend(chunk.unbind(1))
+            self._queue.extend(self._predict(observations)[:, : self.config.n_action_steps].unbind(1))
         return self._queue.popleft()
 
     def supports_rtc(self) -> bool:
-        """Whether `lerobot-rollout --inference.type=rtc` may run it: what acts by flow can go on from a chunk."""
-        return rtc_method(self.model.config, acts_by=self.config.acts_by) is not None
+        """Whether `lerobot-rollout --inference.type=rtc` may run it: what acts by flow can go on from a chunk.
 
-    @torch.no_grad()
+        Not with a history: there LeRobot shows only the steps at which it asks.
+        """
+        has_history = self.processor.history > 1
+        return not has_history and rtc_method(self.model.config, acts_by=self.config.acts_by) is not None
+
     def predict_action_chunk(
         self, batch: dict, inference_delay: int | None = None, prev_chunk_left_over: Tensor | None = None
     ) -> Tensor:
@@ -167,24 +184,35 @@ class KivlaPolicy(PreTrainedPolicy):
         computed, and this one goes on from it (`config.rtc` says how).
 
         Args:
-            batch: observations.
+            batch: observations; for a policy with a history with all moments that it sees, (B, n, ...).
             inference_delay: control steps that pass before this chunk can be used.
             prev_chunk_left_over: (n, action_dim) or (B, n, action_dim), what is left of the chunk before, from this
                 observation on. In robot units, as this policy gave it: its postprocessor hands everything on as it is.
                 LeRobot may have padded it at the end, see `without_padding`.
 
         Raises:
-            ValueError: what was observed does not fit the policy, or its action tokens do not decode.
+            ValueError: what was observed does not fit the policy, or its action tokens do not decode; a policy with a
+                history that is shown single moments.
             NonFiniteActionsError: the policy computed NaN or infinity.
         """
+        observations, options = self._observations(batch), {}
+        if self.processor.history > 1 and not any(map(is_clip, observations[0]["images"].values())):
+            raise ValueError(
+                f"This policy sees {self.processor.observation_history}, and is shown single moments. In LeRobot it "
+                "acts by select_action, which sees every step (lerobot-eval, lerobot-rollout --inference.type=sync)."
+            )
+        is_on = self.config.rtc_config is None or self.config.rtc_config.enabled
+        if prev_chunk_left_over is not None and is_on:
+            options = self._go_on(observations, prev_chunk_left_over, inference_delay or 0)
+        return self._predict(observations, **options)
+
+    @torch.no_grad()
+    def _predict(self, observations: list[dict], **options) -> Tensor:
+        """The chunks for some observations, (B, chunk_size, action_dim)."""
         self.eval()
         if self._pipeline is None or self._pipeline.device != self.model.device:
             self._pipeline = ActionPredictionPipeline(self.model, processor=self.processor, device=self.model.device)
-        options = {name: getattr(self.config, name) for name in ("num_steps", "seed", "acts_by", "clip_actions")}
-        observations = self._observations(batch)
-        is_on = self.config.rtc_config is None or self.config.rtc_config.enabled
-        if prev_chunk_left_over is not None and is_on:
-            options |= self._go_on(observations, prev_chunk_left_over, inference_delay or 0)
+        options |= {name: getattr(self.config, name) for name in ("num_steps", "seed", "acts_by", "clip_actions")}
         results = self._pipeline(observations, **options)
         self._warn_of_clipping(results)
         return torch.stack([torch.from_numpy(actions_of(result)) for result in results]).to(self.model.device)

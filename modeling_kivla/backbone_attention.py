@@ -124,6 +124,23 @@ def find_text_decoder(vlm: PreTrainedModel) -> PreTrainedModel:
     )
 
 
+def find_language_head(vlm: PreTrainedModel) -> PreTrainedModel:
+    """The model whose output layer makes the logits: the VLM itself, or the causal language model around its decoder.
+
+    Raises:
+        UnsupportedBackboneError: there is none.
+    """
+    decoder = vlm.get_decoder()
+    for module in vlm.modules():
+        has_head = isinstance(module, PreTrainedModel) and module.get_output_embeddings() is not None
+        if has_head and any(part is decoder for part in module.modules()):
+            return cast(PreTrainedModel, module)
+    raise UnsupportedBackboneError(
+        f"'{vlm.config.model_type}' names no output layer over its vocabulary ({type(vlm).__name__}."
+        "get_output_embeddings), so it cannot learn action tokens. Choose a VLM that predicts the next token."
+    )
+
+
 def decoder_layers(decoder: nn.Module) -> list[nn.Module]:
     """The layers of a text decoder, in order."""
     return [layer for child in decoder.children() if isinstance(child, nn.ModuleList) for layer in child]
@@ -206,7 +223,7 @@ def logits_at(vlm: PreTrainedModel, rows: torch.Tensor | None) -> Iterator[None]
         hidden = args[0].flatten(0, 1)  # (B·S, width)
         return (hidden[rows.to(hidden.device)][None],)
 
-    with call_hook(cast(nn.Module, vlm.get_output_embeddings()), before=select):
+    with call_hook(find_language_head(vlm).get_output_embeddings(), before=select):
         yield
 
 
@@ -217,7 +234,7 @@ def logits_of(vlm: PreTrainedModel, tokens: torch.Tensor) -> Iterator[None]:
     Decoding then reads n rows of the output matrix instead of the whole vocabulary. An output layer that is not a plain
     `nn.Linear` (quantised, wrapped by peft, or offloaded by accelerate) is left as it is.
     """
-    layer = vlm.get_output_embeddings()
+    layer = find_language_head(vlm).get_output_embeddings()
     if type(layer) is not nn.Linear or "forward" in vars(layer):
         yield
         return

@@ -16,6 +16,7 @@ from .backbone_attention import (
     UnsupportedBackboneError,
     apply_rope,
     decoder_layers,
+    find_language_head,
     find_text_decoder,
     record_attention,
 )
@@ -130,11 +131,7 @@ def build_without_weights(vlm_config: PreTrainedConfig) -> PreTrainedModel:
             f"'{vlm_config.model_type}' reads no images: {type(vlm).__name__} takes {vlm.input_modalities}. Give a "
             "model that reads images and text, such as PaliGemma or Qwen-VL."
         )
-    if vlm.get_output_embeddings() is None:
-        raise UnsupportedBackboneError(
-            f"'{vlm_config.model_type}' names no output layer over its vocabulary ({type(vlm).__name__}."
-            "get_output_embeddings), so it cannot learn action tokens. Choose a VLM that predicts the next token."
-        )
+    find_language_head(vlm)
     record_attention(vlm)
     return vlm.eval()
 
@@ -234,13 +231,22 @@ def _recognise_rope(name: str, layer: int, key: torch.Tensor, frequencies: dict[
                 for order in (torch.arange(len(inv_freq)), sorted_like):
                     angles = inv_freq[order]
                     rotated = apply_rope(key[0], angles.cos(), angles.sin(), style, start)
-                    if torch.allclose(rotated, key[1], rtol=1e-4, atol=1e-4 * key.abs().max().item()):
+                    is_permutation = len(order.unique()) == len(order)
+                    if is_permutation and _are_alike(rotated, key[1], slice(start, start + 2 * len(order))):
                         order = None if order.equal(torch.arange(len(order))) else order.tolist()
                         return {"rope": style, "rope_start": start, "rope_order": order, "inv_freq": buffer}
     raise UnsupportedBackboneError(
         f"'{name}', layer {layer}: its rotary position embedding is none that the expert can follow "
         f"(tried pairs from two halves and interleaved pairs with the frequencies {sorted(frequencies)})."
     )
+
+
+def _are_alike(a: torch.Tensor, b: torch.Tensor, rotary: slice) -> bool:
+    """Whether two keys (H, D) are the same within rounding. What turns may be small beside what does not."""
+    turns = torch.zeros(a.shape[-1], dtype=torch.bool)
+    turns[rotary] = True
+    parts = ((a[:, turns], b[:, turns]), (a[:, ~turns], b[:, ~turns]))
+    return all(torch.allclose(x, y, rtol=1e-4, atol=1e-4 * float(y.abs().max())) for x, y in parts if y.numel())
 
 
 def _rotation_angles(key: torch.Tensor, num_pairs: int, style: str, start: int) -> torch.Tensor:

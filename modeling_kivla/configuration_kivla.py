@@ -9,6 +9,7 @@ from .backbone_probe import probe_backbone
 from .checked_config import CheckedConfig
 from .damaged_files import check_counts, check_size
 from .hub_card import hub_id
+from .remote_vlm import known_config
 
 # The constructor makes configs of dicts, and measures layers that are not given. Once it is done a field holds a
 # config, whose attributes depend on the VLM's family: a type checker is not to doubt them.
@@ -148,7 +149,7 @@ class KIVLAConfig(CheckedConfig):
                     "`vlm_config` was given as a dict without `model_type`, so its class cannot be known. Add "
                     f"'model_type', or pass a config object. Keys given: {sorted(self.vlm_config)}."
                 )
-            self.vlm_config = AutoConfig.for_model(**self.vlm_config)
+            self.vlm_config = known_config(self.vlm_config)
         if self.expert_config is None:
             self.expert_config = KIVLAExpertConfig()
         elif isinstance(self.expert_config, dict):

@@ -26,7 +26,14 @@ from transformers.utils.output_capturing import maybe_install_capturing_hooks
 from .action_checks import check_finite
 from .action_expert import ActionExpert, ExpertRMSNorm, Modulation, Prefix
 from .adapter_loading import adapter_in, load_with_adapter
-from .backbone_attention import PrefixRecorder, capture_positions, find_text_decoder, logits_at, record_attention
+from .backbone_attention import (
+    PrefixRecorder,
+    capture_positions,
+    find_language_head,
+    find_text_decoder,
+    logits_at,
+    record_attention,
+)
 from .configuration_kivla import KIVLAConfig, KIVLAExpertConfig
 from .damaged_files import check_all_weights, check_text_weights, damaged_files_named
 from .flow_matching import euler_times, flow_matching_loss, interpolate, sample_flow_time
@@ -52,7 +59,8 @@ from .knowledge_insulation import insulate
 from .next_token import next_token_loss, supervised_tokens
 from .pipeline_kivla import ActionPredictionPipeline  # noqa: F401 (belongs to the code that is saved with a policy)
 from .real_time_chunking import RealTimeChunking, draw_delays, first_steps, guided_velocity
-from .token_ids import check_new_tokens
+from .remote_vlm import register_vlm_code, save_vlm_code
+from .token_ids import check_new_tokens, without_advice_on_new_rows
 
 _HUB_ARGUMENTS = (
     "cache_dir",
@@ -194,6 +202,7 @@ class KIVLAForActionPrediction(KIVLAGenerationMixin, KIVLAPreTrainedModel):
         # The config first: a VLM that gives the expert nothing to read is refused before its weights are loaded.
         hub_kwargs = {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs}
         vlm_config = AutoConfig.from_pretrained(pretrained_model_name_or_path, **hub_kwargs)
+        register_vlm_code(vlm_config.to_dict(), pretrained_model_name_or_path, **hub_kwargs)
         config = KIVLAConfig(vlm_config=vlm_config, expert_config=expert_config, **config_kwargs)
         if not {"dtype", "torch_dtype"} & kwargs.keys():
             kwargs["dtype"] = torch.float32
@@ -221,6 +230,9 @@ class KIVLAForActionPrediction(KIVLAGenerationMixin, KIVLAPreTrainedModel):
             return load_with_adapter(cls, adapter, kwargs)
         load: Any = super().from_pretrained
         where = {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs}
+        if where.get("trust_remote_code"):
+            config, _ = KIVLAConfig.get_config_dict(pretrained_model_name_or_path, **where)
+            register_vlm_code(config.get("vlm_config", {}), pretrained_model_name_or_path, **where)
         with damaged_files_named(
             pretrained_model_name_or_path, lambda: load(pretrained_model_name_or_path, device_map="meta", **where)
         ):
@@ -238,6 +250,8 @@ class KIVLAForActionPrediction(KIVLAGenerationMixin, KIVLAPreTrainedModel):
         By default the library would write many VLMs under the names of their first releases, which resuming a `Trainer`
         run then does not find, without an error.
         """
+        if kwargs.get("is_main_process", True):
+            save_vlm_code(self.vlm, save_directory)
         super().save_pretrained(save_directory, save_original_format=save_original_format, **kwargs)
         if self._hf_peft_config_loaded and kwargs.get("is_main_process", True):
             self.config.save_pretrained(save_directory)  # which policy the adapter is one of
@@ -258,10 +272,10 @@ class KIVLAForActionPrediction(KIVLAGenerationMixin, KIVLAPreTrainedModel):
         self.vlm.set_input_embeddings(value)
 
     def get_output_embeddings(self):
-        return self.vlm.get_output_embeddings()
+        return find_language_head(self.vlm).get_output_embeddings()
 
     def set_output_embeddings(self, value):
-        self.vlm.set_output_embeddings(value)
+        find_language_head(self.vlm).set_output_embeddings(value)
 
     @property
     def vocab_size(self) -> int:
@@ -274,7 +288,10 @@ class KIVLAForActionPrediction(KIVLAGenerationMixin, KIVLAPreTrainedModel):
         """Make room for new tokens in the VLM, e.g. `model.resize_token_embeddings(len(processor.tokenizer))`."""
         rows = self.get_input_embeddings().weight.shape[0]
         check_new_tokens(self.config.vlm_config, range(rows, new_num_tokens or rows))
-        return self.vlm.resize_token_embeddings(new_num_tokens, *args, **kwargs)
+        with without_advice_on_new_rows():
+            embedding = find_language_head(self.vlm).resize_token_embeddings(new_num_tokens, *args, **kwargs)
+        self.config.get_text_config().vocab_size = embedding.num_embeddings  # a model inside has a copy of its config
+        return embedding
 
     def set_attn_implementation(self, attn_implementation: str | dict, **kwargs):
         """As for any model, applied to the VLM; the text decoder's attention goes on being recorded (`kivla_eager`).

@@ -219,6 +219,7 @@ class ActionPredictionPipeline(Pipeline):
         try:
             state = self.processor.newest_state(observation.get("state"))
             rest = self.processor.normalize_actions(actions, robot, state)
+            self.processor.robot(robot).units.check_plausible(actions)
         except ValueError as error:
             raise ValueError(f"`previous_actions`: {error}") from error
         if rest.ndim != 2:
@@ -251,6 +252,23 @@ class ActionPredictionPipeline(Pipeline):
             ValueError: the policy cannot do real-time chunking by this method, "guidance" or "trained".
         """
         check_method(self.model.config, method)
+
+    def check_averaging(self) -> None:
+        """
+        Raises:
+            ValueError: chunks of this policy have no mean: some dimensions are angles that wrap, or rotations.
+        """
+        if self.without_mean:
+            raise ValueError(
+                f"{', '.join(self.without_mean)}: a mean of angles that wrap, or of rotations, is none (of 179 and "
+                '-179 degrees it is 0). Choose another way of acting than "ensemble".'
+            )
+
+    @property
+    def without_mean(self) -> list[str]:
+        """Dimensions of which actions have no mean: angles that wrap, and rotations."""
+        relatives = [robot.units.relative for robot in self.processor.robots.values()]
+        return [of.name(d) for of in relatives if of is not None for d in (*of.wraps, *of.rotated)]
 
     @property
     def observation_history(self):

@@ -6,13 +6,15 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from .normalization import MOST, Normalizer, as_numbers, clip_to_range
+from .normalization import EPSILON, MOST, Normalizer, as_numbers, clip_to_range
 from .pi_aloha import ALOHA_DIM, actions_from_pi, actions_to_pi, state_to_pi
 from .relative_actions import RelativeActions, to_absolute, to_relative
 from .relative_words import RobotDimensions, parse_relative_actions, preset_size
 
 # Of a checkpoint that does not say whether its actions are relative to the state: it cannot act until somebody does
 UNKNOWN = "unknown"
+# Widths of the recorded range that actions of the same robot and units are never outside of it
+_FAR = 2.0
 
 
 class ActionUnits:
@@ -150,6 +152,28 @@ class ActionUnits:
         if self.relative is not None:
             low[self.relative.rotated], high[self.relative.rotated] = -np.inf, np.inf
         return clip_to_range(actions, low, high)
+
+    def check_plausible(self, actions) -> None:
+        """Refuse absolute actions (..., D) that are far outside of all that were recorded: they are in other units.
+
+        Raises:
+            ValueError: one lies more than `_FAR` widths of its dimension's range outside of it.
+        """
+        if self.range is None:
+            return
+        low, high = self.range
+        moves = high - low > EPSILON
+        if self.relative is not None:
+            moves[self.relative.rotated] = False
+        actions = as_numbers(actions)
+        excess = np.maximum(low - actions, actions - high) / np.where(moves, high - low, 1.0)
+        excess = np.where(moves, excess, 0.0).reshape(-1, len(low)).max(axis=0)  # (D,)
+        worst = int(excess.argmax())
+        if excess[worst] > _FAR:
+            raise ValueError(
+                f"in dimension {worst} they lie {excess[worst]:.3g} widths of the recorded range ({low[worst]:g} to "
+                f"{high[worst]:g}) outside of it: are they in robot units, and of this robot?"
+            )
 
     def state(self, state: np.ndarray) -> np.ndarray:
         """A state (..., Ds), robot units -> in the units of the statistics."""

@@ -39,17 +39,29 @@ def has_chat(vlm_processor: ProcessorMixin) -> bool:
     return bool(vlm_processor.chat_template)
 
 
-def chat_format(vlm_processor: ProcessorMixin, num_images: int) -> ChatFormat:
-    """What stands around a prompt with so many images in front of it.
+# What stands in front of a prompt: so many images; or where videos are among them a letter for each, such as "vi"
+Media = int | str
+IMAGE, VIDEO = "i", "v"
+_KINDS = {IMAGE: "image", VIDEO: "video"}
+
+
+def media_of(letters: str) -> Media:
+    """Name what stands in front of a prompt, from a letter for each."""
+    return letters if VIDEO in letters else len(letters)
+
+
+def chat_format(vlm_processor: ProcessorMixin, media: Media) -> ChatFormat:
+    """What stands around a prompt with so many images, or these images and videos, in front of it.
 
     Raises:
         ValueError: a chat template that leaves out the words of the user or of the assistant.
     """
     eos = vlm_processor.tokenizer.eos_token
+    letters = IMAGE * media if isinstance(media, int) else media
     if not has_chat(vlm_processor):
-        return ChatFormat(vlm_processor.image_token * num_images, "", "", eos)
+        return ChatFormat(vlm_processor.image_token * len(letters), "", "", eos)
     render = vlm_processor.apply_chat_template
-    content = [*({"type": "image"} for _ in range(num_images)), {"type": "text", "text": _PROMPT}]
+    content = [*({"type": _KINDS[letter]} for letter in letters), {"type": "text", "text": _PROMPT}]
     question = {"role": "user", "content": content}
     answer = {"role": "assistant", "content": [{"type": "text", "text": _ANSWER}]}
     before, has_prompt, after = render([question], add_generation_prompt=True, tokenize=False).partition(_PROMPT)
@@ -80,18 +92,27 @@ class ChatFormats:
     Args:
         vlm_processor: whose chat template it is.
         most_images: prompts with up to so many are rendered at once (8 at least).
+        most_videos: and those with up to so many videos.
         saved: of `to_dict`, in place of what the template would write today.
 
     Raises:
         ValueError: a chat template that does not work, or `saved` is damaged.
     """
 
-    def __init__(self, vlm_processor: ProcessorMixin, most_images: int = 0, saved: Mapping[str, dict] | None = None):
+    def __init__(
+        self,
+        vlm_processor: ProcessorMixin,
+        most_images: int = 0,
+        saved: Mapping[str, dict] | None = None,
+        most_videos: int = 0,
+    ):
         self._vlm_processor = vlm_processor
         self._template = vlm_processor.chat_template
         if saved is not None:
             check_prompts(saved, [field.name for field in fields(ChatFormat)])
-            self._fixed = {int(number): ChatFormat(**texts) for number, texts in saved.items()}
+            self._fixed: dict[Media, ChatFormat] = {
+                int(media) if media.isdecimal() else media: ChatFormat(**texts) for media, texts in saved.items()
+            }
         else:
             if "strftime_now" in str(self._template):
                 logger.warning(
@@ -99,15 +120,16 @@ class ChatFormats:
                     "keep that of today: they are saved with its processor."
                 )
             self._fixed = {1: chat_format(vlm_processor, 1)}  # a template that does not work is better known now
-            for number in range(max(most_images, _MOST_IMAGES) + 1):
+            videos = [VIDEO * number for number in range(1, most_videos + 1)]
+            for media in (*range(max(most_images, _MOST_IMAGES) + 1), *videos):
                 try:
-                    self._fixed[number] = chat_format(vlm_processor, number)
+                    self._fixed[media] = chat_format(vlm_processor, media)
                 except (TemplateError, ValueError):  # raised again where such a prompt is asked for
                     continue
-        self._others: dict[int, ChatFormat] = {}
+        self._others: dict[Media, ChatFormat] = {}
 
-    def __getitem__(self, num_images: int) -> ChatFormat:
-        """The format of prompts with so many images.
+    def __getitem__(self, media: Media) -> ChatFormat:
+        """The format of prompts with so many images, or these images and videos.
 
         Raises:
             ValueError: the chat template was replaced, or it refuses so many images, or there is no saved format for
@@ -118,17 +140,17 @@ class ChatFormats:
                 "The chat template was changed after this processor was made, which keeps the prompts of the old one. "
                 "Set `vlm_processor.chat_template` first, and make a new KIVLAProcessor(vlm_processor, ...)."
             )
-        if num_images in self._fixed:
-            return self._fixed[num_images]
-        if num_images not in self._others:
+        if media in self._fixed:
+            return self._fixed[media]
+        if media not in self._others:
             if chat_format(self._vlm_processor, 1) != self._fixed[1]:
                 raise ValueError(
-                    f"this processor has saved its prompts with {sorted(self._fixed)} images, and none with "
-                    f"{num_images}. Its chat template writes another prompt by now than when the processor was made "
+                    f"this processor has saved its prompts with {sorted(self._fixed, key=str)} images, and none with "
+                    f"{media}. Its chat template writes another prompt by now than when the processor was made "
                     "(a date, or another version of a library), so it cannot be written anew. Use fewer images."
                 )
-            self._others[num_images] = chat_format(self._vlm_processor, num_images)
-        return self._others[num_images]
+            self._others[media] = chat_format(self._vlm_processor, media)
+        return self._others[media]
 
     @property
     def written(self) -> str:
@@ -136,8 +158,13 @@ class ChatFormats:
         return "\n".join(text for chat in self._fixed.values() for text in asdict(chat).values())
 
     def to_dict(self) -> dict[str, dict]:
-        """Return the formats by number of images, ready for JSON."""
-        return {str(number): asdict(chat) for number, chat in sorted(self._fixed.items())}
+        """Return the formats by number of images (or by a letter for each, with videos), ready for JSON."""
+        return {str(media): asdict(chat) for media, chat in sorted(self._fixed.items(), key=_order)}
 
 
-__all__ = ["ChatFormat", "ChatFormats", "chat_format", "has_chat"]
+def _order(entry: tuple[Media, ChatFormat]) -> tuple:
+    media, _ = entry
+    return (isinstance(media, str), media)
+
+
+__all__ = ["IMAGE", "VIDEO", "ChatFormat", "ChatFormats", "Media", "chat_format", "has_chat", "media_of"]

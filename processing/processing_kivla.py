@@ -32,6 +32,7 @@ from .sequences import (
     tokens_before,
 )
 from .token_rows import Span
+from .video_input import takes_video
 
 # Longest response that a policy says before it acts
 MAX_RESPONSE_TOKENS = 64
@@ -88,6 +89,8 @@ class KIVLAProcessor(PushedWithCard, SavedProcessor, ProcessorMixin):
             sets it as soon as it sees such data.
         history, history_stride: how many frames of each camera, and states, the policy sees, and how many control steps
             lie between them (`observation_history.py`); by default the present one alone. An image may then be a clip.
+        clips_as_video: whether the VLM is given a clip of several frames as a video, or as images; by default as a
+            video if its processor takes one (`takes_video`).
         prompt_frames: what stands around prompt and answer, by number of images (`to_dict()["prompt_frames"]`), as it
             is saved with every processor. By default the VLM's chat template writes it now, once: a date in it stays
             that of the training.
@@ -126,6 +129,7 @@ class KIVLAProcessor(PushedWithCard, SavedProcessor, ProcessorMixin):
         responds_first: bool = False,
         history: int = 1,
         history_stride: int = 1,
+        clips_as_video: bool | None = None,
         prompt_frames: dict[str, dict] | None = None,
     ):
         self.vlm_processor = vlm_processor
@@ -158,6 +162,7 @@ class KIVLAProcessor(PushedWithCard, SavedProcessor, ProcessorMixin):
         self.history = history
         self.history_stride = history_stride
         self.observation_history = ObservationHistory(history, history_stride)
+        self.clips_as_video = self._clips_as_video(clips_as_video)
         check_settings({name: getattr(self, name) for name in SETTINGS})
 
         # Robots: whose numbers the policy takes, and gives back.
@@ -187,14 +192,36 @@ class KIVLAProcessor(PushedWithCard, SavedProcessor, ProcessorMixin):
         )
         self.set_prompts(prompt_frames)
 
+    def _clips_as_video(self, wanted: bool | None) -> bool:
+        """What is wanted, or a video where there is a history and the VLM's processor takes one.
+
+        Raises:
+            ValueError: videos are wanted that the processor does not take.
+        """
+        if self.history == 1 or wanted is False:
+            return False
+        can = takes_video(self.vlm_processor)
+        if wanted and not can:
+            raise ValueError(
+                f"this policy gives its VLM clips as videos, which {type(self.vlm_processor).__name__} does not take "
+                'here. Its video processor may want more libraries: pip install "kivla[vlm,video]".'
+            )
+        return can
+
     def set_prompts(self, prompt_frames: dict[str, dict] | None = None) -> None:
         """Take the prompts of another processor of the same VLM, e.g. of a run that goes on on another day.
 
         Args:
             prompt_frames: its `to_dict()["prompt_frames"]`; None takes what the chat template writes today.
         """
-        most_images = self.history * max(len(robot.cameras or ()) for robot in self.robots.values())
-        self.sequences = Sequences(self.vlm_processor, self.action_prompt, most_images, prompt_frames)
+        most_clips = max(len(robot.cameras or ()) for robot in self.robots.values())
+        self.sequences = Sequences(
+            self.vlm_processor,
+            self.action_prompt,
+            self.history * most_clips,
+            prompt_frames,
+            most_videos=max(most_clips, 1) if self.clips_as_video else 0,
+        )
 
     @classmethod
     def get_attributes(cls) -> list[str]:
@@ -415,7 +442,8 @@ class KIVLAProcessor(PushedWithCard, SavedProcessor, ProcessorMixin):
             chunk, is_pad = robot.chunk(actions, action_is_pad, self.chunk_size, state)
         # Camera by camera, and of each its frames, oldest first
         clips = robot.clips(images, asks_actions, self.observation_history)
-        images = [pad_to_square(frame) if self.square_images else frame for clip in clips for frame in clip]
+        if self.square_images:
+            clips = [[pad_to_square(frame) for frame in clip] for clip in clips]
         if asks_actions and self.state_encoding != "none":
             if state is None:
                 raise ValueError(
@@ -438,12 +466,12 @@ class KIVLAProcessor(PushedWithCard, SavedProcessor, ProcessorMixin):
             given_response,
             spans,
             is_complete,
-            num_images=len(images),
+            media=self.sequences.media(clips),
             expert_reads_response=self.expert_reads_response,
         )
         return Example(
             robot=robot,
-            images=images,
+            clips=clips,
             asks_actions=asks_actions,
             prompt=self._prompt(questions[0], states) if asks_actions else questions[0],
             learns=bool(responses) or chunk is not None,
@@ -462,7 +490,7 @@ class KIVLAProcessor(PushedWithCard, SavedProcessor, ProcessorMixin):
             )
         return Example(
             robot=next(iter(self.robots.values())),
-            images=[],
+            clips=[],
             asks_actions=False,
             prompt=None,
             learns=True,

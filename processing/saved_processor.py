@@ -37,6 +37,7 @@ SETTINGS = (
     "responds_first",
     "history",
     "history_stride",
+    "clips_as_video",
 )
 _ROBOT_ARGUMENTS = ("statistics", "cameras", "action_dim", "relative_actions", "adapt_to_pi", "robots")
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
@@ -74,7 +75,7 @@ class SavedProcessor:
         tokenizer = None if self.action_tokenizer is None else self.action_tokenizer.saved()
         settings = {name: getattr(self, name) for name in SETTINGS}
         if self.history == 1:  # nothing, where policies from before there was a history say nothing
-            del settings["history"], settings["history_stride"]
+            del settings["history"], settings["history_stride"], settings["clips_as_video"]
         robots = {name: robot.to_dict() for name, robot in self.robots.items()}
         robots = robots.get(None, {"robots": robots})
         if (backend := image_backend(self.vlm_processor)) is not None:

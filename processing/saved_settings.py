@@ -20,6 +20,7 @@ SAVED_TYPES = {
     **dict.fromkeys(
         ("expert_reads_response", "noise_padding", "square_images", "clip_actions", "responds_first"), bool
     ),
+    "clips_as_video": bool,
     "max_length": int | None,
     "action_tokenizer": dict | None,
     "image_backend": str,
@@ -114,13 +115,13 @@ def _check_types(file: Path, values: dict, types: dict) -> None:
 
 
 def check_prompts(saved: Mapping, names: Sequence[str]) -> None:
-    """Check `prompt_frames` on disk: by number of images, texts of these names.
+    """Check `prompt_frames` on disk: by number of images, or letters of images and videos, texts of these names.
 
     Raises:
         ValueError: something else, or none for one image.
     """
     for number, texts in saved.items():
-        is_number = number.isdecimal() and len(number) < 6
+        is_number = (number.isdecimal() and len(number) < 6) or (0 < len(number) < 1000 and set(number) <= {"i", "v"})
         is_map = isinstance(texts, dict) and sorted(texts) == sorted(names)
         if not (is_number and is_map and all(isinstance(text, str) for text in texts.values()) and texts["closing"]):
             raise ValueError(

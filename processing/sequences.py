@@ -15,10 +15,11 @@ from PIL import Image
 from transformers import ProcessorMixin
 
 from .action_tokenizers import ActionTokenizer
-from .chat_format import ChatFormats, has_chat
+from .chat_format import IMAGE, VIDEO, ChatFormats, Media, has_chat, media_of
 from .plain_words import PlainWords
 from .robot_spec import RobotSpec
 from .token_rows import Span, extend, pad_rows
+from .video_input import as_video, video_options
 
 # What a VLM's processor is given for a document, which has no prompt: it wants words of every example
 _NO_PROMPT = "text"
@@ -33,8 +34,7 @@ class Example:
 
     Attributes:
         robot: whose cameras, state and actions these are.
-        images: those that are there, RGB, in the order of the cameras; of a history all frames of one camera, oldest
-            first, and then those of the next.
+        clips: the frames that are there, RGB: of each camera, in their order, oldest first; perhaps none of one.
         asks_actions: whether the prompt asks for actions; otherwise it is the text as it was given.
         prompt: the words alone, without image placeholders and chat markup; of a conversation, the first question. None
             for a document, which is all suffix.
@@ -46,7 +46,7 @@ class Example:
     """
 
     robot: RobotSpec
-    images: list[Image.Image]
+    clips: list[list[Image.Image]]
     asks_actions: bool
     prompt: str | None
     learns: bool
@@ -63,6 +63,7 @@ class Sequences:
         vlm_processor: the VLM's own processor.
         action_prompt: of `KIVLAProcessor`.
         most_images: prompts with up to so many images are prepared at once.
+        most_videos: and those with up to so many videos. Above 0 a clip of several frames is a video, else images.
         prompt_frames: of `KIVLAProcessor`; None takes what the chat template writes today.
     """
 
@@ -72,13 +73,15 @@ class Sequences:
         action_prompt: str,
         most_images: int,
         prompt_frames: dict[str, dict] | None = None,
+        most_videos: int = 0,
     ):
         self.vlm_processor = vlm_processor
+        self.has_videos = most_videos > 0
         self.tokenizer = vlm_processor.tokenizer
         # What in a text would be taken for an image
         image_ids = [i for i in vlm_processor.image_token_ids if i is not None]
         self.placeholders = {vlm_processor.image_token, *self.tokenizer.convert_ids_to_tokens(image_ids)}
-        self.formats = ChatFormats(vlm_processor, most_images, prompt_frames)
+        self.formats = ChatFormats(vlm_processor, most_images, prompt_frames, most_videos)
         self.words = PlainWords(self.tokenizer, self.formats.written + action_prompt)
         self._token_type = SUFFIX_TOKEN_TYPE.get(type(vlm_processor).__name__, 0)
         self._newline = self.tokenize("\n")
@@ -147,16 +150,23 @@ class Sequences:
             written += self.vlm_processor(text=[self.formats[1].before + "x"], images=[[picture]])["input_ids"][0]
         return [start] if start in written else []
 
-    def answer(self, num_images: int, words: str) -> list[int]:
+    def media(self, clips: list[list[Image.Image]]) -> Media:
+        """What stands in front of a prompt: camera by camera its frames, oldest first, or one video of them."""
+        return media_of("".join(VIDEO if self._is_video(clip) else IMAGE * len(clip) for clip in clips))
+
+    def _is_video(self, clip: list[Image.Image]) -> bool:
+        return self.has_videos and len(clip) > 1
+
+    def answer(self, media: Media, words: str) -> list[int]:
         """Tokenize an answer as it stands after the prompt: some tokenizers put a space in front of every text."""
-        chat = self.formats[num_images]
+        chat = self.formats[media]
         context, answer = self.tokenize(chat.after), chat.lead + words
         whole = self.tokenize(chat.after + answer)
         return whole[len(context) :] if whole[: len(context)] == context else self.tokenize(answer)
 
-    def closing(self, num_images: int) -> list[int]:
+    def closing(self, media: Media) -> list[int]:
         """What ends the VLM's turn."""
-        return self.tokenize(self.formats[num_images].closing)
+        return self.tokenize(self.formats[media].closing)
 
     def suffix(
         self,
@@ -165,7 +175,7 @@ class Sequences:
         given_response: str | None,
         actions: list[Span],
         is_complete: bool,
-        num_images: int,
+        media: Media,
         expert_reads_response: bool,
     ) -> list[Span]:
         """Return what follows the prompt.
@@ -176,11 +186,11 @@ class Sequences:
         Args:
             actions, is_complete: of `action_spans`.
         """
-        chat, closing, spans = self.formats[num_images], self.closing(num_images), []
+        chat, closing, spans = self.formats[media], self.closing(media), []
         if given_response is not None:
-            spans.append(Span(self.answer(num_images, given_response), False, expert_reads_response))
+            spans.append(Span(self.answer(media, given_response), False, expert_reads_response))
         for i, response in enumerate(responses):
-            spans.append(Span(self.answer(num_images, response), True, expert_reads_response))
+            spans.append(Span(self.answer(media, response), True, expert_reads_response))
             if i < len(next_questions):
                 spans.append(Span(closing, True))
                 spans.append(Span(self.tokenize(chat.between + next_questions[i] + chat.after), False))
@@ -201,7 +211,7 @@ class Sequences:
             ValueError: a longer one.
         """
         encoded, tails = self._prompts(examples)
-        has_images = any(example.images for example in examples)
+        has_images = any(clip for example in examples for clip in example.clips)
         input_ids, mask = encoded["input_ids"], encoded["attention_mask"].bool()
         per_token = {n: t for n, t in encoded.items() if torch.is_tensor(t) and t.shape == input_ids.shape}
         rows = []
@@ -239,26 +249,28 @@ class Sequences:
         alone if actions are asked for, and the prompt's own tokens follow. Processors of that kind (PaliGemma's) end
         the text with a line break, which belongs behind a question and not behind `Action: `.
         """
-        images, heads, tails = [], [], []
+        images, videos, heads, tails = [], [], [], []
         for example in examples:
-            images.append(example.images)
+            images.append([frame for clip in example.clips if not self._is_video(clip) for frame in clip])
+            videos += [as_video(clip) for clip in example.clips if self._is_video(clip)]
             if example.prompt is None:
                 heads.append(_NO_PROMPT)
                 tails.append(None)
                 continue
-            chat = self.formats[len(example.images)]
+            chat = self.formats[self.media(example.clips)]
             apart = example.asks_actions and not has_chat(self.vlm_processor)
             words = example.prompt.strip() if has_chat(self.vlm_processor) else example.prompt
             heads.append(chat.before + ("" if apart else words) + chat.after)
             tails.append(self.tokenize(words) if apart else None)
-        if not any(images):  # PaliGemma's processor refuses such a batch: one more example, which nobody reads, has one
+        # PaliGemma's processor refuses a batch without images: one more example, which nobody reads, has one
+        if not any(images) and not videos:
             heads.append(self.formats[1].before + self.formats[1].after)
             images.append([Image.new("RGB", (64, 64))])
-        options = {"padding": True, "return_tensors": "pt"}
+        options: dict = {"padding": True, "return_tensors": "pt", **(video_options(videos) if videos else {})}
         start = self.tokenizer.bos_token
         if start and any(head.startswith(start) for head in heads):
             options["add_special_tokens"] = False  # a chat template that writes it; the tokenizer would write another
-        encoded = self.vlm_processor(text=heads, images=images, **options)
+        encoded = self.vlm_processor(text=heads, images=images if any(images) else None, **options)
         encoded.pop("labels", None)
         return encoded, tails
 

@@ -242,7 +242,7 @@ def swapped_instructions(env: Environment, seeds: Sequence[int]) -> list[str]:
         if "swapped_instruction" not in info:
             raise ValueError(
                 f"{type(env).__name__} gives no info['swapped_instruction'] at reset, so there is no control with "
-                "swapped instructions for it. Run without the control."
+                "swapped instructions for it. Run without the control: --swapped false."
             )
         sentences += list(info["swapped_instruction"])[: len(scenes)]
     return sentences

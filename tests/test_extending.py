@@ -327,11 +327,14 @@ def test_a_dataset_of_ones_own_checks_what_it_is_given(tmp_path):
 
 
 @pytest.mark.slow  # a process of its own
-def test_one_entry_in_the_table_runs_the_contract_for_another_vlm_family(project):
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "my_family", "-p", "no:cacheprovider", "-k", "my_family"]
+@pytest.mark.parametrize(("plugin", "name"), [("my_family", "my_family"), ("stranger_family", "stranger")])
+def test_one_entry_in_the_table_runs_the_contract_for_another_vlm_family(project, plugin, name):
+    """The second is of a type that transformers does not know."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", plugin, "-p", "no:cacheprovider", "-k", name]
     root = Path(__file__).parents[1]
+    tests = ("modeling_kivla/test_contract.py", "modeling_kivla/test_new_tokens.py", "test_families.py")
     result = subprocess.run(
-        [*command, "tests/modeling_kivla/test_contract.py", "tests/test_families.py"],
+        [*command, *(f"tests/{file}" for file in tests)],
         cwd=root,
         env=os.environ | {"PYTHONPATH": str(project)},
         capture_output=True,
@@ -339,3 +342,55 @@ def test_one_entry_in_the_table_runs_the_contract_for_another_vlm_family(project
     )
     assert result.returncode == 0, result.stdout[-3000:]
     assert "skipped" not in result.stdout.splitlines()[-1]
+
+
+SAVE = """
+import sys
+from stranger_vlm import StrangerConfig, StrangerForConditionalGeneration
+from tests.helpers.families import text
+StrangerConfig.register_for_auto_class()
+StrangerForConditionalGeneration.register_for_auto_class("AutoModelForImageTextToText")
+StrangerForConditionalGeneration(StrangerConfig(text_config=text("llama"))).save_pretrained(sys.argv[1])
+"""
+BUILD = """
+import sys
+from kivla import KIVLAForActionPrediction
+vlm, policy = sys.argv[1:]
+sizes = {"chunk_size": 5, "max_action_dim": 3, "expert_config": {"hidden_size": 32, "intermediate_size": 48}}
+KIVLAForActionPrediction.from_vlm(vlm, trust_remote_code=True, **sizes).save_pretrained(policy)
+"""
+LOAD = """
+import sys
+import torch
+from kivla import KIVLAForActionPrediction
+try:
+    KIVLAForActionPrediction.from_pretrained(sys.argv[1])
+except ValueError as error:
+    assert "'stranger' is no type of model" in str(error) and "trust_remote_code=True" in str(error), error
+else:
+    raise AssertionError("code was run that nobody trusted")
+model = KIVLAForActionPrediction.from_pretrained(sys.argv[1], trust_remote_code=True).eval()
+assert type(model.vlm).__module__.startswith("transformers_modules")
+tokens = torch.tensor([[200] * 4 + [20, 21]])
+chunk = model.sample_actions(input_ids=tokens, pixel_values=torch.randn(1, 3, 8, 8), num_steps=2)
+assert chunk.shape == (1, 5, 3) and chunk.isfinite().all()
+"""
+
+
+@pytest.mark.slow  # three processes of their own
+def test_a_vlm_that_brings_its_code_along_goes_on_doing_so_in_the_policy(project, tmp_path):
+    root, vlm, policy = Path(__file__).parents[1], str(tmp_path / "vlm"), str(tmp_path / "policy")
+    environment = os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
+    for script, arguments, path in (
+        (SAVE, [vlm], f"{project}:{root}"),
+        (BUILD, [vlm, policy], ""),
+        (LOAD, [policy], ""),
+    ):
+        result = subprocess.run(
+            [sys.executable, "-c", script, *arguments],
+            cwd=tmp_path,
+            env=environment | {"PYTHONPATH": path},
+            capture_output=True,
+            text=True,
+        )
+        assert result.returncode == 0, result.stderr[-3000:]

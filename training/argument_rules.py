@@ -98,6 +98,7 @@ DIFFERENT: dict[str, str] = {
     "seed": "Order of examples and random numbers depend on seed and step alone, also after an interruption.",
     "data_seed": "The order of the examples. A `Mixture` has an order and a seed of its own.",
     "dataloader_num_workers": "What is random in an example depends on seed, epoch and example, not on the worker.",
+    "dataloader_pin_memory": "Only where there is an accelerator: PyTorch pins for one.",
     "logging_nan_inf_filter": "A loss or gradient that is NaN or infinite ends the run, or the step is skipped: see "
     "`on_nonfinite`.",
     "metric_for_best_model": "With several evaluation sets it must name one of them: `eval_NAME_loss`.",

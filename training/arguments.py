@@ -4,6 +4,7 @@ import logging
 import math
 from dataclasses import dataclass, field, fields
 
+import torch
 from transformers import TrainingArguments
 
 from .argument_rules import check_arguments
@@ -49,6 +50,13 @@ class ResumableTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self):
+        # Later versions of the library call it activation checkpointing, and warn of the name that all of them know.
+        for old in ("gradient_checkpointing", "gradient_checkpointing_kwargs"):
+            new = old.replace("gradient", "activation")
+            if new in self.__dataclass_fields__ and getattr(self, new) is None:
+                setattr(self, new, getattr(self, old))
+        # Memory is pinned for an accelerator; PyTorch warns where there is none.
+        self.dataloader_pin_memory = self.dataloader_pin_memory and torch.accelerator.is_available()
         super().__post_init__()
         self.check()
 

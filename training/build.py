@@ -638,14 +638,15 @@ def new_tokenizer(
             return load_action_tokenizer(kind)
         except NOT_FOUND as error:
             what = "saved action tokenizer (--action_tokenizer; by name: fast, bins or none)"
-            raise not_found(kind, what, error) from error
+            raise not_found(kind, what, error, known=("fast", "bins", "none")) from error
     given = {"vocab_size": options.action_vocab_size, "scale": options.action_scale}
     given = {name: value for name, value in given.items() if value is not None}
+    tokenizer_class = action_tokenizer_class(kind)
 
     def fit() -> tuple[ActionTokenizer, str]:
         chunks = normalized_chunks(sources, robots, normalization)
         try:
-            tokenizer = action_tokenizer_class(kind).fit(chunks, **given)
+            tokenizer = tokenizer_class.fit(chunks, **given)
         except ValueError as error:
             names = [f"{data.name}: {', '.join(data.action_names)}" for data in sources if data.action_names]
             raise ValueError(f"{error} The dimensions of {'; '.join(names)}." if names else str(error)) from error

@@ -95,7 +95,10 @@ def _rates(trainer: KIVLATrainer) -> str:
         *(f"{_TITLES[part]} {rate:g}" for part, rate in own.items() if rate is not None),
     ]
     warmup = args.get_warmup_steps(num_steps(trainer))
-    return f"{', '.join(rates)}; {warmup:,} steps of warm-up, then {args.lr_scheduler_type.value.replace('_', ' ')}"
+    shape = args.lr_scheduler_type.value.replace("_", " ")
+    if (args.lr_scheduler_kwargs or {}).keys() == {"min_lr_rate"}:
+        shape = f"a cosine that ends at {args.lr_scheduler_kwargs['min_lr_rate']:.0%}"
+    return f"{', '.join(rates)}; {warmup:,} step{'s' * (warmup != 1)} of warm-up, then {shape}"
 
 
 def _evaluation(trainer: KIVLATrainer, steps: int) -> str:
@@ -115,7 +118,8 @@ def _checkpoints(trainer: KIVLATrainer, steps: int) -> str:
     if args.save_strategy.value == "no":
         return "none"
     checkpoint, _, most = trainer.disk_use(steps, args.num_train_epochs)
-    every = f"every {math.ceil(args.save_steps * (steps if args.save_steps < 1 else 1)):,} steps"
+    number = math.ceil(args.save_steps * (steps if args.save_steps < 1 else 1))
+    every = "at the end" if number >= steps else f"every {number:,} steps and at the end"
     every = {"epoch": "after every epoch", "best": "after the best evaluation"}.get(args.save_strategy.value, every)
     kept = f"the last {args.save_total_limit} kept" if args.save_total_limit else "all kept"
     folder = Path(args.output_dir).resolve()

@@ -209,7 +209,11 @@ def get_recipe(name: str) -> Recipe:
     if name.endswith((".yaml", ".yml")):
         return _read_recipe(Path(name))
     if name not in RECIPES:
-        raise ValueError(f"There is no recipe {name!r}. Recipes: {', '.join(RECIPES)}, or a YAML file of your own.")
+        near = difflib.get_close_matches(name, RECIPES, n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise ValueError(
+            f"There is no recipe {name!r}.{hint} Recipes: {', '.join(RECIPES)}, or a YAML file of your own."
+        )
     return RECIPES[name]
 
 

@@ -437,7 +437,7 @@ class ResumableTrainer(Trainer):
         averaged = sum(4 * p.numel() for p in model.parameters() if p.requires_grad and self.args.ema_decay is not None)
         checkpoint = weights + 2 * trained + averaged
         save_steps = self.args.save_steps * (max_steps if self.args.save_steps < 1 else 1)
-        kept = max_steps // max(math.ceil(save_steps), 1)
+        kept = math.ceil(max_steps / max(math.ceil(save_steps), 1))  # the last step is saved in any case
         if self.args.save_strategy == "epoch":
             kept = math.ceil(num_epochs)
         if self.args.save_total_limit:

@@ -21,7 +21,7 @@ from transformers.integrations import get_available_reporting_integrations
 
 from ..hub_cards.hub_names import public_name
 from ..modeling_kivla import KIVLAForActionPrediction
-from ..named_models import model_type
+from ..named_models import TABLETOP, model_type
 from ..processing import KIVLAProcessor
 from ..processing.chat_format import has_chat
 from .arguments import KIVLATrainingArguments
@@ -104,7 +104,8 @@ def train(
             start = folder
             continue
         if args.process_index == 0:
-            of_several = f"{number} of {len(stages)}: trains {', '.join(stage.trains)}, {stage.config}"
+            config = ", ".join(f"{name} {value:g}" for name, value in stage.config.items())
+            of_several = f"{number} of {len(stages)}: trains {', '.join(stage.trains)}; {config}"
             print(format_plan(trainer, of_several if len(stages) > 1 else None))
         trainer.add_callback(TimeLeft())
         evaluated = LastEvaluation()
@@ -168,6 +169,11 @@ def check_options(model_args: ModelArguments, data_args: DataArguments, args: KI
     for name in ("learning_rate", *RATE_ARGUMENTS.values()):
         if (getattr(args, name) or 0) < 0:
             raise ValueError(f"--{name} must not be negative, got {getattr(args, name)}.")
+    # The library takes any number below 1 for "by epochs", of which it has 3; -1 is its word for that.
+    if args.max_steps < 1 and args.max_steps != -1:
+        raise ValueError(f"--max_steps must be at least 1, got {args.max_steps}.")
+    if args.max_steps < 1 and not args.num_train_epochs > 0:
+        raise ValueError(f"--num_train_epochs must be more than 0, got {args.num_train_epochs:g}.")
     (recipe_name, recipe), stages = model_args.chosen_recipe, model_args.stages
     with_vlm_data = data_args.vlm_dataset is not None and recipe.vlm_data
     if data_args.vlm_share is not None and not with_vlm_data:
@@ -206,7 +212,7 @@ def check_options(model_args: ModelArguments, data_args: DataArguments, args: KI
     if args.max_steps < 1 and is_mixed:
         raise ValueError("Several sources of examples are mixed for a number of steps: give --max_steps.")
     if model_args.vlm is not None:
-        model_type(model_args.vlm, "VLM (--vlm)")
+        model_type(model_args.vlm, "VLM (--vlm)", known=(TABLETOP,))
 
 
 _PACKAGES = ("trackio", "wandb", "tensorboard")  # that are documented; the library knows more

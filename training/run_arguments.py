@@ -4,10 +4,12 @@
 VLM and a fresh expert on a robot's demonstrations, each with where it comes from. None of them is a result of ours.
 """
 
+import os
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from transformers import TrainingArguments
+from transformers.utils import is_torch_bf16_gpu_available, is_torch_xla_available
 
 from .arguments import KIVLATrainingArguments
 from .data.augmentation import AUGMENTATIONS
@@ -32,7 +34,7 @@ SOURCES: dict[str, str] = {
     "save_total_limit": "the last 2: were the newest damaged, the one before is there",
     "eval_strategy": "`steps`: the library's default is never",
     "eval_steps": "1,000, as often as a checkpoint is written",
-    "dataloader_num_workers": "4. LeRobot",
+    "dataloader_num_workers": "4, or as many as there are processors, if these are fewer. LeRobot",
     "augment": "`robot`, in openpi's amounts. For data of a simulator, whose light and camera stay: `--augment none`",
 }
 
@@ -63,6 +65,11 @@ PRESETS: dict[str, dict] = {
     },
 }
 _SMALL, _MEDIUM = 1e9, 4.5e9  # parameters of a VLM, up to which it is
+
+
+def _as_the_library(name: str, text: str):
+    """An option of the library with its default, and words of ours."""
+    return field(default=TrainingArguments.__dataclass_fields__[name].default, metadata={"help": text})
 
 
 def preset_for(num_parameters: int) -> str:
@@ -116,7 +123,17 @@ class RunArguments(KIVLATrainingArguments):
     save_total_limit: int | None = field(default=2, metadata={"help": "Keep so many checkpoints, the last ones."})
     eval_strategy: str = field(default="steps", metadata={"help": "When to evaluate: no, steps or epoch."})
     eval_steps: float | None = field(default=1000, metadata={"help": "Evaluate every so many steps."})
-    dataloader_num_workers: int = field(default=4, metadata={"help": "Processes that read data while a step runs."})
+    dataloader_num_workers: int | None = field(
+        default=None,
+        metadata={"help": "Processes that read data while a step runs; 4, or as many as there are processors."},
+    )
+    output_dir: str | None = _as_the_library("output_dir", "Where checkpoints and the policy go: a folder of this run.")
+    gradient_checkpointing: bool | None = _as_the_library(
+        "gradient_checkpointing", "Compute activations twice instead of keeping them: less memory, more time."
+    )
+    resume_from_checkpoint: str | None = _as_the_library(
+        "resume_from_checkpoint", "A checkpoint's folder to go on from; by default the run's newest one."
+    )
     augment: str = field(
         default="robot",
         metadata={
@@ -129,6 +146,13 @@ class RunArguments(KIVLATrainingArguments):
             self.max_steps = MAX_STEPS if self.num_train_epochs is None else -1
         if self.num_train_epochs is None:
             self.num_train_epochs = 3.0  # the library's, which goes by the steps
+        if self.dataloader_num_workers is None:
+            self.dataloader_num_workers = min(4, os.cpu_count() or 1)
+        if self.bf16 and not (self.use_cpu or is_torch_bf16_gpu_available() or is_torch_xla_available()):
+            asked = f"--preset {self.preset} has --bf16, which" if self.preset in PRESETS else "--bf16"
+            raise ValueError(
+                f"{asked} needs a GPU, and there is none here. Add --bf16 false to compute in float32 on the CPU."
+            )
         if self.adam_beta2 is None and not self.muon:
             self.adam_beta2 = 0.95
         if self.lr_scheduler_type == _MIN_RATE and self.lr_scheduler_kwargs is None:

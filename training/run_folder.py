@@ -44,8 +44,10 @@ def check_is_free(folder: Path, marks: Iterable[str] = ()) -> None:
         marks: patterns of files of which one is there if it has.
 
     Raises:
-        FileExistsError: it holds other things.
+        FileExistsError: it holds other things, or is a file.
     """
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"{folder} is a file. Give --output_dir a new or an empty folder.")
     others = [path for path in folder.iterdir() if path.suffix not in _LOGS] if folder.is_dir() else []
     if others and not any(path for mark in marks for path in folder.glob(mark)):
         raise FileExistsError(

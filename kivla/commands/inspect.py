@@ -15,7 +15,7 @@ from ..command_line import parse
 from ..modeling_kivla import KIVLAConfig
 from ..modeling_kivla.backbone_attention import PrefixRecorder
 from ..modeling_kivla.backbone_probe import build_without_weights, fill_with_tiny_weights
-from ..named_models import find_vlm, model_type
+from ..named_models import TABLETOP, find_vlm, model_type
 from ..processing import BinningActionTokenizer, KIVLAProcessor
 from ..processing.vlm_processor import backend_name, image_backend, load_vlm_processor
 from ..training.evaluation.plots import plot_attention_mask
@@ -35,6 +35,7 @@ class InspectArguments:
 
     model: str = field(metadata={"help": "A VLM or a KIVLA policy: a folder, a Hub id, or tabletop."})
     num_images: int = field(default=1, metadata={"help": "Images in the example."})
+    history: int = field(default=1, metadata={"help": "For a VLM: frames of each image's camera."})
     text: str = field(default="pick up the cup", metadata={"help": "Instruction in the example."})
     layer_stride: int = field(default=1, metadata={"help": "For a VLM: read every k-th layer."})
     chunk_size: int = field(default=50, metadata={"help": "For a VLM: actions in a chunk."})
@@ -51,19 +52,22 @@ class InspectArguments:
 def run(arguments: Sequence[str]) -> None:
     (args,) = parse((InspectArguments,), arguments, prog="kivla inspect", positional="model")
     args.model = find_vlm(args.model)
-    model_type(args.model, "policy or VLM")
+    model_type(args.model, "policy or VLM", known=(TABLETOP,))
     config = AutoConfig.from_pretrained(args.model, trust_remote_code=args.trust_remote_code)
     is_policy = isinstance(config, KIVLAConfig)
     if is_policy:
         processor = KIVLAProcessor.from_pretrained(args.model)
+        if args.history != 1:
+            raise ValueError(f"--history is for a VLM; this policy sees {processor.observation_history}. Leave it out.")
     else:
         expert = {"layer_stride": args.layer_stride}
         config = KIVLAConfig(vlm_config=config, expert_config=expert, chunk_size=args.chunk_size, state_encoding="none")
-        processor = example_processor(args.model, config, args.trust_remote_code)
+        processor = example_processor(args.model, config, args.trust_remote_code, args.history)
     print(describe(config))
+    print(f"\nsees       {processor.observation_history}")
     batch = example_batch(processor, args.num_images, args.text)
     mask, groups = attention_mask(config, batch)
-    print("\n" + describe_tokens(processor, batch))
+    print(describe_tokens(processor, batch))
     print("\n" + describe_sizes(config, shape := example_shape(config, processor, batch)))
     if not is_policy:
         print(describe_suggestion(config, shape, args.max_parameter_share, args.max_step_share))
@@ -109,7 +113,7 @@ def describe(config: KIVLAConfig) -> str:
     return "\n".join(lines)
 
 
-def example_processor(name: str, config: KIVLAConfig, trust_remote_code: bool) -> KIVLAProcessor:
+def example_processor(name: str, config: KIVLAConfig, trust_remote_code: bool, history: int = 1) -> KIVLAProcessor:
     """A processor for a VLM that has none yet: two-dimensional actions in 16 bins, enough to see where tokens go."""
     return KIVLAProcessor(
         load_vlm_processor(name, trust_remote_code=trust_remote_code),
@@ -120,6 +124,7 @@ def example_processor(name: str, config: KIVLAConfig, trust_remote_code: bool) -
         state_encoding="none",
         normalization="none",
         action_dim=2,
+        history=history,
     )
 
 
@@ -135,7 +140,8 @@ def example_batch(processor: KIVLAProcessor, num_images: int, text: str) -> dict
     actions = np.zeros((min(8, processor.chunk_size), processor.action_dim))
     if robot.mean_action is not None:
         actions += robot.mean_action
-    return processor(images=[[image] * num_images], text=[text], state=state, actions=[actions])
+    clip = [image] * processor.history
+    return processor(images=[[clip] * num_images], text=[text], state=state, actions=[actions])
 
 
 def attention_mask(config: KIVLAConfig, batch: dict) -> tuple[np.ndarray, list[tuple[str, int]]]:

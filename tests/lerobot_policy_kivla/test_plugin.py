@@ -27,6 +27,7 @@ CHECKS = (
     "acting_by_tokens",
     "without_a_seed_torch_decides",
     "one_action_at_a_time",
+    "a_history",
     "on_a_robot",
     "one_of_several_robots",
     "names_of_cameras",
@@ -124,6 +125,8 @@ def write_work(folder: Path) -> None:
     KIVLAForActionPrediction.from_pretrained(folder / "policy").save_pretrained(folder / "two_cameras")
     two = KIVLAProcessor.from_pretrained(folder / "policy", cameras=["front", "observation.images.wrist"])
     two.save_pretrained(folder / "two_cameras")
+    KIVLAForActionPrediction.from_pretrained(folder / "policy").save_pretrained(folder / "history")
+    KIVLAProcessor.from_pretrained(folder / "policy", history=2).save_pretrained(folder / "history")
     examples = [dataset()[i] for i in (0, 70, 140)]
     images = np.stack([example["images"][0] for example in examples])
     images[0, :16, :16] = np.arange(256, dtype=np.uint8).reshape(16, 16, 1)  # every value of a pixel

@@ -1,14 +1,17 @@
 """Action tokens can be learned: their ids work in forward, gradients, saving, loading and `generate`."""
 
+import inspect
+import logging
 from functools import cache
 
 import pytest
 import torch
 import torch.nn.functional as F
+import transformers.modeling_utils
 from transformers import AutoConfig, GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from kivla import BinningActionTokenizer, KIVLAForActionPrediction, KIVLATrainer, KIVLATrainingArguments
-from kivla.modeling_kivla.token_ids import check_new_tokens
+from kivla.modeling_kivla.token_ids import check_new_tokens, without_advice_on_new_rows
 from tests.helpers.families import (
     FAMILIES,
     PER_TOKEN_PADDING,
@@ -18,14 +21,16 @@ from tests.helpers.families import (
     each_family,
     make_example,
 )
+from tests.helpers.families.broken import WITHOUT_NEW_TOKENS
 from tests.helpers.tolerance import assert_close_relative
 from tests.modeling_kivla.test_contract import policy, training_batch
 from tests.processing.test_processing_kivla import CHUNK, LONG, QUESTION, WIDTH, columns, make
 from tests.processing.test_processing_kivla import policy as policy_of_kind
 
 NEW = 60
-# Every id from here on belongs to another table than that of the text
-TAKEN = {"gemma3n": 200}
+# Every id from here on belongs to another table than that of the text, or is never said
+TAKEN = {"gemma3n": 200, "inkling2": 240}
+RELEASED_TAKEN = {"gemma3n": 262144, "inkling2": 200058}
 
 
 @cache
@@ -57,7 +62,7 @@ def test_they_are_read_and_learned(name):
     batch, tokens = batch_of(name, ids)
     model.zero_grad()
     out = model(**batch)
-    assert out.logits.shape == (len(tokens), model.get_output_embeddings().weight.shape[0])
+    assert len(out.logits) == len(tokens) and out.logits.shape[1] > ids.max()
     out.token_loss.backward()
     written = model.get_output_embeddings().weight.grad[tokens].abs().sum(-1)
     assert written.all(), "output rows that learn nothing"
@@ -133,13 +138,44 @@ def test_where_new_ids_are_taken_they_are_refused_before_training(name):
         check_new_tokens(config, [5, TAKEN[name]])
 
 
+def test_an_output_layer_that_ends_before_the_vocabulary_says_no_new_tokens():
+    """Apertus 1.5 may leave out the rows of pictures and sound (`output_vocab_size`)."""
+    config = FAMILIES["llava"].config()
+    config.text_config.output_vocab_size = 200
+    check_new_tokens(config, range(200))
+    with pytest.raises(ValueError, match="takes every id from 200 on"):
+        check_new_tokens(config, [256])
+
+
+def test_the_families_without_new_tokens_are_those_of_the_documentation():
+    assert TAKEN.keys() == WITHOUT_NEW_TOKENS.keys()
+
+
+def test_only_the_librarys_advice_on_new_rows_is_left_out():
+    logger, said = logging.getLogger("transformers.modeling_utils"), []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())
+    logger.addHandler(handler)
+    try:
+        with without_advice_on_new_rows():
+            logger.warning("As described in this article. To disable this, use `mean_resizing=False`")
+            logger.warning("another message")
+        logger.warning("use `mean_resizing=False` is said again")
+    finally:
+        logger.removeHandler(handler)
+    assert said == ["another message", "use `mean_resizing=False` is said again"]
+    assert "use `mean_resizing=False`" in inspect.getsource(transformers.modeling_utils), (
+        "the library says it otherwise"
+    )
+
+
 def test_the_table_is_complete():
-    """Released models, as their configurations have them: Gemma 3n alone."""
+    """Released models, as their configurations have them."""
     for name, family in FAMILIES.items():
         config = AutoConfig.for_model(family.settings["model_type"])
         size = config.get_text_config().vocab_size
         if name in TAKEN:
-            with pytest.raises(ValueError, match="takes every id from 262144 on"):
+            with pytest.raises(ValueError, match=f"takes every id from {RELEASED_TAKEN[name]} on"):
                 check_new_tokens(config, [size])
         else:
             check_new_tokens(config, [size, VOCAB_SIZE, 10**6])

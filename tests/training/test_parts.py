@@ -9,7 +9,7 @@ from torch import nn
 from transformers import AutoModelForImageTextToText
 
 from kivla import KIVLAProcessor
-from kivla.modeling_kivla.backbone_attention import find_text_decoder
+from kivla.modeling_kivla.backbone_attention import find_language_head, find_text_decoder
 from kivla.training.lora import lora_config
 from kivla.training.parts import PROJECTOR, TokenRows, part_of, set_trained_parts, split_groups, vocabulary_weights
 from kivla.training.recipes import Stage, set_stage
@@ -25,7 +25,7 @@ def test_every_family_has_a_projector_and_it_is_no_part_of_the_text_model(name):
     with torch.device("meta"):
         vlm = AutoModelForImageTextToText.from_config(FAMILIES[name].config())
     projector = {parameter for n, parameter in vlm.named_parameters() if part_of(n) == PROJECTOR}
-    text = {*find_text_decoder(vlm).parameters(), *vlm.get_output_embeddings().parameters()}
+    text = {*find_text_decoder(vlm).parameters(), *find_language_head(vlm).get_output_embeddings().parameters()}
     assert projector and not projector & text
 
 

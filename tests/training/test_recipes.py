@@ -121,7 +121,9 @@ def test_stages_that_make_no_sense_cannot_be_made(settings, message):
 
 
 def test_unknown_recipe():
-    with pytest.raises(ValueError, match=r"no recipe 'insulatd'. Recipes: insulated, autoregressive"):
+    with pytest.raises(
+        ValueError, match=r"no recipe 'insulatd'. Did you mean insulated\? Recipes: insulated, autoregressive"
+    ):
         get_recipe("insulatd")
 
 

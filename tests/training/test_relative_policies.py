@@ -321,6 +321,25 @@ def test_the_error_of_an_angle_is_the_shorter_way(policies, recorded, monkeypatc
     np.testing.assert_allclose(np.nanmean(np.abs(found.predictions - found.label_ids)), 1 / 6, rtol=1e-3)
 
 
+def test_what_has_no_mean_is_not_averaged(policies):
+    def pipe(robot: str) -> ActionPredictionPipeline:
+        folder = policies(robot, "text", True)
+        model = KIVLAForActionPrediction.from_pretrained(folder)
+        return ActionPredictionPipeline(model=model, processor=KIVLAProcessor.from_pretrained(folder))
+
+    with pytest.raises(ValueError, match=r"wrist_roll\.pos: a mean of angles that wrap"):
+        ChunkExecutor(pipe("so101"), way="ensemble")
+    ChunkExecutor(pipe("aloha"), way="ensemble")
+
+
+def test_actions_in_other_units_are_noticed(policies, recorded):
+    units = KIVLAProcessor.from_pretrained(policies("so101", "text", True)).robot().units
+    actions = recorded["so101"][3]["actions"]
+    units.check_plausible(actions)
+    with pytest.raises(ValueError, match=r"widths of the recorded range .* are they in robot units"):
+        units.check_plausible(np.radians(90) * 57.3 * actions)
+
+
 def told(data: LeRobotDataset, **options):
     return told_relative(data, PolicyOptions(**options))
 

@@ -43,6 +43,8 @@ def test_results_of_unknown_arguments_are_refused_and_so_is_a_folder_of_other_th
     with pytest.raises(FileExistsError, match=r"d is not empty: it holds thesis\.tex"):
         claim_folder(tmp_path / "d", {"seed": 0}, ("plan.json",))
     assert list(files(tmp_path / "d")) == ["thesis.tex"]
+    with pytest.raises(FileExistsError, match=r"thesis\.tex is a file"):
+        claim_folder(tmp_path / "d" / "thesis.tex", {"seed": 0}, ("plan.json",))
 
 
 @pytest.mark.parametrize(

@@ -149,7 +149,8 @@ def format_report(report: dict) -> str:
     width = max(len(row["name"]) for row in (*report["dimensions"], {"name": "end-point error"}))
     failures = report["decoding_failures"]
     lines = [
-        f"{report['num_chunks']} chunks of {report['chunk_size']} steps; {failures} more did not decode",
+        f"{report['num_chunks']} chunks of {report['chunk_size']} steps"
+        + (f"; {failures} more did not decode" if failures else ""),
         "",
         f"{'':{width}}{'mean abs. error':>18}{'of the mean action':>22}{'times better':>16}",
     ]

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from ...processing import Normalizer
-from ...processing.action_tokenizers import ActionTokenizer
+from ...processing.action_tokenizers import ActionTokenizer, as_chunks
 from ..data.robot_dataset import RobotDataset
 from .metrics import ChunkReconstruction
 
@@ -45,10 +45,9 @@ def measure(tokenizer: ActionTokenizer, actions: np.ndarray, normalizer: Normali
         `max_error_robot_units`, of each dimension apart and then averaged over dimensions; and `clipped`, the share of
         values (bins) or DCT coefficients (FAST) that the tokenizer cannot represent.
     """
-    chunks = normalizer.normalize(actions)
-    clipped_before = tokenizer.num_clipped
-    codes = tokenizer.encode(chunks)
-    decoded = np.stack(tokenizer.decode(codes, *chunks.shape[1:]))
+    chunks = as_chunks(normalizer.normalize(actions))
+    codes, clipped = zip(*map(tokenizer.encode_chunk, chunks), strict=True)  # what is clipped is a figure here
+    decoded = np.stack(tokenizer.decode(codes, *chunks[0].shape))
     error = np.abs(normalizer.unnormalize(decoded) - actions)
     return {
         **ChunkReconstruction(vocab_size=tokenizer.vocab_size, keep_in_memory=True).compute(
@@ -56,7 +55,7 @@ def measure(tokenizer: ActionTokenizer, actions: np.ndarray, normalizer: Normali
         ),
         "rmse_robot_units": float(np.sqrt(np.square(error).mean((0, 1))).mean()),
         "max_error_robot_units": float(error.max((0, 1)).mean()),
-        "clipped": (tokenizer.num_clipped - clipped_before) / chunks.size,
+        "clipped": sum(clipped) / actions.size,
     }
 
 

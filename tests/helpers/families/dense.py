@@ -682,4 +682,71 @@ DENSE = [
             }
         },
     ),
+    Family(
+        "chameleon",
+        {
+            **text(
+                "chameleon",
+                vq_config={
+                    "embed_dim": 4,
+                    "num_embeddings": 16,
+                    "latent_channels": 8,
+                    "resolution": 8,
+                    "base_channels": 32,
+                    "channel_multiplier": [1, 1, 1],
+                    "num_res_blocks": 1,
+                },
+                # pictures become tokens of the vocabulary; the names of these count in letters
+                vocabulary_map={"<image>": IMAGE_ID}
+                | {f"IMGIMG{''.join('ABCDEFGHIJ'[int(n)] for n in str(i))}Z": 220 + i for i in range(16)},
+            )
+        },
+        pixels(8),
+        published={"vocabulary_map": {"<image>": 8711}},
+    ),
+    Family(
+        "emu3",
+        {
+            "model_type": "emu3",
+            "text_config": text("emu3_text_model", attention_dropout=0.0),
+            "vq_config": {
+                "codebook_size": 16,
+                "base_channels": 32,
+                "channel_multiplier": [1, 1, 1],
+                "num_res_blocks": 1,
+                "hidden_size": 32,
+                "attn_resolutions": [2],
+            },
+            # pictures become tokens of the vocabulary, and so do the ends of their lines
+            "vocabulary_map": {"<image>": IMAGE_ID, "<|extra_200|>": 219}
+            | {f"<|visual token {i:06}|>": 220 + i for i in range(16)},
+        },
+        pixels(8, image_sizes=[8, 8]),
+        image_tokens=(IMAGE_ID,) * 6,  # two lines of two tokens and an end
+        published={"vocabulary_map": {"<image>": 151851}},
+    ),
+    Family(
+        "apertus1p5",
+        {
+            "model_type": "apertus1p5",
+            "text_config": text("apertus1p5_text", max_position_embeddings=65_536),
+            # pictures become tokens of the vocabulary
+            "vision_config": {
+                "codebook_size": 16,
+                "embed_dim": 8,
+                "latent_channels": 8,
+                "base_channels": 32,
+                "channel_multiplier": [1, 1, 1],
+                "num_res_blocks": 1,
+                "attn_resolutions": [2],
+                "resolution": 8,
+            },
+            "audio_config": {"codebook_size": 16},
+            "image_token_id": IMAGE_ID,
+            "audio_token_id": 202,
+            "image_token_offset": 208,
+            "audio_token_offset": 224,
+        },
+        pixels(8, image_sizes=[8, 8]),
+    ),
 ]

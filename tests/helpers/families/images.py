@@ -103,6 +103,16 @@ def strip(side: int) -> Callable[[torch.Generator], dict[str, Tensor]]:
     return draw
 
 
+def folded_patches(*sizes: int, **constants: list) -> Callable[[torch.Generator], dict[str, Tensor]]:
+    """Inkling: 4 patches, a token each, of 3 colours last: (4, *sizes, last size, 3); constants as in `pixels`."""
+
+    def draw(generator: torch.Generator) -> dict[str, Tensor]:
+        values = torch.randn(4, *sizes, sizes[-1], 3, generator=generator)
+        return {"pixel_values": values} | {name: torch.tensor([value]) for name, value in constants.items()}
+
+    return draw
+
+
 def merged_patches(generator: torch.Generator) -> dict[str, Tensor]:
     """Gemma 4 without a tower: 2x2 patches of 12x12 pixels with their (x, y) positions, a token each."""
     positions = torch.tensor([[[0, 0], [1, 0], [0, 1], [1, 1]]])

@@ -8,7 +8,7 @@ from transformers import PreTrainedConfig
 _COUNTS = {
     "experts": ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"),
     "latent attention": ("kv_lora_rank",),
-    "sparse attention": ("index_topk",),
+    "sparse attention": ("index_topk", "index_topk_blocks", "indexer_budget"),
     "shared keys": ("num_kv_shared_layers",),
     "inputs for each layer": ("hidden_size_per_layer_input",),
 }
@@ -20,10 +20,11 @@ def mechanisms(config: PreTrainedConfig, kv_layers: list[dict]) -> set[str]:
     Sizes and numbers of layers do not count, so a tiny model of a family can have the mechanisms of a large one.
     """
     text = config.get_text_config()
+    fields = vars(text)  # asked by name, a config whose layers differ would insist on a layer
     found = {f"rope: {layer['rope']}" for layer in kv_layers}
     sizes = {tuple(layer[n] for n in ("num_attention_heads", "num_key_value_heads", "key_dim")) for layer in kv_layers}
-    layer_types = set(getattr(text, "layer_types", None) or ())
-    rope = list(_dicts(getattr(text, "rope_parameters", None)))
+    layer_types = set(fields.get("layer_types") or ())
+    rope = list(_dicts(fields.get("rope_parameters")))
     facts = {
         "no rotary embedding": all(layer["rope"] is None for layer in kv_layers),
         "rotary part last": any(layer["rope_start"] for layer in kv_layers),
@@ -36,10 +37,10 @@ def mechanisms(config: PreTrainedConfig, kv_layers: list[dict]) -> set[str]:
         "layers without keys": len(kv_layers) < text.num_hidden_layers,
         "windows": any("sliding" in kind for kind in layer_types),
         "chunks": any("chunked" in kind for kind in layer_types),
-        "both directions": bool(getattr(text, "use_bidirectional_attention", None)),
+        "both directions": bool(fields.get("use_bidirectional_attention")),
     }
-    for name, fields in _COUNTS.items():
-        facts[name] = any((getattr(text, field, None) or 0) > 0 for field in fields)
+    for name, counts in _COUNTS.items():
+        facts[name] = any((fields.get(count) or 0) > 0 for count in counts)
     return found | {name for name, holds in facts.items() if holds}
 
 

@@ -1,14 +1,16 @@
 """Decoders whose layers differ in the sizes of their heads, or share keys and values."""
 
-from .family import END_ID, IMAGE_ID, START_ID, VIDEO_ID, VOCAB_SIZE, Family
-from .images import gemma_patches, merged_patches, pixels
+from .family import AUDIO_ID, END_ID, IMAGE_ID, START_ID, VIDEO_ID, VOCAB_SIZE, Family
+from .images import folded_patches, gemma_patches, merged_patches, pixels
 from .settings import (
     GEMMA4_SETTINGS,
     MM_TYPES,
+    MUSE_VISION,
     QWEN_IMAGE_TOKENS,
     SLIDING,
     qwen_patches,
     text,
+    vision,
 )
 
 PER_LAYER = [
@@ -133,15 +135,7 @@ PER_LAYER = [
             "text_config": text(
                 "muse_glimmer_text", head_dim=8, num_hidden_layers=4, sliding_window=6, qk_scale_factor=3.87
             ),
-            "vision_config": {
-                "patch_size": 4,
-                "pos_emb_height": 4,
-                "pos_emb_width": 4,
-                "num_attention_heads": 2,
-                "num_hidden_layers": 2,
-                "hidden_size": 16,
-                "intermediate_size": 32,
-            },
+            "vision_config": MUSE_VISION,
             "out_hidden_size": 64,
             "projector_hidden_size": 32,
             "image_token_id": IMAGE_ID,
@@ -149,5 +143,74 @@ PER_LAYER = [
         },
         qwen_patches,
         image_tokens=QWEN_IMAGE_TOKENS,
+    ),
+    Family(
+        "inkling_mm_model",
+        {
+            "model_type": "inkling_mm_model",
+            # positions are biases by distance; convolutions over keys and values; heads of sliding layers differ
+            "text_config": text(
+                "inkling_text",
+                num_attention_heads=4,
+                num_key_value_heads=1,
+                head_dim=8,
+                swa_num_attention_heads=4,
+                swa_num_key_value_heads=2,
+                swa_head_dim=8,
+                sliding_window_size=6,
+                layer_types=["hybrid_sliding", "hybrid_sliding", "hybrid"],
+                mlp_layer_types=["dense", "sparse", "sparse"],
+                d_rel=4,
+                rel_extent=16,
+                n_routed_experts=4,
+                n_shared_experts=1,
+                num_experts_per_tok=2,
+                moe_intermediate_size=16,
+                logits_mup_width_multiplier=1.0,
+            ),
+            "vision_config": {
+                "patch_size": 4,
+                "hidden_size": 16,
+                "num_hidden_layers": 4,
+                "num_attention_heads": 2,
+                "initializer_range": 0.2,
+            },
+            "audio_config": {"n_mel_bins": 4, "mel_vocab_size": 8},
+            "image_token_id": IMAGE_ID,
+            "audio_token_id": AUDIO_ID,
+            "image_bos_token_id": START_ID,
+            "audio_bos_token_id": 205,
+        },
+        folded_patches(2, 4),
+    ),
+    Family(
+        "inkling2",
+        {
+            "model_type": "inkling2",
+            # as Inkling; the last rows of the output layer are never said
+            "text_config": text(
+                "inkling2_text",
+                unpadded_vocab_size=240,
+                num_attention_heads=4,
+                num_key_value_heads=1,
+                head_dim=8,
+                swa_num_attention_heads=4,
+                swa_num_key_value_heads=2,
+                swa_head_dim=8,
+                sliding_window_size=6,
+                layer_types=["hybrid_sliding", "hybrid_sliding", "hybrid"],
+                d_rel=4,
+                rel_extent=16,
+                n_routed_experts=4,
+                num_experts_per_tok=2,
+                moe_intermediate_size=16,
+                n_layers_per_attn_res_block=1,
+            ),
+            "vision_config": vision(
+                "inkling2_vision", posemb_grid_size=4, projection_hidden_dim=32, text_hidden_size=32
+            ),
+            "image_token_id": IMAGE_ID,
+        },
+        folded_patches(8, image_grid_thw=[1, 2, 2]),
     ),
 ]

@@ -111,7 +111,7 @@ _ALL: dict[str, Refused] = {
         "names no output layer over its vocabulary",
         "Its VLM alone: it is a policy itself, with an expert of its own (`kivla convert` reads π0 checkpoints).",
     ),
-    "blip": Refused({"model_type": "blip"}, "names no output layer over its vocabulary", _IN_SEQUENCE),
+    "blip": Refused({"model_type": "blip"}, "has no layers whose attention could be replaced", _IN_SEQUENCE),
     "idefics": Refused({"model_type": "idefics"}, "does not run on tokens alone", _IN_SEQUENCE),
     "git": Refused(
         {"model_type": "git"},

@@ -115,3 +115,13 @@ SAM = {
     "mlp_dim": 32,
     "initializer_range": 0.2,
 }
+
+MUSE_VISION = {
+    "patch_size": 4,
+    "pos_emb_height": 4,
+    "pos_emb_width": 4,
+    "num_attention_heads": 2,
+    "num_hidden_layers": 2,
+    "hidden_size": 16,
+    "intermediate_size": 32,
+}
