@@ -81,8 +81,8 @@ def keep_image_backend(vlm_processor: ProcessorMixin, folder: str | os.PathLike,
         hint = f" To have what it was trained with: {INSTALL}." if missing_libraries(backend) else ""
         logger.warning(
             "The policy in %s was trained with images that %s had prepared; here %s prepares them, because the other "
-            "cannot be had. The VLM sees slightly other images: normalised values differ by up to 0.004 on average, a few "
-            "by up to 0.09.%s",
+            "cannot be had. The VLM sees slightly other images: normalised values differ by up to 0.004 on average, "
+            "a few by up to 0.09.%s",
             folder,
             backend_name(backend),
             backend_name(now),
