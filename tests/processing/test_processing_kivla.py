@@ -538,7 +538,7 @@ NAN = np.array([[np.nan] * WIDTH] * CHUNK)
         ({"state": [0.0, np.nan]}, "`state`: .*must be finite"),
         ({"state": [np.inf, 0.0]}, "`state`: .*must be finite"),
         ({"state": [0.0, 0.0, 0.0]}, "`state`: .*2 dimensions.*another robot"),
-        ({"state": [[0.0, 0.0]]}, r"one vector \(Ds,\), got shape \(1, 2\)"),
+        ({"state": [[0.0, 0.0]] * 2}, r"one vector \(Ds,\), got shape \(2, 2\)"),
         ({"state": None}, 'no `state`.*state_encoding="text"'),
         ({"actions": NAN}, "`actions`: .*must be finite"),
         ({"actions": TRAJECTORIES[0] * np.inf}, "`actions`: .*must be finite"),
