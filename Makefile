@@ -8,7 +8,7 @@ export TOKENIZERS_PARALLELISM ?= false
 # Progress bars and results, not the library's advice.
 export TRANSFORMERS_VERBOSITY ?= error
 
-.PHONY: demo study test test-slow test-quantization lint types docs bench clean
+.PHONY: demo study test test-slow test-quantization test-torchvision lint types docs bench clean
 
 # DEMO_MINUTES=30 make demo: more time, better policy. make demo FROM_SCRATCH=1: pretrain the small VLM too.
 DEMO_MINUTES ?= 10
@@ -39,6 +39,20 @@ test-quantization: $(VENV)/.installed $(QUANTIZATION)
 
 $(QUANTIZATION): constraints.txt
 	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps -c constraints.txt --upgrade --target $@ torchao
+	touch $@
+
+# Processors as they are where torchvision is installed. It is of one build with torch, hence an environment of its own,
+# of 7 GB: the torch of PyPI brings CUDA. TORCHVISION=FOLDER make test-torchvision: put it elsewhere.
+TORCHVISION ?= $(abspath $(VENV))/torchvision
+TORCHVISION_TESTS := tests/processing tests/modeling_kivla/test_pipeline.py
+test-torchvision: $(TORCHVISION)/.installed
+	OMP_NUM_THREADS=$(TEST_THREADS) $(TORCHVISION)/bin/python -m pytest -q -m "not quantization" $(or $(PYTEST_ARGS),$(TORCHVISION_TESTS))
+
+$(TORCHVISION)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(TORCHVISION)
+	sed -e 's/^torch==.*/torch==2.14.1/' -e 's/^torchvision==.*/torchvision==0.29.1/' constraints.txt > $(TORCHVISION)/constraints.txt
+	$(TORCHVISION)/bin/python -m pip install -q --disable-pip-version-check -c $(TORCHVISION)/constraints.txt torch torchvision
+	$(TORCHVISION)/bin/python -m pip install -q --disable-pip-version-check -c $(TORCHVISION)/constraints.txt -e ".[video,sim,server,gguf,vlm,dev]"
 	touch $@
 
 lint: $(VENV)/.installed

@@ -2,7 +2,7 @@
 
 On the hidden tabletop (`kivla rollout --env hidden`) the objects are covered before the gripper can move. `train`
 records demonstrations and trains two policies on them, which differ in their history alone: one sees the present, the
-other also what was 12 steps before. Both begin as the VLM of the repository. `measure` lets both act in the same
+other also what was 16 steps before. Both begin as the VLM of the repository. `measure` lets both act in the same
 scenes, compares them, and draws an episode. Both go on where they were stopped. `cost` says what a history costs, by
 arithmetic.
 """
@@ -31,7 +31,7 @@ matplotlib.use("Agg")
 
 # The oldest frame that is seen at the release is from before the covers, and still so some steps later
 HISTORIES = {"without": ObservationHistory(), "with": ObservationHistory(2, HELD)}
-CHUNK_SIZE = SHOWN  # a chunk that was planned before the covers ends before the release
+CHUNK_SIZE = HELD - SHOWN  # a chunk that was planned before the covers ends before the release
 REPLAN_EVERY = 4
 CHANCE = 1 / 3
 DISTURBANCE = 0.6  # of the expert's motion, as in the demo: it shows how to get back
@@ -75,8 +75,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("what", choices=("train", "measure", "cost"))
     parser.add_argument("--policies", nargs="+", choices=HISTORIES, default=list(HISTORIES), help="which; both")
     parser.add_argument("--num_episodes", type=int, default=200, help="scenes, the same for both; 200")
-    parser.add_argument("--max_steps", type=int, default=1600, help="optimiser steps of a policy; 1600")
-    parser.add_argument("--num_demonstrations", type=int, default=2000, help="2000")
+    parser.add_argument("--max_steps", type=int, default=1100, help="optimiser steps of a policy; 1100")
+    parser.add_argument("--num_demonstrations", type=int, default=3000, help="3000")
     parser.add_argument("--seed", type=int, default=0, help="of weights and data; 0")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads; 1")
     parser.add_argument("--output", type=Path, default=Path("outputs/history"), help="where everything goes")
@@ -113,9 +113,6 @@ def train(options: argparse.Namespace, name: str) -> None:
         chunk_size=CHUNK_SIZE,
         history=history.frames,
         history_stride=history.stride,
-        batch_size=16,
-        num_flow_samples=8,
-        learning_rate=2e-3,
         question_share=0,
     )
     folder, steps = options.output / f"policy_{name}", options.max_steps

@@ -11,13 +11,15 @@ def check_new_tokens(vlm_config: PreTrainedConfig, token_ids: Iterable[int]) -> 
     """Refuse new tokens with ids that the VLM takes for something else than text.
 
     Gemma 3n looks up every id from its image and audio towers' `vocab_offset` on in tables of these towers. Inkling 2
-    drops the logits of every id from `unpadded_vocab_size` on, so that these are never said.
+    drops the logits of every id from `unpadded_vocab_size` on, and the output layer of Apertus 1.5 may end at
+    `output_vocab_size`, so that what comes after is never said.
 
     Raises:
         ValueError: it does so with one of these ids; the message says what to do.
     """
     offsets = {name: getattr(getattr(vlm_config, name), "vocab_offset", None) for name in vlm_config.sub_configs}
-    offsets["unpadded_vocab_size"] = getattr(vlm_config.get_text_config(), "unpadded_vocab_size", None)
+    for name in ("unpadded_vocab_size", "output_vocab_size"):
+        offsets[name] = getattr(vlm_config.get_text_config(), name, None)
     name, first = min(
         ((n, i) for n, i in offsets.items() if i is not None), key=lambda pair: pair[1], default=("", None)
     )

@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 from typing import Self
 
-from transformers import AutoProcessor
 from transformers.dynamic_module_utils import custom_object_save
 
 from .observation_history import ObservationHistory
@@ -14,6 +13,7 @@ from .robot_spec import UNKNOWN, robot_from_json, sizes_for
 from .saved_files import local_folder, read_json, write_files
 from .saved_settings import ROBOT_TYPES, check_saved, panics_as_errors, shortened
 from .tokenizer_registry import load_action_tokenizer
+from .vlm_processor import image_backend, keep_image_backend, load_vlm_processor
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ class SavedProcessor:
         hub = {name: kwargs.pop(name) for name in (*HUB_ARGUMENTS, *_VLM_PROCESSOR_ARGUMENTS) if name in kwargs}
         history = ObservationHistory(kwargs.get("history", 1), kwargs.get("history_stride", 1))
         sizes = sizes_for(kwargs.get("robots") or {None: kwargs}, kwargs.get("state_encoding", "text"), history)
-        vlm_processor = AutoProcessor.from_pretrained(pretrained_model_name_or_path, **hub)
+        vlm_processor = load_vlm_processor(pretrained_model_name_or_path, **hub)
         if isinstance(vlm_processor, SavedProcessor):
             raise ValueError(
                 f"{pretrained_model_name_or_path} is a KIVLA policy, not a VLM. Go on from it by kivla train --policy; "
@@ -78,6 +78,8 @@ class SavedProcessor:
             del settings["history"], settings["history_stride"], settings["clips_as_video"]
         robots = {name: robot.to_dict() for name, robot in self.robots.items()}
         robots = robots.get(None, {"robots": robots})
+        if (backend := image_backend(self.vlm_processor)) is not None:
+            settings["image_backend"] = backend
         written = {"action_tokenizer": tokenizer, "prompt_frames": self.sequences.formats.to_dict(), **robots}
         return {"processor_class": type(self).__name__, **settings, **written}
 
@@ -108,8 +110,12 @@ class SavedProcessor:
         what was saved: `from_pretrained(base, statistics=data.statistics, cameras=data.cameras)` is for a new robot,
         and `vlm_processor=` for a base that was converted without one.
 
+        Images are prepared by the backend that was saved, torchvision or Pillow, unless `use_fast` or `vlm_processor`
+        says otherwise; a warning says so where that is not installed.
+
         Raises:
             FileNotFoundError: the folder holds no KIVLA processor, or half of one.
+            ImportError: the VLM's processor wants a library that is not installed.
             ValueError: a file is damaged.
             TypeError: an argument that is none of these.
         """
@@ -124,6 +130,7 @@ class SavedProcessor:
         vlm_processor = kwargs.pop("vlm_processor", None)
         folder = _local_folder(pretrained_model_name_or_path, **hub)
         settings = cls.saved_settings(folder)
+        backend = settings.pop("image_backend", None)  # a property of the VLM's processor
         if vlm_processor is None and not (folder / VLM_PROCESSOR_FOLDER).is_dir():
             raise FileNotFoundError(
                 f"{folder} holds no complete KIVLA processor: {VLM_PROCESSOR_FOLDER}/ is missing. Pass the VLM's "
@@ -143,8 +150,10 @@ class SavedProcessor:
             return _with_warning(cls(vlm_processor, **{**settings, **kwargs}), folder)
         try:
             with panics_as_errors():
-                vlm_processor = AutoProcessor.from_pretrained(folder / VLM_PROCESSOR_FOLDER, **of_vlm)
-        except OSError:
+                vlm_processor = load_vlm_processor(folder / VLM_PROCESSOR_FOLDER, **of_vlm)
+                if backend is not None and of_vlm.get("use_fast") is None:
+                    keep_image_backend(vlm_processor, folder / VLM_PROCESSOR_FOLDER, backend, **of_vlm)
+        except (OSError, ImportError):
             raise
         except Exception as error:  # tokenizers raises nothing more special
             raise ValueError(

@@ -23,6 +23,7 @@ SAVED_TYPES = {
     "clips_as_video": bool,
     "max_length": int | None,
     "action_tokenizer": dict | None,
+    "image_backend": str,
     "robots": dict,
     "prompt_frames": dict,
 }

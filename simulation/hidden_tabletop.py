@@ -13,13 +13,13 @@ from .tabletop.env import TabletopEnv, TabletopVectorEnv
 from .tabletop.rendering import GRIPPER_COLOR, render
 from .tabletop.scenes import SHAPE_NAMES, Scene
 
-SHOWN = 6  # steps in which the objects are seen
-HELD = 12  # steps in which the gripper stays where it is, whatever it is told
+SHOWN = 10  # steps in which the objects are seen
+HELD = 16  # steps in which the gripper stays where it is, whatever it is told
 COVER = SHAPE_NAMES.index("circle")
 
 
 class HiddenTabletopVectorEnv(TabletopVectorEnv):
-    """N tables on which the objects are covered after 6 steps, and the gripper is held for the first 12.
+    """N tables on which the objects are covered after 10 steps, and the gripper is held for the first 16.
 
     The sentence says which of the three objects to touch, as on the tabletop. A cover is a white disc, the same for
     all, and hides colour and shape; the objects stay where they are. From the 6 steps between cover and release on, a

@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 from peft import PeftModel, get_peft_model
-from transformers import AutoProcessor
 
 from ..modeling_kivla import KIVLAConfig, KIVLAForActionPrediction
 from ..named_models import NOT_FOUND, download, model_type, not_found
@@ -34,6 +33,7 @@ from ..processing.fast_tokenizer import MAX_CHUNKS
 from ..processing.observation_history import ObservationHistory, flat_size
 from ..processing.saved_processor import CONFIG_FILE, SETTINGS, VLM_PROCESSOR_FOLDER
 from ..processing.tokenizer_registry import is_action_tokenizer_class
+from ..processing.vlm_processor import load_vlm_processor
 from .camera_places import are_same, fill_places, new_names
 from .data.data_ranges import range_problems
 from .data.relative_chunks import learned_chunks, robot_statistics
@@ -232,7 +232,7 @@ class BasePolicy:
 
     def processor(self, **changes) -> KIVLAProcessor:
         if self._vlm_processor is not None:
-            changes["vlm_processor"] = AutoProcessor.from_pretrained(self._vlm_processor, **self._trust)
+            changes["vlm_processor"] = load_vlm_processor(self._vlm_processor, **self._trust)
         return KIVLAProcessor.from_pretrained(self.folder, **self._trust, **changes)
 
     def model(self, processor: KIVLAProcessor, options: PolicyOptions, notes: list[str]) -> KIVLAForActionPrediction:

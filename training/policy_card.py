@@ -10,6 +10,7 @@ from ..hub_cards.hub_names import public_name
 from ..hub_cards.readme import join_readmes, readme_on_hub, split_metadata, with_card
 from ..hub_cards.trained_policy import fine_tuned_card
 from ..modeling_kivla.hub_card import base_name
+from ..processing.vlm_processor import backend_name, image_backend
 from .data.dataset_checks import robot_datasets
 from .data.robot_dataset import RobotDataset
 
@@ -40,6 +41,7 @@ def trainer_facts(trainer, sources: Sequence[RobotDataset] | None = None) -> dic
     tasks = [task for data in sources for task in data.tasks.values()]
     metrics = {name: value for entry in log for name, value in entry.items()}  # the last of each
     folder = Path(args.output_dir)
+    backend = image_backend(processor.vlm_processor)
     return {
         **UNKNOWN,
         "name": folder.resolve().name,
@@ -53,6 +55,7 @@ def trainer_facts(trainer, sources: Sequence[RobotDataset] | None = None) -> dic
         "action_tokens": "none" if tokenizer is None else f"{tokenizer.kind}, {tokenizer.vocab_size} codes",
         "state_encoding": processor.state_encoding,
         "history": None if processor.history == 1 else str(processor.observation_history),
+        "images": None if backend is None else f"prepared by {backend_name(backend)}",
         "normalization": processor.normalization,
         "max_steps": trainer.state.global_step,
         "batch_size": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,

@@ -82,6 +82,7 @@ DOES_NOT_MATTER = (
     *("remove_unused_columns", "length_column_name", "ddp_find_unused_parameters", "ddp_bucket_cap_mb"),
     *("ddp_broadcast_buffers", "ddp_static_graph", "ddp_backend", "ddp_timeout", "fsdp", "fsdp_config", "deepspeed"),
 )
+IMAGE_BACKEND = ("processor", "image_backend")
 STAGE, START, MODEL = ("facts", "stage"), "start", "model"
 # In configs: where a model came from, and what the library changes when a run begins or its model is saved (weights are
 # looked at with their types)
@@ -280,6 +281,8 @@ def differences(before: dict, now: dict) -> list[str]:
     skipped = {"versions"}
     if _at(before, STAGE) != _at(now, STAGE) and None not in (_at(before, STAGE), _at(now, STAGE)):
         skipped |= {START, MODEL, ".".join(STAGE), *(f"training.{name}" for name in RATE_ARGUMENTS.values())}
+    if IMAGE_BACKEND[1] not in before.get(IMAGE_BACKEND[0], {}):
+        skipped.add(".".join(IMAGE_BACKEND))  # runs from before it was saved
     old, new = (dict(_leaves(identity, skipped)) for identity in (before, now))
     different = {
         name: (old.get(name, _ABSENT), new.get(name, _ABSENT))

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
+from transformers import AutoModelForImageTextToText, PreTrainedModel
 
 from ..command_line import at_least_one, parse, policy_pipeline
 from ..named_models import find_vlm, model_type
 from ..processing import KIVLAProcessor
 from ..processing.camera_names import CAMERAS_HELP, parse_cameras
+from ..processing.vlm_processor import load_vlm_processor
 from ..training.data.camera_naming import unseen_note
 from ..training.dataset_options import DatasetOptions
 from ..training.evaluation.policy_evaluation import (
@@ -103,7 +104,7 @@ class Speaker(NamedTuple):
             pipe = policy_pipeline(name, device=device, dtype=dtype)
             return cls(pipe.model, pipe.processor)
         model = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype).to(device)
-        processor = KIVLAProcessor(AutoProcessor.from_pretrained(name), state_encoding="none", normalization="none")
+        processor = KIVLAProcessor(load_vlm_processor(name), state_encoding="none", normalization="none")
         return cls(model, processor)
 
     def read(self, texts: HeldOutTexts, batch_size: int) -> TextScores:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from transformers import AutoConfig, AutoProcessor
+from transformers import AutoConfig
 
 from ..command_line import parse
 from ..modeling_kivla import KIVLAConfig
@@ -17,6 +17,7 @@ from ..modeling_kivla.backbone_attention import PrefixRecorder
 from ..modeling_kivla.backbone_probe import build_without_weights, fill_with_tiny_weights
 from ..named_models import TABLETOP, find_vlm, model_type
 from ..processing import BinningActionTokenizer, KIVLAProcessor
+from ..processing.vlm_processor import backend_name, image_backend, load_vlm_processor
 from ..training.evaluation.plots import plot_attention_mask
 from ..training.model_size import (
     ExampleShape,
@@ -115,7 +116,7 @@ def describe(config: KIVLAConfig) -> str:
 def example_processor(name: str, config: KIVLAConfig, trust_remote_code: bool, history: int = 1) -> KIVLAProcessor:
     """A processor for a VLM that has none yet: two-dimensional actions in 16 bins, enough to see where tokens go."""
     return KIVLAProcessor(
-        AutoProcessor.from_pretrained(name, trust_remote_code=trust_remote_code),
+        load_vlm_processor(name, trust_remote_code=trust_remote_code),
         action_tokenizer=BinningActionTokenizer(num_bins=16),
         chunk_size=config.chunk_size,
         max_action_dim=config.max_action_dim,
@@ -203,6 +204,8 @@ def describe_tokens(processor: KIVLAProcessor, batch: dict) -> str:
     if len(processor.action_token_ids):
         ids = processor.action_token_ids
         lines.append(f"actions    {len(ids)} codes, ids {ids[0]} ... {ids[-1]} ({processor.action_token_placement})")
+    if (backend := image_backend(processor.vlm_processor)) is not None:
+        lines.append(f"images     prepared by {backend_name(backend)}")
     return "\n".join(lines)
 
 

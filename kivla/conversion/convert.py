@@ -13,7 +13,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from transformers import AutoProcessor
 from transformers.dynamic_module_utils import custom_object_save
 
 from ..modeling_kivla import KIVLAConfig, KIVLAForActionPrediction
@@ -21,6 +20,7 @@ from ..processing import KIVLAProcessor
 from ..processing.relative_actions import RelativeActions
 from ..processing.relative_words import RELATIVE_HELP, RobotDimensions, parse_relative_actions, preset_size
 from ..processing.robot_spec import UNKNOWN, RobotSpec
+from ..processing.vlm_processor import load_vlm_processor
 from .lerobot_relative import read_relative
 from .pi_config import empty_model, expected_weights, is_published_size, lerobot_variant, make_config
 from .pi_processors import (
@@ -167,7 +167,7 @@ def to_kivla(weights: Weights, folder: Path, output: Path, args: ConvertArgument
     given = read_json(folder / "config.json")
     planned = plan(weights.shapes, weights.same, args.keep_untied)
     sizes = read_sizes({target: weights.shapes[source] for target, source in planned.sources.items()})
-    vlm_processor = None if args.vlm_processor is None else AutoProcessor.from_pretrained(args.vlm_processor)
+    vlm_processor = None if args.vlm_processor is None else load_vlm_processor(args.vlm_processor)
     image_token = None if vlm_processor is None else vlm_processor.image_token_id
     reads_state = not args.no_state_in_prompt
     config = make_config(sizes, given, planned.is_tied, args.chunk_size, reads_state, image_token)

@@ -3,6 +3,8 @@
 import logging
 from numbers import Integral
 
+import numpy as np
+
 from ..acting.observation_memory import ObservationMemory
 from ..processing.observation_history import ObservationHistory, is_clip
 
@@ -39,7 +41,7 @@ class ClientMemory:
         """
         observation = dict(observation)
         step, reset = observation.pop("step", None), observation.pop("reset", False)
-        if not isinstance(reset, bool):
+        if not isinstance(reset, bool | np.bool_):
             raise ValueError(f"'reset' is true where an episode begins, got {reset!r:.80}.")
         if step is not None and (isinstance(step, bool) or not isinstance(step, Integral) or not 0 <= step <= MAX_STEP):
             raise ValueError(f"'step' is the control step of the episode, a whole number from 0 on, got {step!r:.80}.")

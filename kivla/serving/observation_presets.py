@@ -174,7 +174,7 @@ class ObservationReader:
             ValueError: unknown or missing keys, values of another type or far too large, or an observation that is too
                 old.
         """
-        if not isinstance(request, dict) or not all(isinstance(key, str) for key in request):
+        if not _is_map(request):
             raise ValueError(f"An observation is a map with strings as keys, got {type(request).__name__}.")
         request = dict(request)
         self._check_age(request.pop("timestamp", None))
@@ -186,7 +186,7 @@ class ObservationReader:
 
     def _past(self, past) -> list[dict | None]:
         """Earlier observations in the same form; the words of the present one hold."""
-        if not isinstance(past, list) or not all(isinstance(one, dict | None) for one in past) or len(past) > MAX_PAST:
+        if not isinstance(past, list) or len(past) > MAX_PAST or not all(one is None or _is_map(one) for one in past):
             raise ValueError(
                 "'past' is a list of earlier observations, oldest first, None for one that is missing; at most "
                 f"{MAX_PAST}."
@@ -283,6 +283,10 @@ class ObservationReader:
                 f"The observation is {age_ms:.0f} ms old, allowed are {self.max_age_ms:g}. Send a newer one; are the "
                 "clocks of robot and server the same, and is 'timestamp' Unix time in seconds?"
             )
+
+
+def _is_map(value) -> bool:
+    return isinstance(value, dict) and all(isinstance(key, str) for key in value)
 
 
 def _flat(values: dict) -> dict:

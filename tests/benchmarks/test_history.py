@@ -16,7 +16,7 @@ def test_the_table_says_what_is_in_the_rows(tmp_path, monkeypatch):
     options = argparse.Namespace(output=tmp_path, policies=list(history.HISTORIES))
     table = history.measure(options).splitlines()
     assert table[2] == "| without history | the present frame alone | 25.0 % of 100 | 17.5 - 34.3 % |"
-    assert table[3].startswith("| with history | 2 frames, 12 control steps apart | 75.0 % of 100 | 65.7 - 82.5 % |")
+    assert table[3].startswith("| with history | 2 frames, 16 control steps apart | 75.0 % of 100 | 65.7 - 82.5 % |")
     assert table[4].startswith("| chance | | 33.3 %") and "McNemar" in table[6]
     assert (tmp_path / "history.png").read_text() == "2", "the first scene in which only one succeeds"
     assert (tmp_path / "table.md").is_file()
@@ -37,7 +37,7 @@ def test_from_end_to_end_and_again(tmp_path, capsys):
     history.main(["train", *sizes])
     history.main(["measure", *sizes])
     torch.set_num_threads(threads)
-    assert "| with history | 2 frames, 12 control steps apart |" in capsys.readouterr().out
+    assert "| with history | 2 frames, 16 control steps apart |" in capsys.readouterr().out
     files = sorted((tmp_path / "out").glob("*.json"))
     times = [path.stat().st_mtime_ns for path in files]
     history.main(["train", *sizes])

@@ -29,8 +29,8 @@ from tests.processing.test_processing_kivla import policy as policy_of_kind
 
 NEW = 60
 # Every id from here on belongs to another table than that of the text, or is never said
-TAKEN = {"gemma3n": 200, "inkling2": 240}
-RELEASED_TAKEN = {"gemma3n": 262144, "inkling2": 200058}
+TAKEN = {"gemma3n": 200, "inkling2": 240, "inkling2_loop": 240}
+RELEASED_TAKEN = {"gemma3n": 262144, "inkling2": 200058, "inkling2_loop": 200058}
 
 
 @cache
@@ -136,6 +136,15 @@ def test_where_new_ids_are_taken_they_are_refused_before_training(name):
     check_new_tokens(config, range(TAKEN[name]))
     with pytest.raises(ValueError, match=f"id {TAKEN[name]}, "):
         check_new_tokens(config, [5, TAKEN[name]])
+
+
+def test_an_output_layer_that_ends_before_the_vocabulary_says_no_new_tokens():
+    """Apertus 1.5 may leave out the rows of pictures and sound (`output_vocab_size`)."""
+    config = FAMILIES["llava"].config()
+    config.text_config.output_vocab_size = 200
+    check_new_tokens(config, range(200))
+    with pytest.raises(ValueError, match="takes every id from 200 on"):
+        check_new_tokens(config, [256])
 
 
 def test_the_families_without_new_tokens_are_those_of_the_documentation():

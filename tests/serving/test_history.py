@@ -128,7 +128,7 @@ def test_a_past_is_read_in_the_form_of_the_preset(preset):
     seen = reader({**now, "past": [earlier, None]})
     assert seen["past"][1] is None and seen["past"][0].keys() == {"images", "state"}
     np.testing.assert_array_equal(seen["past"][0]["state"], seen["state"])
-    for wrong in ("yesterday", [1], [now] * 65):
+    for wrong in ("yesterday", [1], [{1: 2}], [now] * 65):
         with pytest.raises(ValueError, match="'past' is a list of earlier observations"):
             reader({**now, "past": wrong})
 

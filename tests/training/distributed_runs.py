@@ -32,11 +32,15 @@ from kivla.processing import compute_statistics
 from kivla.training.evaluation.text_nll import HeldOutTexts
 from kivla.training.parts import PARTS, RATE_ARGUMENTS
 from kivla.training.recipes import Stage, set_stage
-from tests.helpers.families import FAMILIES, Family, make_example, randomize_zero_parameters
+from tests.helpers.families import FAMILIES, FAST, Family, make_example, randomize_zero_parameters
 from tests.helpers.vlm_processors import KINDS
 
-# shared keys; experts and linear attention; layers within layers; convolutions; latent attention; an adapter
-SHARDED_FAMILIES = ("gemma3n", "qwen3_5_moe", "smolvlm", "lfm2_vl", "kimi_k25", "molmo2")
+# One for each mechanism; beside them convolutions, an adapter, experts among linear layers, a head inside the VLM, and
+# several residual streams
+SHARDED_FAMILIES = (
+    *dict.fromkeys(FAST.values()),
+    *("lfm2_vl", "molmo2", "qwen3_5_moe", "nemotron_h_omni", "glm5_next"),
+)
 STEPS, BATCH, LEARNING_RATE = 20, 4, 2e-3
 CHUNK, WIDTH, STATE = 3, 2, 2
 SIZES = {"chunk_size": CHUNK, "max_action_dim": WIDTH, "max_state_dim": STATE}

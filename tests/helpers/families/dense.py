@@ -725,4 +725,28 @@ DENSE = [
         image_tokens=(IMAGE_ID,) * 6,  # two lines of two tokens and an end
         published={"vocabulary_map": {"<image>": 151851}},
     ),
+    Family(
+        "apertus1p5",
+        {
+            "model_type": "apertus1p5",
+            "text_config": text("apertus1p5_text", max_position_embeddings=65_536),
+            # pictures become tokens of the vocabulary
+            "vision_config": {
+                "codebook_size": 16,
+                "embed_dim": 8,
+                "latent_channels": 8,
+                "base_channels": 32,
+                "channel_multiplier": [1, 1, 1],
+                "num_res_blocks": 1,
+                "attn_resolutions": [2],
+                "resolution": 8,
+            },
+            "audio_config": {"codebook_size": 16},
+            "image_token_id": IMAGE_ID,
+            "audio_token_id": 202,
+            "image_token_offset": 208,
+            "audio_token_offset": 224,
+        },
+        pixels(8, image_sizes=[8, 8]),
+    ),
 ]

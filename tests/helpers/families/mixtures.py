@@ -392,4 +392,35 @@ MIXTURES = [
         },
         patches(16, 48, batched=False, image_grid_thw=[1, 4, 4]),
     ),
+    Family(
+        "hy_v4_vl",
+        {
+            "model_type": "hy_v4_vl",
+            # latent attention that chooses what to look at, with a sink in each head; M-RoPE; several residual streams
+            "text_config": text(
+                "hy_v4_vl_text",
+                q_lora_rank=16,
+                kv_lora_rank=16,
+                qk_nope_head_dim=8,
+                qk_rope_head_dim=8,
+                v_head_dim=16,
+                rope_parameters=mrope([2, 1, 1]),
+                index_topk=4,
+                index_head_dim=8,
+                index_n_heads=16,
+                indexer_types=["full", "full", "shared"],
+                hc_mult=2,
+                n_routed_experts=4,
+                num_experts_per_tok=2,
+                moe_intermediate_size=16,
+            ),
+            "vision_config": vision("hy_v4_vl_vision", max_image_size=16, out_hidden_size=32),
+            "image_token_id": IMAGE_ID,
+            "video_token_id": VIDEO_ID,
+        },
+        patches(16, 48, batched=False, image_grid_thw=[1, 4, 4]),
+        # two rows of two tokens and a new line
+        image_tokens=(START_ID, *(IMAGE_ID,) * 6, END_ID),
+        token_types=MM_TYPES,
+    ),
 ]

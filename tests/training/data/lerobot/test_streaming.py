@@ -63,6 +63,16 @@ def test_examples_are_those_of_the_folder(hub, tmp_path, version):
     assert any("at most 20 GB" in note for note in data.notes)
 
 
+def test_a_history_needs_no_other_files(hub, tmp_path, stream_gb):
+    history = {"history": 3, "history_stride": 2}
+    data = LeRobotDataset("user/arm", 3, cameras=["top"], streaming=True, stream_gb=stream_gb, **history)
+    local = LeRobotDataset(tmp_path / "data", 3, cameras=["top"], **history)
+    for item in data.file_windows.epoch(seed=3):
+        assert_equal(data[item], local[item])
+    fetched = [name for name in requests(hub) if name.endswith(".mp4")]
+    assert sorted(fetched) == [video(episode, CAMERA) for episode in data.episodes]
+
+
 def test_files_with_several_episodes_are_fetched_once(hub, tmp_path):
     def in_two_files(episodes):
         for episode, (file, start, end) in zip(episodes, [(0, 0, 1.2), (1, 0, 0.9), (1, 0.9, 2.4)], strict=True):
