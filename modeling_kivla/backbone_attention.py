@@ -65,12 +65,14 @@ class PrefixRecorder:
         self.masks: dict[int, torch.Tensor | None] = {}  # as the attention function gets them
         self.is_causal: dict[int, bool] = {}  # what no mask means
         self.is_open = True
+        self.num_records = 0  # a layer may run several times: its last keys and values stay
 
     def record(self, module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask):
         """Keep what the attention function of one layer was called with, if the layer is wanted."""
         layer = cast(int, module.layer_idx)
         if self.is_open and (self.wanted is None or layer in self.wanted):
             self.key_values[layer] = (key, value)
+            self.num_records += 1
             self.num_attention_heads[layer] = query.shape[1]
             self.masks[layer] = mask
             self.is_causal[layer] = getattr(module, "is_causal", True)

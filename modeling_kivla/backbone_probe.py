@@ -176,9 +176,9 @@ def run_once_if_nothing_is_recorded(decoder: nn.Module, recorder: PrefixRecorder
 
     def forward(mixer: nn.Module, kind: tuple, *args, **kwargs):
         if kind not in returned:
-            num_recorded = len(recorder.key_values)
+            num_records = recorder.num_records
             output = type(mixer).forward(mixer, *args, **kwargs)
-            if len(recorder.key_values) > num_recorded:
+            if recorder.num_records > num_records:
                 return output
             returned[kind] = output
         return returned[kind]

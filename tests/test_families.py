@@ -60,7 +60,7 @@ def test_what_needs_an_image_does_not_run_on_text(family):
 def test_every_text_weight_learns_from_a_batch(family, examples):
     model = build_model(family).train()
     model(**vlm_inputs(collate(family, examples))).loss.backward()
-    last = ("o_proj.weight", "out_proj.weight", "self_attn.dense.weight")
+    last = ("o_proj.weight", "o_proj.linear.weight", "out_proj.weight", "self_attn.dense.weight")
     layers = {name: p for name, p in model.get_decoder().named_parameters() if name.endswith(last)}
     without = [name for name, p in layers.items() if p.grad is None or not p.grad.any()]
     assert layers

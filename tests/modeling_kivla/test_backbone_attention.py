@@ -4,9 +4,12 @@ import copy
 import pickle
 
 import pytest
+import torch
+from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from kivla.modeling_kivla.backbone_attention import RecordedImplementation
+from kivla.modeling_kivla.backbone_attention import PrefixRecorder, RecordedImplementation
+from kivla.modeling_kivla.backbone_probe import run_once_if_nothing_is_recorded
 
 
 def test_the_name_of_a_recorded_implementation_is_also_the_one_without_our_prefix():
@@ -23,3 +26,27 @@ def test_the_name_of_a_recorded_implementation_is_also_the_one_without_our_prefi
 def test_copies_of_the_name_are_such_names(copied):
     name = copied(RecordedImplementation("kivla_eager"))
     assert name == "eager" and str(name) == "kivla_eager" and type(str(name)) is str
+
+
+def test_while_measuring_a_layer_that_runs_again_is_not_taken_for_one_without_keys():
+    class Mixer(nn.Module):
+        def __init__(self, layer_idx, recorder=None):
+            super().__init__()
+            self.layer_idx, self.recorder, self.calls = layer_idx, recorder, 0
+
+        def forward(self, x):
+            self.calls += 1
+            if self.recorder is not None:
+                self.recorder.record(self, x, x, x, None)
+            return x + self.layer_idx
+
+    recorder = PrefixRecorder(layers=None)
+    attention = [Mixer(i, recorder) for i in range(3)]
+    linear = [Mixer(i) for i in (7, 8)]
+    run_once_if_nothing_is_recorded(nn.ModuleList(attention), recorder)
+    run_once_if_nothing_is_recorded(nn.ModuleList(linear), recorder)
+    x = torch.zeros(2, 4, 1, 8)
+    for layer in (0, 1, 1, 2):
+        attention[layer](x)
+    assert sorted(recorder.key_values) == [0, 1, 2] and attention[1].calls == 2
+    assert torch.equal(linear[0](x), linear[1](x)) and linear[1].calls == 0, "one of its kind is enough"

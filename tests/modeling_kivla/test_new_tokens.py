@@ -29,8 +29,8 @@ from tests.processing.test_processing_kivla import policy as policy_of_kind
 
 NEW = 60
 # Every id from here on belongs to another table than that of the text, or is never said
-TAKEN = {"gemma3n": 200, "inkling2": 240}
-RELEASED_TAKEN = {"gemma3n": 262144, "inkling2": 200058}
+TAKEN = {"gemma3n": 200, "inkling2": 240, "inkling2_loop": 240}
+RELEASED_TAKEN = {"gemma3n": 262144, "inkling2": 200058, "inkling2_loop": 200058}
 
 
 @cache

@@ -183,34 +183,45 @@ PER_LAYER = [
         },
         folded_patches(2, 4),
     ),
-    Family(
-        "inkling2",
-        {
-            "model_type": "inkling2",
-            # as Inkling; the last rows of the output layer are never said
-            "text_config": text(
-                "inkling2_text",
-                unpadded_vocab_size=240,
-                num_attention_heads=4,
-                num_key_value_heads=1,
-                head_dim=8,
-                swa_num_attention_heads=4,
-                swa_num_key_value_heads=2,
-                swa_head_dim=8,
-                sliding_window_size=6,
-                layer_types=["hybrid_sliding", "hybrid_sliding", "hybrid"],
-                d_rel=4,
-                rel_extent=16,
-                n_routed_experts=4,
-                num_experts_per_tok=2,
-                moe_intermediate_size=16,
-                n_layers_per_attn_res_block=1,
+    *(
+        Family(
+            name,
+            {
+                "model_type": name,
+                # as Inkling; the last rows of the output layer are never said
+                "text_config": text(
+                    f"{name}_text",
+                    unpadded_vocab_size=240,
+                    num_attention_heads=4,
+                    num_key_value_heads=1,
+                    head_dim=8,
+                    swa_num_attention_heads=4,
+                    swa_num_key_value_heads=2,
+                    swa_head_dim=8,
+                    sliding_window_size=6,
+                    layer_types=["hybrid_sliding", "hybrid_sliding", "hybrid"],
+                    **loop,
+                    d_rel=4,
+                    rel_extent=16,
+                    n_routed_experts=4,
+                    num_experts_per_tok=2,
+                    moe_intermediate_size=16,
+                    n_layers_per_attn_res_block=1,
+                ),
+                "vision_config": vision(
+                    "inkling2_vision", posemb_grid_size=4, projection_hidden_dim=32, text_hidden_size=32
+                ),
+                "image_token_id": IMAGE_ID,
+            },
+            folded_patches(8, image_grid_thw=[1, 2, 2]),
+        )
+        for name, loop in (
+            ("inkling2", {}),
+            # the second layer runs twice
+            (
+                "inkling2_loop",
+                {"loop_layer_index_start": 1, "loop_layer_index_end": 2, "loop_num_passes": 2, "loop_gate_rank": 4},
             ),
-            "vision_config": vision(
-                "inkling2_vision", posemb_grid_size=4, projection_hidden_dim=32, text_hidden_size=32
-            ),
-            "image_token_id": IMAGE_ID,
-        },
-        folded_patches(8, image_grid_thw=[1, 2, 2]),
+        )
     ),
 ]
