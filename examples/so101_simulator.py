@@ -13,6 +13,9 @@ degrees, and the gripper from 0 (closed) to 100. State and actions have LeRobot'
 trained as on the robot.
 """
 
+# pyright: basic, reportMissingImports=false, reportAttributeAccessIssue=false
+# (MuJoCo has no types, and the package is not among KIVLA's extras.)
+
 import os
 import sys
 from collections.abc import Sequence

@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:  # as shells report it; whoever pressed Ctrl-C knows why
         sys.exit(130)
     except (ValueError, TypeError, OSError, ImportError) as error:
-        message = _missing_extra(error) or _named_file(error, rest) or _words_of_ours(error)
+        message = _missing_extra(error) or _named_file(error, rest) or _words_of_ours(error) or _missing_library(error)
         if not message or os.environ.get(TRACEBACK):
             raise
         from kivla.command_line import Refused
@@ -90,6 +90,16 @@ def _missing_extra(error: Exception) -> str | None:
     if not isinstance(error, ImportError) or error.name not in EXTRAS:
         return None
     return f"it needs {error.name}. Install the extra: pip install 'kivla[{EXTRAS[error.name]}]'"
+
+
+def _missing_library(error: Exception) -> str | None:
+    """Say which extra brings what a VLM's code asks for: transformers names the library alone."""
+    if not isinstance(error, ImportError):
+        return None
+    from kivla.processing.vlm_processor import INSTALL, missing_libraries
+
+    missing = missing_libraries(str(error))
+    return f"the VLM wants {' and '.join(missing)}. Install the extra: {INSTALL}." if missing else None
 
 
 def _named_file(error: Exception, words: Sequence[str]) -> str | None:

@@ -4,6 +4,7 @@ import json
 import re
 import runpy
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -154,7 +155,8 @@ def test_own_environment(run, tmp_path, monkeypatch):
 
 def test_so101_simulator(monkeypatch):
     """Moved by targets of its joints, the package's expert puts the cube where it was told; nobody else does."""
-    pytest.importorskip("lerobot_env_so101")
+    if find_spec("lerobot_env_so101") is None:  # not imported here: the example says first how MuJoCo draws
+        pytest.skip("lerobot-env-so101 is not installed")
     monkeypatch.syspath_prepend(str(ROOT))
     arms = runpy.run_path(str(EXAMPLES / "so101_simulator.py"))["SO101"](1)
     observation, info = arms.reset(seed=[0])

@@ -27,6 +27,7 @@ from tests.helpers.tolerance import assert_close_relative
 from tests.helpers.vlm_processors import KINDS
 
 CHUNK, WIDTH, STATE = 4, 3, 2
+MM_TYPES = "mm_token_type_ids"
 kinds = pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.slow if kind.is_slow else ()) for name, kind in KINDS.items()]
 )
@@ -205,10 +206,9 @@ def test_token_types(name):
         "paligemma": "token_type_ids",
         "gemma3": "token_type_ids",
         "paligemma2": "token_type_ids",
-        **dict.fromkeys(("gemma4", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5", "glm4v"), "mm_token_type_ids"),
-        **dict.fromkeys(
-            ("gemma4_moe", "qwen3_vl_moe", "qwen3_5_moe", "glm4v_moe", "glm46v", "molmo2"), "mm_token_type_ids"
-        ),
+        **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe"), MM_TYPES),
+        **dict.fromkeys(("cosmos3_omni", "gemma4", "gemma4_moe", "molmo2", "paddleocr_vl"), MM_TYPES),
+        **dict.fromkeys(("glm4v", "glm4v_moe", "glm46v", "glm_ocr"), MM_TYPES),
     }
     for key in ("token_type_ids", "mm_token_type_ids"):
         assert (key in batch) == (expected.get(name) == key)
@@ -310,8 +310,9 @@ def test_own_action_prompt():
 def test_answer_ends_as_in_the_chat_template(name):
     ends = {
         **dict.fromkeys(("paligemma", "paligemma2", "llava", "llava_without_chat", "llava_next"), "<eos>"),
-        **dict.fromkeys(("vipllava", "glm4v", "glm4v_moe", "glm46v", "mistral3", "llava_next_video"), "<eos>"),
-        **dict.fromkeys(("granite4_vision", "deepseek_vl", "janus"), "<eos>"),
+        **dict.fromkeys(("vipllava", "llava_next_video", "granite4_vision", "mistral3", "paddleocr_vl"), "<eos>"),
+        **dict.fromkeys(("glm4v", "glm4v_moe", "glm46v", "glm_ocr"), "<eos>"),
+        **dict.fromkeys(("deepseek_vl", "deepseek_vl_hybrid", "janus"), "<eos>"),
         **dict.fromkeys(("smolvlm", "idefics3", "idefics2"), "<end_of_utterance>"),
         "gemma3": "<end_of_turn>",
         **dict.fromkeys(("gemma4", "gemma4_moe"), "<turn|>"),
@@ -537,7 +538,7 @@ NAN = np.array([[np.nan] * WIDTH] * CHUNK)
         ({"state": [0.0, np.nan]}, "`state`: .*must be finite"),
         ({"state": [np.inf, 0.0]}, "`state`: .*must be finite"),
         ({"state": [0.0, 0.0, 0.0]}, "`state`: .*2 dimensions.*another robot"),
-        ({"state": [[0.0, 0.0]]}, r"one vector \(Ds,\), got shape \(1, 2\)"),
+        ({"state": [[0.0, 0.0]] * 2}, r"one vector \(Ds,\), got shape \(2, 2\)"),
         ({"state": None}, 'no `state`.*state_encoding="text"'),
         ({"actions": NAN}, "`actions`: .*must be finite"),
         ({"actions": TRAJECTORIES[0] * np.inf}, "`actions`: .*must be finite"),

@@ -175,6 +175,17 @@ def test_commands_name_the_extra(command, vlm_for_videos, tmp_path, capsys):
     assert "wants torchvision" in said and "kivla[vlm]" in said
 
 
+def test_commands_name_the_extra_for_what_a_model_wants(monkeypatch, capsys):
+    def refuses(*args):
+        raise ImportError("TimmWrapperModel requires the timm library but it was not found in your environment.")
+
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("kivla.commands.inspect.run", refuses)
+    with pytest.raises(SystemExit):
+        main(["inspect", "vlm"])
+    assert "the VLM wants timm. Install the extra: pip install 'kivla[vlm]'" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_each_library_of_the_extra_is_recognised(library, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
