@@ -8,9 +8,9 @@ import numpy as np
 
 from .motion import MAX_SPEED, TOUCH, drift
 
-TURN = 0.55  # so far below the obstacle it turns aside
+TURN = 0.65  # so far below the obstacle it turns aside
 PASS = TOUCH + 0.2  # from the obstacle's centre to where it passes
-COMMITTED = 0.08  # so far from the middle, a side is a side
+COMMITTED = 0.13  # so far from the middle, a side is a side
 OBSTACLE = 0  # index of the object
 
 
