@@ -6,8 +6,8 @@
 
 No published configuration is read: there is no network. A type is measured at the size of its configuration's defaults,
 which are mostly those of a released model; where the defaults are no model, at the size of a released one as
-`tests/helpers/families` has it. Each type has a process of its own. Seconds are the processor's; memory is what the
-process takes at most beyond what it had after its imports.
+`tests/helpers/families` has it ("not run" where that is missing, or a library). Each type has a process of its own.
+Seconds are the processor's; memory is what the process takes at most beyond what it had after its imports.
 """
 
 import argparse
@@ -84,8 +84,8 @@ def measure(name: str, send: Connection) -> None:
         send.send((name, f"{size / 1e9:.1f}B", layers, f"{seconds:.1f}", f"{megabytes:.0f}", ""))
     except UnsupportedBackboneError as error:
         send.send((name, "", "", "", "", f"refused: {str(error).split('. ')[0]}"))
-    except ImportError as error:
-        send.send((name, "", "", "", "", f"not run: {str(error).strip().splitlines()[0]}"))
+    except Exception as error:  # a row that fails says why, and the next one runs
+        send.send((name, "", "", "", "", f"not run: {type(error).__name__}: {str(error).strip().splitlines()[0]}"))
 
 
 def config_of(name: str) -> PreTrainedConfig:

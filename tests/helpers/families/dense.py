@@ -40,7 +40,7 @@ def glm4v(name: str, of: str | None = None, **settings) -> Family:
         qwen_patches,
         image_tokens=QWEN_IMAGE_TOKENS,
         token_types=MM_TYPES,
-        published={"text_config": {"rope_parameters": mrope([8, 12, 12], partial_rotary_factor=0.5)}},
+        published={"text_config": {"head_dim": 128, "rope_parameters": mrope([8, 12, 12], partial_rotary_factor=0.5)}},
     )
 
 
@@ -233,6 +233,7 @@ DENSE = [
             "video_token_id": VIDEO_ID,
         },
         pixels(8, 1),
+        published={"vision_config": {"hidden_size": 16, "model_args": {"embed_dim": 16}}},
     ),
     Family(
         "ovis2",
@@ -300,6 +301,7 @@ DENSE = [
                 **settings,
             },
             pixels(16),
+            published={"vision_config": {"model_type": "siglip_vision_model"}},
         )
         for name, settings in (("aya_vision", {}), ("cohere2_vision", {"alignment_intermediate_size": 32}))
     ),

@@ -99,6 +99,15 @@ PER_LAYER = [
         gemma_patches,
         image_tokens=(START_ID, *(IMAGE_ID,) * 4, END_ID),
         token_types=MM_TYPES,
+        published={
+            "text_config": {
+                "hidden_size_per_layer_input": 0,
+                "enable_moe_block": True,
+                "num_experts": 128,
+                "top_k_experts": 8,
+                "moe_intermediate_size": 704,
+            }
+        },
     ),
     Family(
         "gemma4_unified",
