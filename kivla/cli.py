@@ -6,7 +6,9 @@ it without importing `kivla`, so that `kivla --help` answers at once.
 
 import difflib
 import dis
+import importlib.util
 import os
+import re
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -37,7 +39,10 @@ COMMANDS = {
 
 
 # What some commands need beside the core, and the extra that brings it (pyproject.toml)
-EXTRAS = {"gymnasium": "sim", "metaworld": "metaworld", "websockets": "server", "msgpack": "server"}
+EXTRAS = {
+    **{"gymnasium": "sim", "metaworld": "metaworld", "websockets": "server", "msgpack": "server"},
+    **dict.fromkeys(("torchvision", "num2words", "timm", "sentencepiece", "tiktoken"), "vlm"),
+}
 IMPORT = "--import"
 TRACEBACK = "KIVLA_TRACEBACK"  # set it to see where in the code a refusal comes from
 
@@ -93,13 +98,15 @@ def _missing_extra(error: Exception) -> str | None:
 
 
 def _missing_library(error: Exception) -> str | None:
-    """Say which extra brings what a VLM's code asks for: transformers names the library alone."""
+    """Say which extra brings what a VLM's code asks for: transformers names the library alone, in words."""
     if not isinstance(error, ImportError):
         return None
-    from kivla.processing.vlm_processor import INSTALL, missing_libraries
-
-    missing = missing_libraries(str(error))
-    return f"the VLM wants {' and '.join(missing)}. Install the extra: {INSTALL}." if missing else None
+    wanted = [
+        name
+        for name in EXTRAS
+        if re.search(rf"\b{name}\b", str(error), re.IGNORECASE) and importlib.util.find_spec(name) is None
+    ]
+    return f"it needs {wanted[0]}. Install the extra: pip install 'kivla[{EXTRAS[wanted[0]]}]'" if wanted else None
 
 
 def _named_file(error: Exception, words: Sequence[str]) -> str | None:

@@ -4,6 +4,7 @@ Done once, when a config is made; `backbone_attention` does the reading, at ever
 """
 
 import copy
+import inspect
 from functools import partial
 
 import torch
@@ -126,7 +127,10 @@ def build_without_weights(vlm_config: PreTrainedConfig) -> PreTrainedModel:
     vlm_config.get_text_config()._experts_implementation = "eager"  # grouped products refuse expanded weights
     with torch.device("meta"):
         vlm = AutoModelForImageTextToText.from_config(vlm_config, dtype=torch.float32)
-    if not {"image", "video"}.intersection(vlm.input_modalities):
+    # Some classes forget to name their modalities, others take pictures by arguments that they pass on unnamed.
+    named = inspect.signature(vlm.forward).parameters
+    takes_pictures = any("pixel" in argument or "image" in argument for argument in named)
+    if not takes_pictures and not {"image", "video"}.intersection(vlm.input_modalities):
         raise UnsupportedBackboneError(
             f"'{vlm_config.model_type}' reads no images: {type(vlm).__name__} takes {vlm.input_modalities}. Give a "
             "model that reads images and text, such as PaliGemma or Qwen-VL."

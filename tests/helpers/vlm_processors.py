@@ -704,6 +704,9 @@ _ALL |= {
         "qwen3_vl_moe": "qwen3_vl",
         "qwen3_5_moe": "qwen3_5",
         "cosmos3_omni": "qwen3_vl",
+        "qwen4_exp": "qwen3_vl",
+        "mistral3_moe": "mistral3",
+        "mistral_large4": "mistral3",
         "glm4v_moe": "glm4v",
         "gemma4_moe": "gemma4",
     }.items()

@@ -207,7 +207,7 @@ def test_token_types(name):
         "gemma3": "token_type_ids",
         "paligemma2": "token_type_ids",
         **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe"), MM_TYPES),
-        **dict.fromkeys(("cosmos3_omni", "gemma4", "gemma4_moe", "molmo2", "paddleocr_vl"), MM_TYPES),
+        **dict.fromkeys(("cosmos3_omni", "qwen4_exp", "gemma4", "gemma4_moe", "molmo2", "paddleocr_vl"), MM_TYPES),
         **dict.fromkeys(("glm4v", "glm4v_moe", "glm46v", "glm_ocr"), MM_TYPES),
     }
     for key in ("token_type_ids", "mm_token_type_ids"):
@@ -310,9 +310,10 @@ def test_own_action_prompt():
 def test_answer_ends_as_in_the_chat_template(name):
     ends = {
         **dict.fromkeys(("paligemma", "paligemma2", "llava", "llava_without_chat", "llava_next"), "<eos>"),
-        **dict.fromkeys(("vipllava", "llava_next_video", "granite4_vision", "mistral3", "paddleocr_vl"), "<eos>"),
+        **dict.fromkeys(("vipllava", "llava_next_video", "granite4_vision", "paddleocr_vl"), "<eos>"),
         **dict.fromkeys(("glm4v", "glm4v_moe", "glm46v", "glm_ocr"), "<eos>"),
         **dict.fromkeys(("deepseek_vl", "deepseek_vl_hybrid", "janus"), "<eos>"),
+        **dict.fromkeys(("mistral3", "mistral3_moe", "mistral_large4"), "<eos>"),
         **dict.fromkeys(("smolvlm", "idefics3", "idefics2"), "<end_of_utterance>"),
         "gemma3": "<end_of_turn>",
         **dict.fromkeys(("gemma4", "gemma4_moe"), "<turn|>"),

@@ -183,7 +183,7 @@ def test_commands_name_the_extra_for_what_a_model_wants(monkeypatch, capsys):
     monkeypatch.setattr("kivla.commands.inspect.run", refuses)
     with pytest.raises(SystemExit):
         main(["inspect", "vlm"])
-    assert "the VLM wants timm. Install the extra: pip install 'kivla[vlm]'" in capsys.readouterr().err
+    assert "it needs timm. Install the extra: pip install 'kivla[vlm]'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("library", LIBRARIES)

@@ -1,5 +1,6 @@
 """What cannot carry an action expert, and why."""
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +28,7 @@ class Refused:
     is_vlm: bool = True
 
     def config(self) -> PreTrainedConfig:
-        return AutoConfig.for_model(**self.settings)
+        return AutoConfig.for_model(**copy.deepcopy(self.settings))  # some take parts out of the dicts
 
 
 _IN_SEQUENCE = (
@@ -127,13 +128,17 @@ _ALL: dict[str, Refused] = {
                 "top_k_experts": 2,
                 "moe_intermediate_size": 16,
             },
+            "vision_config": {"model_type": "gemma4_vision"},
         },
         "does not run on tokens alone",
         "A loss for tokens that are denoised in blocks; insulation learns action tokens one after another.",
     ),
     **{
-        name: Refused({"model_type": name}, "is an encoder-decoder", _DECODER_ONLY)
-        for name in ("florence2", "pix2struct", "pp_formulanet", "t5gemma2", "udop", "vision-encoder-decoder")
+        name: Refused({"model_type": name, **parts}, "is an encoder-decoder", _DECODER_ONLY)
+        for name, parts in {
+            **{name: {} for name in ("florence2", "pix2struct", "pp_formulanet", "t5gemma2", "udop")},
+            "vision-encoder-decoder": {"encoder": {"model_type": "vit"}, "decoder": {"model_type": "gpt2"}},
+        }.items()
     },
 }
 # an older transformers has fewer types
