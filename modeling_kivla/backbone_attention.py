@@ -13,7 +13,7 @@ is measured once, in `backbone_probe`, and kept in the config. Here is what runs
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -225,7 +225,8 @@ def logits_at(vlm: PreTrainedModel, rows: torch.Tensor | None) -> Iterator[None]
         hidden = args[0].flatten(0, 1)  # (B·S, width)
         return (hidden[rows.to(hidden.device)][None],)
 
-    with call_hook(find_language_head(vlm).get_output_embeddings(), before=select):
+    head: Any = find_language_head(vlm).get_output_embeddings()
+    with call_hook(head, before=select):
         yield
 
 

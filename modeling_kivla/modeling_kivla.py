@@ -206,9 +206,10 @@ class KIVLAForActionPrediction(KIVLAGenerationMixin, KIVLAPreTrainedModel):
         config = KIVLAConfig(vlm_config=vlm_config, expert_config=expert_config, **config_kwargs)
         if not {"dtype", "torch_dtype"} & kwargs.keys():
             kwargs["dtype"] = torch.float32
-        vlm, loading_info = AutoModelForImageTextToText.from_pretrained(
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
             pretrained_model_name_or_path, config=vlm_config, **kwargs, output_loading_info=True
         )
+        vlm, loading_info = loaded
         check_text_weights(vlm, loading_info["missing_keys"])
         training = vlm.training
         model = cls(config, vlm=vlm).train(training)

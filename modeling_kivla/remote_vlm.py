@@ -4,6 +4,7 @@ The library loads such code where the caller says `trust_remote_code=True`. A po
 many places, so the classes are made known to the Auto classes of this process, as a package of their own would do it.
 """
 
+import os
 from pathlib import Path
 
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
@@ -12,7 +13,7 @@ from transformers.dynamic_module_utils import custom_object_save, get_class_from
 _MODEL, _CONFIG = AutoModelForImageTextToText.__name__, AutoConfig.__name__
 
 
-def register_vlm_code(config: dict, folder: str, **hub_kwargs) -> None:
+def register_vlm_code(config: dict, folder: str | os.PathLike, **hub_kwargs) -> None:
     """Make the classes of a VLM known that a config names in its `auto_map`, if the library lacks its type.
 
     Args:
