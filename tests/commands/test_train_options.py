@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from huggingface_hub import constants
 from transformers import TrainerCallback, TrainingArguments
 
 from kivla import KIVLATrainingArguments
@@ -157,7 +158,8 @@ def test_help_shows_ours_and_help_all_the_librarys_behind_them(capsys):
         ),
     ],
 )
-def test_a_wrong_option_is_one_line(words, said, capsys):
+def test_a_wrong_option_is_one_line(words, said, capsys, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)  # or a name is asked for at the Hub, again and again
     with pytest.raises(SystemExit) as refusal:
         main(["train", *words])
     lines = capsys.readouterr().err.splitlines()

@@ -153,9 +153,11 @@ def test_the_families_without_new_tokens_are_those_of_the_documentation():
 
 def test_only_the_librarys_advice_on_new_rows_is_left_out():
     logger, said = logging.getLogger("transformers.modeling_utils"), []
+    level = logger.level
     handler = logging.Handler()
     handler.emit = lambda record: said.append(record.getMessage())
     logger.addHandler(handler)
+    logger.setLevel(logging.WARNING)  # other tests quieten the library
     try:
         with without_advice_on_new_rows():
             logger.warning("As described in this article. To disable this, use `mean_resizing=False`")
@@ -163,6 +165,7 @@ def test_only_the_librarys_advice_on_new_rows_is_left_out():
         logger.warning("use `mean_resizing=False` is said again")
     finally:
         logger.removeHandler(handler)
+        logger.setLevel(level)
     assert said == ["another message", "use `mean_resizing=False` is said again"]
     assert "use `mean_resizing=False`" in inspect.getsource(transformers.modeling_utils), (
         "the library says it otherwise"
