@@ -2,11 +2,13 @@
 
 import json
 
+import pytest
 import torch
 
 from benchmarks import real_time
 
 
+@pytest.mark.slow
 def test_every_tick_is_counted(tmp_path, capsys):
     threads = torch.get_num_threads()
     output = tmp_path / "not yet there" / "real_time.json"

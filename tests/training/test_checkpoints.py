@@ -122,7 +122,7 @@ PERSISTENT = {"dataloader_num_workers": 1, "dataloader_persistent_workers": True
     [
         pytest.param(False, (3, EPOCH, 7), {}, id="in the first epoch, at its end, in the second"),
         pytest.param(False, (EPOCH + 1,), {"dataloader_num_workers": 2}, id="workers"),
-        pytest.param(False, (EPOCH,), PERSISTENT, id="persistent workers"),
+        pytest.param(False, (EPOCH,), PERSISTENT, id="persistent workers", marks=pytest.mark.slow),
         pytest.param(True, (4,), {"dataloader_num_workers": 2}, id="mixture, workers"),
         pytest.param(False, (STEPS,), {}, id="at the end, within an epoch"),
     ],

@@ -325,6 +325,7 @@ def test_the_best_of_several_evaluation_sets(tmp_path, policy):
     KIVLATrainer(policy[0], arguments(tmp_path, metric_for_best_model="eval_far_loss", **steps), **given)
 
 
+@pytest.mark.slow
 def test_running_out_of_memory_with_smaller_batches(tmp_path, monkeypatch):
     """`auto_find_batch_size` starts again with a smaller batch."""
     trainer = make_trainer(tmp_path, auto_find_batch_size=True, per_device_train_batch_size=8, max_steps=2)

@@ -85,7 +85,9 @@ def test_same_seed_same_pixels_alone_and_among_others(kind):
 
 
 @pytest.mark.parametrize("split", SPLITS)
-@pytest.mark.parametrize("kind", TASK_KINDS)
+@pytest.mark.parametrize(
+    "kind", [k if k in ("touch", "move") else pytest.param(k, marks=pytest.mark.slow) for k in TASK_KINDS]
+)
 def test_expert_succeeds_and_swapped_never_fulfils_the_original(kind, split):
     number = 1000 if split == "demonstrations" else 100
     env = TabletopVectorEnv(number, [kind], split=split, image_size=24)

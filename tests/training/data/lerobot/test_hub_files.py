@@ -47,7 +47,11 @@ def test_an_interrupted_download_goes_on(hub, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("ending", "what"), [(".parquet", r"data/.*\.parquet of the dataset"), ("info.json", "meta/ of")]
+    ("ending", "what"),
+    [
+        (".parquet", r"data/.*\.parquet of the dataset"),
+        pytest.param("info.json", "meta/ of", marks=pytest.mark.slow),
+    ],
 )
 def test_a_download_that_breaks_off_is_named_and_goes_on(ending, what, hub):
     hub.cut, hub.cut_ending = 1000, ending

@@ -115,7 +115,7 @@ def test_no_more_is_kept_than_asked_for_and_what_is_there_is_not_fetched_again(h
     assert {video(e, c) for e in range(3) for c in (CAMERA, WRIST)} > set(requests(hub)) > set()
 
 
-@pytest.mark.parametrize("start", ["fork", "spawn"])
+@pytest.mark.parametrize("start", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_processes_fetch_each_file_once_for_all(hub, tmp_path, stream_gb, start):
     """Workers want frames of the same files at the same time."""
     data = LeRobotDataset("user/arm", 3, streaming=True, stream_gb=stream_gb)
