@@ -23,8 +23,6 @@ _PROPERTY = "properties of the same name say what holds after checks and default
 
 # A check that holds after all is reported as a failure: take it off the list.
 FAILS = {
-    "test_attention_outputs": _RECORDED + "; its config refuses `output_attentions`, the policy's config takes it",
-    "test_attn_implementation_composite_models": _RECORDED,
     "test_can_set_attention_dynamically": _RECORDED,
     "test_can_set_attention_dynamically_composite_model": _RECORDED,
     "test_model_base_model_prefix": "there is no policy without a head: no base model",
