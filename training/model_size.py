@@ -4,7 +4,6 @@ All of it follows from the config: models are built on the meta device, and no w
 """
 
 import copy
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +22,7 @@ STEP_PER_PRODUCT, STEP_PER_ATTENTION = 3.0, 3.5
 _ACTIVE_EXPERTS = ("num_experts_per_tok", "top_k_experts", "moe_topk", "moe_k", "num_activated_experts")
 _ALL_EXPERTS = ("num_local_experts", "n_routed_experts", "num_experts", "moe_num_experts")
 _WIDTHS = range(128, 1024 + 1, 64)  # that are suggested; 1024 is the π0 family's, and a wider expert is nobody's
+_LARGEST_STRIDE = 4
 _NARROWEST = 4  # an expert narrower than a fourth of the VLM's width skips layers first (π0's has half the width)
 
 
@@ -172,7 +172,7 @@ def suggest_expert(
         return one.parameter_share <= max_parameter_share and one.step_share <= max_step_share
 
     best = None
-    for stride in _strides(config):
+    for stride in range(1, min(_LARGEST_STRIDE, len(config.kv_layers)) + 1):
         # Both shares grow with the width: halve the range until the widest that fits is found.
         low, high, widest = 0, len(_WIDTHS), None
         while low < high:
@@ -186,13 +186,6 @@ def suggest_expert(
         if best is None or widest.hidden_size > best.hidden_size:
             best = widest
     return best
-
-
-def _strides(config: KIVLAConfig) -> Iterator[int]:
-    """1, 2, 3 and 4, as far as they leave the expert layers with a rotary embedding."""
-    for stride in range(1, min(4, len(config.kv_layers)) + 1):
-        if any(layer["rope"] for layer in config.kv_layers[(len(config.kv_layers) - 1) % stride :: stride]):
-            yield stride
 
 
 def _first(config: PreTrainedConfig, names: tuple[str, ...]) -> int | None:

@@ -12,7 +12,7 @@ from PIL import Image
 from transformers import AutoConfig
 
 from ..command_line import parse
-from ..modeling_kivla import KIVLAConfig
+from ..modeling_kivla import KIVLAConfig, KIVLAForActionPrediction
 from ..modeling_kivla.backbone_attention import PrefixRecorder
 from ..modeling_kivla.backbone_probe import build_without_weights, fill_with_tiny_weights
 from ..named_models import TABLETOP, find_vlm, model_type
@@ -63,12 +63,13 @@ def run(arguments: Sequence[str]) -> None:
         expert = {"layer_stride": args.layer_stride}
         config = KIVLAConfig(vlm_config=config, expert_config=expert, chunk_size=args.chunk_size, state_encoding="none")
         processor = example_processor(args.model, config, args.trust_remote_code, args.history)
-    print(describe(config))
+    model = build_without_memory(config)
+    print(describe(config, model))
     print(f"\nsees       {processor.observation_history}")
     batch = example_batch(processor, args.num_images, args.text)
     mask, groups = attention_mask(config, batch)
     print(describe_tokens(processor, batch))
-    print("\n" + describe_sizes(config, shape := example_shape(config, processor, batch)))
+    print("\n" + describe_sizes(config, model, shape := example_shape(config, processor, batch)))
     if not is_policy:
         print(describe_suggestion(config, shape, args.max_parameter_share, args.max_step_share))
     path = Path(args.output)
@@ -77,9 +78,8 @@ def run(arguments: Sequence[str]) -> None:
     print(f"\nAttention mask, layer {config.expert_layers[0]['layer']}: {path}")
 
 
-def describe(config: KIVLAConfig) -> str:
+def describe(config: KIVLAConfig, model: KIVLAForActionPrediction) -> str:
     """Backbone and expert in words: layers that are read, heads, rotary embedding, parameters."""
-    model = build_without_memory(config)
     vlm, expert = (sum(p.numel() for p in part.parameters()) for part in (model.vlm, model.expert))
     text = config.get_text_config()
     scale = config.backbone_gradient_scale
@@ -216,9 +216,8 @@ def example_shape(config: KIVLAConfig, processor: KIVLAProcessor, batch: dict) -
     return ExampleShape(prompt, batch["input_ids"].shape[1] - prompt, chunk, config.num_flow_samples)
 
 
-def describe_sizes(config: KIVLAConfig, shape: ExampleShape) -> str:
+def describe_sizes(config: KIVLAConfig, model: KIVLAForActionPrediction, shape: ExampleShape) -> str:
     """Parameters of each part, in the type of the files and in float32; and what the expert reads and costs."""
-    model = build_without_memory(config)
     stored = config.vlm_config.dtype or config.get_text_config().dtype or torch.float32
     types = dict.fromkeys([stored, torch.float32])  # a policy is trained in float32 unless told otherwise
     names = [str(dtype).removeprefix("torch.") for dtype in types]

@@ -113,3 +113,9 @@ def test_more_draws_cost_the_expert_more_and_the_text_layers_nothing():
     more = replace(SHAPE, draws=6)
     assert model_size.expert_products(model.expert, more) == 2 * model_size.expert_products(model.expert, SHAPE)
     assert model_size.decoder_products(model, more) == model_size.decoder_products(model, SHAPE)
+
+
+def test_an_expert_is_suggested_for_a_decoder_without_rotary_embedding_too():
+    config = make_config("blip-2")
+    assert not any(layer["rope"] for layer in config.kv_layers)
+    assert model_size.suggest_expert(config, SHAPE, 1e3, 1e3) is not None
