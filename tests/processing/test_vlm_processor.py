@@ -12,8 +12,8 @@ from transformers.models.auto import image_processing_auto
 from kivla.cli import main
 from kivla.processing import KIVLAProcessor
 from kivla.processing.vlm_processor import LIBRARIES, image_backend, load_vlm_processor, missing_libraries
-from tests.helpers.vlm_processors import KINDS
-from tests.processing.test_processing_kivla import SHORT, columns, kinds, make
+from tests.helpers.vlm_processors import KINDS, each_kind
+from tests.processing.test_processing_kivla import SHORT, columns, make
 
 has_torchvision = not missing_libraries("torchvision")
 with_torchvision = pytest.mark.skipif(not has_torchvision, reason="torchvision is not installed: make test-torchvision")
@@ -112,7 +112,7 @@ def test_a_backend_that_is_no_name_is_damage(tmp_path):
 @pytest.mark.skipif(
     bool(missing_libraries("torchvision")), reason="torchvision is not installed: make test-torchvision"
 )
-@kinds
+@each_kind
 def test_how_far_the_backends_are_apart(name, tmp_path):
     """The figures of the warning: normalised pixel values of the two backends, over images of three sizes."""
     kind = KINDS[name]
