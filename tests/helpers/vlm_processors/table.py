@@ -1,4 +1,4 @@
-"""All kinds by name, and the families without one."""
+"""All kinds by name."""
 
 from dataclasses import replace
 
@@ -29,5 +29,3 @@ _ALL |= {
 
 # an older transformers has fewer families
 KINDS = {name: kind for name, kind in _ALL.items() if kind.family in FAMILIES}
-
-WITHOUT: dict[str, str] = {}
