@@ -139,6 +139,8 @@ class Episode:
         jerk: mean squared jerk of the actions, (robot units / second³)²; None with fewer than four steps.
         frames: (steps + 1, height, width, 3) uint8 of the first camera, from before the first action to after the
             last; None if not recorded.
+        phases: how far it came with what the policy was told: each phase, in order, and whether it was reached; None
+            where the environment does not say (see `Environment`).
         word, plain_instruction: where the scene's instruction has a word that was never demonstrated, that word, and
             the instruction in demonstrated words; else None.
     """
@@ -151,8 +153,14 @@ class Episode:
     frames: np.ndarray | None = None
     held_steps: int = 0
     jerk: float | None = None
+    phases: dict[str, bool] | None = None
     word: str | None = None
     plain_instruction: str | None = None
+
+    @property
+    def stopped_before(self) -> str | None:
+        """The first phase that was not reached; None where all were, or the environment does not say."""
+        return next((name for name, reached in (self.phases or {}).items() if not reached), None)
 
 
 @dataclass
@@ -312,6 +320,7 @@ def _run_round(
     swapped = [None] * count
     if instructions is not None and "swapped_success" in info:
         swapped = [bool(value) for value in info["swapped_success"][:count]]
+    phases = info.get("phases")
     episodes = [
         Episode(
             seed=seeds[i],
@@ -321,6 +330,7 @@ def _run_round(
             steps=int(steps[i]),
             held_steps=int(held_steps[i]),
             jerk=_mean_squared_jerk(np.stack(executed)[: steps[i], i], env.fps),
+            phases={name: bool(reached) for name, reached in phases[i].items()} if phases else None,
             frames=np.stack(frames[i]) if i < len(frames) else None,
             word=words[i],
             plain_instruction=plain[i],
