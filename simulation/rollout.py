@@ -56,6 +56,7 @@ class PipelinePolicy:
         respond: whether a policy that was taught to say a sub-task first says it, at every plan anew, and acts on it.
         cameras: where the environment has other names: the policy's camera → the environment's.
         rtc: of the pipeline: "guidance" or "trained", for observations with what is left of the last chunk.
+        acts_by: of the pipeline: "flow" or "tokens"; by default as the policy's recipe has it.
 
     Raises:
         ValueError: `respond` is False for a policy that says nothing anyway.
@@ -70,6 +71,7 @@ class PipelinePolicy:
         respond: bool = True,
         cameras: Mapping[str, str | None] | None = None,
         rtc: str | None = None,
+        acts_by: str | None = None,
     ):
         if not respond and not (pipe.processor.expert_reads_response or pipe.processor.responds_first):
             raise ValueError(
@@ -78,8 +80,7 @@ class PipelinePolicy:
         self.pipe = pipe
         self.respond = respond
         self.options: dict = {"seed": seed, "num_steps": num_steps, "clip_actions": clip_actions}
-        if rtc is not None:
-            self.options["rtc"] = rtc
+        self.options |= {name: value for name, value in {"rtc": rtc, "acts_by": acts_by}.items() if value is not None}
         if cameras is not None:
             pipe.processor.check_cameras(cameras)
             self.options["cameras"] = cameras
