@@ -49,7 +49,8 @@ def control(processor: KIVLAProcessor) -> list[str]:
     """Every added token that is no word of the VLM and no image."""
     loc = [f"<loc{i:04}>" for i in range(1024)] + [f"<seg{i:03}>" for i in range(128)]
     added = {token.content for token in processor.tokenizer.added_tokens_decoder.values()}
-    assert added > {"<eos>", "<bos>", "<pad>", "<action_0>", "<action_7>"}
+    new = {"<action_0>", "<action_7>"} if processor.action_token_placement == "added" else set()
+    assert added > {"<eos>", "<bos>", "<pad>"} | new
     return sorted(added - {*loc} - processor.sequences.placeholders)
 
 

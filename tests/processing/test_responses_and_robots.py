@@ -115,7 +115,8 @@ def test_the_prompts_of_a_batch_for_training_are_those_of_inference(name, reads)
         found = processor.prompts_of(batch, with_responses)
         assert found.keys() == expected.keys(), "no labels, no actions"
         for key in expected.keys() - {"action_mask"}:
-            assert torch.equal(found[key], expected[key]), f"{key}, {'with' if with_responses else 'without'} responses"
+            same = torch.equal(torch.as_tensor(found[key]), torch.as_tensor(expected[key]))
+            assert same, f"{key}, {'with' if with_responses else 'without'} responses"
 
 
 def test_prompts_of_bins_whose_first_steps_are_not_real():
@@ -168,7 +169,7 @@ def test_adding_what_was_said_is_giving_it_at_once(name, reads):
     given, added = processor(**asked, given_response=said), processor.add_responses(processor(**asked), said)
     assert given.keys() == added.keys()
     for key in given:
-        assert torch.equal(given[key], added[key]), key
+        assert torch.equal(torch.as_tensor(given[key]), torch.as_tensor(added[key])), key
 
 
 def test_learned_and_given_response_contradict():
