@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from peft import PeftModel
 from torch import nn
 
-from ..modeling_kivla.backbone_attention import logits_at
 from ..modeling_kivla.eval_mode import eval_mode
 from ..modeling_kivla.next_token import supervised_tokens
+from ..modeling_kivla.token_logits import token_logits
 from ..processing.sequences import are_documents
 
 
@@ -75,7 +75,7 @@ class Anchor:
         rows, _ = supervised_tokens(text.pop("labels"), text["input_ids"])
         text.pop("expert_attention_mask")
         without_adapters = nullcontext() if self._policy is None else self._policy.disable_adapter()
-        with without_adapters, eval_mode(self._vlm), logits_at(self._vlm, rows):
+        with without_adapters, eval_mode(self._vlm), token_logits(self._vlm, rows):
             return self._vlm(**text, use_cache=False).logits[0]
 
     def divergence(self, logits: torch.Tensor, predictions: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -20,7 +20,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from ..command_line import command_line
 from ..hub_cards.hub_names import public_name
-from ..modeling_kivla.next_token import next_token_loss, supervised_tokens
+from ..modeling_kivla.next_token import next_token_loss, supervised_tokens, token_losses
 from ..simulation.tabletop.answers import answer_accuracy, format_accuracy
 from ..simulation.tabletop.questions import make_questions
 from ..training.data.vlm.text_rows import load_texts
@@ -203,7 +203,7 @@ class TeachingTrainer(Trainer):
         for name, rows in (("answers", ~is_text), ("texts", is_text)):
             if rows.any():
                 places, targets = supervised_tokens(labels.where(rows[:, None], -100), labels)
-                part = next_token_loss(vlm.lm_head(hidden.flatten(0, 1)[places]), targets)
+                part = next_token_loss(token_losses(vlm.lm_head(hidden.flatten(0, 1)[places]), targets))
                 self.sums.setdefault(name, []).append(part.item())
                 loss = loss + part
         return loss
