@@ -442,7 +442,7 @@ class KIVLAForActionPrediction(KIVLAGenerationMixin, KIVLAPreTrainedModel):
         if learns_tokens:
             logits, candidate_logits = both_logits
             weights = None if token_loss_weights is None else token_loss_weights[rows // tokens.shape[1]]
-            losses = choice_losses(logits, targets, closed, candidate_logits)
+            losses = choice_losses(logits, candidate_logits, targets, closed)
             token_loss = next_token_loss(losses, num_supervised_tokens, weights)
             loss = token_loss
             if vlm_output.get("aux_loss") is not None:
@@ -527,6 +527,12 @@ class KIVLAForActionPrediction(KIVLAGenerationMixin, KIVLAPreTrainedModel):
         visible = None
         if read:
             visible = check_prefix(self.config, vlm_inputs, tokens_of(vlm_inputs).shape[:2], expert_attention_mask)
+            visible = visible.bool()  # (B, S)
+            # Columns that no example reads (action tokens, padding) are cut off, so that often no mask is left at all.
+            # Asked here, before the pass: a GPU would have to end it before it answers.
+            read_columns = visible.any(0).nonzero()
+            columns = slice(int(read_columns.min()), int(read_columns.max()) + 1)
+            is_all_read = bool(visible[:, columns].all())
 
         # The VLM's own forward, with three things noted on the way: keys and values, positions, logits at some rows.
         layers = self.config.expert_layers
@@ -557,16 +563,12 @@ class KIVLAForActionPrediction(KIVLAGenerationMixin, KIVLAPreTrainedModel):
             return output, logits, None
 
         # What the expert may read of it, with the gradient that insulation leaves.
-        visible = visible.to(position.device, torch.bool)  # (B, S)
+        visible = visible.to(position.device)
         next_position = position.expand_as(visible).masked_fill(~visible, -1).amax(1) + 1  # (B,)
-        # Columns that no example reads (action tokens, padding) are cut off, so that often no mask is left at all.
-        columns = visible.any(0).nonzero()
-        columns = slice(int(columns.min()), int(columns.max()) + 1)
-        visible = visible[:, columns]
         scale = self.config.backbone_gradient_scale
         recorded = [recorder.key_values[layer["layer"]] for layer in layers]
         key_values = [(insulate(k[:, :, columns], scale), insulate(v[:, :, columns], scale)) for k, v in recorded]
-        return output, logits, Prefix(key_values, None if visible.all() else visible, next_position, inv_freq)
+        return output, logits, Prefix(key_values, None if is_all_read else visible[:, columns], next_position, inv_freq)
 
     # -------------------------------------------------------------------------------------------------- acting
     @torch.no_grad()

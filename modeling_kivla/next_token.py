@@ -93,14 +93,14 @@ def token_losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 
 
 def choice_losses(
-    logits: torch.Tensor, targets: torch.Tensor, closed: ClosedChoice | None, candidate_logits: torch.Tensor | None
+    logits: torch.Tensor, candidate_logits: torch.Tensor | None, targets: torch.Tensor, closed: ClosedChoice | None
 ) -> torch.Tensor:
     """Cross-entropy in float32, (n,) in batch order, also where some positions choose among candidates alone.
 
     Args:
-        logits: (n - m, vocabulary), of the other positions.
-        targets: (n,).
+        logits: (n - m, vocabulary), of the positions that choose among all tokens.
         candidate_logits: (m, k), of the closed ones.
+        targets: (n,).
     """
     if closed is None:
         return token_losses(logits, targets)
@@ -109,6 +109,18 @@ def choice_losses(
     losses = logits.new_zeros(len(targets), dtype=torch.float32)
     losses = losses.masked_scatter(~is_closed, token_losses(logits, targets[~is_closed]))
     return losses.masked_scatter(is_closed, token_losses(candidate_logits, places))
+
+
+def likeliest_tokens(
+    logits: torch.Tensor, candidate_logits: torch.Tensor | None, closed: ClosedChoice | None
+) -> torch.Tensor:
+    """The token (n,) that each supervised position finds the likeliest of those that it chooses among."""
+    best = logits.argmax(-1)
+    if closed is None:
+        return best
+    is_closed, candidates = (values.to(logits.device) for values in closed)
+    tokens = best.new_zeros(len(is_closed)).masked_scatter(~is_closed, best)
+    return tokens.masked_scatter(is_closed, candidates[candidate_logits.argmax(-1)])
 
 
 def next_token_loss(

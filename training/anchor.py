@@ -78,15 +78,23 @@ class Anchor:
         with without_adapters, eval_mode(self._vlm), token_logits(self._vlm, rows):
             return self._vlm(**text, use_cache=False).logits[0]
 
-    def divergence(self, logits: torch.Tensor, predictions: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def divergence(
+        self,
+        logits: torch.Tensor,
+        predictions: torch.Tensor,
+        labels: torch.Tensor,
+        candidates_mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Sum up the KL divergence over the tokens of documents.
 
         Args:
-            logits: (n, vocabulary), of all learned positions (`KIVLAOutput.logits`).
+            logits: (n, vocabulary), of the learned positions (`KIVLAOutput.logits`).
             predictions: of `predictions`.
             labels: (B, S).
+            candidates_mask: (B, S) bool, those that `logits` leaves out; no document has such.
         """
-        example = (labels[:, 1:] != -100).nonzero()[:, 0]
+        is_learned = labels != -100 if candidates_mask is None else (labels != -100) & ~candidates_mask
+        example = is_learned[:, 1:].nonzero()[:, 0]
         of_documents = are_documents(labels)[example]
         return kl_to_reference(logits[of_documents], predictions, self._tokens.to(logits.device)).sum()
 
