@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 
 from ..acting import ChunkExecutor
 from ..acting.observation_memory import ObservationMemory, history_of
+from ..acting.policy_facts import check_way
 from ..modeling_kivla import actions_of
 from ..processing.observation_history import ObservationHistory
 from .environments import Environment, check_first
@@ -114,6 +115,13 @@ class PipelinePolicy:
         """What it looks back on."""
         return self.pipe.observation_history
 
+    def check_averaging(self) -> None:
+        """
+        Raises:
+            ValueError: chunks of this policy have no mean.
+        """
+        self.pipe.check_averaging()
+
     def _placed(self, observation: dict) -> dict:
         """The observation and its past with the images as the policy takes them."""
         past = {"past": [self._placed(earlier) for earlier in observation["past"]]} if "past" in observation else {}
@@ -202,7 +210,8 @@ def rollout(
 
     Raises:
         ValueError: no seeds, numbers that are not positive, another number of instructions than of seeds, or a policy
-            whose chunks are too short, not of the environment's action size, or not finite.
+            that cannot act this way, or whose chunks are too short, not of the environment's action size, or not
+            finite.
     """
     seeds = [int(seed) for seed in seeds]
     if not seeds or replan_every < 1 or max_steps < 1:
@@ -212,6 +221,7 @@ def rollout(
         )
     if instructions is not None and len(instructions) != len(seeds):
         raise ValueError(f"Got {len(instructions)} instructions for {len(seeds)} seeds: give one for each.")
+    check_way(policy, acting.way)
     episodes, calls = [], 0
     with tqdm(total=len(seeds), desc=description, unit="episode", leave=False) as progress:
         for start in range(0, len(seeds), env.num_envs):

@@ -71,7 +71,11 @@ class Anchor:
         """
         documents = are_documents(batch["labels"])
         shape = batch["input_ids"].shape
-        text = {name: values[documents] for name, values in batch.items() if values.shape == shape}
+        text = {
+            name: values[documents]
+            for name, values in batch.items()
+            if torch.is_tensor(values) and values.shape == shape
+        }
         rows, _ = supervised_tokens(text.pop("labels"), text["input_ids"])
         text.pop("expert_attention_mask")
         without_adapters = nullcontext() if self._policy is None else self._policy.disable_adapter()

@@ -58,7 +58,7 @@ def plan(trainer: KIVLATrainer) -> Iterator[tuple[str, str]]:
     size = sum(parameter.numel() for parameter in _policy(model).vlm.parameters())
     if isinstance(args, RunArguments) and args.preset != (fitting := preset_for(size)):
         yield "preset", f"{args.preset or 'none'}; for a VLM of {_count(size)} parameters there is --preset {fitting}"
-    yield "time", f"said after {TIMED[1]} steps" if steps > TIMED[1] else "moments"
+    yield "time", f"said after {TIMED[1]} steps" if steps > TIMED[1] else "too few steps to say it beforehand"
 
 
 def num_steps(trainer: KIVLATrainer) -> int:

@@ -45,6 +45,7 @@ from .last_evaluation import LastEvaluation
 from .parts import BACKBONE, RATE_ARGUMENTS, freeze_vision
 from .plan import TimeLeft, format_plan
 from .policy_options import refuse
+from .readable_log import print_readably
 from .recipes import Stage, split_steps
 from .run_folder import check_is_free, write_json
 from .run_options import TEXT_SPLIT, VLM_SPLIT, DataArguments, ModelArguments
@@ -107,6 +108,7 @@ def train(
             config = ", ".join(f"{name} {value:g}" for name, value in stage.config.items())
             of_several = f"{number} of {len(stages)}: trains {', '.join(stage.trains)}; {config}"
             print(format_plan(trainer, of_several if len(stages) > 1 else None))
+        print_readably(trainer)
         trainer.add_callback(TimeLeft())
         evaluated = LastEvaluation()
         trainer.add_callback(evaluated)

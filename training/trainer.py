@@ -732,7 +732,8 @@ class KIVLATrainer(ResumableTrainer):
         samples = returns_chunks or (self.args.sample_in_eval and not self.args.prediction_loss_only)
         if samples and self.is_zero3:
             raise ValueError("With ZeRO-3 devices cannot sample actions each on its own: use `kivla predict`.")
-        # Every evaluation draws the same noise, and leaves training's own random numbers as they were.
+        # Every evaluation draws the same noise, each device its own, and leaves training's own random numbers as they
+        # were.
         model = self.accelerator.unwrap_model(self.model)
         was_training = model.training
         model.eval()
@@ -743,7 +744,7 @@ class KIVLATrainer(ResumableTrainer):
         num_samples = 0
         quiet = self.args.disable_tqdm or not self.is_world_process_zero()
         with torch.random.fork_rng(), whole_weights(model, self.accelerator):
-            torch.manual_seed(self.args.seed)
+            torch.manual_seed(self.args.seed + self.args.process_index)
             for batch in tqdm(dataloader, desc=description, disable=quiet, leave=False):
                 batch = self._prepare_inputs(batch)
                 with self.compute_loss_context_manager():
