@@ -8,8 +8,8 @@ import torch
 from transformers import TrainingArguments
 
 from .argument_rules import check_arguments
-from .closed_choice import AMONG_ALL, SOFTMAXES
 from .data.augmentation import AUGMENTATIONS
+from .evaluation.closed_choice import AMONG_ALL, SOFTMAXES
 
 logger = logging.getLogger(__name__)
 

@@ -14,10 +14,12 @@ from transformers import TrainerCallback
 from ..modeling_kivla import KIVLAForActionPrediction
 from .data.augmentation import describe
 from .data.dataset_checks import robot_datasets
+from .memory_plan import Training, plan_memory, step_shape
 from .parts import BACKBONE, EXPERT, NEW_TOKENS, PARTS, PROJECTOR, RATE_ARGUMENTS, part_of
 from .run_arguments import RunArguments, preset_for
 from .trainer import KIVLATrainer
 
+PLANNED_FOR = 4  # examples whose longest one the memory is planned for
 TIMED = (5, 20)  # the steps that are timed: the first ones warm up
 _TITLES = {BACKBONE: "VLM", NEW_TOKENS: "new tokens", PROJECTOR: "projector", EXPERT: "expert"}
 
@@ -51,6 +53,7 @@ def plan(trainer: KIVLATrainer) -> Iterator[tuple[str, str]]:
     yield "steps", text
     cameras = [camera for data in robot_datasets(trainer.train_dataset) for camera in data.cameras]
     yield "augmentation", describe(args.augment, list(dict.fromkeys(cameras)), args.wrist_cameras)
+    yield "memory", _memory(trainer)
     yield "evaluation", _evaluation(trainer, steps)
     yield "checkpoints", _checkpoints(trainer, steps)
     words = ", ".join(args.report_to)
@@ -99,6 +102,26 @@ def _rates(trainer: KIVLATrainer) -> str:
     if (args.lr_scheduler_kwargs or {}).keys() == {"min_lr_rate"}:
         shape = f"a cosine that ends at {args.lr_scheduler_kwargs['min_lr_rate']:.0%}"
     return f"{', '.join(rates)}; {warmup:,} step{'s' * (warmup != 1)} of warm-up, then {shape}"
+
+
+def _memory(trainer: KIVLATrainer) -> str:
+    """What a step needs on each device, by part; worked out for the first examples."""
+    if trainer.is_deepspeed_enabled:
+        return "not planned with DeepSpeed"
+    args, model = trainer.args, trainer.accelerator.unwrap_model(trainer.model)
+    policy, data = _policy(model), trainer.train_dataset
+    examples = [data[i] for i in range(min(PLANNED_FOR, len(data)))]
+    shape = step_shape(policy, trainer.data_collator(examples), args.train_batch_size)
+    training = Training(
+        bf16=args.bf16 or args.fp16,
+        checkpointing=bool(args.gradient_checkpointing),
+        accumulates=args.gradient_accumulation_steps > 1,
+        devices=args.world_size if trainer.is_fsdp_enabled else 1,
+        moments=2 + (args.ema_decay is not None),
+    )
+    planned = plan_memory(policy, shape, training, model.parameters())
+    parts = ", ".join(f"{name} {_bytes(size)}" for name, size in planned.parts().items() if size)
+    return f"about {_bytes(planned.peak)} on each device at the peak: {parts}"
 
 
 def _evaluation(trainer: KIVLATrainer, steps: int) -> str:

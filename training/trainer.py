@@ -28,7 +28,6 @@ from ..processing.sequences import are_documents
 from .anchor import Anchor
 from .argument_rules import check_trainer_arguments
 from .arguments import KIVLATrainingArguments
-from .closed_choice import AMONG_ALL, choice_arguments
 from .data.augmentation import AUGMENTATIONS, ExampleAugmentation
 from .data.camera_naming import name_cameras
 from .data.collator import KIVLACollator
@@ -42,6 +41,7 @@ from .data_parallel import (
     total_norm,
     whole_weights,
 )
+from .evaluation.closed_choice import AMONG_ALL, choice_arguments
 from .evaluation.demonstrations import WithDemonstrations
 from .evaluation.evaluation_step import LOSS_SUMS, EvaluationStep, metrics_of, summary
 from .evaluation.text_nll import HeldOutTexts, TextScores, text_nll

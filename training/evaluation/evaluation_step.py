@@ -10,8 +10,8 @@ from ...modeling_kivla.real_time_chunking import draw_delays
 from ...processing import ActionDecodingFailure, KIVLAProcessor
 from ...processing.relative_actions import nearest_turn
 from ...processing.sequences import are_documents
-from ..closed_choice import AMONG_ALL, choice_arguments
 from .action_error import ACTION_ERROR_SUMS, action_error, action_error_sums
+from .closed_choice import AMONG_ALL, choice_arguments
 from .right_answers import is_right
 from .token_sums import TOKEN_SUMS, token_sums
 

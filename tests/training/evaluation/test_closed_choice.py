@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from kivla import KIVLACollator, KIVLATrainer, KIVLATrainingArguments
-from kivla.training.closed_choice import chosen_among_actions
+from kivla.training.evaluation.closed_choice import chosen_among_actions
 from tests.helpers.policies import dataset, make_policy, make_trainer
 from tests.helpers.tolerance import assert_close_relative
 

@@ -3,8 +3,8 @@
 import torch
 import torch.nn.functional as F
 
-from ..processing import KIVLAProcessor
-from ..processing.sequences import are_documents
+from ...processing import KIVLAProcessor
+from ...processing.sequences import are_documents
 
 AMONG_ALL, AMONG_ACTIONS = "all", "action_tokens"
 SOFTMAXES = (AMONG_ALL, AMONG_ACTIONS)
