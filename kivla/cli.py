@@ -19,6 +19,7 @@ COMMANDS = {
     "demo": "from a small VLM to a policy that does as it is told, in minutes, with a report",
     "inspect": "show what the action expert reads of a VLM or policy: layers, tokens, masks",
     "check-data": "look at a dataset before training: what it is, what was assumed, what to mend",
+    "transcode": "write a dataset again with videos that can be entered anywhere, for faster training",
     "tokenizers": "compare action tokenizers on held-out chunks: tokens, error, clipping",
     "recipes": "list the training recipes",
     "train": "fine-tune a VLM into a robot policy on a LeRobot dataset",
