@@ -47,12 +47,12 @@ def test_what_cannot_be_kept_is_refused(tmp_path):
     (tmp_path / "new").mkdir()
     with pytest.raises(SystemExit, match="is there already"):
         main([*command, "--codec", "h264"])
-    with pytest.raises(SystemExit, match="--keyframes_every is a number of frames, at least 1, got 0"):
+    with pytest.raises(SystemExit, match=r"--keyframes_every is a number of frames, at least 1, got 0"):
         main([*command, "--keyframes_every", "0"])
-    with pytest.raises(SystemExit, match="is no folder of a LeRobot dataset with videos"):
+    with pytest.raises(SystemExit, match="is no folder of a LeRobot dataset"):
         main(["transcode", str(tmp_path), "--output_dir", str(tmp_path / "newer")])
     write_video(tmp_path / "turned.mp4", range(3), 10, rotation=90)
-    with pytest.raises(ValueError, match="is turned by .* degrees"):
+    with pytest.raises(ValueError, match=r"is turned by -?90 degrees"):
         transcode(tmp_path / "turned.mp4", tmp_path / "lost.mp4", 2, "h264")
 
 
