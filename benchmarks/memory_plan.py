@@ -1,7 +1,7 @@
 """Is the memory of a training step what `kivla train` plans? And what would VLMs at their published sizes need?
 
-python -m benchmarks.memory_plan            # three steps measured here, beside their plans
-python -m benchmarks.memory_plan --table    # by arithmetic alone: VLMs at published sizes, for docs/costs.md
+python -m benchmarks.memory_plan              # three steps measured here, beside their plans
+python -m benchmarks.memory_plan published    # by arithmetic alone: VLMs at published sizes, for docs/costs.md
 
 What is measured: all tensors that exist at the peak of a step of AdamW, after a first one that made the moments; on the
 CPU in float32, with attention whose kernel keeps no scores (as many key/value heads as heads, no mask). What is not
@@ -185,9 +185,10 @@ def _row(name: str) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.memory_plan", description=__doc__.split("\n")[0])
-    parser.add_argument("--table", action="store_true", help="the table of published sizes, by arithmetic")
+    ways = ("measured", "published")
+    parser.add_argument("which", nargs="?", choices=ways, default=ways[0], help="sizes: those that are measured here")
     options = parser.parse_args(arguments)
-    print(make_table() if options.table else compare(SIZES))
+    print(make_table() if options.which == "published" else compare(SIZES))
 
 
 if __name__ == "__main__":
