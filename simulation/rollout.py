@@ -57,6 +57,7 @@ class PipelinePolicy:
         respond: whether a policy that was taught to say a sub-task first says it, at every plan anew, and acts on it.
         cameras: where the environment has other names: the policy's camera → the environment's.
         rtc: of the pipeline: "guidance" or "trained", for observations with what is left of the last chunk.
+        acts_by: of the pipeline: "flow" or "tokens"; by default as the policy's recipe has it.
 
     Raises:
         ValueError: `respond` is False for a policy that says nothing anyway.
@@ -71,6 +72,7 @@ class PipelinePolicy:
         respond: bool = True,
         cameras: Mapping[str, str | None] | None = None,
         rtc: str | None = None,
+        acts_by: str | None = None,
     ):
         if not respond and not (pipe.processor.expert_reads_response or pipe.processor.responds_first):
             raise ValueError(
@@ -79,8 +81,7 @@ class PipelinePolicy:
         self.pipe = pipe
         self.respond = respond
         self.options: dict = {"seed": seed, "num_steps": num_steps, "clip_actions": clip_actions}
-        if rtc is not None:
-            self.options["rtc"] = rtc
+        self.options |= {name: value for name, value in {"rtc": rtc, "acts_by": acts_by}.items() if value is not None}
         if cameras is not None:
             pipe.processor.check_cameras(cameras)
             self.options["cameras"] = cameras
@@ -147,6 +148,8 @@ class Episode:
         jerk: mean squared jerk of the actions, (robot units / second³)²; None with fewer than four steps.
         frames: (steps + 1, height, width, 3) uint8 of the first camera, from before the first action to after the
             last; None if not recorded.
+        phases: how far it came with what the policy was told: each phase, in order, and whether it was reached; None
+            where the environment does not say (see `Environment`).
         word, plain_instruction: where the scene's instruction has a word that was never demonstrated, that word, and
             the instruction in demonstrated words; else None.
     """
@@ -159,8 +162,14 @@ class Episode:
     frames: np.ndarray | None = None
     held_steps: int = 0
     jerk: float | None = None
+    phases: dict[str, bool] | None = None
     word: str | None = None
     plain_instruction: str | None = None
+
+    @property
+    def stopped_before(self) -> str | None:
+        """The first phase that was not reached; None where all were, or the environment does not say."""
+        return next((name for name, reached in (self.phases or {}).items() if not reached), None)
 
 
 @dataclass
@@ -322,6 +331,7 @@ def _run_round(
     swapped = [None] * count
     if instructions is not None and "swapped_success" in info:
         swapped = [bool(value) for value in info["swapped_success"][:count]]
+    phases = info.get("phases")
     episodes = [
         Episode(
             seed=seeds[i],
@@ -331,6 +341,7 @@ def _run_round(
             steps=int(steps[i]),
             held_steps=int(held_steps[i]),
             jerk=_mean_squared_jerk(np.stack(executed)[: steps[i], i], env.fps),
+            phases={name: bool(reached) for name, reached in phases[i].items()} if phases else None,
             frames=np.stack(frames[i]) if i < len(frames) else None,
             word=words[i],
             plain_instruction=plain[i],

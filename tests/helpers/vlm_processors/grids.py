@@ -56,6 +56,16 @@ OMNI_TOKENS = {
     205: "<|audio_bos|>",
     206: "<|audio_eos|>",
 }
+APERTUS_TOKENS = {
+    IMAGE_ID: "<|image|>",
+    AUDIO_ID: "<|audio|>",
+    START_ID: "<|img_start|>",
+    END_ID: "<|img_end|>",
+    205: "<|img_token_start|>",
+    206: "<|img_end_of_row|>",
+    207: "<|audio_start|>",
+    208: "<|audio_end|>",
+}
 ERNIE_TOKENS = {
     IMAGE_ID: "<|IMAGE_PLACEHOLDER|>",
     VIDEO_ID: "<|VIDEO_PLACEHOLDER|>",
@@ -168,6 +178,16 @@ GRIDS: dict[str, Kind] = {
         chat_template=AYA.replace("<image>", "<|VISION_START|><|IMAGE_PAD|><|VISION_END|>"),
         adds_bos=True,
         other_tokens=AYA_TURNS,
+        takes_media=("video_processor",),
+        is_slow=True,
+    ),
+    "hy_v4_vl": Kind(
+        "hy_v4_vl",
+        "HYV4VLProcessor",
+        ("HYV4VLImageProcessorPil", QWEN_IMAGES),
+        {IMAGE_ID: "<|image_pad|>", VIDEO_ID: "<|video_pad|>"},
+        chat_template=QWEN_CHAT,
+        other_tokens=("<|vision_start|>", "<|vision_end|>", *CHAT_ML_TOKENS),
         takes_media=("video_processor",),
         is_slow=True,
     ),
@@ -307,6 +327,23 @@ GRIDS: dict[str, Kind] = {
             "vocabulary_map": {"<image>": FIRST_ID, "<|extra_200|>": 900}
             | {f"<|visual token {i:06}|>": 901 + i for i in range(16)},
         },
+        is_slow=True,
+    ),
+    "apertus1p5": Kind(
+        "apertus1p5",
+        "Apertus1p5Processor",
+        ("Apertus1p5ImageProcessor", {"size": {"min_pixels": 16, "max_pixels": 128}, "spatial_factor": 4}),
+        APERTUS_TOKENS,
+        chat_template=chat_ml("<|image|>"),
+        other_tokens=CHAT_ML_TOKENS,
+        named_tokens=named(
+            APERTUS_TOKENS,
+            *("image_token", "audio_token", "boi_token", "eoi_token", "image_wrapper_token", "eol_token"),
+            *("boa_token", "eoa_token"),
+        ),
+        settings={"image_token_offset": 900, "audio_token_offset": 916},
+        takes_media=("feature_extractor",),
+        needs="torchvision",
         is_slow=True,
     ),
     "inkling2": Kind(
