@@ -126,7 +126,10 @@ def _words_of_ours(error: Exception) -> str | None:
         trace = trace.tb_next
     code, module = trace.tb_frame.f_code, trace.tb_frame.f_globals.get("__name__", "")
     is_raised = code.co_code[trace.tb_lasti] == dis.opmap["RAISE_VARARGS"]
-    return str(error) if is_raised and module.partition(".")[0] == "kivla" else None
+    if not is_raised or module.partition(".")[0] != "kivla":
+        return None
+    has_number = isinstance(error, OSError) and error.strerror and error.filename is None
+    return error.strerror if has_number else str(error)  # without "[Errno 28]"
 
 
 def _import_modules(command: str, words: Sequence[str]) -> list[str]:

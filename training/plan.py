@@ -21,6 +21,7 @@ from .trainer import KIVLATrainer
 
 PLANNED_FOR = 4  # examples whose longest one the memory is planned for
 TIMED = (5, 20)  # the steps that are timed: the first ones warm up
+_COPY_OF_LORA = "original_module"
 _TITLES = {BACKBONE: "VLM", NEW_TOKENS: "new tokens", PROJECTOR: "projector", EXPERT: "expert"}
 
 
@@ -82,6 +83,8 @@ def _parts(model: nn.Module) -> Iterator[str]:
     trained: dict[str, int] = defaultdict(int)
     whole: dict[str, int] = defaultdict(int)
     for name, parameter in model.named_parameters():
+        if _COPY_OF_LORA in name.split("."):
+            continue  # what peft trains a copy of
         whole[part_of(name)] += parameter.numel()
         trained[part_of(name)] += parameter.numel() * parameter.requires_grad
     for part in PARTS:
@@ -131,7 +134,7 @@ def _evaluation(trainer: KIVLATrainer, steps: int) -> str:
     when = {"no": "at the end", "epoch": "after every epoch and at the end"}.get(args.eval_strategy.value)
     if when is None:
         every = math.ceil(args.eval_steps * (steps if args.eval_steps < 1 else 1))
-        when = "at the end" if every >= steps else f"every {every:,} steps and at the end"
+        when = "at the end" if every >= steps else f"{_every(every)} and at the end"
     held_out = "" if "held_out" in named else "; no episode is held out (--eval_episodes 0 1)"
     return f"{when} on {text}{held_out}"
 
@@ -142,9 +145,10 @@ def _checkpoints(trainer: KIVLATrainer, steps: int) -> str:
         return "none"
     checkpoint, _, most = trainer.disk_use(steps, args.num_train_epochs)
     number = math.ceil(args.save_steps * (steps if args.save_steps < 1 else 1))
-    every = "at the end" if number >= steps else f"every {number:,} steps and at the end"
+    every = "at the end" if number >= steps else f"{_every(number)} and at the end"
     every = {"epoch": "after every epoch", "best": "after the best evaluation"}.get(args.save_strategy.value, every)
-    kept = f"the last {args.save_total_limit} kept" if args.save_total_limit else "all kept"
+    limit = args.save_total_limit
+    kept = "all kept" if not limit else "the last one kept" if limit == 1 else f"the last {limit} kept"
     folder = Path(args.output_dir).resolve()
     free = shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.is_dir())).free
     disk = f"{_bytes(checkpoint)} each, at most {_bytes(most)} on the disk with the policy ({_bytes(free)} free)"
@@ -179,6 +183,10 @@ def time_left(times: list[float], steps: int) -> str:
         f"A step takes {step:.3g} s (median of steps {TIMED[0] + 1} to {len(times)}): the other {steps:,} take about "
         f"{_duration(step * steps)}, evaluations and checkpoints aside."
     )
+
+
+def _every(steps: int) -> str:
+    return "after every step" if steps == 1 else f"every {steps:,} steps"
 
 
 def _count(number: float) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 import datasets
 import torch
 import torch.nn.functional as F
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel
 from torch.utils.data import Dataset
 from transformers import AutoModelForImageTextToText, AutoProcessor, ProcessorMixin, Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
@@ -26,6 +26,7 @@ from ..simulation.tabletop.questions import make_questions
 from ..training.data.vlm.text_rows import load_texts
 from ..training.evaluation.text_nll import text_tokens
 from ..training.evaluation.vlm_answers import ask
+from ..training.lora import add_lora
 from ..training.run_folder import claim_folder, write_json
 from .pretraining import EVALUATION_SEED, ConversationCollator
 from .word_alignment import align_words
@@ -115,7 +116,7 @@ def make_trainer(args: TeachArguments, vlm, processor: ProcessorMixin) -> "Teach
         exclude_modules=r".*(vision_tower|multi_modal_projector).*",
         modules_to_save=["multi_modal_projector"],
     )
-    model = get_peft_model(vlm, lora)
+    model = add_lora(vlm, lora)
     projector = [p for name, p in model.named_parameters() if p.requires_grad and "multi_modal_projector" in name]
     updates = [p for name, p in model.named_parameters() if p.requires_grad and "multi_modal_projector" not in name]
     optimizer = torch.optim.AdamW(
