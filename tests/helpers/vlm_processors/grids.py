@@ -257,6 +257,7 @@ GRIDS: dict[str, Kind] = {
             *("video_start_token", "video_end_token"),
         ),
         takes_media=("video_processor",),
+        video_settings={"draw_on_frames": False},  # for its numbers it wants a font of its checkpoint
         is_slow=True,
     ),
     **{

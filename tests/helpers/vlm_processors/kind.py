@@ -53,6 +53,7 @@ class Kind:
         placement: of action tokens; "tail" where the VLM has no room for new ones.
         adds_bos: whether the tokenizer begins every text with `<bos>` (unless told not to add special tokens).
         takes_media: the processors of video and audio that it has; without torchvision and torchaudio, `NoMedia`.
+        video_settings: arguments of the video processor.
         needs: the library that the processor's code imports.
         is_slow: whether it is tested in the slow lane alone: its prompts and images are made as those of another kind.
     """
@@ -70,6 +71,7 @@ class Kind:
     placement: str = "added"
     adds_bos: bool = False
     takes_media: tuple[str, ...] = ()
+    video_settings: dict[str, Any] = field(default_factory=dict)
     needs: str | None = None
     is_slow: bool = False
 
@@ -117,7 +119,8 @@ class Kind:
             names = VIDEO_PROCESSOR_MAPPING_NAMES.get(FAMILIES[self.family].settings["model_type"])
             name = names["torchvision"] if isinstance(names, dict) else names
             # the parts of the omni models that see have that of Qwen2-VL
-            media["video_processor"] = getattr(transformers, name or "Qwen2VLVideoProcessor")()
+            video_processor = getattr(transformers, name or "Qwen2VLVideoProcessor")
+            media["video_processor"] = video_processor(**self.video_settings)
         chat = {} if self.chat_template is None else {"chat_template": self.chat_template}
         arguments = {**chat, **self.arguments, **media}
         with mock.patch.object(ProcessorMixin, "check_argument_for_proper_class"):

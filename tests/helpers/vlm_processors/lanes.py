@@ -14,7 +14,10 @@ BROKEN: dict[str, dict[str, str]] = {
     "test_an_example_in_a_batch_gives_what_it_gives_alone": {
         name: _PADDED[name] for name in ("hunyuan_vl", "minimax_m3_vl")
     },
-    "test_action_tokens_decode_to_chunks_with_and_without_cache": {"minimax_m3_vl": _PADDED["minimax_m3_vl"]},
+    "test_action_tokens_decode_to_chunks_with_and_without_cache": {
+        "minimax_m3_vl": _PADDED["minimax_m3_vl"],
+        "ernie4_5_vl_moe": "without a cache its types of tokens for the experts do not grow with what it says",
+    },
 }
 
 
