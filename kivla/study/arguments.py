@@ -116,6 +116,7 @@ class StudyArguments:
             reason = "it is for the tabletop, and --dataset has no simulator"
             refuse({name: reason for name in own if getattr(self, name) is not None})
         else:
+            TabletopArguments(kinds=self.kinds or ["touch"])  # refuses what is none
             if self.rollouts is None and self.kinds not in (None, ["touch"]):
                 self.rollouts = list(self.kinds)
             for name, value in _ON_THE_TABLETOP.items():
@@ -144,7 +145,6 @@ class StudyArguments:
         if unknown := set(self.rollouts or ()) - set(ROLLOUTS):
             raise ValueError(f"There are no roll-outs {', '.join(sorted(unknown))}; there are {', '.join(ROLLOUTS)}.")
         if self.dataset is None:
-            TabletopArguments(kinds=self.kinds)  # refuses what is none
             for name in self.rollouts:
                 if ROLLOUTS[name][1]["kinds"][0] not in self.kinds:
                     raise ValueError(f"--rollouts {name} is of tasks that are not demonstrated: --kinds {self.kinds}.")
