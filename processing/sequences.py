@@ -154,7 +154,7 @@ class Sequences:
         written = self.tokenizer("x")["input_ids"][:1]
         if start is not None and not has_chat(self.vlm_processor):
             picture = Image.new("RGB", (64, 64))
-            written += self.vlm_processor(text=[self.formats[1].before + "x"], images=[[picture]])["input_ids"][0]
+            written += list(self._encoded([self.formats[1].before + "x"], [[picture]])["input_ids"][0])
         return [start] if start in written else []
 
     def media(self, clips: list[list[Image.Image]]) -> Media:
@@ -278,13 +278,16 @@ class Sequences:
         start = self.tokenizer.bos_token
         if start and any(head.startswith(start) for head in heads):
             options["add_special_tokens"] = False  # a chat template that writes it; the tokenizer would write another
-        processor_name = type(self.vlm_processor).__name__
-        options |= ASKED.get(processor_name, {})
-        if processor_name in ONE_LIST:
-            images = [picture for pictures in images for picture in pictures]
-        encoded = self.vlm_processor(text=heads, images=images if any(images) else None, **options)
+        encoded = self._encoded(heads, images, **options)
         encoded.pop("labels", None)
         return encoded, tails
+
+    def _encoded(self, texts: list[str], images: list[list[Image.Image]], **options):
+        """Call the VLM's processor as it wants to be called."""
+        name = type(self.vlm_processor).__name__
+        has_images = any(images)
+        pictures = [picture for row in images for picture in row] if name in ONE_LIST else images
+        return self.vlm_processor(text=texts, images=pictures if has_images else None, **ASKED.get(name, {}), **options)
 
     def _ending(self, ids: list[int]) -> list[int]:
         """What the VLM's processor has written behind a text without a chat format."""

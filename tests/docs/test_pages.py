@@ -23,7 +23,17 @@ NAME = re.compile(r"`(kivla(?:\.\w+)+)")
 OPTION = re.compile(r"`[^`]*?--(\w+)(?![\w.])")
 LINK = re.compile(r"\]\((?!https?://|#)([^)\s]+)\)")
 CODE_BLOCK = re.compile(r"^```.*?^```$", re.M | re.S)
-OPTIONS_OF_OTHERS = {"import", "version", "rename_map", "dry_run", "write", "quick", "help", "image_size"}
+OPTIONS_OF_OTHERS = {
+    "import",
+    "version",
+    "rename_map",
+    "dry_run",
+    "write",
+    "quick",
+    "help",
+    "image_size",
+    "aggregate_fn_name",
+}
 
 
 def prose(document: Path) -> str:
