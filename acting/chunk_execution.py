@@ -61,8 +61,9 @@ class ChunkExecutor:
 
     Raises:
         ValueError: `replan_every` is not positive or longer than the policy's chunk, the policy says that it cannot
-            act this way, a chunk does not last until the next one comes, or it did not decode
-            (`UndecodableActionsError`).
+            act this way, `limits` do not know which of its angles wrap, a chunk does not last until the next one
+            comes, or it did not decode (`UndecodableActionsError`).
+        TypeError: the policy has no such option.
         NonFiniteActionsError: a chunk is not finite.
     """
 
@@ -82,12 +83,12 @@ class ChunkExecutor:
         self.pipe = pipe
         self.memory = ObservationMemory(history or history_of(pipe))
         self.schedule = ChunkSchedule(way, replan_every, latency_steps, ensemble_decay)
-        check_settings(pipe, self.schedule.way, hold)
-        self.hold = hold or np.copy
-        self.limits = limits
         self.options = options
         if self.schedule.way in RTC_METHODS:
             self.options = {**options, "rtc": RTC_METHODS[self.schedule.way]}
+        check_settings(pipe, self.schedule.way, hold, limits, self.options)
+        self.hold = hold or np.copy
+        self.limits = limits
         self.counts = ExecutionCounts()
         self.reset()
 

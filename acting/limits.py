@@ -1,5 +1,7 @@
 """Limits on the speed and the acceleration of commands, in robot units: the last thing before the robot."""
 
+from collections.abc import Mapping
+
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -15,13 +17,15 @@ class ActionLimits:
         max_speed: robot units per second, (action_dim,) or one number for all; `inf` for a dimension without one.
         max_acceleration: robot units per second squared, likewise.
         offsets: whether commands are motions (how far to go in this step), and not targets (where to be).
+        wraps: dimensions that are angles which wrap, and their range: `{4: (-180, 180)}`. They go the shortest way:
+            from 179 to -179 degrees it is 2 degrees, and not -358.
 
     Attributes:
         commands: how many came.
         limited: (action_dim,) how many of them were changed, by dimension; None before the first.
 
     Raises:
-        ValueError: no limit at all, or one that is not positive.
+        ValueError: no limit at all, one that is not positive, a range without a width, or `wraps` beside `offsets`.
     """
 
     def __init__(
@@ -30,6 +34,7 @@ class ActionLimits:
         max_speed: ArrayLike | None = None,
         max_acceleration: ArrayLike | None = None,
         offsets: bool = False,
+        wraps: Mapping[int, tuple[float, float]] | None = None,
     ):
         if max_speed is None and max_acceleration is None:
             raise ValueError("Give max_speed, max_acceleration or both: without them nothing is limited.")
@@ -40,6 +45,12 @@ class ActionLimits:
                 raise ValueError(f"{name} must be positive, got {value}.")
         self.rate = rate
         self.offsets = offsets
+        self.wraps = {dimension: (float(low), float(high)) for dimension, (low, high) in (wraps or {}).items()}
+        if offsets and self.wraps:
+            raise ValueError("Offsets are how far to go, and no angles that wrap: leave out wraps.")
+        for dimension, (low, high) in self.wraps.items():
+            if dimension < 0 or not low < high < np.inf or low == -np.inf:
+                raise ValueError(f"wraps: dimension {dimension} cannot wrap at {low:g} and {high:g}.")
         self.commands = 0
         self.limited: np.ndarray | None = None
         self.reset()
@@ -68,6 +79,25 @@ class ActionLimits:
         for limit in (self.max_speed, self.max_acceleration):
             if limit.ndim and limit.shape != shape:
                 raise ValueError(f"There are limits for {limit.size} values, but a command has the shape {shape}.")
+        if self.wraps and max(self.wraps) >= shape[-1]:
+            raise ValueError(f"wraps names dimension {max(self.wraps)}, but a command has the shape {shape}.")
+
+    def check_wraps(self, wraps: Mapping[int, tuple[float, float]]) -> None:
+        """Check that angles which wrap go the shortest way where they are limited.
+
+        Args:
+            wraps: those of the robot.
+
+        Raises:
+            ValueError: one does not; naming it.
+        """
+        for dimension, ends in wraps.items():
+            limits = [limit[dimension] if limit.ndim else limit for limit in (self.max_speed, self.max_acceleration)]
+            if not self.offsets and np.isfinite(limits).any() and self.wraps.get(dimension) != tuple(ends):
+                raise ValueError(
+                    f"Dimension {dimension} is an angle that wraps at {ends[0]:g} and {ends[1]:g}, and the limits do "
+                    f"not say so: they would turn it the long way round. ActionLimits(..., wraps={dict(wraps)})."
+                )
 
     def __call__(self, action: np.ndarray) -> np.ndarray:
         """The command that may be sent, (action_dim,), of the same type.
@@ -80,14 +110,14 @@ class ActionLimits:
         if not self.offsets and self._position is None:
             self._position = self._target = wanted
         # How fast this command would move the robot, and how fast it may.
-        speed = wanted * self.rate if self.offsets else (wanted - self._position) * self.rate
+        speed = wanted * self.rate if self.offsets else self._way(self._position, wanted) * self.rate
         allowed = speed if self.offsets else self._approach(wanted)
         allowed = np.clip(allowed, -self.max_speed, self.max_speed)
         change = self.max_acceleration / self.rate
         allowed = np.clip(allowed, self._speed - change, self._speed + change)
         # Within rounding of what was wanted it is what was wanted.
         is_limited = np.abs(allowed - speed) > 1e-6 * np.maximum(np.abs(speed), np.abs(self._speed) + 1e-6)
-        moved = allowed / self.rate if self.offsets else self._position + allowed / self.rate
+        moved = allowed / self.rate if self.offsets else self._within(self._position + allowed / self.rate)
         command = np.where(is_limited, moved, wanted)
         self._speed = np.where(is_limited, allowed, speed)
         if not self.offsets:
@@ -102,12 +132,26 @@ class ActionLimits:
         In units of what a step of braking takes off, a speed of m comes to rest after a way of m + (m - 1) + ...: that
         is (n + 1) m - n (n + 1) / 2 with n = floor(m), here solved for m.
         """
-        gap = self._target - self._position
+        gap = self._way(self._position, self._target)
         unit = np.where(np.isinf(self.max_acceleration), 1.0, self.max_acceleration / self.rate)
         way = np.abs(gap) * self.rate / unit
         n = np.floor(np.sqrt(0.25 + 2 * way) - 0.5)
         speed = unit * np.where(np.isinf(self.max_acceleration), way, (way + n * (n + 1) / 2) / (n + 1))
-        return (target - self._target) * self.rate + np.sign(gap) * speed
+        return self._way(self._target, target) * self.rate + np.sign(gap) * speed
+
+    def _way(self, start: np.ndarray, end: np.ndarray) -> np.ndarray:
+        """How far it is from one position to another, the shortest way where an angle wraps."""
+        way = end - start
+        for dimension, (low, high) in self.wraps.items():
+            half = (high - low) / 2
+            way[..., dimension] = (way[..., dimension] + half) % (high - low) - half
+        return way
+
+    def _within(self, position: np.ndarray) -> np.ndarray:
+        """The same position, with angles that wrap in their range."""
+        for dimension, (low, high) in self.wraps.items():
+            position[..., dimension] = low + (position[..., dimension] - low) % (high - low)
+        return position
 
 
 __all__ = ["ActionLimits"]

@@ -105,7 +105,8 @@ class RealTimeExecutor:
         if replan_every is None and way != "sync":
             replan_every = 1
         self.schedule = ChunkSchedule(way, replan_every, ensemble_decay=ensemble_decay)
-        check_settings(policy, way, hold)
+        self.options = {**options, "rtc": RTC_METHODS[way]} if way in RTC_METHODS else options
+        check_settings(policy, way, hold, limits, self.options)
         self.policy = policy
         self.memory = ObservationMemory(history or history_of(policy))
         self.rate = rate
@@ -116,7 +117,6 @@ class RealTimeExecutor:
         self.max_delay = max_delay_of(policy, way) if max_delay is None else max_delay
         self.answer_timeout = answer_timeout
         self.clock = clock
-        self.options = {**options, "rtc": RTC_METHODS[way]} if way in RTC_METHODS else options
         self.counts = ExecutionCounts()
         self.last_error: Exception | None = None
         self._make_thread = thread

@@ -38,6 +38,8 @@ class RemotePolicy:
         max_delay: the largest delay that the server's policy knows; None for any.
         observation_history: what the server's policy looks back on. Executors keep what was observed, and send with
             each observation its `past`.
+        wrapping_angles: of each robot that the server's policy knows, the dimensions of actions that are angles which
+            wrap, and their range.
     """
 
     def __init__(self, connect: Callable[[], Client] | Client):
@@ -48,6 +50,10 @@ class RemotePolicy:
         self.observation_history = ObservationHistory(
             self.metadata.get("history", 1), self.metadata.get("history_stride", 1)
         )
+        self.wrapping_angles: list[dict[int, tuple[float, float]]] = [
+            {dimension: (low, high) for dimension, low, high in of_robot}
+            for of_robot in self.metadata.get("wrapping_angles", [])
+        ]
 
     def __call__(self, observation: dict, rtc: str | None = None) -> dict:
         """Ask for a chunk.
@@ -60,21 +66,29 @@ class RemotePolicy:
             ValueError: the server does not do it so, or another policy is served since the connection was lost.
             ConnectionError: the connection is lost, and there is no `connect`.
         """
-        if rtc is not None:
-            self.check_rtc(rtc)
+        self._check_rtc(rtc)
         client, self._client = self._client, None
         client = client or self._reconnected()
         result = client.infer(observation)
         self._client = client
         return result
 
-    def check_rtc(self, method: str) -> None:
+    def check_options(self, rtc: str | None = None, **others) -> None:
         """
         Raises:
-            ValueError: the server does not do real-time chunking by this method, "guidance" or "trained".
+            ValueError: the server does not do real-time chunking by this method.
+            TypeError: there is another option: the server has its own.
         """
+        if others:
+            raise TypeError(
+                f"A server takes no {next(iter(others))!r} with a request: it has its own. `kivla serve --help` lists "
+                "what it can be started with."
+            )
+        self._check_rtc(rtc)
+
+    def _check_rtc(self, method: str | None) -> None:
         offered = self.metadata.get("rtc")
-        if method != offered:
+        if method not in (None, offered):
             raise ValueError(
                 f"The server does real-time chunking by {offered}, and was asked for {method}: "
                 f'start it with `kivla serve --rtc {method}`, or choose another way (way="naive" needs nothing of it).'

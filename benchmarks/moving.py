@@ -148,7 +148,7 @@ def gain_of(rows: list[dict], cells: Cells) -> Interval | None:
 
 
 def jerk_of(rows: list[dict]) -> Interval:
-    """Root-mean-square jerk of an episode's actions, in table units / s³; scenes are drawn anew."""
+    """Root-mean-square jerk of an episode's actions, in action units / s³; scenes are drawn anew."""
     jerks = np.array([row["jerk"] for row in rows], dtype=float)  # (seeds, scenes), nan where too short to have one
     return bootstrap_interval(np.nansum(jerks, 0), np.isfinite(jerks).sum(0))
 
@@ -169,7 +169,7 @@ def write_report(folder: Path) -> str:
     tables = [
         _table("success, %", cells, success_of),
         _table("more than naive, points", cells, lambda rows: gain_of(rows, cells)),
-        _table("jerk, table units / s³", cells, jerk_of),
+        _table("jerk, action units / s³", cells, jerk_of),
         f"{len({row['seed'] for row in rows})} policies, {len(rows[0]['success'])} scenes each, the same for all; 95 % "
         "intervals.",
     ]
@@ -214,7 +214,7 @@ def _csv(rows: Sequence[dict]) -> str:
 def _draw(path: Path, cells: Cells) -> None:
     ways, latencies = _ways_and_latencies(cells)
     figure = Figure(figsize=(10, 4.2), layout="constrained")
-    panels = ((success_of, "success, %"), (jerk_of, "jerk of the actions, table units / s³"))
+    panels = ((success_of, "success, %"), (jerk_of, "jerk of the actions, action units / s³"))
     for axis, (summary, label) in zip(figure.subplots(1, 2), panels, strict=True):
         for shift, way in zip(np.linspace(-0.12, 0.12, len(ways)), ways, strict=True):
             there = [latency for latency in latencies if (way, latency) in cells]

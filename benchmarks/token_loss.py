@@ -6,8 +6,8 @@ from functools import partial
 import torch
 from torch import nn
 
-from kivla.modeling_kivla.backbone_attention import logits_at
-from kivla.modeling_kivla.next_token import next_token_loss
+from kivla.modeling_kivla.next_token import next_token_loss, token_losses
+from kivla.modeling_kivla.token_logits import token_logits
 
 from .policies import SMALL, TINY, gradient, policy, token_batch, train
 from .report import Comparison, Measurement
@@ -67,9 +67,9 @@ def _loss_at_supervised(vlm: nn.Module, hidden: torch.Tensor, labels: torch.Tens
     """What the model does with the last hidden states (B, S, W); the loss, and its gradient with respect to them."""
     targets = labels[0, 1:]
     rows = (targets != -100).nonzero().squeeze(-1)  # of one example
-    with logits_at(vlm, rows):
+    with token_logits(vlm, rows):
         logits = vlm.get_output_embeddings()(hidden)[0]
-    return _backward(vlm, hidden, next_token_loss(logits, targets[rows]))
+    return _backward(vlm, hidden, next_token_loss(token_losses(logits, targets[rows])))
 
 
 def _loss_of_the_vlm(vlm: nn.Module, hidden: torch.Tensor, labels: torch.Tensor):

@@ -32,7 +32,7 @@ def policy_card(report: dict, command: str) -> ModelCard:
 
     Args:
         report: what that command writes as `report.json`. Beside the card it leaves the pictures `training.png`,
-            `chunks.png` and, if there are roll-outs to show, `contact_sheet.png`.
+            `chunks.png` and, if there are roll-outs to show, `contact_sheet.png` and `phases.png`.
         command: how to make the policy again.
     """
     data = ModelCardData(
@@ -55,7 +55,8 @@ def policy_card(report: dict, command: str) -> ModelCard:
         ],
     )
     media = (report["rollouts"][0].get("media") if report["rollouts"] else None) or {}
-    values = {"report": report, "command": command, "contact_sheet": media.get("contact_sheet")}
+    values = {"report": report, "command": command}
+    values |= {picture: media.get(picture) for picture in ("contact_sheet", "phases")}
     return render(ModelCard, TEMPLATES / "policy.md.jinja", data, **values)
 
 

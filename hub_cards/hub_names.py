@@ -5,6 +5,8 @@ from pathlib import Path
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from ..named_models import TABLETOP, TABLETOP_VLM
+
 
 def hub_id(name: str | None) -> str | None:
     """`name` if it is one on the Hub (owner/name), and None if it is a folder of this machine."""
@@ -15,6 +17,11 @@ def hub_id(name: str | None) -> str | None:
     except HFValidationError:
         return None
     return name
+
+
+def vlm_name(name: str | Path) -> str:
+    """A VLM as strangers may read it; the small one that comes with KIVLA by the name that commands take."""
+    return TABLETOP if Path(name) == TABLETOP_VLM else public_name(name)
 
 
 def public_name(name: str | Path | None) -> str | None:

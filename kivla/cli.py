@@ -19,6 +19,7 @@ COMMANDS = {
     "demo": "from a small VLM to a policy that does as it is told, in minutes, with a report",
     "inspect": "show what the action expert reads of a VLM or policy: layers, tokens, masks",
     "check-data": "look at a dataset before training: what it is, what was assumed, what to mend",
+    "transcode": "write a dataset again with videos that can be entered anywhere, for faster training",
     "tokenizers": "compare action tokenizers on held-out chunks: tokens, error, clipping",
     "recipes": "list the training recipes",
     "train": "fine-tune a VLM into a robot policy on a LeRobot dataset",
@@ -125,7 +126,10 @@ def _words_of_ours(error: Exception) -> str | None:
         trace = trace.tb_next
     code, module = trace.tb_frame.f_code, trace.tb_frame.f_globals.get("__name__", "")
     is_raised = code.co_code[trace.tb_lasti] == dis.opmap["RAISE_VARARGS"]
-    return str(error) if is_raised and module.partition(".")[0] == "kivla" else None
+    if not is_raised or module.partition(".")[0] != "kivla":
+        return None
+    has_number = isinstance(error, OSError) and error.strerror and error.filename is None
+    return error.strerror if has_number else str(error)  # without "[Errno 28]"
 
 
 def _import_modules(command: str, words: Sequence[str]) -> list[str]:

@@ -164,8 +164,9 @@ def _read_options(file: str, dataclass_types: Sequence[type], parser: _Parser) -
 
 
 def _hint(name: str, options: Sequence[str], prog: str) -> str:
-    near = difflib.get_close_matches(name, options, n=1)
-    return f"Did you mean {near[0]}?" if near else f"`{prog} --help` lists what there is."
+    plain = {option.lstrip("-"): option for option in options}  # dashes are not what is alike
+    near = difflib.get_close_matches(name.lstrip("-"), plain, n=1)
+    return f"Did you mean {plain[near[0]]}?" if near else f"`{prog} --help` lists what there is."
 
 
 def _word_of(name: str, arguments: Sequence[str]) -> str | None:

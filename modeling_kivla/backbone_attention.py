@@ -13,7 +13,7 @@ is measured once, in `backbone_probe`, and kept in the config. Here is what runs
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -205,29 +205,6 @@ def capture_positions(rotary: nn.Module | None) -> Iterator[list[torch.Tensor]]:
 
     with call_hook(rotary, before=note):
         yield captured
-
-
-@contextmanager
-def logits_at(vlm: PreTrainedModel, rows: torch.Tensor | None) -> Iterator[None]:
-    """Make the VLM compute logits at some positions only, so that (B, S, vocabulary) never exists.
-
-    The hidden states are gathered in front of the output embedding, inside the VLM's own forward, so that whatever
-    the family does to its logits afterwards (soft-capping, scaling) is kept.
-
-    Args:
-        rows: flat indices (n,) into B·S; the VLM then returns logits (1, n, vocabulary). None: all, (B, S, vocabulary).
-    """
-    if rows is None:
-        yield
-        return
-
-    def select(args: tuple, _) -> tuple:
-        hidden = args[0].flatten(0, 1)  # (B·S, width)
-        return (hidden[rows.to(hidden.device)][None],)
-
-    head: Any = find_language_head(vlm).get_output_embeddings()
-    with call_hook(head, before=select):
-        yield
 
 
 @contextmanager

@@ -67,6 +67,12 @@ def _run_after(module: nn.Module, args: tuple, output: object) -> object | None:
     return after(output)
 
 
+def has_other_hooks(module: nn.Module) -> bool:
+    """Whether a call of a module also runs hooks that are not from here (of FSDP, ZeRO-3, accelerate, or a user)."""
+    hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
+    return any(hook not in (_run_before, _run_after) for hook in hooks)
+
+
 def call_view(model: PreTrainedModel) -> PreTrainedModel:
     """The same model as another object, for one call of `generate`: the same weights, layers and hooks.
 

@@ -31,7 +31,6 @@ from .backbone_attention import (
     capture_positions,
     find_language_head,
     find_text_decoder,
-    logits_at,
     record_attention,
 )
 from .configuration_kivla import KIVLAConfig, KIVLAExpertConfig
@@ -56,11 +55,12 @@ from .frozen_parts import set_frozen_to_eval
 from .generation_kivla import KIVLAGenerationMixin
 from .hub_card import PushedWithCard
 from .knowledge_insulation import insulate
-from .next_token import next_token_loss, supervised_tokens
+from .next_token import ClosedChoice, choice_losses, closed_choice, next_token_loss, supervised_tokens
 from .pipeline_kivla import ActionPredictionPipeline  # noqa: F401 (belongs to the code that is saved with a policy)
 from .real_time_chunking import RealTimeChunking, draw_delays, first_steps, guided_velocity
 from .remote_vlm import register_vlm_code, save_vlm_code
 from .token_ids import check_new_tokens, without_advice_on_new_rows
+from .token_logits import token_logits
 
 _HUB_ARGUMENTS = (
     "cache_dir",
@@ -86,6 +86,8 @@ class KIVLAOutput(ModelOutput):
             (B, S, vocabulary) is never made. None if no token is supervised.
         velocity: (N·B, H, D), float32, the predicted velocity; None without `actions`.
         aux_loss, hidden_states, attentions, router_logits: the VLM's, where they are asked for.
+        candidate_logits: (m, k), of the m supervised positions that choose among k candidates; `logits` then has the
+            others. None without `candidates`.
     """
 
     loss: torch.Tensor | None = None
@@ -97,6 +99,7 @@ class KIVLAOutput(ModelOutput):
     hidden_states: tuple[torch.Tensor, ...] | None = None
     attentions: tuple[torch.Tensor, ...] | None = None
     router_logits: tuple[torch.Tensor, ...] | None = None
+    candidate_logits: torch.Tensor | None = None
 
 
 class KIVLAPreTrainedModel(PushedWithCard, PreTrainedModel):
@@ -358,6 +361,8 @@ class KIVLAForActionPrediction(KIVLAGenerationMixin, KIVLAPreTrainedModel):
         num_supervised_tokens: torch.Tensor | float | None = None,
         num_supervised_actions: torch.Tensor | float | None = None,
         token_loss_weights: torch.Tensor | None = None,
+        candidates: torch.Tensor | None = None,
+        candidates_mask: torch.Tensor | None = None,
         with_token_loss: bool = False,
         with_flow_loss: bool = False,
         return_dict: bool | None = None,
@@ -381,6 +386,9 @@ class KIVLAForActionPrediction(KIVLAGenerationMixin, KIVLAPreTrainedModel):
                 and several devices; by default what this batch has. With delays, give these as well, and count with
                 `count_learned_actions`.
             token_loss_weights: (B,), what the tokens of each example weigh in the sum of the token loss; 1 by default.
+            candidates, candidates_mask: (k,) token ids and (B, S) bool. Labels where the mask is True are learned among
+                these tokens alone (another loss: nothing is learned there of all other tokens), at k / vocabulary of
+                the output layer's cost.
             with_token_loss, with_flow_loss: go through that loss even with nothing to learn there. It is 0 then, with
                 gradients of zero. Devices that share out the weights must run the same layers: as soon as one has
                 something to learn, all take part.
@@ -401,6 +409,7 @@ class KIVLAForActionPrediction(KIVLAGenerationMixin, KIVLAPreTrainedModel):
         # device needs this one to take part.
         tokens = tokens_of(vlm_inputs)
         rows, targets = supervised_tokens(labels, tokens)
+        closed = closed_choice(rows, targets, candidates, candidates_mask)
         if actions is None and with_flow_loss:
             actions, action_mask, state = no_actions(self.config, len(tokens), tokens.device)
         some_actions = actions is not None
@@ -424,14 +433,17 @@ class KIVLAForActionPrediction(KIVLAGenerationMixin, KIVLAPreTrainedModel):
                     self._refuse_reentrant(cast(Callable, module._gradient_checkpointing_func))
         backbone_graph = torch.is_grad_enabled() and (learns_tokens or flow_trains_backbone)
         with torch.set_grad_enabled(backbone_graph), record_function("kivla::backbone"):
-            vlm_output, prefix = self._encode(vlm_inputs, rows, expert_attention_mask, read=learns_actions)
+            vlm_output, both_logits, prefix = self._encode(
+                vlm_inputs, rows, expert_attention_mask, read=learns_actions, closed=closed
+            )
 
         # The two terms, each a mean over what it supervises, and their sum.
-        logits = token_loss = flow_loss = velocity = loss = None
+        logits = candidate_logits = token_loss = flow_loss = velocity = loss = None
         if learns_tokens:
-            logits = vlm_output.logits[0]  # (n, vocabulary)
+            logits, candidate_logits = both_logits
             weights = None if token_loss_weights is None else token_loss_weights[rows // tokens.shape[1]]
-            token_loss = next_token_loss(logits, targets, num_supervised_tokens, weights)
+            losses = choice_losses(logits, candidate_logits, targets, closed)
+            token_loss = next_token_loss(losses, num_supervised_tokens, weights)
             loss = token_loss
             if vlm_output.get("aux_loss") is not None:
                 # A mean over this batch; in a larger step it weighs what its tokens weigh.
@@ -445,9 +457,8 @@ class KIVLAForActionPrediction(KIVLAGenerationMixin, KIVLAPreTrainedModel):
             weighted = self.config.flow_loss_weight * flow_loss
             loss = weighted if loss is None else loss.to(weighted.device) + weighted
         also = {name: vlm_output.get(name) for name in ("aux_loss", "hidden_states", "attentions", "router_logits")}
-        output = KIVLAOutput(
-            loss=loss, token_loss=token_loss, flow_loss=flow_loss, logits=logits, velocity=velocity, **also
-        )
+        also |= {"loss": loss, "token_loss": token_loss, "flow_loss": flow_loss, "velocity": velocity}
+        output = KIVLAOutput(**also, logits=logits, candidate_logits=candidate_logits)
         return output if return_dict else output.to_tuple()
 
     def _for_vlm(self, inputs: dict) -> dict:
@@ -499,10 +510,15 @@ class KIVLAForActionPrediction(KIVLAGenerationMixin, KIVLAPreTrainedModel):
         return velocity, flow_matching_loss(velocity, noise - actions, action_mask, num_supervised)
 
     def _encode(
-        self, vlm_inputs: dict, rows: torch.Tensor, expert_attention_mask: torch.Tensor | None, read: bool
-    ) -> tuple[Any, Prefix | None]:
-        """Run the VLM once: its `ModelOutput`, with logits (1, n, vocabulary) at flat positions `rows`; and what the
-        expert reads, if it does (`read`).
+        self,
+        vlm_inputs: dict,
+        rows: torch.Tensor,
+        expert_attention_mask: torch.Tensor | None,
+        read: bool,
+        closed: ClosedChoice | None = None,
+    ) -> tuple[Any, tuple[torch.Tensor, torch.Tensor | None], Prefix | None]:
+        """Run the VLM once: its `ModelOutput`; logits at flat positions `rows`, those that choose among candidates
+        apart; and what the expert reads, if it does (`read`).
         """
         check_one_pass(vlm_inputs)
         vlm_inputs = {**vlm_inputs, "use_cache": False}
@@ -511,6 +527,12 @@ class KIVLAForActionPrediction(KIVLAGenerationMixin, KIVLAPreTrainedModel):
         visible = None
         if read:
             visible = check_prefix(self.config, vlm_inputs, tokens_of(vlm_inputs).shape[:2], expert_attention_mask)
+            visible = visible.bool()  # (B, S)
+            # Columns that no example reads (action tokens, padding) are cut off, so that often no mask is left at all.
+            # Asked here, before the pass: a GPU would have to end it before it answers.
+            read_columns = visible.any(0).nonzero()
+            columns = slice(int(read_columns.min()), int(read_columns.max()) + 1)
+            is_all_read = bool(visible[:, columns].all())
 
         # The VLM's own forward, with three things noted on the way: keys and values, positions, logits at some rows.
         layers = self.config.expert_layers
@@ -518,8 +540,9 @@ class KIVLAForActionPrediction(KIVLAGenerationMixin, KIVLAPreTrainedModel):
         inv_freq = {layer["inv_freq"]: decoder.get_buffer(layer["inv_freq"]) for layer in layers if layer["rope"]}
         rotary = decoder.get_submodule(next(iter(inv_freq)).rpartition(".")[0]) if inv_freq else None
         recorder = PrefixRecorder([layer["layer"] for layer in layers] if read else [])
-        with capture_positions(rotary) as positions, logits_at(self.vlm, rows):
+        with capture_positions(rotary) as positions, token_logits(self.vlm, rows, closed) as split:
             output = self.vlm(**vlm_inputs, kivla_recorder=recorder)
+            logits = split(output.logits)
         recorder.close()  # gradient checkpointing runs the layers again, and they must not be recorded twice
         if vlm_inputs.get("output_router_logits") and output.get("aux_loss") is None:
             raise ValueError(
@@ -537,19 +560,15 @@ class KIVLAForActionPrediction(KIVLAGenerationMixin, KIVLAPreTrainedModel):
                 )
             position = position.amax(0)  # the largest of the axes
         if visible is None:
-            return output, None
+            return output, logits, None
 
         # What the expert may read of it, with the gradient that insulation leaves.
-        visible = visible.to(position.device, torch.bool)  # (B, S)
+        visible = visible.to(position.device)
         next_position = position.expand_as(visible).masked_fill(~visible, -1).amax(1) + 1  # (B,)
-        # Columns that no example reads (action tokens, padding) are cut off, so that often no mask is left at all.
-        columns = visible.any(0).nonzero()
-        columns = slice(int(columns.min()), int(columns.max()) + 1)
-        visible = visible[:, columns]
         scale = self.config.backbone_gradient_scale
         recorded = [recorder.key_values[layer["layer"]] for layer in layers]
         key_values = [(insulate(k[:, :, columns], scale), insulate(v[:, :, columns], scale)) for k, v in recorded]
-        return output, Prefix(key_values, None if visible.all() else visible, next_position, inv_freq)
+        return output, logits, Prefix(key_values, None if is_all_read else visible[:, columns], next_position, inv_freq)
 
     # -------------------------------------------------------------------------------------------------- acting
     @torch.no_grad()
@@ -566,7 +585,7 @@ class KIVLAForActionPrediction(KIVLAGenerationMixin, KIVLAPreTrainedModel):
         if expert_attention_mask is None:
             expert_attention_mask = vlm_inputs.get("attention_mask", tokens.new_ones(tokens.shape[:2]))
         no_rows, _ = supervised_tokens(None, tokens)
-        return cast(Prefix, self._encode(vlm_inputs, no_rows, expert_attention_mask, read=True)[1])
+        return cast(Prefix, self._encode(vlm_inputs, no_rows, expert_attention_mask, read=True)[2])
 
     @torch.inference_mode(mode=False)  # a caller in inference mode could have no guidance: it takes gradients
     @torch.no_grad()

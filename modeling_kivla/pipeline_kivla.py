@@ -7,11 +7,15 @@ import torch
 from transformers import Pipeline
 
 from .eval_mode import eval_mode
-from .real_time_chunking import RealTimeChunking, check_method, whole_number
+from .forward_inputs import check_num_steps
+from .real_time_chunking import RealTimeChunking, check_guidance_weight, check_horizon, check_method, whole_number
 from .weights_state import weights_state
 
 _OBSERVATION = ("images", "text", "state", "robot")
 _OPTIONAL = ("cameras", "response", "previous_actions", "delay", "seed", "past")
+
+_OPTIONS = ("num_steps", "seed", "acts_by", "clip_actions", "reuse_prefix", "cameras")
+_OPTIONS += ("rtc", "execution_horizon", "max_guidance_weight")
 
 
 class ActionPredictionPipeline(Pipeline):
@@ -91,6 +95,7 @@ class ActionPredictionPipeline(Pipeline):
             raise ValueError(f"{', '.join(unused)}: not used here. The policy's `processor` does all of it.")
         kwargs.pop("local_files_only", None)  # obeyed by now
         super().__init__(model, *args, processor=processor, **kwargs)
+        self.check_options()
 
     def save_pretrained(self, save_directory, **kwargs) -> None:
         """Save the policy: model and processor. `**kwargs` are those of the model's `save_pretrained`."""
@@ -109,12 +114,23 @@ class ActionPredictionPipeline(Pipeline):
         rtc: str | None = None,
         execution_horizon: int | None = None,
         max_guidance_weight: float | None = None,
+        **unknown,
     ):
+        if unknown:
+            raise TypeError(f"The pipeline has no option {next(iter(unknown))!r}. Options: {', '.join(_OPTIONS)}.")
         self.processor.check_cameras(cameras)
         if acts_by not in ("flow", "tokens", None):
             raise ValueError(f'acts_by must be "flow" or "tokens", got {acts_by!r}.')
         if rtc is not None:
             check_method(self.model.config, rtc)
+        if num_steps is not None:
+            check_num_steps(num_steps)
+        if seed is not None:
+            whole_number("seed", seed)
+        if execution_horizon is not None:
+            check_horizon(self.model.config, execution_horizon)
+        if max_guidance_weight is not None:
+            check_guidance_weight(max_guidance_weight)
         forward = {"num_steps": num_steps, "seed": seed, "acts_by": acts_by, "reuse_prefix": reuse_prefix}
         given = {name: value for name, value in forward.items() if value is not None}
         before = {"acts_by": acts_by, "cameras": cameras, "rtc": rtc}
@@ -123,9 +139,7 @@ class ActionPredictionPipeline(Pipeline):
         return before, given, {} if clip_actions is None else {"clip_actions": clip_actions}
 
     def __call__(self, observations: dict | list[dict], batch_size: int | None = None, **options):
-        before, forward, after = self._sanitize_parameters(**options)
-        before, forward = {**self._preprocess_params, **before}, {**self._forward_params, **forward}
-        after = {**self._postprocess_params, **after}
+        before, forward, after = self._merged(options)
         batch = [observations] if isinstance(observations, dict) else list(observations)
         size = batch_size or self._batch_size or max(len(batch), 1)
         results = []
@@ -133,6 +147,35 @@ class ActionPredictionPipeline(Pipeline):
             for start in range(0, len(batch), size):
                 results += self.run_single(batch[start : start + size], before, forward, after)
         return results[0] if isinstance(observations, dict) else results
+
+    def _merged(self, options: dict) -> tuple[dict, dict, dict]:
+        """The options of a call, and those of the constructor that it does not have, for each of its three parts."""
+        own = self._preprocess_params, self._forward_params, self._postprocess_params
+        before, forward, after = [
+            {**ours, **given} for ours, given in zip(own, self._sanitize_parameters(**options), strict=True)
+        ]
+        rtc, by_tokens = before.get("rtc"), self._acts_by_tokens(before.get("acts_by"))
+        guidance = [name for name in ("execution_horizon", "max_guidance_weight") if name in before]
+        if rtc != "guidance" and guidance:
+            raise ValueError(f'{", ".join(guidance)}: only for rtc="guidance", and rtc is {rtc!r}. Leave it out.')
+        if rtc is not None and by_tokens:
+            raise ValueError(
+                f'rtc="{rtc}" is for policies that act by flow: action tokens cannot go on from a given beginning. '
+                'Leave it out, or use acts_by="flow".'
+            )
+        return before, forward, after
+
+    def check_options(self, batch_size: int | None = None, **options) -> None:
+        """Check the options of a call before there is anything to call it with.
+
+        Raises:
+            TypeError: there is no such option.
+            ValueError: one that no call can be made with, or some that do not go together.
+        """
+        self._merged(options)
+
+    def _acts_by_tokens(self, acts_by: str | None) -> bool:
+        return (acts_by or self.model.config.acts_by) == "tokens"
 
     def preprocess(
         self,
@@ -153,8 +196,8 @@ class ActionPredictionPipeline(Pipeline):
         columns = {key: [observation.get(key) for observation in observations] for key in _OBSERVATION}
         columns["images"] = [self._named(i, observation, cameras) for i, observation in enumerate(observations)]
         responses, seeds = ([observation.get(key) for observation in observations] for key in ("response", "seed"))
-        by_tokens = (acts_by or self.model.config.acts_by) == "tokens"
-        old_chunks = self._old_chunks(observations, by_tokens, rtc, guidance)
+        by_tokens = self._acts_by_tokens(acts_by)
+        old_chunks = self._old_chunks(observations, rtc, guidance)
         says = self.processor.expert_reads_response or (by_tokens and self.processor.responds_first)
         if says and None in responses:
             batch = self.processor(**columns).to(self.device)
@@ -166,12 +209,8 @@ class ActionPredictionPipeline(Pipeline):
         of_robots = {"robots": columns["robot"], "states": states}
         return {"inputs": inputs, **of_robots, "responses": responses, "rtc": old_chunks, "seeds": seeds}
 
-    def _old_chunks(
-        self, observations: list[dict], by_tokens: bool, rtc: str | None, guidance: dict
-    ) -> RealTimeChunking | None:
+    def _old_chunks(self, observations: list[dict], rtc: str | None, guidance: dict) -> RealTimeChunking | None:
         """What is left of the chunks that are being executed, as the model takes it; None without `rtc`."""
-        if rtc != "guidance" and guidance:
-            raise ValueError(f'{", ".join(guidance)}: only for rtc="guidance", and rtc is {rtc!r}. Leave it out.')
         if rtc is None:
             if given := [i for i, observation in enumerate(observations) if "previous_actions" in observation]:
                 raise ValueError(
@@ -179,11 +218,6 @@ class ActionPredictionPipeline(Pipeline):
                     'rtc="guidance" (or "trained"), or leave them out.'
                 )
             return None
-        if by_tokens:
-            raise ValueError(
-                f'rtc="{rtc}" is for policies that act by flow: action tokens cannot go on from a given beginning. '
-                'Leave it out, or use acts_by="flow".'
-            )
         config = self.model.config
         previous = torch.zeros(len(observations), config.chunk_size, config.max_action_dim)
         num_previous, delay = (torch.zeros(len(observations), dtype=torch.long) for _ in range(2))
@@ -246,13 +280,6 @@ class ActionPredictionPipeline(Pipeline):
         """The longest delay that the policy was trained to act with (`rtc="trained"`); None without such training."""
         return self.model.config.rtc_max_delay or None
 
-    def check_rtc(self, method: str) -> None:
-        """
-        Raises:
-            ValueError: the policy cannot do real-time chunking by this method, "guidance" or "trained".
-        """
-        check_method(self.model.config, method)
-
     def check_averaging(self) -> None:
         """
         Raises:
@@ -271,6 +298,12 @@ class ActionPredictionPipeline(Pipeline):
         return [of.name(d) for of in relatives if of is not None for d in (*of.wraps, *of.rotated)]
 
     @property
+    def wrapping_angles(self) -> list[dict[int, tuple[float, float]]]:
+        """For each robot the dimensions of actions that are angles which wrap, and their range, in robot units."""
+        relatives = [robot.units.relative for robot in self.processor.robots.values()]
+        return [{} if of is None else dict(of.wraps) for of in relatives]
+
+    @property
     def observation_history(self):
         """What the policy looks back on: `frames`, and the control steps between them (`stride`)."""
         return self.processor.observation_history
@@ -285,7 +318,7 @@ class ActionPredictionPipeline(Pipeline):
     ) -> dict:
         inputs, rtc, seeds = (model_inputs.pop(name) for name in ("inputs", "rtc", "seeds"))
         noise = None
-        if (acts_by or self.model.config.acts_by) == "tokens":
+        if self._acts_by_tokens(acts_by):
             options = {"robot": model_inputs["robots"], "max_response_tokens": 0}  # what there is to say has been said
             chunks = self.model.generate_actions(self.processor, **options, **inputs)
             return {"chunks": chunks, **model_inputs}

@@ -13,6 +13,7 @@ The papers' time τ is 1 - t here: t = 1 is noise, t = 0 data; and their velocit
 """
 
 import math
+import numbers
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -74,10 +75,7 @@ class RealTimeChunking:
             check_trained_delay(config, int(delay.masked_fill(num_previous == 0, 0).max()))
         elif self.execution_horizon is not None:
             check_horizon(config, self.execution_horizon, int(delay.max()))
-        if not 0 <= self.max_guidance_weight < math.inf:
-            raise ValueError(
-                f"max_guidance_weight must be a number that is not negative, got {self.max_guidance_weight}."
-            )
+        check_guidance_weight(self.max_guidance_weight)
         if not num_previous.any():
             return None
         known = first_steps(num_previous, config.chunk_size)[..., None]  # (B, H, 1)
@@ -206,7 +204,17 @@ def check_trained_delay(config: KIVLAConfig, delay: int) -> None:
         )
 
 
-def check_horizon(config: KIVLAConfig, execution_horizon: int, delay: int) -> None:
+def check_guidance_weight(weight: float) -> None:
+    """Refuse a weight that is negative or no number.
+
+    Raises:
+        ValueError: naming it.
+    """
+    if not isinstance(weight, numbers.Real) or not 0 <= weight < math.inf:
+        raise ValueError(f"max_guidance_weight must be a number that is not negative, got {weight!r}.")
+
+
+def check_horizon(config: KIVLAConfig, execution_horizon: int, delay: int = 0) -> None:
     """Refuse a horizon with which the steps that are held, and those that are free, are more than a chunk has.
 
     Raises:

@@ -33,6 +33,7 @@ from .sequences import (
 )
 from .token_rows import Span
 from .video_input import takes_video
+from .vlm_processor import check_takes_prompts
 
 # Longest response that a policy says before it acts
 MAX_RESPONSE_TOKENS = 64
@@ -99,7 +100,8 @@ class KIVLAProcessor(PushedWithCard, SavedProcessor, ProcessorMixin):
     `<eos>` or `<action_3>`, are tokenised as plain text. Placeholders of images are refused.
 
     Raises:
-        ValueError: contradictory settings, statistics that do not fit, a chat template that swallows words.
+        ValueError: contradictory settings, statistics that do not fit, a chat template that swallows words, a processor
+            that writes prompts of its own.
     """
 
     def __init__(
@@ -132,6 +134,7 @@ class KIVLAProcessor(PushedWithCard, SavedProcessor, ProcessorMixin):
         clips_as_video: bool | None = None,
         prompt_frames: dict[str, dict] | None = None,
     ):
+        check_takes_prompts(vlm_processor)
         self.vlm_processor = vlm_processor
         super().__init__(chat_template=vlm_processor.chat_template)
         if state_encoding not in ("text", "continuous", "none"):

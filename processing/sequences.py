@@ -26,6 +26,10 @@ _NO_PROMPT = "text"
 # What a VLM's `token_type_ids` say about tokens to be learned. PaliGemma: 0 = bidirectional prompt, 1 = causal answer;
 # everybody else marks image tokens there, and text of any kind is 0.
 SUFFIX_TOKEN_TYPE = {"PaliGemmaProcessor": 1}
+# Processors that want all pictures of a batch in one list; others want a list for each example
+ONE_LIST = ("GotOcr2Processor",)
+# What a processor must be asked for, because its VLM wants it
+ASKED = {"Cosmos3EdgeProcessor": {"return_mm_token_type_ids": True}}
 
 
 @dataclass
@@ -78,13 +82,16 @@ class Sequences:
         self.vlm_processor = vlm_processor
         self.has_videos = most_videos > 0
         self.tokenizer = vlm_processor.tokenizer
-        # What in a text would be taken for an image
+        # What in a text would be taken for an image; PP-Chart2Table names nothing, its chat template writes it all
         image_ids = [i for i in vlm_processor.image_token_ids if i is not None]
-        self.placeholders = {vlm_processor.image_token, *self.tokenizer.convert_ids_to_tokens(image_ids)}
+        named = getattr(vlm_processor, "image_token", None)
+        self.placeholders = {*([named] if named else []), *self.tokenizer.convert_ids_to_tokens(image_ids)}
         self.formats = ChatFormats(vlm_processor, most_images, prompt_frames, most_videos)
         self.words = PlainWords(self.tokenizer, self.formats.written + action_prompt)
         self._token_type = SUFFIX_TOKEN_TYPE.get(type(vlm_processor).__name__, 0)
+        # What processors without a chat format write behind a text: PaliGemma's a line break, Chameleon's a separator
         self._newline = self.tokenize("\n")
+        self._separator = [] if self.tokenizer.sep_token_id is None else [self.tokenizer.sep_token_id]
 
     # ----------------------------------------------------------------------------------------------- words of people
     def turns(self, text, response, asks_actions: bool) -> tuple[list[str], list[str]]:
@@ -147,7 +154,7 @@ class Sequences:
         written = self.tokenizer("x")["input_ids"][:1]
         if start is not None and not has_chat(self.vlm_processor):
             picture = Image.new("RGB", (64, 64))
-            written += self.vlm_processor(text=[self.formats[1].before + "x"], images=[[picture]])["input_ids"][0]
+            written += list(self._encoded([self.formats[1].before + "x"], [[picture]])["input_ids"][0])
         return [start] if start in written else []
 
     def media(self, clips: list[list[Image.Image]]) -> Media:
@@ -221,9 +228,9 @@ class Sequences:
             if example.prompt is None:
                 row = {name: [] for name in row}
             if tail is not None:
-                if row["input_ids"][-len(self._newline) :] == self._newline:
-                    row = {name: values[: -len(self._newline)] for name, values in row.items()}
-                row = extend(row, tail, attention_mask=1)
+                ending = self._ending(row["input_ids"])
+                row = {name: values[: len(values) - len(ending)] for name, values in row.items()}
+                row = extend(row, tail + (ending if ending == self._separator else []), attention_mask=1)
             prefix_length = len(row["input_ids"])
             # The suffix: which of it the expert reads, and what is learned
             row["expert_attention_mask"] = [True] * prefix_length
@@ -246,8 +253,9 @@ class Sequences:
         """What the VLM's processor makes of the prompts, and for each example the ids that are to follow.
 
         The VLM's processor sees the whole prompt. One exception: without a chat template it sees the image placeholders
-        alone if actions are asked for, and the prompt's own tokens follow. Processors of that kind (PaliGemma's) end
-        the text with a line break, which belongs behind a question and not behind `Action: `.
+        alone if actions are asked for, and the prompt's own tokens follow. PaliGemma's processor ends the text with a
+        line break, which belongs behind a question and not behind `Action: `; Chameleon's with a separator, which
+        begins the answer.
         """
         images, videos, heads, tails = [], [], [], []
         for example in examples:
@@ -270,9 +278,21 @@ class Sequences:
         start = self.tokenizer.bos_token
         if start and any(head.startswith(start) for head in heads):
             options["add_special_tokens"] = False  # a chat template that writes it; the tokenizer would write another
-        encoded = self.vlm_processor(text=heads, images=images if any(images) else None, **options)
+        encoded = self._encoded(heads, images, **options)
         encoded.pop("labels", None)
         return encoded, tails
+
+    def _encoded(self, texts: list[str], images: list[list[Image.Image]], **options):
+        """Call the VLM's processor as it wants to be called."""
+        name = type(self.vlm_processor).__name__
+        has_images = any(images)
+        pictures = [picture for row in images for picture in row] if name in ONE_LIST else images
+        return self.vlm_processor(text=texts, images=pictures if has_images else None, **ASKED.get(name, {}), **options)
+
+    def _ending(self, ids: list[int]) -> list[int]:
+        """What the VLM's processor has written behind a text without a chat format."""
+        endings = (ending for ending in (self._newline, self._separator) if ending)
+        return next((ending for ending in endings if ids[-len(ending) :] == ending), [])
 
     def _extended(self, row: dict[str, list], ids: list[int], expert_reads: bool) -> dict[str, list]:
         fill = {"attention_mask": 1, "expert_attention_mask": expert_reads, "token_type_ids": self._token_type}
@@ -382,7 +402,11 @@ def _first(found: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 def _rows(batch) -> list[dict[str, list]]:
     """Per-token lists of every example, without padding."""
     input_ids, mask = batch["input_ids"], batch["attention_mask"].bool()
-    per_token = {n: t for n, t in batch.items() if t.shape == input_ids.shape and n not in ("state", "labels")}
+    per_token = {
+        n: t
+        for n, t in batch.items()
+        if torch.is_tensor(t) and t.shape == input_ids.shape and n not in ("state", "labels")
+    }
     return [{n: tensor[i][mask[i]].tolist() for n, tensor in per_token.items()} for i in range(len(mask))]
 
 

@@ -27,6 +27,32 @@ LIBRARIES = {
 }
 INSTALL = "pip install 'kivla[vlm]' (torchvision from where torch is from: docs/install.md)"
 
+_ONE_PICTURE = "writes one picture in front of every text itself, whether an example has none or three"
+# Processors that do not take a prompt as it is given, with a placeholder for each picture
+OWN_PROMPTS = {
+    "Blip2Processor": _ONE_PICTURE,
+    "InstructBlipProcessor": _ONE_PICTURE,
+    "Kosmos2Processor": _ONE_PICTURE,
+    "Kosmos2_5Processor": _ONE_PICTURE,
+    "FuyuProcessor": "takes one picture with a text, and begins the answer behind it itself",
+    "InstructBlipVideoProcessor": "takes clips of four frames, and no pictures",
+    "ShieldGemma2Processor": "asks its own questions about safety in place of the prompt (Gemma3Processor does not)",
+}
+
+
+def check_takes_prompts(vlm_processor: ProcessorMixin) -> None:
+    """Refuse a processor that changes what it is asked, by name.
+
+    Raises:
+        ValueError: its name, and what it does.
+    """
+    name = type(vlm_processor).__name__
+    if name in OWN_PROMPTS:
+        raise ValueError(
+            f"{name} {OWN_PROMPTS[name]}. It cannot make the prompts of a policy: choose another VLM, or give its VLM "
+            "a processor that takes a prompt as it is."
+        )
+
 
 def load_vlm_processor(name: str | os.PathLike, **options) -> ProcessorMixin:
     """Load a VLM's processor from a folder or the Hub, as `AutoProcessor` does.
@@ -95,4 +121,11 @@ def _is_installed(module: str) -> bool:
     return (not parent or _is_installed(parent)) and importlib.util.find_spec(module) is not None
 
 
-__all__ = ["backend_name", "image_backend", "keep_image_backend", "load_vlm_processor", "missing_libraries"]
+__all__ = [
+    "backend_name",
+    "check_takes_prompts",
+    "image_backend",
+    "keep_image_backend",
+    "load_vlm_processor",
+    "missing_libraries",
+]

@@ -11,6 +11,8 @@ from ..training.data.lerobot.writer import LeRobotWriter
 from .environments import Demonstrator, check_environment, check_first
 
 NOISE_STEPS = 3  # a disturbance of single steps would average out
+GRIP = "grip"  # name of the action that closes a gripper, above 0
+EMPTY_GRIP_WITHIN = 8  # steps from an episode's beginning: on the way, before there is anything to take
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,10 @@ class Demonstration:
 
 
 def demonstrate(
-    env: Demonstrator, seeds: list[int], action_noise: Sequence[float] | None = None
+    env: Demonstrator,
+    seeds: list[int],
+    action_noise: Sequence[float] | None = None,
+    empty_grips: float = 0.0,
 ) -> list[Demonstration]:
     """Let the scripted expert of a vectorised environment run one episode for each seed to its end.
 
@@ -45,16 +50,28 @@ def demonstrate(
         action_noise: (Da,) standard deviation of a disturbance that is added to what is executed, not to what is
             recorded, and changes every `NOISE_STEPS` steps. An expert that is never disturbed never shows how to get
             back from where a policy's small errors lead (DART, Laskey et al. 2017).
+        empty_grips: in this share of the episodes the gripper closes on the way, for `NOISE_STEPS` steps, whatever the
+            expert does: mostly on nothing. What is recorded is again what the expert does, which opens it and goes on.
+            An expert that never takes hold of nothing never shows that a closed gripper can be empty.
 
     Raises:
-        ValueError: `action_noise` has not one value for each action dimension.
+        ValueError: `action_noise` has not one value for each action dimension; `empty_grips` is no share, or there is
+            no action "grip".
     """
+    if not 0 <= empty_grips <= 1:
+        raise ValueError(f"empty_grips is a share of the episodes, from 0 to 1; got {empty_grips}.")
+    if empty_grips > 0 and GRIP not in env.action_names:
+        raise ValueError(
+            f"empty_grips closes the gripper, the action named {GRIP!r}, but {type(env).__name__} has "
+            f"{list(env.action_names)}. Leave it out."
+        )
     if action_noise is not None and len(action_noise) != env.action_dim:
         raise ValueError(
             f"action_noise needs one standard deviation for each of {list(env.action_names)}, got {len(action_noise)} "
             "values."
         )
     rngs = [np.random.default_rng(seed) for seed in seeds]
+    empty_from = np.array([_empty_grip(seed, empty_grips) for seed in seeds])  # (N,) the first step of it
     obs, info = env.reset(seed=list(seeds))
     instructions = list(info["instruction"])
     steps, subtasks = [], []  # of all copies, by step
@@ -72,6 +89,10 @@ def demonstrate(
                 disturbance = np.stack([rng.normal(0, action_noise) for rng in rngs])  # (N, Da)
             bounds = env.single_action_space
             executed = np.clip(actions + disturbance, bounds.low, bounds.high).astype(np.float32)
+        since = len(steps) - 1 - empty_from
+        if (closes := (since >= 0) & (since < NOISE_STEPS)).any():
+            executed = executed.copy()
+            executed[closes, list(env.action_names).index(GRIP)] = 1.0
         obs, _, terminated, truncated, info = env.step(executed)
         running &= ~(terminated | truncated)
     demonstrations = []
@@ -90,6 +111,12 @@ def demonstrate(
     return demonstrations
 
 
+def _empty_grip(seed: int, share: float) -> float:
+    """The step at which the gripper of a seed's episode closes out of turn; infinity in most."""
+    rng = np.random.default_rng([seed, 2])  # its own, so that scenes and noise are the same with and without
+    return float(rng.integers(EMPTY_GRIP_WITHIN)) if rng.random() < share else np.inf
+
+
 def record_demonstrations(
     env: Demonstrator,
     folder: str | Path,
@@ -98,6 +125,7 @@ def record_demonstrations(
     max_failures: int | None = None,
     image_format: str = "lossless_video",
     action_noise: Sequence[float] | None = None,
+    empty_grips: float = 0.0,
 ) -> list[int]:
     """Write successful episodes of an environment's scripted expert as a LeRobot v3.0 dataset.
 
@@ -113,7 +141,7 @@ def record_demonstrations(
         num_episodes: how many successful episodes to write.
         max_failures: give up when more episodes than this have failed; by default as many as `num_episodes`.
         image_format: see `LeRobotWriter`.
-        action_noise: see `demonstrate`.
+        action_noise, empty_grips: see `demonstrate`.
 
     Returns:
         The seeds of the written episodes. Take others for an evaluation.
@@ -148,7 +176,7 @@ def record_demonstrations(
         while len(recorded) < num_episodes:
             seeds = list(range(next_seed, next_seed + env.num_envs))
             next_seed += env.num_envs
-            for episode_seed, episode in zip(seeds, demonstrate(env, seeds, action_noise), strict=True):
+            for episode_seed, episode in zip(seeds, demonstrate(env, seeds, action_noise, empty_grips), strict=True):
                 if len(recorded) == num_episodes:
                     break  # of the last round not all are needed
                 if episode.success:

@@ -1,13 +1,14 @@
 """Pictures of roll-outs: videos of single episodes, and a contact sheet of many."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
+from ..training.evaluation.plots import DEMONSTRATED, OTHER
 from .rollout import Episode
 
 SUCCESS, FAILURE = "#2a9d5c", "#d1495b"
@@ -24,8 +25,18 @@ def choose_episodes(episodes: Sequence[Episode], count: int) -> list[Episode]:
 
 def title(episode: Episode) -> str:
     """Instruction and outcome in one line."""
-    outcome = "success" if episode.success else "failure"
-    return f"{episode.instruction}: {outcome} ({episode.steps} steps, seed {episode.seed})"
+    outcome, stop = _outcome(episode), _stop(episode)
+    return f"{episode.instruction}: {outcome}{', ' + stop if stop else ''}"
+
+
+def _outcome(episode: Episode) -> str:
+    return f"{'success' if episode.success else 'failure'} ({episode.steps} steps, seed {episode.seed})"
+
+
+def _stop(episode: Episode) -> str | None:
+    """Where a failure stopped, if the environment says so."""
+    is_known = not episode.success and episode.stopped_before is not None
+    return f'before "{episode.stopped_before}"' if is_known else None
 
 
 def write_video(path: str | os.PathLike, episode: Episode, fps: int) -> None:
@@ -54,6 +65,33 @@ def write_video(path: str | os.PathLike, episode: Episode, fps: int) -> None:
         file = VideoFile(path, fps, *frames.shape[1:3], codec)
         file.append(frames)
         file.close()
+
+
+def plot_phases(path: str | os.PathLike, series: Mapping[str, Sequence[dict]]) -> None:
+    """Draw how far episodes came: a bar for each phase and what was told, with 95 % Wilson intervals.
+
+    Args:
+        path: where the picture goes; the suffix decides its format.
+        series: what was told ("true instruction") → its phases, as `count_phases` has them.
+    """
+    names = list(dict.fromkeys(phase["name"] for phases in series.values() for phase in phases))
+    height = 0.8 / len(series)
+    figure = Figure(figsize=(7, 0.9 + 0.3 * len(names) * len(series)), layout="constrained")
+    axis = figure.subplots()
+    for number, ((label, phases), color) in enumerate(zip(series.items(), (DEMONSTRATED, OTHER), strict=False)):
+        rates = [phase["reached"] for phase in phases]
+        places = np.array([names.index(phase["name"]) for phase in phases]) + (number - (len(series) - 1) / 2) * height
+        shares = 100 * np.array([rate["rate"] for rate in rates])
+        bounds = 100 * np.array([[rate["low"], rate["high"]] for rate in rates]).T  # (2, phases)
+        errors = np.maximum(np.stack([shares - bounds[0], bounds[1] - shares]), 0)  # rounding may leave -0
+        axis.barh(places, shares, height, xerr=errors, color=color, alpha=0.75, ecolor=color, capsize=3, label=label)
+    axis.set_yticks(range(len(names)), names, fontsize=9)
+    axis.invert_yaxis()  # the first phase is on top
+    axis.set(xlim=(0, 100), xlabel="% of the episodes")
+    axis.grid(axis="x", alpha=0.25)
+    if len(series) > 1:
+        axis.legend(fontsize=8)
+    figure.savefig(path, dpi=110)
 
 
 def write_contact_sheet(path: str | os.PathLike, episodes: Sequence[Episode], columns: int = 6) -> None:
@@ -85,11 +123,13 @@ def _titled(episode: Episode) -> np.ndarray:
     scale = max(1, -(-MIN_VIDEO_WIDTH // episode.frames.shape[2]))
     frames = episode.frames.repeat(scale, axis=1).repeat(scale, axis=2)
     height, width = frames.shape[1] // 2 * 2, frames.shape[2] // 2 * 2
-    font = ImageFont.load_default(12)
-    strip = Image.new("RGB", (width, 36), "white")
-    instruction, _, outcome = title(episode).rpartition(": ")
+    font, color = ImageFont.load_default(12), SUCCESS if episode.success else FAILURE
+    lines = [(episode.instruction, "black"), (_outcome(episode), color)]
+    if (stop := _stop(episode)) is not None:
+        lines.append((stop, color))
+    strip = Image.new("RGB", (width, 4 + 16 * len(lines)), "white")
     draw = ImageDraw.Draw(strip)
-    draw.text((4, 3), instruction, fill="black", font=font)
-    draw.text((4, 19), outcome, fill=SUCCESS if episode.success else FAILURE, font=font)
-    strips = np.broadcast_to(np.asarray(strip), (len(frames), 36, width, 3))
+    for i, (line, fill) in enumerate(lines):
+        draw.text((4, 3 + 16 * i), line, fill=fill, font=font)
+    strips = np.broadcast_to(np.asarray(strip), (len(frames), strip.height, width, 3))
     return np.concatenate([strips, frames[:, :height, :width]], axis=1)

@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 
 from ..acting import ChunkExecutor
 from ..acting.observation_memory import ObservationMemory, history_of
+from ..acting.policy_facts import check_way
 from ..modeling_kivla import actions_of
 from ..processing.observation_history import ObservationHistory
 from .environments import Environment, check_first
@@ -56,6 +57,7 @@ class PipelinePolicy:
         respond: whether a policy that was taught to say a sub-task first says it, at every plan anew, and acts on it.
         cameras: where the environment has other names: the policy's camera → the environment's.
         rtc: of the pipeline: "guidance" or "trained", for observations with what is left of the last chunk.
+        acts_by: of the pipeline: "flow" or "tokens"; by default as the policy's recipe has it.
 
     Raises:
         ValueError: `respond` is False for a policy that says nothing anyway.
@@ -70,6 +72,7 @@ class PipelinePolicy:
         respond: bool = True,
         cameras: Mapping[str, str | None] | None = None,
         rtc: str | None = None,
+        acts_by: str | None = None,
     ):
         if not respond and not (pipe.processor.expert_reads_response or pipe.processor.responds_first):
             raise ValueError(
@@ -78,8 +81,7 @@ class PipelinePolicy:
         self.pipe = pipe
         self.respond = respond
         self.options: dict = {"seed": seed, "num_steps": num_steps, "clip_actions": clip_actions}
-        if rtc is not None:
-            self.options["rtc"] = rtc
+        self.options |= {name: value for name, value in {"rtc": rtc, "acts_by": acts_by}.items() if value is not None}
         if cameras is not None:
             pipe.processor.check_cameras(cameras)
             self.options["cameras"] = cameras
@@ -114,6 +116,13 @@ class PipelinePolicy:
         """What it looks back on."""
         return self.pipe.observation_history
 
+    def check_averaging(self) -> None:
+        """
+        Raises:
+            ValueError: chunks of this policy have no mean.
+        """
+        self.pipe.check_averaging()
+
     def _placed(self, observation: dict) -> dict:
         """The observation and its past with the images as the policy takes them."""
         past = {"past": [self._placed(earlier) for earlier in observation["past"]]} if "past" in observation else {}
@@ -139,6 +148,10 @@ class Episode:
         jerk: mean squared jerk of the actions, (robot units / second³)²; None with fewer than four steps.
         frames: (steps + 1, height, width, 3) uint8 of the first camera, from before the first action to after the
             last; None if not recorded.
+        phases: how far it came with what the policy was told: each phase, in order, and whether it was reached; None
+            where the environment does not say (see `Environment`).
+        timed_out: whether it was over before the environment said that it was decided.
+        task: of the scene, where the environment names it.
         word, plain_instruction: where the scene's instruction has a word that was never demonstrated, that word, and
             the instruction in demonstrated words; else None.
     """
@@ -151,8 +164,16 @@ class Episode:
     frames: np.ndarray | None = None
     held_steps: int = 0
     jerk: float | None = None
+    phases: dict[str, bool] | None = None
+    timed_out: bool = False
+    task: str | None = None
     word: str | None = None
     plain_instruction: str | None = None
+
+    @property
+    def stopped_before(self) -> str | None:
+        """The first phase that was not reached; None where all were, or the environment does not say."""
+        return next((name for name, reached in (self.phases or {}).items() if not reached), None)
 
 
 @dataclass
@@ -202,7 +223,8 @@ def rollout(
 
     Raises:
         ValueError: no seeds, numbers that are not positive, another number of instructions than of seeds, or a policy
-            whose chunks are too short, not of the environment's action size, or not finite.
+            that cannot act this way, or whose chunks are too short, not of the environment's action size, or not
+            finite.
     """
     seeds = [int(seed) for seed in seeds]
     if not seeds or replan_every < 1 or max_steps < 1:
@@ -212,6 +234,7 @@ def rollout(
         )
     if instructions is not None and len(instructions) != len(seeds):
         raise ValueError(f"Got {len(instructions)} instructions for {len(seeds)} seeds: give one for each.")
+    check_way(policy, acting.way)
     episodes, calls = [], 0
     with tqdm(total=len(seeds), desc=description, unit="episode", leave=False) as progress:
         for start in range(0, len(seeds), env.num_envs):
@@ -268,9 +291,11 @@ def _run_round(
     memory = ObservationMemory(history_of(policy))  # of all copies: their episodes begin together
     seen = memory(observation)
     told = list(info["instruction"])[:count]
-    words, plain = (list(info.get(name, [None] * count))[:count] for name in ("word", "plain_instruction"))
+    named = ("word", "plain_instruction", "task")
+    words, plain, tasks = (list(info.get(name, [None] * count))[:count] for name in named)
     frames = [[image.copy()] for image in observation["images"][camera][: min(record, count)]]
     running = np.arange(env.num_envs) < count
+    decided = np.zeros(env.num_envs, dtype=bool)
     steps, held_steps = np.zeros((2, env.num_envs), dtype=int)
     executed: list[np.ndarray] = []  # (N, Da) of each step
 
@@ -302,6 +327,7 @@ def _run_round(
         for i, film in enumerate(frames):
             if running[i]:
                 film.append(observation["images"][camera][i].copy())
+        decided |= running & np.asarray(terminated)
         still_running = running & ~(np.asarray(terminated) | np.asarray(truncated))
         progress.update(int(running.sum() - still_running.sum()))
         running = still_running
@@ -312,6 +338,7 @@ def _run_round(
     swapped = [None] * count
     if instructions is not None and "swapped_success" in info:
         swapped = [bool(value) for value in info["swapped_success"][:count]]
+    phases = info.get("phases")
     episodes = [
         Episode(
             seed=seeds[i],
@@ -321,6 +348,9 @@ def _run_round(
             steps=int(steps[i]),
             held_steps=int(held_steps[i]),
             jerk=_mean_squared_jerk(np.stack(executed)[: steps[i], i], env.fps),
+            phases={name: bool(reached) for name, reached in phases[i].items()} if phases else None,
+            timed_out=not decided[i],
+            task=tasks[i],
             frames=np.stack(frames[i]) if i < len(frames) else None,
             word=words[i],
             plain_instruction=plain[i],

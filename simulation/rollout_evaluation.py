@@ -8,8 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from ..training.evaluation.confidence import mcnemar_test, paired_difference, wilson_interval
-from .report_media import title, write_contact_sheet, write_video
+from .report_media import choose_episodes, plot_phases, title, write_contact_sheet, write_video
 from .rollout import AT_ONCE, Acting, Episode, Policy, RolloutResult, rollout, swapped_instructions
+
+# Figures of a task → how they are called in the table
+OF_TASK = {"original": "swapped, original done", "swapped": "swapped, done as told", "time_outs": "time-outs"}
 
 
 def evaluate(
@@ -28,7 +31,10 @@ def evaluate(
         with `original` and `swapped` (how often the original and the swapped instruction were fulfilled), each as
         `{"successes", "episodes", "rate", "low", "high"}` with the bounds of a 95 % Wilson interval; `mean_steps`,
         `mean_held_steps` and `mean_squared_jerk` of an episode; and the outcomes episode by episode. Where instructions
-        have words that were never demonstrated, `plain` (else None): see `_plain_words`.
+        have words that were never demonstrated, `plain` (else None): see `_plain_words`. Where the environment says how
+        far an episode came, `phases` (else None), also of the control, about the swapped instruction: see
+        `count_phases`. `time_outs`: how many were over undecided. Where scenes are of several tasks, `tasks` (else
+        None): of each `success`, `time_outs` and, with the control, `original` and `swapped`.
     """
     options = {"replan_every": replan_every, "max_steps": max_steps, "acting": acting}
     result = rollout(policy, env, seeds, **options, description="True instructions")
@@ -36,6 +42,9 @@ def evaluate(
         "success": success_rate(result.success),
         "swapped": None,
         "plain": None,
+        "phases": count_phases(result.episodes),
+        "time_outs": success_rate([episode.timed_out for episode in result.episodes]),
+        "tasks": None,
         "mean_steps": float(result.steps.mean()),
         "mean_held_steps": float(np.mean([episode.held_steps for episode in result.episodes])),
         "mean_squared_jerk": mean_jerk(result.episodes),
@@ -47,13 +56,53 @@ def evaluate(
         figures["swapped"] = {
             "original": success_rate(control.success),
             "swapped": success_rate([episode.swapped_success for episode in control.episodes]),
+            "phases": count_phases(control.episodes),
             "episodes": [_outcome(episode) for episode in control.episodes],
         }
+    figures["tasks"] = _by_task(result, control if swapped else None)
     sentences = [episode.plain_instruction for episode in result.episodes]
     if None not in sentences:
         plain = rollout(policy, env, seeds, **options, instructions=sentences, description="Demonstrated words")
         figures["plain"] = _plain_words(result, plain)
     return figures, result
+
+
+def _by_task(result: RolloutResult, control: RolloutResult | None) -> dict | None:
+    """The figures of each task, by its name in the order of names; None where there are not several."""
+    names = sorted({episode.task for episode in result.episodes if episode.task is not None})
+    if len(names) < 2:
+        return None
+    tasks = {}
+    for name in names:
+        own = [episode for episode in result.episodes if episode.task == name]
+        tasks[name] = {
+            "success": success_rate([episode.success for episode in own]),
+            "time_outs": success_rate([episode.timed_out for episode in own]),
+        }
+        if control is not None:
+            told = [episode for episode in control.episodes if episode.task == name]
+            tasks[name]["original"] = success_rate([episode.success for episode in told])
+            tasks[name]["swapped"] = success_rate([episode.swapped_success for episode in told])
+    return tasks
+
+
+def count_phases(episodes: Sequence[Episode]) -> list[dict] | None:
+    """Count how far episodes came with what the policy was told; None where the environment does not say.
+
+    Returns:
+        For each phase, in order, its `name`; `reached`, how many of the episodes that have such a phase got there, as
+        `success_rate` has it; and `stopped`, of how many it is the first one that they did not reach. Each episode is
+        counted there once at most: those that came to the end stopped nowhere.
+    """
+    outcomes: dict[str, list[bool]] = {}
+    for episode in episodes:
+        for name, reached in (episode.phases or {}).items():
+            outcomes.setdefault(name, []).append(reached)
+    stopped = [episode.stopped_before for episode in episodes]
+    return [
+        {"name": name, "reached": success_rate(reached), "stopped": stopped.count(name)}
+        for name, reached in outcomes.items()
+    ] or None
 
 
 def _plain_words(result: RolloutResult, plain: RolloutResult) -> dict:
@@ -81,22 +130,29 @@ def replay(
     policy: Policy,
     env,
     episodes: Sequence[Episode],
+    count: int,
     replan_every: int,
     max_steps: int,
     acting: Acting = AT_ONCE,
 ) -> list[Episode]:
-    """Run the same episodes once more and keep their frames.
+    """Choose at most `count` of some episodes, failures and successes, run them once more, and keep their frames.
 
     So any episode can be shown, however rare, and no others are kept in memory. A policy does the same again in the
-    same scene, up to rounding. An episode that this tips over into another outcome is left out: what is shown is what
-    was counted.
+    same scene, up to rounding. An episode that this tips over into another outcome is not shown, since what is shown is
+    what was counted; others are tried in its place, at most as many as `count` again.
     """
-    if not episodes:
-        return []
-    seeds = [episode.seed for episode in episodes]
-    options = {"record": len(seeds), "acting": acting, "description": "To be shown"}
-    again = rollout(policy, env, seeds, replan_every, max_steps, **options).episodes
-    return [new for old, new in zip(episodes, again, strict=True) if new.success == old.success]
+    tried: dict[int, Episode | None] = {}  # by seed; None where the outcome was another one
+    while len(tried) < 2 * count:
+        candidates = [episode for episode in episodes if tried.get(episode.seed, episode) is not None]
+        new = [episode for episode in choose_episodes(candidates, count) if episode.seed not in tried]
+        if not (new := new[: 2 * count - len(tried)]):
+            break
+        options = {"record": len(new), "acting": acting, "description": "To be shown"}
+        again = rollout(policy, env, [episode.seed for episode in new], replan_every, max_steps, **options).episodes
+        for old, run in zip(new, again, strict=True):
+            is_same = (run.success, run.stopped_before) == (old.success, old.stopped_before)
+            tried[old.seed] = run if is_same else None
+    return choose_episodes([tried[episode.seed] for episode in episodes if tried.get(episode.seed)], count)
 
 
 def video_format() -> str:
@@ -132,6 +188,16 @@ def write_media(folder: Path, episodes: Sequence[Episode], fps: int, video_forma
         write_video(folder / file, episode, fps)
         videos.append({"file": file, "title": title(episode), "success": episode.success})
     return {"contact_sheet": "contact_sheet.png", "videos": videos}
+
+
+def write_phases(folder: Path, figures: dict) -> str | None:
+    """Draw `phases.png` of what `evaluate` returns; return its name, or None where there are no phases."""
+    series = {"true instruction": figures["phases"], "swapped instruction": (figures["swapped"] or {}).get("phases")}
+    series = {told: phases for told, phases in series.items() if phases}
+    if not series:
+        return None
+    plot_phases(folder / "phases.png", series)
+    return "phases.png"
 
 
 def format_report(report: dict) -> str:
@@ -170,8 +236,8 @@ def format_rates(figures: dict) -> str:
         lines.append(_row("the same in demonstrated words", plain["success"]))
     if figures["swapped"] is not None:
         lines += [
-            _row("swapped instruction, original target", figures["swapped"]["original"]),
-            _row("swapped instruction, swapped target", figures["swapped"]["swapped"]),
+            _row("swapped instruction, original done", figures["swapped"]["original"]),
+            _row("swapped instruction, done as told", figures["swapped"]["swapped"]),
         ]
     if plain is not None:
         mean, low, high = (100 * plain["difference"][name] for name in ("mean", "low", "high"))
@@ -180,7 +246,22 @@ def format_rates(figures: dict) -> str:
             f"{high:+.1f}; p = {plain['p_value']:.4f}, McNemar's exact test)"
         )
         lines += [_row(f"    {word}", row["success"]) for word, row in plain["words"].items()]
+    if figures.get("time_outs") is not None:
+        lines.append(_row("over undecided (time-outs)", figures["time_outs"]))
+    for name, task in (figures.get("tasks") or {}).items():
+        lines.append(_row(f"  {name}", task["success"]))
+        lines += [_row(f"      {label}", task[what]) for what, label in OF_TASK.items() if what in task]
+    lines += _phase_rows("how far it came", figures.get("phases"))
+    lines += _phase_rows("swapped instruction: how far it came", (figures["swapped"] or {}).get("phases"))
     return "\n".join(lines)
+
+
+def _phase_rows(title: str, phases: list[dict] | None) -> list[str]:
+    """A line for each phase; none where there are no phases."""
+    if not phases:
+        return []
+    head = f"{title:42}{'reached':>10}{'95 % interval':>20}{'episodes':>14}{'stopped before':>18}"
+    return [head, *(f"{_row('    ' + phase['name'], phase['reached']):86}{phase['stopped']:>18}" for phase in phases)]
 
 
 def _row(name: str, rate: dict) -> str:
@@ -197,5 +278,6 @@ def _outcome(episode: Episode) -> dict:
         "steps": episode.steps,
         "held_steps": episode.held_steps,
         "jerk": episode.jerk,
+        **({} if episode.phases is None else {"stopped_before": episode.stopped_before}),
         **({} if episode.word is None else {"word": episode.word}),
     }

@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from peft import PeftModel
 from torch import nn
 
-from ..modeling_kivla.backbone_attention import logits_at
 from ..modeling_kivla.eval_mode import eval_mode
 from ..modeling_kivla.next_token import supervised_tokens
+from ..modeling_kivla.token_logits import token_logits
 from ..processing.sequences import are_documents
 
 
@@ -71,22 +71,34 @@ class Anchor:
         """
         documents = are_documents(batch["labels"])
         shape = batch["input_ids"].shape
-        text = {name: values[documents] for name, values in batch.items() if values.shape == shape}
+        text = {
+            name: values[documents]
+            for name, values in batch.items()
+            if torch.is_tensor(values) and values.shape == shape
+        }
         rows, _ = supervised_tokens(text.pop("labels"), text["input_ids"])
         text.pop("expert_attention_mask")
         without_adapters = nullcontext() if self._policy is None else self._policy.disable_adapter()
-        with without_adapters, eval_mode(self._vlm), logits_at(self._vlm, rows):
+        with without_adapters, eval_mode(self._vlm), token_logits(self._vlm, rows):
             return self._vlm(**text, use_cache=False).logits[0]
 
-    def divergence(self, logits: torch.Tensor, predictions: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def divergence(
+        self,
+        logits: torch.Tensor,
+        predictions: torch.Tensor,
+        labels: torch.Tensor,
+        candidates_mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Sum up the KL divergence over the tokens of documents.
 
         Args:
-            logits: (n, vocabulary), of all learned positions (`KIVLAOutput.logits`).
+            logits: (n, vocabulary), of the learned positions (`KIVLAOutput.logits`).
             predictions: of `predictions`.
             labels: (B, S).
+            candidates_mask: (B, S) bool, those that `logits` leaves out; no document has such.
         """
-        example = (labels[:, 1:] != -100).nonzero()[:, 0]
+        is_learned = labels != -100 if candidates_mask is None else (labels != -100) & ~candidates_mask
+        example = is_learned[:, 1:].nonzero()[:, 0]
         of_documents = are_documents(labels)[example]
         return kl_to_reference(logits[of_documents], predictions, self._tokens.to(logits.device)).sum()
 

@@ -9,6 +9,7 @@ from transformers import TrainingArguments
 
 from .argument_rules import check_arguments
 from .data.augmentation import AUGMENTATIONS
+from .evaluation.closed_choice import AMONG_ALL, SOFTMAXES
 
 logger = logging.getLogger(__name__)
 
@@ -99,6 +100,11 @@ class KIVLATrainingArguments(ResumableTrainingArguments):
         anchor_weight (`float`, defaults to 0): of the KL divergence of the VLM's predictions of plain text from those
             of the VLM as it was when the run began, over the vocabulary that it had then; a mean over the same tokens.
             It costs a forward of the untouched VLM over the texts, and its weights in memory once more (with LoRA not).
+        action_token_softmax (`str`, defaults to `"all"`): among which tokens an action token is predicted: "all" of the
+            vocabulary, or "action_tokens" and the end marker alone. That is another loss: the VLM does not learn that
+            words are no actions, which decoding forbids anyway (`generate_actions`); and it saves the output layer's
+            cost for all other tokens. Where a policy says words before it acts, the first action token stays a choice
+            among all.
         augment (`str`, defaults to `"none"`): change the pictures of training examples at random: "robot" crops
             and turns them a little and changes the light, in openpi's amounts (`AUGMENTATIONS`). Evaluation never sees
             it.
@@ -136,6 +142,13 @@ class KIVLATrainingArguments(ResumableTrainingArguments):
     anchor_weight: float = field(
         default=0.0,
         metadata={"help": "Hold its predictions of the texts to the untouched VLM's: + this * KL divergence."},
+    )
+    action_token_softmax: str = field(
+        default=AMONG_ALL,
+        metadata={
+            "help": "Predict action tokens among all tokens, or among action_tokens alone: another loss, and cheaper.",
+            "choices": list(SOFTMAXES),
+        },
     )
     augment: str = field(
         default="none", metadata={"help": f"Change pictures at random while training: {', '.join(AUGMENTATIONS)}."}
@@ -180,6 +193,9 @@ class KIVLATrainingArguments(ResumableTrainingArguments):
                 raise ValueError(f"{name} must be a number that is not negative, got {getattr(self, name)}.")
         if self.text_loss_weight == self.anchor_weight == 0:
             raise ValueError("text_loss_weight = 0 leaves nothing to learn from texts: give anchor_weight as well.")
+        if self.action_token_softmax not in SOFTMAXES:
+            given = self.action_token_softmax
+            raise ValueError(f"action_token_softmax is one of {', '.join(SOFTMAXES)}, got {given!r}.")
         if self.augment not in AUGMENTATIONS:
             raise ValueError(f"augment is one of {', '.join(AUGMENTATIONS)}, got {self.augment!r}.")
         if self.wrist_cameras is not None and AUGMENTATIONS[self.augment] is None:

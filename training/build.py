@@ -16,7 +16,7 @@ from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
-from peft import PeftModel, get_peft_model
+from peft import PeftModel
 
 from ..modeling_kivla import KIVLAConfig, KIVLAForActionPrediction
 from ..named_models import NOT_FOUND, download, model_type, not_found
@@ -39,7 +39,7 @@ from .data.data_ranges import range_problems
 from .data.relative_chunks import learned_chunks, robot_statistics
 from .data.robot_dataset import RobotDataset
 from .first_process import made_by_first_process
-from .lora import lora_config
+from .lora import add_lora, lora_config
 from .parts import BACKBONE, EXPERT
 from .policy_options import DEFAULT_RECIPE, EXPERT_OPTIONS, MODEL_SETTINGS, PolicyOptions, refuse
 from .recipes import Recipe, Stage, get_recipe, set_stage
@@ -286,7 +286,7 @@ def build_for_stage(
         built.begins_with["expert"] = weights_digest(built.model.expert)
     set_stage(built.model, stage)
     if lora_rank is not None and BACKBONE in stage.trains:
-        built.model = get_peft_model(built.model, lora_config(built.model, built.processor, lora_rank))
+        built.model = add_lora(built.model, lora_config(built.model, built.processor, lora_rank))
     return built
 
 

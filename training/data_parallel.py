@@ -18,6 +18,8 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import TrainerCallback, TrainingArguments
 from transformers.integrations import unset_hf_deepspeed_config
 
+from .preemption import Interrupted, Preempted
+
 
 class _Touch(torch.autograd.Function):
     """Identity on the loss whose backward reaches every parameter with no gradient: DDP then knows that it is done."""
@@ -171,6 +173,25 @@ def original_class(model: nn.Module) -> Iterator[None]:
         model.__class__ = found
 
 
+@contextmanager
+def ended_process_group() -> Iterator[None]:
+    """For a program that is over afterwards: torch's threads may abort a process that ends under them.
+
+    After an error of one device the others may still wait for it in the group; the launcher ends them.
+    """
+    try:
+        yield
+    except (Preempted, Interrupted):  # all devices have stopped together
+        _end_process_group()
+        raise
+    _end_process_group()
+
+
+def _end_process_group() -> None:
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 def total_norm(gradients: list[torch.Tensor]) -> torch.Tensor:
     """Of all of a gradient, also where every device has a part of it; to be called on all devices."""
     norm = torch.nn.utils.get_total_norm(gradients)
@@ -180,6 +201,7 @@ def total_norm(gradients: list[torch.Tensor]) -> torch.Tensor:
 __all__ = [
     "DDPGradients",
     "ReshardAfterForward",
+    "ended_process_group",
     "keep_inputs_exact",
     "original_class",
     "total_norm",

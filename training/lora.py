@@ -1,6 +1,10 @@
 """LoRA on the backbone, with a full expert, through `peft`."""
 
-from peft import LoraConfig, PeftModel
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
 from ..modeling_kivla import KIVLAForActionPrediction
@@ -56,6 +60,12 @@ def lora_config(model: KIVLAForActionPrediction, processor: KIVLAProcessor, rank
     )
 
 
+def add_lora(model: nn.Module, config: LoraConfig) -> PeftModel:
+    """Do what `peft.get_peft_model` does."""
+    with _without_old_names():
+        return get_peft_model(model, config)
+
+
 def load_lora(adapter: str, is_trainable: bool = False, **kwargs) -> PeftModel:
     """Load an adapter on the base that it states, as `peft.get_peft_model` made it; `is_trainable` to go on with it.
 
@@ -67,7 +77,16 @@ def load_lora(adapter: str, is_trainable: bool = False, **kwargs) -> PeftModel:
         ValueError: the adapter does not say what its base is.
     """
     base, _ = load_base(KIVLAForActionPrediction, adapter, kwargs)
-    return PeftModel.from_pretrained(base, adapter, is_trainable=is_trainable)
+    with _without_old_names():
+        return PeftModel.from_pretrained(base, adapter, is_trainable=is_trainable)
+
+
+@contextmanager
+def _without_old_names() -> Iterator[None]:
+    """Say nothing about a name of transformers that peft still uses."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+        yield
 
 
 def _is_linear(module: nn.Module, family: str) -> bool:
@@ -95,4 +114,4 @@ def _leaves_of_lists(module: nn.Module, prefix: str) -> list[str]:
     return names
 
 
-__all__ = ["load_lora", "lora_config"]
+__all__ = ["add_lora", "load_lora", "lora_config"]

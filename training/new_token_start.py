@@ -35,7 +35,8 @@ def aim_new_tokens(model: KIVLAForActionPrediction, batches: Iterable[Mapping], 
     # The last states of the text model where action tokens come next, and everywhere else.
     said, elsewhere = [], []
     for batch in batches:
-        inputs = {n: v.to(model.device) for n, v in batch.items() if n in model.vlm_argument_names and n != "labels"}
+        inputs = {n: v for n, v in batch.items() if n in model.vlm_argument_names and n != "labels"}
+        inputs = {n: v.to(model.device) if torch.is_tensor(v) else v for n, v in inputs.items()}
         states: list[torch.Tensor] = []
         hook = head.register_forward_pre_hook(lambda module, given, states=states: states.append(given[0][:, :-1]))
         try:

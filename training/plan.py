@@ -14,11 +14,14 @@ from transformers import TrainerCallback
 from ..modeling_kivla import KIVLAForActionPrediction
 from .data.augmentation import describe
 from .data.dataset_checks import robot_datasets
+from .memory_plan import Training, plan_memory, step_shape
 from .parts import BACKBONE, EXPERT, NEW_TOKENS, PARTS, PROJECTOR, RATE_ARGUMENTS, part_of
 from .run_arguments import RunArguments, preset_for
 from .trainer import KIVLATrainer
 
+PLANNED_FOR = 4  # examples whose longest one the memory is planned for
 TIMED = (5, 20)  # the steps that are timed: the first ones warm up
+_COPY_OF_LORA = "original_module"
 _TITLES = {BACKBONE: "VLM", NEW_TOKENS: "new tokens", PROJECTOR: "projector", EXPERT: "expert"}
 
 
@@ -51,6 +54,7 @@ def plan(trainer: KIVLATrainer) -> Iterator[tuple[str, str]]:
     yield "steps", text
     cameras = [camera for data in robot_datasets(trainer.train_dataset) for camera in data.cameras]
     yield "augmentation", describe(args.augment, list(dict.fromkeys(cameras)), args.wrist_cameras)
+    yield "memory", _memory(trainer)
     yield "evaluation", _evaluation(trainer, steps)
     yield "checkpoints", _checkpoints(trainer, steps)
     words = ", ".join(args.report_to)
@@ -58,7 +62,7 @@ def plan(trainer: KIVLATrainer) -> Iterator[tuple[str, str]]:
     size = sum(parameter.numel() for parameter in _policy(model).vlm.parameters())
     if isinstance(args, RunArguments) and args.preset != (fitting := preset_for(size)):
         yield "preset", f"{args.preset or 'none'}; for a VLM of {_count(size)} parameters there is --preset {fitting}"
-    yield "time", f"said after {TIMED[1]} steps" if steps > TIMED[1] else "moments"
+    yield "time", f"said after {TIMED[1]} steps" if steps > TIMED[1] else "too few steps to say it beforehand"
 
 
 def num_steps(trainer: KIVLATrainer) -> int:
@@ -79,6 +83,8 @@ def _parts(model: nn.Module) -> Iterator[str]:
     trained: dict[str, int] = defaultdict(int)
     whole: dict[str, int] = defaultdict(int)
     for name, parameter in model.named_parameters():
+        if _COPY_OF_LORA in name.split("."):
+            continue  # what peft trains a copy of
         whole[part_of(name)] += parameter.numel()
         trained[part_of(name)] += parameter.numel() * parameter.requires_grad
     for part in PARTS:
@@ -101,6 +107,26 @@ def _rates(trainer: KIVLATrainer) -> str:
     return f"{', '.join(rates)}; {warmup:,} step{'s' * (warmup != 1)} of warm-up, then {shape}"
 
 
+def _memory(trainer: KIVLATrainer) -> str:
+    """What a step needs on each device, by part; worked out for the first examples."""
+    if trainer.is_deepspeed_enabled:
+        return "not planned with DeepSpeed"
+    args, model = trainer.args, trainer.accelerator.unwrap_model(trainer.model)
+    policy, data = _policy(model), trainer.train_dataset
+    examples = [data[i] for i in range(min(PLANNED_FOR, len(data)))]
+    shape = step_shape(policy, trainer.data_collator(examples), args.train_batch_size)
+    training = Training(
+        bf16=args.bf16 or args.fp16,
+        checkpointing=bool(args.gradient_checkpointing),
+        accumulates=args.gradient_accumulation_steps > 1,
+        devices=args.world_size if trainer.is_fsdp_enabled else 1,
+        moments=2 + (args.ema_decay is not None),
+    )
+    planned = plan_memory(policy, shape, training, model.parameters())
+    parts = ", ".join(f"{name} {_bytes(size)}" for name, size in planned.parts().items() if size)
+    return f"about {_bytes(planned.peak)} on each device at the peak: {parts}"
+
+
 def _evaluation(trainer: KIVLATrainer, steps: int) -> str:
     args, sets = trainer.args, trainer.eval_dataset
     named = sets if isinstance(sets, dict) else {"evaluation": sets}
@@ -108,7 +134,7 @@ def _evaluation(trainer: KIVLATrainer, steps: int) -> str:
     when = {"no": "at the end", "epoch": "after every epoch and at the end"}.get(args.eval_strategy.value)
     if when is None:
         every = math.ceil(args.eval_steps * (steps if args.eval_steps < 1 else 1))
-        when = "at the end" if every >= steps else f"every {every:,} steps and at the end"
+        when = "at the end" if every >= steps else f"{_every(every)} and at the end"
     held_out = "" if "held_out" in named else "; no episode is held out (--eval_episodes 0 1)"
     return f"{when} on {text}{held_out}"
 
@@ -119,9 +145,10 @@ def _checkpoints(trainer: KIVLATrainer, steps: int) -> str:
         return "none"
     checkpoint, _, most = trainer.disk_use(steps, args.num_train_epochs)
     number = math.ceil(args.save_steps * (steps if args.save_steps < 1 else 1))
-    every = "at the end" if number >= steps else f"every {number:,} steps and at the end"
+    every = "at the end" if number >= steps else f"{_every(number)} and at the end"
     every = {"epoch": "after every epoch", "best": "after the best evaluation"}.get(args.save_strategy.value, every)
-    kept = f"the last {args.save_total_limit} kept" if args.save_total_limit else "all kept"
+    limit = args.save_total_limit
+    kept = "all kept" if not limit else "the last one kept" if limit == 1 else f"the last {limit} kept"
     folder = Path(args.output_dir).resolve()
     free = shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.is_dir())).free
     disk = f"{_bytes(checkpoint)} each, at most {_bytes(most)} on the disk with the policy ({_bytes(free)} free)"
@@ -156,6 +183,10 @@ def time_left(times: list[float], steps: int) -> str:
         f"A step takes {step:.3g} s (median of steps {TIMED[0] + 1} to {len(times)}): the other {steps:,} take about "
         f"{_duration(step * steps)}, evaluations and checkpoints aside."
     )
+
+
+def _every(steps: int) -> str:
+    return "after every step" if steps == 1 else f"every {steps:,} steps"
 
 
 def _count(number: float) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from peft import PeftModel
 
-from ..hub_cards.hub_names import public_name
+from ..hub_cards.hub_names import public_name, vlm_name
 from ..hub_cards.readme import join_readmes, readme_on_hub, split_metadata, with_card
 from ..hub_cards.trained_policy import fine_tuned_card
 from ..modeling_kivla.hub_card import base_name
@@ -46,7 +46,7 @@ def trainer_facts(trainer, sources: Sequence[RobotDataset] | None = None) -> dic
         **UNKNOWN,
         "name": folder.resolve().name,
         "path": str(folder),
-        "vlm": public_name(base_name(model)) if base_name(model) else type(model.vlm).__name__,
+        "vlm": vlm_name(base_name(model)) if base_name(model) else type(model.vlm).__name__,
         "vlm_class": type(model.vlm).__name__,
         "vlm_parameters": sum(parameter.numel() for parameter in model.vlm.parameters()),
         "expert_parameters": sum(parameter.numel() for parameter in model.expert.parameters()),

@@ -41,6 +41,18 @@ def told_relative(
     return relative
 
 
+def told_to_wrap(
+    data: RobotDataset, options: RelativeOptions, robots: Collection[str | None] = ()
+) -> set[tuple[str, str]]:
+    """Of which vector ("actions" or "state") which dimensions, by name, were said to be angles that wrap."""
+    relative = told_relative(data, options, robots)
+    if relative is None:
+        return set()
+    of_state = [relative.state_dimensions[dimension] for dimension in relative.wraps]
+    names = data.state_names or list(map(str, range(data.state_dim)))
+    return {("actions", relative.name(d)) for d in relative.wraps} | {("state", names[d]) for d in of_state}
+
+
 def kept_relative(saved: dict, data: RobotDataset, path: str, notes: list[str]) -> RelativeActions | None:
     """Keep what a base policy has, where it fits the data that it is adapted to.
 
@@ -112,4 +124,4 @@ def _words_for(robot: str | None, words: list[str] | None, robots: Collection[st
     return [word.removeprefix(f"{robot}:") for word in words if not word.startswith(tuple(others))] or None
 
 
-__all__ = ["kept_relative", "relative_notes", "told_relative"]
+__all__ = ["kept_relative", "relative_notes", "told_relative", "told_to_wrap"]

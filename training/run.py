@@ -44,8 +44,10 @@ from .evaluation.text_nll import HeldOutTexts, TextScores, summarize_texts, text
 from .last_evaluation import LastEvaluation
 from .parts import BACKBONE, RATE_ARGUMENTS, freeze_vision
 from .plan import TimeLeft, format_plan
-from .policy_options import refuse
+from .policy_options import RelativeOptions, refuse
+from .readable_log import print_readably
 from .recipes import Stage, split_steps
+from .relative_options import told_to_wrap
 from .run_folder import check_is_free, write_json
 from .run_options import TEXT_SPLIT, VLM_SPLIT, DataArguments, ModelArguments
 from .trainer import KIVLATrainer
@@ -107,6 +109,7 @@ def train(
             config = ", ".join(f"{name} {value:g}" for name, value in stage.config.items())
             of_several = f"{number} of {len(stages)}: trains {', '.join(stage.trains)}; {config}"
             print(format_plan(trainer, of_several if len(stages) > 1 else None))
+        print_readably(trainer)
         trainer.add_callback(TimeLeft())
         evaluated = LastEvaluation()
         trainer.add_callback(evaluated)
@@ -347,7 +350,7 @@ def make_trainer(
     # Data first: statistics, cameras and the action tokenizer of a new policy come from it.
     sources = load_sources(model_args, data_args)
     if data_args.check_data and before is None and args.process_index == 0:
-        look_at(sources)
+        look_at(sources, model_args)
     recipe_name, recipe = model_args.chosen_recipe
     with_vlm_data = data_args.vlm_dataset is not None and recipe.vlm_data
     set_seed(args.seed)  # a new expert's weights
@@ -427,16 +430,18 @@ def load_sources(model_args: ModelArguments, data_args: DataArguments) -> list[R
     return sources
 
 
-def look_at(sources: list[RobotDataset]) -> None:
-    """Print the warnings of a quick `kivla check-data`.
+def look_at(sources: list[RobotDataset], options: RelativeOptions) -> None:
+    """Print the warnings of a quick `kivla check-data`; not that an angle wraps, where that was said.
 
     Raises:
         ValueError: it finds errors.
     """
     for data in sources:
         findings = check_data(data, quick=True, progress=False).findings
+        known = told_to_wrap(data, options, [source.robot for source in sources])
         for finding in findings:
-            if finding.level == WARNING:
+            is_known = finding.code == "jump" and {(finding.vector, name) for name in finding.dimensions} <= known
+            if finding.level == WARNING and not is_known:
                 print(f"Warning ({data.name}): {finding.text}")
         if errors := [finding.text for finding in findings if finding.level == ERROR]:
             raise ValueError(

@@ -47,7 +47,7 @@ MATTERS = (
     *("optim", "optim_args", "optim_target_modules", "muon", "weight_decay", "adam_beta1", "adam_beta2"),
     *("adam_epsilon", "max_grad_norm", "clip_per_part", "ema_decay", "neftune_noise_alpha", "bf16", "fp16"),
     *("seed", "data_seed", "bucket_by_length", "dataloader_drop_last", "train_sampling_strategy"),
-    *("text_loss_weight", "anchor_weight", "augment", "wrist_cameras"),
+    *("text_loss_weight", "anchor_weight", "augment", "wrist_cameras", "action_token_softmax"),
 )
 # Those of them that came later, with their defaults, at which they are not said: runs from before may go on.
 _LATER = {
@@ -57,6 +57,7 @@ _LATER = {
     "anchor_weight": 0.0,
     "augment": "none",
     "wrist_cameras": None,
+    "action_token_softmax": "all",
 }
 # Those that do not: where and how fast it runs, what is logged, evaluated and saved, what to do about faults; how many
 # steps it has; and what the trainer refuses or does not look at.

@@ -38,7 +38,8 @@ class ModelArguments(PolicyOptions):
         default=None, metadata={"help": "For a --policy that was converted without it: the VLM's processor."}
     )
     freeze_vision: bool = field(
-        default=False, metadata={"help": "Leave the vision tower as it is: less memory and time."}
+        default=False,
+        metadata={"help": "Leave the vision tower as it is: less memory and time. The projector behind it learns."},
     )
     lora_rank: int | None = field(
         default=None, metadata={"help": "Train low-rank updates of the VLM's text decoder, and the expert in full."}

@@ -41,6 +41,7 @@ from .data_parallel import (
     total_norm,
     whole_weights,
 )
+from .evaluation.closed_choice import AMONG_ALL, choice_arguments
 from .evaluation.demonstrations import WithDemonstrations
 from .evaluation.evaluation_step import LOSS_SUMS, EvaluationStep, metrics_of, summary
 from .evaluation.text_nll import HeldOutTexts, TextScores, text_nll
@@ -166,7 +167,7 @@ class KIVLATrainer(ResumableTrainer):
         # Of the examples so far, for each step of a chunk: how many had a real action there.
         self._real_steps = torch.zeros(processing_class.chunk_size)
         self._has_said_steps = False
-        self._gradient_norms: dict[str, torch.Tensor] = {}
+        self._gradient_norms: dict[str, float] = {}
         self._rows = TokenRows([], [], old_rows_rest=False)
         self._stop_is_asked = False  # by a signal that any device has received: the counts of a step say so
         self._learned: list[list[int]] = []
@@ -390,6 +391,11 @@ class KIVLATrainer(ResumableTrainer):
     def _check_parts(self) -> None:
         """Check that every part with a learning rate is trained, and that rows can be where they are to be."""
         trained = {part_of(name) for name, parameter in self._named_parameters() if parameter.requires_grad}
+        if self.args.action_token_softmax != AMONG_ALL and not len(self.processing_class.action_token_ids):
+            raise ValueError(
+                f"action_token_softmax={self.args.action_token_softmax!r} is about action tokens, and the processor "
+                "has no action tokenizer: nothing would be learned that way. Leave it out."
+            )
         if self._splits_rows:
             alone = "a stage that trains new tokens without the rest of the VLM"
             wanted = alone if self._policy.trains_new_rows_only else RATE_ARGUMENTS[NEW_TOKENS]
@@ -485,17 +491,19 @@ class KIVLATrainer(ResumableTrainer):
                 predictions = anchor.predictions(inputs)
         with record_function("kivla::forward"):
             counts = {"num_supervised_tokens": tokens.clamp(min=1), "num_supervised_actions": actions.clamp(min=1)}
-            outputs = model(**inputs, **counts, **learns)
+            choice = choice_arguments(self.processing_class, self.args.action_token_softmax, inputs["labels"])
+            outputs = model(**inputs, **counts, **learns, **choice)
         # Data-parallel training averages gradients over ranks; the counts above already span them.
         loss = outputs.loss
         if anchor is not None:
-            divergence = anchor.divergence(outputs.logits, predictions, inputs["labels"])
+            is_left_out = choice.get("candidates_mask")
+            divergence = anchor.divergence(outputs.logits, predictions, inputs["labels"], is_left_out)
             self._anchor_sum = self._anchor_sum.to(loss.device) + divergence.detach()
             loss = loss + self.args.anchor_weight * divergence / texts
         if num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes
         if model.training:
-            self._count(outputs, inputs, tokens, actions)
+            self._count(outputs, {**inputs, **choice}, tokens, actions)
             if self._ddp_gradients is not None and model.require_backward_grad_sync:
                 loss = self._ddp_gradients.touch(loss)
         return (loss, outputs) if return_outputs else loss
@@ -514,7 +522,8 @@ class KIVLATrainer(ResumableTrainer):
     def _count(self, outputs, inputs, tokens, actions):
         sums: dict[str, torch.Tensor] = {name: torch.zeros(()) for name in LOSS_SUMS}
         if outputs.token_loss is not None:
-            sums.update(token_sums(outputs.logits, inputs["labels"], self._action_token_ids))
+            choice = inputs.get("candidates"), inputs.get("candidates_mask")
+            sums.update(token_sums(outputs, inputs["labels"], self._action_token_ids, *choice))
         if outputs.flow_loss is not None and "actions" in inputs:
             sums["flow_loss"] = outputs.flow_loss * actions
             sums["action_values"] = count_learned_actions(inputs["action_mask"], inputs.get("delay"))
@@ -556,15 +565,16 @@ class KIVLATrainer(ResumableTrainer):
         for _, part, parameter in trained:
             if parameter.grad is not None:
                 parts[part if part in own else BACKBONE].append(parameter.grad)
-        norms = {part: total_norm(gradients) for part, gradients in parts.items()}
+        # A GPU is waited for once, for all norms together.
+        norms = [total_norm(gradients).to(self.args.device) for gradients in parts.values()]
+        norms = dict(zip(parts, torch.stack(norms).tolist() if norms else [], strict=True))
         self._gradient_norms = {f"{part}_grad_norm": norm for part, norm in norms.items()}
-        whole = torch.tensor([float(norm) for norm in norms.values()]).norm()
+        whole = torch.tensor([*norms.values()]).norm()
         if self.args.max_grad_norm > 0:
             for part, gradients in parts.items():
-                norm = norms[part] if self.args.clip_per_part else whole
+                norm = norms[part] if self.args.clip_per_part else whole.item()
                 if norm > self.args.max_grad_norm:
-                    for gradient in gradients:
-                        gradient.mul_(self.args.max_grad_norm / float(norm))
+                    torch._foreach_mul_(gradients, self.args.max_grad_norm / norm)
         return whole
 
     def _get_grad_norm(self, model, grad_norm=None):
@@ -582,7 +592,7 @@ class KIVLATrainer(ResumableTrainer):
                 divergence = self.accelerator.reduce(self._anchor_sum.to(self.args.device), "sum")
                 logs["anchor_loss"] = float(divergence / sums["text_tokens"])
                 self._anchor_sum.zero_()
-            logs.update({name: float(norm) for name, norm in self._gradient_norms.items()})
+            logs.update(self._gradient_norms)
             count, total, squares = self.accelerator.reduce(self._moments.to(self.args.device), "sum")
             if count.any():  # the variance of noise - actions: noise has 1
                 variance = (squares - total.square() / count.clamp(min=1)).sum() / count.sum()
@@ -722,17 +732,19 @@ class KIVLATrainer(ResumableTrainer):
         samples = returns_chunks or (self.args.sample_in_eval and not self.args.prediction_loss_only)
         if samples and self.is_zero3:
             raise ValueError("With ZeRO-3 devices cannot sample actions each on its own: use `kivla predict`.")
-        # Every evaluation draws the same noise, and leaves training's own random numbers as they were.
+        # Every evaluation draws the same noise, each device its own, and leaves training's own random numbers as they
+        # were.
         model = self.accelerator.unwrap_model(self.model)
         was_training = model.training
         model.eval()
-        measure = EvaluationStep(model, self.processing_class, samples, self.args.eval_num_steps, self.is_zero3)
+        settings = self.args.eval_num_steps, self.is_zero3, self.args.action_token_softmax
+        measure = EvaluationStep(model, self.processing_class, samples, *settings)
         totals: dict[str, torch.Tensor] = {}
         chunks: list[list[np.ndarray]] = []  # predicted and demonstrated, of every batch
         num_samples = 0
         quiet = self.args.disable_tqdm or not self.is_world_process_zero()
         with torch.random.fork_rng(), whole_weights(model, self.accelerator):
-            torch.manual_seed(self.args.seed)
+            torch.manual_seed(self.args.seed + self.args.process_index)
             for batch in tqdm(dataloader, desc=description, disable=quiet, leave=False):
                 batch = self._prepare_inputs(batch)
                 with self.compute_loss_context_manager():

@@ -13,7 +13,7 @@ from transformers.utils import cached_file
 
 from ..hub_cards import fine_tuned_card
 from ..hub_cards.environment_info import environment_info
-from ..hub_cards.hub_names import public_name
+from ..hub_cards.hub_names import public_name, vlm_name
 from ..hub_cards.readme import split_metadata, write_readme
 from .data.lerobot.vector_keys import NO_STATE, USUAL_KEYS
 from .data.robot_dataset import RobotDataset
@@ -143,7 +143,8 @@ def write_facts(
         "before": metrics.get("before_vlm_answer_accuracy"),
         "after": metrics.get("eval_vlm_answer_accuracy"),
         **facts,
-        **{name: public_name(facts[name]) for name in ("vlm", "vlm_dataset", "text_dataset")},
+        **{name: public_name(facts[name]) for name in ("vlm_dataset", "text_dataset")},
+        "vlm": vlm_name(facts["vlm"]),
     }
     report = {**trainer_facts(trainer, sources), **trainer.card_facts}
     (folder / FACTS).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")

@@ -90,7 +90,7 @@ def run(arguments: Sequence[str]) -> None:
         lambda: fine_tune(vlm, demonstrations, policy, args, plan["max_steps"], demo.seed),
     )
 
-    print("\n4. Roll-outs in fresh scenes; then the same scenes with an instruction about another object")
+    print("\n4. Roll-outs in fresh scenes; then the same scenes with another instruction")
     rollouts = []
     for name in rollouts_of(args.kinds):
         result = once(
@@ -128,8 +128,9 @@ def run(arguments: Sequence[str]) -> None:
     page = write_report(folder, report)
     plot_training_curves(policy / "training.png", trained["log_history"])
     shutil.copy(folder / "chunks.png", policy)
-    if (sheet := rollouts[0]["media"]["contact_sheet"]) is not None:
-        shutil.copy(folder / sheet, policy)
+    for picture in ("contact_sheet", "phases"):
+        if (file := rollouts[0]["media"][picture]) is not None:
+            shutil.copy(folder / file, policy)
     card = policy_card({**report, "policy": public_name(policy)}, command(demo, args, trained["max_steps"]))
     write_readme(policy / "README.md", card)
     print("\n".join(report["summary"]))

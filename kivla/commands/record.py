@@ -22,6 +22,10 @@ class RecordArguments:
         default=None,
         metadata={"help": "Disturb what is executed, not what is recorded: standard deviation of each dimension."},
     )
+    empty_grips: float = field(
+        default=0.0,
+        metadata={"help": "Share of episodes in which the gripper closes too early: the expert shows how to go on."},
+    )
     image_format: str = field(default="lossless_video", metadata={"help": "lossless_video, video or image."})
 
 
@@ -36,6 +40,7 @@ def run(arguments: Sequence[str]) -> None:
         seed=args.seed,
         image_format=args.image_format,
         action_noise=args.action_noise,
+        empty_grips=args.empty_grips,
     )
     env.close()
     print(f"{len(seeds)} episodes, seeds {seeds[0]} to {seeds[-1]}, as a LeRobot v3.0 dataset in {args.output_dir}")

@@ -9,9 +9,15 @@ from ..acting.chunk_schedule import RTC_METHODS, WAYS
 from ..command_line import at_least_one, parse, policy_pipeline
 from ..processing.camera_names import CAMERAS_HELP, parse_cameras
 from ..simulation.environments import ENV_HELP, make_env, parse_options
-from ..simulation.report_media import choose_episodes
 from ..simulation.rollout import Acting, PipelinePolicy
-from ..simulation.rollout_evaluation import evaluate, format_report, replay, video_format, write_media
+from ..simulation.rollout_evaluation import (
+    evaluate,
+    format_report,
+    replay,
+    video_format,
+    write_media,
+    write_phases,
+)
 from ..training.evaluation.confidence import mcnemar_test
 
 
@@ -91,8 +97,7 @@ def run(arguments: Sequence[str]) -> None:
         reports.append({"policy": name, **figures, "clipped_share": policy.clipped_share})
         results.append(result)
     # Videos are of a second run of chosen episodes: keeping all pictures of the first would take gigabytes.
-    shown = choose_episodes(results[0].episodes, args.num_videos)
-    shown = replay(policies[0], env, shown, replan_every, args.max_steps, acting)
+    shown = replay(policies[0], env, results[0].episodes, args.num_videos, replan_every, args.max_steps, acting)
     env.close()
     # The report: figures, and for two policies whether they differ by more than chance.
     report = {**asdict(args), "replan_every": replan_every, "policies": reports, "comparison": None}
@@ -100,8 +105,11 @@ def run(arguments: Sequence[str]) -> None:
         report["comparison"] = asdict(mcnemar_test(*(result.success for result in results)))
     folder = Path(args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    report["media"] = write_media(folder, shown, env.fps, args.video_format)
+    report["media"] = {
+        **write_media(folder, shown, env.fps, args.video_format),
+        "phases": write_phases(folder, reports[0]),
+    }
     (folder / "rollout.json").write_text(json.dumps(report, indent=2) + "\n")
     print(format_report(report))
-    written = "rollout.json, videos and contact sheet are" if shown else "rollout.json is"
-    print(f"\n{written} in {folder}")
+    pictures = ["videos", "contact sheet"] * bool(shown) + ["phases.png"] * (report["media"]["phases"] is not None)
+    print(f"\nIn {folder}: {', '.join(['rollout.json', *pictures])}")

@@ -7,6 +7,7 @@ from pathlib import Path
 import yaml
 
 from ..command_line import option_values, parse
+from ..training.data_parallel import ended_process_group
 from ..training.policy_card import evaluated_sets
 from ..training.run import BEFORE, train
 from ..training.run_arguments import PRESETS, RunArguments, advanced_options
@@ -33,7 +34,8 @@ def run(arguments: Sequence[str]) -> None:
         write_whole(file, head + yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
         print(f"Options of this run: {file}")
 
-    trainer, metrics = train(model_args, data_args, args, command=arguments, on_claim=write_options)
+    with ended_process_group():
+        trainer, metrics = train(model_args, data_args, args, command=arguments, on_claim=write_options)
     if trainer.is_world_process_zero():
         print_results(metrics, Path(args.output_dir))
 

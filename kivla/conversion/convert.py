@@ -110,6 +110,7 @@ class Report:
     dtypes: dict[str, int] = field(default_factory=dict)
     cast_to: str | None = None
     notes: list[str] = field(default_factory=list)
+    does_not_act: str | None = None
 
     def __str__(self) -> str:
         kinds = ", ".join(f"{count} in {dtype}" for dtype, count in self.dtypes.items())
@@ -120,6 +121,7 @@ class Report:
             *(f"dropped {key}: {reason}" for key, reason in self.dropped.items()),
             *(f"missing {key}: {stand_in}" for key, stand_in in self.missing.items()),
             *(f"note: {note}" for note in self.notes),
+            *([f"\nIT DOES NOT ACT YET: {self.does_not_act}"] if self.does_not_act else []),
         ]
         return "\n".join(lines)
 
@@ -263,12 +265,13 @@ def _processor(
     size = sizes.get("actions") or action_dim or preset_size(args.relative_actions)
     robot = RobotDimensions(size, sizes.get("state") or args.state_dim or size)
     relative = _relative(args, folder, given, robot, has_statistics=bool(statistics))
-    notes.append(
-        "it is not known whether its actions are relative to the state (openpi's DeltaActions), and it does not act: "
-        "convert it with --relative_actions none, or what they are (aloha, droid, 0-5)"
-        if relative == UNKNOWN
-        else f"actions: {relative or 'absolute'}"
-    )
+    if relative == UNKNOWN:
+        report.does_not_act = (
+            "the checkpoint does not say whether its actions are relative to the state (openpi's DeltaActions). "
+            "Convert it with --relative_actions none, or what they are (aloha, droid, 0-5)"
+        )
+    else:
+        notes.append(f"actions: {relative or 'absolute'}")
     actions = {"relative": relative, "adapt_to_pi": args.adapt_to_pi}
     return make_processor(vlm_processor, config, statistics or None, mode, cameras_of(given), action_dim, **actions)
 

@@ -21,11 +21,11 @@ from ..processing import KIVLAProcessor
 from ..processing.observation_history import ObservationHistory
 from ..simulation import make_env, make_questions
 from ..simulation.recording import record_demonstrations
-from ..simulation.report_media import choose_episodes
 from ..simulation.rollout import PipelinePolicy
-from ..simulation.rollout_evaluation import evaluate, replay, video_format, write_media
+from ..simulation.rollout_evaluation import evaluate, replay, video_format, write_media, write_phases
 from ..simulation.tabletop.answers import answer_accuracy
-from ..simulation.tabletop.tasks import TASK_KINDS
+from ..simulation.tabletop.questions import QUESTION_KINDS
+from ..simulation.tabletop.tasks import PRECISION, TASK_KINDS, TOUCHING
 from ..training.arguments import KIVLATrainingArguments
 from ..training.build import build_for_stage
 from ..training.data.lerobot.dataset import LeRobotDataset
@@ -38,27 +38,41 @@ from ..training.policy_options import PolicyOptions
 from ..training.recipes import Stage, get_recipe, split_steps
 from ..training.run_folder import write_json
 from ..training.trainer import KIVLATrainer
+from .two_heads import draw_two_heads
 
 # Scenes of demonstrations start at seed 0 and those of co-training questions at 1,000,000 (questions and episodes with
 # the same seed are not the same scenes); whatever is measured lies beyond both.
 QUESTION_SEED, EVALUATION_SEED, QUESTION_EVALUATION_SEED = 1_000_000, 2_000_000, 3_000_000
 
-# Name of a set of roll-outs -> title, and options of the environment.
-ROLLOUTS = {
-    **{kind: (f"{kind.capitalize().replace('_', ' ')} tasks, fresh scenes", {"kinds": [kind]}) for kind in TASK_KINDS},
-    "touch_held_out_pairs": (
-        "Touch tasks, target of a colour and shape never demonstrated together",
-        {"kinds": ["touch"], "split": "held_out_pairs"},
-    ),
-    "touch_held_out_wordings": (
-        "Touch tasks, wording never demonstrated",
-        {"kinds": ["touch"], "split": "held_out_wordings"},
-    ),
-    "touch_synonyms": (
-        "Touch tasks, target named by a word never demonstrated",
-        {"kinds": ["touch"], "split": "synonyms"},
-    ),
+NUM_TWO_HEADS = 4  # episodes of which the paths of both heads are drawn, failures first
+
+# What is held out -> the title of its roll-outs; see `SPLITS`.
+_HELD_OUT = {
+    "held_out_pairs": "target of a colour and shape never demonstrated together",
+    "held_out_wordings": "wording never demonstrated",
 }
+
+
+def _rollouts_of_kind(kind: str) -> dict[str, tuple[str, dict]]:
+    tasks = f"{kind.capitalize().replace('_', ' ')} tasks"
+    found: dict[str, tuple[str, dict]] = {kind: (f"{tasks}, fresh scenes", {"kinds": [kind]})}
+    for split, title in _HELD_OUT.items():
+        found[f"{kind}_{split}"] = (f"{tasks}, {title}", {"kinds": [kind], "split": split})
+    if kind == "put":
+        title, options = "relation never demonstrated (above)", {"split": "held_out_relations"}
+        found["put_held_out_relations"] = (f"{tasks}, {title}", {"kinds": [kind], **options})
+    if TASK_KINDS.index(kind) not in TOUCHING:
+        title, options = "swapped: the opposite direction, edge or side", {"swapped_by": "direction"}
+        found[f"{kind}_other_way"] = (f"{tasks}, {title}", {"kinds": [kind], **options})
+    return found
+
+
+# Name of a set of roll-outs -> title, and options of the environment.
+ROLLOUTS = {name: about for kind in TASK_KINDS for name, about in _rollouts_of_kind(kind).items()}
+ROLLOUTS["touch_synonyms"] = (
+    "Touch tasks, target named by a word never demonstrated",
+    {"kinds": ["touch"], "split": "synonyms"},
+)
 
 
 def rollouts_of(kinds: list[str]) -> list[str]:
@@ -66,8 +80,7 @@ def rollouts_of(kinds: list[str]) -> list[str]:
 
     Not "touch_synonyms": the demo's VLM has never met those words.
     """
-    names = [name for name, (_, options) in ROLLOUTS.items() if options.get("split") != "synonyms"]
-    return [name for kind in kinds for name in names if ROLLOUTS[name][1]["kinds"] == [kind]]
+    return [name for kind in kinds for name in _rollouts_of_kind(kind)]
 
 
 @dataclass
@@ -83,6 +96,12 @@ class TabletopArguments:
     num_demonstrations: int = field(default=3000, metadata={"help": "Episodes of the scripted expert."})
     action_noise: float = field(
         default=0.6, metadata={"help": "Disturbance of the expert's motion, so that it shows how to recover."}
+    )
+    expert_precision: float = field(
+        default=PRECISION, metadata={"help": "How near the expert comes before it closes or opens, in table units."}
+    )
+    empty_grips: float = field(
+        default=0.0, metadata={"help": "Share of episodes in which the gripper closes too early, on nothing."}
     )
     chunk_size: int = field(default=8, metadata={"help": "Actions in a chunk (H)."})
     history: int = field(default=1, metadata={"help": "Frames that the policy sees."})
@@ -105,6 +124,9 @@ class TabletopArguments:
         default=True, metadata={"help": "Leave the vision tower as it is: a fifth of the step is saved."}
     )
     question_share: float = field(default=0.35, metadata={"help": "Share of questions among the examples."})
+    question_kinds: list[str] | None = field(
+        default=None, metadata={"help": f"Ask only such: {', '.join(QUESTION_KINDS)}; all."}
+    )
     batch_size: int = field(default=32, metadata={"help": "Examples in a step."})
     learning_rate: float = field(default=1e-3, metadata={"help": "Of Muon and AdamW; falls to 0 as a cosine."})
 
@@ -113,6 +135,8 @@ class TabletopArguments:
             raise ValueError(f"--kinds takes one or more of {', '.join(TASK_KINDS)}, each once; got {self.kinds}.")
         if self.subtasks and "touch_then_touch" not in self.kinds:
             raise ValueError(f"--subtasks is for --kinds touch_then_touch, whose tasks have parts; got {self.kinds}.")
+        if unknown := set(self.question_kinds or ()) - set(QUESTION_KINDS):
+            raise ValueError(f"--question_kinds: there are {', '.join(QUESTION_KINDS)}; not {', '.join(unknown)}.")
 
 
 def once(path: Path, make: Callable[[], dict]) -> dict:
@@ -130,10 +154,12 @@ def record(folder: Path, args: TabletopArguments) -> dict:
     A dataset that is there already is kept: one appears under its name only when it is complete.
     """
     if not folder.is_dir():
-        env = make_env("tabletop", min(args.num_demonstrations, 100), kinds=args.kinds)
+        env_options = {"kinds": args.kinds, "expert_precision": args.expert_precision}
+        env = make_env("tabletop", min(args.num_demonstrations, 100), **env_options)
         noise = [args.action_noise, args.action_noise, 0.0]  # the gripper is not disturbed
-        # Disturbed, it fails in most scenes of the harder tasks; only what succeeded is recorded.
+        # Disturbed, it fails in some scenes of the harder tasks; only what succeeded is recorded.
         options = {"image_format": "image", "action_noise": noise, "max_failures": 20 * args.num_demonstrations}
+        options["empty_grips"] = args.empty_grips
         record_demonstrations(env, folder, args.num_demonstrations, **options)
         env.close()
     data = LeRobotDataset(folder, 1)
@@ -189,7 +215,7 @@ def make_trainer(
     examples = data
     if args.question_share > 0 and get_recipe(args.recipe).vlm_data:
         # One question each: conversations would make the whole batch as long as they are.
-        questions = VLMDataset(make_questions(5000, QUESTION_SEED + seed))
+        questions = VLMDataset(make_questions(5000, QUESTION_SEED + seed, kinds=args.question_kinds))
         weights = [1 - args.question_share, args.question_share]
         examples = Mixture([data, questions], weights, max_steps * args.batch_size, seed)
     # Trained from scratch or nearly so, hence Muon and a high rate.
@@ -315,12 +341,17 @@ def roll_out(
     seeds = range(EVALUATION_SEED, EVALUATION_SEED + num_episodes)
     policy = PipelinePolicy(pipe)
     figures, result = evaluate(policy, env, seeds, args.replan_every, env.max_steps)
-    shown = choose_episodes(result.episodes, num_videos)
-    shown = replay(policy, env, shown, args.replan_every, env.max_steps)
+    shown = replay(policy, env, result.episodes, num_videos, args.replan_every, env.max_steps)
     env.close()
     (folder / name).mkdir(parents=True, exist_ok=True)
     media = write_media(folder / name, shown, env.fps, video_format())
+    # Both heads cost tokens, said one by one: of a few scenes, and not of what was held out.
+    both = name in TASK_KINDS and draw_two_heads(
+        folder / name / "two_heads.png", pipe, options, shown[:NUM_TWO_HEADS], args.replan_every
+    )
     media = {
+        "two_heads": f"{name}/two_heads.png" if both else None,
+        "phases": (drawn := write_phases(folder / name, figures)) and f"{name}/{drawn}",
         "contact_sheet": media["contact_sheet"] and f"{name}/{media['contact_sheet']}",
         "videos": [{**video, "file": f"{name}/{video['file']}"} for video in media["videos"]],
     }

@@ -13,19 +13,20 @@ from pathlib import Path
 import datasets
 import torch
 import torch.nn.functional as F
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel
 from torch.utils.data import Dataset
 from transformers import AutoModelForImageTextToText, AutoProcessor, ProcessorMixin, Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from ..command_line import command_line
 from ..hub_cards.hub_names import public_name
-from ..modeling_kivla.next_token import next_token_loss, supervised_tokens
+from ..modeling_kivla.next_token import next_token_loss, supervised_tokens, token_losses
 from ..simulation.tabletop.answers import answer_accuracy, format_accuracy
 from ..simulation.tabletop.questions import make_questions
 from ..training.data.vlm.text_rows import load_texts
 from ..training.evaluation.text_nll import text_tokens
 from ..training.evaluation.vlm_answers import ask
+from ..training.lora import add_lora
 from ..training.run_folder import claim_folder, write_json
 from .pretraining import EVALUATION_SEED, ConversationCollator
 from .word_alignment import align_words
@@ -115,7 +116,7 @@ def make_trainer(args: TeachArguments, vlm, processor: ProcessorMixin) -> "Teach
         exclude_modules=r".*(vision_tower|multi_modal_projector).*",
         modules_to_save=["multi_modal_projector"],
     )
-    model = get_peft_model(vlm, lora)
+    model = add_lora(vlm, lora)
     projector = [p for name, p in model.named_parameters() if p.requires_grad and "multi_modal_projector" in name]
     updates = [p for name, p in model.named_parameters() if p.requires_grad and "multi_modal_projector" not in name]
     optimizer = torch.optim.AdamW(
@@ -203,7 +204,7 @@ class TeachingTrainer(Trainer):
         for name, rows in (("answers", ~is_text), ("texts", is_text)):
             if rows.any():
                 places, targets = supervised_tokens(labels.where(rows[:, None], -100), labels)
-                part = next_token_loss(vlm.lm_head(hidden.flatten(0, 1)[places]), targets)
+                part = next_token_loss(token_losses(vlm.lm_head(hidden.flatten(0, 1)[places]), targets))
                 self.sums.setdefault(name, []).append(part.item())
                 loss = loss + part
         return loss

@@ -158,6 +158,8 @@ def make_server(pipe, args: ServeArguments) -> PolicyServer:
     metadata["rtc"] = rtc
     impossible = {"ensemble"} if pipe.without_mean else set()
     metadata["ways"] = [way for way in WAYS if RTC_METHODS.get(way) in (None, rtc) and way not in impossible]
+    if any(of_robots := pipe.wrapping_angles):
+        metadata["wrapping_angles"] = [[[d, *ends] for d, ends in wraps.items()] for wraps in of_robots]
     if rtc == "trained":
         metadata["max_delay"] = pipe.model.config.rtc_max_delay
     history = pipe.observation_history

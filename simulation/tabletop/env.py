@@ -11,10 +11,10 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 
 from ..vector_env import OneCameraVectorEnv
-from . import tasks
+from . import phases, tasks
 from .rendering import GRIPPER_COLOR, render
 from .scenes import Scene
-from .tasks import SPLITS, TASK_KINDS, History, Task
+from .tasks import PRECISION, SPLITS, SWAPS, TASK_KINDS, TOUCHING, History, Task
 
 STEP = 0.1  # table units that an action of size 1 moves the gripper, on each axis
 
@@ -29,8 +29,9 @@ class TabletopVectorEnv(OneCameraVectorEnv):
     * reward: 1 at the step that fulfils the instruction, else 0.
     * terminated: the instruction is fulfilled, or can no longer be (see `tasks`). A finished table keeps its state and
       ignores actions until the next reset; there is no automatic reset.
-    * info: `instruction` and `swapped_instruction` (the same asked about another object), lists of N sentences;
-      `success` (N,) about the scene's own instruction; `swapped_success` (N,) about the sentence given in its place.
+    * info: `instruction` and `swapped_instruction` (another one for the same scene, see `swapped_by`), lists of N
+      sentences; `success` (N,) about the scene's own instruction; `swapped_success` (N,) about the sentence given in
+      its place; `phases`, N dicts: how far each copy has come with what it was told (see `phases`); `task`, the kinds.
       With "touch_then_touch" among the kinds also `subtask`, N sentences: the part of the instruction to be done now.
       In the split "synonyms" also `word`, the N synonyms, and `plain_instruction`, N sentences with the demonstrated
       words in their place.
@@ -43,6 +44,10 @@ class TabletopVectorEnv(OneCameraVectorEnv):
         split: "demonstrations", or what is held out from them: "held_out_pairs", "held_out_wordings",
             "held_out_relations", "synonyms" (words of `synonyms.py`).
         num_objects: objects on each table, 2 to 5.
+        swapped_by: what the swapped instruction differs in. "target": it is about another object. "direction": it is
+            about the same one and asks for the opposite direction, edge or side; for kinds that have one.
+        expert_precision: how near the expert comes before it closes or opens its gripper, in table units; see
+            `tasks.expert_actions`.
         image_size: height and width of the camera's picture, in pixels; 24 or more.
         max_steps: after so many steps an unfinished table is truncated. The expert needs at most 45.
         render_mode: "rgb_array" for `render()`.
@@ -66,6 +71,8 @@ class TabletopVectorEnv(OneCameraVectorEnv):
         kinds: Sequence[str] = ("touch",),
         split: str = "demonstrations",
         num_objects: int = 3,
+        swapped_by: str = "target",
+        expert_precision: float = PRECISION,
         image_size: int = 48,
         max_steps: int = 60,
         render_mode: str | None = None,
@@ -78,6 +85,18 @@ class TabletopVectorEnv(OneCameraVectorEnv):
             raise ValueError(f"There is no split {split!r}. Splits: {', '.join(SPLITS)}.")
         if not 2 <= num_objects <= 5:
             raise ValueError(f"num_objects={num_objects}: a table holds 2 to 5 objects.")
+        if swapped_by not in SWAPS:
+            raise ValueError(f"swapped_by={swapped_by!r}: use {' or '.join(map(repr, SWAPS))}.")
+        touching = [TASK_KINDS[kind] for kind in TOUCHING if TASK_KINDS[kind] in kinds]
+        if swapped_by == "direction" and touching:
+            raise ValueError(f"swapped_by='direction': {', '.join(touching)} has no direction; use 'target'.")
+        if swapped_by == "direction" and "put" in kinds and split == "held_out_relations":
+            raise ValueError(
+                "swapped_by='direction': in the split held_out_relations objects are put above others alone, and the "
+                "opposite is none of its tasks; use 'target'."
+            )
+        if not 0 < expert_precision < tasks.REACH:
+            raise ValueError(f"expert_precision={expert_precision}: it lies between 0 and the reach, {tasks.REACH}.")
         if num_envs < 1 or max_steps < 1 or image_size < 24 or render_size < 24:
             raise ValueError(
                 f"Got num_envs={num_envs}, max_steps={max_steps}, image_size={image_size}, render_size={render_size}: "
@@ -87,6 +106,7 @@ class TabletopVectorEnv(OneCameraVectorEnv):
             raise ValueError(f"render_mode={render_mode!r}: use 'rgb_array' or None.")
         self.num_envs = num_envs
         self.kinds, self.split, self.num_objects = tuple(kinds), split, num_objects
+        self.swapped_by, self.expert_precision = swapped_by, expert_precision
         self.image_size, self.max_steps = image_size, max_steps
         self.render_mode, self.render_size = render_mode, render_size
 
@@ -130,6 +150,7 @@ class TabletopVectorEnv(OneCameraVectorEnv):
         )
         self.steps = np.zeros(self.num_envs, dtype=int)
         self.decided, self.success, self.told_decided, self.told_success = np.zeros((4, self.num_envs), dtype=bool)
+        self.reached_phases = np.zeros((self.num_envs, phases.MOST), dtype=bool)  # of what each table was told
 
         told = (options or {}).get("instruction")
         if told is not None:
@@ -167,8 +188,12 @@ class TabletopVectorEnv(OneCameraVectorEnv):
         decided, success = tasks.judge(self.task, self.scene, self.history)
         self.success |= success & ~self.decided & active
         self.decided |= decided & active
+        # What each table was told, and how far it has come with it; after the decision nothing counts any more.
         decided, success = tasks.judge(self.told_task, self.scene, self.history)
-        self.told_success |= success & ~self.told_decided & active & self.understood
+        open_still = active & ~self.told_decided
+        now = phases.phases_now(self.told_task, self.scene, self.history, success)
+        self.reached_phases |= now & open_still[:, None]
+        self.told_success |= success & open_still & self.understood
         self.told_decided |= decided & active
 
         reward = (self.success & ~before).astype(np.float64)
@@ -179,7 +204,7 @@ class TabletopVectorEnv(OneCameraVectorEnv):
         if not self.understood.all():
             index = int(np.flatnonzero(~self.understood)[0])
             raise ValueError(f"The expert cannot follow {self.instructions[index]!r} on table {index}.")
-        return tasks.expert_actions(self.told_task, self.scene, self.history, STEP)
+        return tasks.expert_actions(self.told_task, self.scene, self.history, STEP, self.expert_precision)
 
     @property
     def num_touched(self) -> np.ndarray:
@@ -193,7 +218,7 @@ class TabletopVectorEnv(OneCameraVectorEnv):
         return tuple(render(self.scene, self.render_size, self._ring_colors()))
 
     def _sample_episode(self, rng: np.random.Generator) -> tasks.Episode:
-        return tasks.sample_episode(rng, self.kinds, self.split, self.num_objects)
+        return tasks.sample_episode(rng, self.kinds, self.split, self.num_objects, self.swapped_by)
 
     def _move(self, actions: np.ndarray, active: np.ndarray) -> None:
         scene, history, rows = self.scene, self.history, np.arange(self.num_envs)
@@ -243,6 +268,14 @@ class TabletopVectorEnv(OneCameraVectorEnv):
             "swapped_instruction": list(self.swapped_instructions),
             "success": self.success.copy(),
             "swapped_success": self.told_success.copy(),
+            "task": [TASK_KINDS[kind] for kind in self.task.kind],
+            # A sentence that fits nothing on the table has no phases
+            "phases": [
+                phases.by_name(kind, reached) if understood else {}
+                for kind, reached, understood in zip(
+                    self.told_task.kind, self.reached_phases, self.understood, strict=True
+                )
+            ],
         }
         if self.split == "synonyms":
             info |= {"word": list(self.words), "plain_instruction": list(self.plain_instructions)}

@@ -76,7 +76,11 @@ EDGE = 0.75
 NEAR = OBJECT_SPACING - 0.01  # "put": at most this far from the anchor, hence never so at the start
 BETWEEN_CLEARANCE = PATH_CLEARANCE + 0.05  # as much for the way from where the first object was reached to the second
 MOVE_BY, PUSH_TO, PUT_AT = 0.4, 0.85, 0.35  # what the expert aims for
-ARRIVED = 0.02
+PRECISION = 0.08  # the expert closes so near to an object's centre, two pixels of 48, and opens so near to its goal
+
+# What the swapped instruction asks for in place of the scene's own: another object, or the opposite direction.
+SWAPS = ("target", "direction")
+OPPOSITE = (1, 0, 3, 2)  # of `RELATION_VECTORS`
 
 
 class Task(NamedTuple):
@@ -124,11 +128,17 @@ class History:
     released: np.ndarray
 
 
-def sample_episode(rng: np.random.Generator, kinds: Sequence[str], split: str, num_objects: int = 3) -> Episode:
+def sample_episode(
+    rng: np.random.Generator, kinds: Sequence[str], split: str, num_objects: int = 3, swapped_by: str = "target"
+) -> Episode:
     """Draw a kind, a scene, then the target uniformly from its objects.
 
     In "held_out_pairs" the scene has one object of a pair that was never demonstrated, and it is the target. In
     "synonyms" the word is drawn first, every one as often, and the target is the only object that it fits.
+
+    Swapped by "target" the other instruction is about another object, in the same direction where the scene has room
+    for it. Swapped by "direction" it is about the same object, and asks for the opposite direction, edge or side; only
+    tasks that have one in the split are drawn. Either way both instructions cannot be fulfilled by the same deed.
     """
     kind = kinds[rng.integers(len(kinds))]
     first_pool = HELD_OUT_PAIRS if split == "held_out_pairs" else SEEN_PAIRS
@@ -136,6 +146,8 @@ def sample_episode(rng: np.random.Generator, kinds: Sequence[str], split: str, n
     while True:
         scene = sample_scene(rng, [first_pool] + [SEEN_PAIRS] * (num_objects - 1))
         tasks = [possible_tasks(scene, kind, target, split) for target in range(num_objects)]
+        if swapped_by == "direction":
+            tasks = [[task for task in found if opposite(task) in found] for found in tasks]
         # Else the target would not be uniform given the scene, or not named by the word.
         if all(tasks) and (word is None or _fitting(scene, word) is not None):
             break
@@ -145,10 +157,13 @@ def sample_episode(rng: np.random.Generator, kinds: Sequence[str], split: str, n
         target = 0 if split == "held_out_pairs" else int(rng.integers(num_objects))
     task = tasks[target][rng.integers(len(tasks[target]))]
     instruction = phrase(rng, scene, task, split, word)
-    others = [other for other in range(num_objects) if other != target]
-    candidates = tasks[others[rng.integers(len(others))]]
-    candidates = [other for other in candidates if other.argument == task.argument] or candidates
-    swapped = phrase(rng, scene, candidates[rng.integers(len(candidates))], split)
+    if swapped_by == "direction":
+        swapped = phrase(rng, scene, opposite(task), split)
+    else:
+        others = [other for other in range(num_objects) if other != target]
+        candidates = tasks[others[rng.integers(len(others))]]
+        candidates = [other for other in candidates if other.argument == task.argument] or candidates
+        swapped = phrase(rng, scene, candidates[rng.integers(len(candidates))], split)
     if word is None:
         return Episode(scene, task, instruction, swapped)
     told = instruction.replace(*names_with(word), 1)  # the target is named before all else
@@ -191,6 +206,11 @@ def possible_tasks(scene: Scene, kind: str, target: int, split: str | None = Non
     way = RELATION_VECTORS @ position  # (4,) how far out it lies already
     room = way + MOVE_BY <= (LIMIT if kind == "move" else PUSH_TO)
     return [Task(number, target, int(argument), target) for argument in np.flatnonzero(room)]
+
+
+def opposite(task: Task) -> Task | None:
+    """The same asked for in the opposite direction; None where there is none ("touch", "next to")."""
+    return task._replace(argument=OPPOSITE[task.argument]) if 0 <= task.argument < len(OPPOSITE) else None
 
 
 def _room_beside(point: np.ndarray) -> np.ndarray:
@@ -273,11 +293,13 @@ def judge(task: Task, scene: Scene, history: History) -> tuple[np.ndarray, np.nd
     return decided | wrong, decided & success & ~wrong
 
 
-def expert_actions(task: Task, scene: Scene, history: History, step: float) -> np.ndarray:
+def expert_actions(task: Task, scene: Scene, history: History, step: float, precision: float = PRECISION) -> np.ndarray:
     """The scripted expert: straight to the target; hold it, carry it and let it go where the task says so.
 
     Args:
         step: how far one action of size 1 moves the gripper on each axis, in table units.
+        precision: how near it comes before it closes or opens, in table units. One that is finer than the picture, or
+            than a disturbance of its motion, hovers over its target for no reason that can be seen.
 
     Returns:
         float32 (N, 3) actions: dx, dy in [-1, 1] and -1 (open) or 1 (close).
@@ -288,11 +310,11 @@ def expert_actions(task: Task, scene: Scene, history: History, step: float) -> n
     holds = scene.held == task.target
     touches = np.isin(task.kind, TOUCHING)
 
-    to_target, to_goal = position - scene.gripper, _carry_goal(task, scene, history) - position
+    to_target, to_goal = position - scene.gripper, carry_goal(task, scene, history) - position
     way = np.where(holds[:, None], to_goal, to_target) / step
     way = way / np.maximum(np.abs(way).max(-1, keepdims=True), 1)  # straight, at full speed
-    at_target = np.linalg.norm(to_target, axis=-1) < ARRIVED
-    at_goal = np.linalg.norm(to_goal, axis=-1) < ARRIVED
+    at_target = np.linalg.norm(to_target, axis=-1) < precision
+    at_goal = np.linalg.norm(to_goal, axis=-1) < precision
     # A gripper that closed on nothing, or on something else, opens first.
     close = np.where(holds, ~at_goal, at_target & ~scene.closed) & ~touches
     still = close != scene.closed
@@ -300,7 +322,7 @@ def expert_actions(task: Task, scene: Scene, history: History, step: float) -> n
     return np.concatenate([way, np.where(close, 1, -1)[:, None]], axis=1).astype(np.float32)
 
 
-def _carry_goal(task: Task, scene: Scene, history: History) -> np.ndarray:
+def carry_goal(task: Task, scene: Scene, history: History) -> np.ndarray:
     """(N, 2): where the expert brings the target."""
     rows = np.arange(len(history.first_held))
     start, anchor = history.starts[rows, task.target], scene.positions[rows, task.anchor]

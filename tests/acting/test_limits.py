@@ -56,6 +56,36 @@ def test_a_target_that_jumps_is_reached_and_not_passed(jump):
     assert (positions < jump - 1e-9).sum() / RATE <= needed + 3 / RATE
 
 
+def turned(degrees: np.ndarray) -> np.ndarray:
+    """The same angles from -180 to 180."""
+    return (degrees + 180) % 360 - 180
+
+
+def test_an_angle_that_wraps_goes_the_shortest_way():
+    limits = ActionLimits(RATE, max_speed=50.0, wraps={0: (-180, 180)})
+    limits.reset(position=[179.0, 179.0])
+    # From 179 to -179 degrees, and in a dimension that does not wrap.
+    positions = run(limits, np.full((3, 2), -179.0))
+    np.testing.assert_allclose(positions, [[-180, 178], [-179, 177], [-179, 176]], atol=1e-9)
+    assert limits.limited.tolist() == [1, 3]
+    # Across the end of its range and back, it moves as an angle without an end does.
+    wanted = 160 + np.cumsum(np.random.default_rng(0).normal(0, 2, (300, 1)), axis=0)
+    wanted[150:] += 40
+    endless, wrapping = (ActionLimits(RATE, 60.0, 400.0, wraps=wraps) for wraps in ({}, {0: (-180, 180)}))
+    for of in (endless, wrapping):
+        of.reset(position=[150.0])
+    moved = run(endless, wanted)
+    assert (moved > 180).any() and endless.limited > 0, "otherwise this shows nothing"
+    np.testing.assert_allclose(turned(run(wrapping, turned(wanted)) - moved), 0, atol=1e-6)
+    assert wrapping.limited == endless.limited
+
+
+def test_what_keeps_to_the_limits_passes_bit_for_bit_where_an_angle_wraps():
+    wanted = turned(170 + np.arange(100.0)[:, None]).astype(np.float32)
+    limits = ActionLimits(RATE, max_speed=60.0, wraps={0: (-180, 180)})
+    np.testing.assert_array_equal(run(limits, wanted), wanted, strict=True)
+
+
 def test_offsets_are_the_motion_itself():
     limits = ActionLimits(RATE, max_speed=1.0, max_acceleration=10.0, offsets=True)
     offsets = run(limits, np.array([[0.1], [0.1], [0.1], [-0.1], [0.004]]))[:, 0]
@@ -79,5 +109,12 @@ def test_limits_that_cannot_be():
     for values in ({"max_speed": 0.0}, {"max_speed": [1.0, -1.0]}, {"max_acceleration": np.nan}):
         with pytest.raises(ValueError, match=f"{next(iter(values))} must be positive"):
             ActionLimits(RATE, **values)
+    for ends in ((180, -180), (0, np.inf)):
+        with pytest.raises(ValueError, match="wraps: dimension 1 cannot wrap at"):
+            ActionLimits(RATE, SPEED, wraps={1: ends})
+    with pytest.raises(ValueError, match=r"wraps names dimension 2, but a command has the shape \(2,\)"):
+        ActionLimits(RATE, SPEED, wraps={2: (0, 1)})(np.zeros(2))
+    with pytest.raises(ValueError, match="Offsets are how far to go"):
+        ActionLimits(RATE, SPEED, offsets=True, wraps={0: (0, 1)})
     with pytest.raises(ValueError, match=r"limits for 2 values, but a command has the shape \(3,\)"):
         ActionLimits(RATE, SPEED)(np.zeros(3))

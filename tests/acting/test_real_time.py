@@ -3,7 +3,8 @@
 import math
 import threading
 import time
-from functools import cache
+from functools import cache, partial
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -355,9 +356,13 @@ class Knowing(Policy):
 
     max_delay = 3
 
-    def check_rtc(self, method: str) -> None:
-        if method != "trained":
-            raise ValueError(f"not {method}")
+    wrapping_angles: ClassVar = [{0: (-180.0, 180.0)}]
+
+    def check_options(self, rtc: str | None = None, **others) -> None:
+        if rtc not in (None, "trained"):
+            raise ValueError(f"not {rtc}")
+        if others:
+            raise TypeError(f"no {', '.join(others)}")
 
     def check_averaging(self) -> None:
         raise ValueError("no mean")
@@ -370,6 +375,14 @@ def test_what_the_policy_says_of_itself_is_heard_before_the_robot_moves():
         ChunkExecutor(Knowing(), way="rtc")
     with pytest.raises(ValueError, match="no mean"):
         ChunkExecutor(Knowing(), ensemble_decay=0.1)
+    for make in (lambda **options: RealTimeExecutor(Knowing(), 50, **options), partial(ChunkExecutor, Knowing())):
+        with pytest.raises(TypeError, match="no nonsense"):
+            make(nonsense=1)
+        with pytest.raises(ValueError, match=r"Dimension 0 is an angle that wraps at -180 and 180, .* the long way"):
+            make(limits=ActionLimits(50, max_speed=90))
+        make(limits=ActionLimits(50, max_speed=90, wraps={0: (-180, 180)}))
+        make(limits=ActionLimits(50, max_speed=[np.inf, 90.0]))
+        make(limits=ActionLimits(50, max_speed=90, offsets=True))
     assert RealTimeExecutor(Knowing(), 50, "rtc-trained").max_delay == 3
     assert RealTimeExecutor(Knowing(), 50, "rtc-trained", max_delay=2).max_delay == 2
     assert RealTimeExecutor(Knowing(), 50, "naive").max_delay is None

@@ -35,7 +35,16 @@ def test_what_the_server_does_not_do_is_said(offered):
     client = Client(**offered)
     with pytest.raises(ValueError, match="start it with `kivla serve --rtc guidance`"):
         RemotePolicy(client)({"prompt": "go"}, rtc="guidance")
+    with pytest.raises(ValueError, match="start it with `kivla serve --rtc guidance`"):
+        RemotePolicy(client).check_options(rtc="guidance")
+    with pytest.raises(TypeError, match="A server takes no 'num_steps' with a request: it has its own"):
+        RemotePolicy(client).check_options(num_steps=5)
     assert client.seen == []
+
+
+def test_what_the_server_says_of_angles_is_known():
+    assert RemotePolicy(Client(wrapping_angles=[[[4, -180, 180]], []])).wrapping_angles == [{4: (-180, 180)}, {}]
+    assert RemotePolicy(Client()).wrapping_angles == []
 
 
 def connecting(clients: list[Client], *metadata: dict):

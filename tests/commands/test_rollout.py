@@ -14,7 +14,7 @@ from transformers import pipeline
 import tests.helpers.fake_reach  # noqa: F401, registers "fake-reach"
 from kivla.cli import main
 from kivla.simulation.environments import parse_options
-from kivla.simulation.report_media import choose_episodes
+from kivla.simulation.report_media import choose_episodes, title
 from kivla.simulation.rollout import PipelinePolicy, rollout
 from kivla.simulation.rollout_evaluation import (
     evaluate,
@@ -24,9 +24,10 @@ from kivla.simulation.rollout_evaluation import (
     success_rate,
     video_format,
     write_media,
+    write_phases,
 )
 from kivla.training.evaluation.confidence import mcnemar_test, paired_difference, wilson_interval
-from tests.helpers.fake_reach import FakeReachVectorEnv, ReachPolicy
+from tests.helpers.fake_reach import COLORS, FakeReachVectorEnv, ReachPolicy
 from tests.helpers.policies import dataset, make_policy
 
 CAMERA = dataset().cameras[0]
@@ -180,6 +181,71 @@ def test_figures_of_policies_that_are_known():
     assert rows(format_report(report)) == [(100, 83.9, 100, 20, 20), (0, 0, 16.1, 0, 20), (100, 83.9, 100, 20, 20)]
 
 
+class PhasesVectorEnv(FakeReachVectorEnv):
+    """The same, and how far each copy came with what it was told."""
+
+    def _info(self):
+        told = np.array([list(COLORS).index(text.split()[-1]) for text in self.instruction])
+        done, right = self.touched >= 0, self.touched == told
+        phases = [
+            {"touched a dot": bool(a), "touched the named one": bool(b)} for a, b in zip(done, right, strict=True)
+        ]
+        return {**super()._info(), "phases": phases}
+
+
+def test_where_a_policy_fails_is_counted(tmp_path):
+    """One that does not read, and one that does nothing: in JSON, table, title and picture."""
+    seeds, options = range(20), {"replan_every": 2, "max_steps": 20}
+    blind, result = evaluate(ReachPolicy("red"), PhasesVectorEnv(8), seeds, **options)
+    names = ["touched a dot", "touched the named one"]
+    for phases in (blind["phases"], blind["swapped"]["phases"]):  # of the swapped ones, how far it came with these
+        assert [phase["name"] for phase in phases] == names
+        assert [phase["reached"] for phase in phases] == [success_rate([True] * 20), success_rate([True, False] * 10)]
+        assert [phase["stopped"] for phase in phases] == [0, 10]
+    assert [episode["stopped_before"] for episode in blind["episodes"]] == [None, names[1]] * 10
+    assert blind["phases"] == evaluate(ReachPolicy("red"), PhasesVectorEnv(3), seeds, **options)[0]["phases"]
+    idle, _ = evaluate(rest, PhasesVectorEnv(8), seeds, **options)
+    assert [phase["stopped"] for phase in idle["phases"]] == [20, 0]
+
+    printed = format_rates(json.loads(json.dumps(blind)))
+    assert re.search(r"how far it came +reached", printed) and len(rows(printed)) == 3
+    assert len(re.findall(r"    touched the named one +50.0 %.* 10 / 20 +10\n?", printed)) == 2
+    assert "failure (" in title(result.episodes[1]) and title(result.episodes[1]).endswith(f'before "{names[1]}"')
+    assert write_phases(tmp_path, blind) == "phases.png" and Image.open(tmp_path / "phases.png").size[0] > 500
+    plain, _ = evaluate(ReachPolicy(), FakeReachVectorEnv(8), seeds, **options)
+    assert plain["phases"] is None and write_phases(tmp_path, plain) is None and "how far" not in format_rates(plain)
+
+
+class TasksVectorEnv(FakeReachVectorEnv):
+    """The same, and every scene's task has a name."""
+
+    def _info(self):
+        return {**super()._info(), "task": [["red", "blue"][target] for target in self.target]}
+
+
+def test_several_tasks_are_counted_one_by_one():
+    options = {"replan_every": 2, "max_steps": 20}
+    figures, _ = evaluate(ReachPolicy("red"), TasksVectorEnv(8), range(20), **options)
+    rates = {name: {what: rate["rate"] for what, rate in task.items()} for name, task in figures["tasks"].items()}
+    assert rates["red"] == {"success": 1.0, "time_outs": 0.0, "original": 1.0, "swapped": 0.0}
+    assert rates["blue"] == {"success": 0.0, "time_outs": 0.0, "original": 0.0, "swapped": 1.0}
+    printed = format_rates(json.loads(json.dumps(figures)))
+    assert re.search(r"  red +100.0 %.* 10 / 10\n      swapped, original done +100.0 %", printed)
+    idle, _ = evaluate(rest, TasksVectorEnv(3), range(5), **options, swapped=False)
+    assert idle["time_outs"] == success_rate([True] * 5)
+    assert idle["tasks"]["red"] == {"success": success_rate([False] * 3), "time_outs": success_rate([True] * 3)}
+    assert evaluate(rest, FakeReachVectorEnv(3), range(5), **options)[0]["tasks"] is None
+
+
+def test_phases_that_are_none_are_refused():
+    class Wrong(FakeReachVectorEnv):
+        def _info(self):
+            return {**super()._info(), "phases": ["touched"] * self.num_envs}
+
+    with pytest.raises(ValueError, match=r"info\['phases'\] must be a mapping for each copy"):
+        evaluate(ReachPolicy(), Wrong(2), range(2), replan_every=2, max_steps=4)
+
+
 def test_rare_failures_are_found_and_shown():
     """The two failures among 60 episodes, wherever they are, and as many successes; and only they are kept."""
     env, seeds = FakeReachVectorEnv(8), range(60)
@@ -187,13 +253,13 @@ def test_rare_failures_are_found_and_shown():
     assert result.success.all()
     for failed in (3, 59):
         result.episodes[failed].success = False  # as if
-    chosen = choose_episodes(result.episodes, 4)
-    assert [episode.seed for episode in chosen] == [3, 59, 0, 1]
-    shown = replay(ReachPolicy(), env, chosen, replan_every=2, max_steps=20)
-    assert [episode.seed for episode in shown] == [0, 1], "what comes out otherwise is not shown as what it was"
+    assert [episode.seed for episode in choose_episodes(result.episodes, 4)] == [3, 59, 0, 1]
+    shown = replay(ReachPolicy(), env, result.episodes, 4, replan_every=2, max_steps=20)
+    found = [episode.seed for episode in shown]
+    assert found == [0, 1, 2, 4], "what comes out otherwise is not shown as what it was, and others are in its place"
 
     blind = rollout(ReachPolicy("red"), env, seeds, replan_every=2, max_steps=20)
-    shown = replay(ReachPolicy("red"), env, choose_episodes(blind.episodes, 4), replan_every=2, max_steps=20)
+    shown = replay(ReachPolicy("red"), env, blind.episodes, 4, replan_every=2, max_steps=20)
     assert [episode.success for episode in shown] == [False, False, True, True]
     for episode in shown:
         (first,) = [e for e in blind.episodes if e.seed == episode.seed]
@@ -212,10 +278,10 @@ def test_all_right_all_wrong_and_a_single_episode(policy, outcome, tmp_path):
         env = FakeReachVectorEnv(4)
         figures, result = evaluate(policy, env, range(count), replan_every=2, max_steps=20)
         assert figures["success"]["rate"] == float(outcome)
-        shown = replay(policy, env, choose_episodes(result.episodes, 8), replan_every=2, max_steps=20)
+        shown = replay(policy, env, result.episodes, 8, replan_every=2, max_steps=20)
         media = write_media(tmp_path, shown, env.fps, "gif")
         assert [video["success"] for video in media["videos"]] == [outcome] * count
-    assert write_media(tmp_path, replay(policy, env, [], 2, 20), env.fps, "gif") == {
+    assert write_media(tmp_path, replay(policy, env, [], 8, 2, 20), env.fps, "gif") == {
         "contact_sheet": None,
         "videos": [],
     }

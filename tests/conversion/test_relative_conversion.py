@@ -156,7 +156,9 @@ def test_what_lerobot_cannot_say_is_refused():
 def test_openpi_has_to_be_told(tmp_path, vlm_processor):  # noqa: F811
     source = openpi_folder(tmp_path / "source")
     report = run(source, tmp_path / "kivla", vlm_processor=vlm_processor)
-    assert any("it is not known whether its actions are relative" in note for note in report.notes)
+    assert (
+        str(report).splitlines()[-1].startswith("IT DOES NOT ACT YET: the checkpoint does not say whether its actions")
+    )
     assert json.loads((tmp_path / "kivla" / "processor_config.json").read_text())["relative_actions"] == UNKNOWN
     with pytest.raises(ValueError, match=r"not known whether .* kivla convert \.\.\. --relative_actions none"):
         pipeline("action-prediction", model=str(tmp_path / "kivla"))

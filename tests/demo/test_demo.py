@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+from itertools import combinations
 
 import pytest
 import torch
@@ -10,10 +11,15 @@ from huggingface_hub import ModelCard, metadata_load
 from safetensors.torch import load_file
 
 from kivla.cli import main
-from kivla.commands.demo import DemoArguments, command
-from kivla.demo.stages import TabletopArguments
+from kivla.commands.demo import DemoArguments, _summary, command
+from kivla.demo.report import write_report
+from kivla.demo.stages import ROLLOUTS, TabletopArguments, rollouts_of
 from kivla.demo.stages import seconds_per_step as measured
 from kivla.demo.tiny_vlm import make_tiny_vlm, train_tokenizer
+from kivla.hub_cards import policy_card
+from kivla.simulation import TabletopVectorEnv, make_questions
+from kivla.simulation.rollout_evaluation import success_rate
+from kivla.simulation.tabletop.answers import answer_accuracy
 from kivla.simulation.tabletop.tasks import TASK_KINDS
 
 
@@ -121,6 +127,34 @@ def test_any_kinds_of_task_end_in_a_report(demo, tmp_path, kinds):
     assert f"{kinds[0].capitalize()} tasks, fresh scenes" in page
     card = ModelCard.load(tmp_path / "demo" / "policy" / "README.md")
     assert len(card.data.eval_results) == len(report["rollouts"])
+
+
+def test_the_report_takes_any_kinds_of_task(tmp_path):
+    """Of every subset of the kinds: summary, page and card, from roll-outs as they are measured."""
+    questions = make_questions(2, seed=0)
+    table = {"accuracy": answer_accuracy(questions, ["yes"] * len(questions))}
+    rate, pictures = success_rate([True, False]), {"contact_sheet": None, "phases": None, "videos": []}
+    rest = {"machine": dict.fromkeys(("cpu", "threads", "torch", "transformers"), "?"), "minutes": {}, "settings": {}}
+    rest |= {"title": "t", "log_history": [], "chunks": None, "policy": "policy"}
+    rest["questions"] = {"before": table["accuracy"], "after": table["accuracy"]}
+    for number in range(1, len(TASK_KINDS) + 1):
+        for kinds in map(list, combinations(TASK_KINDS, number)):
+            swapped = {"original": rate, "swapped": rate, "phases": None}
+            rollouts = [
+                {"name": name, "title": ROLLOUTS[name][0], "success": rate, "swapped": swapped}
+                | {"phases": None, "mean_steps": 1.0, "media": pictures}
+                for name in rollouts_of(kinds)
+            ]
+            summary = _summary(rollouts, table, table, 1.0)
+            report = {**rest, "summary": summary, "rollouts": rollouts}
+            assert len(summary) == 2 * len(kinds) + 2 and rollouts[0]["name"] == kinds[0]
+            page = write_report(tmp_path, report).read_text()
+            card = policy_card(report, "kivla demo").text
+            for result in rollouts:
+                assert result["title"] in page and f"| {result['title']} |" in card
+                env = TabletopVectorEnv(1, image_size=24, **ROLLOUTS[result["name"]][1])
+                assert set(env.kinds) <= set(kinds), "what was not demonstrated is tried"
+                env.reset(seed=[0])
 
 
 def test_kinds_that_there_are_not_are_refused():

@@ -156,6 +156,26 @@ def test_nothing_measured_is_left_out(page, full):
     assert keys <= set(page.figures), f"not on the page: {sorted(keys - set(page.figures))}"
 
 
+def test_where_episodes_end_is_shown_where_it_is_known(folder, full, tmp_path):
+    def phases(reached):
+        return [
+            {"name": f"reached {HOSTILE}", "reached": success_rate([True] * 8), "stopped": 0},
+            {"name": "did as told", "reached": success_rate([True] * reached + [False] * (8 - reached)), "stopped": 1},
+        ]
+
+    first, second = full["rollouts"]
+    told = {**first["swapped"], "phases": phases(5)}
+    report = {**full, "rollouts": [{**first, "phases": phases(7), "swapped": told}, {**second, "phases": None}]}
+    page = Page(write_report(folder, report).read_text(encoding="utf-8"))
+    for key in ("rollouts.0.phases.1", "rollouts.0.swapped.phases.1"):
+        for name in ("reached.rate", "reached.low", "reached.high", "stopped"):
+            value = look_up(report, f"{key}.{name}")
+            assert page.figures[f"{key}.{name}"] == {format_figure(f"{key}.{name}", value)}
+    assert page.figures["rollouts.0.phases.1.reached.rate"] == {"87.5 %"}
+    assert page.figures["rollouts.0.phases.0.name"] == {f"reached {HOSTILE}"}
+    assert page.count("h2") == 7 and not any(key.startswith("rollouts.1.phases") for key in page.figures)
+
+
 def test_differences_of_answers(page, full):
     before, after = full["questions"]["before"], full["questions"]["after"]
     assert len(page.differences) == len(before) and before != after

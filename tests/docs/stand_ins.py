@@ -37,7 +37,10 @@ SMALL = {
     "rollout": ["--num_episodes", "2", "--num_envs", "2", "--num_videos", "1"],
     "predict": ["--num_frames", "4", "--num_plots", "1"],
     "evaluate": ["--num_frames", "4", "--num_plots", "1"],
-    **{name: [] for name in ("card", "check-data", "convert", "inspect", "launch-files", "recipes", "tokenizers")},
+    **{
+        name: []
+        for name in ("card", "check-data", "convert", "inspect", "launch-files", "recipes", "tokenizers", "transcode")
+    },
 }
 CAMERAS, SIDE, LENGTH = ("base", "wrist"), 32, 24
 JOINTS = tuple(f"joint_{i}" for i in range(5))

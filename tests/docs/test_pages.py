@@ -13,7 +13,7 @@ import transformers
 from kivla.cli import COMMANDS
 from kivla.training.recipes import RECIPES
 from tests.docs.markdown import PAGES, READMES, ROOT, all_options, documents, name_of
-from tests.helpers import contract_table
+from tests.helpers import contract_table, processor_table
 from tests.helpers.every_type import held_types
 from tests.helpers.families import FAMILIES
 
@@ -23,7 +23,17 @@ NAME = re.compile(r"`(kivla(?:\.\w+)+)")
 OPTION = re.compile(r"`[^`]*?--(\w+)(?![\w.])")
 LINK = re.compile(r"\]\((?!https?://|#)([^)\s]+)\)")
 CODE_BLOCK = re.compile(r"^```.*?^```$", re.M | re.S)
-OPTIONS_OF_OTHERS = {"import", "version", "rename_map", "dry_run", "write", "quick", "help", "image_size"}
+OPTIONS_OF_OTHERS = {
+    "import",
+    "version",
+    "rename_map",
+    "dry_run",
+    "write",
+    "quick",
+    "help",
+    "image_size",
+    "aggregate_fn_name",
+}
 
 
 def prose(document: Path) -> str:
@@ -96,6 +106,16 @@ def test_the_table_of_vlms_is_the_tested_one():
         pytest.skip("the table is of another version of transformers")
     assert page == contract_table.page_with(page, contract_table.table()), (
         "docs/vlms.md is not up to date: python -m tests.helpers.contract_table --write"
+    )
+
+
+def test_the_table_of_processors_is_the_tested_one():
+    page = contract_table.PAGE.read_text(encoding="utf-8")
+    if f"transformers {transformers.__version__} knows" not in page:
+        pytest.skip("the table is of another version of transformers")
+    table = processor_table.table()
+    assert page == contract_table.page_with(page, table, processor_table.BEGIN, processor_table.END), (
+        "docs/vlms.md is not up to date: python -m tests.helpers.processor_table --write"
     )
 
 

@@ -5,7 +5,7 @@ python -m tests.helpers.contract_table --write    # put it into docs/vlms.md
 """
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import transformers
@@ -76,19 +76,24 @@ def table() -> str:
     return "\n".join(lines)
 
 
-def page_with(text: str, table: str) -> str:
+def page_with(text: str, table: str, begin: str = BEGIN, end: str = END) -> str:
     """The page with what stands between the two markers replaced by the table."""
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"The page has no place for the table: it needs the lines\n{BEGIN}\n{END}")
-    return f"{before}{BEGIN}\n\n{table}\n\n{END}{after}"
+    before, has_begin, rest = text.partition(begin)
+    _, has_end, after = rest.partition(end)
+    if not has_begin or not has_end:
+        raise ValueError(f"The page has no place for the table: it needs the lines\n{begin}\n{end}")
+    return f"{before}{begin}\n\n{table}\n\n{end}{after}"
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
+def print_or_write(doc: str, table: Callable[[], str], begin: str = BEGIN, end: str = END) -> None:
+    """The command line of a module with a table: print it, or put it into docs/vlms.md."""
+    parser = argparse.ArgumentParser(description=doc)
     parser.add_argument("--write", action="store_true", help="put the table into docs/vlms.md")
     written = table()
     if parser.parse_args().write:
-        PAGE.write_text(page_with(PAGE.read_text(encoding="utf-8"), written), encoding="utf-8")
+        PAGE.write_text(page_with(PAGE.read_text(encoding="utf-8"), written, begin, end), encoding="utf-8")
     print(written)
+
+
+if __name__ == "__main__":
+    print_or_write(__doc__, table)

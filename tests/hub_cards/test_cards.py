@@ -98,6 +98,13 @@ def test_every_evaluated_set_is_a_dataset_of_its_own():
     assert [(r["dataset"]["name"], r["dataset"]["type"], r["metrics"][0]["value"]) for r in found] == expected
 
 
+def test_where_the_vlm_is_from():
+    assert "`./vlm`, a folder of the machine that it was made on: insulated." in fine_tuned_card(FACTS).text
+    own = fine_tuned_card({**FACTS, "vlm": hub_names.vlm_name(TABLETOP_VLM)})
+    assert "`tabletop`, the small one that comes with KIVLA: insulated." in own.text
+    assert "model `google/vlm`: insulated." in fine_tuned_card({**FACTS, "vlm": "google/vlm"}).text.replace("\n", " ")
+
+
 def test_metadata_are_the_hubs():
     facts = {**FACTS, "vlm": "google/paligemma2-3b-pt-224", "vlm_dataset": "./questions"}
     facts["robots"] = [ROBOT, {**ROBOT, "dataset": "lerobot/pusht"}]

@@ -1,11 +1,14 @@
 """Real-time chunking through `pipeline("action-prediction")`: robot units in and out."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 from transformers import pipeline
 
-from kivla import KIVLAForActionPrediction, KIVLAProcessor, RealTimeChunking
+from kivla import ChunkExecutor, KIVLAForActionPrediction, KIVLAProcessor, RealTimeChunking
+from kivla.acting import RealTimeExecutor
 from kivla.processing import compute_statistics
 from kivla.processing.relative_actions import RelativeActions, to_relative
 from tests.helpers.policies import CHUNK, SIZES, dataset, save_policy
@@ -142,3 +145,25 @@ def test_a_policy_that_was_not_trained_with_delays_refuses_at_once(tmp_path):
     folder = save_policy(tmp_path)
     with pytest.raises(ValueError, match=r"was not trained with delays .* Use the method \"guidance\""):
         pipeline("action-prediction", model=str(folder), rtc="trained")
+
+
+def test_options_are_checked_before_there_is_an_observation(pipe, tmp_path):
+    pipe.check_options(num_steps=3, seed=1, rtc="guidance", execution_horizon=CHUNK, batch_size=2)
+    for options, message in (
+        ({"rtc": "guidance", "acts_by": "tokens"}, "is for policies that act by flow"),
+        ({"max_guidance_weight": 1.0}, "max_guidance_weight: only for rtc"),
+        ({"rtc": "guidance", "max_guidance_weight": -1}, "max_guidance_weight must be a number that is not negative"),
+        ({"rtc": "guidance", "execution_horizon": CHUNK + 1}, f"execution_horizon = {CHUNK + 1} with a delay of 0"),
+        ({"num_steps": 0}, "num_steps must be at least 1"),
+        ({"seed": "one"}, "seed must be a whole number"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            pipe.check_options(**options)
+        with pytest.raises(ValueError, match=message):
+            ChunkExecutor(pipe, **options)
+    for refuse in (pipe.check_options, partial(RealTimeExecutor, pipe, 50), partial(pipe, observation(0))):
+        with pytest.raises(TypeError, match="The pipeline has no option 'nonsense'"):
+            refuse(nonsense=1)
+    folder = str(save_policy(tmp_path))
+    with pytest.raises(ValueError, match="execution_horizon: only for rtc"):
+        pipeline("action-prediction", model=folder, execution_horizon=2)

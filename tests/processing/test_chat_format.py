@@ -12,7 +12,7 @@ from transformers.utils import chat_template_utils
 
 from kivla.processing import KIVLAProcessor
 from kivla.processing.chat_format import ChatFormats, chat_format
-from tests.helpers.vlm_processors import LLAVA
+from tests.helpers.vlm_processors import LLAVA, each_kind
 from tests.processing.test_processing_kivla import (
     LONG,
     QUESTION,
@@ -21,7 +21,6 @@ from tests.processing.test_processing_kivla import (
     WITHOUT_IMAGES,
     columns,
     image,
-    kinds,
     make,
     observation,
     vlm_processor,
@@ -147,7 +146,7 @@ def test_templates_that_refuse_some_numbers_of_images():
             made(**columns(example))
 
 
-@kinds
+@each_kind
 def test_frames_are_kept_for_every_vlm(name):
     """What is saved is what the template writes, and it is enough: a processor with a broken template still works."""
     made = make(name)

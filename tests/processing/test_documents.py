@@ -6,13 +6,13 @@ from torch.nn.functional import cross_entropy
 
 from kivla.processing.sequences import are_documents
 from tests.helpers.tolerance import assert_close_relative
+from tests.helpers.vlm_processors import each_kind
 from tests.processing.test_processing_kivla import (
     LONG,
     QUESTION,
     SHORT,
     WITHOUT_IMAGES,
     columns,
-    kinds,
     make,
     policy,
     real,
@@ -28,7 +28,7 @@ def with_documents(processor, *examples) -> dict:
     return columns(*rows) | {"document": [row.get("document") for row in rows]}
 
 
-@kinds
+@each_kind
 def test_a_document_is_its_tokens_and_all_are_learned(name):
     processor = shared(name)
     tokenizer = processor.tokenizer
@@ -44,7 +44,7 @@ def test_a_document_is_its_tokens_and_all_are_learned(name):
     assert tokenizer("x")["input_ids"][0] != tokenizer.bos_token_id or start, "its tokenizer writes a start"
 
 
-@kinds
+@each_kind
 def test_a_document_among_others_changes_none_of_them(name):
     """Nor do they change it; pictures stay with those that have them, and a batch may be documents alone."""
     processor, model = shared(name), policy(name)
@@ -61,7 +61,7 @@ def test_a_document_among_others_changes_none_of_them(name):
     assert_close_relative(logits[:n], of_document, roundings=64, what="logits of the document")
 
 
-@kinds
+@each_kind
 def test_the_loss_of_a_document_is_that_of_the_library(name):
     processor, model = shared(name), policy(name)
     batch = processor(**with_documents(processor, TEXT))

@@ -12,13 +12,13 @@ from transformers import PreTrainedTokenizer, PreTrainedTokenizerFast
 from kivla.processing import BinningActionTokenizer, KIVLAProcessor
 from kivla.processing.chat_format import has_chat
 from kivla.processing.plain_words import PlainWords, control_tokens
+from tests.helpers.vlm_processors import each_kind
 from tests.processing.test_processing_kivla import (
     LONG,
     NORMALIZED,
     QUESTION,
     columns,
     image,
-    kinds,
     make,
     observation,
     real,
@@ -49,11 +49,12 @@ def control(processor: KIVLAProcessor) -> list[str]:
     """Every added token that is no word of the VLM and no image."""
     loc = [f"<loc{i:04}>" for i in range(1024)] + [f"<seg{i:03}>" for i in range(128)]
     added = {token.content for token in processor.tokenizer.added_tokens_decoder.values()}
-    assert added > {"<eos>", "<bos>", "<pad>", "<action_0>", "<action_7>"}
+    new = {"<action_0>", "<action_7>"} if processor.action_token_placement == "added" else set()
+    assert added > {"<eos>", "<bos>", "<pad>"} | new
     return sorted(added - {*loc} - processor.sequences.placeholders)
 
 
-@kinds
+@each_kind
 def test_no_control_token_comes_out_of_words(name):
     """Every one of them, in everything that people write: the ids around it stay, and its characters come through."""
     processor = make(name, action_tokenizer=BinningActionTokenizer(8))
@@ -83,7 +84,7 @@ def test_no_control_token_comes_out_of_words(name):
     assert twice in tokenizer.decode(real(processor(**columns(QUESTION | {"response": twice})), "input_ids"))
 
 
-@kinds
+@each_kind
 def test_other_words_are_tokenised_as_they_were(name):
     processor = shared(name)
     for words in PLAIN:
@@ -257,7 +258,7 @@ def test_a_tokenizer_without_a_break_refuses_by_name():
         words.plain("the <eos>", "text")
 
 
-@kinds
+@each_kind
 def test_images_in_words_are_refused(name):
     """Whoever writes `<image>` means an image; the processor puts them in front."""
     processor = shared(name)

@@ -7,7 +7,7 @@ import torch
 from kivla.processing import BinningActionTokenizer, KIVLAProcessor, compute_statistics
 from kivla.processing.chat_format import chat_format, has_chat
 from tests.helpers.tolerance import assert_close_relative
-from tests.helpers.vlm_processors import KINDS
+from tests.helpers.vlm_processors import KINDS, each_kind
 from tests.processing.test_processing_kivla import (
     CHUNK,
     FAST,
@@ -18,7 +18,6 @@ from tests.processing.test_processing_kivla import (
     WIDTH,
     columns,
     image,
-    kinds,
     make,
     observation,
     policy,
@@ -34,7 +33,7 @@ TURNS = {
 
 
 # ------------------------------------------------------------------------------------------------------ conversations
-@kinds
+@each_kind
 def test_a_conversation_is_what_the_chat_template_writes(name):
     processor = make(name)
     if not has_chat(processor.vlm_processor):
@@ -84,7 +83,7 @@ def vlm_processor_has_chat(name: str) -> bool:
 
 
 # --------------------------------------------------------------------------------------------- responses and the expert
-@kinds
+@each_kind
 @pytest.mark.parametrize("reads", [False, True])
 def test_a_given_response_stands_where_it_was_learned(name, reads):
     processor = make(name, expert_reads_response=reads)
@@ -101,7 +100,7 @@ def test_a_given_response_stands_where_it_was_learned(name, reads):
     assert "labels" not in acting
 
 
-@kinds
+@each_kind
 @pytest.mark.parametrize("reads", [False, True])
 def test_the_prompts_of_a_batch_for_training_are_those_of_inference(name, reads):
     """Where the prompt ends, and where the response does, is known to the processor alone."""
@@ -116,7 +115,8 @@ def test_the_prompts_of_a_batch_for_training_are_those_of_inference(name, reads)
         found = processor.prompts_of(batch, with_responses)
         assert found.keys() == expected.keys(), "no labels, no actions"
         for key in expected.keys() - {"action_mask"}:
-            assert torch.equal(found[key], expected[key]), f"{key}, {'with' if with_responses else 'without'} responses"
+            same = torch.equal(torch.as_tensor(found[key]), torch.as_tensor(expected[key]))
+            assert same, f"{key}, {'with' if with_responses else 'without'} responses"
 
 
 def test_prompts_of_bins_whose_first_steps_are_not_real():
@@ -135,7 +135,7 @@ def test_answers_of_a_batch_are_the_first_learned_words():
     assert [words.strip() for words in said] == [f"a cup{end}", f"a red cup{end}"]
 
 
-@kinds
+@each_kind
 def test_the_expert_reads_the_response_exactly_if_told_to(name):
     """With the option the velocity depends on the response; in training and acting it is the same."""
     model = policy(name).eval()
@@ -158,7 +158,7 @@ def test_the_expert_reads_the_response_exactly_if_told_to(name):
         assert_close_relative(velocity, velocities[1][..., :WIDTH], what="velocity")
 
 
-@kinds
+@each_kind
 @pytest.mark.parametrize("reads", [False, True])
 def test_adding_what_was_said_is_giving_it_at_once(name, reads):
     """`add_responses` makes the prompts of `given_response`, without the images being read again."""
@@ -169,7 +169,7 @@ def test_adding_what_was_said_is_giving_it_at_once(name, reads):
     given, added = processor(**asked, given_response=said), processor.add_responses(processor(**asked), said)
     assert given.keys() == added.keys()
     for key in given:
-        assert torch.equal(given[key], added[key]), key
+        assert torch.equal(torch.as_tensor(given[key]), torch.as_tensor(added[key])), key
 
 
 def test_learned_and_given_response_contradict():
@@ -178,7 +178,7 @@ def test_learned_and_given_response_contradict():
 
 
 # ----------------------------------------------------------------------------------------------------- acting by tokens
-@kinds
+@each_kind
 def test_action_tokens_decode_to_chunks_with_and_without_cache(name):
     """Two examples of different length, of a model that knows nothing: still chunks, and the cache changes nothing."""
     processor, model = make(name), policy(name).eval()

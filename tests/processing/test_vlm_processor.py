@@ -6,14 +6,22 @@ import logging
 import pytest
 import torch
 import transformers
+from PIL import Image
 from transformers import AutoImageProcessor, SiglipConfig, SiglipImageProcessorPil
 from transformers.models.auto import image_processing_auto
 
 from kivla.cli import main
 from kivla.processing import KIVLAProcessor
-from kivla.processing.vlm_processor import LIBRARIES, image_backend, load_vlm_processor, missing_libraries
-from tests.helpers.vlm_processors import KINDS
-from tests.processing.test_processing_kivla import SHORT, columns, kinds, make
+from kivla.processing.vlm_processor import (
+    LIBRARIES,
+    OWN_PROMPTS,
+    image_backend,
+    load_vlm_processor,
+    missing_libraries,
+)
+from tests.helpers.families import FAMILIES
+from tests.helpers.vlm_processors import KINDS, WITHOUT, each_kind
+from tests.processing.test_processing_kivla import SHORT, columns, make
 
 has_torchvision = not missing_libraries("torchvision")
 with_torchvision = pytest.mark.skipif(not has_torchvision, reason="torchvision is not installed: make test-torchvision")
@@ -112,7 +120,7 @@ def test_a_backend_that_is_no_name_is_damage(tmp_path):
 @pytest.mark.skipif(
     bool(missing_libraries("torchvision")), reason="torchvision is not installed: make test-torchvision"
 )
-@kinds
+@each_kind
 def test_how_far_the_backends_are_apart(name, tmp_path):
     """The figures of the warning: normalised pixel values of the two backends, over images of three sizes."""
     kind = KINDS[name]
@@ -200,3 +208,47 @@ def test_each_library_of_the_extra_is_recognised(library, monkeypatch):
     message = "Package `other` is required."
     with pytest.raises(ImportError, match="`other`"):
         load_vlm_processor(f"{library}/vlm")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Every family
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_every_held_family_has_a_processor_or_a_reason():
+    """A new family: a kind in `tests/helpers/vlm_processors/`, or a reason in `OWN_PROMPTS` and a kind in `WITHOUT`."""
+    tested = {kind.family for kind in KINDS.values()}
+    assert not FAMILIES.keys() - tested - WITHOUT.keys()
+    assert not tested & WITHOUT.keys()
+    assert {kind.processor_class for kind in WITHOUT.values()} <= OWN_PROMPTS.keys()
+    assert not {kind.processor_class for kind in KINDS.values()} & OWN_PROMPTS.keys()
+
+
+def takes_prompts(processor) -> bool:
+    """Whether a text is read as it is, with so many pictures as it has placeholders, each in its place."""
+    picture = Image.new("RGB", (64, 64))
+    try:
+        token = str(processor.image_token)
+        one, two, other = (
+            processor(text=[token * n + words], images=[[picture] * n], return_tensors="pt")["input_ids"][0].tolist()
+            for n, words in ((1, "go"), (2, "go"), (1, "on"))
+        )
+    except Exception:  # they raise all kinds of errors
+        return False
+    image_id = processor.tokenizer.convert_tokens_to_ids(token)
+    return two.count(image_id) == 2 * one.count(image_id) and one != other
+
+
+@pytest.mark.parametrize("name", ["paligemma", "llava_without_chat", "chameleon"])
+def test_a_processor_that_takes_prompts(name):
+    assert takes_prompts(KINDS[name].processor())
+
+
+@pytest.mark.parametrize("name", WITHOUT)
+def test_a_processor_with_prompts_of_its_own_is_refused(name):
+    """Once the library's processor takes prompts as they are this fails: give it a kind, and take its reason away."""
+    kind = WITHOUT[name]
+    processor = kind.processor()
+    with pytest.raises(ValueError, match=f"{kind.processor_class} {OWN_PROMPTS[kind.processor_class][:20]}"):
+        KIVLAProcessor(processor, normalization="none")
+    assert not takes_prompts(processor)

@@ -61,6 +61,34 @@ def test_subtasks_are_recorded_where_the_environment_says_them(tmp_path):
     assert kinds == {1, 2}, "otherwise this shows nothing of one of the kinds"
 
 
+def test_an_empty_grip_is_executed_and_not_recorded():
+    """The expert opens and goes on; scenes and noise are those of the same seeds without it."""
+    env, seeds = TabletopVectorEnv(30, kinds=["move"]), list(range(30))
+    episodes = demonstrate(env, seeds, empty_grips=0.5)
+    as_without = []
+    for episode, plain in zip(episodes, demonstrate(env, seeds), strict=True):
+        assert episode.instruction == plain.instruction
+        as_without.append(np.array_equal(episode.actions, plain.actions))
+        is_closed, opens = episode.states[:, 2] > 0, episode.actions[:, 2] < 0
+        if not (is_closed & opens).any():
+            continue  # none, or there was an object to take
+        first = int(np.flatnonzero(is_closed)[0])
+        assert opens[: first + 1].all(), "closing out of turn was recorded"
+        assert not episode.actions[first, :2].any(), "it opens first"
+    empty = [((one.states[:, 2] > 0) & (one.actions[:, 2] < 0)).any() for one in episodes]
+    assert 8 < sum(empty) < 22 and 8 < sum(as_without) < 22
+    assert np.mean([one.success for one in episodes]) > 0.9
+    alone = demonstrate(TabletopVectorEnv(1, kinds=["move"]), [int(np.flatnonzero(empty)[0])], empty_grips=0.5)[0]
+    np.testing.assert_array_equal(alone.states, episodes[int(np.flatnonzero(empty)[0])].states)
+
+
+def test_empty_grips_need_a_gripper_and_a_share():
+    with pytest.raises(ValueError, match=r"the action named 'grip', but FakeVectorEnv has \['dx'\]"):
+        demonstrate(FakeVectorEnv(1), [0], empty_grips=0.1)
+    with pytest.raises(ValueError, match="from 0 to 1; got 30"):
+        demonstrate(TabletopVectorEnv(1), [0], empty_grips=30)
+
+
 def test_noise_of_another_robot_is_refused():
     with pytest.raises(ValueError, match=r"one standard deviation for each of \['dx'\], got 2 values"):
         demonstrate(FakeVectorEnv(1), [0], [0.1, 0.1])

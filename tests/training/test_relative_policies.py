@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from kivla import ActionPredictionPipeline, KIVLAForActionPrediction, KIVLAProcessor, KIVLATrainer, LeRobotDataset
-from kivla.acting import ChunkExecutor
+from kivla.acting import ActionLimits, ChunkExecutor
 from kivla.cli import main
 from kivla.processing import compute_statistics
 from kivla.processing.relative_actions import to_relative
@@ -16,7 +16,7 @@ from kivla.serving.observation_presets import ObservationReader
 from kivla.serving.policy_server import PolicyServer, RequestRefused
 from kivla.serving.served_policy import ServedPolicy
 from kivla.simulation import LeRobotWriter
-from kivla.simulation.rollout import PipelinePolicy
+from kivla.simulation.rollout import Acting, PipelinePolicy, rollout
 from kivla.training import KIVLATrainingArguments
 from kivla.training.build import BasePolicy, adapt_policy, continue_policy, start_policy
 from kivla.training.data.data_ranges import range_problems
@@ -25,6 +25,7 @@ from kivla.training.evaluation.predictions import predict_dataset
 from kivla.training.policy_options import PolicyOptions
 from kivla.training.relative_options import relative_notes, told_relative
 from tests.commands.test_commands import TINY
+from tests.helpers.fake_reach import FakeReachVectorEnv
 from tests.serving.test_policy_server import ask, connect
 
 CHUNK, LENGTHS = 6, (23, 17)
@@ -329,7 +330,14 @@ def test_what_has_no_mean_is_not_averaged(policies):
 
     with pytest.raises(ValueError, match=r"wrist_roll\.pos: a mean of angles that wrap"):
         ChunkExecutor(pipe("so101"), way="ensemble")
+    with pytest.raises(ValueError, match=r"wrist_roll\.pos: a mean of angles that wrap"):
+        rollout(PipelinePolicy(pipe("so101")), FakeReachVectorEnv(1), [0], 1, 1, acting=Acting("ensemble"))
     ChunkExecutor(pipe("aloha"), way="ensemble")
+    # Nor are its angles turned the long way round by limits.
+    with pytest.raises(ValueError, match=r"ActionLimits\(\.\.\., wraps=\{4: \(-180\.0, 180\.0\)\}"):
+        ChunkExecutor(pipe("so101"), limits=ActionLimits(30, max_speed=90))
+    ChunkExecutor(pipe("so101"), limits=ActionLimits(30, max_speed=90, wraps={4: (-180, 180)}))
+    ChunkExecutor(pipe("aloha"), limits=ActionLimits(50, max_speed=2))
 
 
 def test_actions_in_other_units_are_noticed(policies, recorded):

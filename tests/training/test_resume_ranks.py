@@ -18,7 +18,9 @@ from safetensors.torch import load_file
 from torch.utils.data import Subset
 from transformers import TrainerCallback
 
+from kivla import KIVLACollator
 from kivla.training.checkpoints import problem_of
+from kivla.training.data_parallel import ended_process_group
 from kivla.training.loss_watch import NonFiniteError
 from kivla.training.preemption import Preempted
 from tests.helpers.patience import PATIENCE
@@ -66,6 +68,22 @@ def make(folder: Path, **settings):
     return trainer
 
 
+def noise_of(trainer) -> list[float]:
+    """The first number of each noise that is drawn while training, and then in an evaluation."""
+    drawn, draw = [], torch.randn_like
+
+    def noted(*args, **kwargs):
+        noise = draw(*args, **kwargs)
+        drawn.append(float(noise.flatten()[0]))
+        return noise
+
+    torch.randn_like = noted
+    trainer.train()
+    trainer.evaluate(trainer.train_dataset)
+    torch.randn_like = draw
+    return drawn
+
+
 def run(folder: Path, rank: int) -> None:
     facts = {}
     make(folder / "undisturbed").train()
@@ -84,6 +102,7 @@ def run(folder: Path, rank: int) -> None:
         make(folder / "stopping", collator=NaNOnOne, max_steps=3).train()
     except NonFiniteError as error:
         facts["error"] = str(error)
+    facts["noise"] = noise_of(make(folder / "drawing", collator=KIVLACollator, max_steps=2))
     (folder / f"facts_{rank}.json").write_text(json.dumps(facts))
 
 
@@ -131,7 +150,15 @@ def test_all_leave_out_the_step_with_nan_on_one(done):
     assert facts[1]["error"].startswith("The loss is nan in step 1 on device 1. In this batch: ")
 
 
+@pytest.mark.slow
+def test_each_draws_noise_of_its_own(done):
+    _, facts = done
+    ours, theirs = facts[0]["noise"], facts[1]["noise"]
+    assert len(ours) == len(theirs) > 4, "two steps of two batches, and the evaluation"
+    assert len({*ours, *theirs}) == len(ours) + len(theirs)
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    run(Path(sys.argv[1]), int(os.environ["RANK"]))
-    PartialState().destroy_process_group()  # its threads may abort a process that ends under them
+    with ended_process_group():
+        run(Path(sys.argv[1]), int(os.environ["RANK"]))

@@ -1,6 +1,7 @@
 """A run from Python: what `kivla train` does, in three lines; and its card, which loads no policy a second time."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +40,9 @@ def test_a_camera_that_the_policy_calls_a_wrist_camera_is_one(tmp_path):
     args = KIVLATrainingArguments(str(tmp_path / "out"), augment="robot", use_cpu=True, report_to="none")
     trainer, _ = make_trainer_of_run(model, data, args, model.stages[0])
     assert trainer.args.wrist_cameras == ["observation.images.corner2"]
-    assert "observation.images.corner2 not (on a wrist)" in format_plan(trainer)
+    written = format_plan(trainer)
+    assert "observation.images.corner2 not (on a wrist)" in written
+    assert re.search(r"memory +about [\d.]+ MB on each device at the peak: weights [\d.]+ MB, gradients", written)
 
 
 def test_the_pictures_chunks_are_the_trainers_own(tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ from ...processing import ActionDecodingFailure, KIVLAProcessor
 from ...processing.relative_actions import nearest_turn
 from ...processing.sequences import are_documents
 from .action_error import ACTION_ERROR_SUMS, action_error, action_error_sums
+from .closed_choice import AMONG_ALL, choice_arguments
 from .right_answers import is_right
 from .token_sums import TOKEN_SUMS, token_sums
 
@@ -33,6 +34,7 @@ class EvaluationStep:
         samples: whether the policy acts and answers; otherwise there are losses only.
         num_steps: Euler steps; the model's `num_inference_steps` if None.
         always_all: run every layer on every batch: with ZeRO-3 devices have to.
+        action_token_softmax: the tokens among which action tokens were learned (`KIVLATrainingArguments`).
     """
 
     def __init__(
@@ -42,9 +44,11 @@ class EvaluationStep:
         samples: bool,
         num_steps: int | None = None,
         always_all: bool = False,
+        action_token_softmax: str = AMONG_ALL,
     ):
         self.model, self.processor = model, processor
         self.samples, self.num_steps, self.always_all = samples, num_steps, always_all
+        self.action_token_softmax = action_token_softmax
         self.action_token_ids = torch.as_tensor(processor.action_token_ids)
         self.width = max(robot.action_dim for robot in processor.robots.values())
 
@@ -104,9 +108,10 @@ class EvaluationStep:
         if config.rtc_max_delay > 0:  # drawn here, where it is counted what the loss is over
             delay = draw_delays(config.num_flow_samples * len(inputs["input_ids"]), config.rtc_max_delay)
             inputs = {**inputs, "delay": delay.to(inputs["input_ids"].device)}
-        outputs = self.model(**inputs, with_token_loss=self.always_all, with_flow_loss=self.always_all)
+        choice = choice_arguments(self.processor, self.action_token_softmax, inputs["labels"])
+        outputs = self.model(**inputs, **choice, with_token_loss=self.always_all, with_flow_loss=self.always_all)
         if outputs.token_loss is not None:
-            sums.update(token_sums(outputs.logits, inputs["labels"], self.action_token_ids))
+            sums.update(token_sums(outputs, inputs["labels"], self.action_token_ids, **choice))
         if outputs.flow_loss is not None and "actions" in inputs:
             sums["action_values"] = count_learned_actions(inputs["action_mask"], inputs.get("delay")).float()
             sums["flow_loss"] = outputs.flow_loss * sums["action_values"]

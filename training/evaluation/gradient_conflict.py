@@ -49,7 +49,7 @@ def gradient_conflict(
     norms = [None if gradient is None else _dot(gradient, gradient) ** 0.5 for gradient in (token, flow)]
     accuracy = None
     if output.token_loss is not None:
-        sums = token_sums(output.logits.detach(), inputs["labels"], torch.as_tensor(action_token_ids))
+        sums = token_sums(output, inputs["labels"], torch.as_tensor(action_token_ids))
         actions = float(sums["action_tokens"].sum())
         accuracy = float(sums["correct_action_tokens"].sum()) / actions if actions else None
     return {

@@ -1,32 +1,42 @@
 """What next-token predictions of one batch cost and hit, summed up for each example so that batches add up."""
 
 import torch
-import torch.nn.functional as F
 
+from ...modeling_kivla import KIVLAOutput
+from ...modeling_kivla.next_token import choice_losses, closed_choice, likeliest_tokens, supervised_tokens
 from ...processing.sequences import are_documents
 
 _OF_TEXT = {"text_loss": "token_loss", "text_tokens": "tokens"}
 TOKEN_SUMS = ("token_loss", "tokens", "correct_tokens", "action_tokens", "correct_action_tokens", *_OF_TEXT)
 
 
-def token_sums(logits: torch.Tensor, labels: torch.Tensor, action_token_ids: torch.Tensor) -> dict[str, torch.Tensor]:
+@torch.no_grad()
+def token_sums(
+    outputs: KIVLAOutput,
+    labels: torch.Tensor,
+    action_token_ids: torch.Tensor,
+    candidates: torch.Tensor | None = None,
+    candidates_mask: torch.Tensor | None = None,
+) -> dict[str, torch.Tensor]:
     """Sum up cross-entropy and hits of the next-token predictions; those of plain text apart.
 
     Args:
-        logits: (n, vocabulary), those of the supervised positions in batch order (`KIVLAOutput.logits`).
+        outputs: of the model, whose logits are those of the supervised positions in batch order.
         labels: (B, S), -100 where nothing is learned.
         action_token_ids: (codes,), which tokens are actions.
+        candidates, candidates_mask: as the model was given them.
 
     Returns:
         (B,) sums, named as in `TOKEN_SUMS`.
     """
-    supervised = labels[:, 1:] != -100
-    targets = labels[:, 1:][supervised]
-    example = supervised.nonzero()[:, 0]
+    rows, targets = supervised_tokens(labels, labels)
+    closed = closed_choice(rows, targets, candidates, candidates_mask)
+    logits = outputs.logits, outputs.candidate_logits
+    example = rows // labels.shape[1]
     is_action = torch.isin(targets, action_token_ids.to(targets.device))
-    correct = logits.argmax(-1) == targets
+    correct = likeliest_tokens(*logits, closed) == targets
     per_token = {
-        "token_loss": F.cross_entropy(logits.float(), targets, reduction="none"),
+        "token_loss": choice_losses(*logits, targets, closed),
         "tokens": torch.ones_like(targets),
         "correct_tokens": correct,
         "action_tokens": is_action,

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+from kivla.modeling_kivla import KIVLAOutput
 from kivla.training.evaluation.action_error import (
     ACTION_ERROR_SUMS,
     action_error,
@@ -19,7 +20,7 @@ def test_token_sums():
     labels = torch.tensor([[-100, -100, 3, 7], [-100, 8, -100, -100]])
     logits = torch.zeros(3, 10)  # predict the tokens 3, 7 and 8
     logits[0, 3] = logits[1, 1] = logits[2, 8] = 5.0
-    sums = token_sums(logits, labels, action_token_ids=torch.tensor([7, 8, 9]))
+    sums = token_sums(KIVLAOutput(logits=logits), labels, action_token_ids=torch.tensor([7, 8, 9]))
     assert tuple(sums) == TOKEN_SUMS
     assert sums["tokens"].tolist() == [2, 1] and sums["correct_tokens"].tolist() == [1, 1]
     assert sums["action_tokens"].tolist() == [1, 1] and sums["correct_action_tokens"].tolist() == [0, 1]

@@ -26,6 +26,7 @@ from kivla.training.data.episode_dataset import EpisodeDataset
 from kivla.training.data.lerobot.key_frames import read_key_frames
 from kivla.training.data.lerobot.writer import LeRobotWriter
 from kivla.training.evaluation.data_plot import draw_episode
+from kivla.training.policy_options import PolicyOptions
 from kivla.training.run import look_at
 from tests.helpers.lerobot_folder import CAMERA, write_folder
 from tests.helpers.lerobot_v21 import decode
@@ -675,10 +676,13 @@ def test_the_page_has_the_table_of_rules():
 
 
 def test_training_prints_warnings_and_ends_at_errors(capsys):
-    look_at([Made(["jump"])])
+    look_at([Made(["jump"])], PolicyOptions())
     assert "Warning (made): elbow of the state jumps" in capsys.readouterr().out
+    told = {"relative_actions": ["elbow"], "wrapping_angles": ["elbow=-2:2"]}
+    look_at([Made(["jump"])], PolicyOptions(**told))
+    assert "jumps" not in capsys.readouterr().out, "it was said that this angle wraps"
     with pytest.raises(ValueError, match=r"made cannot be trained on: The actions never change.*--check_data false"):
-        look_at([Made(["all_constant"])])
+        look_at([Made(["all_constant"])], PolicyOptions())
 
 
 # --------------------------------------------------------------------------------------------------- LeRobot's folders

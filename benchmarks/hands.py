@@ -1,0 +1,293 @@
+"""`python -m benchmarks.hands plan`, `train`, `measure`: where does a policy that is to take hold and carry fail?
+
+One row is one change: policies from the same VLM, with the same steps and seeds, that differ from the first row in one
+thing alone. Some rows are no policies of their own, but the first one's acting otherwise. All act in the same scenes,
+with their own instruction and with another one (swapped); what is counted is success, and which phase an episode
+reached. `plan` times twenty steps of each row and says what all will take, `train` trains the rows, `measure` rolls
+them out and writes table.md and hands.png. Everything goes on where it was stopped, row by row.
+
+    python -m benchmarks.hands train --rows base hovering recoveries
+    python -m benchmarks.hands measure --rows base hovering recoveries
+    python -m benchmarks.hands train --kinds touch move push put --rows base joint frozen pi0-fast --seeds 0 1
+"""
+
+import argparse
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from transformers import pipeline
+
+from kivla.demo.stages import (
+    EVALUATION_SEED,
+    ROLLOUTS,
+    TabletopArguments,
+    fine_tune,
+    once,
+    record,
+    rollouts_of,
+    seconds_per_step,
+)
+from kivla.named_models import TABLETOP, find_vlm
+from kivla.simulation import TabletopVectorEnv
+from kivla.simulation.rollout import PipelinePolicy, Policy
+from kivla.simulation.rollout_evaluation import evaluate, success_rate
+from kivla.simulation.tabletop.phases import PHASES
+from kivla.simulation.tabletop.tasks import TASK_KINDS
+from kivla.training.run_folder import claim_folder, write_whole
+
+matplotlib.use("Agg")
+
+OF_PLACES = ["direction", "relation", "related", "cell", "gripper_cell", "holding", "held"]
+TOUCH_SHARE = 1 / 3  # of the steps, where touching is learned first
+TIMED_STEPS = 10  # twice as many are taken
+
+
+@dataclass(frozen=True)
+class Row:
+    """A change of the first row.
+
+    Attributes:
+        title: what stands in the table.
+        changes: of `TabletopArguments`.
+        steps: how many times the first row's.
+        touch_first: a third of the steps are on touch tasks alone.
+        acts: the first row's policy, which only acts otherwise.
+        acts_by: "flow" or "tokens"; the recipe's own.
+        closes_above: the gripper closes where its action is above this.
+    """
+
+    title: str
+    changes: dict = field(default_factory=dict)
+    steps: float = 1.0
+    touch_first: bool = False
+    acts: bool = False
+    acts_by: str | None = None
+    closes_above: float = 0.0
+
+
+BASE = "base"
+ROWS = {
+    BASE: Row("as `kivla demo` does it"),
+    "hovering": Row("expert closes within 0.02, half a pixel", {"expert_precision": 0.02}),
+    "recoveries": Row("30 % of the episodes with an empty grip", {"empty_grips": 0.3}),
+    "calm": Row("half the disturbance", {"action_noise": 0.3}),
+    "state-as-text": Row("state as text", {"state_encoding": "text"}),
+    "state-as-vector": Row("state as a vector for the expert", {"state_encoding": "continuous"}),
+    "short-chunks": Row("chunks of 4, two of them executed", {"chunk_size": 4, "replan_every": 2}),
+    "long-chunks": Row("chunks of 16, four of them executed", {"chunk_size": 16}),
+    "questions-of-places": Row("questions about places and directions alone", {"question_kinds": OF_PLACES}),
+    "no-questions": Row("no questions", {"question_share": 0.0}),
+    "vision": Row("the vision tower learns, too", {"freeze_vision": False}),
+    "one-draw": Row("1 noise draw", {"num_flow_samples": 1}),
+    "eight-draws": Row("8 noise draws", {"num_flow_samples": 8}),
+    "slow": Row("half the learning rate", {"learning_rate": 5e-4}),
+    "fast": Row("twice the learning rate", {"learning_rate": 2e-3}),
+    "wide-expert": Row("expert twice as wide", {"expert_hidden_size": 128, "expert_intermediate_size": 384}),
+    "twice": Row("twice the steps", steps=2.0),
+    "touch-first": Row("a third of the steps on touch tasks, first", touch_first=True),
+    "joint": Row("recipe joint", {"recipe": "joint", "state_encoding": "none"}),
+    "frozen": Row("recipe frozen", {"recipe": "frozen", "state_encoding": "none"}),
+    "pi0-fast": Row("recipe pi0-fast", {"recipe": "pi0-fast", "state_encoding": "none"}),
+    "looks-often": Row("the first row's policy, looks after every 2 actions", {"replan_every": 2}, acts=True),
+    "closes-late": Row("the first row's policy, gripper closes above 0.5", acts=True, closes_above=0.5),
+    "by-tokens": Row("the first row's policy, its VLM acts by tokens", acts=True, acts_by="tokens"),
+}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.hands", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=("plan", "train", "measure"))
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), help="which; all")
+    parser.add_argument("--kinds", nargs="+", choices=TASK_KINDS, default=["move"], help="of task; move")
+    parser.add_argument("--vlm", default=TABLETOP, help="VLM that all start from; tabletop")
+    parser.add_argument("--num_episodes", type=int, default=200, help="scenes of each kind, the same for all; 200")
+    parser.add_argument("--max_steps", type=int, default=1500, help="optimiser steps of the first row; 1500")
+    parser.add_argument("--num_demonstrations", type=int, default=3000, help="3000")
+    parser.add_argument("--held_out", action="store_true", help="measure pairs, wordings, ... too that were held out")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="a policy of each row for each; 0")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads; 1")
+    parser.add_argument("--output", type=Path, default=Path("outputs/hands"), help="where everything goes")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    facts = {name: getattr(options, name) for name in ("kinds", "vlm", "num_episodes", "max_steps")}
+    facts["num_demonstrations"] = options.num_demonstrations
+    claim_folder(options.output, facts, ("*.json", "demonstrations*"))
+    if options.what == "plan":
+        print(plan(options))
+    elif options.what == "train":
+        for seed in options.seeds:
+            for name in options.rows:
+                train(options, name, seed)
+    else:
+        print(measure(options))
+
+
+# ------------------------------------------------------------------------------------------------------------ training
+def arguments_of(options: argparse.Namespace, name: str, kinds: list[str] | None = None) -> TabletopArguments:
+    args = TabletopArguments(kinds=kinds or options.kinds, num_demonstrations=options.num_demonstrations)
+    return replace(args, **ROWS[name].changes)
+
+
+def demonstrations_of(options: argparse.Namespace, args: TabletopArguments) -> Path:
+    """Record what a row is taught, once for all rows that are taught the same."""
+    facts = [*args.kinds, args.expert_precision, args.action_noise, args.empty_grips]
+    folder = options.output / "_".join(["demonstrations", *map(str, facts)])
+    record(folder, args)
+    return folder
+
+
+def policy_of(options: argparse.Namespace, name: str, seed: int) -> Path:
+    return options.output / f"policy_{BASE if ROWS[name].acts else name}_{seed}"
+
+
+def train(options: argparse.Namespace, name: str, seed: int) -> None:
+    """Train a row's policy; what is there is not done again."""
+    row = ROWS[name]
+    if row.acts:
+        return
+    args, folder = arguments_of(options, name), policy_of(options, name, seed)
+    start, steps = find_vlm(options.vlm), round(row.steps * options.max_steps)
+    if row.touch_first:
+        first, touch_args = max(round(TOUCH_SHARE * steps), 1), arguments_of(options, name, kinds=["touch"])
+        touches = folder.with_name(f"{folder.name}_touch")
+        _teach(options, start, touches, touch_args, first, seed)
+        start, steps = touches, max(steps - first, 1)
+    _teach(options, start, folder, args, steps, seed)
+
+
+def _teach(options, start: str | Path, folder: Path, args: TabletopArguments, steps: int, seed: int) -> None:
+    once(
+        folder.with_name(f"{folder.name}.json"),
+        lambda: fine_tune(start, demonstrations_of(options, args), folder, args, steps, seed),
+    )
+
+
+def plan(options: argparse.Namespace) -> str:
+    """Time some steps of each row, and say what all of its training takes on this machine, as it is now."""
+    lines = ["| row | s a step | minutes of training, a seed |", "|---|--:|--:|"]
+    total = 0.0
+    for name in options.rows:
+        if ROWS[name].acts:
+            continue
+        args = arguments_of(options, name)
+        where = demonstrations_of(options, args), options.output / "scratch"
+        timed = once(
+            options.output / f"timing_{name}.json",
+            lambda where=where, args=args: {
+                "step": seconds_per_step(find_vlm(options.vlm), *where, args, num_steps=TIMED_STEPS)
+            },
+        )
+        minutes = timed["step"] * ROWS[name].steps * options.max_steps / 60
+        total += minutes
+        lines.append(f"| {name} | {timed['step']:.2f} | {minutes:.0f} |")
+    return "\n".join([*lines, f"| all, {len(options.seeds)} seeds | | {total * len(options.seeds):.0f} |"])
+
+
+# ------------------------------------------------------------------------------------------------------------- acting
+def measure(options: argparse.Namespace) -> str:
+    """Roll all trained rows out; write tables and pictures, and return the tables. Others are named."""
+    parts, untrained = [], set()
+    for loop in rollouts_of(options.kinds) if options.held_out else options.kinds:
+        rows = {}
+        for name in options.rows:
+            measured = []
+            for seed in options.seeds:
+                if not policy_of(options, name, seed).with_suffix(".json").is_file():
+                    untrained.add(f"{name} (seed {seed})")
+                    continue
+                path = options.output / f"row_{name}_{seed}_{loop}.json"
+                measured.append(once(path, lambda name=name, seed=seed, loop=loop: outcomes(options, name, seed, loop)))
+            if measured:
+                rows[name] = measured
+        if rows:
+            parts.append(f"**{ROLLOUTS[loop][0]}**\n\n{table(rows, PHASES[ROLLOUTS[loop][1]['kinds'][0]])}")
+            draw(options.output / f"hands_{loop}.png", ROLLOUTS[loop][0], rows)
+    if untrained:
+        parts.append(f"Not trained yet: {', '.join(sorted(untrained))}.")
+    text = "\n\n".join(parts)
+    write_whole(options.output / "table.md", text + "\n")
+    return text
+
+
+def outcomes(options: argparse.Namespace, name: str, seed: int, loop: str) -> dict:
+    """What happened in every scene, as `evaluate` says it, without the sentences."""
+    row, env = ROWS[name], TabletopVectorEnv(min(options.num_episodes, 100), **ROLLOUTS[loop][1])
+    pipe = pipeline("action-prediction", model=str(policy_of(options, name, seed)))
+    policy: Policy = PipelinePolicy(pipe, seed, acts_by=row.acts_by)
+    if row.closes_above:
+        policy = closing_above(row.closes_above, policy)
+    scenes = range(EVALUATION_SEED, EVALUATION_SEED + options.num_episodes)
+    figures, _ = evaluate(policy, env, scenes, arguments_of(options, name).replan_every, env.max_steps)
+    return {
+        "success": [episode["success"] for episode in figures["episodes"]],
+        "swapped_original": [episode["success"] for episode in figures["swapped"]["episodes"]],
+        "swapped_done": [episode["swapped_success"] for episode in figures["swapped"]["episodes"]],
+        "phases": figures["phases"],
+        "mean_steps": figures["mean_steps"],
+    }
+
+
+def closing_above(threshold: float, policy: Policy) -> Policy:
+    """The same policy with a gripper that closes where its action, the last value, is above a threshold."""
+
+    def acts(observations: list[dict]) -> np.ndarray:
+        chunks = policy(observations)
+        return np.concatenate([chunks[..., :-1], chunks[..., -1:] - threshold], axis=-1)
+
+    return acts
+
+
+# ------------------------------------------------------------------------------------------------------------- report
+def table(rows: dict[str, list[dict]], phases: tuple[str, ...]) -> str:
+    """A line for each row, all its seeds together, with 95 % Wilson intervals."""
+    header = ["row", "success", "swapped: original done", "swapped: done as told", *phases[:-1], "mean steps"]
+    lines = ["| " + " | ".join(header) + " |", "|---|" + "--:|" * (len(header) - 1)]
+    for name, of_seeds in rows.items():
+        rates = [
+            success_rate([outcome for of_seed in of_seeds for outcome in of_seed[what]])
+            for what in ("success", "swapped_original", "swapped_done")
+        ]
+        rates += reached(of_seeds)[:-1]
+        steps = np.mean([of_seed["mean_steps"] for of_seed in of_seeds])
+        lines.append(f"| {ROWS[name].title} | {' | '.join(map(_percent, rates))} | {steps:.1f} |")
+    return "\n".join(lines)
+
+
+def reached(of_seeds: list[dict]) -> list[dict]:
+    """How many episodes of all seeds reached each phase, as `success_rate` has it."""
+    found = []
+    for phase in zip(*(of_seed["phases"] for of_seed in of_seeds), strict=True):
+        successes, episodes = (sum(one["reached"][what] for one in phase) for what in ("successes", "episodes"))
+        found.append(success_rate([True] * successes + [False] * (episodes - successes)))
+    return found
+
+
+def draw(path: Path, title: str, rows: dict[str, list[dict]]) -> None:
+    """Draw which share of the episodes reached each phase, row by row."""
+    names = [phase["name"] for phase in next(iter(rows.values()))[0]["phases"]]
+    shares = np.array([[100 * rate["rate"] for rate in reached(of_seeds)] for of_seeds in rows.values()])
+    figure = Figure(figsize=(3.4 + 1.5 * len(names), 1.2 + 0.32 * len(rows)), layout="constrained")
+    axis = figure.subplots()
+    axis.imshow(shares, vmin=0, vmax=100, cmap="Blues", aspect="auto")
+    for y, line in enumerate(shares):
+        for x, share in enumerate(line):
+            axis.text(x, y, f"{share:.0f}", ha="center", va="center", color="white" if share > 60 else "black")
+    axis.set_xticks(range(len(names)), names, fontsize=8)
+    axis.xaxis.tick_top()
+    axis.set_yticks(range(len(rows)), [ROWS[name].title for name in rows], fontsize=8)
+    axis.set_xlabel(f"{title}: % of the episodes that reached the phase", fontsize=9)
+    figure.savefig(path, dpi=120)
+
+
+def _percent(rate: dict) -> str:
+    return f"{100 * rate['rate']:.1f} % ({100 * rate['low']:.1f} - {100 * rate['high']:.1f})"
+
+
+if __name__ == "__main__":
+    main()
