@@ -1,7 +1,9 @@
 """`python -m benchmarks.augmentation`: does image augmentation help where light and camera are not those of the data?
 
-Two policies of the tabletop for each seed, from the same VLM, with the same demonstrations, steps and questions; one is
-trained with `augment="robot"`. Both act in the same scenes: as recorded; darker and brighter by 30 %; with the camera
+A policy of the tabletop learns its task without augmentation, for each seed. Two go on from it, with the same
+demonstrations, steps and questions; one of them with `augment="robot"`. (From the small VLM itself, which has seen the
+tabletop's sharp pictures alone, 700 steps with augmentation are too few to learn the task at all; see
+`benchmarks/README.md`.) Both act in the same scenes: as recorded; darker and brighter by 30 %; with the camera
 shifted by 5 % of the picture's width, in another direction in every scene; and with another light and another shift in
 every scene.
 
@@ -86,9 +88,10 @@ def see(image: np.ndarray, light: float, shift: np.ndarray) -> np.ndarray:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.augmentation", description=__doc__)
-    parser.add_argument("--max_steps", type=int, default=1400, help="optimiser steps of each policy (default: 1400)")
+    parser.add_argument("--first_steps", type=int, default=700, help="steps without augmentation (default: 700)")
+    parser.add_argument("--max_steps", type=int, default=1400, help="steps of each that follow (default: 1400)")
     parser.add_argument("--num_episodes", type=int, default=200, help="scenes, the same for all (default: 200)")
-    parser.add_argument("--num_demonstrations", type=int, default=3000, help="(default: 3000)")
+    parser.add_argument("--num_demonstrations", type=int, default=1500, help="(default: 1500)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="a run each, of both (default: 0 1)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
     parser.add_argument("--output", type=Path, default=Path("outputs/augmentation"), help="where everything goes")
@@ -109,15 +112,19 @@ def measure(options: argparse.Namespace) -> dict[str, dict[str, list[bool]]]:
     demonstrations = options.output / "demonstrations"
     record(demonstrations, args)
     outcomes = {view.name: {PLAIN: [], AUGMENTED: []} for view in VIEWS}
+
+    def train(start: str | Path, name: str, max_steps: int, seed: int, augment: str) -> Path:
+        policy = options.output / f"policy_{name}_{seed}"
+        once(
+            policy.with_suffix(".json"),
+            lambda: fine_tune(start, demonstrations, policy, args, max_steps, seed, augment=augment),
+        )
+        return policy
+
     for seed in options.seeds:
+        first = train(TABLETOP_VLM, "first", options.first_steps, seed, PLAIN)
         for augment in (PLAIN, AUGMENTED):
-            policy = options.output / f"policy_{augment}_{seed}"
-            once(
-                options.output / f"{policy.name}.json",
-                lambda policy=policy, augment=augment, seed=seed: fine_tune(
-                    TABLETOP_VLM, demonstrations, policy, args, options.max_steps, seed, augment=augment
-                ),
-            )
+            policy = train(first, augment, options.max_steps, seed, augment)
             for number, view in enumerate(VIEWS):
                 row = once(
                     options.output / f"row_{augment}_{seed}_{number}.json",
@@ -140,7 +147,7 @@ def format_rows(outcomes: dict[str, dict[str, list[bool]]], seeds: list[int]) ->
     """The success rates as a Markdown table, with 95 % Wilson intervals and the paired difference (Newcombe)."""
     count = len(outcomes[VIEWS[0].name][PLAIN]) // len(seeds)
     lines = [
-        "| the camera sees the scenes | trained without augmentation | with `augment=robot` | difference, in points |",
+        "| the camera sees the scenes | went on without augmentation | with `augment=robot` | difference, in points |",
         "|---|--:|--:|--:|",
     ]
     for name, row in outcomes.items():

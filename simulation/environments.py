@@ -37,7 +37,8 @@ class Environment(Protocol):
       An environment that knows how far an episode has come says so in `info["phases"]`, after every reset and step: a
       mapping for each copy, from the phases of what it was told, in their order ("reached the cup", "held the cup"), to
       whether it got there so far. They are counted, so that a report says where a policy fails. Copies with other tasks
-      may have other phases; one that has none has an empty mapping.
+      may have other phases; one that has none has an empty mapping. Where scenes are of several tasks, `info["task"]`
+      is (at reset) the name of each copy's: success is then reported task by task, too.
 
     Where the same action again does not mean to stay (offsets, speeds), `hold(actions)` gives, for the last actions
     (N, Da), those that do. A policy that is waited for needs them; an environment without it gets its last ones again.
@@ -148,7 +149,7 @@ def check_first(env: Environment, observation: dict, info: dict) -> None:
             problems.append(f"obs['images'][{camera!r}] must be {wanted}, got {pictures.dtype} {shape}")
     if "state" in observation and (np.ndim(observation["state"]) != 2 or len(observation["state"]) != env.num_envs):
         problems.append(f"obs['state'] must be ({env.num_envs}, Ds), got {np.shape(observation['state'])}")
-    for name in ("instruction", "success", "phases"):
+    for name in ("instruction", "success", "phases", "task"):
         if name in info and len(info[name]) != env.num_envs:
             problems.append(f"info[{name!r}] must have {env.num_envs} entries, got {len(info[name])}")
     if any(not isinstance(of_copy, Mapping) for of_copy in info.get("phases", ())):

@@ -150,6 +150,8 @@ class Episode:
             last; None if not recorded.
         phases: how far it came with what the policy was told: each phase, in order, and whether it was reached; None
             where the environment does not say (see `Environment`).
+        timed_out: whether it was over before the environment said that it was decided.
+        task: of the scene, where the environment names it.
         word, plain_instruction: where the scene's instruction has a word that was never demonstrated, that word, and
             the instruction in demonstrated words; else None.
     """
@@ -163,6 +165,8 @@ class Episode:
     held_steps: int = 0
     jerk: float | None = None
     phases: dict[str, bool] | None = None
+    timed_out: bool = False
+    task: str | None = None
     word: str | None = None
     plain_instruction: str | None = None
 
@@ -287,9 +291,11 @@ def _run_round(
     memory = ObservationMemory(history_of(policy))  # of all copies: their episodes begin together
     seen = memory(observation)
     told = list(info["instruction"])[:count]
-    words, plain = (list(info.get(name, [None] * count))[:count] for name in ("word", "plain_instruction"))
+    named = ("word", "plain_instruction", "task")
+    words, plain, tasks = (list(info.get(name, [None] * count))[:count] for name in named)
     frames = [[image.copy()] for image in observation["images"][camera][: min(record, count)]]
     running = np.arange(env.num_envs) < count
+    decided = np.zeros(env.num_envs, dtype=bool)
     steps, held_steps = np.zeros((2, env.num_envs), dtype=int)
     executed: list[np.ndarray] = []  # (N, Da) of each step
 
@@ -321,6 +327,7 @@ def _run_round(
         for i, film in enumerate(frames):
             if running[i]:
                 film.append(observation["images"][camera][i].copy())
+        decided |= running & np.asarray(terminated)
         still_running = running & ~(np.asarray(terminated) | np.asarray(truncated))
         progress.update(int(running.sum() - still_running.sum()))
         running = still_running
@@ -342,6 +349,8 @@ def _run_round(
             held_steps=int(held_steps[i]),
             jerk=_mean_squared_jerk(np.stack(executed)[: steps[i], i], env.fps),
             phases={name: bool(reached) for name, reached in phases[i].items()} if phases else None,
+            timed_out=not decided[i],
+            task=tasks[i],
             frames=np.stack(frames[i]) if i < len(frames) else None,
             word=words[i],
             plain_instruction=plain[i],

@@ -11,6 +11,9 @@ from ..training.evaluation.confidence import mcnemar_test, paired_difference, wi
 from .report_media import choose_episodes, plot_phases, title, write_contact_sheet, write_video
 from .rollout import AT_ONCE, Acting, Episode, Policy, RolloutResult, rollout, swapped_instructions
 
+# Figures of a task → how they are called in the table
+OF_TASK = {"original": "swapped, original done", "swapped": "swapped, done as told", "time_outs": "time-outs"}
+
 
 def evaluate(
     policy: Policy,
@@ -30,7 +33,8 @@ def evaluate(
         `mean_held_steps` and `mean_squared_jerk` of an episode; and the outcomes episode by episode. Where instructions
         have words that were never demonstrated, `plain` (else None): see `_plain_words`. Where the environment says how
         far an episode came, `phases` (else None), also of the control, about the swapped instruction: see
-        `count_phases`.
+        `count_phases`. `time_outs`: how many were over undecided. Where scenes are of several tasks, `tasks` (else
+        None): of each `success`, `time_outs` and, with the control, `original` and `swapped`.
     """
     options = {"replan_every": replan_every, "max_steps": max_steps, "acting": acting}
     result = rollout(policy, env, seeds, **options, description="True instructions")
@@ -39,6 +43,8 @@ def evaluate(
         "swapped": None,
         "plain": None,
         "phases": count_phases(result.episodes),
+        "time_outs": success_rate([episode.timed_out for episode in result.episodes]),
+        "tasks": None,
         "mean_steps": float(result.steps.mean()),
         "mean_held_steps": float(np.mean([episode.held_steps for episode in result.episodes])),
         "mean_squared_jerk": mean_jerk(result.episodes),
@@ -53,11 +59,31 @@ def evaluate(
             "phases": count_phases(control.episodes),
             "episodes": [_outcome(episode) for episode in control.episodes],
         }
+    figures["tasks"] = _by_task(result, control if swapped else None)
     sentences = [episode.plain_instruction for episode in result.episodes]
     if None not in sentences:
         plain = rollout(policy, env, seeds, **options, instructions=sentences, description="Demonstrated words")
         figures["plain"] = _plain_words(result, plain)
     return figures, result
+
+
+def _by_task(result: RolloutResult, control: RolloutResult | None) -> dict | None:
+    """The figures of each task, by its name in the order of names; None where there are not several."""
+    names = sorted({episode.task for episode in result.episodes if episode.task is not None})
+    if len(names) < 2:
+        return None
+    tasks = {}
+    for name in names:
+        own = [episode for episode in result.episodes if episode.task == name]
+        tasks[name] = {
+            "success": success_rate([episode.success for episode in own]),
+            "time_outs": success_rate([episode.timed_out for episode in own]),
+        }
+        if control is not None:
+            told = [episode for episode in control.episodes if episode.task == name]
+            tasks[name]["original"] = success_rate([episode.success for episode in told])
+            tasks[name]["swapped"] = success_rate([episode.swapped_success for episode in told])
+    return tasks
 
 
 def count_phases(episodes: Sequence[Episode]) -> list[dict] | None:
@@ -220,6 +246,11 @@ def format_rates(figures: dict) -> str:
             f"{high:+.1f}; p = {plain['p_value']:.4f}, McNemar's exact test)"
         )
         lines += [_row(f"    {word}", row["success"]) for word, row in plain["words"].items()]
+    if figures.get("time_outs") is not None:
+        lines.append(_row("over undecided (time-outs)", figures["time_outs"]))
+    for name, task in (figures.get("tasks") or {}).items():
+        lines.append(_row(f"  {name}", task["success"]))
+        lines += [_row(f"      {label}", task[what]) for what, label in OF_TASK.items() if what in task]
     lines += _phase_rows("how far it came", figures.get("phases"))
     lines += _phase_rows("swapped instruction: how far it came", (figures["swapped"] or {}).get("phases"))
     return "\n".join(lines)

@@ -574,7 +574,7 @@ class KIVLATrainer(ResumableTrainer):
             for part, gradients in parts.items():
                 norm = norms[part] if self.args.clip_per_part else whole.item()
                 if norm > self.args.max_grad_norm:
-                    torch._foreach_mul_(gradients, self.args.max_grad_norm / norm)
+                    torch._foreach_mul_(gradients, self.args.max_grad_norm / norm)  # pyright: ignore[reportPrivateImportUsage]
         return whole
 
     def _get_grad_norm(self, model, grad_norm=None):

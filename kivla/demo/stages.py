@@ -38,10 +38,13 @@ from ..training.policy_options import PolicyOptions
 from ..training.recipes import Stage, get_recipe, split_steps
 from ..training.run_folder import write_json
 from ..training.trainer import KIVLATrainer
+from .two_heads import draw_two_heads
 
 # Scenes of demonstrations start at seed 0 and those of co-training questions at 1,000,000 (questions and episodes with
 # the same seed are not the same scenes); whatever is measured lies beyond both.
 QUESTION_SEED, EVALUATION_SEED, QUESTION_EVALUATION_SEED = 1_000_000, 2_000_000, 3_000_000
+
+NUM_TWO_HEADS = 4  # episodes of which the paths of both heads are drawn, failures first
 
 # What is held out -> the title of its roll-outs; see `SPLITS`.
 _HELD_OUT = {
@@ -342,7 +345,12 @@ def roll_out(
     env.close()
     (folder / name).mkdir(parents=True, exist_ok=True)
     media = write_media(folder / name, shown, env.fps, video_format())
+    # Both heads cost tokens, said one by one: of a few scenes, and not of what was held out.
+    both = name in TASK_KINDS and draw_two_heads(
+        folder / name / "two_heads.png", pipe, options, shown[:NUM_TWO_HEADS], args.replan_every
+    )
     media = {
+        "two_heads": f"{name}/two_heads.png" if both else None,
         "phases": (drawn := write_phases(folder / name, figures)) and f"{name}/{drawn}",
         "contact_sheet": media["contact_sheet"] and f"{name}/{media['contact_sheet']}",
         "videos": [{**video, "file": f"{name}/{video['file']}"} for video in media["videos"]],

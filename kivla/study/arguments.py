@@ -2,13 +2,15 @@
 
 from dataclasses import asdict, dataclass, field
 
-from ..demo.stages import ROLLOUTS
+from ..demo.stages import ROLLOUTS, TabletopArguments
 from ..named_models import TABLETOP, find_vlm
+from ..simulation.tabletop.tasks import TASK_KINDS
 from ..training.policy_options import refuse
 from .cells import COLD, QUESTIONS, REPLAY, WARMUP, check_condition
 
 # What is taken where nothing else is told, of options that are for the tabletop alone.
 _ON_THE_TABLETOP = {
+    "kinds": ["touch"],
     "num_demonstrations": 3000,
     "replan_every": 4,
     "rollouts": ["touch_synonyms"],  # the word of the demonstrations, a synonym, another object: in the same scenes
@@ -82,6 +84,9 @@ class StudyArguments:
     eval_text_length: int = field(default=128, metadata={"help": "Tokens of each that count."})
     freeze_vision: bool = field(default=True, metadata={"help": "Leave the vision tower as it is, in every run."})
     question_share: float = field(default=0.35, metadata={"help": "Share of questions, under that condition."})
+    kinds: list[str] | None = field(
+        default=None, metadata={"help": f"Tasks of the tabletop to demonstrate: {', '.join(TASK_KINDS)}; touch."}
+    )
     num_demonstrations: int | None = field(
         default=None, metadata={"help": "Episodes of the tabletop's scripted expert, beside those held out; 3000."}
     )
@@ -89,8 +94,8 @@ class StudyArguments:
     rollouts: list[str] | None = field(
         default=None,
         metadata={
-            "help": f"Closed loops on the tabletop: {', '.join(ROLLOUTS)}; touch_synonyms. In the first one the policy "
-            "is also told about another object."
+            "help": f"Closed loops on the tabletop: {', '.join(ROLLOUTS)}; touch_synonyms, or with other --kinds one "
+            "of each. In the first one the policy is also told about another object."
         },
     )
     num_episodes: int | None = field(default=None, metadata={"help": "Scenes of each closed loop; 100."})
@@ -107,10 +112,13 @@ class StudyArguments:
     def __post_init__(self):
         self.vlm = find_vlm(self.vlm)
         if self.dataset is not None:
-            own = ("num_demonstrations", "replan_every", "rollouts", "num_episodes", "num_question_scenes")
+            own = ("kinds", "num_demonstrations", "replan_every", "rollouts", "num_episodes", "num_question_scenes")
             reason = "it is for the tabletop, and --dataset has no simulator"
             refuse({name: reason for name in own if getattr(self, name) is not None})
         else:
+            TabletopArguments(kinds=self.kinds or ["touch"])  # refuses what is none
+            if self.rollouts is None and self.kinds not in (None, ["touch"]):
+                self.rollouts = list(self.kinds)
             for name, value in _ON_THE_TABLETOP.items():
                 setattr(self, name, value if getattr(self, name) is None else getattr(self, name))
         if not self.muon and self.expert_learning_rates is None:
@@ -136,6 +144,10 @@ class StudyArguments:
                 raise ValueError(f"--{name} lies between 0 and 1, got {getattr(self, name)}.")
         if unknown := set(self.rollouts or ()) - set(ROLLOUTS):
             raise ValueError(f"There are no roll-outs {', '.join(sorted(unknown))}; there are {', '.join(ROLLOUTS)}.")
+        if self.dataset is None:
+            for name in self.rollouts:
+                if ROLLOUTS[name][1]["kinds"][0] not in self.kinds:
+                    raise ValueError(f"--rollouts {name} is of tasks that are not demonstrated: --kinds {self.kinds}.")
         positive = ("max_steps", "batch_size", "pilot_steps", "num_checkpoints", "num_held_out_frames", "measure_every")
         for name in positive:
             if getattr(self, name) < 1:

@@ -52,7 +52,7 @@ def results_table(groups: Sequence[Group], before: dict, target: float) -> str:
     header += [f"answers right (before: {_percent(answers['accuracy'])})"] if answers is not None else []
     if loops:
         header += [COLUMNS["told"], "by seed", f"steps to {_percent(target)}"]
-        header += ["told otherwise: touches the original one", "touches the named one"]
+        header += ["told otherwise: does the original one", "does the named one"]
         header += [COLUMNS[told] if name == loops[0][0] else f"{name}: {COLUMNS[told]}" for name, told in loops[1:]]
     return _table([*header, "action error"], [_results_line(group, before, target) for group in groups])
 

@@ -72,7 +72,7 @@ class Workshop:
         if self.study.dataset is not None:
             return self.study.dataset
         folder = self.folder / "demonstrations"
-        record(folder, TabletopArguments(num_demonstrations=self.study.num_demonstrations))
+        record(folder, TabletopArguments(self.study.kinds, num_demonstrations=self.study.num_demonstrations))
         return str(folder)
 
     @cached_property

@@ -31,7 +31,7 @@ class TabletopVectorEnv(OneCameraVectorEnv):
       ignores actions until the next reset; there is no automatic reset.
     * info: `instruction` and `swapped_instruction` (another one for the same scene, see `swapped_by`), lists of N
       sentences; `success` (N,) about the scene's own instruction; `swapped_success` (N,) about the sentence given in
-      its place; `phases`, N dicts: how far each copy has come with what it was told (see `phases`).
+      its place; `phases`, N dicts: how far each copy has come with what it was told (see `phases`); `task`, the kinds.
       With "touch_then_touch" among the kinds also `subtask`, N sentences: the part of the instruction to be done now.
       In the split "synonyms" also `word`, the N synonyms, and `plain_instruction`, N sentences with the demonstrated
       words in their place.
@@ -268,6 +268,7 @@ class TabletopVectorEnv(OneCameraVectorEnv):
             "swapped_instruction": list(self.swapped_instructions),
             "success": self.success.copy(),
             "swapped_success": self.told_success.copy(),
+            "task": [TASK_KINDS[kind] for kind in self.task.kind],
             # A sentence that fits nothing on the table has no phases
             "phases": [
                 phases.by_name(kind, reached) if understood else {}

@@ -43,11 +43,22 @@ def test_the_table_says_what_was_measured():
 @pytest.mark.slow
 def test_from_end_to_end_and_again(tmp_path, capsys):
     threads = torch.get_num_threads()
-    sizes = ["--max_steps", "2", "--num_episodes", "3", "--num_demonstrations", "2", "--output", str(tmp_path / "out")]
+    sizes = [
+        "--first_steps",
+        "2",
+        "--max_steps",
+        "2",
+        "--num_episodes",
+        "3",
+        "--num_demonstrations",
+        "2",
+        "--output",
+        str(tmp_path / "out"),
+    ]
     augmentation.main([*sizes, "--seeds", "0"])
     torch.set_num_threads(threads)
     assert "| as recorded |" in capsys.readouterr().out
     results = sorted((tmp_path / "out").glob("[pr]o*.json"))
     times = [path.stat().st_mtime_ns for path in results]
     augmentation.main([*sizes, "--seeds", "0"])
-    assert len(results) == 12 and times == [path.stat().st_mtime_ns for path in results], "nothing was done again"
+    assert len(results) == 13 and times == [path.stat().st_mtime_ns for path in results], "nothing was done again"

@@ -24,7 +24,9 @@ def test_the_report_says_what_is_in_the_rows(tmp_path):
     (tmp_path / "rows").mkdir()
     for number, one in enumerate(rows):
         (tmp_path / "rows" / f"{number}.json").write_text(json.dumps(one))
-    success, jerk = (table.split("\n") for table in moving.write_report(tmp_path).split("\n\n"))
+    success, gain, jerk, facts = (table.split("\n") for table in moving.write_report(tmp_path).split("\n\n"))
+    assert facts == ["2 policies, 4 scenes each, the same for all; 95 % intervals."]
+    assert gain[2:] == ["| sync | - | - |", "| naive | - | - |"], "nothing there was measured beside naive"
     assert success[0] == "| success, % | 0 steps late | 2 steps late |"
     assert success[2] == "| sync | 100.0 (100.0 - 100.0) | - |" and success[3].startswith("| naive | - | 37.5 (")
     assert jerk[2].startswith("| sync | 1.0 (") and jerk[3].startswith(f"| naive | - | {32 / 7:.1f} (")
@@ -35,6 +37,16 @@ def test_the_report_says_what_is_in_the_rows(tmp_path):
         "naive,2,1,4,4,1,30.00,2.00,5.00",
     ]
     assert (tmp_path / "moving.png").stat().st_size > 5000
+
+
+def test_the_gain_is_paired_by_policy_and_scene():
+    naive = [row("naive", 2, 0, "1100", [1.0] * 4), row("naive", 2, 1, "0000", [1.0] * 4)]
+    rtc = [row("rtc", 2, 0, "1111", [1.0] * 4), row("rtc", 2, 1, "0011", [1.0] * 4)]
+    cells = {("naive", 2): naive, ("rtc", 2): rtc}
+    gain = moving.gain_of(rtc, cells)
+    assert gain is not None and gain.mean == 50.0
+    assert gain.low == 0.0 and gain.high == 100.0, "two scenes gain nothing, two gain all: as one draws them"
+    assert moving.gain_of(rtc, {("naive", 2): naive[:1], ("rtc", 2): rtc}) is None, "another policy"
 
 
 def test_seeds_of_a_scene_are_drawn_together():

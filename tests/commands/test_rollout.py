@@ -216,6 +216,27 @@ def test_where_a_policy_fails_is_counted(tmp_path):
     assert plain["phases"] is None and write_phases(tmp_path, plain) is None and "how far" not in format_rates(plain)
 
 
+class TasksVectorEnv(FakeReachVectorEnv):
+    """The same, and every scene's task has a name."""
+
+    def _info(self):
+        return {**super()._info(), "task": [["red", "blue"][target] for target in self.target]}
+
+
+def test_several_tasks_are_counted_one_by_one():
+    options = {"replan_every": 2, "max_steps": 20}
+    figures, _ = evaluate(ReachPolicy("red"), TasksVectorEnv(8), range(20), **options)
+    rates = {name: {what: rate["rate"] for what, rate in task.items()} for name, task in figures["tasks"].items()}
+    assert rates["red"] == {"success": 1.0, "time_outs": 0.0, "original": 1.0, "swapped": 0.0}
+    assert rates["blue"] == {"success": 0.0, "time_outs": 0.0, "original": 0.0, "swapped": 1.0}
+    printed = format_rates(json.loads(json.dumps(figures)))
+    assert re.search(r"  red +100.0 %.* 10 / 10\n      swapped, original done +100.0 %", printed)
+    idle, _ = evaluate(rest, TasksVectorEnv(3), range(5), **options, swapped=False)
+    assert idle["time_outs"] == success_rate([True] * 5)
+    assert idle["tasks"]["red"] == {"success": success_rate([False] * 3), "time_outs": success_rate([True] * 3)}
+    assert evaluate(rest, FakeReachVectorEnv(3), range(5), **options)[0]["tasks"] is None
+
+
 def test_phases_that_are_none_are_refused():
     class Wrong(FakeReachVectorEnv):
         def _info(self):

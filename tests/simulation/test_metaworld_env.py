@@ -1,4 +1,4 @@
-"""Meta-World's faucet: determinism, that only the sentence tells the task, the experts, and what decides success."""
+"""Meta-World's scenes: determinism, that only the sentence tells the task, the experts, and what decides success."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,8 @@ from kivla.simulation.recording import record_demonstrations  # noqa: E402
 from kivla.simulation.rollout import rollout, swapped_instructions  # noqa: E402
 from kivla.training.data.lerobot.dataset import LeRobotDataset  # noqa: E402
 
-OPEN, CLOSE = (task.instruction for task in metaworld_env.TASKS)
+FAUCET = metaworld_env.TASKS[:2]
+OPEN, CLOSE = (task.instruction for task in FAUCET)
 SEEDS = [3, 4, 5, 6]
 
 
@@ -52,7 +53,9 @@ def test_interface(env):
     assert reward.shape == terminated.shape == truncated.shape == info["success"].shape == (4,)
     assert not (terminated | truncated | info["success"] | info["swapped_success"]).any(), "done after one step"
     assert set(info["instruction"] + info["swapped_instruction"]) == {OPEN, CLOSE}
-    np.testing.assert_allclose(observation["state"][:, :3], [metaworld_env.HAND_START] * 4, atol=0.05)  # metres
+    np.testing.assert_allclose(
+        observation["state"][:, :3], [metaworld_env.SCENES["faucet"].hand] * 4, atol=0.05
+    )  # metres
 
 
 def test_same_seed_same_pixels_alone_and_among_others(env):
@@ -74,7 +77,7 @@ def test_only_the_sentence_tells_the_task(env):
     first = {text: env.reset(seed=SEEDS, options={"instruction": [text] * 4})[0] for text in (OPEN, CLOSE)}
     np.testing.assert_array_equal(first[OPEN]["images"]["front"], first[CLOSE]["images"]["front"])
     np.testing.assert_array_equal(first[OPEN]["state"], first[CLOSE]["state"])
-    one_task = {task.name: make_env("metaworld", 1, tasks=[task.name]) for task in metaworld_env.TASKS}
+    one_task = {task.name: make_env("metaworld", 1, tasks=[task.name]) for task in FAUCET}
     observations, infos = zip(*(other.reset(seed=[3]) for other in one_task.values()), strict=True)
     assert [info["instruction"] for info in infos] == [[OPEN], [CLOSE]]
     assert [info["swapped_instruction"] for info in infos] == [[CLOSE], [OPEN]]
@@ -95,14 +98,14 @@ def test_the_expert_does_what_it_is_told(env, sentence):
     assert (np.array(angles) * (1 if sentence == OPEN else -1) > 1.2).all(), "the handle was turned the other way"
 
 
-@pytest.mark.parametrize("task", metaworld_env.TASKS, ids=lambda task: task.name)
+@pytest.mark.parametrize("task", FAUCET, ids=lambda task: task.name)
 def test_scene_motion_and_success_are_metaworlds_own(task):
     from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 
     env = make_env("metaworld", 1, tasks=[task.name], action_repeat=1, max_steps=150, image_size=8)
     env.reset(seed=[9])
     original = ALL_V3_ENVIRONMENTS[task.name]()
-    original._set_task_called, original._last_rand_vec = True, env.faucets[0]
+    original._set_task_called, original._last_rand_vec = True, env.places[0]
     original.reset()
     done = False
     while not done:
@@ -110,10 +113,44 @@ def test_scene_motion_and_success_are_metaworlds_own(task):
         observation, _, terminated, truncated, info = env.step(action[None])
         expected, _, _, _, expected_info = original.step(action)
         np.testing.assert_allclose(observation["state"][0], expected[:4], atol=1e-6)  # metres
-        np.testing.assert_allclose(env._handle(0, task), expected[4:7], atol=1e-6)
+        np.testing.assert_allclose(task.handle(env.data[0]), expected[4:7], atol=1e-6)
         assert info["success"][0] == bool(expected_info["success"])
         done = (terminated | truncated)[0]
     assert info["success"][0], "the expert failed"
+    env.close()
+
+
+def test_all_tasks_are_told_by_the_sentence_alone():
+    """Of every scene: the same picture whatever is told, either task by the expert, never both, and its phases."""
+    tasks, count = metaworld_env.TASKS, 20
+    env = make_env("metaworld", count, tasks="all", image_size=16)
+    first, info = env.reset(seed=range(count))
+    assert set(env.task.tolist()) == set(range(len(tasks))), "a task is not drawn"
+    own, other = info["instruction"], info["swapped_instruction"]
+    assert own == [tasks[task].instruction for task in env.task]
+    assert all(
+        {a, b} == {t.instruction for t in tasks if t.scene == s} for a, b, s in zip(own, other, env.scenes, strict=True)
+    )
+    assert info["phases"] == [dict.fromkeys(metaworld_env.PHASES, False)] * count
+    for told in (own, other):
+        again, info = env.reset(seed=range(count), options={"instruction": told})
+        np.testing.assert_array_equal(again["images"]["front"], first["images"]["front"])
+        np.testing.assert_array_equal(again["state"], first["state"])
+        assert not (info["success"] | info["swapped_success"]).any(), "done before it began"
+        info, lengths = run(env)
+        assert info["swapped_success"].all(), np.array(told)[~info["swapped_success"]]
+        assert info["success"].all() if told is own else not info["success"].any()
+        assert lengths.max() <= 40
+        assert info["phases"] == [dict.fromkeys(metaworld_env.PHASES, True)] * count
+    env.close()
+
+
+def test_a_sentence_of_another_scene_is_not_understood():
+    env = make_env("metaworld", 1, tasks=["drawer-open-v3"], image_size=24)
+    _, info = env.reset(seed=[0], options={"instruction": [OPEN]})
+    assert info["phases"] == [{}] and env.told_task.tolist() == [-1]
+    with pytest.raises(ValueError, match="cannot follow 'open the faucet'"):
+        env.expert_actions()
     env.close()
 
 
@@ -162,6 +199,7 @@ def test_demonstrations_and_rollouts(tmp_path, env):
     ("options", "message"),
     [
         ({"tasks": ["faucet-melt-v3"]}, "faucet-melt-v3"),
+        ({"tasks": "every"}, "or 'all'"),
         ({"tasks": []}, "one or more of faucet-open-v3, faucet-close-v3"),
         ({"action_repeat": 3}, "action_repeat=3"),
         ({"max_steps": 0}, "max_steps=0"),

@@ -66,6 +66,9 @@ def test_a_warm_up_takes_its_steps_from_those_of_the_run():
         ({"dataset": "somewhere", "num_episodes": 5}, "--num_episodes"),
         ({"dataset": "somewhere"}, "--eval_text_dataset"),
         ({"rollouts": ["touch", "fly"]}, "fly"),
+        ({"rollouts": ["move"]}, r"--rollouts move is of tasks that are not demonstrated: --kinds \['touch'\]"),
+        ({"kinds": ["fly"]}, "--kinds takes one or more of touch, move"),
+        ({"kinds": ["move"], "dataset": "mine"}, "kinds"),
         ({"warmup_steps": 700}, "--warmup_steps"),
     ],
 )
