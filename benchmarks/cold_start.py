@@ -1,0 +1,75 @@
+"""`python -m benchmarks.cold_start POLICY`: from a new process to a policy's first action.
+
+Beside it: a process that does nothing but import the class of a VLM, which nobody who runs one can do without. Both
+take turns; what counts is the clock on the wall, and beside it the processor time, which another process on the machine
+changes little.
+"""
+
+import argparse
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+from statistics import median
+
+from tqdm import tqdm
+
+IMPORT = "from transformers import PaliGemmaForConditionalGeneration"
+# What the process of a robot does, here of the tabletop
+FIRST_ACTION = """
+import sys
+import numpy as np
+from transformers import pipeline
+import kivla
+act = pipeline("action-prediction", model=sys.argv[1])
+images = {"observation.images.top": np.zeros((64, 64, 3), np.uint8)}
+chunk = act({"images": images, "text": "touch the red star", "state": np.zeros(3, np.float32)})
+assert np.isfinite(chunk["actions"]).all()
+"""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.cold_start", description=__doc__)
+    parser.add_argument("policy", help="a policy of the tabletop, such as outputs/demo_10_minutes/policy")
+    parser.add_argument("--repetitions", type=int, default=7, help="of each (default: 7)")
+    options = parser.parse_args(arguments)
+    programs = {"to the first action": [FIRST_ACTION, options.policy], IMPORT: [IMPORT]}
+    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in programs}
+    for repetition in tqdm(range(1 + options.repetitions), desc="processes"):  # one before them reads the files
+        for name in list(programs)[:: -1 if repetition % 2 else 1]:
+            seconds = _seconds(programs[name])
+            if repetition > 0:
+                taken[name].append(seconds)
+    print(as_table(taken))
+
+
+def as_table(taken: dict[str, list[tuple[float, float]]]) -> str:
+    """Medians, in seconds, and the ratio of the first program to the second.
+
+    Args:
+        taken: of two programs, (on the wall, of the processor) for each repetition.
+    """
+    lines = ["| | on the wall, s | of the processor, s |", "|---|--:|--:|"]
+    middle = {name: [median(column) for column in zip(*seconds, strict=True)] for name, seconds in taken.items()}
+    lines += [f"| {name} | {wall:.2f} | {cpu:.2f} |" for name, (wall, cpu) in middle.items()]
+    ours, floor = middle.values()
+    lines.append(f"| ratio | {ours[0] / floor[0]:.2f} | {ours[1] / floor[1]:.2f} |")
+    return "\n".join(lines)
+
+
+def _seconds(program: list[str]) -> tuple[float, float]:
+    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    subprocess.run(
+        [sys.executable, "-c", *program],
+        cwd=Path(__file__).parents[1],
+        check=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    wall, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
+    return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+if __name__ == "__main__":
+    main()
