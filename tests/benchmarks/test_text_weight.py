@@ -2,9 +2,12 @@
 
 import json
 
+import pytest
+
 from benchmarks import text_weight
 
 
+@pytest.mark.slow
 def test_every_weight_is_measured_once(tmp_path, capsys):
     file = tmp_path / "texts.jsonl"
     file.write_text("".join(json.dumps({"text": f"The cup of tea number {i} is hot."}) + "\n" for i in range(4)))

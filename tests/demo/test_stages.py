@@ -87,6 +87,7 @@ def test_two_stages_are_one_run(vlm, demonstrations, tmp_path):
     assert flow == [8, 9]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["autoregressive", "pi0", "frozen"])
 def test_other_recipes_train_and_act(vlm, demonstrations, tmp_path, recipe):
     fine_tune(vlm, demonstrations, tmp_path, replace(TINY, recipe=recipe), max_steps=1)

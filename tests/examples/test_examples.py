@@ -185,6 +185,7 @@ def test_tour(tmp_path, monkeypatch):
     assert len(names["pictures"]) == 2, "both sentences were acted on"
 
 
+@pytest.mark.slow
 def test_two_sentences(run, policy, tmp_path):
     run("two_sentences.py", policy, "--output", tmp_path / "two.gif", "--scenes", 0)
     picture = Image.open(tmp_path / "two.gif")

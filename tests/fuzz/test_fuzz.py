@@ -28,6 +28,7 @@ def test_every_input_is_accepted_or_refused_in_a_documented_way(name, tmp_path):
     assert result.inputs >= 1 and not result.defects
 
 
+@pytest.mark.slow
 def test_the_harness_finds_what_it_looks_for(tmp_path, monkeypatch):
     kinds = {
         "exception": lambda: {}["x"],

@@ -327,6 +327,7 @@ def test_an_insulated_vlm_gets_no_gradient():
     assert not silent, silent
 
 
+@pytest.mark.slow
 @conditionings
 def test_an_expert_that_was_trained_with_delays_goes_on_from_what_it_is_given(conditioning):
     """Chunks rise or fall, and nothing but their beginning tells which: a wrong guess is 0.8 off and more. The

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 from transformers import pipeline
 
 from kivla.cli import main
@@ -61,6 +62,7 @@ def without_kivla(folder, frames, out):
     return np.load(f"{out}.npz")
 
 
+@pytest.mark.slow
 def test_a_policy_acts_the_same_without_kivla(tmp_path):
     from kivla.demo.tiny_vlm import save_tiny_vlm
 

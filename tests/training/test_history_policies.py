@@ -44,6 +44,7 @@ def test_it_is_trained_evaluated_and_saved(policy, capsys, tmp_path):
     assert "| sees | 2 frames, 3 control steps apart |" in (policy / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_the_same_command_goes_on_and_another_history_is_another_run(policy, vlm, tmp_path):
     options = {**TINY, "vlm": vlm, "dataset": DATASET, "output_dir": tmp_path, "save_steps": 1, "max_steps": 1}
     main(["train", *words(**options, history=2, history_stride=3)])

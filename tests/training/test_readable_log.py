@@ -1,5 +1,7 @@
 """The log of a run is lines that people read, by the names that trackers have."""
 
+import pytest
+
 from kivla.cli import main
 from kivla.training.readable_log import log_line
 from tests.commands.test_commands import TINY
@@ -23,6 +25,7 @@ def test_the_averages_of_the_whole_run_are_not_a_step():
     assert log_line({"train_runtime": 1.0, "train_loss": 2.0}, 9) is None
 
 
+@pytest.mark.slow
 def test_a_run_prints_lines(vlm, tmp_path, capsys):
     settings = {**TINY, "vlm": vlm, "dataset": DATASET, "max_steps": 2, "output_dir": tmp_path}
     for bars in ("false", "true"):
