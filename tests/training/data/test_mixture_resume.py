@@ -52,7 +52,7 @@ class StopAfter(TrainerCallback):
 
 
 def train(folder: Path, stop_after: int, num_workers: int, batch_size: int = BATCH) -> None:
-    model, processor = make_policy(folder / "vlm")
+    model, processor = make_policy(folder / f"vlm_{os.environ.get('RANK', 0)}")  # processes do not share a file
     data = [LeRobotDataset(DATASET, CHUNK, episodes=[episode]) for episode in (0, 1)]
     questions = VLMDataset(make_questions(3, seed=0))
     args = KIVLATrainingArguments(
