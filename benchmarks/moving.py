@@ -124,26 +124,23 @@ def outcomes(pipe, seed: int, acting: Acting, num_episodes: int) -> dict:
     }
 
 
+def outcomes_of(rows: list[dict]) -> np.ndarray:
+    """(seeds, scenes): 100 where the target was touched, else 0."""
+    return np.array([[100.0 * (bit == "1") for bit in row["success"]] for row in rows])
+
+
 def success_of(rows: list[dict]) -> Interval:
     """Success in %. What is drawn anew for the interval is scenes, each with the outcomes of all seeds."""
-    outcomes = np.array([[100.0 * (bit == "1") for bit in row["success"]] for row in rows])  # (seeds, scenes)
+    outcomes = outcomes_of(rows)
     return bootstrap_interval(outcomes.sum(0), np.full(outcomes.shape[1], len(rows)))
 
 
 def gain_of(rows: list[dict], cells: Cells) -> Interval | None:
     """Points of success more than those of "naive" with the same latency: same policies, same scenes."""
-    naive = {row["seed"]: row["success"] for row in cells.get(("naive", rows[0]["latency"]), [])}
+    naive = {row["seed"]: row for row in cells.get(("naive", rows[0]["latency"]), [])}
     if rows[0]["way"] == "naive" or any(row["seed"] not in naive for row in rows):
         return None
-    gains = np.array(
-        [
-            [
-                100.0 * ((bit == "1") - (other == "1"))
-                for bit, other in zip(row["success"], naive[row["seed"]], strict=True)
-            ]
-            for row in rows
-        ]
-    )  # (seeds, scenes)
+    gains = outcomes_of(rows) - outcomes_of([naive[row["seed"]] for row in rows])
     return bootstrap_interval(gains.sum(0), np.full(gains.shape[1], len(rows)))
 
 
