@@ -6,14 +6,9 @@ changes little.
 """
 
 import argparse
-import resource
-import subprocess
-import sys
-import time
-from pathlib import Path
 from statistics import median
 
-from tqdm import tqdm
+from .imports import interleaved
 
 IMPORT = "from transformers import PaliGemmaForConditionalGeneration"
 # What the process of a robot does, here of the tabletop
@@ -35,13 +30,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--repetitions", type=int, default=7, help="of each (default: 7)")
     options = parser.parse_args(arguments)
     programs = {"to the first action": [FIRST_ACTION, options.policy], IMPORT: [IMPORT]}
-    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in programs}
-    for repetition in tqdm(range(1 + options.repetitions), desc="processes"):  # one before them reads the files
-        for name in list(programs)[:: -1 if repetition % 2 else 1]:
-            seconds = _seconds(programs[name])
-            if repetition > 0:
-                taken[name].append(seconds)
-    print(as_table(taken))
+    print(as_table(interleaved(programs, options.repetitions)))
 
 
 def as_table(taken: dict[str, list[tuple[float, float]]]) -> str:
@@ -56,19 +45,6 @@ def as_table(taken: dict[str, list[tuple[float, float]]]) -> str:
     ours, floor = middle.values()
     lines.append(f"| ratio | {ours[0] / floor[0]:.2f} | {ours[1] / floor[1]:.2f} |")
     return "\n".join(lines)
-
-
-def _seconds(program: list[str]) -> tuple[float, float]:
-    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    subprocess.run(
-        [sys.executable, "-c", *program],
-        cwd=Path(__file__).parents[1],
-        check=True,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    wall, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
-    return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 if __name__ == "__main__":

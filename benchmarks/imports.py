@@ -3,6 +3,7 @@
 import resource
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from tqdm import tqdm
@@ -29,7 +30,8 @@ def measure(quick: bool) -> Measurement:
         "little. A policy is registered with the library's Auto classes and pipelines by `import kivla`, and the "
         "classes that are registered need `transformers.pipelines`: `import kivla` cannot take less than these.",
     )
-    seconds = _interleaved(LIBRARIES | OURS, repetitions=1 if quick else 3)
+    taken = interleaved({name: [program] for name, program in (LIBRARIES | OURS).items()}, 1 if quick else 3)
+    seconds = {name: [processor for _, processor in runs] for name, runs in taken.items()}
     measurement.check("Every process ended well", True)  # `_seconds` raises where one does not
     measurement.comparisons = [
         Comparison(what, seconds[what], against, seconds[against]) for what in OURS for against in LIBRARIES
@@ -37,22 +39,26 @@ def measure(quick: bool) -> Measurement:
     return measurement
 
 
-def _interleaved(programs: dict[str, str], repetitions: int) -> dict[str, list[float]]:
-    """Processor seconds of each program, every other repetition in reverse order; one before them is not counted."""
-    seconds = {name: [] for name in programs}
-    for repetition in tqdm(range(1 + repetitions), desc="imports", leave=False):
+def interleaved(programs: dict[str, list[str]], repetitions: int) -> dict[str, list[tuple[float, float]]]:
+    """Run each program, and its arguments, in fresh processes, every other repetition in reverse order.
+
+    Returns:
+        (seconds on the wall, seconds of the processor) for each repetition; one before them is not counted.
+    """
+    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in programs}
+    for repetition in tqdm(range(1 + repetitions), desc="processes", leave=False):
         for name in list(programs)[:: -1 if repetition % 2 else 1]:
-            taken = _seconds(programs[name])
+            seconds = _seconds(programs[name])
             if repetition > 0:
-                seconds[name].append(taken)
-    return seconds
+                taken[name].append(seconds)
+    return taken
 
 
-def _seconds(program: str) -> float:
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+def _seconds(program: list[str]) -> tuple[float, float]:
+    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    subprocess.run([sys.executable, "-c", *program], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    wall, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
+    return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 if __name__ == "__main__":
