@@ -25,6 +25,7 @@ from tqdm import tqdm
 from kivla.hub_cards.environment_info import environment_info
 from kivla.modeling_kivla import KIVLAForActionPrediction
 from kivla.modeling_kivla.flow_matching import euler_times
+from kivla.training.run_folder import write_whole
 
 from .policies import ACTION_DIM, TINY, Size, action_inputs, flow_draws, observation, policy, token_batch
 
@@ -32,6 +33,7 @@ from .policies import ACTION_DIM, TINY, Size, action_inputs, flow_draws, observa
 PI05 = Size(2048, 16384, 18, 256, 1024, 4096, 224, 48, 40, 50, vocab_size=257_152, vision=(1152, 4304, 27, 16))
 CAMERAS, STEPS, DRAWS = (1, 2, 3), (10, 5), (1, 4)
 BATCH = 8
+PARTS = ("training", "sampling")
 
 
 @dataclass
@@ -126,16 +128,17 @@ def _count(module: torch.nn.Module) -> int:
 
 
 def graphed(model: KIVLAForActionPrediction, prefix, noise: torch.Tensor, num_steps: int) -> Callable[[], object]:
-    """The denoising loop as one CUDA graph, on this prefix' memory."""
+    """The denoising loop as one CUDA graph, on this prefix' memory, by compiled code if the policy has any."""
     expert = model.expert
+    velocity = expert if model.compiled_policy is None else model.compiled_policy.velocity
     layout = expert.suffix_layout(prefix, model.config.chunk_size)
     conditions = expert.time_condition(euler_times(num_steps, noise.device)).rows()
-    room = prefix.with_room(model.config.chunk_size, like=expert.action_in_proj.weight)
+    room = expert.with_room(prefix, model.config.chunk_size)
 
     def loop():
         x = noise
         for condition in conditions:
-            x = x - expert(x, condition, room, layout) / num_steps
+            x = x - velocity(x, condition, room, layout) / num_steps
         return x
 
     stream = torch.cuda.Stream()
@@ -150,29 +153,53 @@ def graphed(model: KIVLAForActionPrediction, prefix, noise: torch.Tensor, num_st
     return graph.replay
 
 
+WAYS = {
+    "eager": lambda model: None,
+    "compiled expert": lambda model: model.compile_expert(),
+    "compiled policy": lambda model: model.compile_policy(),
+}
+
+
 @torch.no_grad()
 def sampling(model: KIVLAForActionPrediction, size: Size, device: Device, rate: dict) -> list[dict]:
-    """Milliseconds of a chunk, batch 1, by cameras and steps."""
+    """Milliseconds of a chunk, batch 1: prefix and loop together, by way, cameras and steps."""
     rows = []
-    for compiled in (False, True):
-        if compiled:
-            model.compile_expert()
-        for cameras in CAMERAS:
+    for way, begin in WAYS.items():
+        begin(model)
+        # What is compiled is so for each number of images: minutes
+        for cameras in CAMERAS if way != "compiled policy" else CAMERAS[1:2]:
             inputs = device.to(observation(size, 1, cameras))
             noise = torch.randn(1, size.chunk_size, ACTION_DIM, device=device.name)
+            start = time.perf_counter()
+            model.sample_actions(**inputs, noise=noise)
+            first = time.perf_counter() - start
             prefix = model.encode_prefix(**inputs)
             prefix_ms = 1e3 * device.seconds(partial(model.encode_prefix, **inputs))
             for steps in STEPS:
-                row = {"cameras": cameras, "steps": steps, "compiled": compiled, "prefix_ms": prefix_ms}
+                row = {"way": way, "cameras": cameras, "steps": steps, "first_s": first, "prefix_ms": prefix_ms}
                 row["chunk_ms"] = 1e3 * device.seconds(
                     partial(model.sample_actions, **inputs, noise=noise, num_steps=steps)
                 )
                 row["floor_ms"] = 1e3 * floor_seconds(model, size, cameras, steps, rate)
-                if device.name == "cuda" and not compiled:
+                if device.name == "cuda" and way != "compiled expert":
                     graph = graphed(model, prefix, noise, steps)
                     row["graph_loop_ms"] = 1e3 * device.seconds(graph)
                 rows.append(row)
+                print(row, flush=True)
     return rows
+
+
+@torch.no_grad()
+def profiled(model: KIVLAForActionPrediction, size: Size, device: Device) -> str:
+    """Which kernels a chunk of two cameras and ten steps spends its time in."""
+    inputs = device.to(observation(size, 1, 2))
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if device.name == "cuda":
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    with torch.profiler.profile(activities=activities) as profile:
+        model.sample_actions(**inputs)
+    by = "self_cuda_time_total" if device.name == "cuda" else "self_cpu_time_total"
+    return profile.key_averages().table(sort_by=by, row_limit=25, max_name_column_width=60)
 
 
 def training(model: KIVLAForActionPrediction, size: Size, device: Device) -> list[dict]:
@@ -197,7 +224,7 @@ def training(model: KIVLAForActionPrediction, size: Size, device: Device) -> lis
 
             if device.name == "cuda":
                 torch.cuda.reset_peak_memory_stats()
-            seconds = device.seconds(step, warmup=2)
+            seconds = replace(device, repetitions=min(device.repetitions, 8)).seconds(step, warmup=2)
             memory = torch.cuda.max_memory_allocated() / 1e9 if device.name == "cuda" else None
             rows.append(
                 {
@@ -223,30 +250,42 @@ def as_table(rows: list[dict]) -> str:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
     parser.add_argument("--tiny", action="store_true", help="toy sizes on the CPU: shows that it works, no more")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure; all")
     parser.add_argument("--output", type=Path, default=Path("outputs/gpu.json"), help="where the numbers go")
     options = parser.parse_args(arguments)
     if not options.tiny and not torch.cuda.is_available():
         parser.error("there is no GPU here: --tiny runs toy sizes on the CPU")
     size = TINY if options.tiny else PI05
     device = Device("cpu", torch.float32, 2) if options.tiny else Device("cuda", torch.bfloat16, 20)
-    result = {"machine": environment_info(), "checks": check(device)}
-    print("\n".join(["Checked against float32 on the CPU:", *result["checks"]]))
-    with tqdm(total=4, desc="benchmarks") as progress:
-        result["rates"] = rates(device, options.tiny)
+    result = {"machine": environment_info()}
+
+    def keep(what: str, found: object) -> None:
+        """What was measured is written at once: a lent machine may be taken back."""
+        result[what] = found
+        write_whole(options.output, json.dumps(result, indent=2) + "\n")
+
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    with tqdm(total=3 + len(options.parts), desc="benchmarks") as progress:
+        keep("checks", check(device))
+        progress.update()
+        keep("rates", rates(device, options.tiny))
         progress.update()
         with torch.device(device.name):
             model = policy(size, device.dtype)
         progress.update()
-        result["training"] = training(model, size, device)
-        progress.update()
-        model.zero_grad()
-        result["sampling"] = sampling(model.eval(), size, device, result["rates"])  # last: it compiles the expert
-        progress.update()
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(result, indent=2) + "\n")
+        if "training" in options.parts:
+            keep("training", training(model, size, device))
+            model.zero_grad()
+            progress.update()
+        if "sampling" in options.parts:
+            keep("sampling", sampling(model.eval(), size, device, result["rates"]))  # last: it compiles the expert
+            write_whole(options.output.with_suffix(".txt"), profiled(model, size, device))
+            progress.update()
     about = result["machine"]
-    print(f"\n{about['gpu'] or about['cpu']}, torch {about['torch']}, transformers {about['transformers']}\n")
-    print(f"{as_table(result['sampling'])}\n\n{as_table(result['training'])}")
+    print("\n".join(["Checked against float32 on the CPU:", *result["checks"]]))
+    print(f"\n{about['gpu'] or about['cpu']}, torch {about['torch']}, transformers {about['transformers']}")
+    for part in options.parts:
+        print(f"\n{as_table(result[part])}")
 
 
 if __name__ == "__main__":
