@@ -26,13 +26,8 @@ from transformers.utils.output_capturing import maybe_install_capturing_hooks
 from .action_checks import check_finite
 from .action_expert import ActionExpert, ExpertRMSNorm, Modulation, Prefix
 from .adapter_loading import adapter_in, load_with_adapter
-from .backbone_attention import (
-    PrefixRecorder,
-    capture_positions,
-    find_language_head,
-    find_text_decoder,
-    record_attention,
-)
+from .backbone_attention import find_language_head, find_text_decoder, record_attention
+from .compiled_policy import CompiledPolicy
 from .configuration_kivla import KIVLAConfig, KIVLAExpertConfig
 from .damaged_files import check_all_weights, check_text_weights, damaged_files_named
 from .flow_matching import euler_times, flow_matching_loss, interpolate, sample_flow_time
@@ -60,7 +55,7 @@ from .pipeline_kivla import ActionPredictionPipeline  # noqa: F401 (belongs to t
 from .real_time_chunking import RealTimeChunking, draw_delays, first_steps, guided_velocity
 from .remote_vlm import register_vlm_code, save_vlm_code
 from .token_ids import check_new_tokens, without_advice_on_new_rows
-from .token_logits import token_logits
+from .vlm_pass import rotary_frequencies, run_vlm
 
 _HUB_ARGUMENTS = (
     "cache_dir",
@@ -156,6 +151,7 @@ class KIVLAForActionPrediction(KIVLAGenerationMixin, KIVLAPreTrainedModel):
         self.rows_of_base = len(self.get_input_embeddings().weight)  # what files have; new tokens come after
         # Whether training is to leave the other rows of embedding and output layer as they are (KIVLATrainer does).
         self.trains_new_rows_only = False
+        self.compiled_policy: CompiledPolicy | None = None
         config.vlm_config = self.vlm.config
         self.vlm_argument_names = vlm_argument_names(self.vlm)
         # The VLM knows what it ties; peft looks for it here, at the root.
@@ -521,7 +517,7 @@ class KIVLAForActionPrediction(KIVLAGenerationMixin, KIVLAPreTrainedModel):
         apart; and what the expert reads, if it does (`read`).
         """
         check_one_pass(vlm_inputs)
-        vlm_inputs = {**vlm_inputs, "use_cache": False}
+        vlm_inputs = {name: value for name, value in vlm_inputs.items() if name != "use_cache"}  # there is no cache
         if "input_ids" in vlm_inputs:
             check_token_ids(self.config, vlm_inputs["input_ids"], self.get_input_embeddings().weight.shape[0])
         visible = None
@@ -536,14 +532,11 @@ class KIVLAForActionPrediction(KIVLAGenerationMixin, KIVLAPreTrainedModel):
 
         # The VLM's own forward, with three things noted on the way: keys and values, positions, logits at some rows.
         layers = self.config.expert_layers
-        decoder = find_text_decoder(self.vlm)
-        inv_freq = {layer["inv_freq"]: decoder.get_buffer(layer["inv_freq"]) for layer in layers if layer["rope"]}
-        rotary = decoder.get_submodule(next(iter(inv_freq)).rpartition(".")[0]) if inv_freq else None
-        recorder = PrefixRecorder([layer["layer"] for layer in layers] if read else [])
-        with capture_positions(rotary) as positions, token_logits(self.vlm, rows, closed) as split:
-            output = self.vlm(**vlm_inputs, kivla_recorder=recorder)
-            logits = split(output.logits)
-        recorder.close()  # gradient checkpointing runs the layers again, and they must not be recorded twice
+        output = logits = None
+        if self.compiled_policy is not None and read and not len(rows) and not torch.is_grad_enabled():
+            key_values, position = self.compiled_policy.read_prompt(vlm_inputs)
+        else:
+            output, logits, key_values, position = run_vlm(self.vlm, layers, read, rows, closed, **vlm_inputs)
         if vlm_inputs.get("output_router_logits") and output.get("aux_loss") is None:
             raise ValueError(
                 f"'{self.config.vlm_config.model_type}' has no router loss: leave out output_router_logits."
@@ -551,7 +544,7 @@ class KIVLAForActionPrediction(KIVLAGenerationMixin, KIVLAPreTrainedModel):
 
         # The positions that the VLM gave its tokens, (B, S): the expert's tokens count on from there. Without rotary
         # embedding there is no position to count on from.
-        position = positions[-1] if positions else rows.new_zeros(1, 1)
+        position = rows.new_zeros(1, 1) if position is None else position
         if position.ndim == 3:  # M-RoPE
             if "input_ids" not in vlm_inputs and "position_ids" not in vlm_inputs:
                 raise ValueError(
@@ -566,8 +559,8 @@ class KIVLAForActionPrediction(KIVLAGenerationMixin, KIVLAPreTrainedModel):
         visible = visible.to(position.device)
         next_position = position.expand_as(visible).masked_fill(~visible, -1).amax(1) + 1  # (B,)
         scale = self.config.backbone_gradient_scale
-        recorded = [recorder.key_values[layer["layer"]] for layer in layers]
-        key_values = [(insulate(k[:, :, columns], scale), insulate(v[:, :, columns], scale)) for k, v in recorded]
+        inv_freq = rotary_frequencies(self.vlm, layers)
+        key_values = [(insulate(k[:, :, columns], scale), insulate(v[:, :, columns], scale)) for k, v in key_values]
         return output, logits, Prefix(key_values, None if is_all_read else visible[:, columns], next_position, inv_freq)
 
     # -------------------------------------------------------------------------------------------------- acting
@@ -660,10 +653,12 @@ class KIVLAForActionPrediction(KIVLAGenerationMixin, KIVLAPreTrainedModel):
         times = euler_times(num_steps, device)
         conditions = self.expert.time_condition(times, with_given=given is not None).rows()
         prefix = self.expert.with_room(prefix, config.chunk_size + (state is not None) if guide is None else 0)
+        is_compiled = self.compiled_policy is not None and guide is None
+        expert = self.compiled_policy.velocity if is_compiled else self.expert
 
         # Euler steps from t = 1 (noise) to t = 0 (actions).
         for t, condition in zip(times, conditions, strict=True):
-            velocity_of = partial(self.expert, time=condition, prefix=prefix, layout=layout, state=state)
+            velocity_of = partial(expert, time=condition, prefix=prefix, layout=layout, state=state)
             velocity = velocity_of(x) if guide is None else guided_velocity(velocity_of, x, t, *guide)
             x = x - velocity * step
         check_finite(x)
@@ -681,6 +676,27 @@ class KIVLAForActionPrediction(KIVLAGenerationMixin, KIVLAPreTrainedModel):
         # The calls between kernels weigh as much as the kernels of a small model: they, too, in C++.
         options = {"cpp_wrapper": True} if self.expert.action_in_proj.weight.device.type == "cpu" else None
         self.expert.compile(fullgraph=True, options=options)
+
+    def compile_policy(self, cache_dir: str | os.PathLike | None = None, options: dict | None = None) -> None:
+        """Let `sample_actions` and `encode_prefix` run compiled code for VLM and expert, for the life of this object.
+
+        Opt-in. Code is made when inputs of a new kind come (another number of examples or images; prompts may have any
+        length), which takes minutes, and kept on disk: the next process loads it in a second. Actions are the same up
+        to the order of sums. Training, `generate` and RTC by guidance run as before.
+        Needs what Inductor needs: on a CPU a C++ compiler.
+
+        Args:
+            cache_dir: where the code is kept; by default in the cache of Hugging Face.
+            options: of Inductor, for instance `{"max_autotune": True}`.
+
+        Raises:
+            ValueError: the policy is on several devices. Of VLMs whose forward looks at values on its way, the first
+                call says that they cannot be compiled as a whole.
+        """
+        devices = {str(parameter.device) for parameter in self.parameters()}
+        if len(devices) > 1:
+            raise ValueError(f"compile_policy needs the whole policy on one device, and it is on {sorted(devices)}.")
+        self.compiled_policy = CompiledPolicy(self.config, self.vlm, self.expert, cache_dir, options)
 
 
 def _repeated_layers(model: KIVLAForActionPrediction) -> set[str]:
