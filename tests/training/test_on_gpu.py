@@ -140,7 +140,7 @@ def test_a_run_in_mixed_precision(options, tmp_path):
 
 
 @pytest.mark.parametrize("lora", [False, True], ids=["all weights", "lora"])
-def test_a_resumed_run_goes_on_as_if_nothing_had_been(lora, tmp_path):
+def test_a_resumed_run_goes_on_as_if_nothing_had_been(lora, tmp_path, record_property):
     """In bfloat16, with gradient checkpointing and an average."""
     options = {"bf16": True, "gradient_checkpointing": True, "max_steps": 6, "save_strategy": "steps", "save_steps": 3}
     options |= {"lora": lora, "ema_decay": 0.9}
@@ -151,7 +151,7 @@ def test_a_resumed_run_goes_on_as_if_nothing_had_been(lora, tmp_path):
     resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-3"))
     assert [entry["step"] for entry in log_of(resumed)][-3:] == [4, 5, 6]
     assert_same_run(resumed, undisturbed, start, share=0.05)
-    print("the same bit for bit:", torch.equal(weights(resumed), weights(undisturbed)))
+    record_property("same bit for bit", torch.equal(weights(resumed), weights(undisturbed)))
 
 
 def test_a_resumed_run_is_the_undisturbed_one_bit_for_bit_where_torch_is_deterministic(tmp_path, monkeypatch):
