@@ -8,7 +8,7 @@ export TOKENIZERS_PARALLELISM ?= false
 # Progress bars and results, not the library's advice.
 export TRANSFORMERS_VERBOSITY ?= error
 
-.PHONY: demo study test test-slow test-quantization test-torchvision lint types docs bench clean
+.PHONY: demo study test test-slow test-gpu test-quantization test-torchvision lint types docs bench clean
 
 # DEMO_MINUTES=30 make demo: more time, better policy. make demo FROM_SCRATCH=1: pretrain the small VLM too.
 DEMO_MINUTES ?= 10
@@ -30,6 +30,10 @@ test: $(VENV)/.installed
 
 test-slow: $(VENV)/.installed
 	$(PYTEST) -m "slow and not quantization" $(PYTEST_ARGS)
+
+# On a machine with a GPU. The workers share it.
+test-gpu: $(VENV)/.installed
+	$(PYTEST) --dist worksteal tests/modeling_kivla/test_on_gpu.py tests/training/test_on_gpu.py $(PYTEST_ARGS)
 
 # torchao lies beside the other packages, for these tests alone: transformers imports it wherever it is installed, and
 # every command would begin with its warnings.

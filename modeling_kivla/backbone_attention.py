@@ -99,10 +99,11 @@ def _recording_attention(base: str):
 
 def _in_float32(attend, module, query, key, value, attention_mask, **kwargs):
     """Attention in float32 where autocast has a CPU compute in bf16: what CPUs are fast at in bf16 are layers."""
-    if attention_mask is not None and attention_mask.is_floating_point():
-        attention_mask = attention_mask.float()
+    mask, *biases = (
+        x.float() if torch.is_tensor(x) and x.is_floating_point() else x for x in (attention_mask, *kwargs.values())
+    )
     with torch.autocast("cpu", enabled=False):
-        return attend(module, query.float(), key.float(), value.float(), attention_mask, **kwargs)
+        return attend(module, query.float(), key.float(), value.float(), mask, **dict(zip(kwargs, biases, strict=True)))
 
 
 for _name in _WRAPPED_IMPLEMENTATIONS:

@@ -49,7 +49,7 @@ class _MatrixAndRows(torch.autograd.Function):
             gradient = gradient.flatten(0, -2)  # (n, W)
             if ctx.padding_idx is not None:  # a row that an embedding never learns
                 gradient = gradient.masked_fill((i.flatten() == ctx.padding_idx)[:, None], 0.0)
-            # Sorted by row on a GPU, so that sums come in one order there, too.
+            # (A GPU adds to one row in any order, unless torch is told to be deterministic.)
             of_matrix.add_(torch.sparse_coo_tensor(i.flatten()[None], gradient, ctx.shape, check_invariants=False))
         return of_matrix, None, *[None] * len(ids)
 

@@ -10,7 +10,6 @@ from packaging.version import Version
 
 from kivla import (
     FASTActionTokenizer,
-    KIVLACollator,
     KIVLAForActionPrediction,
     KIVLAProcessor,
     KIVLATrainer,
@@ -75,18 +74,6 @@ def save_policy(folder: Path) -> Path:
     model.save_pretrained(folder / "policy")
     processor.save_pretrained(folder / "policy")
     return folder / "policy"
-
-
-class FixedNoiseCollator(KIVLACollator):
-    """Gives every example its own fixed noise, so that runs which split their batches differently can be compared."""
-
-    def __call__(self, examples):
-        batch = super().__call__(examples)
-        seeds = [1000 * example["episode_index"] + example["frame_index"] for example in examples]
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        batch["noise"] = torch.stack([torch.randn(batch["actions"].shape[1:], generator=g) for g in generators])
-        batch["timestep"] = torch.stack([torch.rand((), generator=g) for g in generators])
-        return batch
 
 
 def make_trainer(folder, model=None, processor=None, collator=None, **arguments) -> KIVLATrainer:

@@ -14,15 +14,16 @@ def assert_close_relative(actual, expected, roundings: float = 256, *, dtype=Non
     """No value is further from the expected one than `roundings` roundings of the largest expected magnitude.
 
     Args:
-        actual, expected: tensors, arrays or numbers of the same shape, all finite. The lowest number of the dtype,
-            which some VLMs give to tokens that are never said, must be in the same places and has no other effect.
+        actual, expected: tensors on any device, arrays or numbers of the same shape, all finite. The lowest number of
+            the dtype, which some VLMs give to tokens that are never said, must be in the same places and has no other
+            effect.
         roundings: of a value as large as the largest magnitude in `expected`; 256 are 3e-5 of it in float32.
         dtype: what was computed in, if not the coarser dtype of the two (a loss read from a log is a Python float).
         scale: the largest magnitude counts as at least this, where that of `expected` alone is nothing but rounding
             (a gradient that is zero on paper).
         what: begins the message.
     """
-    actual, expected = torch.as_tensor(actual).detach(), torch.as_tensor(expected).detach()
+    actual, expected = (torch.as_tensor(values).detach().cpu() for values in (actual, expected))
     assert actual.shape == expected.shape, f"{what}: shape {tuple(actual.shape)}, expected {tuple(expected.shape)}"
     never = expected.abs() >= (torch.finfo(expected.dtype).max if expected.is_floating_point() else float("inf"))
     assert torch.equal(actual[never], expected[never]), f"{what}: other tokens are never said"

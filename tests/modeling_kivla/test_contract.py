@@ -68,6 +68,10 @@ def training_batch(name: str, lengths=(6, 3), images=(2, 1), side: str = "right"
     return batch
 
 
+def to_device(batch: dict, device: str) -> dict:
+    return {name: values.to(device) for name, values in batch.items()}
+
+
 def backbone_gradients(model: KIVLAForActionPrediction, loss: torch.Tensor) -> dict[str, torch.Tensor | None]:
     model.zero_grad()
     loss.backward()
@@ -145,16 +149,16 @@ def test_values_do_not_depend_on_insulation(name):
         assert torch.equal(out.logits, outputs[0].logits)
 
 
-def assert_alone_equals_in_a_batch(name: str, side: str) -> None:
-    model, family = policy(name), FAMILIES[name]
+def assert_alone_equals_in_a_batch(name: str, side: str, device: str = "cpu") -> None:
+    model, family = policy(name).to(device), FAMILIES[name]
     examples = [
         drop_suffix(make_example(family, num_images=n, text_length=length, seed=i))
         for i, (n, length) in enumerate([(1, 3), (2, 7)])
     ]
     noise = torch.randn(2, CHUNK, WIDTH, generator=torch.Generator().manual_seed(1))
-    together = model.sample_actions(**collate(family, examples, side), noise=noise, num_steps=3)
+    together = model.sample_actions(**to_device(collate(family, examples, side), device), noise=noise, num_steps=3)
     for i, example in enumerate(examples):
-        alone = model.sample_actions(**example, noise=noise[i : i + 1], num_steps=3)
+        alone = model.sample_actions(**to_device(example, device), noise=noise[i : i + 1], num_steps=3)
         assert_close_relative(together[i], alone[0], what=f"actions of example {i}")
 
 

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from kivla.training.evaluation.evaluation_step import EvaluationStep
-from tests.helpers.policies import CHUNK, FixedNoiseCollator, losses, make_policy, make_trainer
+from tests.helpers.fixed_noise import FixedNoiseCollator
+from tests.helpers.policies import CHUNK, losses, make_policy, make_trainer
 
 MAX_DELAY = 4
 

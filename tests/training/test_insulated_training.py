@@ -5,7 +5,8 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 from kivla import KIVLAForActionPrediction
-from tests.helpers.policies import SIZES, FixedNoiseCollator, awaken, make_policy, make_trainer
+from tests.helpers.fixed_noise import FixedNoiseCollator
+from tests.helpers.policies import SIZES, awaken, make_policy, make_trainer
 
 EXPERT = {"hidden_size": 32, "intermediate_size": 64}
 

@@ -16,7 +16,8 @@ from kivla.simulation import make_questions
 from kivla.training.data.mixture import Mixture
 from kivla.training.data.vlm.dataset import VLMDataset
 from kivla.training.loss_watch import NonFiniteError, dead_expert_of, name_examples, spike_of
-from tests.helpers.policies import FixedNoiseCollator, dataset, make_policy, make_trainer
+from tests.helpers.fixed_noise import FixedNoiseCollator
+from tests.helpers.policies import dataset, make_policy, make_trainer
 
 POISONED = 7
 

@@ -14,7 +14,8 @@ from kivla.training.lora import lora_config
 from kivla.training.parts import PROJECTOR, TokenRows, part_of, set_trained_parts, split_groups, vocabulary_weights
 from kivla.training.recipes import Stage, set_stage
 from tests.helpers.families import FAMILIES, each_family
-from tests.helpers.policies import SIZES, FixedNoiseCollator, dataset, make_policy, make_trainer
+from tests.helpers.fixed_noise import FixedNoiseCollator
+from tests.helpers.policies import SIZES, dataset, make_policy, make_trainer
 
 WARM_UP = Stage(("new_tokens", "projector", "expert"))
 RATES = {"new_token_learning_rate": 3e-3, "projector_learning_rate": 2e-3, "expert_learning_rate": 4e-3}

@@ -23,8 +23,9 @@ from kivla.training.checkpoints import problem_of
 from kivla.training.data_parallel import ended_process_group
 from kivla.training.loss_watch import NonFiniteError
 from kivla.training.preemption import Preempted
+from tests.helpers.fixed_noise import FixedNoiseCollator
 from tests.helpers.patience import PATIENCE
-from tests.helpers.policies import FixedNoiseCollator, dataset, make_policy, make_trainer, several_cpus_resume
+from tests.helpers.policies import dataset, make_policy, make_trainer, several_cpus_resume
 
 pytestmark = several_cpus_resume
 

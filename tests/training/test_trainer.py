@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from kivla import KIVLACollator, KIVLAForActionPrediction, KIVLAProcessor
-from tests.helpers.policies import CHUNK, FixedNoiseCollator, dataset, losses, make_policy, make_trainer
+from tests.helpers.fixed_noise import FixedNoiseCollator
+from tests.helpers.policies import CHUNK, dataset, losses, make_policy, make_trainer
 from tests.helpers.tolerance import assert_close_relative
 
 SHORT_RUN = {
