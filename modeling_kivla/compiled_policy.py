@@ -1,0 +1,251 @@
+"""The whole policy as compiled code: the VLM's pass over a prompt, and one step of the expert.
+
+`torch.export` runs the model once on tensors that hold no numbers and notes every operation, whatever Python stands
+around it; Inductor makes machine code of the notes. The code works for prompts of any length. It holds no weights but
+reads the model's own, so that one code serves every policy of the same sizes, and is kept on disk for the next process.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+import transformers
+from huggingface_hub import cached_assets_path
+from torch import nn
+from torch.export import Dim
+from transformers import PreTrainedModel
+
+from .action_expert import ActionExpert, Prefix, SuffixLayout, TimeCondition
+from .configuration_kivla import KIVLAConfig
+from .vlm_pass import run_vlm
+
+logger = logging.getLogger(__name__)
+
+_NO_CHECKS = "TRANSFORMERS_DISABLE_TORCH_CHECK"
+# Without weights; and without checks of indices: those of tokens are checked before, all others are the model's own (and
+# PyTorch 2.11 writes such a check in front of what it checks).
+_OPTIONS = {"aot_inductor.package_constants_in_so": False, "assert_indirect_indexing": False}
+_PLACEHOLDERS = ("image_token_id", "video_token_id", "audio_token_id")
+
+Tensors = dict[str, torch.Tensor]
+
+
+class CompiledPolicy:
+    """Compiled code for a policy that acts: made when inputs of a new kind come, and found again on disk.
+
+    A kind is: which inputs, how many examples and images, of which sizes; only the length of the prompt is free.
+
+    Args:
+        config: of the policy.
+        vlm, expert: its parts, all on one device.
+        cache_dir: a folder for the code; by default one in the cache of Hugging Face.
+        options: of Inductor, for instance `{"max_autotune": True}`.
+    """
+
+    def __init__(
+        self,
+        config: KIVLAConfig,
+        vlm: PreTrainedModel,
+        expert: ActionExpert,
+        cache_dir: str | Path | None = None,
+        options: dict | None = None,
+    ):
+        self.config, self.vlm, self.expert = config, vlm, expert
+        self.cache_dir = Path(cache_dir or cached_assets_path("kivla", "compiled"))
+        self.options = {**_OPTIONS, **(options or {})}
+        ids = {name: getattr(config.vlm_config, name, None) for name in _PLACEHOLDERS}
+        self._placeholders = {name: token for name, token in ids.items() if isinstance(token, int)}
+        self._code: dict[str, _Code] = {}
+        self._compiling = threading.Lock()
+
+    def __reduce__(self) -> tuple:
+        """A copy has weights of its own: its code is found on disk."""
+        return CompiledPolicy, (self.config, self.vlm, self.expert, self.cache_dir, self.options)
+
+    def read_prompt(self, vlm_inputs: dict) -> tuple[list[tuple[torch.Tensor, torch.Tensor]], torch.Tensor | None]:
+        """`key_values` and `position` of `run_vlm`."""
+        tokens = vlm_inputs.get("input_ids", vlm_inputs.get("inputs_embeds"))
+        given, fixed, lengths = {}, {}, {}
+        for name, value in vlm_inputs.items():
+            if torch.is_tensor(value) and value.shape[:2] == tokens.shape[:2]:
+                given[name], lengths[name] = value, 1
+            elif torch.is_tensor(value) and value.is_floating_point():
+                given[name] = value
+            else:  # sizes of image grids, switches: the code is for these alone
+                fixed[name] = value
+        module = _PromptPass(self.vlm, self.config.expert_layers, fixed)
+        facts = {name: value.tolist() if torch.is_tensor(value) else value for name, value in fixed.items()}
+        # The code has none of the library's checks, of which this is the one that inputs can fail.
+        if "input_ids" in given:
+            facts |= {name: int((tokens == token).sum()) for name, token in self._placeholders.items()}
+        *flat, position = self._run(module, facts, given, lengths)
+        key_values = list(zip(flat[::2], flat[1::2], strict=True))
+        return key_values, position if len(position) else None
+
+    def velocity(
+        self,
+        noisy_actions: torch.Tensor,
+        time: TimeCondition,
+        prefix: Prefix,
+        layout: list[SuffixLayout],
+        state: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """As the expert's `forward`, on a prefix with room for the suffix."""
+        # Layers share their rotary tables and masks: each is handed over once.
+        parts = [(*(one.rotary or (None, None)), one.mask, one.given) for one in layout]
+        shared = {id(part): part for of_layer in parts for part in of_layer}
+        place = {identity: i for i, identity in enumerate(shared)}
+        places = [[place[id(part)] for part in of_layer] for of_layer in parts]
+        given = {"actions": noisy_actions, "embedding": time.embedding, "state": state}
+        lengths = {}
+        for i, (key, value) in enumerate(prefix.key_values):
+            given |= {f"key_{i}": key, f"value_{i}": value}
+            lengths |= {f"key_{i}": 2, f"value_{i}": 2}
+        for i, modulation in enumerate(time.modulations):
+            given |= {f"modulation_{i}_{j}": part for j, part in enumerate(modulation or ())}
+        for i, part in enumerate(shared.values()):
+            given[f"layout_{i}"] = part
+            if part is layout[0].mask and part is not None:
+                lengths[f"layout_{i}"] = 3
+        given = {name: value for name, value in given.items() if value is not None}
+        module = _ExpertStep(self.expert, places)
+        return self._run(module, {"layout": places}, given, lengths)[0]
+
+    # ------------------------------------------------------------------------------------------------------ code
+    def _run(self, module: nn.Module, facts: dict, inputs: Tensors, lengths: dict[str, int]) -> list[torch.Tensor]:
+        """What `module(inputs)` returns, by its compiled code; `lengths` names axes as long as the prompt."""
+        kind = {name: [str(x.dtype), str(x.device), *x.shape] for name, x in inputs.items()}
+        for name, axis in lengths.items():
+            kind[name][2 + axis] = "any"
+        key = json.dumps([type(module).__name__, facts, kind], sort_keys=True)
+        code = self._code.get(key)
+        if code is None or code.is_outdated():
+            with self._compiling:  # one thread; others wait for the same code
+                code = self._code.get(key)
+                if code is None or code.is_outdated():
+                    module({name: value.clone() for name, value in inputs.items()})  # raises what is wrong with them
+                    code = self._code[key] = _Code(self._file(key, module, inputs, lengths), module, device_of(inputs))
+        return code.run(list(inputs.values()))
+
+    def _file(self, key: str, module: nn.Module, inputs: Tensors, lengths: dict[str, int]) -> Path:
+        """The code on disk, compiled if it is not there yet."""
+        device = device_of(inputs)
+        about = [key, _processor(device), torch.get_num_threads(), self.options, _of_model(self.config, self.vlm)]
+        about += [torch.__version__, transformers.__version__, _own_sources()]
+        digest = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()[:32]
+        path = self.cache_dir / f"{digest}.pt2"
+        if not path.is_file():
+            logger.warning("Compiling the policy for inputs of this kind, once: %s", path)
+            self.cache_dir.mkdir(parents=True, exist_ok=True)
+            compile_to(path, module, inputs, lengths, self.options)
+        return path
+
+
+class _Code:
+    """Compiled code, loaded, with the weights that it reads."""
+
+    def __init__(self, path: Path, module: nn.Module, device: torch.device):
+        package = torch._inductor.aoti_load_package(str(path), device_index=-1 if device.index is None else device.index)
+        named = {**dict(module.named_parameters(remove_duplicate=False)), **dict(module.named_buffers())}
+        # It has addresses alone, so the weights must be kept, and looked at: `half()` and the like put others there.
+        self.weights = {name: named[name] for name in package.get_constant_fqns()}
+        self.addresses = [weight.data_ptr() for weight in self.weights.values()]
+        values = {name: weight.detach() for name, weight in self.weights.items()}
+        package.load_constants(values, check_full_update=True, user_managed=True)
+        self.run = package.loader.run
+
+    def is_outdated(self) -> bool:
+        """Whether the weights are elsewhere by now."""
+        return [weight.data_ptr() for weight in self.weights.values()] != self.addresses
+
+
+def device_of(inputs: Tensors) -> torch.device:
+    return next(iter(inputs.values())).device
+
+
+def compile_to(path: Path, module: nn.Module, inputs: Tensors, lengths: dict[str, int], options: dict) -> None:
+    """Write the code of `module(inputs)`, for prompts of any length."""
+    shapes = {name: {lengths[name]: Dim.AUTO} if name in lengths else None for name in inputs}
+    unfinished = path.with_suffix(f".{threading.get_ident()}.pt2")
+    with torch.no_grad(), warnings.catch_warnings(), _without_checks():
+        warnings.simplefilter("ignore", FutureWarning)  # PyTorch's, about itself
+        program = torch.export.export(module, (inputs,), dynamic_shapes=(shapes,), strict=False)
+        torch._inductor.aoti_compile_and_package(program, package_path=str(unfinished), inductor_configs=dict(options))
+    unfinished.replace(path)
+
+
+@contextmanager
+def _without_checks() -> Iterator[None]:
+    """The library's switch for its checks of values: noted, they would ask a GPU for its results on the way."""
+    before = os.environ.get(_NO_CHECKS)
+    os.environ[_NO_CHECKS] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop(_NO_CHECKS)
+        if before is not None:
+            os.environ[_NO_CHECKS] = before
+
+
+def _processor(device: torch.device) -> list[str]:
+    """What the code is made for: it uses all that this processor can do."""
+    if device.type == "cuda":
+        return [torch.cuda.get_device_name(device)]
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return [torch.backends.cpu.get_cpu_capability(), *{line for line in lines if line.startswith("flags")}]
+
+
+def _own_sources() -> str:
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
+
+
+def _of_model(config: KIVLAConfig, vlm: PreTrainedModel) -> list:
+    implementations = [part.config._attn_implementation for part in vlm.modules() if isinstance(part, PreTrainedModel)]
+    parameters = [[name, str(p.dtype), list(p.shape)] for name, p in vlm.named_parameters()]
+    return [config.to_json_string(), [str(one) for one in implementations], parameters]
+
+
+class _PromptPass(nn.Module):
+    """`run_vlm` as a function of tensors."""
+
+    def __init__(self, vlm: PreTrainedModel, layers: list[dict], fixed: dict):
+        super().__init__()
+        self.vlm, self.layers, self.fixed = vlm, layers, fixed
+
+    def forward(self, inputs: Tensors) -> list[torch.Tensor]:
+        tokens = next(iter(inputs.values()))
+        no_rows = torch.empty(0, dtype=torch.long, device=tokens.device)
+        done = run_vlm(self.vlm, self.layers, True, no_rows, **inputs, **self.fixed)
+        position = no_rows if done.position is None else done.position.clone()
+        return [*(x for key_value in done.key_values for x in key_value), position]
+
+
+class _ExpertStep(nn.Module):
+    """The expert's `forward` as a function of tensors."""
+
+    def __init__(self, expert: ActionExpert, places: list[list[int]]):
+        super().__init__()
+        self.expert, self.places = expert, places
+
+    def forward(self, inputs: Tensors) -> list[torch.Tensor]:
+        layers = range(len(self.places))
+        actions, state = inputs["actions"], inputs.get("state")
+        key_values = [(inputs[f"key_{i}"], inputs[f"value_{i}"]) for i in layers]
+        parts = ([inputs.get(f"modulation_{i}_{j}") for j in range(3)] for i in range(2 * len(layers) + 1))
+        modulations = [None if scale is None else (scale, shift, gate) for scale, shift, gate in parts]
+        time = TimeCondition(inputs["embedding"], None, modulations)
+        length = key_values[0][0].shape[2] - actions.shape[1] - int(state is not None)
+        layout = []
+        for one in self.places:
+            cos, sin, mask, given = (inputs.get(f"layout_{place}") for place in one)
+            layout.append(SuffixLayout(None if cos is None else (cos, sin), mask, length, given))
+        prefix = Prefix(key_values, None, inputs["embedding"], {})
+        return [self.expert.forward(actions, time, prefix, layout, state)]

@@ -1,0 +1,59 @@
+"""One pass of the VLM over prompts, with everything noted on the way that the expert and the losses need."""
+
+from typing import Any, NamedTuple
+
+import torch
+from transformers import PreTrainedModel
+
+from .backbone_attention import PrefixRecorder, capture_positions, find_text_decoder
+from .next_token import ClosedChoice
+from .token_logits import token_logits
+
+
+class VLMPass(NamedTuple):
+    """What a pass gave.
+
+    Attributes:
+        output: the VLM's own `ModelOutput`.
+        logits: at the rows that were asked for; those that choose among candidates apart.
+        key_values: of each layer that the expert reads: K and V (B, num_key_value_heads, S, D).
+        position: (B, S) or (1, S), the positions that the VLM gave its tokens; (axes, B, S) for M-RoPE; None without
+            rotary embedding.
+    """
+
+    output: Any
+    logits: tuple[torch.Tensor, torch.Tensor | None]
+    key_values: list[tuple[torch.Tensor, torch.Tensor]]
+    position: torch.Tensor | None
+
+
+def rotary_frequencies(vlm: PreTrainedModel, layers: list[dict]) -> dict[str, torch.Tensor]:
+    """The buffers (R,) of rotary frequencies that the layers of an expert name."""
+    decoder = find_text_decoder(vlm)
+    return {layer["inv_freq"]: decoder.get_buffer(layer["inv_freq"]) for layer in layers if layer["rope"]}
+
+
+def run_vlm(
+    vlm: PreTrainedModel,
+    layers: list[dict],
+    read: bool,
+    rows: torch.Tensor,
+    closed: ClosedChoice | None = None,
+    **vlm_inputs,
+) -> VLMPass:
+    """Run the VLM's own forward once, and note keys and values, positions, and logits at some rows alone.
+
+    Args:
+        layers: `config.expert_layers`.
+        read: whether keys and values are wanted.
+        rows, closed: as in `token_logits`.
+    """
+    names = rotary_frequencies(vlm, layers)
+    rotary = find_text_decoder(vlm).get_submodule(next(iter(names)).rpartition(".")[0]) if names else None
+    recorder = PrefixRecorder([layer["layer"] for layer in layers] if read else [])
+    with capture_positions(rotary) as positions, token_logits(vlm, rows, closed) as split:
+        output = vlm(**vlm_inputs, use_cache=False, kivla_recorder=recorder)
+        logits = split(output.logits)
+    recorder.close()  # gradient checkpointing runs the layers again, and they must not be recorded twice
+    key_values = [recorder.key_values[layer["layer"]] for layer in layers] if read else []
+    return VLMPass(output, logits, key_values, positions[-1] if positions else None)
