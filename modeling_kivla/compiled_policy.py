@@ -29,8 +29,8 @@ from .vlm_pass import run_vlm
 logger = logging.getLogger(__name__)
 
 _NO_CHECKS = "TRANSFORMERS_DISABLE_TORCH_CHECK"
-# Without weights; and without checks of indices: those of tokens are checked before, all others are the model's own (and
-# PyTorch 2.11 writes such a check in front of what it checks).
+# Without weights; and without checks of indices: those of tokens are checked before, all others are the model's own.
+# (PyTorch 2.11 writes such a check in front of what it checks.)
 _OPTIONS = {"aot_inductor.package_constants_in_so": False, "assert_indirect_indexing": False}
 _PLACEHOLDERS = ("image_token_id", "video_token_id", "audio_token_id")
 
@@ -152,7 +152,8 @@ class _Code:
     """Compiled code, loaded, with the weights that it reads."""
 
     def __init__(self, path: Path, module: nn.Module, device: torch.device):
-        package = torch._inductor.aoti_load_package(str(path), device_index=-1 if device.index is None else device.index)
+        index = -1 if device.index is None else device.index
+        package = torch._inductor.aoti_load_package(str(path), device_index=index)
         named = {**dict(module.named_parameters(remove_duplicate=False)), **dict(module.named_buffers())}
         # It has addresses alone, so the weights must be kept, and looked at: `half()` and the like put others there.
         self.weights = {name: named[name] for name in package.get_constant_fqns()}
