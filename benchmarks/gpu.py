@@ -249,14 +249,17 @@ def as_table(rows: list[dict]) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
-    parser.add_argument("--tiny", action="store_true", help="toy sizes on the CPU: shows that it works, no more")
+    parser.add_argument(
+        "--tiny", action="store_true", help="toy sizes, without a GPU, too: shows that it works, no more"
+    )
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure; all")
     parser.add_argument("--output", type=Path, default=Path("outputs/gpu.json"), help="where the numbers go")
     options = parser.parse_args(arguments)
     if not options.tiny and not torch.cuda.is_available():
         parser.error("there is no GPU here: --tiny runs toy sizes on the CPU")
     size = TINY if options.tiny else PI05
-    device = Device("cpu", torch.float32, 2) if options.tiny else Device("cuda", torch.bfloat16, 20)
+    on_gpu = Device("cuda", torch.bfloat16, 2 if options.tiny else 20)
+    device = on_gpu if torch.cuda.is_available() else Device("cpu", torch.float32, 2)
     result = {"machine": environment_info()}
 
     def keep(what: str, found: object) -> None:

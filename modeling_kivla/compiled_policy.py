@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 import transformers
 from huggingface_hub import cached_assets_path
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.export import Dim
 from transformers import PreTrainedModel
@@ -144,7 +145,7 @@ class CompiledPolicy:
         if not path.is_file():
             logger.warning("Compiling the policy for inputs of this kind, once: %s", path)
             self.cache_dir.mkdir(parents=True, exist_ok=True)
-            compile_to(path, module, inputs, lengths, self.options)
+            compile_to(path, module, inputs, lengths, self.options, self.config.vlm_config.model_type)
         return path
 
 
@@ -155,6 +156,7 @@ class _Code:
         index = -1 if device.index is None else device.index
         package = torch._inductor.aoti_load_package(str(path), device_index=index)
         named = {**dict(module.named_parameters(remove_duplicate=False)), **dict(module.named_buffers())}
+        named |= load_file(path.with_suffix(".safetensors"), str(device))
         # It has addresses alone, so the weights must be kept, and looked at: `half()` and the like put others there.
         self.weights = {name: named[name] for name in package.get_constant_fqns()}
         self.addresses = [weight.data_ptr() for weight in self.weights.values()]
@@ -171,14 +173,25 @@ def device_of(inputs: Tensors) -> torch.device:
     return next(iter(inputs.values())).device
 
 
-def compile_to(path: Path, module: nn.Module, inputs: Tensors, lengths: dict[str, int], options: dict) -> None:
+def compile_to(
+    path: Path, module: nn.Module, inputs: Tensors, lengths: dict[str, int], options: dict, name: str
+) -> None:
     """Write the code of `module(inputs)`, for prompts of any length."""
     shapes = {name: {lengths[name]: Dim.AUTO} if name in lengths else None for name in inputs}
     unfinished = path.with_suffix(f".{threading.get_ident()}.pt2")
     with torch.no_grad(), warnings.catch_warnings(), _without_checks():
         warnings.simplefilter("ignore", FutureWarning)  # PyTorch's, about itself
-        program = torch.export.export(module, (inputs,), dynamic_shapes=(shapes,), strict=False)
+        try:
+            program = torch.export.export(module, (inputs,), dynamic_shapes=(shapes,), strict=False)
+        except Exception as error:  # of many kinds: whatever the VLM's code does that depends on values
+            raise RuntimeError(
+                f"{type(module).__name__} of '{name}' cannot be compiled as a whole: what it does depends on values on "
+                "its way. Leave out compile_policy(), or use compile_expert(), which leaves the VLM as it is."
+            ) from error
         torch._inductor.aoti_compile_and_package(program, package_path=str(unfinished), inductor_configs=dict(options))
+    # Tensors that the VLM makes on its way from numbers in its code are weights to the compiler, but not the model's
+    made = {name: x.contiguous() for name, x in program.constants.items() if torch.is_tensor(x)}
+    save_file({name: made[name] for name in made.keys() - program.state_dict.keys()}, path.with_suffix(".safetensors"))
     unfinished.replace(path)
 
 

@@ -1,0 +1,116 @@
+"""`compile_policy`: the same actions from compiled code, made once for prompts of any length and any weights."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+
+from kivla.modeling_kivla import compiled_policy
+from tests.helpers.tolerance import assert_close_relative
+from tests.modeling_kivla.test_fast_paths import observation
+from tests.modeling_kivla.test_modeling import STATE, make_batch, make_model
+from tests.modeling_kivla.test_real_time_chunking import MAX_DELAY, rest_of_chunks
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def compiled_files(monkeypatch) -> list:
+    """What is compiled from here on."""
+    files, compile_to = [], compiled_policy.compile_to
+    monkeypatch.setattr(
+        compiled_policy, "compile_to", lambda path, *args: (files.append(path), compile_to(path, *args))
+    )
+    return files
+
+
+def assert_same_actions(model, plain, num_steps: int = 3, **inputs) -> None:
+    found, expected = (m.sample_actions(**inputs, num_steps=num_steps) for m in (model, plain))
+    assert_close_relative(found, expected, 1024, what="actions")
+
+
+@pytest.mark.parametrize("name", ["paligemma", "llava", "smolvlm"])
+def test_it_gives_the_same_actions_and_is_compiled_once(name, compiled_files, tmp_path):
+    model = make_model(name)
+    plain = copy.deepcopy(model)
+    model.compile_policy(tmp_path)
+    for length in (4, 9, 6):
+        assert_same_actions(model, plain, **observation(name, (length,)))
+    assert_same_actions(model, plain, num_steps=5, **observation(name, (4,)))
+    assert len(compiled_files) == 2, f"not one code for the VLM and one for the expert: {compiled_files}"
+
+    # Another policy of the same sizes, as in another process: what is on disk will do.
+    other = make_model(name)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(1.25)
+    plain = copy.deepcopy(other)
+    other.compile_policy(tmp_path)
+    assert_same_actions(other, plain, **observation(name, (7,)))
+    assert len(compiled_files) == 2, "compiled again for other weights"
+
+
+def test_padded_prompts_a_state_and_what_is_left_of_a_chunk(tmp_path):
+    """Guidance needs the gradient of the expert, which the code has not: it runs as without."""
+    model = make_model("llava", state_encoding="continuous", rtc_max_delay=MAX_DELAY)
+    plain = copy.deepcopy(model)
+    model.compile_policy(tmp_path)
+    for lengths in ((4, 7), (8, 5)):
+        inputs = observation("llava", lengths, state=torch.randn(2, STATE))
+        for rtc in (None, rest_of_chunks(method="trained"), rest_of_chunks()):
+            assert_same_actions(model, plain, rtc=rtc, **inputs)
+
+
+def test_it_follows_the_weights_of_its_own_policy(tmp_path):
+    model = make_model("llava")
+    model.compile_policy(tmp_path)
+    inputs = observation("llava", (4,))
+    model.sample_actions(**inputs, num_steps=1)
+    copied, pickled = copy.deepcopy(model), pickle.loads(pickle.dumps(model.compiled_policy))
+    assert pickled.cache_dir == tmp_path
+    with torch.no_grad():
+        for parameter in copied.parameters():
+            parameter.mul_(1.25)  # in place
+    for m in (model, copied):
+        plain = copy.deepcopy(m)
+        plain.compiled_policy = None
+        assert_same_actions(m, plain, **inputs)
+    for parameter in copied.parameters():
+        parameter.data = parameter.data * 0.5  # at another address
+    plain = copy.deepcopy(copied)
+    plain.compiled_policy = None
+    assert_same_actions(copied, plain, **inputs)
+
+
+def test_training_and_words_are_as_before(tmp_path):
+    model = make_model("llava")
+    model.compile_policy(tmp_path)
+    assert model.train()(**make_batch("llava")).loss.requires_grad
+    assert not list(tmp_path.iterdir()), "training compiled something"
+
+
+def test_pictures_without_their_tokens_are_refused(tmp_path):
+    """As the library does: the code itself does not look."""
+    model = make_model("llava")
+    model.compile_policy(tmp_path)
+    inputs = observation("llava", (4,))
+    model.sample_actions(**inputs, num_steps=1)
+    ids = inputs["input_ids"].clone()
+    ids[ids == model.config.vlm_config.image_token_id] = int(ids[0, -1])
+    with pytest.raises(ValueError, match=r"[Ii]mage features and image tokens do not match"):
+        model.sample_actions(**{**inputs, "input_ids": ids}, num_steps=1)
+
+
+def test_a_vlm_that_cannot_be_compiled_as_a_whole_is_named(tmp_path):
+    model = make_model("qwen2_5_vl")
+    model.compile_policy(tmp_path)
+    with pytest.raises(RuntimeError, match=r"'qwen2_5_vl' cannot be compiled as a whole .*compile_expert"):
+        model.sample_actions(**observation("qwen2_5_vl", (4,)), num_steps=1)
+
+
+def test_a_policy_on_two_devices_is_refused(tmp_path):
+    model = make_model("llava")
+    model.expert.to("meta")
+    with pytest.raises(ValueError, match=r"on one device, and it is on \['cpu', 'meta'\]"):
+        model.compile_policy(tmp_path)
