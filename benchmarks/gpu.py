@@ -14,7 +14,7 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -33,7 +33,7 @@ from .policies import ACTION_DIM, TINY, Size, action_inputs, flow_draws, observa
 PI05 = Size(2048, 16384, 18, 256, 1024, 4096, 224, 48, 40, 50, vocab_size=257_152, vision=(1152, 4304, 27, 16))
 CAMERAS, STEPS, DRAWS = (1, 2, 3), (10, 5), (1, 4)
 BATCH = 8
-PARTS = ("training", "sampling")
+PARTS = ("training", "sampling")  # in this order: sampling compiles the policy
 
 
 @dataclass
@@ -161,13 +161,12 @@ WAYS = {
 
 
 @torch.no_grad()
-def sampling(model: KIVLAForActionPrediction, size: Size, device: Device, rate: dict) -> list[dict]:
+def sampling(model: KIVLAForActionPrediction, size: Size, device: Device, rate: dict) -> Iterator[dict]:
     """Milliseconds of a chunk, batch 1: prefix and loop together, by way, cameras and steps."""
-    rows = []
     for way, begin in WAYS.items():
         begin(model)
         # What is compiled is so for each number of images: minutes
-        for cameras in CAMERAS if way != "compiled policy" else CAMERAS[1:2]:
+        for cameras in CAMERAS if way == "eager" else CAMERAS[1:2]:
             inputs = device.to(observation(size, 1, cameras))
             noise = torch.randn(1, size.chunk_size, ACTION_DIM, device=device.name)
             start = time.perf_counter()
@@ -184,25 +183,24 @@ def sampling(model: KIVLAForActionPrediction, size: Size, device: Device, rate: 
                 if device.name == "cuda" and way != "compiled expert":
                     graph = graphed(model, prefix, noise, steps)
                     row["graph_loop_ms"] = 1e3 * device.seconds(graph)
-                rows.append(row)
-                print(row, flush=True)
-    return rows
+                if cameras == 2 and steps == 10:
+                    row["_profile"] = profiled(partial(model.sample_actions, **inputs, noise=noise), device)
+                yield row
 
 
-@torch.no_grad()
-def profiled(model: KIVLAForActionPrediction, size: Size, device: Device) -> str:
-    """Which kernels a chunk of two cameras and ten steps spends its time in."""
-    inputs = device.to(observation(size, 1, 2))
+def profiled(call: Callable[[], object], device: Device) -> str:
+    """A table of what the device spends the time of a call with."""
     activities = [torch.profiler.ProfilerActivity.CPU]
     if device.name == "cuda":
         activities.append(torch.profiler.ProfilerActivity.CUDA)
     with torch.profiler.profile(activities=activities) as profile:
-        model.sample_actions(**inputs)
-    by = "self_cuda_time_total" if device.name == "cuda" else "self_cpu_time_total"
+        call()
+        device.synchronize()
+    by = f"self_{device.name}_time_total"
     return profile.key_averages().table(sort_by=by, row_limit=25, max_name_column_width=60)
 
 
-def training(model: KIVLAForActionPrediction, size: Size, device: Device) -> list[dict]:
+def training(model: KIVLAForActionPrediction, size: Size, device: Device) -> Iterator[dict]:
     """Examples per second and peak memory of forward, backward and fused AdamW."""
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-9, fused=True)
@@ -210,7 +208,6 @@ def training(model: KIVLAForActionPrediction, size: Size, device: Device) -> lis
     both = device.to(tokens | action_inputs(size, BATCH))
     settings = [("the VLM alone", 0.0, 1, device.to(tokens))]
     settings += [(name, scale, n, both) for name, scale in (("insulated", 0.0), ("joint", 1.0)) for n in DRAWS]
-    rows = []
     for checkpointing in (False, True):
         if checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -226,16 +223,16 @@ def training(model: KIVLAForActionPrediction, size: Size, device: Device) -> lis
                 torch.cuda.reset_peak_memory_stats()
             seconds = replace(device, repetitions=min(device.repetitions, 8)).seconds(step, warmup=2)
             memory = torch.cuda.max_memory_allocated() / 1e9 if device.name == "cuda" else None
-            rows.append(
-                {
-                    "what": name,
-                    "draws": draws,
-                    "checkpointing": checkpointing,
-                    "examples_per_s": BATCH / seconds,
-                    "peak_gb": memory,
-                }
-            )
-    return rows
+            row = {
+                "what": name,
+                "draws": draws,
+                "checkpointing": checkpointing,
+                "examples_per_s": BATCH / seconds,
+                "peak_gb": memory,
+            }
+            if name == "insulated" and draws == 1:
+                row["_profile"] = profiled(step, device)
+            yield row
 
 
 def as_table(rows: list[dict]) -> str:
@@ -268,22 +265,25 @@ def main(arguments: list[str] | None = None) -> None:
         write_whole(options.output, json.dumps(result, indent=2) + "\n")
 
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    with tqdm(total=3 + len(options.parts), desc="benchmarks") as progress:
-        keep("checks", check(device))
-        progress.update()
-        keep("rates", rates(device, options.tiny))
-        progress.update()
-        with torch.device(device.name):
-            model = policy(size, device.dtype)
-        progress.update()
-        if "training" in options.parts:
-            keep("training", training(model, size, device))
-            model.zero_grad()
-            progress.update()
-        if "sampling" in options.parts:
-            keep("sampling", sampling(model.eval(), size, device, result["rates"]))  # last: it compiles the expert
-            write_whole(options.output.with_suffix(".txt"), profiled(model, size, device))
-            progress.update()
+    keep("checks", check(device))
+    keep("rates", rates(device, options.tiny))
+    with torch.device(device.name):
+        model = policy(size, device.dtype)
+    measures = {  # sampling last: it compiles the policy
+        "training": lambda: training(model, size, device),
+        "sampling": lambda: sampling(model.eval(), size, device, result["rates"]),
+    }
+    for part in options.parts:
+        rows, profiles = [], []
+        for row in tqdm(measures[part](), desc=part, unit="row"):
+            profile = row.pop("_profile", None)
+            rows.append(row)
+            keep(part, rows)
+            if profile is not None:
+                profiles.append(f"{row}\n{profile}")
+            text = "\n\n".join(profiles)
+            write_whole(options.output.with_name(f"{options.output.stem}_{part}.txt"), text + "\n")
+        model.zero_grad()
     about = result["machine"]
     print("\n".join(["Checked against float32 on the CPU:", *result["checks"]]))
     print(f"\n{about['gpu'] or about['cpu']}, torch {about['torch']}, transformers {about['transformers']}")
