@@ -160,7 +160,7 @@ def fill_with_tiny_weights(model: PreTrainedModel) -> None:
             elif parameter.ndim > 1:
                 shape[-1] = 1
                 shape[:-2] = [1] * (parameter.ndim - 2)
-            small = torch.rand(shape, generator=generator, device="cpu") + 0.5  # whatever the default device is
+            small = torch.rand(shape, generator=generator) + 0.5
             if parameter.ndim == 1 and name == "weight":
                 small.fill_(1.0)  # a norm behind the rotary embedding would hide it
             filled = nn.Parameter(small.expand(parameter.shape), requires_grad=False)

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+import torch
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 
@@ -155,7 +156,8 @@ class KIVLAConfig(CheckedConfig):
         elif isinstance(self.expert_config, dict):
             self.expert_config = KIVLAExpertConfig(**self.expert_config)
         if self.kv_layers is None:
-            self.kv_layers = probe_backbone(self.vlm_config)
+            with torch.device("cpu"):  # whatever the default device is
+                self.kv_layers = probe_backbone(self.vlm_config)
         super().__post_init__(**kwargs)
 
     def is_complete(self) -> bool:

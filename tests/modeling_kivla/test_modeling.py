@@ -108,6 +108,13 @@ def test_probing_allocates_no_weights():
     assert layers[0]["num_key_value_heads"] == 8 and layers[0]["key_dim"] == 128 and layers[0]["rope"] == "half"
 
 
+def test_probing_does_not_ask_for_the_default_device():
+    """`with torch.device("cuda")`, a model is built on the GPU at once."""
+    with torch.device("meta"):
+        config = KIVLAConfig(vlm_config=FAMILIES["llava"].config())
+    assert config.kv_layers == KIVLAConfig(vlm_config=FAMILIES["llava"].config()).kv_layers
+
+
 @each_family
 def test_probed_rotary_embedding_is_the_backbones(name):
     """With real weights and at a far position too: the recorded keys turn exactly as the config says."""
