@@ -559,7 +559,7 @@ class KIVLAForActionPrediction(KIVLAGenerationMixin, KIVLAPreTrainedModel):
         visible = visible.to(position.device)
         next_position = position.expand_as(visible).masked_fill(~visible, -1).amax(1) + 1  # (B,)
         scale = self.config.backbone_gradient_scale
-        inv_freq = rotary_frequencies(self.vlm, layers)
+        inv_freq = rotary_frequencies(find_text_decoder(self.vlm), layers)
         key_values = [(insulate(k[:, :, columns], scale), insulate(v[:, :, columns], scale)) for k, v in key_values]
         return output, logits, Prefix(key_values, None if is_all_read else visible[:, columns], next_position, inv_freq)
 
@@ -689,8 +689,7 @@ class KIVLAForActionPrediction(KIVLAGenerationMixin, KIVLAPreTrainedModel):
             options: of Inductor, for instance `{"max_autotune": True}`.
 
         Raises:
-            ValueError: the policy is not on the CPU as a whole. Of a VLM whose forward depends on values on its way,
-                the first call says that it cannot be compiled as a whole.
+            ValueError: the policy is not on the CPU as a whole.
         """
         devices = sorted({parameter.device.type for parameter in self.parameters()})
         if devices != ["cpu"]:

@@ -102,11 +102,15 @@ def test_pictures_without_their_tokens_are_refused(tmp_path):
         model.sample_actions(**{**inputs, "input_ids": ids}, num_steps=1)
 
 
-def test_a_vlm_that_cannot_be_compiled_as_a_whole_is_named(tmp_path):
+def test_of_a_vlm_that_reads_image_grids_the_decoder_is_compiled(compiled_files, tmp_path, capsys):
+    """Its forward depends on values on its way. The text decoder, the larger part, does not."""
     model = make_model("qwen2_5_vl")
+    plain = copy.deepcopy(model)
     model.compile_policy(tmp_path)
-    with pytest.raises(RuntimeError, match=r"'qwen2_5_vl' cannot be compiled as a whole .*compile_expert"):
-        model.sample_actions(**observation("qwen2_5_vl", (4,)), num_steps=1)
+    for length in (4, 9):
+        assert_same_actions(model, plain, **observation("qwen2_5_vl", (length,)))
+    assert len(list(tmp_path.glob("*.pt2"))) == 2, "not one code for the decoder and one for the expert"
+    assert "def forward" not in capsys.readouterr().err
 
 
 def test_a_policy_on_two_devices_is_refused(tmp_path):
