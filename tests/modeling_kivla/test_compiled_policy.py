@@ -30,7 +30,7 @@ def assert_same_actions(model, plain, num_steps: int = 3, **inputs) -> None:
     assert_close_relative(found, expected, 1024, what="actions")
 
 
-@pytest.mark.parametrize("name", ["paligemma", "llava", "smolvlm"])
+@pytest.mark.parametrize("name", ["paligemma", "smolvlm"])
 def test_it_gives_the_same_actions_and_is_compiled_once(name, compiled_files, tmp_path):
     model = make_model(name)
     plain = copy.deepcopy(model)
@@ -56,10 +56,9 @@ def test_padded_prompts_a_state_and_what_is_left_of_a_chunk(tmp_path):
     model = make_model("llava", state_encoding="continuous", rtc_max_delay=MAX_DELAY)
     plain = copy.deepcopy(model)
     model.compile_policy(tmp_path)
-    for lengths in ((4, 7), (8, 5)):
-        inputs = observation("llava", lengths, state=torch.randn(2, STATE))
-        for rtc in (None, rest_of_chunks(method="trained"), rest_of_chunks()):
-            assert_same_actions(model, plain, rtc=rtc, **inputs)
+    inputs = observation("llava", (4, 7), state=torch.randn(2, STATE))
+    for rtc in (None, rest_of_chunks(method="trained"), rest_of_chunks()):
+        assert_same_actions(model, plain, rtc=rtc, **inputs)
 
 
 def test_it_follows_the_weights_of_its_own_policy(tmp_path):
