@@ -66,7 +66,7 @@ class CompiledPolicy:
         config: KIVLAConfig,
         vlm: PreTrainedModel,
         expert: ActionExpert,
-        cache_dir: str | Path | None = None,
+        cache_dir: str | os.PathLike | None = None,
         options: dict | None = None,
     ):
         self.config, self.vlm, self.expert = config, vlm, expert
