@@ -28,7 +28,7 @@ from kivla.commands.launch_files import LAUNCH_FILES
 from tests.helpers.families import FAMILIES
 from tests.helpers.patience import PATIENCE
 from tests.helpers.tolerance import assert_gradients_close
-from tests.training.distributed_runs import LEARNING_RATE, SHARDED_FAMILIES, STEPS, make_trainer, run
+from tests.training.distributed_runs import COPIED_FAMILIES, LEARNING_RATE, SHARDED_FAMILIES, STEPS, make_trainer, run
 
 ROOT = Path(__file__).parents[2]
 # Losses differ by rounding of sums in another order, relative to their own size; weights by what Adam makes of it over
@@ -131,12 +131,15 @@ def test_the_reference_would_notice_a_gradient_of_zero_for_none(alone):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", SHARDED_FAMILIES)
-def test_any_vlm_can_be_sharded(trained, family):
-    """Losses and gradients of two ranks with an example each, by FSDP2, are those of one process with both."""
+@pytest.mark.parametrize(
+    ("how", "family"),
+    [*(("fsdp2", name) for name in SHARDED_FAMILIES), *(("ddp", name) for name in COPIED_FAMILIES)],
+)
+def test_any_vlm_learns_on_two_devices(trained, how, family):
+    """Losses and gradients of two ranks with an example each are those of one process with both."""
     if family not in FAMILIES:
         pytest.skip("not in this transformers")
-    losses, found, expected = torch.load(trained / "families.pt")[family]
+    losses, found, expected = torch.load(trained / "families.pt")[how][family]
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
     assert_gradients_close(found, expected)
 
