@@ -218,6 +218,14 @@ def test_sharding_needs_images_on_all_devices_or_none(tmp_path, monkeypatch):
     trainer._check_images([2, 0])
     with pytest.raises(ValueError, match="In step 1 some of the 2 devices have a batch without any image"):
         trainer._check_images([2, 1])
+    # A batch of clips of one frame and of several has images and videos; its neighbour may have videos alone.
+    batch = next(iter(trainer.get_train_dataloader()))
+    beside = {**batch, "pixel_values_videos": batch["pixel_values"]}
+    monkeypatch.setattr(trainer.accelerator, "reduce", lambda counts, reduction: counts + counts_beside)
+    counts_beside = torch.tensor([[10, 10, 0, 0, 0, 1, 1]])
+    trainer._get_num_items_in_batch([beside], torch.device("cpu"))
+    with pytest.raises(ValueError, match="or without any video"):
+        trainer._get_num_items_in_batch([batch], torch.device("cpu"))
 
 
 def test_what_cannot_be_sharded_is_refused(tmp_path, monkeypatch):

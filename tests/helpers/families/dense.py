@@ -1,7 +1,7 @@
 """Decoders whose layers are alike but for sliding windows: one kind of attention, one kind of MLP."""
 
 from .family import END_ID, IMAGE_ID, PAD_ID, START_ID, VIDEO_ID, VOCAB_SIZE, Family
-from .images import masked_pixels, molmo_crops, patches, pixels, square_patches, tiles, two_resolutions
+from .images import masked_pixels, molmo_crops, patches, pixels, renamed, square_patches, tiles, two_resolutions
 from .settings import (
     MM_TYPES,
     QWEN_IMAGE_TOKENS,
@@ -10,9 +10,14 @@ from .settings import (
     mrope,
     qwen_patches,
     qwen_vision,
+    since,
     text,
     vision,
 )
+
+# as it was before transformers 5.21
+FUYU_IMAGE = "pixel_values" if since("5.21") else "image_patches"
+VIDEO_LLAVA_IMAGE = "pixel_values" if since("5.21") else "pixel_values_images"
 
 
 def glm4v(name: str, of: str | None = None, **settings) -> Family:
@@ -481,7 +486,8 @@ DENSE = [
             "patch_size": 4,
             "image_token_id": IMAGE_ID,
         },
-        patches(4, 48, batched=True),
+        renamed(patches(4, 48, batched=True), FUYU_IMAGE),
+        image_argument=FUYU_IMAGE,
     ),
     Family(
         "granite_docling",
@@ -539,7 +545,8 @@ DENSE = [
             "image_token_index": IMAGE_ID,
             "video_token_index": VIDEO_ID,
         },
-        pixels(8),
+        renamed(pixels(8), VIDEO_LLAVA_IMAGE),
+        image_argument=VIDEO_LLAVA_IMAGE,
     ),
     Family(
         "pp_chart2table",
@@ -609,6 +616,9 @@ DENSE = [
             # the query transformer in front has a head for each 64 values
             "vision_config": vision("clip_vision_model", hidden_size=64, image_size=16, projection_dim=16),
             "qformer_config": {
+                "hidden_size": 64,
+                "encoder_hidden_size": 64,
+                "num_attention_heads": 1,
                 "intermediate_size": 32,
                 "initializer_range": 0.2,
                 "hidden_dropout_prob": 0.0,

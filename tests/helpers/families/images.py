@@ -33,6 +33,11 @@ def patches(count: int, dim: int, batched: bool, **constants: list) -> Callable[
     return draw
 
 
+def renamed(draw: Callable[[torch.Generator], dict[str, Tensor]], name: str):
+    """The same, with `pixel_values` under another name."""
+    return lambda generator: {name if n == "pixel_values" else n: tensor for n, tensor in draw(generator).items()}
+
+
 def masked_pixels(size: int) -> Callable[[torch.Generator], dict[str, Tensor]]:
     """Idefics: pixels and which of them are real."""
 
