@@ -483,6 +483,7 @@ DENSE = [
             "model_type": "fuyu",
             # no tower: patches are projected; rotary embedding on half of each head
             "text_config": text("persimmon", head_dim=8, qk_layernorm=True),
+            "hidden_size": 32,  # read before transformers 5.21
             "patch_size": 4,
             "image_token_id": IMAGE_ID,
         },
