@@ -16,8 +16,8 @@ from .settings import (
 )
 
 # as it was before transformers 5.21
-FUYU_IMAGE = "pixel_values" if since("5.21") else "image_patches"
-VIDEO_LLAVA_IMAGE = "pixel_values" if since("5.21") else "pixel_values_images"
+FUYU_PICTURES = "pixel_values" if since("5.21") else "image_patches"
+VIDEO_LLAVA_PICTURES = "pixel_values" if since("5.21") else "pixel_values_images"
 
 
 def glm4v(name: str, of: str | None = None, **settings) -> Family:
@@ -487,8 +487,8 @@ DENSE = [
             "patch_size": 4,
             "image_token_id": IMAGE_ID,
         },
-        renamed(patches(4, 48, batched=True), FUYU_IMAGE),
-        image_argument=FUYU_IMAGE,
+        renamed(FUYU_PICTURES, patches(4, 48, batched=True)),
+        image_argument=FUYU_PICTURES,
     ),
     Family(
         "granite_docling",
@@ -546,8 +546,8 @@ DENSE = [
             "image_token_index": IMAGE_ID,
             "video_token_index": VIDEO_ID,
         },
-        renamed(pixels(8), VIDEO_LLAVA_IMAGE),
-        image_argument=VIDEO_LLAVA_IMAGE,
+        renamed(VIDEO_LLAVA_PICTURES, pixels(8)),
+        image_argument=VIDEO_LLAVA_PICTURES,
     ),
     Family(
         "pp_chart2table",

@@ -22,6 +22,11 @@ def pixels(size: int, *leading: int, **constants: list) -> Callable[[torch.Gener
     return draw
 
 
+def renamed(argument: str, draw: Callable[[torch.Generator], dict[str, Tensor]]) -> Callable:
+    """What a function draws, with `pixel_values` under another name."""
+    return lambda generator: {argument if n == "pixel_values" else n: values for n, values in draw(generator).items()}
+
+
 def patches(count: int, dim: int, batched: bool, **constants: list) -> Callable[[torch.Generator], dict[str, Tensor]]:
     """`pixel_values` (count, dim), or (1, count, dim) if `batched`, and constants as in `pixels`."""
 
@@ -31,11 +36,6 @@ def patches(count: int, dim: int, batched: bool, **constants: list) -> Callable[
         return image | {name: torch.tensor([value]) for name, value in constants.items()}
 
     return draw
-
-
-def renamed(draw: Callable[[torch.Generator], dict[str, Tensor]], name: str):
-    """The same, with `pixel_values` under another name."""
-    return lambda generator: {name if n == "pixel_values" else n: tensor for n, tensor in draw(generator).items()}
 
 
 def masked_pixels(size: int) -> Callable[[torch.Generator], dict[str, Tensor]]:
