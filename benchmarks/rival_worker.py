@@ -20,7 +20,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-CODES, INDICATOR = 2048, 3  # OpenTau's head for action tokens, and the tokens that it puts before them
+CODES = 2048  # OpenTau's head for action tokens
+INDICATOR = (5, 6, 7)  # tokens that it puts before them
 # One weight from each part: the vision tower, the text model, the expert, and what comes after it
 COMPARED = (
     "paligemma_with_expert.paligemma.model.vision_tower.vision_model.encoder.layers.0.mlp.fc1.weight",
@@ -28,6 +29,11 @@ COMPARED = (
     "paligemma_with_expert.gemma_expert.model.layers.0.mlp.up_proj.weight",
     "action_out_proj.weight",
 )
+
+
+def codes_of(vocab_size: int) -> torch.Tensor:
+    """Ids of the action tokens: the last ones of the vocabulary."""
+    return torch.arange(vocab_size - CODES, vocab_size)
 
 
 # ------------------------------------------------------------------------------------------------------------ sides
@@ -128,7 +134,8 @@ class KIVLA(Side):
         if "labels" in self.inputs:
             self.batch["labels"] = self.inputs["labels"]
         if options.get("candidates"):
-            self.batch |= {"candidates": self.inputs["codes"], "candidates_mask": self.inputs["labels"] != -100}
+            self.batch |= {"candidates": codes_of(self.size.vocab_size)}
+            self.batch |= {"candidates_mask": self.inputs["labels"] != -100}
 
     def losses(self) -> dict[str, torch.Tensor]:
         out = self.model(**self.batch)
@@ -291,14 +298,13 @@ class OpenTau(Side):
             return config
 
         code.PaliGemmaWithExpertConfig = sized
-        indicator = self.inputs["indicator"].tolist()
-        tokenizer = types.SimpleNamespace(encode=lambda text, add_special_tokens: indicator)
+        tokenizer = types.SimpleNamespace(encode=lambda text, add_special_tokens: list(INDICATOR))
         config = code.PI05Config(
             chunk_size=size.chunk_size,
             n_action_steps=size.chunk_size,
             max_action_dim=self.inputs["noise"].shape[-1],
             proj_width=size.expert_hidden_size,
-            discrete_action_max_length=size.suffix_length - INDICATOR,
+            discrete_action_max_length=size.suffix_length - len(INDICATOR),
             dropout=0.0,
             freeze_vision_encoder=False,
             attention_implementation="sdpa",
@@ -309,8 +315,8 @@ class OpenTau(Side):
         self.read_weights(missing=(*own, "paligemma_with_expert.paligemma.lm_head"))
         part = self.model.paligemma_with_expert
         with torch.no_grad():
-            rows = self.names["paligemma_with_expert.paligemma.model.language_model.embed_tokens.weight"]
-            rows = rows[self.inputs["codes"]]
+            embedding = self.names["paligemma_with_expert.paligemma.model.language_model.embed_tokens.weight"]
+            rows = embedding[codes_of(size.vocab_size)]
             part.discrete_action_embedding.weight.copy_(rows * math.sqrt(size.hidden_size))
             part.da_head.weight.copy_(rows)
             part.da_head.bias.zero_()
@@ -320,7 +326,7 @@ class OpenTau(Side):
 
     def losses(self) -> dict[str, torch.Tensor]:
         labels, (actions, noise, time) = self.inputs["labels"], _draws(self.inputs).values()
-        codes = torch.searchsorted(self.inputs["codes"], labels[labels != -100]).view(len(labels), -1)
+        codes = (labels[labels != -100] - codes_of(self.size.vocab_size)[0]).view(len(labels), -1)
         shown = torch.ones_like(codes, dtype=torch.bool)
         tokens = {"discrete_actions": codes, "discrete_action_masks": shown}
         out = self.model(*self.observation, actions, noise=noise, time=time, **tokens)

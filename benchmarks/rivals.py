@@ -30,7 +30,7 @@ from kivla.training.run_folder import write_whole
 
 from .policies import PROPORTIONED, TINY, Size, action_inputs, flow_draws, observation, policy, token_batch
 from .report import Comparison, Measurement, as_markdown
-from .rival_worker import CODES, INDICATOR
+from .rival_worker import CODES, INDICATOR, codes_of
 from .timing import interleaved
 
 ROOT = Path(__file__).parents[1]
@@ -38,13 +38,13 @@ ENVIRONMENTS = ROOT / "outputs" / "rivals"
 PAGE = Path(__file__).with_name("rivals.md")
 
 # π0.5 at a quarter of its widths and a third of its layers, but for two cameras of 144 tokens and a prompt of 32
-QUARTER = Size(512, 4096, 6, 64, 256, 1024, 168, 32, 40 + INDICATOR, 50, 32_768, vision=(288, 1076, 9, 4))
+QUARTER = Size(512, 4096, 6, 64, 256, 1024, 168, 32, 40 + len(INDICATOR), 50, 32_768, vision=(288, 1076, 9, 4))
 # The other benchmarks' proportions: a narrower expert, chunks of 16
-NARROW = replace(PROPORTIONED, vision=(256, 512, 2, 4), suffix_length=40 + INDICATOR, vocab_size=32_768)
-QUICK = replace(TINY, vision=(16, 32, 1, 2), suffix_length=4 + INDICATOR, vocab_size=4096)
+NARROW = replace(PROPORTIONED, vision=(256, 512, 2, 4), suffix_length=40 + len(INDICATOR), vocab_size=32_768)
+QUICK = replace(TINY, vision=(16, 32, 1, 2), suffix_length=4 + len(INDICATOR), vocab_size=4096)
 SIZES = {"quarter": QUARTER, "narrow": NARROW}
 VOCABULARIES = (4096, 32_768, 257_152)
-STEPS, DRAWS, STEP_BATCH = 10, 4, 2
+STEPS, DRAWS, STEP_BATCH = 10, 4, 1
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ class Rival:
     stand_ins: tuple[str, ...]
 
 
-# Neither allows the torch that is compared (LeRobot: below 2.12), nor this Python (3.12 and newer; 3.10 alone): they are
-# installed without their dependencies, and their libraries beside them, transformers as each of them asks for it.
+# Neither allows the torch that is compared (LeRobot: below 2.12), nor this Python (3.12 and newer; 3.10 alone). So they
+# are installed without their dependencies, and their libraries beside them, transformers as each of them asks for it.
 RIVALS = {
     "LeRobot": Rival(
         "lerobot==0.6.1",
@@ -119,26 +119,31 @@ class Job:
     options: tuple[tuple[str, object], ...] = ()
 
 
+def describe(job: Job, size: Size, files: Path, repeats: int) -> dict:
+    """What a worker is told."""
+    rival = RIVALS.get(job.side)
+    return asdict(job) | {
+        "size": asdict(size),
+        "prefix_length": size.prefix_length,
+        "options": dict(job.options),
+        "inputs": str(files / f"{job.inputs}.safetensors"),
+        "weights": str(files / "weights.safetensors"),
+        "threads": torch.get_num_threads(),
+        "steps": STEPS,
+        "repeats": repeats,
+        "stand_ins": list(rival.stand_ins) if rival else [],
+    }
+
+
 class Worker:
     """A process that does a job when it is asked."""
 
     def __init__(self, job: Job, size: Size, files: Path, environments: Path, repeats: int):
         rival = RIVALS.get(job.side)
         python = environments / job.side / "bin" / "python" if rival else sys.executable
-        about = asdict(job) | {
-            "size": asdict(size),
-            "prefix_length": size.prefix_length,
-            "options": dict(job.options),
-            "inputs": str(files / f"{job.inputs}.safetensors"),
-            "weights": str(files / "weights.safetensors"),
-            "threads": torch.get_num_threads(),
-            "steps": STEPS,
-            "repeats": repeats,
-            "stand_ins": list(rival.stand_ins) if rival else [],
-        }
         self.log = files / f"{id(self)}.log"
         file = files / f"{id(self)}.json"
-        file.write_text(json.dumps(about))
+        file.write_text(json.dumps(describe(job, size, files, repeats)))
         self.process = subprocess.Popen(
             [str(python), "-m", "benchmarks.rival_worker", str(file)],
             cwd=ROOT,
@@ -188,17 +193,15 @@ def write_files(size: Size, files: Path) -> None:
     noise = flow_draws(size, 1)["noise"]
     save_file(observation(size, 1) | {"noise": noise}, files / "observation.safetensors")
 
-    # With tokens to learn: three that announce them, as OpenTau has it, and then codes, the last ones of the vocabulary
+    # With tokens to learn: three that announce them, as OpenTau has it, and then codes
     batch = token_batch(size, STEP_BATCH) | action_inputs(size, STEP_BATCH) | draws
-    codes = torch.arange(size.vocab_size - CODES, size.vocab_size)
-    indicator = torch.arange(5, 5 + INDICATOR)
-    begin, first = size.prefix_length, size.prefix_length + INDICATOR
-    batch["input_ids"][:, begin:first] = indicator
-    batch["input_ids"][:, first:] = codes[batch["input_ids"][:, first:] % CODES]
+    begin, first = size.prefix_length, size.prefix_length + len(INDICATOR)
+    batch["input_ids"][:, begin:first] = torch.tensor(INDICATOR)
+    batch["input_ids"][:, first:] = codes_of(size.vocab_size)[batch["input_ids"][:, first:] % CODES]
     batch["labels"][:, begin:first] = -100
     batch["labels"][:, first:] = batch["input_ids"][:, first:]
     batch["expert_attention_mask"] = batch["expert_attention_mask"].contiguous()
-    save_file(batch | {"codes": codes, "indicator": indicator}, files / "tokens.safetensors")
+    save_file(batch, files / "tokens.safetensors")
 
 
 # -------------------------------------------------------------------------------------------------------------- race
@@ -224,7 +227,7 @@ FLOW = ("flow loss", *FLOW_GRADIENTS)
 ALL = ("loss", "flow loss", "token loss", "gradient", "actions")
 
 
-def races(size: Size, code_folder: str) -> list[tuple[Size, Race]]:
+def races(size: Size, code_folder: str, compile_modes: list[str]) -> list[tuple[Size, Race]]:
     """The races of one size; those with tokens once for each vocabulary."""
     joint, compiled = (("joint", True),), (("compiled", code_folder),)
     plans = []
@@ -237,14 +240,13 @@ def races(size: Size, code_folder: str) -> list[tuple[Size, Race]]:
     both = [("KIVLA", "LeRobot"), ("KIVLA as π0", "PI0")]
     plans.append((size, Race("A step on actions alone, jointly", flow, [(*p, ALL) for p in both], both)))
 
-    rival, n = "OpenTau, one draw", DRAWS
+    rival = "OpenTau, one draw"
     exact, among = "tokens among all", "tokens among action tokens"
-    draws, candidates = (("num_draws", n),), (("candidates", True),)
+    draws, candidates = (("num_draws", DRAWS),), (("candidates", True),)
     tokens = {
         exact: Job("KIVLA", "step", "tokens"),
         among: Job("KIVLA", "step", "tokens", candidates),
-        f"{exact}, {n} draws": Job("KIVLA", "step", "tokens", draws),
-        f"{among}, {n} draws": Job("KIVLA", "step", "tokens", (*draws, *candidates)),
+        f"{exact}, {DRAWS} draws": Job("KIVLA", "step", "tokens", draws),
         rival: Job("OpenTau", "step", "tokens"),
     }
     checks = [(exact, rival, FLOW), (among, rival, ALL)]
@@ -267,10 +269,11 @@ def races(size: Size, code_folder: str) -> list[tuple[Size, Race]]:
     plans.append((size, Race(title, eager, [(*p, ALL) for p in pairs], pairs, repeats=3)))
 
     whole = {"KIVLA": Job("KIVLA", "chunk", "observation", compiled)}
-    for mode in ("default", "max-autotune"):
+    for mode in compile_modes:
         whole[f"LeRobot, {mode}"] = Job("LeRobot", "chunk", "observation", (("compile_mode", mode),))
     pairs = [("KIVLA", name) for name in whole if name != "KIVLA"]
-    plans.append((size, Race(f"{title}, compiled", whole, [(*p, ALL) for p in pairs], pairs, repeats=3)))
+    title = f"Compiled, a chunk of {size.chunk_size} actions"
+    plans.append((size, Race(title, whole, [(*p, ALL) for p in pairs], pairs, repeats=3)))
     return plans
 
 
@@ -285,7 +288,7 @@ def run(race: Race, size: Size, environments: Path, repetitions: int) -> tuple[M
         race.title,
         f"Text model {size.hidden_size} wide, {size.num_layers} layers, vocabulary {size.vocab_size:,}; expert "
         f"{size.expert_hidden_size}; batch {batch}, prefix {size.prefix_length}"
-        + f", {size.suffix_length - INDICATOR} action tokens" * race.memory
+        + f", {size.suffix_length - len(INDICATOR)} action tokens" * race.memory
         + f", chunk {size.chunk_size}.",
     )
     versions = {}
@@ -330,7 +333,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("what", choices=("setup", "race"))
     parser.add_argument("--environments", type=Path, default=ENVIRONMENTS, help="a folder (default: %(default)s)")
     parser.add_argument("--size", choices=SIZES, nargs="+", default=list(SIZES), help="default: all")
-    parser.add_argument("--only", default="", help="races whose title has this in it")
+    parser.add_argument("--only", default="", help="races whose title begins so")
+    modes = {"nargs": "+", "default": ["default"]}
+    parser.add_argument("--compile_modes", **modes, help="LeRobot's compile_mode (its own default: max-autotune)")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repetitions", type=int, default=9)
     parser.add_argument("--quick", action="store_true", help="tiny sizes, two repetitions")
@@ -342,15 +347,16 @@ def main(arguments: list[str] | None = None) -> None:
     measurements, versions = [], {}
     with TemporaryDirectory() as code:
         for size in [QUICK] if options.quick else [SIZES[name] for name in options.size]:
-            for sized, race in races(size, code):
-                if options.only in race.title:
+            for sized, race in races(size, code, options.compile_modes):
+                if race.title.startswith(options.only):
                     done, seen = run(race, sized, options.environments, 2 if options.quick else options.repetitions)
-                    print(done.as_markdown(), flush=True)
                     measurements.append(done)
                     versions |= seen
     report = page(measurements, versions, missing(options.environments))
     if options.write:
         write_whole(PAGE, report)
+    else:
+        print(report)
 
 
 def page(measurements: list[Measurement], versions: dict[str, dict], absent: dict[str, str]) -> str:
