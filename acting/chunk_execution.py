@@ -116,7 +116,7 @@ class ChunkExecutor:
             self._take_answer()
         action = self.schedule.next_action()
         if action is None:
-            action = self.hold(cast(np.ndarray, self._last))  # an episode's first chunk is there at once
+            action = np.asarray(self.hold(cast(np.ndarray, self._last)))  # an episode's first chunk is there at once
             self.counts.held += 1
         if self.limits is not None:
             action = self.limits(action)

@@ -45,15 +45,15 @@ def _resolve(way: str | None, ensemble_decay: float | None) -> tuple[str, float 
     """The way and its decay: by default "ensemble" if there is a decay, else "sync".
 
     Raises:
-        ValueError: there is no such way, or a decay that is negative or of another way.
+        ValueError: there is no such way, or a decay that is negative, infinite or of another way.
     """
     way = way or ("sync" if ensemble_decay is None else "ensemble")
     if way not in WAYS:
         raise ValueError(f"There is no way of acting {way!r}. Ways: {', '.join(WAYS)}.")
     if ensemble_decay is not None and way != "ensemble":
         raise ValueError(f'ensemble_decay is for way="ensemble"; with way="{way}" nothing is averaged: leave it out.')
-    if ensemble_decay is not None and not ensemble_decay >= 0:
-        raise ValueError(f"ensemble_decay must not be negative, got {ensemble_decay}.")
+    if ensemble_decay is not None and not 0 <= ensemble_decay < np.inf:
+        raise ValueError(f"ensemble_decay must be a finite number that is not negative, got {ensemble_decay}.")
     return way, ENSEMBLE_DECAY if way == "ensemble" and ensemble_decay is None else ensemble_decay
 
 

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import ArrayLike
 
+from ..modeling_kivla.real_time_chunking import whole_number
+
 
 class ActionLimits:
     """Holds commands to a largest speed and a largest acceleration, dimension by dimension.
@@ -25,7 +27,8 @@ class ActionLimits:
         limited: (action_dim,) how many of them were changed, by dimension; None before the first.
 
     Raises:
-        ValueError: no limit at all, one that is not positive, a range without a width, or `wraps` beside `offsets`.
+        ValueError: no limit at all, one that is not positive, a range without a width, a dimension that is no whole
+            number, or `wraps` beside `offsets`.
     """
 
     def __init__(
@@ -43,13 +46,15 @@ class ActionLimits:
         for name, value in (("rate", rate), ("max_speed", self.max_speed), ("max_acceleration", self.max_acceleration)):
             if not np.all(np.asarray(value) > 0):
                 raise ValueError(f"{name} must be positive, got {value}.")
+        if not rate < np.inf:
+            raise ValueError(f"rate must be finite, got {rate}.")
         self.rate = rate
         self.offsets = offsets
         self.wraps = {dimension: (float(low), float(high)) for dimension, (low, high) in (wraps or {}).items()}
         if offsets and self.wraps:
             raise ValueError("Offsets are how far to go, and no angles that wrap: leave out wraps.")
         for dimension, (low, high) in self.wraps.items():
-            if dimension < 0 or not low < high < np.inf or low == -np.inf:
+            if whole_number("a dimension of wraps", dimension) < 0 or not low < high < np.inf or low == -np.inf:
                 raise ValueError(f"wraps: dimension {dimension} cannot wrap at {low:g} and {high:g}.")
         self.commands = 0
         self.limited: np.ndarray | None = None
@@ -66,19 +71,29 @@ class ActionLimits:
         Args:
             position: where the robot is, in the units of its targets. Without it the first target is taken as it is,
                 however far away. Offsets need none.
+
+        Raises:
+            ValueError: a position that is not finite.
         """
         self._position = None if position is None else np.asarray(position, np.float64)  # the last command's
+        if position is not None and not np.isfinite(self._position).all():
+            raise ValueError(f"The position that limits count from must be finite, got {self._position.tolist()}.")
         self._target = self._position  # the last one that was wanted
         self._speed: np.ndarray | float = 0.0
 
     def check(self, shape: tuple[int, ...]) -> None:
         """
         Raises:
-            ValueError: commands of this shape have another number of values than there are limits.
+            ValueError: commands of this shape have another number of values than there are limits, or than the
+                position has that they are counted from.
         """
         for limit in (self.max_speed, self.max_acceleration):
             if limit.ndim and limit.shape != shape:
                 raise ValueError(f"There are limits for {limit.size} values, but a command has the shape {shape}.")
+        if self._position is not None and self._position.shape != shape:
+            raise ValueError(
+                f"The position that limits count from has the shape {self._position.shape}, but a command {shape}."
+            )
         if self.wraps and max(self.wraps) >= shape[-1]:
             raise ValueError(f"wraps names dimension {max(self.wraps)}, but a command has the shape {shape}.")
 
@@ -100,7 +115,7 @@ class ActionLimits:
                 )
 
     def __call__(self, action: np.ndarray) -> np.ndarray:
-        """The command that may be sent, (action_dim,), of the same type.
+        """The command that may be sent, (action_dim,), of the same type (float64 for whole numbers).
 
         Raises:
             ValueError: see `check`.
@@ -124,7 +139,7 @@ class ActionLimits:
             self._position, self._target = command, wanted
         self.commands += 1
         self.limited = (0 if self.limited is None else self.limited) + is_limited.astype(np.int64)
-        return command.astype(action.dtype)
+        return command.astype(action.dtype if np.issubdtype(action.dtype, np.floating) else np.float64)
 
     def _approach(self, target: np.ndarray) -> np.ndarray:
         """The speed that goes with the target and closes the gap to it, as fast as can be braked in time.

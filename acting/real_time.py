@@ -96,8 +96,13 @@ class RealTimeExecutor:
         history: ObservationHistory | None = None,
         **options,
     ):
-        if not rate > 0 or not answer_timeout > 0:
+        if not 0 < rate < np.inf or not answer_timeout > 0:
             raise ValueError(f"rate and answer_timeout must be positive, got {rate} and {answer_timeout}.")
+        if limits is not None and limits.rate != rate:
+            raise ValueError(
+                f"The limits count on {limits.rate:g} commands per second, and the executor gives {rate:g}: what they "
+                f"call the largest speed would be another. Make both with the same rate."
+            )
         if out_of_actions not in ("hold", "stop"):
             raise ValueError(f'out_of_actions must be "hold" or "stop", got {out_of_actions!r}.')
         if max_delay is not None and whole_number("max_delay", max_delay) < 1:
@@ -210,7 +215,7 @@ class RealTimeExecutor:
             self.counts.before_first += 1
             return None
         self.counts.held += 1
-        return self.hold(self._last)
+        return np.asarray(self.hold(self._last))
 
     # ------------------------------------------------------------------------------------------ questions and answers
     def _ask(self, observation: dict | Callable[[], dict]) -> None:

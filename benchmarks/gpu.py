@@ -128,9 +128,8 @@ def _count(module: torch.nn.Module) -> int:
 
 
 def graphed(model: KIVLAForActionPrediction, prefix, noise: torch.Tensor, num_steps: int) -> Callable[[], object]:
-    """The denoising loop as one CUDA graph, on this prefix' memory, by compiled code if the policy has any."""
+    """The denoising loop as one CUDA graph, on this prefix' memory."""
     expert = model.expert
-    velocity = expert if model.compiled_policy is None else model.compiled_policy.velocity
     layout = expert.suffix_layout(prefix, model.config.chunk_size)
     conditions = expert.time_condition(euler_times(num_steps, noise.device)).rows()
     room = expert.with_room(prefix, model.config.chunk_size)
@@ -138,7 +137,7 @@ def graphed(model: KIVLAForActionPrediction, prefix, noise: torch.Tensor, num_st
     def loop():
         x = noise
         for condition in conditions:
-            x = x - velocity(x, condition, room, layout) / num_steps
+            x = x - expert(x, condition, room, layout) / num_steps
         return x
 
     stream = torch.cuda.Stream()
@@ -153,11 +152,7 @@ def graphed(model: KIVLAForActionPrediction, prefix, noise: torch.Tensor, num_st
     return graph.replay
 
 
-WAYS = {
-    "eager": lambda model: None,
-    "compiled expert": lambda model: model.compile_expert(),
-    "compiled policy": lambda model: model.compile_policy(),
-}
+WAYS = {"eager": lambda model: None, "compiled expert": lambda model: model.compile_expert()}
 
 
 @torch.no_grad()
@@ -165,7 +160,6 @@ def sampling(model: KIVLAForActionPrediction, size: Size, device: Device, rate: 
     """Milliseconds of a chunk, batch 1: prefix and loop together, by way, cameras and steps."""
     for way, begin in WAYS.items():
         begin(model)
-        # What is compiled is so for each number of images: minutes
         for cameras in CAMERAS if way == "eager" else CAMERAS[1:2]:
             inputs = device.to(observation(size, 1, cameras))
             noise = torch.randn(1, size.chunk_size, ACTION_DIM, device=device.name)
@@ -180,7 +174,7 @@ def sampling(model: KIVLAForActionPrediction, size: Size, device: Device, rate: 
                     partial(model.sample_actions, **inputs, noise=noise, num_steps=steps)
                 )
                 row["floor_ms"] = 1e3 * floor_seconds(model, size, cameras, steps, rate)
-                if device.name == "cuda" and way != "compiled expert":
+                if device.name == "cuda":
                     graph = graphed(model, prefix, noise, steps)
                     row["graph_loop_ms"] = 1e3 * device.seconds(graph)
                 if cameras == 2 and steps == 10:

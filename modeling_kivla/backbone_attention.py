@@ -92,6 +92,9 @@ def _recording_attention(base: str):
             attend = ALL_ATTENTION_FUNCTIONS[base]
         if query.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
             return _in_float32(attend, module, query, key, value, attention_mask, **kwargs)
+        if kwargs.get("position_bias") is not None:
+            # Autocast makes a bias bf16, and keys are float32 where a norm comes last: as its mask they would overflow.
+            query, key, value = (x.to(kwargs["position_bias"].dtype) for x in (query, key, value))
         return attend(module, query, key, value, attention_mask, **kwargs)
 
     return attention

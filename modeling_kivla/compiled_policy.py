@@ -11,14 +11,14 @@ import logging
 import os
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
 import transformers
 from huggingface_hub import cached_assets_path
-from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.export import Dim
 from transformers import PreTrainedModel
@@ -30,9 +30,9 @@ from .vlm_pass import run_vlm
 logger = logging.getLogger(__name__)
 
 _NO_CHECKS = "TRANSFORMERS_DISABLE_TORCH_CHECK"
-# Without weights; and without checks of indices: those of tokens are checked before, all others are the model's own.
-# (PyTorch 2.11 writes such a check in front of what it checks.)
-_OPTIONS = {"aot_inductor.package_constants_in_so": False, "assert_indirect_indexing": False}
+# Without checks of indices: those of tokens are checked before, all others are the model's own. (PyTorch 2.11 writes
+# such a check in front of what it checks.)
+_OPTIONS = {"assert_indirect_indexing": False}
 _PLACEHOLDERS = ("image_token_id", "video_token_id", "audio_token_id")
 
 Tensors = dict[str, torch.Tensor]
@@ -45,7 +45,7 @@ class CompiledPolicy:
 
     Args:
         config: of the policy.
-        vlm, expert: its parts, all on one device.
+        vlm, expert: its parts, on the CPU.
         cache_dir: a folder for the code; by default one in the cache of Hugging Face.
         options: of Inductor, for instance `{"max_autotune": True}`.
     """
@@ -63,7 +63,7 @@ class CompiledPolicy:
         self.options = {**_OPTIONS, **(options or {})}
         ids = {name: getattr(config.vlm_config, name, None) for name in _PLACEHOLDERS}
         self._placeholders = {name: token for name, token in ids.items() if isinstance(token, int)}
-        self._code: dict[str, _Code] = {}
+        self._code: dict[str, Callable[[list[torch.Tensor]], list[torch.Tensor]]] = {}
         self._compiling = threading.Lock()
 
     def __reduce__(self) -> tuple:
@@ -82,117 +82,119 @@ class CompiledPolicy:
             else:  # sizes of image grids, switches: the code is for these alone
                 fixed[name] = value
         module = _PromptPass(self.vlm, self.config.expert_layers, fixed)
+        weights = {f"vlm.{name}": value for name, value in _weights(self.vlm).items()}
         facts = {name: value.tolist() if torch.is_tensor(value) else value for name, value in fixed.items()}
         # The code has none of the library's checks, of which this is the one that inputs can fail.
         if "input_ids" in given:
             facts |= {name: int((tokens == token).sum()) for name, token in self._placeholders.items()}
-        *flat, position = self._run(module, facts, given, lengths)
+        *flat, position = self._run(module, weights, facts, given, lengths)
         key_values = list(zip(flat[::2], flat[1::2], strict=True))
         return key_values, position if len(position) else None
 
-    def velocity(
-        self,
-        noisy_actions: torch.Tensor,
-        time: TimeCondition,
-        prefix: Prefix,
-        layout: list[SuffixLayout],
-        state: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """As the expert's `forward`, on a prefix with room for the suffix."""
-        # Layers share their rotary tables and masks: each is handed over once.
-        parts = [(*(one.rotary or (None, None)), one.mask, one.given) for one in layout]
-        shared = {id(part): part for of_layer in parts for part in of_layer}
-        place = {identity: i for i, identity in enumerate(shared)}
-        places = [[place[id(part)] for part in of_layer] for of_layer in parts]
-        given = {"actions": noisy_actions, "embedding": time.embedding, "state": state}
-        lengths = {}
-        for i, (key, value) in enumerate(prefix.key_values):
-            given |= {f"key_{i}": key, f"value_{i}": value}
-            lengths |= {f"key_{i}": 2, f"value_{i}": 2}
-        for i, modulation in enumerate(time.modulations):
-            given |= {f"modulation_{i}_{j}": part for j, part in enumerate(modulation or ())}
-        for i, part in enumerate(shared.values()):
-            given[f"layout_{i}"] = part
-            if part is layout[0].mask and part is not None:
-                lengths[f"layout_{i}"] = 3
-        given = {name: value for name, value in given.items() if value is not None}
-        module = _ExpertStep(self.expert, places)
-        return self._run(module, {"layout": places}, given, lengths)[0]
+    def expert_step(self) -> Callable[..., torch.Tensor]:
+        """The expert's `forward` for one chunk, on a prefix with room for the suffix."""
+        weights = {f"expert.{name}": value for name, value in _weights(self.expert).items()}
+
+        def velocity(
+            noisy_actions: torch.Tensor,
+            time: TimeCondition,
+            prefix: Prefix,
+            layout: list[SuffixLayout],
+            state: torch.Tensor | None = None,
+        ) -> torch.Tensor:
+            # Layers share their rotary tables and masks: each is handed over once.
+            parts = [(*(one.rotary or (None, None)), one.mask, one.given) for one in layout]
+            shared = {id(part): part for of_layer in parts for part in of_layer}
+            place = {identity: i for i, identity in enumerate(shared)}
+            places = [[place[id(part)] for part in of_layer] for of_layer in parts]
+            given = {"actions": noisy_actions, "embedding": time.embedding, "state": state}
+            lengths = {}
+            for i, (key, value) in enumerate(prefix.key_values):
+                given |= {f"key_{i}": key, f"value_{i}": value}
+                lengths |= {f"key_{i}": 2, f"value_{i}": 2}
+            for i, modulation in enumerate(time.modulations):
+                given |= {f"modulation_{i}_{j}": part for j, part in enumerate(modulation or ())}
+            for i, part in enumerate(shared.values()):
+                given[f"layout_{i}"] = part
+                if part is layout[0].mask and part is not None:
+                    lengths[f"layout_{i}"] = 3
+            given = {name: value for name, value in given.items() if value is not None}
+            module = _ExpertStep(self.expert, places)
+            return self._run(module, weights, {"layout": places}, given, lengths)[0]
+
+        return velocity
 
     # ------------------------------------------------------------------------------------------------------ code
-    def _run(self, module: nn.Module, facts: dict, inputs: Tensors, lengths: dict[str, int]) -> list[torch.Tensor]:
+    def _run(
+        self, module: nn.Module, weights: Tensors, facts: dict, inputs: Tensors, lengths: dict[str, int]
+    ) -> list[torch.Tensor]:
         """What `module(inputs)` returns, by its compiled code; `lengths` names axes as long as the prompt."""
-        kind = {name: [str(x.dtype), str(x.device), *x.shape] for name, x in inputs.items()}
+        kind = {name: [str(x.dtype), *x.shape] for name, x in inputs.items()}
         for name, axis in lengths.items():
-            kind[name][2 + axis] = "any"
+            kind[name][1 + axis] = "any"
         key = json.dumps([type(module).__name__, facts, kind], sort_keys=True)
-        code = self._code.get(key)
-        if code is None or code.is_outdated():
+        if key not in self._code:
             with self._compiling:  # one thread; others wait for the same code
-                code = self._code.get(key)
-                if code is None or code.is_outdated():
+                if key not in self._code:
                     module({name: value.clone() for name, value in inputs.items()})  # raises what is wrong with them
-                    code = self._code[key] = _Code(self._file(key, module, inputs, lengths), module, device_of(inputs))
-        return code.run(list(inputs.values()))
+                    path = self._file(key, module, weights, inputs, lengths)
+                    self._code[key] = torch._inductor.aoti_load_package(str(path)).loader.run
+        return self._code[key]([*weights.values(), *inputs.values()])
 
-    def _file(self, key: str, module: nn.Module, inputs: Tensors, lengths: dict[str, int]) -> Path:
+    def _file(self, key: str, module: nn.Module, weights: Tensors, inputs: Tensors, lengths: dict[str, int]) -> Path:
         """The code on disk, compiled if it is not there yet."""
-        device = device_of(inputs)
-        about = [key, _processor(device), torch.get_num_threads(), self.options, _of_model(self.config, self.vlm)]
-        about += [torch.__version__, transformers.__version__, _own_sources()]
-        digest = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()[:32]
+        of_weights = [[name, str(x.dtype), list(x.shape)] for name, x in weights.items()]
+        about = [key, of_weights, self.config.to_json_string(), _attention(self.vlm), self.options, _processor()]
+        about += [torch.get_num_threads(), torch.__version__, transformers.__version__, _own_sources()]
+        digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:32]
         path = self.cache_dir / f"{digest}.pt2"
         if not path.is_file():
             logger.warning("Compiling the policy for inputs of this kind, once: %s", path)
             self.cache_dir.mkdir(parents=True, exist_ok=True)
-            compile_to(path, module, inputs, lengths, self.options, self.config.vlm_config.model_type)
+            name = self.config.vlm_config.model_type
+            compile_to(path, module, weights, inputs, lengths, self.options, name)
         return path
 
 
-class _Code:
-    """Compiled code, loaded, with the weights that it reads."""
-
-    def __init__(self, path: Path, module: nn.Module, device: torch.device):
-        index = -1 if device.index is None else device.index
-        package = torch._inductor.aoti_load_package(str(path), device_index=index)
-        named = {**dict(module.named_parameters(remove_duplicate=False)), **dict(module.named_buffers())}
-        named |= load_file(path.with_suffix(".safetensors"), str(device))
-        # It has addresses alone, so the weights must be kept, and looked at: `half()` and the like put others there.
-        self.weights = {name: named[name] for name in package.get_constant_fqns()}
-        self.addresses = [weight.data_ptr() for weight in self.weights.values()]
-        values = {name: weight.detach() for name, weight in self.weights.items()}
-        package.load_constants(values, check_full_update=True, user_managed=True)
-        self.run = package.loader.run
-
-    def is_outdated(self) -> bool:
-        """Whether the weights are elsewhere by now."""
-        return [weight.data_ptr() for weight in self.weights.values()] != self.addresses
-
-
-def device_of(inputs: Tensors) -> torch.device:
-    return next(iter(inputs.values())).device
-
-
 def compile_to(
-    path: Path, module: nn.Module, inputs: Tensors, lengths: dict[str, int], options: dict, name: str
+    path: Path,
+    module: nn.Module,
+    weights: Tensors,
+    inputs: Tensors,
+    lengths: dict[str, int],
+    options: dict,
+    name: str,
 ) -> None:
-    """Write the code of `module(inputs)`, for prompts of any length."""
+    """Write the code of `module(inputs)` with other weights and for prompts of any length.
+
+    Raises:
+        RuntimeError: the VLM, `name`, cannot be compiled as a whole.
+    """
     shapes = {name: {lengths[name]: Dim.AUTO} if name in lengths else None for name in inputs}
-    unfinished = path.with_suffix(f".{threading.get_ident()}.pt2")
+    unfinished = path.with_suffix(f".{os.getpid()}.{threading.get_ident()}.pt2")
     with torch.no_grad(), warnings.catch_warnings(), _without_checks():
         warnings.simplefilter("ignore", FutureWarning)  # PyTorch's, about itself
+        arguments, all_shapes = (weights, inputs), (dict.fromkeys(weights), shapes)
         try:
-            program = torch.export.export(module, (inputs,), dynamic_shapes=(shapes,), strict=False)
+            program = torch.export.export(_Weightless(module), arguments, dynamic_shapes=all_shapes, strict=False)
         except Exception as error:  # of many kinds: whatever the VLM's code does that depends on values
             raise RuntimeError(
-                f"{type(module).__name__} of '{name}' cannot be compiled as a whole: what it does depends on values on "
-                "its way. Leave out compile_policy(), or use compile_expert(), which leaves the VLM as it is."
+                f"'{name}' cannot be compiled as a whole: what its {type(module).__name__[1:]} does depends on values "
+                "on its way. Leave out compile_policy(), or use compile_expert(), which leaves the VLM as it is."
             ) from error
         torch._inductor.aoti_compile_and_package(program, package_path=str(unfinished), inductor_configs=dict(options))
-    # Tensors that the VLM makes on its way from numbers in its code are weights to the compiler, but not the model's
-    made = {name: x.contiguous() for name, x in program.constants.items() if torch.is_tensor(x)}
-    save_file({name: made[name] for name in made.keys() - program.state_dict.keys()}, path.with_suffix(".safetensors"))
     unfinished.replace(path)
+
+
+class _Weightless(nn.Module):
+    """A module as a function of its weights, too."""
+
+    def __init__(self, module: nn.Module):
+        super().__init__()
+        self.call = partial(torch.func.functional_call, module)
+
+    def forward(self, weights: Tensors, inputs: Tensors) -> list[torch.Tensor]:
+        return self.call(weights, (inputs,))
 
 
 @contextmanager
@@ -208,10 +210,8 @@ def _without_checks() -> Iterator[None]:
             os.environ[_NO_CHECKS] = before
 
 
-def _processor(device: torch.device) -> list[str]:
+def _processor() -> list[str]:
     """What the code is made for: it uses all that this processor can do."""
-    if device.type == "cuda":
-        return [torch.cuda.get_device_name(device)]
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     return [torch.backends.cpu.get_cpu_capability(), *{line for line in lines if line.startswith("flags")}]
 
@@ -221,10 +221,13 @@ def _own_sources() -> str:
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
 
 
-def _of_model(config: KIVLAConfig, vlm: PreTrainedModel) -> list:
-    implementations = [part.config._attn_implementation for part in vlm.modules() if isinstance(part, PreTrainedModel)]
-    parameters = [[name, str(p.dtype), list(p.shape)] for name, p in vlm.named_parameters()]
-    return [config.to_json_string(), [str(one) for one in implementations], parameters]
+def _attention(vlm: PreTrainedModel) -> list[str]:
+    return [str(part.config._attn_implementation) for part in vlm.modules() if isinstance(part, PreTrainedModel)]
+
+
+def _weights(module: nn.Module) -> Tensors:
+    """Parameters and buffers, those of today: another may have taken the place of one that was there."""
+    return {name: value.detach() for name, value in (*module.named_parameters(), *module.named_buffers())}
 
 
 class _PromptPass(nn.Module):

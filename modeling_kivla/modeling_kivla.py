@@ -654,7 +654,7 @@ class KIVLAForActionPrediction(KIVLAGenerationMixin, KIVLAPreTrainedModel):
         conditions = self.expert.time_condition(times, with_given=given is not None).rows()
         prefix = self.expert.with_room(prefix, config.chunk_size + (state is not None) if guide is None else 0)
         is_compiled = self.compiled_policy is not None and guide is None
-        expert = self.compiled_policy.velocity if is_compiled else self.expert
+        expert = self.compiled_policy.expert_step() if is_compiled else self.expert
 
         # Euler steps from t = 1 (noise) to t = 0 (actions).
         for t, condition in zip(times, conditions, strict=True):
@@ -678,24 +678,26 @@ class KIVLAForActionPrediction(KIVLAGenerationMixin, KIVLAPreTrainedModel):
         self.expert.compile(fullgraph=True, options=options)
 
     def compile_policy(self, cache_dir: str | os.PathLike | None = None, options: dict | None = None) -> None:
-        """Let `sample_actions` and `encode_prefix` run compiled code for VLM and expert, for the life of this object.
+        """Let `sample_actions` run compiled code for VLM and expert, for the life of this object: opt-in, for CPUs.
 
-        Opt-in. Code is made when inputs of a new kind come (another number of examples or images; prompts may have any
-        length), which takes minutes, and kept on disk: the next process loads it in a second. Actions are the same up
-        to the order of sums. Training, `generate` and RTC by guidance run as before.
-        Needs what Inductor needs: on a CPU a C++ compiler.
+        Code is made when inputs of a new kind come (another number of examples or images; prompts may have any length),
+        which takes a minute or some, and kept on disk: the next process loads it in a moment. Actions are the same up
+        to the order of sums. Training, `generate` and RTC by guidance run as before. Needs a C++ compiler.
 
         Args:
             cache_dir: where the code is kept; by default in the cache of Hugging Face.
             options: of Inductor, for instance `{"max_autotune": True}`.
 
         Raises:
-            ValueError: the policy is on several devices. Of VLMs whose forward looks at values on its way, the first
-                call says that they cannot be compiled as a whole.
+            ValueError: the policy is not on the CPU as a whole. Of a VLM whose forward depends on values on its way,
+                the first call says that it cannot be compiled as a whole.
         """
-        devices = {str(parameter.device) for parameter in self.parameters()}
-        if len(devices) > 1:
-            raise ValueError(f"compile_policy needs the whole policy on one device, and it is on {sorted(devices)}.")
+        devices = sorted({parameter.device.type for parameter in self.parameters()})
+        if devices != ["cpu"]:
+            raise ValueError(
+                f"compile_policy needs the whole policy on the CPU, and it is on {', '.join(devices)}. On a GPU use "
+                "compile_expert()."
+            )
         self.compiled_policy = CompiledPolicy(self.config, self.vlm, self.expert, cache_dir, options)
 
 

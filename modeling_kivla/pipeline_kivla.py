@@ -126,7 +126,7 @@ class ActionPredictionPipeline(Pipeline):
         if num_steps is not None:
             check_num_steps(num_steps)
         if seed is not None:
-            whole_number("seed", seed)
+            seed = _checked_seed(seed)
         if execution_horizon is not None:
             check_horizon(self.model.config, execution_horizon)
         if max_guidance_weight is not None:
@@ -195,7 +195,8 @@ class ActionPredictionPipeline(Pipeline):
         observations = [self._with_past(i, observation) for i, observation in enumerate(observations)]
         columns = {key: [observation.get(key) for observation in observations] for key in _OBSERVATION}
         columns["images"] = [self._named(i, observation, cameras) for i, observation in enumerate(observations)]
-        responses, seeds = ([observation.get(key) for observation in observations] for key in ("response", "seed"))
+        responses = [observation.get("response") for observation in observations]
+        seeds = [self._own_seed(i, observation.get("seed")) for i, observation in enumerate(observations)]
         by_tokens = self._acts_by_tokens(acts_by)
         old_chunks = self._old_chunks(observations, rtc, guidance)
         says = self.processor.expert_reads_response or (by_tokens and self.processor.responds_first)
@@ -259,6 +260,13 @@ class ActionPredictionPipeline(Pipeline):
         if rest.ndim != 2:
             raise ValueError(f"`previous_actions` must be (n, action_dim), got the shape {rest.shape}.")
         return rest, delay
+
+    def _own_seed(self, i: int, seed: int | None) -> int | None:
+        """What an observation says of the noise that its chunk starts from."""
+        try:
+            return None if seed is None else _checked_seed(seed)
+        except ValueError as error:
+            raise ValueError(f"Observation {i}: {error}") from error
 
     def _with_past(self, i: int, observation: dict) -> dict:
         """Clips, where there are earlier observations."""
@@ -356,6 +364,17 @@ class ActionPredictionPipeline(Pipeline):
                 result = {"actions": None, "failure": chunk}
             results.append(result if response is None else {**result, "response": response})
         return results
+
+
+def _checked_seed(seed) -> int:
+    """
+    Raises:
+        ValueError: it is no whole number that torch's generator takes.
+    """
+    seed = whole_number("seed", seed)
+    if not -(2**63) <= seed < 2**64:
+        raise ValueError(f"seed must have at most 64 bits, got {seed}.")
+    return seed
 
 
 __all__ = ["ActionPredictionPipeline"]

@@ -1,9 +1,11 @@
-"""Whether the weights that are trained can take small steps."""
+"""Whether a policy can be trained in the types that were chosen."""
 
 import logging
 
 import torch
+import transformers
 from accelerate import Accelerator
+from packaging.version import Version
 from torch import nn
 
 logger = logging.getLogger(__name__)
@@ -36,4 +38,22 @@ def check_trained_dtype(model: nn.Module, accelerator: Accelerator) -> None:
     )
 
 
-__all__ = ["check_trained_dtype"]
+def check_mixed_precision(model_type: str, mixed_precision: str) -> None:
+    """Refuse mixed precision for a VLM whose code in the installed library cannot do it.
+
+    Args:
+        model_type: of the VLM.
+        mixed_precision: accelerate's name: "no", "bf16", "fp16" or "fp8".
+
+    Raises:
+        ValueError: SmolVLM before transformers 5.18, which writes pictures of one type into words of another.
+    """
+    is_old = Version(transformers.__version__) < Version("5.18")
+    if model_type == "smolvlm" and mixed_precision != "no" and is_old:
+        raise ValueError(
+            f"SmolVLM cannot be trained in mixed precision ({mixed_precision}) with transformers "
+            f"{transformers.__version__}. Install transformers 5.18 or newer, or train in float32 (bf16=False)."
+        )
+
+
+__all__ = ["check_mixed_precision", "check_trained_dtype"]

@@ -16,4 +16,6 @@ def run(arguments: Sequence[str]) -> None:
     pipe = policy_pipeline(args.model, **options)
     if args.compile_expert:
         pipe.model.compile_expert()
+    if args.compile_policy:
+        pipe.model.compile_policy()
     asyncio.run(serve_until_stopped(make_server(pipe, args), args.host, args.port))

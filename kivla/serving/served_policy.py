@@ -40,6 +40,10 @@ class ServeArguments:
         default=False,
         metadata={"help": "Compile the action expert: chunks come sooner, but the first two take up to a minute."},
     )
+    compile_policy: bool = field(
+        default=False,
+        metadata={"help": "Compile VLM and expert, on a CPU: the first chunk takes minutes, the next process none."},
+    )
     clip_actions: bool | None = field(
         default=None, metadata={"help": "Hold actions within the range of the policy's data; it does, if it can."}
     )

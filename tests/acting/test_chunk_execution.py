@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from kivla import ActionDecodingFailure, ChunkExecutor
+from kivla.acting import ActionLimits
 from kivla.modeling_kivla import NonFiniteActionsError, UndecodableActionsError
 
 H = 4
@@ -58,8 +59,9 @@ def test_a_reset_forgets_everything():
 def test_bad_settings_and_bad_chunks():
     with pytest.raises(ValueError, match="replan_every must be at least 1, got 0"):
         ChunkExecutor(Policy(), replan_every=0)
-    with pytest.raises(ValueError, match="ensemble_decay must not be negative"):
-        ChunkExecutor(Policy(), ensemble_decay=-1.0)
+    for decay in (-1.0, np.inf, np.nan):  # an infinite one would make every mean NaN
+        with pytest.raises(ValueError, match="ensemble_decay must be a finite number that is not negative"):
+            ChunkExecutor(Policy(), ensemble_decay=decay)
     with pytest.raises(ValueError, match="replan_every = 9, but the policy's chunks have 4 actions"):
         ChunkExecutor(Policy(), replan_every=9)(0)
     failure = ActionDecodingFailure("value_count", 8, 3)
@@ -146,6 +148,12 @@ def test_real_time_chunking_is_told_what_is_left_and_how_long_it_takes():
 def test_a_robot_that_is_commanded_by_offsets_is_held_with_zeros():
     actions, _ = acted(Clocked(), 8, way="sync", latency_steps=2, replan_every=3, hold=np.zeros_like)
     assert actions == [0, 1, 2, 0, 0, 300, 301, 302]
+
+
+def test_what_holds_a_robot_may_be_a_list():
+    limits = ActionLimits(50, max_speed=1e6, offsets=True)
+    actions, act = acted(Clocked(), 6, way="sync", latency_steps=2, replan_every=3, hold=lambda _: [0.0], limits=limits)
+    assert actions == [0, 1, 2, 0, 0, 300] and act.counts.held == 2
 
 
 def test_robots_that_step_together():

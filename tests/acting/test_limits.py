@@ -118,3 +118,24 @@ def test_limits_that_cannot_be():
         ActionLimits(RATE, SPEED, offsets=True, wraps={0: (0, 1)})
     with pytest.raises(ValueError, match=r"limits for 2 values, but a command has the shape \(3,\)"):
         ActionLimits(RATE, SPEED)(np.zeros(3))
+    with pytest.raises(ValueError, match="rate must be finite, got inf"):
+        ActionLimits(np.inf, SPEED)
+    with pytest.raises(ValueError, match="a dimension of wraps must be a whole number, got '1'"):
+        ActionLimits(RATE, SPEED, wraps={"1": (0, 1)})
+
+
+def test_positions_that_cannot_be():
+    """A joint that was not read is NaN; differences from it are no speeds, and what is no speed was not limited."""
+    limits = ActionLimits(RATE, max_speed=1.0)
+    with pytest.raises(ValueError, match=r"position that limits count from must be finite, got \[nan, 0.0\]"):
+        limits.reset(position=[np.nan, 0.0])
+    for position in (0.0, [0.0, 0.0, 0.0]):
+        limits.reset(position=position)
+        with pytest.raises(ValueError, match=r"limits count from has the shape \(3?,?\), but a command \(2,\)"):
+            limits(np.zeros(2))
+
+
+def test_whole_numbers_are_limited_to_what_lies_between_them():
+    limits = ActionLimits(RATE, max_speed=1.0)
+    limits.reset(position=[0])
+    np.testing.assert_allclose(run(limits, np.ones((3, 1), dtype=np.int64))[:, 0] * RATE, [1, 2, 3])

@@ -341,6 +341,8 @@ def test_settings_that_cannot_be():
     for options, text in (
         ({"rate": 0}, "rate and answer_timeout must be positive"),
         ({"rate": 50, "answer_timeout": 0}, "rate and answer_timeout must be positive"),
+        ({"rate": math.inf}, "rate and answer_timeout must be positive"),
+        ({"rate": 50, "limits": ActionLimits(20, 1.0)}, "limits count on 20 commands per second, .* executor gives 50"),
         ({"rate": 50, "out_of_actions": "fall"}, 'out_of_actions must be "hold" or "stop"'),
         ({"rate": 50, "max_delay": 0}, "max_delay must be at least 1"),
         ({"rate": 50, "max_delay": 2.5}, "max_delay must be a whole number"),

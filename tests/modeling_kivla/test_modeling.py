@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from kivla.modeling_kivla import KIVLAConfig, KIVLAForActionPrediction, UnsupportedBackboneError
 from kivla.modeling_kivla.action_expert import Modulation
@@ -287,6 +288,18 @@ def test_attention_of_the_text_model_is_float32_under_autocast_of_a_cpu(name, mo
     in_float32 = (torch.float32, torch.float32, torch.float32, False)
     assert seen.count(in_float32) == len(model.config.expert_layers)
     assert {x.dtype for pair in prefix.key_values for x in pair} <= {torch.bfloat16, torch.float32}
+
+
+def test_a_bias_for_each_position_may_be_bfloat16_beside_float32_keys():
+    """As autocast of a GPU has it (Inkling): the mask is the keys' lowest number, written into the bias."""
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = torch.randn(3, 2, 4, 6, 16, generator=generator)
+    bias = torch.randn(2, 4, 6, 6, generator=generator)
+    mask = torch.ones(6, 6, dtype=torch.bool).tril().expand(2, 1, 6, 6)
+    attention, layer = ALL_ATTENTION_FUNCTIONS["kivla_sdpa"], torch.nn.Identity()
+    expected, _ = attention(layer, query, key, value, mask, position_bias=bias)
+    found, _ = attention(layer, query, key, value, mask, position_bias=bias.bfloat16())
+    assert_close_relative(found, expected, 8, what="attention")
 
 
 def test_bfloat16_weights():

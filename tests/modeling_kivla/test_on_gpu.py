@@ -8,6 +8,8 @@ import copy
 import numpy as np
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 
 from kivla.modeling_kivla import KIVLAForActionPrediction
 from kivla.processing import BinningActionTokenizer
@@ -172,6 +174,8 @@ def test_words_are_the_cpus(name):
 @each_family
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
 def test_weights_of_half_precision(name, dtype, tmp_path):
+    if name == "gemma3n" and dtype == torch.float16 and Version(transformers.__version__) < Version("5.20"):
+        pytest.skip("the library fills a buffer with 1e10, which float16 does not have: torch refuses it on a GPU")
     batch, prompt = training_batch(name), drop_suffix(make_example(FAMILIES[name]))
     with torch.no_grad():
         expected = policy(name)(**batch)

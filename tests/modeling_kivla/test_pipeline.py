@@ -53,6 +53,11 @@ def test_an_observation_may_bring_its_own_seed(saved):
     pipe = pipeline("action-prediction", model=str(saved))
     first, second, third = observations()
     results = pipe([{**first, "seed": 5}, second, {**third, "seed": 6}], seed=0)
+    by_numpy = pipe({**first, "seed": np.int64(5)})["actions"]
+    assert_close_relative(by_numpy, results[0]["actions"], what="a seed that NumPy drew")
+    for seed, message in (("5", "must be a whole number, got '5'"), (2**64, "must have at most 64 bits")):
+        with pytest.raises(ValueError, match=f"Observation 1: seed {message}"):
+            pipe([first, {**second, "seed": seed}])
     for result, observation, seed in zip(results, (first, second, third), (5, 0, 6), strict=True):
         assert_close_relative(result["actions"], pipe(observation, seed=seed)["actions"], what=f"seed {seed}")
     a, b = ([result["actions"] for result in pipe([{**first, "seed": 5}, second])] for _ in range(2))

@@ -156,6 +156,7 @@ def test_options_are_checked_before_there_is_an_observation(pipe, tmp_path):
         ({"rtc": "guidance", "execution_horizon": CHUNK + 1}, f"execution_horizon = {CHUNK + 1} with a delay of 0"),
         ({"num_steps": 0}, "num_steps must be at least 1"),
         ({"seed": "one"}, "seed must be a whole number"),
+        ({"seed": 2**64}, "seed must have at most 64 bits"),
     ):
         with pytest.raises(ValueError, match=message):
             pipe.check_options(**options)

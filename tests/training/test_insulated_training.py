@@ -5,6 +5,8 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 from kivla import KIVLAForActionPrediction
+from kivla.training import trained_dtype
+from kivla.training.trained_dtype import check_mixed_precision
 from tests.helpers.fixed_noise import FixedNoiseCollator
 from tests.helpers.policies import SIZES, awaken, make_policy, make_trainer
 
@@ -107,6 +109,18 @@ def test_the_type_of_trained_weights(stored_in_bfloat16, tmp_path, caplog, dtype
     assert moments == {wanted}
     model.save_pretrained(tmp_path / "saved")
     assert KIVLAForActionPrediction.from_pretrained(tmp_path / "saved").dtype == wanted, "a saved policy keeps its type"
+
+
+def test_mixed_precision_that_the_library_cannot_do_is_refused(monkeypatch):
+    monkeypatch.setattr(trained_dtype.transformers, "__version__", "5.17.0")
+    with pytest.raises(
+        ValueError, match=r"SmolVLM cannot .* \(bf16\) with transformers 5.17.0. Install transformers 5.18"
+    ):
+        check_mixed_precision("smolvlm", "bf16")
+    check_mixed_precision("smolvlm", "no")
+    check_mixed_precision("paligemma", "bf16")
+    monkeypatch.setattr(trained_dtype.transformers, "__version__", "5.18.0")
+    check_mixed_precision("smolvlm", "bf16")
 
 
 def test_frozen_weights_may_have_any_type(stored_in_bfloat16, tmp_path, caplog):

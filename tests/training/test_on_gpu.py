@@ -1,6 +1,7 @@
 """Training, evaluating and acting with what was trained, on a GPU as on a CPU."""
 
 import copy
+import re
 
 import numpy as np
 import pytest
@@ -105,6 +106,11 @@ RUNS = {
 }
 
 
+# A softmax does not see what is added to all of its keys: their gradient is zero on paper, and Adam makes a whole step
+# of the rounding that is in its place.
+KEY_BIASES = r"vision_tower.*\.k_proj\.bias$"
+
+
 @pytest.mark.parametrize("kind", RUNS)
 def test_a_run_is_the_cpus(kind, tmp_path):
     examples = with_vlm_data() if kind == "texts" else DEMONSTRATIONS
@@ -117,6 +123,8 @@ def test_a_run_is_the_cpus(kind, tmp_path):
     assert_same_run(runs[1], runs[0], start, share=0.02)
     if runs[0].average is not None:
         for name, average in runs[0].average.weights.items():
+            if re.search(KEY_BIASES, name):
+                continue
             assert_close_relative(runs[1].average.weights[name], average, 2**14, what=f"average of {name}")
 
 

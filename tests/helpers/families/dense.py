@@ -1,7 +1,10 @@
 """Decoders whose layers are alike but for sliding windows: one kind of attention, one kind of MLP."""
 
+import transformers
+from packaging.version import Version
+
 from .family import END_ID, IMAGE_ID, PAD_ID, START_ID, VIDEO_ID, VOCAB_SIZE, Family
-from .images import masked_pixels, molmo_crops, patches, pixels, square_patches, tiles, two_resolutions
+from .images import masked_pixels, molmo_crops, patches, pixels, renamed, square_patches, tiles, two_resolutions
 from .settings import (
     MM_TYPES,
     QWEN_IMAGE_TOKENS,
@@ -44,6 +47,7 @@ def glm4v(name: str, of: str | None = None, **settings) -> Family:
     )
 
 
+VIDEO_LLAVA_PICTURES = "pixel_values" if Version(transformers.__version__) >= Version("5.21") else "pixel_values_images"
 HUNYUAN_ROPE = {"rope_type": "dynamic", "rope_theta": 10_000.0, "alpha": 1000.0, "factor": 1.0}
 
 DENSE = [
@@ -539,7 +543,8 @@ DENSE = [
             "image_token_index": IMAGE_ID,
             "video_token_index": VIDEO_ID,
         },
-        pixels(8),
+        renamed(VIDEO_LLAVA_PICTURES, pixels(8)),
+        image_argument=VIDEO_LLAVA_PICTURES,
     ),
     Family(
         "pp_chart2table",

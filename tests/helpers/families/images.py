@@ -22,6 +22,11 @@ def pixels(size: int, *leading: int, **constants: list) -> Callable[[torch.Gener
     return draw
 
 
+def renamed(argument: str, draw: Callable[[torch.Generator], dict[str, Tensor]]) -> Callable:
+    """What a function draws, with `pixel_values` under another name."""
+    return lambda generator: {argument if n == "pixel_values" else n: values for n, values in draw(generator).items()}
+
+
 def patches(count: int, dim: int, batched: bool, **constants: list) -> Callable[[torch.Generator], dict[str, Tensor]]:
     """`pixel_values` (count, dim), or (1, count, dim) if `batched`, and constants as in `pixels`."""
 

@@ -46,6 +46,7 @@ from .metadata import LeRobotMetadata
 from .stored_image import ImageFiles, read_image
 from .streamed_videos import StreamedVideos
 from .vector_keys import VectorPart, choose_keys
+from .video_file import VideoReadError
 
 T = TypeVar("T")
 STREAM_GB = 20.0
@@ -631,8 +632,6 @@ class LeRobotDataset(RobotDataset):
                 return [read_image(cell, self._metadata.root) for cell in cells]
             except ValueError as error:
                 raise ValueError(f"{where}: {error}") from error
-        from .video import VideoReadError
-
         try:
             return self._videos.read(camera, selected, frames)
         except VideoReadError as error:

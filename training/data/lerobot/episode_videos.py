@@ -12,6 +12,7 @@ from tqdm import tqdm
 from ..file_windows import FileWindows
 from .metadata import LeRobotMetadata
 from .streamed_videos import StreamedVideos
+from .video_file import VideoReadError, check_video_file
 from .video_placement import PlacementError, VideoTimes, frames_of_episodes, place_rows
 
 T = TypeVar("T")
@@ -210,7 +211,7 @@ class EpisodeVideos:
             held, beside: see `_spans`.
             selected: see `_selected`.
         """
-        from .video import VideoReadError, check_video_file, frame_times
+        from .video import frame_times
 
         def read_times(file: Path) -> np.ndarray:
             check_video_file(file)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import av
+from .pyav import av
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from huggingface_hub.utils import WeakFileLock
 
 from ..file_windows import FileWindows
 from .hub_files import HubFolder
-from .video import VideoReadError
+from .video_file import VideoReadError
 
 T = TypeVar("T")
 _AT_ONCE = 16  # downloads by all processes together

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 
-import av
+from .pyav import av
 
 # For each codec its encoder, how close to the original it is, and what makes frames come out in the order they came in
 _ENCODERS = {

@@ -6,64 +6,20 @@ otherwise jumps to the key frame before the wanted one and decodes forward from 
 """
 
 import os
-import struct
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-try:
-    import av
-    from av.video.reformatter import VideoReformatter
-except ImportError as error:
-    raise ImportError("Reading video needs PyAV. Install it with `pip install 'kivla[video]'`.") from error
+from .pyav import av
+from .video_file import VideoReadError
 
-
-# Of a frame; and of a file at its top level, where there are usually four
-MAX_PIXELS = 64_000_000
-_MAX_BOXES = 10_000
-
+MAX_PIXELS = 64_000_000  # of a frame
 
 # A frame that is at most so many further on is decoded towards, and so is one before the next key frame; others are
 # jumped to.
 _NEAR = 4
-
-
-class VideoReadError(RuntimeError):
-    """A video file is damaged, or does not have the frame."""
-
-
-def check_video_file(path: Path) -> None:
-    """Raise `VideoReadError` when `path` is visibly not a whole MP4 file, by reading its box headers only.
-
-    This costs a few reads whatever the size of the file, and finds what goes wrong most often: an interrupted
-    download or copy, and a Git LFS pointer in the place of the video. Damage inside the stream shows when it is
-    decoded.
-    """
-    size = path.stat().st_size
-    boxes, position, count = set(), 0, 0
-    with path.open("rb") as file:
-        while position < size and count < _MAX_BOXES:
-            count += 1
-            file.seek(position)
-            header = file.read(16)
-            if len(header) < 8:
-                raise VideoReadError(f"{path} is cut off in the middle. Download or copy it again.")
-            length, name = struct.unpack(">I4s", header[:8])
-            if position == 0 and name != b"ftyp":
-                raise VideoReadError(
-                    f"{path} is not an MP4 video (it starts with {header!r}). If it is a Git LFS pointer, run "
-                    "`git lfs pull`; otherwise download it again."
-                )
-            if length == 1:  # the size did not fit in 32 bits and follows the name
-                length = int.from_bytes(header[8:16], "big")
-            elif length == 0:  # the box runs to the end of the file
-                length = size - position
-            boxes.add(name)
-            position += max(length, 8)
-    if position != size or not {b"ftyp", b"moov", b"mdat"} <= boxes:
-        raise VideoReadError(f"{path} ({size} bytes) is cut off or incomplete. Download or copy it again.")
 
 
 def frame_times(path: Path) -> np.ndarray:
@@ -131,7 +87,9 @@ class VideoReader:
         # One thread, here and in `read`: parallelism comes from data-loader workers. More threads would compete with
         # them, would make every jump dearer (they decode ahead), and a forked worker would wait for them for ever.
         self._stream.codec_context.thread_count = 1
-        self._reformatter = VideoReformatter()  # reused, because setting one up costs more than converting a frame
+        self._reformatter = (
+            av.video.reformatter.VideoReformatter()
+        )  # reused, because setting one up costs more than converting a frame
         self._pts = _presentation_times(path, self._container, self._stream)
         # In the order of decoding, which differs by a few frames at most: this only decides what is faster
         self._key_frames = np.flatnonzero([entry.is_keyframe for entry in self._stream.index_entries])

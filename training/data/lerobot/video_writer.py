@@ -7,10 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-try:
-    import av
-except ImportError as error:
-    raise ImportError("Writing video needs PyAV. Install it with `pip install 'kivla[video]'`.") from error
+from .pyav import av
 
 
 @dataclass(frozen=True)

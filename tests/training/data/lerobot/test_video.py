@@ -7,7 +7,8 @@ import av
 import numpy as np
 import pytest
 
-from kivla.training.data.lerobot.video import VideoReader, VideoReadError, VideoReaders, check_video_file
+from kivla.training.data.lerobot.video import VideoReader, VideoReaders
+from kivla.training.data.lerobot.video_file import VideoReadError, check_video_file
 from tests.helpers.lerobot_v21 import decode
 
 FIXTURE = Path(__file__).parents[3] / "data" / "lerobot_v3_metaworld"
