@@ -10,7 +10,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from kivla.modeling_kivla import KIVLAConfig, KIVLAForActionPrediction, UnsupportedBackboneError, backbone_attention
 from kivla.modeling_kivla.backbone_attention import PrefixRecorder, RecordedImplementation
-from kivla.modeling_kivla.backbone_probe import run_once_if_nothing_is_recorded
+from kivla.modeling_kivla.backbone_probe import probe_backbone, run_once_if_nothing_is_recorded
 from tests.helpers.families import FAMILIES
 
 
@@ -54,15 +54,15 @@ def test_while_measuring_a_layer_that_runs_again_is_not_taken_for_one_without_ke
     assert torch.equal(linear[0](x), linear[1](x)) and linear[1].calls == 0, "one of its kind is enough"
 
 
-@pytest.mark.skipif("minimax_m3_vl" not in FAMILIES, reason="refused in this transformers")
-def test_what_an_older_transformers_computes_wrongly_is_refused(monkeypatch):
-    """Measuring it, and loading a policy that was made with a newer one."""
-    vlm_config = FAMILIES["minimax_m3_vl"].config()
+@pytest.mark.parametrize(("name", "release"), [("minimax_m3_vl", "5.22.1"), ("llama4", "5.24.0")])
+def test_what_a_release_of_transformers_does_wrongly_is_refused(name, release, monkeypatch):
+    """Measuring it, and loading a policy that was made with another one."""
+    if name not in FAMILIES:
+        pytest.skip("refused in this transformers")
+    vlm_config = FAMILIES[name].config()
     expert = {"hidden_size": 16, "intermediate_size": 16}
     config = KIVLAConfig(vlm_config=vlm_config, expert_config=expert)
-    monkeypatch.setattr(backbone_attention.transformers, "__version__", "5.22.1")
-    message = "'minimax_m3_vl' needs transformers 5.23 or newer: 5.22.1 lets all pictures of a batch look at each other"
-    with pytest.raises(UnsupportedBackboneError, match=message):
-        KIVLAForActionPrediction(config)
-    with pytest.raises(UnsupportedBackboneError, match=message):
-        KIVLAConfig(vlm_config=vlm_config, expert_config=expert)
+    monkeypatch.setattr(backbone_attention.transformers, "__version__", release)
+    for make in (lambda: KIVLAForActionPrediction(config), lambda: probe_backbone(vlm_config)):
+        with pytest.raises(UnsupportedBackboneError, match=f"'{name}' needs another transformers: {release} .*newer"):
+            make()
