@@ -17,6 +17,8 @@ from typing import cast
 
 import torch
 import torch.nn.functional as F
+import transformers
+from packaging.version import Version
 from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
@@ -26,6 +28,8 @@ from .call_hooks import call_hook
 
 RECORDING_PREFIX = "kivla_"
 _WRAPPED_IMPLEMENTATIONS = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
+# What an older transformers computes wrongly: type of VLM, the first version that is right, and what those before do.
+_RIGHT_SINCE = {"minimax_m3_vl": ("5.23", "lets all pictures of a batch look at each other")}
 
 
 class UnsupportedBackboneError(ValueError):
@@ -156,8 +160,16 @@ def record_attention(vlm: PreTrainedModel) -> None:
     """Route the text decoder's attention through the recording function; the vision tower is left as it is.
 
     Raises:
-        UnsupportedBackboneError: the VLM does not use the library's replaceable attention.
+        UnsupportedBackboneError: the VLM does not use the library's replaceable attention, or this version of
+            transformers computes it wrongly.
     """
+    name = vlm.config.model_type
+    right_since, wrong = _RIGHT_SINCE.get(name, ("0", ""))
+    if Version(transformers.__version__) < Version(right_since):
+        raise UnsupportedBackboneError(
+            f"'{name}' needs transformers {right_since} or newer: {transformers.__version__} {wrong}, so that an "
+            f'action would depend on the other examples of its batch. pip install "transformers>={right_since}".'
+        )
     decoder = find_text_decoder(vlm)
     implementation = str(decoder.config._attn_implementation or "sdpa").removeprefix(RECORDING_PREFIX)
     if implementation not in _WRAPPED_IMPLEMENTATIONS:

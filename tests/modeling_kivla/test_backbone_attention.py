@@ -8,8 +8,10 @@ import torch
 from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from kivla.modeling_kivla import KIVLAConfig, KIVLAForActionPrediction, UnsupportedBackboneError, backbone_attention
 from kivla.modeling_kivla.backbone_attention import PrefixRecorder, RecordedImplementation
 from kivla.modeling_kivla.backbone_probe import run_once_if_nothing_is_recorded
+from tests.helpers.families import FAMILIES
 
 
 def test_the_name_of_a_recorded_implementation_is_also_the_one_without_our_prefix():
@@ -50,3 +52,17 @@ def test_while_measuring_a_layer_that_runs_again_is_not_taken_for_one_without_ke
         attention[layer](x)
     assert sorted(recorder.key_values) == [0, 1, 2] and attention[1].calls == 2
     assert torch.equal(linear[0](x), linear[1](x)) and linear[1].calls == 0, "one of its kind is enough"
+
+
+@pytest.mark.skipif("minimax_m3_vl" not in FAMILIES, reason="refused in this transformers")
+def test_what_an_older_transformers_computes_wrongly_is_refused(monkeypatch):
+    """Measuring it, and loading a policy that was made with a newer one."""
+    vlm_config = FAMILIES["minimax_m3_vl"].config()
+    expert = {"hidden_size": 16, "intermediate_size": 16}
+    config = KIVLAConfig(vlm_config=vlm_config, expert_config=expert)
+    monkeypatch.setattr(backbone_attention.transformers, "__version__", "5.22.1")
+    message = "'minimax_m3_vl' needs transformers 5.23 or newer: 5.22.1 lets all pictures of a batch look at each other"
+    with pytest.raises(UnsupportedBackboneError, match=message):
+        KIVLAForActionPrediction(config)
+    with pytest.raises(UnsupportedBackboneError, match=message):
+        KIVLAConfig(vlm_config=vlm_config, expert_config=expert)

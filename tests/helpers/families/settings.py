@@ -2,8 +2,16 @@
 
 from typing import Any
 
+import transformers
+from packaging.version import Version
+
 from .family import AUDIO_ID, END_ID, IMAGE_ID, PAD_ID, START_ID, VIDEO_ID, VOCAB_SIZE
 from .images import patches
+
+
+def since(version: str) -> bool:
+    """Whether the installed transformers is that version or newer."""
+    return Version(transformers.__version__) >= Version(version)
 
 
 def text(model_type: str, **settings) -> dict[str, Any]:
