@@ -46,7 +46,7 @@ Tensors = dict[str, torch.Tensor]
 
 
 class DependsOnValuesError(RuntimeError):
-    """A model's forward decides by values, or by sizes that depend on them: there is no one code for it."""
+    """A model's forward decides by values, or by sizes that depend on them: no one code for it, or a wrong one."""
 
 
 class CompiledPolicy:
@@ -177,10 +177,26 @@ class CompiledPolicy:
         if key not in self._code:
             with self._compiling:  # one thread; others wait for the same code
                 if key not in self._code:
-                    module({name: value.clone() for name, value in inputs.items()})  # raises what is wrong with them
-                    path = self._file(key, module, weights, inputs, lengths)
-                    self._code[key] = torch._inductor.aoti_load_package(str(path)).loader.run
+                    self._code[key] = self._checked(key, module, weights, inputs, lengths)
         return self._code[key]([*weights.values(), *inputs.values()])
+
+    def _checked(
+        self, key: str, module: nn.Module, weights: Tensors, inputs: Tensors, lengths: dict[str, list[int]]
+    ) -> Callable[[list[torch.Tensor]], list[torch.Tensor]]:
+        """The code, once it has given what the module gives (which also raises what is wrong with the inputs)."""
+        expected = module({name: value.clone() for name, value in inputs.items()})
+        path = self._file(key, module, weights, inputs, lengths)
+        code = torch._inductor.aoti_load_package(str(path)).loader.run
+        found = code([*weights.values(), *(value.clone() for value in inputs.values())])
+        tolerance = 1e-3 if self.vlm.dtype == torch.float32 else 0.1  # of the largest value
+        for one, other in zip(found, expected, strict=True):
+            largest = other.abs().max() if other.numel() else 0
+            if one.shape != other.shape or not ((one - other).abs() <= tolerance * largest).all():
+                raise DependsOnValuesError(
+                    f"PyTorch {torch.__version__} compiles '{self.config.vlm_config.model_type}' wrongly: its code "
+                    "gives other values than the model. Leave out compile_policy(), or use compile_expert()."
+                )
+        return code
 
     def _file(
         self, key: str, module: nn.Module, weights: Tensors, inputs: Tensors, lengths: dict[str, list[int]]

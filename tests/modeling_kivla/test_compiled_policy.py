@@ -32,13 +32,16 @@ def assert_same_actions(model, plain, num_steps: int = 3, **inputs) -> None:
 
 @pytest.mark.parametrize("name", ["paligemma", "smolvlm"])
 def test_it_gives_the_same_actions_and_is_compiled_once(name, compiled_files, tmp_path):
+    """PyTorch 2.13 compiles SmolVLM as a whole wrongly, which is noticed: then its text decoder is compiled."""
     model = make_model(name)
     plain = copy.deepcopy(model)
     model.compile_policy(tmp_path)
-    for length in (4, 9, 6):
-        assert_same_actions(model, plain, **observation(name, (length,)))
-    assert_same_actions(model, plain, num_steps=5, **observation(name, (4,)))
-    assert len(compiled_files) == 2, f"not one code for the VLM and one for the expert: {compiled_files}"
+    assert_same_actions(model, plain, **observation(name, (4,)))
+    made = len(compiled_files)
+    assert made == 2 or name == "smolvlm", f"not one code for the VLM and one for the expert: {compiled_files}"
+    for length, num_steps in ((9, 3), (6, 3), (4, 5)):
+        assert_same_actions(model, plain, num_steps, **observation(name, (length,)))
+    assert len(compiled_files) == made, "compiled again for another length"
 
     # Another policy of the same sizes, as in another process: what is on disk will do.
     other = make_model(name)
@@ -48,7 +51,7 @@ def test_it_gives_the_same_actions_and_is_compiled_once(name, compiled_files, tm
     plain = copy.deepcopy(other)
     other.compile_policy(tmp_path)
     assert_same_actions(other, plain, **observation(name, (7,)))
-    assert len(compiled_files) == 2, "compiled again for other weights"
+    assert len(compiled_files) == made, "compiled again for other weights"
 
 
 def test_padded_prompts_a_state_and_what_is_left_of_a_chunk(tmp_path):
