@@ -7,6 +7,8 @@ Nothing outside a side's own class may be imported here but PyTorch: a rival's i
 libraries.
 """
 
+import ctypes
+import gc
 import importlib.abc
 import importlib.machinery
 import importlib.metadata
@@ -393,6 +395,8 @@ def _memory(line: str) -> int:
 
 def peak(side: Side) -> int:
     """Bytes that a run needs at its peak, weights included, on top of the imported libraries."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what loading has left behind is not the step's
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak of loading
     side.run()
     return _memory("VmHWM") - side.memory_before

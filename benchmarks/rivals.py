@@ -1,7 +1,7 @@
 """Rivals' own code raced against KIVLA in one run: training steps, chunks of actions, memory.
 
-python -m benchmarks.rivals setup           # environments for LeRobot and OpenTau, from PyPI
-python -m benchmarks.rivals race            # a quarter of an hour and 8 GB; --write keeps the table in rivals.md
+python -m benchmarks.rivals setup           # environments for LeRobot and OpenTau, from PyPI: minutes
+python -m benchmarks.rivals race            # 8 GB of memory; --write keeps the table in rivals.md
 python -m benchmarks.rivals race --quick    # tiny sizes: shows that it works, no more
 
 Every side runs in a process of its own, with the interpreter and the libraries that it needs, and all take turns, so
