@@ -178,9 +178,11 @@ class ChunkSchedule:
         needed = max(self.replan_every or 0, self.latency_steps) + self.latency_steps
         if needed > chunk_size:
             every = "" if self.replan_every is None else f", asked every {self.replan_every} steps,"
+            is_too_slow = 2 * self.latency_steps > chunk_size  # however often it is asked
+            advice = "Act" if is_too_slow else "Ask more often, or act"
             raise ValueError(
                 f"A policy that answers {self.latency_steps} steps late{every} needs chunks of {needed} actions, this "
-                f'one\'s have {chunk_size}. Ask more often, or act by way of "sync", which waits.'
+                f'one\'s have {chunk_size}. {advice} by way of "sync", which waits.'
             )
 
 

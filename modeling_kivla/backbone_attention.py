@@ -17,6 +17,8 @@ from typing import cast
 
 import torch
 import torch.nn.functional as F
+import transformers
+from packaging.specifiers import SpecifierSet
 from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
@@ -26,6 +28,11 @@ from .call_hooks import call_hook
 
 RECORDING_PREFIX = "kivla_"
 _WRAPPED_IMPLEMENTATIONS = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
+# What some releases of transformers do wrongly: type of VLM, which releases, and what they do.
+_WRONG_IN = {
+    "minimax_m3_vl": ("<5.23", "lets all pictures of a batch look at each other, so that actions depend on neighbours"),
+    "llama4": ("==5.24.0", "cannot run it: its forward asks an output for `image_outputs`, which has none"),
+}
 
 
 class UnsupportedBackboneError(ValueError):
@@ -156,8 +163,16 @@ def record_attention(vlm: PreTrainedModel) -> None:
     """Route the text decoder's attention through the recording function; the vision tower is left as it is.
 
     Raises:
-        UnsupportedBackboneError: the VLM does not use the library's replaceable attention.
+        UnsupportedBackboneError: the VLM does not use the library's replaceable attention, or this release of
+            transformers does it wrongly.
     """
+    name = vlm.config.model_type
+    releases, wrong = _WRONG_IN.get(name, ("<0", ""))
+    if SpecifierSet(releases).contains(transformers.__version__, prereleases=True):
+        raise UnsupportedBackboneError(
+            f"'{name}' needs another transformers: {transformers.__version__} {wrong}. All of {releases} do. Install "
+            "one that is newer, or the one that the policy was trained with."
+        )
     decoder = find_text_decoder(vlm)
     implementation = str(decoder.config._attn_implementation or "sdpa").removeprefix(RECORDING_PREFIX)
     if implementation not in _WRAPPED_IMPLEMENTATIONS:

@@ -321,20 +321,20 @@ class KIVLATrainer(ResumableTrainer):
         counts = [
             [
                 *_supervised_counts(batch),
-                torch.tensor(int("pixel_values" in batch)),
                 flag,
                 responds(batch["labels"]).sum(),
+                *_has_images_and_videos(batch),
             ]
             for batch in batch_samples
         ]
-        counts = torch.stack([torch.stack([n.to(device) for n in row]) for row in counts])  # (batches, 6)
+        counts = torch.stack([torch.stack([n.to(device) for n in row]) for row in counts])  # (batches, 7)
         counts = self.accelerator.reduce(counts, reduction="sum")
-        self._learned = [row[:4] for row in counts.tolist()]
-        self._step_has_documents = any(texts for _, _, texts, _ in self._learned)
-        self._stop_is_asked = bool(counts[0, 4])
-        if counts[:, 5].any():
+        self._learned = counts[:, :3].tolist()
+        self._step_has_documents = any(texts for _, _, texts in self._learned)
+        self._stop_is_asked = bool(counts[0, 3])
+        if counts[:, 4].any():
             self.processing_class.responds_first = True  # it acts as it is taught: saved with the policy
-        self._check_images([with_images for _, _, _, with_images in self._learned])
+        self._check_images(counts[:, 5:].flatten().tolist())
         return counts[:, :3].sum(0)
 
     def _draw_delays(self, batch: dict) -> None:
@@ -449,12 +449,14 @@ class KIVLATrainer(ResumableTrainer):
         check_dataset(dataset, self.processing_class, names)
 
     def _check_images(self, with_images: list[int]) -> None:
+        """`with_images`: how many devices have images in a batch, and how many videos, of any number of batches."""
         devices = self.accelerator.num_processes
         if self._is_sharded and any(0 < n < devices for n in with_images):
             raise ValueError(
-                f"In step {self.state.global_step + 1} some of the {devices} devices have a batch without any image. "
-                "Where weights are shared out (FSDP, ZeRO-3) all must run the vision tower. Use larger batches, leave "
-                "out examples without images, or use DDP."
+                f"In step {self.state.global_step + 1} some of the {devices} devices have a batch without any image "
+                "(or without any video, which clips may be). Where weights are shared out (FSDP, "
+                "ZeRO-3) all must run the vision tower equally often. Use larger batches, leave out examples without "
+                "images, or use DDP."
             )
 
     @property
@@ -480,7 +482,7 @@ class KIVLATrainer(ResumableTrainer):
         else:
             tokens, actions, texts = num_items_in_batch
             # What any device learns from its batch, all take part in: sharded weights need it, and all wait anyway.
-            some_tokens, some_actions, _, _ = self._learned.pop(0)
+            some_tokens, some_actions, _ = self._learned.pop(0)
             # DeepSpeed keeps an old gradient where a batch gives none (seen with ZeRO-3): here every batch gives all.
             always = self.is_deepspeed_enabled
             learns = {"with_token_loss": always or some_tokens > 0, "with_flow_loss": always or some_actions > 0}
@@ -808,3 +810,11 @@ def _check_agreement(model: KIVLAForActionPrediction, processor: KIVLAProcessor)
                 f"Make both with the same value: KIVLAForActionPrediction.from_vlm(..., {name}={theirs!r})."
             )
     check_new_tokens(model.config.vlm_config, processor.action_token_ids.tolist())
+
+
+def _has_images_and_videos(batch: dict) -> torch.Tensor:
+    """(2,), each 0 or 1. A VLM's tower runs once for all images of a batch, and once for all videos."""
+    pictures = [name for name in batch if "pixel_values" in name]
+    return torch.tensor(
+        [any("video" not in name for name in pictures), any("video" in name for name in pictures)]
+    ).int()

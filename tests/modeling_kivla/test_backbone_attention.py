@@ -8,8 +8,10 @@ import torch
 from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from kivla.modeling_kivla import KIVLAConfig, KIVLAForActionPrediction, UnsupportedBackboneError, backbone_attention
 from kivla.modeling_kivla.backbone_attention import PrefixRecorder, RecordedImplementation
-from kivla.modeling_kivla.backbone_probe import run_once_if_nothing_is_recorded
+from kivla.modeling_kivla.backbone_probe import probe_backbone, run_once_if_nothing_is_recorded
+from tests.helpers.families import FAMILIES
 
 
 def test_the_name_of_a_recorded_implementation_is_also_the_one_without_our_prefix():
@@ -50,3 +52,17 @@ def test_while_measuring_a_layer_that_runs_again_is_not_taken_for_one_without_ke
         attention[layer](x)
     assert sorted(recorder.key_values) == [0, 1, 2] and attention[1].calls == 2
     assert torch.equal(linear[0](x), linear[1](x)) and linear[1].calls == 0, "one of its kind is enough"
+
+
+@pytest.mark.parametrize(("name", "release"), [("minimax_m3_vl", "5.22.1"), ("llama4", "5.24.0")])
+def test_what_a_release_of_transformers_does_wrongly_is_refused(name, release, monkeypatch):
+    """Measuring it, and loading a policy that was made with another one."""
+    if name not in FAMILIES:
+        pytest.skip("refused in this transformers")
+    vlm_config = FAMILIES[name].config()
+    expert = {"hidden_size": 16, "intermediate_size": 16}
+    config = KIVLAConfig(vlm_config=vlm_config, expert_config=expert)
+    monkeypatch.setattr(backbone_attention.transformers, "__version__", release)
+    for make in (lambda: KIVLAForActionPrediction(config), lambda: probe_backbone(vlm_config)):
+        with pytest.raises(UnsupportedBackboneError, match=f"'{name}' needs another transformers: {release} .*newer"):
+            make()

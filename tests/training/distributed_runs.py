@@ -11,6 +11,7 @@ import copy
 import os
 import sys
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
@@ -29,6 +30,7 @@ from kivla import (
     KIVLATrainingArguments,
 )
 from kivla.processing import compute_statistics
+from kivla.training.data_parallel import DDPGradients
 from kivla.training.evaluation.text_nll import HeldOutTexts
 from kivla.training.parts import PARTS, RATE_ARGUMENTS
 from kivla.training.recipes import Stage, set_stage
@@ -40,6 +42,15 @@ from tests.helpers.vlm_processors import KINDS
 SHARDED_FAMILIES = (
     *dict.fromkeys(FAST.values()),
     *("lfm2_vl", "molmo2", "qwen3_5_moe", "nemotron_h_omni", "glm5_next"),
+)
+# Experts; linear layers, too; state spaces; positions added to tokens; no rotary embedding at all; towers for sound
+COPIED_FAMILIES = (
+    "qwen3_vl_moe",
+    "qwen3_5_moe",
+    "nemotron_h_omni",
+    "blip-2",
+    "inkling_mm_model",
+    "qwen3_omni_moe_thinker",
 )
 STEPS, BATCH, LEARNING_RATE = 20, 4, 2e-3
 CHUNK, WIDTH, STATE = 3, 2, 2
@@ -164,21 +175,24 @@ def results(trainer: KIVLATrainer) -> dict:
     return {"history": history, "weights": {name: weight.cpu().clone() for name, weight in weights.items()}}
 
 
-def shard_families(folder: Path) -> None:
-    """Losses and gradients of sharded policies on several VLMs, beside those of one process; writes families.pt."""
-    found = {}
-    for name in SHARDED_FAMILIES:
-        if name in FAMILIES:
-            found[name] = gradients(FAMILIES[name])
+def each_family_on_two_ranks(folder: Path) -> None:
+    """Losses and gradients of policies on several VLMs, beside those of one process; writes families.pt."""
+    found = {
+        how: {name: gradients(FAMILIES[name]) for name in names if name in FAMILIES}
+        for how, names, gradients in (
+            ("fsdp2", SHARDED_FAMILIES, sharded_gradients),
+            ("ddp", COPIED_FAMILIES, copied_gradients),
+        )
+    }
     if PartialState().is_main_process:
         torch.save(found, folder / "families.pt")
 
 
-def gradients(family: Family) -> tuple[list[float], dict, dict]:
-    """(sum of losses, sharded and not), and the gradients by name, sharded and not."""
+def policy_and_examples(family: Family, scale: float) -> tuple[KIVLAForActionPrediction, list[dict]]:
+    """A policy, and an example for each rank, with noise and flow time of its own."""
     torch.manual_seed(0)
     expert = {"hidden_size": 32, "intermediate_size": 48, "initializer_range": 0.2}
-    config = KIVLAConfig(vlm_config=family.config(), expert_config=expert, backbone_gradient_scale=0.5, **SIZES)
+    config = KIVLAConfig(vlm_config=family.config(), expert_config=expert, backbone_gradient_scale=scale, **SIZES)
     model = KIVLAForActionPrediction(config).train()
     randomize_zero_parameters(model)
     batches = []
@@ -187,9 +201,21 @@ def gradients(family: Family) -> tuple[list[float], dict, dict]:
         chunk = (1, CHUNK, WIDTH)
         batch |= {name: torch.randn(chunk, generator=generator) for name in ("actions", "noise")}
         batches.append({**batch, "timestep": torch.full((1,), 0.5)})
-    alone = copy.deepcopy(model)
-    losses = [alone(**batch).loss for batch in batches]
-    sum(losses).backward()
+    return model, batches
+
+
+def gradients_alone(model: KIVLAForActionPrediction, batches: list[dict]) -> tuple[float, dict]:
+    """The sum of the losses of all examples, and its gradients by name."""
+    model = copy.deepcopy(model)
+    loss = sum(model(**batch).loss for batch in batches)
+    loss.backward()
+    return loss.item(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+def sharded_gradients(family: Family) -> tuple[list[float], dict, dict]:
+    """By FSDP2: (sum of losses, sharded and not), and the gradients by name, sharded and not."""
+    model, batches = policy_and_examples(family, scale=0.5)
+    alone, expected = gradients_alone(model, batches)
     PartialState._reset_state()
     AcceleratorState._reset_state()
     on_cpu("no", DistributedType.FSDP, fsdp_plugin=FullyShardedDataParallelPlugin())
@@ -198,20 +224,39 @@ def gradients(family: Family) -> tuple[list[float], dict, dict]:
     loss = model(**batches[accelerator.process_index]).loss
     accelerator.backward(loss * accelerator.num_processes)
     total = accelerator.reduce(loss.detach(), "sum")
-    expected = {name: p.grad for name, p in alone.named_parameters() if p.grad is not None}
     found = {name: p.grad.full_tensor() for name, p in model.named_parameters() if p.grad is not None}
-    return [float(total), float(sum(losses))], found, expected
+    return [float(total), alone], found, expected
+
+
+def copied_gradients(family: Family) -> tuple[list[float], dict, dict]:
+    """By DDP, insulated and checkpointed; one rank learns to say and to act, the other one to act alone."""
+    model, batches = policy_and_examples(family, scale=0.0)
+    batches[1]["labels"] = torch.full_like(batches[1]["labels"], -100)
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    alone, expected = gradients_alone(model, batches)
+    PartialState._reset_state()
+    AcceleratorState._reset_state()
+    with mock.patch.dict(os.environ, ACCELERATE_USE_FSDP="false"):
+        accelerator = Accelerator(cpu=True)
+    copied = accelerator.prepare(model)
+    averaged = DDPGradients(copied)
+    loss = copied(**batches[accelerator.process_index]).loss
+    accelerator.backward(averaged.touch(loss * accelerator.num_processes))
+    averaged.forget_unused(accelerator)
+    total = accelerator.reduce(loss.detach(), "sum")
+    return [float(total), alone], {n: p.grad for n, p in model.named_parameters() if p.grad is not None}, expected
 
 
 def run(folder: Path, name: str) -> None:
     """A training as its name says; writes FOLDER/NAME.pt.
 
-    Names are "families" (see `shard_families`), or HOW-KIND and any of `accumulated`, `both`, `texts` (see `examples`;
-    they are anchored, too), `joint` (no insulation), `evaluated`, `bf16`, `warmup` (the VLM rests but for new tokens
-    and projector), and `resumed`: stopped after half of the steps and begun again, its policy in FOLDER/NAME.
+    Names are "families" (see `each_family_on_two_ranks`), or HOW-KIND and any of `accumulated`, `both`, `texts` (see
+    `examples`; they are anchored, too), `joint` (no insulation), `evaluated`, `bf16`, `warmup` (the VLM rests but for
+    new tokens and projector), and `resumed`: stopped after half of the steps and begun again, its policy in
+    FOLDER/NAME.
     """
     if name == "families":
-        return shard_families(folder)
+        return each_family_on_two_ranks(folder)
     how, kind, *variants = name.split("-")
     if how == "ddp":
         os.environ.pop("ACCELERATE_USE_FSDP", None)

@@ -28,7 +28,7 @@ from kivla.commands.launch_files import LAUNCH_FILES
 from tests.helpers.families import FAMILIES
 from tests.helpers.patience import PATIENCE
 from tests.helpers.tolerance import assert_gradients_close
-from tests.training.distributed_runs import LEARNING_RATE, SHARDED_FAMILIES, STEPS, make_trainer, run
+from tests.training.distributed_runs import COPIED_FAMILIES, LEARNING_RATE, SHARDED_FAMILIES, STEPS, make_trainer, run
 
 ROOT = Path(__file__).parents[2]
 # Losses differ by rounding of sums in another order, relative to their own size; weights by what Adam makes of it over
@@ -131,12 +131,15 @@ def test_the_reference_would_notice_a_gradient_of_zero_for_none(alone):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", SHARDED_FAMILIES)
-def test_any_vlm_can_be_sharded(trained, family):
-    """Losses and gradients of two ranks with an example each, by FSDP2, are those of one process with both."""
+@pytest.mark.parametrize(
+    ("how", "family"),
+    [*(("fsdp2", name) for name in SHARDED_FAMILIES), *(("ddp", name) for name in COPIED_FAMILIES)],
+)
+def test_any_vlm_learns_on_two_devices(trained, how, family):
+    """Losses and gradients of two ranks with an example each are those of one process with both."""
     if family not in FAMILIES:
         pytest.skip("not in this transformers")
-    losses, found, expected = torch.load(trained / "families.pt")[family]
+    losses, found, expected = torch.load(trained / "families.pt")[how][family]
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
     assert_gradients_close(found, expected)
 
@@ -215,6 +218,14 @@ def test_sharding_needs_images_on_all_devices_or_none(tmp_path, monkeypatch):
     trainer._check_images([2, 0])
     with pytest.raises(ValueError, match="In step 1 some of the 2 devices have a batch without any image"):
         trainer._check_images([2, 1])
+    # A batch of clips of one frame and of several has images and videos; its neighbour may have videos alone.
+    batch = next(iter(trainer.get_train_dataloader()))
+    beside = {**batch, "pixel_values_videos": batch["pixel_values"]}
+    monkeypatch.setattr(trainer.accelerator, "reduce", lambda counts, reduction: counts + counts_beside)
+    counts_beside = torch.tensor([[10, 10, 0, 0, 0, 1, 1]])
+    trainer._get_num_items_in_batch([beside], torch.device("cpu"))
+    with pytest.raises(ValueError, match="or without any video"):
+        trainer._get_num_items_in_batch([batch], torch.device("cpu"))
 
 
 def test_what_cannot_be_sharded_is_refused(tmp_path, monkeypatch):

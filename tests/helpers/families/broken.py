@@ -3,10 +3,8 @@
 `each_family` expects them to fail. Once the library is mended that is a failure: take the entry off the list.
 """
 
-import transformers
-from packaging.version import Version
+from .settings import since
 
-_LIBRARY = Version(transformers.__version__)
 _NEEDS_AN_IMAGE = "it does not run on text alone (`Family.needs_an_image`)"
 _NUMBERED = "it numbers images through the whole batch, so their positions depend on the examples before"
 _BLOCKS = "its sparse layers count places in the sequence, padding included, and choose blocks of these"
@@ -41,9 +39,7 @@ BROKEN: dict[str, dict[str, str]] = {
         ("blip-2", "instructblip", "instructblipvideo", "kosmos-2"), _NEEDS_AN_IMAGE
     ),
 }
-if Version("5.23") > _LIBRARY:
-    BROKEN["test_alone_equals_in_a_batch_padded_right"]["minimax_m3_vl"] = _BLOCKS
-if Version("5.18") > _LIBRARY:  # the trainer refuses it
+if not since("5.18"):  # the trainer refuses it
     BROKEN["test_a_step_in_mixed_precision"] = {"smolvlm": "it writes bfloat16 pictures into float32 embeddings"}
 
 # Families that cannot learn brand-new tokens; action tokens are written over existing ones (placement "tail").

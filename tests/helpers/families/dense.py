@@ -1,8 +1,5 @@
 """Decoders whose layers are alike but for sliding windows: one kind of attention, one kind of MLP."""
 
-import transformers
-from packaging.version import Version
-
 from .family import END_ID, IMAGE_ID, PAD_ID, START_ID, VIDEO_ID, VOCAB_SIZE, Family
 from .images import masked_pixels, molmo_crops, patches, pixels, renamed, square_patches, tiles, two_resolutions
 from .settings import (
@@ -13,9 +10,14 @@ from .settings import (
     mrope,
     qwen_patches,
     qwen_vision,
+    since,
     text,
     vision,
 )
+
+# as it was before transformers 5.21
+FUYU_PICTURES = "pixel_values" if since("5.21") else "image_patches"
+VIDEO_LLAVA_PICTURES = "pixel_values" if since("5.21") else "pixel_values_images"
 
 
 def glm4v(name: str, of: str | None = None, **settings) -> Family:
@@ -47,7 +49,6 @@ def glm4v(name: str, of: str | None = None, **settings) -> Family:
     )
 
 
-VIDEO_LLAVA_PICTURES = "pixel_values" if Version(transformers.__version__) >= Version("5.21") else "pixel_values_images"
 HUNYUAN_ROPE = {"rope_type": "dynamic", "rope_theta": 10_000.0, "alpha": 1000.0, "factor": 1.0}
 
 DENSE = [
@@ -482,10 +483,12 @@ DENSE = [
             "model_type": "fuyu",
             # no tower: patches are projected; rotary embedding on half of each head
             "text_config": text("persimmon", head_dim=8, qk_layernorm=True),
+            "hidden_size": 32,  # read before transformers 5.21
             "patch_size": 4,
             "image_token_id": IMAGE_ID,
         },
-        patches(4, 48, batched=True),
+        renamed(FUYU_PICTURES, patches(4, 48, batched=True)),
+        image_argument=FUYU_PICTURES,
     ),
     Family(
         "granite_docling",
@@ -614,6 +617,9 @@ DENSE = [
             # the query transformer in front has a head for each 64 values
             "vision_config": vision("clip_vision_model", hidden_size=64, image_size=16, projection_dim=16),
             "qformer_config": {
+                "hidden_size": 64,
+                "encoder_hidden_size": 64,
+                "num_attention_heads": 1,
                 "intermediate_size": 32,
                 "initializer_range": 0.2,
                 "hidden_dropout_prob": 0.0,

@@ -142,7 +142,7 @@ HYBRIDS = [
             "text_config": QWEN3_5_TEXT
             | {
                 "model_type": "qwen4_exp_text",
-                "layer_types": ["linear_attention", "indexed_attention"] * 2,
+                "layer_types": ["linear_attention", "full_attention"] * 2,
                 "indexer_n_heads": 2,
                 "indexer_kv_heads": 1,
                 "indexer_head_dim": 16,
@@ -193,7 +193,7 @@ HYBRIDS = [
                 qk_rope_head_dim=0,
                 qk_nope_head_dim=16,
                 v_head_dim=12,
-                layer_types=["linear_attention", "indexed_attention", "indexed_attention", "linear_attention"],
+                layer_types=["linear_attention", "full_attention", "full_attention", "linear_attention"],
                 indexer_types=["full", "full", "shared", "full"],
                 index_topk=4,
                 index_kpool=2,

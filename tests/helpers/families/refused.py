@@ -7,7 +7,7 @@ from typing import Any
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 from .family import IMAGE_ID, VOCAB_SIZE
-from .settings import text, vision
+from .settings import WRONG_HERE, text, vision
 from .table import FAMILIES
 
 
@@ -141,5 +141,9 @@ _ALL: dict[str, Refused] = {
         }.items()
     },
 }
+for _name in WRONG_HERE:
+    _ALL[_name] = Refused(
+        {"model_type": _name}, "needs another transformers", "A newer transformers, where it is read."
+    )
 # an older transformers has fewer types
 REFUSED = {name: refused for name, refused in _ALL.items() if refused.settings["model_type"] in CONFIG_MAPPING}

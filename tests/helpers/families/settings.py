@@ -2,8 +2,20 @@
 
 from typing import Any
 
+import transformers
+from packaging.version import Version
+
 from .family import AUDIO_ID, END_ID, IMAGE_ID, PAD_ID, START_ID, VIDEO_ID, VOCAB_SIZE
 from .images import patches
+
+
+def since(version: str) -> bool:
+    """Whether the installed transformers is that version or newer."""
+    return Version(transformers.__version__) >= Version(version)
+
+
+# Types that this release of transformers does wrongly, and we refuse (`backbone_attention._WRONG_IN`)
+WRONG_HERE = {"minimax_m3_vl"} if not since("5.23") else {"llama4"} if transformers.__version__ == "5.24.0" else set()
 
 
 def text(model_type: str, **settings) -> dict[str, Any]:
