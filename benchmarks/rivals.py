@@ -1,12 +1,13 @@
 """Rivals' own code raced against KIVLA in one run: training steps, chunks of actions, memory.
 
-python -m benchmarks.rivals setup           # environments for LeRobot and OpenTau, from PyPI
-python -m benchmarks.rivals race            # a quarter of an hour and 8 GB; --write keeps the table in rivals.md
+python -m benchmarks.rivals setup           # environments for LeRobot and OpenTau, from PyPI: minutes
+python -m benchmarks.rivals race            # 8 GB of memory; --write keeps the table in rivals.md
 python -m benchmarks.rivals race --quick    # tiny sizes: shows that it works, no more
 
 Every side runs in a process of its own, with the interpreter and the libraries that it needs, and all take turns, so
-that a slow moment of the machine hits all of them. They get the same weights and inputs, and nothing is timed before
-losses, gradients or actions are the same. A rival that is not installed is left out, and the table says why.
+that a slow moment of the machine hits all of them; with one thread the time is the processor's. They get the same
+weights and inputs, and nothing is timed before losses, gradients or actions are the same. A rival that is not installed
+is left out, and the table says why.
 """
 
 import argparse
@@ -23,7 +24,6 @@ from tempfile import TemporaryDirectory
 
 import torch
 from safetensors.torch import load_file, save_file
-from tqdm import tqdm
 
 from kivla.conversion.pi_weights import lerobot_name
 from kivla.training.run_folder import write_whole
@@ -153,7 +153,10 @@ class Worker:
             stderr=self.log.open("w"),
             text=True,
         )
-        self.versions = self._answer()
+
+    def ready(self) -> dict[str, str]:
+        """Wait until its side is built; its versions."""
+        return self._answer()
 
     def ask(self, *command: str):
         print(json.dumps(command), file=self.process.stdin, flush=True)
@@ -291,14 +294,14 @@ def run(race: Race, size: Size, environments: Path, repetitions: int) -> tuple[M
         + f", {size.suffix_length - len(INDICATOR)} action tokens" * race.memory
         + f", chunk {size.chunk_size}.",
     )
-    versions = {}
     with TemporaryDirectory() as folder, ExitStack() as stack:
         files = Path(folder)
         write_files(size, files)
         make = partial(Worker, size=size, files=files, environments=environments, repeats=race.repeats)
-        workers = {name: stack.enter_context(make(job)) for name, job in tqdm(jobs.items(), desc="sides", leave=False)}
+        workers = {name: stack.enter_context(make(job)) for name, job in jobs.items()}
+        versions = {race.jobs[name].side: worker.ready() for name, worker in workers.items()}
+        peaks = {name: [worker.ask("memory")] for name, worker in workers.items()}  # of the first run in the process
         for name, worker in workers.items():
-            versions[race.jobs[name].side] = worker.versions
             worker.ask("save", str(files / f"{name}.safetensors"))
         for ours, theirs, what in race.checks:
             if {ours, theirs} <= jobs.keys():
@@ -307,24 +310,20 @@ def run(race: Race, size: Size, environments: Path, repetitions: int) -> tuple[M
                     if key.startswith(what):
                         tolerance = 1e-4 if key.startswith("gradient") else 1e-5
                         measurement.check_equal(f"{ours} and {theirs}: {key}", a[key], b[key], tolerance)
-        calls = {name: partial(worker.ask, "run") for name, worker in workers.items()}
-        seconds = interleaved(race.title, calls, repetitions)
-        seconds = {name: [one / race.repeats for one in values] for name, values in seconds.items()}
-        for ours, theirs in pairs:
-            measurement.comparisons.append(Comparison(ours, seconds[ours], theirs, seconds[theirs]))
-        stack.close()
-        if race.memory:
-            peaks = {}
-            for name, job in jobs.items():
-                with make(job) as worker:
-                    peaks[name] = [worker.ask("memory")]
-            for ours, theirs in pairs:
-                measurement.comparisons.append(
-                    Comparison(f"peak memory, {ours}", peaks[ours], theirs, peaks[theirs], unit="bytes")
-                )
-            for name, values in seconds.items():
-                rate = batch * dict(jobs[name].options).get("num_draws", 1) / median(values)
-                measurement.setting += f" {name.capitalize()}: {rate:.2g} flow samples a second."
+        seconds = {name: [] for name in workers}
+
+        def turn(name: str) -> None:
+            seconds[name].append(workers[name].ask("run"))
+
+        interleaved(race.title, {name: partial(turn, name) for name in workers}, repetitions)
+    for ours, theirs in pairs:  # the first turn is a warm-up
+        measurement.comparisons.append(Comparison(ours, seconds[ours][1:], theirs, seconds[theirs][1:]))
+    for ours, theirs in pairs if race.memory else ():
+        rows = peaks[ours], theirs, peaks[theirs]
+        measurement.comparisons.append(Comparison(f"peak memory, {ours}", *rows, unit="bytes"))
+    for name, values in seconds.items() if race.memory else ():
+        rate = batch * dict(jobs[name].options).get("num_draws", 1) / median(values[1:])
+        measurement.setting += f" {name[0].upper()}{name[1:]}: {rate:.2g} flow samples a second."
     return measurement, versions
 
 
