@@ -5,6 +5,7 @@ Done once, when a config is made; `backbone_attention` does the reading, at ever
 
 import copy
 import inspect
+from collections.abc import Iterator
 from functools import partial
 
 import torch
@@ -38,7 +39,8 @@ def probe_backbone(vlm_config: PreTrainedConfig) -> list[dict]:
         For each attention layer: `layer` (its `layer_idx`), `num_attention_heads`, `num_key_value_heads`, `key_dim`,
         `value_dim`, `rope` ("half", "interleaved" or None: no rotary embedding), `rope_start` (first rotary value of
         a head), `inv_freq` (dotted name of the buffer with the frequencies inside the text decoder) and `rope_order`
-        (which frequency turns which pair; None if simply in order).
+        (which frequency turns which pair; None if simply in order). `inv_freq_scale`, where there is one, names a
+        tensor of the decoder: the logarithm of a scale that the VLM learns for its frequencies (Mistral Large 4).
 
     Raises:
         UnsupportedBackboneError: cross-attention or encoder-decoder models, models whose attention is not replaceable,
@@ -99,7 +101,7 @@ def probe_backbone(vlm_config: PreTrainedConfig) -> list[dict]:
     # Sizes from the shapes of keys and values, the rotary embedding from how the two keys differ. Positions that were
     # added to the tokens before the first layer are in keys of any kind, and there is no rotation to be found.
     added_to_tokens = not _rows_are_alike(entered[0])
-    frequencies = {} if added_to_tokens else {n: b for n, b in decoder.named_buffers() if "inv_freq" in n}
+    frequencies = [] if added_to_tokens else _frequencies(decoder)
     kv_layers = []
     for layer, (key, value) in sorted(recorder.key_values.items()):
         key_at = key[:, :, 0].double()  # (2, H, D)
@@ -169,6 +171,10 @@ def fill_with_tiny_weights(model: PreTrainedModel) -> None:
         for name, buffer in module.named_buffers(recurse=False):
             module._buffers[name] = torch.zeros_like(buffer, device="cpu")
     model.initialize_weights()  # recomputes the buffers (rotary frequencies, embedding scales)
+    for buffer, _ in list(model.named_buffers()):
+        if "inv_freq" in buffer:
+            for _, scale in _other_tensors(model, buffer):  # none at first: it would not be noticed
+                scale.data.copy_(torch.rand(scale.shape, generator=generator))
 
 
 def run_once_if_nothing_is_recorded(decoder: nn.Module, recorder: PrefixRecorder) -> None:
@@ -223,10 +229,30 @@ def _rows_are_alike(hidden: torch.Tensor) -> bool:
     return any(torch.equal(*hidden.unbind(axis)) for axis, size in enumerate(hidden.shape) if size == 2)
 
 
-def _recognise_rope(name: str, layer: int, key: torch.Tensor, frequencies: dict[str, torch.Tensor]) -> dict:
+def _other_tensors(decoder: PreTrainedModel, buffer: str) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors beside a buffer of frequencies that have its shape: what may scale them."""
+    module, _, name = buffer.rpartition(".")
+    rotary = decoder.get_submodule(module)
+    for other, tensor in (*rotary.named_parameters(recurse=False), *rotary.named_buffers(recurse=False)):
+        if "inv_freq" not in other and tensor.shape == getattr(rotary, name).shape:
+            yield f"{module}.{other}" if module else other, tensor
+
+
+def _frequencies(decoder: PreTrainedModel) -> list[tuple[dict, torch.Tensor]]:
+    """What the rotary embeddings of a decoder may turn by: names, and the frequencies (R,)."""
+    found = []
+    for buffer, inv_freq in decoder.named_buffers():
+        if "inv_freq" in buffer:
+            found.append(({"inv_freq": buffer}, inv_freq.double()))
+            for scale, tensor in _other_tensors(decoder, buffer):
+                found.append(({"inv_freq": buffer, "inv_freq_scale": scale}, inv_freq.double() * tensor.double().exp()))
+    return found
+
+
+def _recognise_rope(name: str, layer: int, key: torch.Tensor, frequencies: list[tuple[dict, torch.Tensor]]) -> dict:
     """Which rotary embedding turns the key at position 0 into the key at position 1; `key` is (2, H, D)."""
-    for buffer, inv_freq in frequencies.items():
-        inv_freq, free = inv_freq.double(), key.shape[-1] - 2 * inv_freq.shape[-1]
+    for names, inv_freq in frequencies:
+        free = key.shape[-1] - 2 * inv_freq.shape[-1]
         for start in sorted({0, free}) if free >= 0 else ():
             for style in ("half", "interleaved"):
                 # Some M-RoPE families use the frequencies in another order than the buffer holds them.
@@ -238,10 +264,11 @@ def _recognise_rope(name: str, layer: int, key: torch.Tensor, frequencies: dict[
                     is_permutation = len(order.unique()) == len(order)
                     if is_permutation and _are_alike(rotated, key[1], slice(start, start + 2 * len(order))):
                         order = None if order.equal(torch.arange(len(order))) else order.tolist()
-                        return {"rope": style, "rope_start": start, "rope_order": order, "inv_freq": buffer}
+                        return {"rope": style, "rope_start": start, "rope_order": order, **names}
     raise UnsupportedBackboneError(
         f"'{name}', layer {layer}: its rotary position embedding is none that the expert can follow "
-        f"(tried pairs from two halves and interleaved pairs with the frequencies {sorted(frequencies)})."
+        "(tried pairs from two halves and interleaved pairs with the frequencies "
+        f"{sorted({names['inv_freq'] for names, _ in frequencies})})."
     )
 
 

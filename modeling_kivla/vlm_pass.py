@@ -30,8 +30,20 @@ class VLMPass(NamedTuple):
 
 
 def rotary_frequencies(decoder: PreTrainedModel, layers: list[dict]) -> dict[str, torch.Tensor]:
-    """The buffers (R,) of rotary frequencies that the layers of an expert name, of the VLM's text decoder."""
-    return {layer["inv_freq"]: decoder.get_buffer(layer["inv_freq"]) for layer in layers if layer["rope"]}
+    """The rotary frequencies (R,) of the layers of an expert, by the name of their buffer in the VLM's text decoder.
+
+    Where a VLM learns a scale of its frequencies (`inv_freq_scale` names its logarithm), it is theirs to learn: no
+    gradient of the expert goes there.
+    """
+    frequencies = {}
+    for layer in layers:
+        if layer["rope"]:
+            frequencies[layer["inv_freq"]] = decoder.get_buffer(layer["inv_freq"])
+            if scale := layer.get("inv_freq_scale"):
+                module, _, name = scale.rpartition(".")
+                learned = getattr(decoder.get_submodule(module), name).detach()
+                frequencies[layer["inv_freq"]] = frequencies[layer["inv_freq"]] * learned.float().exp()
+    return frequencies
 
 
 def run_recorded(

@@ -14,6 +14,7 @@ from kivla.modeling_kivla import KIVLAConfig, KIVLAForActionPrediction, Unsuppor
 from kivla.modeling_kivla.action_expert import Modulation
 from kivla.modeling_kivla.backbone_attention import PrefixRecorder, apply_rope, find_text_decoder
 from kivla.modeling_kivla.flow_matching import euler_times, flow_matching_loss, sample_flow_time, time_embedding
+from kivla.modeling_kivla.vlm_pass import rotary_frequencies
 from tests.helpers.families import (
     FAMILIES,
     REFUSED,
@@ -121,6 +122,10 @@ def test_probed_rotary_embedding_is_the_backbones(name):
     """With real weights and at a far position too: the recorded keys turn exactly as the config says."""
     model = make_model(name)
     decoder = find_text_decoder(model.vlm)
+    for layer in model.config.kv_layers:  # a scale that is learned is none at first
+        if scale := layer.get("inv_freq_scale"):
+            module, _, tensor = scale.rpartition(".")
+            torch.nn.init.uniform_(getattr(decoder.get_submodule(module), tensor))
     layers = {layer["layer"]: layer for layer in model.config.kv_layers}
     recorder = PrefixRecorder(list(layers))
     positions = torch.tensor([[0], [37]])
@@ -133,7 +138,7 @@ def test_probed_rotary_embedding_is_the_backbones(name):
         assert value.shape[-1] == layer["value_dim"]
         expected = key[0]
         if layer["rope"] is not None:
-            angles = 37 * decoder.get_buffer(layer["inv_freq"])[layer["rope_order"] or slice(None)]
+            angles = 37 * rotary_frequencies(decoder, [layer])[layer["inv_freq"]][layer["rope_order"] or slice(None)]
             expected = apply_rope(key[0], angles.cos(), angles.sin(), layer["rope"], layer["rope_start"])
             assert not torch.allclose(key[0], key[1], atol=1e-3), "position does not matter?"
         if FAMILIES[name] in ABSOLUTE:
