@@ -5,14 +5,16 @@ around it; Inductor makes machine code of the notes. The code works for prompts 
 reads the model's own, so that one code serves every policy of the same sizes, and is kept on disk for the next process.
 """
 
+import copy
 import hashlib
+import io
 import json
 import logging
 import os
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from functools import partial
 from pathlib import Path
 
@@ -21,11 +23,16 @@ import transformers
 from huggingface_hub import cached_assets_path
 from torch import nn
 from torch.export import Dim
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from .action_expert import ActionExpert, Prefix, SuffixLayout, TimeCondition
+from .backbone_attention import find_text_decoder
+from .call_hooks import call_view
 from .configuration_kivla import KIVLAConfig
-from .vlm_pass import run_vlm
+from .token_logits import token_logits
+from .vlm_pass import run_recorded, run_vlm
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +43,10 @@ _OPTIONS = {"assert_indirect_indexing": False}
 _PLACEHOLDERS = ("image_token_id", "video_token_id", "audio_token_id")
 
 Tensors = dict[str, torch.Tensor]
+
+
+class DependsOnValuesError(RuntimeError):
+    """A model's forward decides by values, or by sizes that depend on them: no one code for it, or a wrong one."""
 
 
 class CompiledPolicy:
@@ -55,7 +66,7 @@ class CompiledPolicy:
         config: KIVLAConfig,
         vlm: PreTrainedModel,
         expert: ActionExpert,
-        cache_dir: str | Path | None = None,
+        cache_dir: str | os.PathLike | None = None,
         options: dict | None = None,
     ):
         self.config, self.vlm, self.expert = config, vlm, expert
@@ -65,6 +76,7 @@ class CompiledPolicy:
         self._placeholders = {name: token for name, token in ids.items() if isinstance(token, int)}
         self._code: dict[str, Callable[[list[torch.Tensor]], list[torch.Tensor]]] = {}
         self._compiling = threading.Lock()
+        self._compiles_whole = True
 
     def __reduce__(self) -> tuple:
         """A copy has weights of its own: its code is found on disk."""
@@ -72,28 +84,56 @@ class CompiledPolicy:
 
     def read_prompt(self, vlm_inputs: dict) -> tuple[list[tuple[torch.Tensor, torch.Tensor]], torch.Tensor | None]:
         """`key_values` and `position` of `run_vlm`."""
+        if self._compiles_whole:
+            try:
+                return self._by_whole(vlm_inputs)
+            except DependsOnValuesError:  # as where image grids are read: the larger part, its text decoder, is left
+                self._compiles_whole = False
+        return self._by_decoder(vlm_inputs)
+
+    def _by_whole(self, vlm_inputs: dict) -> tuple[list[tuple[torch.Tensor, torch.Tensor]], torch.Tensor | None]:
+        """By code of the whole VLM."""
         tokens = vlm_inputs.get("input_ids", vlm_inputs.get("inputs_embeds"))
         given, fixed, lengths = {}, {}, {}
         for name, value in vlm_inputs.items():
             if torch.is_tensor(value) and value.shape[:2] == tokens.shape[:2]:
-                given[name], lengths[name] = value, 1
+                given[name], lengths[name] = value, [1]
             elif torch.is_tensor(value) and value.is_floating_point():
                 given[name] = value
             else:  # sizes of image grids, switches: the code is for these alone
                 fixed[name] = value
-        module = _PromptPass(self.vlm, self.config.expert_layers, fixed)
-        weights = {f"vlm.{name}": value for name, value in _weights(self.vlm).items()}
         facts = {name: value.tolist() if torch.is_tensor(value) else value for name, value in fixed.items()}
         # The code has none of the library's checks, of which this is the one that inputs can fail.
         if "input_ids" in given:
             facts |= {name: int((tokens == token).sum()) for name, token in self._placeholders.items()}
-        *flat, position = self._run(module, weights, facts, given, lengths)
-        key_values = list(zip(flat[::2], flat[1::2], strict=True))
-        return key_values, position if len(position) else None
+        module = _PromptPass(self.vlm, self.config.expert_layers, fixed)
+        return _paired(self._run(module, _weights(module), facts, given, lengths))
+
+    def _by_decoder(self, vlm_inputs: dict) -> tuple[list[tuple[torch.Tensor, torch.Tensor]], torch.Tensor | None]:
+        """By the VLM as it is, with code in the place of its text decoder."""
+        view = call_view(self.vlm)  # the same modules, and a place for another decoder that this call alone sees
+        decoder, read = find_text_decoder(view), []
+
+        def forward(**kwargs) -> BaseModelOutputWithPast:
+            length = kwargs["inputs_embeds"].shape[1]
+            leaves, spec = tree_flatten({name: x for name, x in kwargs.items() if name != "kivla_recorder"})
+            given = {f"leaf_{i}": leaf for i, leaf in enumerate(leaves) if torch.is_tensor(leaf)}
+            fixed = [None if torch.is_tensor(leaf) else leaf for leaf in leaves]
+            lengths = {name: [axis for axis, n in enumerate(x.shape) if n == length] for name, x in given.items()}
+            module = _DecoderPass(find_text_decoder(self.vlm), self.config.expert_layers, fixed, spec)
+            hidden, *found = self._run(module, _weights(module), {"fixed": fixed, "spec": str(spec)}, given, lengths)
+            read[:] = found
+            return BaseModelOutputWithPast(last_hidden_state=hidden)
+
+        decoder.forward = forward
+        no_rows = torch.empty(0, dtype=torch.long)
+        with token_logits(view, no_rows):
+            view(**vlm_inputs, use_cache=False)
+        return _paired(read)
 
     def expert_step(self) -> Callable[..., torch.Tensor]:
         """The expert's `forward` for one chunk, on a prefix with room for the suffix."""
-        weights = {f"expert.{name}": value for name, value in _weights(self.expert).items()}
+        weights = _weights(_ExpertStep(self.expert, []))
 
         def velocity(
             noisy_actions: torch.Tensor,
@@ -111,13 +151,13 @@ class CompiledPolicy:
             lengths = {}
             for i, (key, value) in enumerate(prefix.key_values):
                 given |= {f"key_{i}": key, f"value_{i}": value}
-                lengths |= {f"key_{i}": 2, f"value_{i}": 2}
+                lengths |= {f"key_{i}": [2], f"value_{i}": [2]}
             for i, modulation in enumerate(time.modulations):
                 given |= {f"modulation_{i}_{j}": part for j, part in enumerate(modulation or ())}
             for i, part in enumerate(shared.values()):
                 given[f"layout_{i}"] = part
                 if part is layout[0].mask and part is not None:
-                    lengths[f"layout_{i}"] = 3
+                    lengths[f"layout_{i}"] = [3]
             given = {name: value for name, value in given.items() if value is not None}
             module = _ExpertStep(self.expert, places)
             return self._run(module, weights, {"layout": places}, given, lengths)[0]
@@ -126,22 +166,41 @@ class CompiledPolicy:
 
     # ------------------------------------------------------------------------------------------------------ code
     def _run(
-        self, module: nn.Module, weights: Tensors, facts: dict, inputs: Tensors, lengths: dict[str, int]
+        self, module: nn.Module, weights: Tensors, facts: dict, inputs: Tensors, lengths: dict[str, list[int]]
     ) -> list[torch.Tensor]:
         """What `module(inputs)` returns, by its compiled code; `lengths` names axes as long as the prompt."""
         kind = {name: [str(x.dtype), *x.shape] for name, x in inputs.items()}
-        for name, axis in lengths.items():
-            kind[name][1 + axis] = "any"
-        key = json.dumps([type(module).__name__, facts, kind], sort_keys=True)
+        for name, axes in lengths.items():
+            for axis in axes:
+                kind[name][1 + axis] = "any"
+        key = json.dumps([type(module).__name__, facts, kind], sort_keys=True, default=str)
         if key not in self._code:
             with self._compiling:  # one thread; others wait for the same code
                 if key not in self._code:
-                    module({name: value.clone() for name, value in inputs.items()})  # raises what is wrong with them
-                    path = self._file(key, module, weights, inputs, lengths)
-                    self._code[key] = torch._inductor.aoti_load_package(str(path)).loader.run
+                    self._code[key] = self._checked(key, module, weights, inputs, lengths)
         return self._code[key]([*weights.values(), *inputs.values()])
 
-    def _file(self, key: str, module: nn.Module, weights: Tensors, inputs: Tensors, lengths: dict[str, int]) -> Path:
+    def _checked(
+        self, key: str, module: nn.Module, weights: Tensors, inputs: Tensors, lengths: dict[str, list[int]]
+    ) -> Callable[[list[torch.Tensor]], list[torch.Tensor]]:
+        """The code, once it has given what the module gives (which also raises what is wrong with the inputs)."""
+        expected = module({name: value.clone() for name, value in inputs.items()})
+        path = self._file(key, module, weights, inputs, lengths)
+        code = torch._inductor.aoti_load_package(str(path)).loader.run
+        found = code([*weights.values(), *(value.clone() for value in inputs.values())])
+        tolerance = 1e-3 if self.vlm.dtype == torch.float32 else 0.1  # of the largest value
+        for one, other in zip(found, expected, strict=True):
+            largest = other.abs().max() if other.numel() else 0
+            if one.shape != other.shape or not ((one - other).abs() <= tolerance * largest).all():
+                raise DependsOnValuesError(
+                    f"PyTorch {torch.__version__} compiles '{self.config.vlm_config.model_type}' wrongly: its code "
+                    "gives other values than the model. Leave out compile_policy(), or use compile_expert()."
+                )
+        return code
+
+    def _file(
+        self, key: str, module: nn.Module, weights: Tensors, inputs: Tensors, lengths: dict[str, list[int]]
+    ) -> Path:
         """The code on disk, compiled if it is not there yet."""
         of_weights = [[name, str(x.dtype), list(x.shape)] for name, x in weights.items()]
         about = [key, of_weights, self.config.to_json_string(), _attention(self.vlm), self.options, _processor()]
@@ -161,26 +220,27 @@ def compile_to(
     module: nn.Module,
     weights: Tensors,
     inputs: Tensors,
-    lengths: dict[str, int],
+    lengths: dict[str, list[int]],
     options: dict,
     name: str,
 ) -> None:
     """Write the code of `module(inputs)` with other weights and for prompts of any length.
 
     Raises:
-        RuntimeError: the VLM, `name`, cannot be compiled as a whole.
+        DependsOnValuesError: the VLM, `name`, cannot be compiled so.
     """
-    shapes = {name: {lengths[name]: Dim.AUTO} if name in lengths else None for name in inputs}
+    shapes = {name: dict.fromkeys(lengths.get(name, []), Dim.AUTO) or None for name in inputs}
     unfinished = path.with_suffix(f".{os.getpid()}.{threading.get_ident()}.pt2")
     with torch.no_grad(), warnings.catch_warnings(), _without_checks():
         warnings.simplefilter("ignore", FutureWarning)  # PyTorch's, about itself
         arguments, all_shapes = (weights, inputs), (dict.fromkeys(weights), shapes)
         try:
-            program = torch.export.export(_Weightless(module), arguments, dynamic_shapes=all_shapes, strict=False)
+            with redirect_stderr(io.StringIO()):  # of what it cannot export, PyTorch prints thousands of lines
+                program = torch.export.export(_Weightless(module), arguments, dynamic_shapes=all_shapes, strict=False)
         except Exception as error:  # of many kinds: whatever the VLM's code does that depends on values
-            raise RuntimeError(
-                f"'{name}' cannot be compiled as a whole: what its {type(module).__name__[1:]} does depends on values "
-                "on its way. Leave out compile_policy(), or use compile_expert(), which leaves the VLM as it is."
+            raise DependsOnValuesError(
+                f"'{name}' cannot be compiled: what it does depends on values on its way. Leave out compile_policy(), "
+                "or use compile_expert(), which leaves the VLM as it is."
             ) from error
         torch._inductor.aoti_compile_and_package(program, package_path=str(unfinished), inductor_configs=dict(options))
     unfinished.replace(path)
@@ -191,10 +251,24 @@ class _Weightless(nn.Module):
 
     def __init__(self, module: nn.Module):
         super().__init__()
-        self.call = partial(torch.func.functional_call, module)
+        self.call = partial(torch.func.functional_call, _shell(module))
 
     def forward(self, weights: Tensors, inputs: Tensors) -> list[torch.Tensor]:
         return self.call(weights, (inputs,))
+
+
+def _shell(module: nn.Module) -> nn.Module:
+    """The same module as other objects, for other weights: threads that run the policy meanwhile keep theirs."""
+    shell = copy.copy(module)
+    vars(shell)["_parameters"], vars(shell)["_buffers"] = dict(module._parameters), dict(module._buffers)
+    vars(shell)["_modules"] = {name: child and _shell(child) for name, child in module._modules.items()}
+    return shell
+
+
+def _paired(flat: list[torch.Tensor]) -> tuple[list[tuple[torch.Tensor, torch.Tensor]], torch.Tensor | None]:
+    """Keys and values, and the position, of a list that ends in it."""
+    *flat, position = flat
+    return list(zip(flat[::2], flat[1::2], strict=True)), position if len(position) else None
 
 
 @contextmanager
@@ -230,6 +304,11 @@ def _weights(module: nn.Module) -> Tensors:
     return {name: value.detach() for name, value in (*module.named_parameters(), *module.named_buffers())}
 
 
+def _flat(key_values: list, position: torch.Tensor | None) -> list[torch.Tensor]:
+    position = torch.empty(0, dtype=torch.long) if position is None else position.clone()
+    return [*(x for key_value in key_values for x in key_value), position]
+
+
 class _PromptPass(nn.Module):
     """`run_vlm` as a function of tensors."""
 
@@ -238,11 +317,23 @@ class _PromptPass(nn.Module):
         self.vlm, self.layers, self.fixed = vlm, layers, fixed
 
     def forward(self, inputs: Tensors) -> list[torch.Tensor]:
-        tokens = next(iter(inputs.values()))
-        no_rows = torch.empty(0, dtype=torch.long, device=tokens.device)
+        no_rows = torch.empty(0, dtype=torch.long)
         done = run_vlm(self.vlm, self.layers, True, no_rows, **inputs, **self.fixed)
-        position = no_rows if done.position is None else done.position.clone()
-        return [*(x for key_value in done.key_values for x in key_value), position]
+        return _flat(done.key_values, done.position)
+
+
+class _DecoderPass(nn.Module):
+    """The text decoder, with what its VLM calls it with, as a function of tensors."""
+
+    def __init__(self, decoder: PreTrainedModel, layers: list[dict], fixed: list, spec: TreeSpec):
+        super().__init__()
+        self.decoder, self.layers, self.fixed, self.spec = decoder, layers, fixed, spec
+
+    def forward(self, inputs: Tensors) -> list[torch.Tensor]:
+        leaves = [inputs.get(f"leaf_{i}", leaf) for i, leaf in enumerate(self.fixed)]
+        run = partial(self.decoder, **tree_unflatten(leaves, self.spec))
+        output, key_values, position = run_recorded(run, self.decoder, self.layers)
+        return [output.last_hidden_state, *_flat(key_values, position)]
 
 
 class _ExpertStep(nn.Module):

