@@ -10,11 +10,13 @@ import hashlib
 import io
 import json
 import logging
+import math
 import os
 import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -24,6 +26,7 @@ from huggingface_hub import cached_assets_path
 from torch import nn
 from torch.export import Dim
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+from torch.utils._sympy.numbers import int_oo
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
@@ -45,14 +48,28 @@ _PLACEHOLDERS = ("image_token_id", "video_token_id", "audio_token_id")
 Tensors = dict[str, torch.Tensor]
 
 
-class DependsOnValuesError(RuntimeError):
-    """A model's forward decides by values, or by sizes that depend on them: no one code for it, or a wrong one."""
+@dataclass
+class _Code:
+    """Compiled code for inputs of one kind, all lengths of the prompt.
+
+    Attributes:
+        run: takes weights and inputs; None if there is no code.
+        low, high: the lengths that it is for.
+        is_right: by lengths that came, whether it gave what the model gives.
+    """
+
+    run: Callable[[list[torch.Tensor]], list[torch.Tensor]] | None
+    low: int = 0
+    high: float = math.inf
+    is_right: dict[tuple[int, ...], bool] = field(default_factory=dict)
 
 
 class CompiledPolicy:
     """Compiled code for a policy that acts: made when inputs of a new kind come, and found again on disk.
 
-    A kind is: which inputs, how many examples and images, of which sizes; only the length of the prompt is free.
+    A kind is: which inputs, how many examples and images, of which sizes; only the length of the prompt is free. When a
+    length comes for the first time, the code is compared with the model. Where it is wrong, or there is none (a forward
+    that decides by values), the model runs as it is.
 
     Args:
         config: of the policy.
@@ -74,9 +91,8 @@ class CompiledPolicy:
         self.options = {**_OPTIONS, **(options or {})}
         ids = {name: getattr(config.vlm_config, name, None) for name in _PLACEHOLDERS}
         self._placeholders = {name: token for name, token in ids.items() if isinstance(token, int)}
-        self._code: dict[str, Callable[[list[torch.Tensor]], list[torch.Tensor]]] = {}
+        self._code: dict[str, _Code] = {}
         self._compiling = threading.Lock()
-        self._compiles_whole = True
 
     def __reduce__(self) -> tuple:
         """A copy has weights of its own: its code is found on disk."""
@@ -84,15 +100,13 @@ class CompiledPolicy:
 
     def read_prompt(self, vlm_inputs: dict) -> tuple[list[tuple[torch.Tensor, torch.Tensor]], torch.Tensor | None]:
         """`key_values` and `position` of `run_vlm`."""
-        if self._compiles_whole:
-            try:
-                return self._by_whole(vlm_inputs)
-            except DependsOnValuesError:  # as where image grids are read: the larger part, its text decoder, is left
-                self._compiles_whole = False
-        return self._by_decoder(vlm_inputs)
+        flat = self._by_whole(vlm_inputs)
+        # Where image grids are read, there is no one code for the whole; its text decoder is the larger part.
+        *flat, position = self._by_decoder(vlm_inputs) if flat is None else flat
+        return list(zip(flat[::2], flat[1::2], strict=True)), position if len(position) else None
 
-    def _by_whole(self, vlm_inputs: dict) -> tuple[list[tuple[torch.Tensor, torch.Tensor]], torch.Tensor | None]:
-        """By code of the whole VLM."""
+    def _by_whole(self, vlm_inputs: dict) -> list[torch.Tensor] | None:
+        """By code of the whole VLM, if there is any: what `_PromptPass` gives."""
         tokens = vlm_inputs.get("input_ids", vlm_inputs.get("inputs_embeds"))
         given, fixed, lengths = {}, {}, {}
         for name, value in vlm_inputs.items():
@@ -107,9 +121,9 @@ class CompiledPolicy:
         if "input_ids" in given:
             facts |= {name: int((tokens == token).sum()) for name, token in self._placeholders.items()}
         module = _PromptPass(self.vlm, self.config.expert_layers, fixed)
-        return _paired(self._run(module, _weights(module), facts, given, lengths))
+        return self._run(module, _weights(module), facts, given, lengths)
 
-    def _by_decoder(self, vlm_inputs: dict) -> tuple[list[tuple[torch.Tensor, torch.Tensor]], torch.Tensor | None]:
+    def _by_decoder(self, vlm_inputs: dict) -> list[torch.Tensor]:
         """By the VLM as it is, with code in the place of its text decoder."""
         view = call_view(self.vlm)  # the same modules, and a place for another decoder that this call alone sees
         decoder, read = find_text_decoder(view), []
@@ -121,15 +135,15 @@ class CompiledPolicy:
             fixed = [None if torch.is_tensor(leaf) else leaf for leaf in leaves]
             lengths = {name: [axis for axis, n in enumerate(x.shape) if n == length] for name, x in given.items()}
             module = _DecoderPass(find_text_decoder(self.vlm), self.config.expert_layers, fixed, spec)
-            hidden, *found = self._run(module, _weights(module), {"fixed": fixed, "spec": str(spec)}, given, lengths)
-            read[:] = found
+            facts = {"fixed": fixed, "spec": str(spec)}
+            hidden, *read[:] = self._run(module, _weights(module), facts, given, lengths) or module(given)
             return BaseModelOutputWithPast(last_hidden_state=hidden)
 
         decoder.forward = forward
         no_rows = torch.empty(0, dtype=torch.long)
         with token_logits(view, no_rows):
             view(**vlm_inputs, use_cache=False)
-        return _paired(read)
+        return read
 
     def expert_step(self) -> Callable[..., torch.Tensor]:
         """The expert's `forward` for one chunk, on a prefix with room for the suffix."""
@@ -160,76 +174,89 @@ class CompiledPolicy:
                     lengths[f"layout_{i}"] = [3]
             given = {name: value for name, value in given.items() if value is not None}
             module = _ExpertStep(self.expert, places)
-            return self._run(module, weights, {"layout": places}, given, lengths)[0]
+            return (self._run(module, weights, {"layout": places}, given, lengths) or module(given))[0]
 
         return velocity
 
     # ------------------------------------------------------------------------------------------------------ code
     def _run(
         self, module: nn.Module, weights: Tensors, facts: dict, inputs: Tensors, lengths: dict[str, list[int]]
-    ) -> list[torch.Tensor]:
-        """What `module(inputs)` returns, by its compiled code; `lengths` names axes as long as the prompt."""
+    ) -> list[torch.Tensor] | None:
+        """What `module(inputs)` returns, by its compiled code; None if it has none for these.
+
+        Args:
+            facts: what else decides about the code.
+            lengths: by input, the axes that are as long as the prompt.
+        """
         kind = {name: [str(x.dtype), *x.shape] for name, x in inputs.items()}
         for name, axes in lengths.items():
             for axis in axes:
                 kind[name][1 + axis] = "any"
         key = json.dumps([type(module).__name__, facts, kind], sort_keys=True, default=str)
-        if key not in self._code:
+        sizes = tuple(inputs[name].shape[axis] for name, axes in lengths.items() for axis in axes)
+        code = self._code.get(key)
+        if code is None or sizes not in code.is_right:
             with self._compiling:  # one thread; others wait for the same code
-                if key not in self._code:
-                    self._code[key] = self._checked(key, module, weights, inputs, lengths)
-        return self._code[key]([*weights.values(), *inputs.values()])
+                return self._first(key, sizes, module, weights, inputs, lengths)
+        return code.run([*weights.values(), *inputs.values()]) if code.run and code.is_right[sizes] else None
 
-    def _checked(
+    def _first(
+        self,
+        key: str,
+        sizes: tuple[int, ...],
+        module: nn.Module,
+        weights: Tensors,
+        inputs: Tensors,
+        lengths: dict[str, list[int]],
+    ) -> list[torch.Tensor]:
+        """What the module itself returns for inputs of a new length, having looked whether its code returns it, too."""
+        expected = module({name: value.clone() for name, value in inputs.items()})  # raises what is wrong with them
+        if key not in self._code:
+            self._code[key] = self._load(key, module, weights, inputs, lengths)
+        code = self._code[key]
+        code.is_right[sizes] = False
+        if code.run is not None and all(code.low <= size <= code.high for size in sizes):
+            found = code.run([*weights.values(), *(value.clone() for value in inputs.values())])
+            tolerance = 1e-3 if self.vlm.dtype == torch.float32 else 0.1  # of the largest value
+            code.is_right[sizes] = all(_are_alike(*both, tolerance) for both in zip(found, expected, strict=True))
+            if not code.is_right[sizes]:
+                logger.warning("Its compiled code gives other values than %s: it runs as it is.", type(module).__name__)
+        return expected
+
+    def _load(
         self, key: str, module: nn.Module, weights: Tensors, inputs: Tensors, lengths: dict[str, list[int]]
-    ) -> Callable[[list[torch.Tensor]], list[torch.Tensor]]:
-        """The code, once it has given what the module gives (which also raises what is wrong with the inputs)."""
-        expected = module({name: value.clone() for name, value in inputs.items()})
+    ) -> _Code:
         path = self._file(key, module, weights, inputs, lengths)
-        code = torch._inductor.aoti_load_package(str(path)).loader.run
-        found = code([*weights.values(), *(value.clone() for value in inputs.values())])
-        tolerance = 1e-3 if self.vlm.dtype == torch.float32 else 0.1  # of the largest value
-        for one, other in zip(found, expected, strict=True):
-            largest = other.abs().max() if other.numel() else 0
-            if one.shape != other.shape or not ((one - other).abs() <= tolerance * largest).all():
-                raise DependsOnValuesError(
-                    f"PyTorch {torch.__version__} compiles '{self.config.vlm_config.model_type}' wrongly: its code "
-                    "gives other values than the model. Leave out compile_policy(), or use compile_expert()."
-                )
-        return code
+        if path is None:
+            return _Code(None)
+        low, high = json.loads(path.with_suffix(".json").read_text())
+        return _Code(torch._inductor.aoti_load_package(str(path)).loader.run, low, math.inf if high is None else high)
 
     def _file(
         self, key: str, module: nn.Module, weights: Tensors, inputs: Tensors, lengths: dict[str, list[int]]
-    ) -> Path:
-        """The code on disk, compiled if it is not there yet."""
+    ) -> Path | None:
+        """The code on disk, compiled if it is not there yet; None if it cannot be."""
         of_weights = [[name, str(x.dtype), list(x.shape)] for name, x in weights.items()]
         about = [key, of_weights, self.config.to_json_string(), _attention(self.vlm), self.options, _processor()]
         about += [torch.get_num_threads(), torch.__version__, transformers.__version__, _own_sources()]
         digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:32]
         path = self.cache_dir / f"{digest}.pt2"
-        if not path.is_file():
-            logger.warning("Compiling the policy for inputs of this kind, once: %s", path)
-            self.cache_dir.mkdir(parents=True, exist_ok=True)
-            name = self.config.vlm_config.model_type
-            compile_to(path, module, weights, inputs, lengths, self.options, name)
-        return path
+        if path.is_file():
+            return path
+        logger.warning("Compiling the policy for inputs of this kind, once: %s", path)
+        self.cache_dir.mkdir(parents=True, exist_ok=True)
+        return path if compile_to(path, module, weights, inputs, lengths, self.options) else None
 
 
 def compile_to(
-    path: Path,
-    module: nn.Module,
-    weights: Tensors,
-    inputs: Tensors,
-    lengths: dict[str, list[int]],
-    options: dict,
-    name: str,
-) -> None:
-    """Write the code of `module(inputs)` with other weights and for prompts of any length.
+    path: Path, module: nn.Module, weights: Tensors, inputs: Tensors, lengths: dict[str, list[int]], options: dict
+) -> bool:
+    """Write the code of `module(inputs)` with other weights and for prompts of other lengths; which, stands beside it.
 
-    Raises:
-        DependsOnValuesError: the VLM, `name`, cannot be compiled so.
+    Returns:
+        Whether there is any: what the module does may depend on values on its way.
     """
-    shapes = {name: dict.fromkeys(lengths.get(name, []), Dim.AUTO) or None for name in inputs}
+    shapes = {name: dict.fromkeys(lengths.get(name, []), Dim.DYNAMIC) or None for name in inputs}
     unfinished = path.with_suffix(f".{os.getpid()}.{threading.get_ident()}.pt2")
     with torch.no_grad(), warnings.catch_warnings(), _without_checks():
         warnings.simplefilter("ignore", FutureWarning)  # PyTorch's, about itself
@@ -237,13 +264,22 @@ def compile_to(
         try:
             with redirect_stderr(io.StringIO()):  # of what it cannot export, PyTorch prints thousands of lines
                 program = torch.export.export(_Weightless(module), arguments, dynamic_shapes=all_shapes, strict=False)
-        except Exception as error:  # of many kinds: whatever the VLM's code does that depends on values
-            raise DependsOnValuesError(
-                f"'{name}' cannot be compiled: what it does depends on values on its way. Leave out compile_policy(), "
-                "or use compile_expert(), which leaves the VLM as it is."
-            ) from error
+        except Exception as error:  # of many kinds
+            logger.warning("%s is not compiled: %s", type(module).__name__, str(error).partition("\n")[0])
+            return False
         torch._inductor.aoti_compile_and_package(program, package_path=str(unfinished), inductor_configs=dict(options))
+    ranges = [r for symbol, r in program.range_constraints.items() if str(symbol).startswith("s")]  # sizes of inputs
+    low, high = max((int(r.lower) for r in ranges), default=0), min((r.upper for r in ranges), default=int_oo)
+    path.with_suffix(".json").write_text(json.dumps([low, None if high == int_oo else int(high)]))
     unfinished.replace(path)
+    return True
+
+
+def _are_alike(found: torch.Tensor, expected: torch.Tensor, tolerance: float) -> bool:
+    if found.shape != expected.shape:
+        return False
+    largest = expected.abs().max() if expected.numel() else 0
+    return bool(((found - expected).abs() <= tolerance * largest).all())
 
 
 class _Weightless(nn.Module):
@@ -263,12 +299,6 @@ def _shell(module: nn.Module) -> nn.Module:
     vars(shell)["_parameters"], vars(shell)["_buffers"] = dict(module._parameters), dict(module._buffers)
     vars(shell)["_modules"] = {name: child and _shell(child) for name, child in module._modules.items()}
     return shell
-
-
-def _paired(flat: list[torch.Tensor]) -> tuple[list[tuple[torch.Tensor, torch.Tensor]], torch.Tensor | None]:
-    """Keys and values, and the position, of a list that ends in it."""
-    *flat, position = flat
-    return list(zip(flat[::2], flat[1::2], strict=True)), position if len(position) else None
 
 
 @contextmanager

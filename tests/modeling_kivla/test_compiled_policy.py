@@ -12,16 +12,19 @@ from tests.modeling_kivla.test_fast_paths import observation
 from tests.modeling_kivla.test_modeling import STATE, make_batch, make_model
 from tests.modeling_kivla.test_real_time_chunking import MAX_DELAY, rest_of_chunks
 
-pytestmark = pytest.mark.slow
+compiles = pytest.mark.slow  # half a minute for each code
 
 
 @pytest.fixture
 def compiled_files(monkeypatch) -> list:
     """What is compiled from here on."""
     files, compile_to = [], compiled_policy.compile_to
-    monkeypatch.setattr(
-        compiled_policy, "compile_to", lambda path, *args: (files.append(path), compile_to(path, *args))
-    )
+
+    def noting(path, *args):
+        files.append(path)
+        return compile_to(path, *args)
+
+    monkeypatch.setattr(compiled_policy, "compile_to", noting)
     return files
 
 
@@ -30,9 +33,10 @@ def assert_same_actions(model, plain, num_steps: int = 3, **inputs) -> None:
     assert_close_relative(found, expected, 1024, what="actions")
 
 
+@compiles
 @pytest.mark.parametrize("name", ["paligemma", "smolvlm"])
 def test_it_gives_the_same_actions_and_is_compiled_once(name, compiled_files, tmp_path):
-    """PyTorch 2.13 compiles SmolVLM as a whole wrongly, which is noticed: then its text decoder is compiled."""
+    """PyTorch 2.13 compiles SmolVLM as a whole wrongly, which is noticed: then its text decoder is compiled, too."""
     model = make_model(name)
     plain = copy.deepcopy(model)
     model.compile_policy(tmp_path)
@@ -54,6 +58,7 @@ def test_it_gives_the_same_actions_and_is_compiled_once(name, compiled_files, tm
     assert len(compiled_files) == made, "compiled again for other weights"
 
 
+@compiles
 def test_padded_prompts_a_state_and_what_is_left_of_a_chunk(tmp_path):
     """Guidance needs the gradient of the expert, which the code has not: it runs as without."""
     model = make_model("llava", state_encoding="continuous", rtc_max_delay=MAX_DELAY)
@@ -64,6 +69,7 @@ def test_padded_prompts_a_state_and_what_is_left_of_a_chunk(tmp_path):
         assert_same_actions(model, plain, rtc=rtc, **inputs)
 
 
+@compiles
 def test_it_follows_the_weights_of_its_own_policy(tmp_path):
     model = make_model("llava")
     model.compile_policy(tmp_path)
@@ -92,6 +98,7 @@ def test_training_and_words_are_as_before(tmp_path):
     assert not list(tmp_path.iterdir()), "training compiled something"
 
 
+@compiles
 def test_pictures_without_their_tokens_are_refused(tmp_path):
     """As the library does: the code itself does not look."""
     model = make_model("llava")
@@ -104,6 +111,7 @@ def test_pictures_without_their_tokens_are_refused(tmp_path):
         model.sample_actions(**{**inputs, "input_ids": ids}, num_steps=1)
 
 
+@compiles
 def test_of_a_vlm_that_reads_image_grids_the_decoder_is_compiled(compiled_files, tmp_path, capsys):
     """Its forward depends on values on its way. The text decoder, the larger part, does not."""
     model = make_model("qwen2_5_vl")
@@ -120,3 +128,34 @@ def test_a_policy_on_two_devices_is_refused(tmp_path):
     model.expert.to("meta")
     with pytest.raises(ValueError, match="the whole policy on the CPU, and it is on cpu, meta"):
         model.compile_policy(tmp_path)
+
+
+class _Zeros:
+    """In place of a package of code: one that gives zeros."""
+
+    def __init__(self, module: torch.nn.Module, inputs: dict):
+        self.loader, self.like = self, module(inputs)
+
+    def run(self, _) -> list[torch.Tensor]:
+        return [torch.zeros_like(x) for x in self.like]
+
+
+@pytest.mark.parametrize("fault", ["no code", "wrong code", "for shorter prompts"])
+def test_where_there_is_no_right_code_the_model_runs_as_it_is(fault, tmp_path, monkeypatch, caplog):
+    made = []
+
+    def compile_to(path, module, weights, inputs, *_):
+        path.touch()
+        path.with_suffix(".json").write_text("[2, 3]" if fault == "for shorter prompts" else "[2, null]")
+        made.append(_Zeros(module, {name: value.clone() for name, value in inputs.items()}))
+        return fault != "no code"
+
+    monkeypatch.setattr(compiled_policy, "compile_to", compile_to)
+    monkeypatch.setattr(torch._inductor, "aoti_load_package", lambda _: made[-1])
+    model = make_model("llava")
+    plain = copy.deepcopy(model)
+    model.compile_policy(tmp_path)
+    for _ in range(2):
+        assert_same_actions(model, plain, **observation("llava", (4,)))
+    assert len(made) == 3, "not once for the VLM, its decoder and the expert"
+    assert ("gives other values" in caplog.text) == (fault == "wrong code")
