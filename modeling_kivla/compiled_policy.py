@@ -53,9 +53,9 @@ class _Code:
     """Compiled code for inputs of one kind, all lengths of the prompt.
 
     Attributes:
-        run: takes weights and inputs; None if there is no code.
+        run: takes weights and inputs; None if there is no code, or it was wrong once.
         low, high: the lengths that it is for.
-        is_right: by lengths that came, whether it gave what the model gives.
+        is_right: by lengths that came, whether it is for them and gave what the model gives.
     """
 
     run: Callable[[list[torch.Tensor]], list[torch.Tensor]] | None
@@ -195,10 +195,11 @@ class CompiledPolicy:
         key = json.dumps([type(module).__name__, facts, kind], sort_keys=True, default=str)
         sizes = tuple(inputs[name].shape[axis] for name, axes in lengths.items() for axis in axes)
         code = self._code.get(key)
-        if code is None or sizes not in code.is_right:
+        if code is None or (code.run is not None and sizes not in code.is_right):
             with self._compiling:  # one thread; others wait for the same code
                 return self._first(key, sizes, module, weights, inputs, lengths)
-        return code.run([*weights.values(), *inputs.values()]) if code.run and code.is_right[sizes] else None
+        run = code.run  # another thread may find it wrong meanwhile
+        return run([*weights.values(), *inputs.values()]) if run is not None and code.is_right[sizes] else None
 
     def _first(
         self,
@@ -220,6 +221,7 @@ class CompiledPolicy:
             tolerance = 1e-3 if self.vlm.dtype == torch.float32 else 0.1  # of the largest value
             code.is_right[sizes] = all(_are_alike(*both, tolerance) for both in zip(found, expected, strict=True))
             if not code.is_right[sizes]:
+                code.run = None
                 logger.warning("Its compiled code gives other values than %s: it runs as it is.", type(module).__name__)
         return expected
 

@@ -40,7 +40,8 @@ def test_it_gives_the_same_actions_and_is_compiled_once(name, compiled_files, tm
     model = make_model(name)
     plain = copy.deepcopy(model)
     model.compile_policy(tmp_path)
-    assert_same_actions(model, plain, **observation(name, (4,)))
+    for _ in range(2):  # the first chunk is the model's own, and shows that there is no right code of SmolVLM's whole
+        assert_same_actions(model, plain, **observation(name, (4,)))
     made = len(compiled_files)
     assert made == 2 or name == "smolvlm", f"not one code for the VLM and one for the expert: {compiled_files}"
     for length, num_steps in ((9, 3), (6, 3), (4, 5)):
