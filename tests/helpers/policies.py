@@ -22,6 +22,14 @@ from kivla.processing import Normalizer
 DATASET = Path(__file__).parents[1] / "data" / "lerobot_v3_metaworld"
 CHUNK = 6
 SIZES = {"chunk_size": CHUNK, "max_action_dim": 5, "max_state_dim": 6}
+SHORT_RUN = {  # arguments of a run of a few steps, of which only the log is looked at
+    "per_device_train_batch_size": 4,
+    "learning_rate": 1e-3,
+    "logging_steps": 1,
+    "save_strategy": "no",
+    "report_to": "none",
+    "disable_tqdm": True,
+}
 
 several_cpus_resume = pytest.mark.skipif(
     Version(transformers.__version__) < Version("5.18"),
@@ -80,14 +88,9 @@ def make_trainer(folder, model=None, processor=None, collator=None, **arguments)
     if model is None:
         model, processor = make_policy(Path(folder) / "vlm")
     settings = {
+        **SHORT_RUN,
         "max_steps": 6,
-        "per_device_train_batch_size": 4,
         "per_device_eval_batch_size": 16,
-        "learning_rate": 1e-3,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
         "use_cpu": True,
         "dataloader_pin_memory": False,
     }

@@ -16,6 +16,7 @@ from kivla.training.lora import lora_config
 from kivla.training.new_token_start import aim_new_tokens
 from tests.helpers.fixed_noise import FixedNoiseCollator
 from tests.helpers.gpu import DEVICE, is_rehearsal, needs_gpu, whole_float32  # noqa: F401 (a fixture of every test)
+from tests.helpers.policies import SHORT_RUN
 from tests.helpers.tolerance import assert_close_relative
 from tests.processing.test_processing_kivla import QUESTION, TRAJECTORIES, image, make, observation, policy
 
@@ -53,16 +54,7 @@ def make_trainer(folder, device=DEVICE, examples=DEMONSTRATIONS, lora=False, con
     if lora:
         torch.manual_seed(0)
         model = get_peft_model(model, lora_config(model, processor, rank=4))
-    settings = {
-        "max_steps": 3,
-        "per_device_train_batch_size": 4,
-        "learning_rate": 1e-3,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
-        "use_cpu": device == "cpu",
-    }
+    settings = {**SHORT_RUN, "max_steps": 3, "use_cpu": device == "cpu"}
     args = KIVLATrainingArguments(output_dir=str(folder), **{**settings, **arguments})
     data = {"train_dataset": examples, "eval_dataset": examples, "data_collator": FixedNoiseCollator(processor)}
     trainer = KIVLATrainer(model, args, processing_class=processor, **data)

@@ -13,7 +13,7 @@ from kivla.training.data.mixture import Mixture
 from kivla.training.data.vlm.texts import TextDataset
 from kivla.training.run_identity import describe
 from tests.commands.test_train_recipes import command, sources
-from tests.helpers.policies import dataset, make_policy
+from tests.helpers.policies import SHORT_RUN, dataset, make_policy
 
 __all__ = ["sources"]  # a fixture
 
@@ -24,17 +24,7 @@ QUESTION = {"images": [], "text": "is it red?", "response": "no"}
 def make_trainer(folder, num_examples=12, **arguments) -> KIVLATrainer:
     model, processor = make_policy(folder / "vlm")
     model.double()  # the loss itself is in float32
-    settings = {
-        "max_steps": 3,
-        "per_device_train_batch_size": 4,
-        "learning_rate": 1e-3,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
-        "use_cpu": True,
-        "dataloader_pin_memory": False,
-    }
+    settings = {**SHORT_RUN, "max_steps": 3, "use_cpu": True, "dataloader_pin_memory": False}
     args = KIVLATrainingArguments(output_dir=str(folder / "run"), **{**settings, **arguments})
     texts = TextDataset(TEXTS, processor, length=24)
     mixture = Mixture([dataset(), texts, [QUESTION]], [2, 2, 1], num_examples, seed=2)
