@@ -89,6 +89,11 @@ ROWS = {
     "wide-expert": Row("expert twice as wide", {"expert_hidden_size": 128, "expert_intermediate_size": 384}),
     "twice": Row("twice the steps", steps=2.0),
     "touch-first": Row("a third of the steps on touch tasks, first", touch_first=True),
+    "together": Row(
+        "a third of the steps on touch tasks, first; then 30 % of the episodes with an empty grip",
+        {"empty_grips": 0.3},
+        touch_first=True,
+    ),
     "joint": Row("recipe joint", {"recipe": "joint", "state_encoding": "none"}),
     "frozen": Row("recipe frozen", {"recipe": "frozen", "state_encoding": "none"}),
     "pi0-fast": Row("recipe pi0-fast", {"recipe": "pi0-fast", "state_encoding": "none"}),

@@ -36,8 +36,9 @@ import transformers.pipelines
 before = set(sys.modules)
 import kivla.processing
 
-loaded = {name for name in set(sys.modules) - before}
-print(*sorted(loaded))
+# Other modules of a package that the library has loaded already, such as huggingface_hub's, are no new one
+known = {name.partition(".")[0] for name in before} - {"transformers"}
+print(*sorted(name for name in set(sys.modules) - before if name.partition(".")[0] not in known))
 """
 
 

@@ -146,7 +146,7 @@ class TabletopVectorEnv(OneCameraVectorEnv):
             first_touched=np.full(self.num_envs, -1),
             second_touched=np.full(self.num_envs, -1),
             first_held=np.full(self.num_envs, -1),
-            released=np.zeros(self.num_envs, dtype=bool),
+            rested=np.zeros(self.num_envs, dtype=int),
         )
         self.steps = np.zeros(self.num_envs, dtype=int)
         self.decided, self.success, self.told_decided, self.told_success = np.zeros((4, self.num_envs), dtype=bool)
@@ -230,7 +230,7 @@ class TabletopVectorEnv(OneCameraVectorEnv):
 
         nearest, within_reach = self._touch(active, tasks.REACH)
         closed = np.where(active, actions[:, 2] > 0, scene.closed)
-        history.released |= holding & ~closed
+        history.rested += active & ((holding & ~closed) | (history.rested > 0))
         scene.held = np.where(closed, np.where(~scene.closed & within_reach, nearest, scene.held), -1)
         history.first_held = np.where(history.first_held < 0, scene.held, history.first_held)
         scene.closed = closed

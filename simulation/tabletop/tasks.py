@@ -7,7 +7,7 @@ What is touched or moved *first* decides: whoever acts on the wrong object has f
 | touch | touch the red star | the gripper first comes within `REACH` of an object | it is the target |
 | move | move the red star left | an object has been carried `MOVED` along one axis | target, that direction |
 | push | push the red star to the left edge | an object has been carried to an edge | target, that edge |
-| put | put the red star left of the blue square | the first object is let go | target, there and near |
+| put | put the red star left of the blue square | the first object was let go and lay still | target, there and near |
 | touch_then_touch | touch the red star, then touch the blue circle | two objects were touched | in this order |
 
 In move, push and put, taking hold of another object than the target is the end. Passing over objects is free.
@@ -76,6 +76,7 @@ EDGE = 0.75
 NEAR = OBJECT_SPACING - 0.01  # "put": at most this far from the anchor, hence never so at the start
 BETWEEN_CLEARANCE = PATH_CLEARANCE + 0.05  # as much for the way from where the first object was reached to the second
 MOVE_BY, PUSH_TO, PUT_AT = 0.4, 0.85, 0.35  # what the expert aims for
+PUT_REST = 3  # steps that an object rests before "put" is decided: demonstrations show what follows after letting go
 PRECISION = 0.08  # the expert closes so near to an object's centre, two pixels of 48, and opens so near to its goal
 
 # What the swapped instruction asks for in place of the scene's own: another object, or the opposite direction.
@@ -118,14 +119,14 @@ class History:
         starts: (N, K, 2), where the K objects lay at first.
         first_touched, first_held: (N,), the object; -1 for none yet.
         second_touched: (N,), the first object after it that is another one; -1 for none yet.
-        released: (N,) bool, whether the first held object has been let go.
+        rested: (N,) int, steps since the first held object was let go, that one included; 0 before.
     """
 
     starts: np.ndarray
     first_touched: np.ndarray
     second_touched: np.ndarray
     first_held: np.ndarray
-    released: np.ndarray
+    rested: np.ndarray
 
 
 def sample_episode(
@@ -283,7 +284,8 @@ def judge(task: Task, scene: Scene, history: History) -> tuple[np.ndarray, np.nd
 
     distance = np.linalg.norm(position - anchor, axis=-1)
     beside = (task.argument == NEXT_TO) | (offset_towards(argument, position, anchor) >= RELATION_MARGIN)
-    put = (history.released, beside & (distance >= RELATION_MARGIN) & (distance <= NEAR))
+    lies = scene.held < 0
+    put = (history.rested >= PUT_REST, lies & beside & (distance >= RELATION_MARGIN) & (distance <= NEAR))
 
     both = history.second_touched >= 0
     twice = (both | (touched & ~touch[1]), touch[1] & (history.second_touched == task.anchor))
@@ -316,8 +318,9 @@ def expert_actions(task: Task, scene: Scene, history: History, step: float, prec
     at_target = np.linalg.norm(to_target, axis=-1) < precision
     at_goal = np.linalg.norm(to_goal, axis=-1) < precision
     # A gripper that closed on nothing, or on something else, opens first.
-    close = np.where(holds, ~at_goal, at_target & ~scene.closed) & ~touches
-    still = close != scene.closed
+    let_go = history.rested > 0
+    close = np.where(holds, ~at_goal, at_target & ~scene.closed) & ~touches & ~let_go
+    still = (close != scene.closed) | let_go
     way[still] = 0
     return np.concatenate([way, np.where(close, 1, -1)[:, None]], axis=1).astype(np.float32)
 

@@ -61,7 +61,7 @@ def error_of_chunks(predicted: np.ndarray, demonstrated: np.ndarray, real: np.nd
     Returns:
         As `action_error`.
     """
-    predicted, demonstrated = (torch.as_tensor(np.asarray(chunks, np.float64)) for chunks in (predicted, demonstrated))
+    predicted, demonstrated = (torch.tensor(np.asarray(chunks, np.float64)) for chunks in (predicted, demonstrated))
     mask = torch.as_tensor(real)[..., None].expand(demonstrated.shape)
     return action_error(action_error_sums(predicted, demonstrated, mask))
 
