@@ -74,13 +74,29 @@ def main(arguments: Sequence[str] | None = None) -> None:
         import_module(f"kivla.commands.{command.replace('-', '_')}").run(rest)
     except KeyboardInterrupt:  # as shells report it; whoever pressed Ctrl-C knows why
         sys.exit(130)
-    except (ValueError, TypeError, OSError, ImportError) as error:
-        message = _missing_extra(error) or _named_file(error, rest) or _words_of_ours(error) or _missing_library(error)
+    except Exception as error:
+        message = _for_people(error, rest)
         if not message or os.environ.get(TRACEBACK):
             raise
         from kivla.command_line import Refused
 
         raise Refused(f"kivla {command}: {message}") from error
+
+
+def _for_people(error: Exception, words: Sequence[str]) -> str | None:
+    """What to say instead of a traceback; None of what is a slip of the code.
+
+    Args:
+        words: of the command line.
+    """
+    from huggingface_hub.errors import StrictDataclassError, StrictDataclassFieldValidationError
+
+    if isinstance(error, StrictDataclassError):  # a config refused a value: in the library's words, or around ours
+        cause = error.__cause__
+        return str(cause) if isinstance(error, StrictDataclassFieldValidationError) else _words_of_ours(cause)
+    if not isinstance(error, (ValueError, TypeError, OSError, ImportError)):
+        return None
+    return _missing_extra(error) or _named_file(error, words) or _words_of_ours(error) or _missing_library(error)
 
 
 def _versions() -> str:
@@ -116,7 +132,7 @@ def _named_file(error: Exception, words: Sequence[str]) -> str | None:
     return f"{error.filename}: {error.strerror}" if is_named else None
 
 
-def _words_of_ours(error: Exception) -> str | None:
+def _words_of_ours(error: BaseException) -> str | None:
     """What the error says, if a `raise` of ours made it: then it was written for people, who need no traceback.
 
     What Python or a library raises in the middle of our code is a slip, and keeps its traceback.

@@ -55,7 +55,7 @@ def demonstrate(
             An expert that never takes hold of nothing never shows that a closed gripper can be empty.
 
     Raises:
-        ValueError: `action_noise` has not one value for each action dimension; `empty_grips` is no share, or there is
+        ValueError: `action_noise` has not one value for each action dimension, or a negative one; `empty_grips` is no share, or there is
             no action "grip".
     """
     if not 0 <= empty_grips <= 1:
@@ -70,6 +70,8 @@ def demonstrate(
             f"action_noise needs one standard deviation for each of {list(env.action_names)}, got {len(action_noise)} "
             "values."
         )
+    if action_noise is not None and not np.all((np.asarray(action_noise) >= 0) & np.isfinite(action_noise)):
+        raise ValueError(f"action_noise has standard deviations, each 0 or more; got {list(action_noise)}.")
     rngs = [np.random.default_rng(seed) for seed in seeds]
     empty_from = np.array([_empty_grip(seed, empty_grips) for seed in seeds])  # (N,) the first step of it
     obs, info = env.reset(seed=list(seeds))

@@ -1,11 +1,12 @@
 """Pictures of roll-outs: videos of single episodes, and a contact sheet of many."""
 
 import os
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, FigureBase
 from PIL import Image, ImageDraw, ImageFont
 
 from ..training.evaluation.plots import DEMONSTRATED, OTHER
@@ -27,6 +28,12 @@ def title(episode: Episode) -> str:
     """Instruction and outcome in one line."""
     outcome, stop = _outcome(episode), _stop(episode)
     return f"{episode.instruction}: {outcome}{', ' + stop if stop else ''}"
+
+
+def write_title(row: FigureBase, episode: Episode) -> None:
+    """Write an episode's title over its pictures, in its colour: in as many lines as it takes, from edge to edge."""
+    color = SUCCESS if episode.success else FAILURE
+    row.suptitle(title(episode), x=0.01, ha="left", fontsize=9, color=color, wrap=True)
 
 
 def _outcome(episode: Episode) -> str:
@@ -89,8 +96,8 @@ def plot_phases(path: str | os.PathLike, series: Mapping[str, Sequence[dict]]) -
     axis.invert_yaxis()  # the first phase is on top
     axis.set(xlim=(0, 100), xlabel="% of the episodes")
     axis.grid(axis="x", alpha=0.25)
-    if len(series) > 1:
-        axis.legend(fontsize=8)
+    if len(series) > 1:  # not on the bars, wherever they end
+        figure.legend(loc="outside upper right", ncols=len(series), fontsize=8)
     figure.savefig(path, dpi=110)
 
 
@@ -102,13 +109,12 @@ def write_contact_sheet(path: str | os.PathLike, episodes: Sequence[Episode], co
     """
     if not episodes or any(episode.frames is None for episode in episodes):
         raise ValueError("A contact sheet needs at least one episode, and all recorded: call rollout(..., record=...).")
-    figure = Figure(figsize=(1.5 * columns, 1.75 * len(episodes)), layout="constrained")
-    figure.get_layout_engine().set(h_pad=0.08)  # inches, so that titles keep off the labels above them
-    axes = figure.subplots(len(episodes), columns, squeeze=False)
-    for row, episode in zip(axes, episodes, strict=True):
-        color = SUCCESS if episode.success else FAILURE
-        row[0].set_title(title(episode), fontsize=9, loc="left", color=color)
-        for axis, i in zip(row, np.linspace(0, len(episode.frames) - 1, columns).round().astype(int), strict=True):
+    figure = Figure(figsize=(1.5 * columns, 1.9 * len(episodes)), layout="constrained")
+    rows = figure.subfigures(len(episodes), 1, squeeze=False)[:, 0]
+    for row, episode in zip(rows, episodes, strict=True):
+        write_title(row, episode)
+        color, moments = SUCCESS if episode.success else FAILURE, np.linspace(0, len(episode.frames) - 1, columns)
+        for axis, i in zip(row.subplots(1, columns), moments.round().astype(int), strict=True):
             axis.imshow(episode.frames[i], interpolation="nearest")
             axis.set_xticks([])
             axis.set_yticks([])
@@ -118,15 +124,22 @@ def write_contact_sheet(path: str | os.PathLike, episodes: Sequence[Episode], co
     figure.savefig(path, dpi=100)
 
 
+def _lines(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
+    """Break a text into lines of at most so many pixels, as far as its words allow; none of an empty text."""
+    longest = len(text)
+    while longest > 1 and any(font.getlength(line) > width for line in textwrap.wrap(text, longest)):
+        longest -= 1
+    return textwrap.wrap(text, max(longest, 1), break_long_words=False)
+
+
 def _titled(episode: Episode) -> np.ndarray:
     """(T, height, width, 3) uint8, sides even as H.264 needs them: enlarged frames under a strip with the title."""
     scale = max(1, -(-MIN_VIDEO_WIDTH // episode.frames.shape[2]))
     frames = episode.frames.repeat(scale, axis=1).repeat(scale, axis=2)
     height, width = frames.shape[1] // 2 * 2, frames.shape[2] // 2 * 2
     font, color = ImageFont.load_default(12), SUCCESS if episode.success else FAILURE
-    lines = [(episode.instruction, "black"), (_outcome(episode), color)]
-    if (stop := _stop(episode)) is not None:
-        lines.append((stop, color))
+    texts = [(episode.instruction, "black"), (_outcome(episode), color), (_stop(episode) or "", color)]
+    lines = [(line, fill) for text, fill in texts for line in _lines(text, font, width - 8)]
     strip = Image.new("RGB", (width, 4 + 16 * len(lines)), "white")
     draw = ImageDraw.Draw(strip)
     for i, (line, fill) in enumerate(lines):

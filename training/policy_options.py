@@ -134,7 +134,9 @@ class PolicyOptions(RelativeOptions):
             ValueError: a number below 1, or a stride where there is only one moment.
         """
         frames = before.frames if self.history is None else self.history
-        stride = before.stride if self.history_stride is None and frames > 1 else self.history_stride or 1
+        stride = self.history_stride
+        if stride is None:
+            stride = before.stride if frames > 1 else 1
         return ObservationHistory(frames, stride)
 
     @property

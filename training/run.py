@@ -8,6 +8,7 @@ trainer, metrics = train(model, data, KIVLATrainingArguments(output_dir="outputs
 """
 
 import json
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -170,8 +171,8 @@ def check_options(model_args: ModelArguments, data_args: DataArguments, args: KI
         if getattr(args, name) < 1:
             raise ValueError(f"--{name} must be at least 1, got {getattr(args, name)}.")
     for name in ("learning_rate", *RATE_ARGUMENTS.values()):
-        if (getattr(args, name) or 0) < 0:
-            raise ValueError(f"--{name} must not be negative, got {getattr(args, name)}.")
+        if not 0 <= (getattr(args, name) or 0) < math.inf:
+            raise ValueError(f"--{name} must not be negative, nor without end; got {getattr(args, name)}.")
     # The library takes any number below 1 for "by epochs", of which it has 3; -1 is its word for that.
     if args.max_steps < 1 and args.max_steps != -1:
         raise ValueError(f"--max_steps must be at least 1, got {args.max_steps}.")

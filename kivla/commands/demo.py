@@ -6,6 +6,7 @@ report and model card.
 """
 
 import json
+import math
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -13,13 +14,15 @@ from pathlib import Path
 
 import transformers
 
-from ..command_line import command_line, parse
+from ..command_line import at_least_one, command_line, parse
 from ..demo.pretraining import PretrainArguments, pretrain
 from ..demo.report import write_report
 from ..demo.stages import (
+    QUESTION_SEED,
     TabletopArguments,
     ask_policy,
     ask_vlm,
+    check_together,
     fine_tune,
     once,
     record,
@@ -64,14 +67,21 @@ def run(arguments: Sequence[str]) -> None:
     demo, args = parse((DemoArguments, TabletopArguments), arguments, prog="kivla demo")
     if demo.from_scratch and demo.vlm:
         raise ValueError("Give either --vlm or --from_scratch true, which makes its own VLM.")
-    if demo.minutes < 4:
+    if not 4 <= demo.minutes < math.inf:
         raise ValueError(f"--minutes must be at least 4, got {demo.minutes}.")
+    at_least_one(demo, "max_steps", "num_episodes", "num_question_scenes")
+    if not 0 <= demo.seed < QUESTION_SEED:  # co-training questions and those that are measured stay apart
+        raise ValueError(f"--seed lies between 0 and {QUESTION_SEED - 1}, got {demo.seed}.")
+    vlm = TABLETOP_VLM if demo.from_scratch else Path(find_vlm(demo.vlm or TABLETOP))  # from scratch: its like
+    check_together(args, vlm)
     # A folder holds the results of one set of arguments: what is there is not done again.
     folder = Path(demo.output_dir)
     arguments = {name: value for name, value in {**asdict(demo), **asdict(args)}.items() if name != "output_dir"}
     claim_folder(folder, arguments, ("*.json", "demonstrations", "policy", "pretraining"))
     print(f"Everything goes to {folder}. What is there already is not done again; delete it to start anew.\n")
-    vlm = _vlm(demo, folder)
+    if demo.from_scratch:
+        pretrain(PretrainArguments(str(folder / "pretraining"), seed=demo.seed))
+        vlm = folder / "pretraining" / "vlm"
 
     print("1. What the VLM sees, before it has met a robot")
     before = once(folder / "questions_before.json", lambda: ask_vlm(vlm, demo.num_question_scenes))
@@ -79,6 +89,8 @@ def run(arguments: Sequence[str]) -> None:
 
     print("2. Demonstrations of the scripted expert, as a LeRobot v3.0 dataset")
     demonstrations = folder / "demonstrations"
+    for left in folder.glob(f".{demonstrations.name}.incomplete-*"):  # by a run that was killed
+        shutil.rmtree(left)
     recorded = once(folder / "demonstrations.json", lambda: record(demonstrations, args))
     print(f"   {recorded['episodes']} episodes, {recorded['frames']} frames: {demonstrations}\n")
 
@@ -141,13 +153,6 @@ def command(demo: DemoArguments, args: TabletopArguments, max_steps: int) -> str
     """Write the command that makes the same policy again: its steps, not the minutes that they took somewhere."""
     same = replace(demo, max_steps=max_steps, vlm=public_name(demo.vlm))
     return command_line("kivla demo", same, args, always=["seed"], without=["minutes", "output_dir"])
-
-
-def _vlm(demo: DemoArguments, folder: Path) -> Path:
-    if demo.from_scratch:
-        pretrain(PretrainArguments(str(folder / "pretraining"), seed=demo.seed))
-        return folder / "pretraining" / "vlm"
-    return Path(find_vlm(demo.vlm or TABLETOP))
 
 
 def _name(vlm: Path) -> str:

@@ -5,6 +5,7 @@ run goes on where it was.
 """
 
 import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,10 +17,11 @@ from torch.utils.data import Subset
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, TrainerCallback, pipeline
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from ..command_line import at_least_one
 from ..modeling_kivla import KIVLAConfig, KIVLAForActionPrediction
 from ..processing import KIVLAProcessor
 from ..processing.observation_history import ObservationHistory
-from ..simulation import make_env, make_questions
+from ..simulation import TabletopVectorEnv, make_env, make_questions
 from ..simulation.recording import record_demonstrations
 from ..simulation.rollout import PipelinePolicy
 from ..simulation.rollout_evaluation import evaluate, replay, video_format, write_media, write_phases
@@ -33,8 +35,8 @@ from ..training.data.lerobot.language import PERSISTENT_COLUMN
 from ..training.data.mixture import Mixture
 from ..training.data.vlm.dataset import VLMDataset
 from ..training.evaluation.vlm_answers import ask
-from ..training.parts import freeze_vision
-from ..training.policy_options import PolicyOptions
+from ..training.parts import BACKBONE, freeze_vision
+from ..training.policy_options import PolicyOptions, refuse
 from ..training.recipes import Stage, get_recipe, split_steps
 from ..training.run_folder import write_json
 from ..training.trainer import KIVLATrainer
@@ -137,6 +139,65 @@ class TabletopArguments:
             raise ValueError(f"--subtasks is for --kinds touch_then_touch, whose tasks have parts; got {self.kinds}.")
         if unknown := set(self.question_kinds or ()) - set(QUESTION_KINDS):
             raise ValueError(f"--question_kinds: there are {', '.join(QUESTION_KINDS)}; not {', '.join(unknown)}.")
+        at_least_one(self, "num_demonstrations", "chunk_size", "replan_every", "batch_size", "action_vocab_size")
+        at_least_one(self, "expert_hidden_size", "expert_intermediate_size", "num_flow_samples")
+        if self.replan_every > self.chunk_size:
+            raise ValueError(
+                f"--replan_every {self.replan_every}: a policy with --chunk_size {self.chunk_size} plans no more "
+                "actions than that before it looks again."
+            )
+        if not 0 <= self.action_noise < math.inf:
+            raise ValueError(f"--action_noise is a standard deviation, 0 or more; got {self.action_noise}.")
+        if not 0 <= self.empty_grips <= 1:
+            raise ValueError(f"--empty_grips is a share of the episodes, from 0 to 1; got {self.empty_grips}.")
+        if not 0 <= self.question_share < 1:
+            raise ValueError(
+                f"--question_share is a share of the examples, from 0 to below 1; got {self.question_share}."
+            )
+        for name in ("learning_rate", "action_scale"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"--{name} is a number above 0, got {getattr(self, name)}.")
+
+    def refuse_what_cannot_apply(self) -> None:
+        """Refuse what was told beside a recipe that has no use for it.
+
+        Raises:
+            ValueError: naming every such option.
+        """
+        recipe, default = get_recipe(self.recipe), TabletopArguments()
+        has_fitted = recipe.action_tokenizer == "fast"
+        trains_vlm = any(BACKBONE in stage.trains for stage in recipe.stages)
+        of_recipe = {
+            "action_vocab_size": None if has_fitted else "fits no FAST tokenizer",
+            "action_scale": None if has_fitted else "fits no FAST tokenizer",
+            "question_share": None if recipe.vlm_data else "trains on no questions",
+            "question_kinds": None if recipe.vlm_data else "trains on no questions",
+            "subtasks": None if trains_vlm else "leaves the VLM as it is, so it learns to say nothing",
+        }
+        refuse(
+            {
+                name: f"recipe {self.recipe} {reason}"
+                for name, reason in of_recipe.items()
+                if reason is not None and getattr(self, name) != getattr(default, name)
+            }
+        )
+        if self.question_kinds is not None and self.question_share == 0:
+            refuse({"question_kinds": "--question_share is 0"})
+
+
+def check_together(args: TabletopArguments, vlm: str | Path) -> None:
+    """Check whether the options go together and with a VLM, before anything is asked, recorded or trained.
+
+    Raises:
+        ValueError: they do not; the message names what.
+    """
+    args.refuse_what_cannot_apply()
+    env = make_env("tabletop", 1, kinds=args.kinds, expert_precision=args.expert_precision)
+    policy, recipe = options(env, args), get_recipe(args.recipe)
+    policy.refuse_what_cannot_apply(recipe, recipe.action_tokenizer, "added")
+    policy.history_after(ObservationHistory())
+    KIVLAConfig(vlm_config=AutoConfig.from_pretrained(vlm), **policy.config_kwargs())
+    env.close()
 
 
 def once(path: Path, make: Callable[[], dict]) -> dict:
@@ -243,8 +304,12 @@ def make_trainer(
     )
 
 
-def options(data: LeRobotDataset, args: TabletopArguments) -> PolicyOptions:
-    """Return the options of a new policy, for the builder that `kivla train` has, too."""
+def options(data: LeRobotDataset | TabletopVectorEnv, args: TabletopArguments) -> PolicyOptions:
+    """Return the options of a new policy, for the builder that `kivla train` has, too.
+
+    Args:
+        data: the demonstrations, or where they are made.
+    """
     recipe = get_recipe(args.recipe)
     fitted = {"action_vocab_size": args.action_vocab_size, "action_scale": args.action_scale}
     return PolicyOptions(

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..simulation import TabletopVectorEnv
-from ..simulation.report_media import FAILURE, SUCCESS, title
+from ..simulation.report_media import write_title
 from ..simulation.rollout import Episode, PipelinePolicy, rollout
 from ..simulation.tabletop.env import STEP
 from ..simulation.tabletop.tasks import LIMIT
@@ -48,14 +48,15 @@ def draw_two_heads(path: Path, pipe, options: dict, episodes: Sequence[Episode],
     if not has_both or not episodes:
         return False
     figure = Figure(figsize=(2.6 * MOMENTS, 2.9 * len(episodes) + 0.4), layout="constrained")
-    axes = figure.subplots(len(episodes), MOMENTS, squeeze=False)
-    for row, episode in zip(axes, episodes, strict=True):
-        row[0].set_title(title(episode), fontsize=9, loc="left", color=SUCCESS if episode.success else FAILURE)
-        for axis in row:
+    rows = figure.subfigures(len(episodes), 1, squeeze=False)[:, 0]
+    for row, episode in zip(rows, episodes, strict=True):
+        write_title(row, episode)
+        axes = row.subplots(1, MOMENTS)
+        for axis in axes:
             axis.set_axis_off()
-        for axis, moment in zip(row, moments_of(pipe, options, episode, replan_every), strict=False):
+        for axis, moment in zip(axes, moments_of(pipe, options, episode, replan_every), strict=False):
             _draw(axis, moment)
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=9)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=9)
     figure.savefig(path, dpi=110)
     return True
 

@@ -297,6 +297,8 @@ def test_a_mistake_is_answered_in_words_without_a_traceback(words, said, tmp_pat
         ("int('x')", "kivla.training.run", False),  # a slip in code of ours
         ("raise ValueError('Give more.')", "torch", False),  # another's words
         ("raise RuntimeError('Give more.')", "kivla.training.run", False),
+        ("import kivla; kivla.KIVLAExpertConfig(hidden_size=63)", "kivla.training.run", True),  # a config's refusals
+        ("import kivla; kivla.KIVLAExpertConfig(time_conditioning='x')", "kivla.training.run", True),
         ("raise ModuleNotFoundError(name='websockets')", "kivla.serving", True),
         ("open('typed.txt')", "kivla.training.run", True),  # a file that was named on the command line
         ("open('other.txt')", "kivla.training.run", False),

@@ -161,3 +161,40 @@ def test_kinds_that_there_are_not_are_refused():
     kinds = "touch, move, push, put, touch_then_touch"
     with pytest.raises(SystemExit, match=f"kivla demo: --kinds takes one or more of {kinds}, each once"):
         main(["demo", "--kinds", "fly"])
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--replan_every 9", "--replan_every 9: a policy with --chunk_size 8 plans no more actions than that"),
+        ("--chunk_size 2", "--replan_every 4: a policy with --chunk_size 2"),
+        ("--chunk_size 0", "--chunk_size must be at least 1, got 0"),
+        ("--max_steps 0", "--max_steps must be at least 1, got 0"),
+        ("--num_episodes 0", "--num_episodes must be at least 1, got 0"),
+        ("--seed 1000000", "--seed lies between 0 and 999999, got 1000000"),
+        ("--minutes nan", "--minutes must be at least 4, got nan"),
+        ("--action_noise -1", "--action_noise is a standard deviation, 0 or more; got -1.0"),
+        ("--empty_grips 2", "--empty_grips is a share of the episodes, from 0 to 1; got 2.0"),
+        ("--question_share 1", "--question_share is a share of the examples, from 0 to below 1; got 1.0"),
+        ("--learning_rate 0", "--learning_rate is a number above 0, got 0.0"),
+        ("--expert_precision 1", "expert_precision=1.0: it lies between 0 and the reach"),
+        ("--history 2 --history_stride 0", "history_stride must be a whole number of at least 1, got 0"),
+        ("--recipe nosuch", "There is no recipe 'nosuch'"),
+        ("--state_encoding nosuch", "'state_encoding' expected one of ('text', 'continuous', 'none'), got nosuch"),
+        ("--expert_hidden_size 63", "expert_config.hidden_size must be a positive even number"),
+        ("--rtc_max_delay 8", "rtc_max_delay must be at least 0 and less than chunk_size = 8"),
+        ("--recipe pi0-fast --rtc_max_delay 2", "--rtc_max_delay cannot apply: recipe pi0-fast trains no expert"),
+        ("--recipe pi0 --action_vocab_size 9", "--action_vocab_size cannot apply: recipe pi0 fits no FAST tokenizer"),
+        ("--recipe frozen --question_share 0.1", "--question_share cannot apply: recipe frozen trains on no questions"),
+        (
+            "--recipe frozen --kinds touch_then_touch --subtasks",
+            "--subtasks cannot apply: recipe frozen leaves the VLM",
+        ),
+        ("--question_share 0 --question_kinds at", "--question_kinds cannot apply: --question_share is 0"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_done(words, said, tmp_path, capsys):
+    """Not after the training; and the folder stays free for the right options."""
+    with pytest.raises(SystemExit):
+        main(["demo", "--output_dir", str(tmp_path / "demo"), *words.split()])
+    assert said in capsys.readouterr().err and not list(tmp_path.iterdir())

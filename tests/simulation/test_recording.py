@@ -92,6 +92,9 @@ def test_empty_grips_need_a_gripper_and_a_share():
 def test_noise_of_another_robot_is_refused():
     with pytest.raises(ValueError, match=r"one standard deviation for each of \['dx'\], got 2 values"):
         demonstrate(FakeVectorEnv(1), [0], [0.1, 0.1])
+    for noise in (-0.1, float("nan")):
+        with pytest.raises(ValueError, match="standard deviations, each 0 or more; got"):
+            demonstrate(FakeVectorEnv(1), [0], [noise])
 
 
 def test_recorded_episodes_are_read_as_a_dataset(tmp_path):

@@ -1,12 +1,18 @@
 """Videos and contact sheets, read back."""
 
+from dataclasses import replace
+
 import av
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
-from kivla.simulation.report_media import choose_episodes, title, write_contact_sheet, write_video
+from kivla.simulation.report_media import choose_episodes, plot_phases, title, write_contact_sheet, write_video
 from kivla.simulation.rollout import Episode
+from kivla.simulation.rollout_evaluation import count_phases
+
+LONG = "go to the circle that is yellow, then go to the square that is purple"
 
 COLORS = np.array([(220, 40, 40), (40, 180, 60), (30, 60, 220), (240, 220, 50)], dtype=np.uint8)
 
@@ -45,6 +51,38 @@ def test_contact_sheet_has_a_row_for_each_episode(tmp_path):
     for color in COLORS:  # each of them once in every row
         rows = (np.abs(pixels - color).max(axis=-1) < 10).sum(axis=1) > 50
         assert (np.diff(rows.astype(int)) == 1).sum() == 3
+
+
+def test_a_long_title_moves_no_picture(tmp_path):
+    short, long = episode(1), replace(episode(2), instruction=f"{LONG}, then {LONG}, then {LONG}")
+    write_contact_sheet(tmp_path / "a.png", [short, long], columns=4)
+    pixels = np.asarray(Image.open(tmp_path / "a.png").convert("RGB")).astype(int)
+    starts = []
+    for color in COLORS:
+        columns = np.flatnonzero((np.abs(pixels - color).max(axis=-1) < 10).sum(axis=0) > 50)
+        starts.append(columns[0])
+    assert np.ptp(np.diff(starts)) <= 2, "the columns are as far from one another as they are"
+
+
+def test_a_long_title_is_over_its_video_as_a_whole(tmp_path):
+    short, long = episode(), replace(episode(), instruction=LONG)
+    for file, shown in (("short.gif", short), ("long.gif", long)):
+        write_video(tmp_path / file, shown, fps=10)
+    with Image.open(tmp_path / "short.gif") as image, Image.open(tmp_path / "long.gif") as longer:
+        assert longer.width == image.width and longer.height > image.height, "it takes another line"
+        edge = np.asarray(longer.convert("L"))[:50, -4:]
+    assert edge.min() > 200, "no word reaches over the edge"
+
+
+def test_the_legend_lies_on_no_bar(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *args, **kwargs: drawn.append(figure))
+    phases = count_phases([replace(episode(), phases={"reached": True, "held": True, "did as told": True})])
+    plot_phases(tmp_path / "phases.png", {"true instruction": phases, "swapped instruction": phases})
+    (figure,) = drawn
+    figure.draw_without_rendering()
+    (legend,), (axis,) = figure.legends, figure.axes
+    assert not legend.get_window_extent().overlaps(axis.get_window_extent())
 
 
 def test_titles_say_instruction_and_outcome():

@@ -1,14 +1,18 @@
 """Pictures: predicted against demonstrated chunks, an evaluation, training curves, the attention mask."""
 
 import os
+import textwrap
 from collections.abc import Sequence
 
 import matplotlib
 import numpy as np
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure, FigureBase
+from matplotlib.ticker import MaxNLocator
 
 matplotlib.use("Agg")
+
+_TITLE = 38  # letters in a line over a chunk: as wide as it is
 
 DEMONSTRATED, PREDICTED, OTHER = "#222222", "#d1495b", "#00798c"
 
@@ -54,7 +58,8 @@ def _draw_chunks(
     seconds = np.arange(steps) / fps
     axes = figure.subplots(dimensions, count, sharex=True, sharey="row", squeeze=False)
     for column in range(count):
-        axes[0, column].set_title(titles[column], fontsize=9)
+        lines = [line for part in titles[column].splitlines() for line in textwrap.wrap(part, _TITLE)]
+        axes[0, column].set_title("\n".join(lines), fontsize=9)
         axes[-1, column].set_xlabel("seconds from now", fontsize=8)
         for row in range(dimensions):
             axis = axes[row, column]
@@ -118,16 +123,19 @@ def plot_training_curves(path: str | os.PathLike, log_history: list[dict]) -> No
     """Draw token loss (beside that of plain text, if any), flow loss and gradient norms over steps.
 
     Args:
-        log_history: `trainer.state.log_history`.
+        log_history: `trainer.state.log_history`. What it has nothing of gets no panel.
     """
-    of_text = ["text_loss"] if any("text_loss" in entry for entry in log_history) else []
-    panels = [("token_loss", *of_text), ("flow_loss",), ("backbone_grad_norm", "expert_grad_norm")]
+    colors = {"token_loss": OTHER, "text_loss": PREDICTED, "flow_loss": OTHER}
+    colors |= {"backbone_grad_norm": OTHER, "expert_grad_norm": PREDICTED}
+    logged = {name for entry in log_history for name in entry}
+    groups = [("token_loss", "text_loss"), ("flow_loss",), ("backbone_grad_norm", "expert_grad_norm")]
+    panels = [names for group in groups if (names := [name for name in group if name in logged])]
     figure = Figure(figsize=(11, 3), layout="constrained")
-    for axis, names in zip(figure.subplots(1, len(panels)), panels, strict=True):
-        for name, color in zip(names, (OTHER, PREDICTED), strict=False):
+    for axis, names in zip(figure.subplots(1, max(len(panels), 1), squeeze=False)[0], panels, strict=False):
+        for name in names:
             points = [(entry["step"], entry[name]) for entry in log_history if name in entry]
-            if points:
-                axis.plot(*zip(*points, strict=True), color=color)
+            axis.plot(*zip(*points, strict=True), color=colors[name])
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.set_xlabel("step", fontsize=8)
         axis.set_yscale("log")
         axis.tick_params(labelsize=7)
