@@ -55,8 +55,8 @@ def demonstrate(
             An expert that never takes hold of nothing never shows that a closed gripper can be empty.
 
     Raises:
-        ValueError: `action_noise` has not one value for each action dimension, or a negative one; `empty_grips` is no share, or there is
-            no action "grip".
+        ValueError: `action_noise` has not one value for each action dimension, or a negative one; `empty_grips` is no
+            share, or there is no action "grip".
     """
     if not 0 <= empty_grips <= 1:
         raise ValueError(f"empty_grips is a share of the episodes, from 0 to 1; got {empty_grips}.")

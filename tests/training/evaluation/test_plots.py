@@ -1,5 +1,7 @@
 """Pictures of chunks and of a training: nothing lies on anything else, and no panel is empty."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
@@ -24,7 +26,7 @@ def test_titles_of_chunks_lie_beside_one_another(drawn):
     figure.draw_without_rendering()
     titles = [axis.title.get_window_extent() for axis in figure.axes if axis.get_title()]
     assert len(titles) == 4
-    assert all(left.x1 < right.x0 for left, right in zip(titles, titles[1:], strict=False))
+    assert all(left.x1 < right.x0 for left, right in pairwise(titles))
 
 
 @pytest.mark.parametrize(
