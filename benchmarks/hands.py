@@ -86,6 +86,12 @@ ROWS = {
     "eight-draws": Row("8 noise draws", {"num_flow_samples": 8}),
     "slow": Row("half the learning rate", {"learning_rate": 5e-4}),
     "fast": Row("twice the learning rate", {"learning_rate": 2e-3}),
+    "coarse-codes": Row("action tokens 2.5 times as coarse", {"action_scale": 2.0}),
+    "few-codes": Row("64 codes of action tokens", {"action_vocab_size": 64}),
+    "coarse-few-codes": Row(
+        "64 codes of action tokens, 2.5 times as coarse", {"action_scale": 2.0, "action_vocab_size": 64}
+    ),
+    "bins": Row("256 bins for every value", {"recipe": "insulated-bins"}),
     "wide-expert": Row("expert twice as wide", {"expert_hidden_size": 128, "expert_intermediate_size": 384}),
     "twice": Row("twice the steps", steps=2.0),
     "touch-first": Row("a third of the steps on touch tasks, first", touch_first=True),
@@ -161,15 +167,18 @@ def train(options: argparse.Namespace, name: str, seed: int) -> None:
     if row.touch_first:
         first, touch_args = max(round(TOUCH_SHARE * steps), 1), arguments_of(options, name, kinds=["touch"])
         touches = folder.with_name(f"{folder.name}_touch")
-        _teach(options, start, touches, touch_args, first, seed)
+        # Statistics of touching alone know no gripper that closes
+        _teach(options, start, touches, touch_args, first, seed, made_for=demonstrations_of(options, args))
         start, steps = touches, max(steps - first, 1)
     _teach(options, start, folder, args, steps, seed)
 
 
-def _teach(options, start: str | Path, folder: Path, args: TabletopArguments, steps: int, seed: int) -> None:
+def _teach(
+    options, start: str | Path, folder: Path, args: TabletopArguments, steps: int, seed: int, made_for=None
+) -> None:
     once(
         folder.with_name(f"{folder.name}.json"),
-        lambda: fine_tune(start, demonstrations_of(options, args), folder, args, steps, seed),
+        lambda: fine_tune(start, demonstrations_of(options, args), folder, args, steps, seed, made_for=made_for),
     )
 
 

@@ -31,7 +31,7 @@ from .arguments import KIVLATrainingArguments
 from .data.augmentation import AUGMENTATIONS, ExampleAugmentation
 from .data.camera_naming import name_cameras
 from .data.collator import KIVLACollator
-from .data.dataset_checks import check_augmentation, check_dataset, warn_of_ranges
+from .data.dataset_checks import check_augmentation, check_dataset, check_ranges
 from .data.mixture import Mixture
 from .data_parallel import (
     DDPGradients,
@@ -423,7 +423,7 @@ class KIVLATrainer(ResumableTrainer):
             self._check_dataset(dataset)
         check_augmentation(self.train_dataset, self.args.augment, self.args.wrist_cameras, self.processing_class)
         if self.is_world_process_zero():
-            warn_of_ranges(self.train_dataset, self.processing_class)
+            check_ranges(self.train_dataset, self.processing_class)
         args, metric = self.args, self.args.metric_for_best_model
         examples = args.train_batch_size * args.world_size
         if args.dataloader_drop_last and has_length(self.train_dataset) and len(self.train_dataset) < examples:

@@ -253,19 +253,20 @@ def make_trainer(
     stage: Stage,
     max_steps: int,
     seed: int,
+    made_for: Path | None = None,
     **training_options,
 ) -> KIVLATrainer:
     """Make the trainer of a stage, on demonstrations and, if the recipe wants them, questions.
 
     Args:
         start: the policy of the stage before, or the VLM of a new policy.
+        made_for: demonstrations that a new policy's statistics and action tokens are of; those that it learns.
     """
     # The policy, by the one interpreter of a recipe.
-    data = LeRobotDataset(demonstrations, args.chunk_size, subtask_key=PERSISTENT_COLUMN if args.subtasks else None)
-    data.look_back(ObservationHistory(args.history, args.history_stride))
+    data, all_data = (_read(folder, args) for folder in (demonstrations, made_for or demonstrations))
     torch.manual_seed(seed)
     is_policy = AutoConfig.from_pretrained(start).model_type == KIVLAConfig.model_type
-    built = build_for_stage(stage, [data], options(data, args), **{"before" if is_policy else "vlm": start})
+    built = build_for_stage(stage, [all_data], options(data, args), **{"before" if is_policy else "vlm": start})
     for note in built.notes:
         print(note)
     model, processor = built.model, built.processor
@@ -302,6 +303,12 @@ def make_trainer(
         eval_dataset=Subset(data, range(0, len(data), max(len(data) // 256, 1))),
         processing_class=processor,
     )
+
+
+def _read(demonstrations: Path, args: TabletopArguments) -> LeRobotDataset:
+    data = LeRobotDataset(demonstrations, args.chunk_size, subtask_key=PERSISTENT_COLUMN if args.subtasks else None)
+    data.look_back(ObservationHistory(args.history, args.history_stride))
+    return data
 
 
 def options(data: LeRobotDataset | TabletopVectorEnv, args: TabletopArguments) -> PolicyOptions:
@@ -362,6 +369,7 @@ def fine_tune(
     save_steps: int | None = None,
     keep_all: bool = False,
     augment: str = "none",
+    made_for: Path | None = None,
 ) -> dict:
     """Train a policy into `output_dir`, all stages of its recipe, from its last checkpoint if there is one.
 
@@ -369,6 +377,7 @@ def fine_tune(
         save_steps: steps between checkpoints; a fifth of all.
         keep_all: keep every checkpoint, not just the last.
         augment: image augmentation (`KIVLATrainingArguments`). Without it: the camera stays where it is.
+        made_for: demonstrations that a new policy's statistics and action tokens are of, where more is to come.
 
     Returns:
         `log_history`, and `evaluation` on frames of the demonstrations, both as the trainer has them;
@@ -380,7 +389,7 @@ def fine_tune(
         folder = output_dir if number == len(stages) else output_dir / f"stage_{number}"
         interval = save_steps or max(max_steps // 5, 1)
         options = {"save_steps": interval, "save_total_limit": None if keep_all else 1, "augment": augment}
-        trainer = make_trainer(start, demonstrations, folder, args, stage, steps, seed, **options)
+        trainer = make_trainer(start, demonstrations, folder, args, stage, steps, seed, made_for, **options)
         trainer.train(resume_from_checkpoint=trainer.newest_checkpoint())
         trainer.save_model()
         log_history += [{**entry, "step": entry["step"] + done} for entry in trainer.state.log_history]

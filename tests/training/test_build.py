@@ -6,6 +6,7 @@ import torch
 
 from kivla import BinningActionTokenizer, KIVLAForActionPrediction, KIVLAProcessor, LeRobotDataset
 from kivla.simulation import LeRobotWriter
+from kivla.training import KIVLATrainer, KIVLATrainingArguments
 from kivla.training.build import BasePolicy, adapt_policy, continue_policy, start_policy
 from kivla.training.policy_options import PolicyOptions
 from kivla.training.recipes import RECIPES
@@ -15,8 +16,8 @@ SIZES = {"chunk_size": CHUNK, "max_action_dim": 5, "max_state_dim": 5}
 SMALL = {**SIZES, "expert_hidden_size": 32, "expert_intermediate_size": 48, "action_vocab_size": 200}
 
 
-def demonstrations(folder, scale=1.0, dim=3, cameras=("front",), seed=0, state=True, chunk_size=CHUNK):
-    """A small dataset of random actions within ±scale."""
+def demonstrations(folder, scale=1.0, dim=3, cameras=("front",), seed=0, state=True, chunk_size=CHUNK, moves=1.0):
+    """A small dataset of random actions within ±scale; the last one moves in a share of the frames, else it is 0."""
     names = [f"joint_{i}" for i in range(dim)]
     sizes = dict.fromkeys(cameras, (8, 8))
     rng = np.random.default_rng(seed)
@@ -24,6 +25,7 @@ def demonstrations(folder, scale=1.0, dim=3, cameras=("front",), seed=0, state=T
         for _ in range(2):
             pictures = {camera: np.zeros((30, 8, 8, 3), np.uint8) for camera in cameras}
             actions = rng.uniform(-scale, scale, (30, dim)).astype(np.float32)
+            actions[round(moves * 30) :, -1] = 0
             writer.add_episode(pictures, actions, actions, task="go")
     return LeRobotDataset(folder, chunk_size, state_key=None if state else "none")
 
@@ -181,6 +183,21 @@ def test_every_option_that_cannot_apply_is_named(policy, data):
     message = str(error.value)
     assert all(f"--{name} {value}: the policy has" in message for name, value in given.items()), message
     assert "--adapt" in message and "--vlm" in message, "both ways out"
+
+
+def test_actions_that_were_constant_before_are_refused(vlm, data, tmp_path):
+    """With the policy's statistics they would be learned and done as this constant, however few they are."""
+    still, moving = (demonstrations(tmp_path / str(share), moves=share) for share in (0.0, 0.1))
+    built = start_policy(vlm, [still], PolicyOptions(**SMALL))
+    lost = r"dimension 2 of the actions was constant in the policy's data, 0, and runs from .* would always get 0"
+    folder = save(tmp_path / "policy", built)
+    with pytest.raises(ValueError, match=lost):
+        continue_policy(BasePolicy(folder), [moving], PolicyOptions())
+    args = KIVLATrainingArguments(str(tmp_path / "run"), max_steps=1, report_to="none")
+    with pytest.raises(ValueError, match=lost):
+        KIVLATrainer(built.model, args, train_dataset=moving, processing_class=built.processor)
+    continue_policy(BasePolicy(folder), [still], PolicyOptions())
+    adapt_policy(BasePolicy(folder), [moving], PolicyOptions())
 
 
 @pytest.mark.parametrize(

@@ -29,10 +29,12 @@ class RangeProblem:
     Attributes:
         text: share, dimension and ranges, for people.
         is_other: whether it is so large that the data must be of another robot, or in other units.
+        is_lost: whether the policy cannot do it at all: actions of a dimension that was constant in its own data.
     """
 
     text: str
     is_other: bool
+    is_lost: bool = False
 
 
 def range_problems(robot: RobotSpec, data: RobotDataset) -> list[RangeProblem]:
@@ -78,6 +80,15 @@ def _problem(
             outside[i] += ((block < lowest[i]) | (block > highest[i])).sum(axis=0)
         smallest, largest = np.minimum(smallest, block.min(axis=0)), np.maximum(largest, block.max(axis=0))
     far, absurd = outside / count  # (D,) each: shares of the frames
+    stays = (name != "state") & (highest[0] - lowest[0] <= 4 * rounding) & (far > _FEW)  # normalised, it is always 0
+    if stays.any():
+        still = int(stays.argmax())
+        text = (
+            f"dimension {still} of the {what} was constant in the policy's data, {low[still]:.4g}, and runs from "
+            f"{smallest[still]:.4g} to {largest[still]:.4g} in {whose}: with its statistics none of that can be "
+            f"learned, and the robot would always get {low[still]:.4g}"
+        )
+        return RangeProblem(text, is_other=True, is_lost=True)
     worst = int(far.argmax())
     if far[worst] > _FEW:
         text = (

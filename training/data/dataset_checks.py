@@ -101,11 +101,21 @@ def check_augmentation(dataset, augment: str, wrist_cameras: Sequence[str] | Non
         check_wrist_cameras(wrist_cameras, list(dict.fromkeys(cameras)))
 
 
-def warn_of_ranges(dataset, processor: KIVLAProcessor) -> None:
-    """Say where many values of the robots' data lie far outside what the processor was normalised for."""
+def check_ranges(dataset, processor: KIVLAProcessor) -> None:
+    """Say where many values of the robots' data lie far outside what the processor was normalised for.
+
+    Raises:
+        ValueError: actions vary in a dimension that was constant there, so that the policy could never do them.
+    """
     for data in robot_datasets(dataset):
         for problem in range_problems(processor.robot(data.robot), data):
+            if problem.is_lost:
+                raise ValueError(
+                    f"The processor's statistics are not for this data: {problem.text}. Make the processor with the "
+                    "statistics of all that the policy is to learn, before its first step; or take the policy to this "
+                    "data with new ones: `kivla train --policy ... --adapt`."
+                )
             logger.warning("%s", problem.text)
 
 
-__all__ = ["check_augmentation", "check_dataset", "robot_datasets", "warn_of_ranges"]
+__all__ = ["check_augmentation", "check_dataset", "check_ranges", "robot_datasets"]
