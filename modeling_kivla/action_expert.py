@@ -13,6 +13,7 @@ from torch import nn
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from .attention_dtype import attention_dtype, without_autocast
 from .backbone_attention import apply_rope
 from .configuration_kivla import KIVLAConfig, KIVLAExpertConfig
 from .flow_matching import time_embedding
@@ -184,14 +185,16 @@ class ExpertAttention(nn.Module):
             query_key = apply_rope(query_key, *layout.rotary, self.rope, self.rope_start)
         # One softmax over the backbone's keys and the expert's own.
         query, key = query_key.transpose(1, 2).split(heads, dim=1)
-        attended = F.scaled_dot_product_attention(
-            query,
-            join(prefix_key, key, layout.prefix_length),  # (M, Hkv, P + T, Dk)
-            join(prefix_value, value, layout.prefix_length),
-            attn_mask=layout.mask,
-            enable_gqa=self.num_heads != self.num_key_value_heads,
-        )
-        return self.o_proj(attended.transpose(1, 2).reshape(batch, length, -1))
+        dtype = attention_dtype(x.device, query.dtype)
+        with without_autocast(x.device):
+            attended = F.scaled_dot_product_attention(
+                query.to(dtype),
+                join(prefix_key, key.to(dtype), layout.prefix_length),  # (M, Hkv, P + T, Dk)
+                join(prefix_value, value.to(dtype), layout.prefix_length),
+                attn_mask=layout.mask,
+                enable_gqa=self.num_heads != self.num_key_value_heads,
+            )
+        return self.o_proj(attended.transpose(1, 2).reshape(batch, length, -1).to(query.dtype))
 
 
 def join(prefix: torch.Tensor, own: torch.Tensor, prefix_length: int) -> torch.Tensor:
@@ -294,13 +297,14 @@ class ActionExpert(nn.Module):
     def with_room(self, prefix: Prefix, length: int) -> Prefix:
         """A copy whose keys and values end in `length` free places, so that no step of sampling copies the rest.
 
-        Each is where its layer runs, in the expert's dtype. What a step writes into these places is gone with the next
-        one: where gradients are taken there must be none (`length` 0).
+        Each is where its layer runs, in the type of its attention. What a step writes into these places is gone with
+        the next one: where gradients are taken there must be none (`length` 0).
         """
-        key_values = [
-            tuple(F.pad(x.to(device_of(layer.self_attn.q_proj), self.dtype), (0, 0, 0, length)) for x in key_value)
-            for layer, key_value in zip(self.layers, prefix.key_values, strict=True)
-        ]
+        key_values = []
+        for layer, key_value in zip(self.layers, prefix.key_values, strict=True):
+            device = device_of(layer.self_attn.q_proj)
+            there = (x.to(device, attention_dtype(device, self.dtype)) for x in key_value)
+            key_values.append(tuple(F.pad(x, (0, 0, 0, length)) for x in there))
         return replace(prefix, key_values=key_values)
 
     def time_condition(self, timestep: torch.Tensor, ahead: bool = True, with_given: bool = False) -> TimeCondition:
@@ -378,8 +382,8 @@ class ActionExpert(nn.Module):
             seen = prefix.mask.to(device).repeat(num_draws, 1)
         visible = torch.cat([seen[:, None].expand(-1, length, -1), own.expand(len(seen), -1, -1)], dim=-1)
         # To be added to the scores: attention would turn truth values into this in every layer of every step.
-        mask = torch.zeros(visible.shape, dtype=self.dtype, device=device).masked_fill(~visible, float("-inf"))
-        return mask[:, None]
+        mask = torch.zeros(visible.shape, dtype=attention_dtype(device, self.dtype), device=device)
+        return mask.masked_fill(~visible, float("-inf"))[:, None]
 
     def forward(
         self,

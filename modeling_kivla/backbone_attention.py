@@ -24,6 +24,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from .attention_dtype import attention_dtype, is_autocast_on, without_autocast
 from .call_hooks import call_hook
 
 RECORDING_PREFIX = "kivla_"
@@ -97,7 +98,7 @@ def _recording_attention(base: str):
             attend = sys.modules[type(module).__module__].eager_attention_forward
         else:
             attend = ALL_ATTENTION_FUNCTIONS[base]
-        if query.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+        if query.dtype != attention_dtype(query.device, query.dtype) or is_autocast_on(query.device):
             return _in_float32(attend, module, query, key, value, attention_mask, **kwargs)
         if kwargs.get("position_bias") is not None:
             # Autocast makes a bias bf16, and keys are float32 where a norm comes last: as its mask they would overflow.
@@ -108,12 +109,14 @@ def _recording_attention(base: str):
 
 
 def _in_float32(attend, module, query, key, value, attention_mask, **kwargs):
-    """Attention in float32 where autocast has a CPU compute in bf16: what CPUs are fast at in bf16 are layers."""
+    """Attention in float32 between layers that compute in half precision."""
     mask, *biases = (
         x.float() if torch.is_tensor(x) and x.is_floating_point() else x for x in (attention_mask, *kwargs.values())
     )
-    with torch.autocast("cpu", enabled=False):
-        return attend(module, query.float(), key.float(), value.float(), mask, **dict(zip(kwargs, biases, strict=True)))
+    kwargs = dict(zip(kwargs, biases, strict=True))
+    with without_autocast(query.device):
+        output, weights = attend(module, query.float(), key.float(), value.float(), mask, **kwargs)
+    return output.to(query.dtype), weights
 
 
 for _name in _WRAPPED_IMPLEMENTATIONS:

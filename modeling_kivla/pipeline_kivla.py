@@ -14,6 +14,12 @@ from .weights_state import weights_state
 _OBSERVATION = ("images", "text", "state", "robot")
 _OPTIONAL = ("cameras", "response", "previous_actions", "delay", "seed", "past")
 
+# The option `--dtype` of every command that lets a policy act.
+DTYPE_OPTION = {
+    "help": "Type of the weights: bfloat16 needs half of the memory; auto is what they are stored in.",
+    "choices": ["auto", "float32", "bfloat16", "float16"],
+}
+
 _OPTIONS = ("num_steps", "seed", "acts_by", "clip_actions", "reuse_prefix", "cameras")
 _OPTIONS += ("rtc", "execution_horizon", "max_guidance_weight")
 

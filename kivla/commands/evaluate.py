@@ -13,6 +13,7 @@ import torch
 from transformers import AutoModelForImageTextToText, PreTrainedModel
 
 from ..command_line import at_least_one, parse, policy_pipeline
+from ..modeling_kivla.pipeline_kivla import DTYPE_OPTION
 from ..named_models import find_vlm, model_type
 from ..processing import KIVLAProcessor
 from ..processing.camera_names import CAMERAS_HELP, parse_cameras
@@ -42,7 +43,8 @@ from ..training.training_facts import trained_columns
 
 # What an option is about that is of no use without it
 _OF_TEXTS = ("text_column", "text_split", "text_config", "num_texts", "text_length")
-_NOT_OF_CHUNKS = ("policy", "dataset", "before", "vlm_dataset", "batch_size", "output_dir", "text_dataset", *_OF_TEXTS)
+_NOT_OF_CHUNKS = ("policy", "dataset", "before", "vlm_dataset", "batch_size", "dtype", "output_dir", "text_dataset")
+_NOT_OF_CHUNKS += _OF_TEXTS
 
 
 @dataclass
@@ -55,6 +57,7 @@ class EvaluateArguments(DatasetOptions):
     robot: str | None = field(default=None, metadata={"help": "Whose data it is, of a policy of several robots."})
     cameras: list[str] | None = field(default=None, metadata={"help": CAMERAS_HELP})
     num_steps: int | None = field(default=None, metadata={"help": "Euler steps; the policy's default."})
+    dtype: str = field(default="auto", metadata=DTYPE_OPTION)
     seed: int = field(default=0, metadata={"help": "Seed of the noise."})
     batch_size: int = field(default=16, metadata={"help": "Observations, questions or texts at once."})
     acts_by: str | None = field(default=None, metadata={"help": "flow or tokens; the policy's own way."})
@@ -121,9 +124,9 @@ def run(arguments: Sequence[str]) -> None:
     at_least_one(args, "num_frames", "batch_size", "num_steps")
     if args.dataset is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        speaker, report, chunks = Speaker.load(args.policy, device), asdict(args), None
+        speaker, report, chunks = Speaker.load(args.policy, device, args.dtype), asdict(args), None
     else:
-        pipe = policy_pipeline(args.policy)
+        pipe = policy_pipeline(args.policy, dtype=args.dtype)
         chunks, data, report = act(pipe, args)
         speaker = Speaker(pipe.model, pipe.processor)
     report |= know(speaker, args)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ..command_line import at_least_one, parse, policy_pipeline
+from ..modeling_kivla.pipeline_kivla import DTYPE_OPTION
 from ..processing.camera_names import CAMERAS_HELP, parse_cameras
 from ..training.data.camera_naming import unseen_note
 from ..training.dataset_options import DatasetOptions
@@ -30,6 +31,7 @@ class PredictArguments(DatasetOptions):
     robot: str | None = field(default=None, metadata={"help": "Whose data it is, of a policy of several robots."})
     cameras: list[str] | None = field(default=None, metadata={"help": CAMERAS_HELP})
     num_steps: int | None = field(default=None, metadata={"help": "Euler steps; the policy's default."})
+    dtype: str = field(default="auto", metadata=DTYPE_OPTION)
     seed: int = field(default=0, metadata={"help": "Seed of the noise."})
     batch_size: int = field(default=16, metadata={"help": "Observations at once."})
     output_dir: str = field(default="outputs/predict", metadata={"help": "Where picture and JSON go."})
@@ -45,7 +47,7 @@ def run(arguments: Sequence[str]) -> None:
     for name in [name for name in others if getattr(args, name) is not None]:
         reason = "there is no --dataset" if args.dataset is None else "--dataset has its own"
         raise ValueError(f"--{name} cannot apply: {reason}.")
-    pipe = policy_pipeline(args.policy)
+    pipe = policy_pipeline(args.policy, dtype=args.dtype)
     names = parse_cameras(args.cameras)
     pipe.processor.check_cameras(names)
     options = {"seed": args.seed, "num_steps": args.num_steps, "cameras": names}

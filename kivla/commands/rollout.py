@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..acting.chunk_schedule import RTC_METHODS, WAYS
 from ..command_line import at_least_one, parse, policy_pipeline
+from ..modeling_kivla.pipeline_kivla import DTYPE_OPTION
 from ..processing.camera_names import CAMERAS_HELP, parse_cameras
 from ..simulation.environments import ENV_HELP, make_env, parse_options
 from ..simulation.rollout import Acting, PipelinePolicy
@@ -56,6 +57,7 @@ class RolloutArguments:
     )
     cameras: list[str] | None = field(default=None, metadata={"help": CAMERAS_HELP})
     num_steps: int | None = field(default=None, metadata={"help": "Euler steps; the policy's default."})
+    dtype: str = field(default="auto", metadata=DTYPE_OPTION)
     seed: int = field(default=0, metadata={"help": "Seed of the policy's noise."})
     clip_actions: bool | None = field(
         default=None, metadata={"help": "Hold actions within the range of the policy's data; it does, if it can."}
@@ -77,7 +79,7 @@ def run(arguments: Sequence[str]) -> None:
         raise ValueError('mp4 needs PyAV (pip install "kivla[video]"); --video_format gif does not.')
     # One policy, or two that are compared in the same scenes.
     names = [args.policy] if args.compare is None else [args.policy, args.compare]
-    pipes = [policy_pipeline(name) for name in names]
+    pipes = [policy_pipeline(name, dtype=args.dtype) for name in names]
     replan_every = args.replan_every or max(min(pipe.processor.chunk_size for pipe in pipes) // 2, 1)
     # No more scenes at a time than episodes are asked for.
     env = make_env(args.env, min(args.num_envs, args.num_episodes), **parse_options(args.env_options))

@@ -12,8 +12,8 @@ def run(arguments: Sequence[str]) -> None:
     (args,) = parse((ServeArguments,), arguments, prog="kivla serve", positional="model")
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("kivla").setLevel(logging.INFO)
-    options = {name: getattr(args, name) for name in ("acts_by", "num_steps", "seed", "clip_actions", "reuse_prefix")}
-    pipe = policy_pipeline(args.model, **options)
+    names = ("acts_by", "num_steps", "seed", "clip_actions", "reuse_prefix", "dtype")
+    pipe = policy_pipeline(args.model, **{name: getattr(args, name) for name in names})
     if args.compile_expert:
         pipe.model.compile_expert()
     if args.compile_policy:

@@ -11,6 +11,7 @@ from typing import Literal
 from ..acting.chunk_schedule import RTC_METHODS, WAYS
 from ..acting.rtc_method import rtc_method
 from ..modeling_kivla import actions_of
+from ..modeling_kivla.pipeline_kivla import DTYPE_OPTION
 from ..processing.camera_names import CAMERAS_HELP, check_names, parse_cameras
 from .client_memory import ClientMemory, frames_seen
 from .observation_presets import PRESET_NAMES, ObservationReader
@@ -36,6 +37,7 @@ class ServeArguments:
     num_steps: int | None = field(default=None, metadata={"help": "Euler steps; the policy's default."})
     seed: int | None = field(default=None, metadata={"help": "Start every chunk from the same noise."})
     execute: int | None = field(default=None, metadata={"help": "Send only so many actions of a chunk; all."})
+    dtype: str = field(default="auto", metadata=DTYPE_OPTION)
     compile_expert: bool = field(
         default=False,
         metadata={"help": "Compile the action expert: chunks come sooner, but the first two take up to a minute."},

@@ -1,5 +1,6 @@
 """The `kivla` command, each sub-command from end to end on tiny models."""
 
+import importlib
 import json
 import re
 import sys
@@ -314,6 +315,26 @@ def test_what_is_no_answer_for_people_keeps_its_traceback(line, module, is_refus
     with pytest.raises(Exception) as error:
         main(["recipes", "typed.txt"])
     assert not isinstance(error.value, SystemExit)
+
+
+@pytest.mark.parametrize("command", ["serve", "predict", "evaluate", "rollout"])
+def test_the_type_of_the_weights_is_handed_to_the_policy(command, policy, monkeypatch, capsys):
+    """`--dtype` at every door where a policy acts."""
+
+    class Loaded(Exception):
+        pass
+
+    def load(*args, dtype=None, **kwargs):
+        raise Loaded(dtype)
+
+    module = importlib.import_module(f"kivla.commands.{command}")
+    monkeypatch.setattr(module, "policy_pipeline", load)
+    data = ["--dataset", str(DATASET)] if command in ("predict", "evaluate") else []
+    for given, expected in ([], "auto"), (["--dtype", "bfloat16"], "bfloat16"):
+        with pytest.raises(Loaded, match=expected):
+            module.run([str(policy), *data, *given])
+    with pytest.raises(SystemExit, match=r"--dtype.*bf16"):
+        module.run([str(policy), *data, "--dtype", "bf16"])
 
 
 @pytest.mark.parametrize("words", [["--import", "colorsys"], ["--import=colorsys"]])

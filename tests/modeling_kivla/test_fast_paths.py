@@ -68,9 +68,10 @@ def test_noise_draws_read_their_own_example():
 
 @pytest.mark.slow
 @torch.no_grad()
-def test_the_compiled_expert_gives_the_same_actions_and_is_compiled_once():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_compiled_expert_gives_the_same_actions_and_is_compiled_once(dtype):
     """One graph for all steps and calls; prompts of other lengths make it compile once more, for any length."""
-    model = make_model()
+    model = make_model().to(dtype)
     plain = copy.deepcopy(model)
     model.compile_expert()
     lengths = [(4,), (6,), (9,), (12,), (4,)]
@@ -81,8 +82,10 @@ def test_the_compiled_expert_gives_the_same_actions_and_is_compiled_once():
     for length in lengths:
         inputs = observation(lengths=length)
         actions = model.sample_actions(**inputs, num_steps=3)
-        # Fused, sums come in another order
-        assert_close_relative(actions, plain.sample_actions(**inputs, num_steps=3), what="actions")
+        # Fused, sums come in another order, and bfloat16 is rounded to less often
+        roundings = 256 if dtype == torch.float32 else 8
+        expected = plain.sample_actions(**inputs, num_steps=3)
+        assert_close_relative(actions, expected, roundings, dtype=dtype, what="actions")
         graphs.append(counters["stats"]["unique_graphs"])
     assert graphs[0] == 1, "not one graph"
     assert graphs[-1] == graphs[1] <= 2, f"compiled again for each length: {graphs}"

@@ -14,6 +14,7 @@ from kivla.modeling_kivla import KIVLAConfig, KIVLAForActionPrediction, Unsuppor
 from kivla.modeling_kivla.action_expert import Modulation
 from kivla.modeling_kivla.backbone_attention import PrefixRecorder, apply_rope, find_text_decoder
 from kivla.modeling_kivla.flow_matching import euler_times, flow_matching_loss, sample_flow_time, time_embedding
+from kivla.modeling_kivla.real_time_chunking import RealTimeChunking
 from kivla.modeling_kivla.vlm_pass import rotary_frequencies
 from tests.helpers.families import (
     FAMILIES,
@@ -277,22 +278,33 @@ def test_bfloat16_autocast_keeps_losses_in_float32(name):
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
 
 
+@pytest.mark.parametrize("how", ["weights", "autocast"])
 @pytest.mark.parametrize("name", ["paligemma", "qwen3_vl", "gemma3"])
-def test_attention_of_the_text_model_is_float32_under_autocast_of_a_cpu(name, monkeypatch):
-    """Layers compute in bf16, and what the expert reads is bf16; queries meet keys in float32."""
+def test_attention_is_float32_where_a_cpu_computes_in_bfloat16(name, how, monkeypatch):
+    """Layers compute in bf16, and what the expert reads is bf16; queries meet keys in float32, the expert's too."""
     seen, attend = [], torch.nn.functional.scaled_dot_product_attention
 
     def note(query, key, value, *args, **kwargs):
         seen.append((query.dtype, key.dtype, value.dtype, torch.is_autocast_enabled("cpu")))
         return attend(query, key, value, *args, **kwargs)
 
-    model, example = make_model(name), drop_suffix(make_example(FAMILIES[name]))
+    model, batch = make_model(name), make_batch(name)
+    if how == "weights":
+        model.to(torch.bfloat16)
+    example, layers = drop_suffix(make_example(FAMILIES[name])), len(model.config.expert_layers)
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", note)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        prefix = model.encode_prefix(**example)
     in_float32 = (torch.float32, torch.float32, torch.float32, False)
-    assert seen.count(in_float32) == len(model.config.expert_layers)
-    assert {x.dtype for pair in prefix.key_values for x in pair} <= {torch.bfloat16, torch.float32}
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=how == "autocast"):
+        prefix = model.encode_prefix(**example)
+        assert seen.count(in_float32) == layers
+        model.sample_actions(prefix=prefix, num_steps=2)
+        assert seen.count(in_float32) == 3 * layers
+        seen.clear()
+        model.train()(**batch).loss.backward()
+    assert seen.count(in_float32) == 2 * layers
+    types = {x.dtype for pair in prefix.key_values for x in pair}
+    assert types == {torch.bfloat16} or (how == "autocast" and types <= {torch.bfloat16, torch.float32})
+    assert all(p.grad.dtype == p.dtype and p.grad.isfinite().all() for p in model.expert.parameters())
 
 
 def test_a_bias_for_each_position_may_be_bfloat16_beside_float32_keys():
@@ -307,12 +319,31 @@ def test_a_bias_for_each_position_may_be_bfloat16_beside_float32_keys():
     assert_close_relative(found, expected, 8, what="attention")
 
 
-def test_bfloat16_weights():
-    model = make_model("paligemma").to(torch.bfloat16)
-    out = model(**make_batch("paligemma"))
-    assert out.loss.dtype == torch.float32 and out.loss.isfinite()
-    chunk = model.sample_actions(**drop_suffix(make_example(FAMILIES["paligemma"])), num_steps=2)
-    assert chunk.dtype == torch.float32 and chunk.isfinite().all()
+@pytest.mark.parametrize("settings", [{}, {"state_encoding": "continuous"}, {"rtc_max_delay": 2}], ids=str)
+@pytest.mark.parametrize("name", ["paligemma", "qwen3_vl", "gemma3"])
+def test_bfloat16_weights_act_as_their_float32_does(name, settings):
+    """The same weights, computed with in both types."""
+    half = make_model(name, **settings).to(torch.bfloat16)
+    full = copy.deepcopy(half).float()
+    out = half(**make_batch(name, **({"state": torch.randn(2, STATE)} if "state_encoding" in settings else {})))
+    assert out.loss.dtype == out.velocity.dtype == torch.float32 and out.loss.isfinite()
+    example = drop_suffix(make_example(FAMILIES[name])) | {"noise": torch.randn(1, CHUNK, WIDTH)}
+    if "state_encoding" in settings:
+        example["state"] = torch.randn(1, STATE)
+    if "rtc_max_delay" in settings:
+        example["rtc"] = RealTimeChunking(torch.randn(1, CHUNK, WIDTH), torch.tensor([3]), torch.tensor([2]), "trained")
+    chunk, expected = half.sample_actions(**example), full.sample_actions(**example)
+    assert chunk.dtype == torch.float32
+    assert_close_relative(chunk, expected, roundings=8, dtype=torch.bfloat16, what="actions")
+
+
+def test_the_state_of_the_integration_is_float32_with_bfloat16_weights(monkeypatch):
+    """Many small steps add up: in bfloat16 those below a 256th of the actions would be lost."""
+    model, steps = make_model("paligemma").to(torch.bfloat16), 1024
+    monkeypatch.setattr(model.expert, "forward", lambda x, **_: torch.full_like(x, 0.5))
+    noise = torch.full((1, CHUNK, WIDTH), 3.0)
+    chunk = model.sample_actions(**drop_suffix(make_example(FAMILIES["paligemma"])), noise=noise, num_steps=steps)
+    assert_close_relative(chunk, torch.full_like(noise, 2.5), what="actions")
 
 
 # ----------------------------------------------------------------------------------------------------- sampling
