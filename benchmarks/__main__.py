@@ -20,6 +20,7 @@ from . import (
     token_loss,
     training_step,
 )
+from .options import count
 from .policies import MEDIUM, PROPORTIONED, SMALL, WIDE_EXPERT
 from .report import as_json, as_markdown
 
@@ -46,7 +47,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="tiny sizes, a few seconds: shows that it works, no more")
     parser.add_argument("--write", action="store_true", help="put the report into benchmarks/README.md")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: 2)")
+    parser.add_argument("--threads", type=count, default=2, help="CPU threads (default: 2)")
     parser.add_argument("--output", type=Path, default=Path("outputs/bench.json"), help="where the numbers go")
     options = parser.parse_args(arguments)
     if options.quick and options.write:

@@ -28,6 +28,8 @@ from kivla.simulation.tabletop.rendering import BACKGROUND
 from kivla.training.evaluation.confidence import paired_difference
 from kivla.training.run_folder import claim_folder
 
+from .options import count
+
 
 @dataclass(frozen=True)
 class View:
@@ -88,12 +90,12 @@ def see(image: np.ndarray, light: float, shift: np.ndarray) -> np.ndarray:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.augmentation", description=__doc__)
-    parser.add_argument("--first_steps", type=int, default=700, help="steps without augmentation (default: 700)")
-    parser.add_argument("--max_steps", type=int, default=1400, help="steps of each that follow (default: 1400)")
-    parser.add_argument("--num_episodes", type=int, default=200, help="scenes, the same for all (default: 200)")
-    parser.add_argument("--num_demonstrations", type=int, default=1500, help="(default: 1500)")
+    parser.add_argument("--first_steps", type=count, default=700, help="steps without augmentation (default: 700)")
+    parser.add_argument("--max_steps", type=count, default=1400, help="steps of each that follow (default: 1400)")
+    parser.add_argument("--num_episodes", type=count, default=200, help="scenes, the same for all (default: 200)")
+    parser.add_argument("--num_demonstrations", type=count, default=1500, help="(default: 1500)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="a run each, of both (default: 0 1)")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
+    parser.add_argument("--threads", type=count, default=1, help="CPU threads (default: 1)")
     parser.add_argument("--output", type=Path, default=Path("outputs/augmentation"), help="where everything goes")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)

@@ -9,6 +9,7 @@ import argparse
 from statistics import median
 
 from .imports import interleaved
+from .options import count
 
 IMPORT = "from transformers import PaliGemmaForConditionalGeneration"
 # What the process of a robot does, here of the tabletop
@@ -27,7 +28,7 @@ assert np.isfinite(chunk["actions"]).all()
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.cold_start", description=__doc__)
     parser.add_argument("policy", help="a policy of the tabletop, such as outputs/demo_10_minutes/policy")
-    parser.add_argument("--repetitions", type=int, default=7, help="of each (default: 7)")
+    parser.add_argument("--repetitions", type=count, default=7, help="of each (default: 7)")
     options = parser.parse_args(arguments)
     programs = {"to the first action": [FIRST_ACTION, options.policy], IMPORT: [IMPORT]}
     print(as_table(interleaved(programs, options.repetitions)))

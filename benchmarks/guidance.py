@@ -12,6 +12,7 @@ import torch
 
 from kivla.modeling_kivla import KIVLAForActionPrediction, RealTimeChunking
 
+from .options import count
 from .policies import ACTION_DIM, MEDIUM, SMALL, TINY, WIDE_EXPERT, Size, millions, observation, policy
 from .report import Comparison, Measurement, as_markdown
 from .timing import interleaved
@@ -81,7 +82,7 @@ def _loop(model: KIVLAForActionPrediction, inputs: dict, **given) -> partial:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.guidance", description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="tiny sizes, a few seconds: shows that it works, no more")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: 2)")
+    parser.add_argument("--threads", type=count, default=2, help="CPU threads (default: 2)")
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=[*SIZES], help="experts to measure (default: all)")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)

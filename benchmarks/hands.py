@@ -39,6 +39,8 @@ from kivla.simulation.tabletop.phases import PHASES
 from kivla.simulation.tabletop.tasks import TASK_KINDS
 from kivla.training.run_folder import claim_folder, write_whole
 
+from .options import count
+
 matplotlib.use("Agg")
 
 OF_PLACES = ["direction", "relation", "related", "cell", "gripper_cell", "holding", "held"]
@@ -117,12 +119,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), help="which; all")
     parser.add_argument("--kinds", nargs="+", choices=TASK_KINDS, default=["move"], help="of task; move")
     parser.add_argument("--vlm", default=TABLETOP, help="VLM that all start from; tabletop")
-    parser.add_argument("--num_episodes", type=int, default=200, help="scenes of each kind, the same for all; 200")
-    parser.add_argument("--max_steps", type=int, default=1500, help="optimiser steps of the first row; 1500")
-    parser.add_argument("--num_demonstrations", type=int, default=3000, help="3000")
+    parser.add_argument("--num_episodes", type=count, default=200, help="scenes of each kind, the same for all; 200")
+    parser.add_argument("--max_steps", type=count, default=1500, help="optimiser steps of the first row; 1500")
+    parser.add_argument("--num_demonstrations", type=count, default=3000, help="3000")
     parser.add_argument("--held_out", action="store_true", help="measure pairs, wordings, ... too that were held out")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="a policy of each row for each; 0")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads; 1")
+    parser.add_argument("--threads", type=count, default=1, help="CPU threads; 1")
     parser.add_argument("--output", type=Path, default=Path("outputs/hands"), help="where everything goes")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)

@@ -27,6 +27,8 @@ from kivla.simulation.rollout_evaluation import success_rate
 from kivla.training.evaluation.confidence import mcnemar_test
 from kivla.training.run_folder import claim_folder, write_whole
 
+from .options import count
+
 matplotlib.use("Agg")
 
 # The oldest frame that is seen at the release is from before the covers, and still so some steps later
@@ -74,11 +76,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.history", description=__doc__)
     parser.add_argument("what", choices=("train", "measure", "cost"))
     parser.add_argument("--policies", nargs="+", choices=HISTORIES, default=list(HISTORIES), help="which; both")
-    parser.add_argument("--num_episodes", type=int, default=200, help="scenes, the same for both; 200")
-    parser.add_argument("--max_steps", type=int, default=1100, help="optimiser steps of a policy; 1100")
-    parser.add_argument("--num_demonstrations", type=int, default=3000, help="3000")
+    parser.add_argument("--num_episodes", type=count, default=200, help="scenes, the same for both; 200")
+    parser.add_argument("--max_steps", type=count, default=1100, help="optimiser steps of a policy; 1100")
+    parser.add_argument("--num_demonstrations", type=count, default=3000, help="3000")
     parser.add_argument("--seed", type=int, default=0, help="of weights and data; 0")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads; 1")
+    parser.add_argument("--threads", type=count, default=1, help="CPU threads; 1")
     parser.add_argument("--output", type=Path, default=Path("outputs/history"), help="where everything goes")
     options = parser.parse_args(arguments)
     if options.what == "cost":

@@ -1,5 +1,6 @@
 """How long `import kivla` and `kivla --help` take, beside the libraries that they need, in fresh processes."""
 
+import argparse
 import resource
 import subprocess
 import sys
@@ -62,4 +63,5 @@ def _seconds(program: list[str]) -> tuple[float, float]:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(prog="python -m benchmarks.imports", description=__doc__).parse_args()
     print(measure(quick=False).as_markdown())

@@ -33,6 +33,8 @@ from kivla.hub_cards.environment_info import environment_info
 from kivla.simulation import make_questions
 from kivla.training.checkpoints import MANIFEST, UNFINISHED, checkpoints, problem_of
 
+from .options import count
+
 REPORT = Path(__file__).with_suffix(".md")
 ANY_MOMENT, WHILE_SAVING, AT_THE_END = "any moment", "while a checkpoint is written", "while the policy is written"
 
@@ -58,8 +60,8 @@ class Kill:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.kill_and_resume", description=__doc__)
-    parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("--steps", type=int, help="of the training run (default: 16 for each kill)")
+    parser.add_argument("--kills", type=count, default=50)
+    parser.add_argument("--steps", type=count, help="of the training run (default: 16 for each kill)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--folder", type=Path, default=Path("outputs/kill_and_resume"), help="for data and both runs")
     parser.add_argument("--write", action="store_true", help=f"renew {REPORT.name}, too")

@@ -34,6 +34,8 @@ from kivla.simulation.rollout import Acting, PipelinePolicy, rollout
 from kivla.training.evaluation.confidence import Interval, bootstrap_interval
 from kivla.training.run_folder import claim_folder, write_whole
 
+from .options import count
+
 matplotlib.use("Agg")
 
 CHUNK_SIZE = 16
@@ -52,10 +54,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--max_delay", type=int, default=6, help="longest delay of the training; 6. 0: without")
     parser.add_argument("--latencies", type=int, nargs="+", default=list(range(7)), help="control steps; 0 to 6")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="all five")
-    parser.add_argument("--num_episodes", type=int, default=200, help="scenes, the same for all; 200")
-    parser.add_argument("--max_steps", type=int, default=2400, help="optimiser steps of a policy; 2400")
-    parser.add_argument("--num_demonstrations", type=int, default=2000, help="2000")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads; 1")
+    parser.add_argument("--num_episodes", type=count, default=200, help="scenes, the same for all; 200")
+    parser.add_argument("--max_steps", type=count, default=2400, help="optimiser steps of a policy; 2400")
+    parser.add_argument("--num_demonstrations", type=count, default=2000, help="2000")
+    parser.add_argument("--threads", type=count, default=1, help="CPU threads; 1")
     parser.add_argument("--output", type=Path, default=Path("outputs/moving"), help="where everything goes")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)

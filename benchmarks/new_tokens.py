@@ -26,6 +26,8 @@ from kivla.training.parts import vocabulary_weights
 from kivla.training.recipes import Stage
 from kivla.training.run_folder import claim_folder
 
+from .options import count
+
 PROJECTOR_RATE = 3e-4
 LAST = 10  # steps that the last loss is the mean of
 
@@ -50,12 +52,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--rates", type=float, nargs="+", default=[3e-4, 1e-3, 3e-3, 1e-2], help="of the new rows")
     parser.add_argument("--starts", nargs="+", choices=(MEAN, AIMED, *STARTS), default=[MEAN], help="of the new rows")
     parser.add_argument("--parts", nargs="+", default=["new_tokens", "projector"], help="(default: both)")
-    parser.add_argument("--max_steps", type=int, default=60, help="(default: 60)")
-    parser.add_argument("--batch_size", type=int, default=4, help="(default: 4)")
+    parser.add_argument("--max_steps", type=count, default=60, help="(default: 60)")
+    parser.add_argument("--batch_size", type=count, default=4, help="(default: 4)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of rows and order of the data (default: 0)")
-    parser.add_argument("--num_demonstrations", type=int, default=200, help="(default: 200)")
+    parser.add_argument("--num_demonstrations", type=count, default=200, help="(default: 200)")
     parser.add_argument("--texts", help="held-out texts: see `load_texts`")
-    parser.add_argument("--num_texts", type=int, default=32, help="(default: 32)")
+    parser.add_argument("--num_texts", type=count, default=32, help="(default: 32)")
     parser.add_argument("--output", type=Path, default=Path("outputs/new_tokens"), help="where everything goes")
     given = parser.parse_args(arguments)
     facts = {

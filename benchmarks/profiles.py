@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from kivla.modeling_kivla import KIVLAForActionPrediction
 
+from .options import count
 from .policies import ACTION_DIM, MEDIUM, TINY, Size, millions, observation, policy
 from .sampling import STEPS, bare_products
 
@@ -65,7 +66,7 @@ def training(size: Size, repetitions: int) -> dict[str, float]:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.profiles", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="tiny sizes: shows that it works, no more")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: 2)")
+    parser.add_argument("--threads", type=count, default=2, help="CPU threads (default: 2)")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     size, repetitions = (TINY, 1) if options.quick else (MEDIUM, 10)

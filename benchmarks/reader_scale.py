@@ -20,6 +20,8 @@ from tqdm import tqdm
 
 from kivla.hub_cards.environment_info import environment_info
 
+from .options import count
+
 REPORT = Path(__file__).with_suffix(".md")
 LENGTH, FPS, DIM = 3, 10, 4
 EPISODES_PER_FILE = 10_000
@@ -29,7 +31,7 @@ READS = 2_000
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.reader_scale", description=__doc__)
-    parser.add_argument("--max_episodes", type=int, default=1_000_000, help="leave out datasets of more")
+    parser.add_argument("--max_episodes", type=count, default=1_000_000, help="leave out datasets of more")
     parser.add_argument("--write", action="store_true", help=f"put the report into benchmarks/{REPORT.name}")
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)  # the process that opens one dataset
     options = parser.parse_args(arguments)

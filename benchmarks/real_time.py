@@ -22,6 +22,7 @@ import torch
 from kivla.acting import WAYS, RealTimeExecutor, ticks
 from kivla.hub_cards.environment_info import environment_info
 
+from .options import count
 from .policies import SMALL, TINY, millions
 from .serving import make_observation, make_pipeline
 
@@ -34,7 +35,7 @@ def main(arguments: list[str] | None = None) -> dict:
     parser.add_argument("--seconds", type=float, default=180.0, help="beside a busy policy")
     parser.add_argument("--rate", type=float, default=50.0, help="ticks per second")
     parser.add_argument("--way", choices=WAYS, default="rtc")
-    parser.add_argument("--threads", type=int, default=1, help="of the policy's kernels (default: 1)")
+    parser.add_argument("--threads", type=count, default=1, help="of the policy's kernels (default: 1)")
     parser.add_argument("--quick", action="store_true", help="a tiny policy: shows that it works, no more")
     parser.add_argument("--output", type=Path, default=Path("outputs/real_time.json"))
     args = parser.parse_args(arguments)

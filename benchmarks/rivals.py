@@ -28,6 +28,7 @@ from safetensors.torch import load_file, save_file
 from kivla.conversion.pi_weights import lerobot_name
 from kivla.training.run_folder import write_whole
 
+from .options import count
 from .policies import PROPORTIONED, TINY, Size, action_inputs, flow_draws, observation, policy, token_batch
 from .report import Comparison, Measurement, as_markdown
 from .rival_worker import CODES, INDICATOR, codes_of
@@ -335,8 +336,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--only", default="", help="races whose title begins so")
     modes = {"nargs": "+", "default": ["default"]}
     parser.add_argument("--compile_modes", **modes, help="LeRobot's compile_mode (its own default: max-autotune)")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--repetitions", type=int, default=9)
+    parser.add_argument("--threads", type=count, default=1)
+    parser.add_argument("--repetitions", type=count, default=9)
     parser.add_argument("--quick", action="store_true", help="tiny sizes, two repetitions")
     parser.add_argument("--write", action="store_true", help=f"keep the table in {PAGE.name}")
     options = parser.parse_args(arguments)

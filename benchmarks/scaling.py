@@ -22,6 +22,7 @@ from kivla.hub_cards.environment_info import environment_info
 
 from . import policies
 from .noise_draws import train
+from .options import count
 from .policies import SMALL, TINY, Size, action_inputs, flow_draws, observation, policy, token_batch
 from .timing import interleaved
 
@@ -114,7 +115,7 @@ def as_table(curves: list[Curve]) -> str:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="tiny sizes: shows that it works, no more")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: 2)")
+    parser.add_argument("--threads", type=count, default=2, help="CPU threads (default: 2)")
     parser.add_argument("--write", action="store_true", help=f"put table and picture into {PAGE.parent.name}/")
     parser.add_argument("--output", type=Path, default=Path("outputs/scaling.png"), help="where the picture goes")
     options = parser.parse_args(arguments)

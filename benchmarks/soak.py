@@ -30,6 +30,7 @@ from websockets.asyncio.client import ClientConnection
 
 from kivla.hub_cards.environment_info import environment_info
 
+from .options import count
 from .policies import TINY
 from .serving import make_observation, make_pipeline
 from .soak_faults import ANSWERED, API_KEY, FAULTS, Target, Unexpected
@@ -79,9 +80,9 @@ class Memory:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.soak", description=__doc__.split("\n")[0])
-    parser.add_argument("--requests", type=int, default=10_000, help="of the well-behaved clients (default: 10000)")
-    parser.add_argument("--clients", type=int, default=16, help="well-behaved clients (default: 16)")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads of each process (default: 1)")
+    parser.add_argument("--requests", type=count, default=10_000, help="of the well-behaved clients (default: 10000)")
+    parser.add_argument("--clients", type=count, default=16, help="well-behaved clients (default: 16)")
+    parser.add_argument("--threads", type=count, default=1, help="CPU threads of each process (default: 1)")
     parser.add_argument("--write", action="store_true", help="put report and picture into benchmarks/")
     parser.add_argument("--output", type=Path, default=Path("outputs/soak.json"), help="where the numbers go")
     options = parser.parse_args(arguments)

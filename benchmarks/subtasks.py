@@ -23,6 +23,8 @@ from kivla.simulation.rollout_evaluation import success_rate
 from kivla.training.evaluation.confidence import mcnemar_test
 from kivla.training.run_folder import claim_folder
 
+from .options import count
+
 KIND = "touch_then_touch"
 START, WITH, WITHOUT = "start", "policy_with_subtasks", "policy_without"
 
@@ -56,11 +58,11 @@ class TellsSubtask(TabletopVectorEnv):
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.subtasks", description=__doc__)
     parser.add_argument("--start", default="outputs/demo/policy", help="a policy that can touch (default: the demo's)")
-    parser.add_argument("--max_steps", type=int, default=1200, help="optimiser steps of each policy (default: 1200)")
-    parser.add_argument("--num_episodes", type=int, default=200, help="scenes, the same for all (default: 200)")
-    parser.add_argument("--num_demonstrations", type=int, default=1500, help="(default: 1500)")
+    parser.add_argument("--max_steps", type=count, default=1200, help="optimiser steps of each policy (default: 1200)")
+    parser.add_argument("--num_episodes", type=count, default=200, help="scenes, the same for all (default: 200)")
+    parser.add_argument("--num_demonstrations", type=count, default=1500, help="(default: 1500)")
     parser.add_argument("--seed", type=int, default=0, help="of weights, order of the data and noise (default: 0)")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
+    parser.add_argument("--threads", type=count, default=1, help="CPU threads (default: 1)")
     parser.add_argument("--output", type=Path, default=Path("outputs/subtasks"), help="where everything goes")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)

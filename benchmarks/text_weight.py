@@ -25,6 +25,8 @@ from kivla.training.evaluation.text_nll import HeldOutTexts, text_nll
 from kivla.training.recipes import INSULATED
 from kivla.training.run_folder import claim_folder
 
+from .options import count
+
 NONE = "none"
 LAST = 10  # steps that the last losses are the mean of
 
@@ -38,12 +40,12 @@ def main(arguments: list[str] | None = None) -> None:
         "--weights", nargs="+", default=[NONE, "1:0", "10:0", "0:1"], help="(default: none 1:0 10:0 0:1)"
     )
     parser.add_argument("--share", type=float, default=0.5, help="of texts among the examples (default: 0.5)")
-    parser.add_argument("--text_length", type=int, default=96, help="tokens of a text (default: 96)")
-    parser.add_argument("--num_texts", type=int, default=32, help="held-out ones (default: 32)")
-    parser.add_argument("--max_steps", type=int, default=60, help="(default: 60)")
-    parser.add_argument("--batch_size", type=int, default=4, help="(default: 4)")
+    parser.add_argument("--text_length", type=count, default=96, help="tokens of a text (default: 96)")
+    parser.add_argument("--num_texts", type=count, default=32, help="held-out ones (default: 32)")
+    parser.add_argument("--max_steps", type=count, default=60, help="(default: 60)")
+    parser.add_argument("--batch_size", type=count, default=4, help="(default: 4)")
     parser.add_argument("--learning_rate", type=float, default=3e-4, help="(default: 3e-4)")
-    parser.add_argument("--num_demonstrations", type=int, default=200, help="(default: 200)")
+    parser.add_argument("--num_demonstrations", type=count, default=200, help="(default: 200)")
     parser.add_argument("--seed", type=int, default=0, help="(default: 0)")
     parser.add_argument("--output", type=Path, default=Path("outputs/text_weight"), help="where everything goes")
     given = parser.parse_args(arguments)

@@ -25,6 +25,7 @@ from kivla.modeling_kivla import KIVLAForActionPrediction
 from kivla.modeling_kivla.call_hooks import call_hook
 from kivla.modeling_kivla.next_token import supervised_tokens
 
+from .options import count
 from .policies import SMALL, TINY, Size, gradient, policy, token_batch
 from .timing import peak_memory
 
@@ -34,8 +35,8 @@ BATCHES = (1, 16)
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.token_memory", description=__doc__.split("\n")[0])
-    parser.add_argument("--width", type=int, default=SMALL.hidden_size, help="of the VLM (default: %(default)s)")
-    parser.add_argument("--vocabularies", type=int, nargs="+", default=[32_768, 257_152], help="numbers of tokens")
+    parser.add_argument("--width", type=count, default=SMALL.hidden_size, help="of the VLM (default: %(default)s)")
+    parser.add_argument("--vocabularies", type=count, nargs="+", default=[32_768, 257_152], help="numbers of tokens")
     parser.add_argument("--quick", action="store_true", help="one tiny size: shows that it works, no more")
     options = parser.parse_args(arguments)
     sizes = [

@@ -92,7 +92,7 @@ def _for_people(error: Exception, words: Sequence[str]) -> str | None:
     from huggingface_hub.errors import StrictDataclassError, StrictDataclassFieldValidationError
 
     if isinstance(error, StrictDataclassError):  # a config refused a value: in the library's words, or around ours
-        cause = error.__cause__
+        cause = error.__cause__ or error
         return str(cause) if isinstance(error, StrictDataclassFieldValidationError) else _words_of_ours(cause)
     if not isinstance(error, (ValueError, TypeError, OSError, ImportError)):
         return None

@@ -124,7 +124,7 @@ def write_contact_sheet(path: str | os.PathLike, episodes: Sequence[Episode], co
     figure.savefig(path, dpi=100)
 
 
-def _lines(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
+def _lines(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
     """Break a text into lines of at most so many pixels, as far as its words allow; none of an empty text."""
     longest = len(text)
     while longest > 1 and any(font.getlength(line) > width for line in textwrap.wrap(text, longest)):

@@ -348,7 +348,7 @@ def _run_round(
             steps=int(steps[i]),
             held_steps=int(held_steps[i]),
             jerk=_mean_squared_jerk(np.stack(executed)[: steps[i], i], env.fps),
-            phases={name: bool(reached) for name, reached in phases[i].items()} if phases else None,
+            phases={name: bool(reached) for name, reached in phases[i].items()} if phases is not None else None,
             timed_out=not decided[i],
             task=tasks[i],
             frames=np.stack(frames[i]) if i < len(frames) else None,

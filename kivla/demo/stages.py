@@ -192,7 +192,7 @@ def check_together(args: TabletopArguments, vlm: str | Path) -> None:
         ValueError: they do not; the message names what.
     """
     args.refuse_what_cannot_apply()
-    env = make_env("tabletop", 1, kinds=args.kinds, expert_precision=args.expert_precision)
+    env = TabletopVectorEnv(1, kinds=args.kinds, expert_precision=args.expert_precision)
     policy, recipe = options(env, args), get_recipe(args.recipe)
     policy.refuse_what_cannot_apply(recipe, recipe.action_tokenizer, "added")
     policy.history_after(ObservationHistory())
