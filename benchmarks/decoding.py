@@ -1,4 +1,4 @@
-"""What acting by tokens costs: with and without a cache, with fewer logits, and in a batch."""
+"""What acting by tokens costs: with and without a cache, with fewer logits, in a batch, and up to the last code."""
 
 import copy
 from contextlib import nullcontext
@@ -46,16 +46,23 @@ def measure(quick: bool) -> Measurement:
         with patch.object(generation_kivla, "logits_of", lambda *_: nullcontext()):
             return large.generate_actions(processor, **inputs)
 
+    def to_the_end():
+        with patch.object(generation_kivla.ChunkComplete, "__call__", lambda _, ids, *__, **___: ids[:, 0] < 0):
+            return model.generate_actions(processor, **ones[0])
+
     cached, uncached, single = "with a cache, as one batch", "without a cache", "one by one"
+    last, end = "one chunk, up to its last code", "up to the end of the turn"
     some, every = "large vocabulary, logits of action tokens", "logits of all tokens"
     calls = {
         cached: lambda: model.generate_actions(processor, **inputs),
         uncached: lambda: model.generate_actions(processor, **inputs, use_cache=False),
         single: lambda: [model.generate_actions(processor, **one)[0] for one in ones],
+        last: lambda: model.generate_actions(processor, **ones[0]),
+        end: to_the_end,
         some: lambda: large.generate_actions(processor, **inputs),
         every: with_all_logits,
     }
-    pairs = [(cached, uncached), (cached, single), (some, every)]
+    pairs = [(cached, uncached), (cached, single), (last, end), (some, every)]
     for a, b in pairs:
         ours, theirs = (torch.tensor(np.stack(calls[name]())) for name in (a, b))
         measurement.check_equal(f"Chunks {a} and {b}", ours, theirs)

@@ -5,12 +5,33 @@ from contextlib import nullcontext
 from functools import partial
 
 import torch
-from transformers import GenerationConfig, GenerationMixin, LogitsProcessorList, PreTrainedModel
+from transformers import (
+    GenerationConfig,
+    GenerationMixin,
+    LogitsProcessorList,
+    PreTrainedModel,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
 from .action_checks import NaNWatch
 from .backbone_attention import logits_of
 from .call_hooks import call_view
 from .forward_inputs import EXPERT_INPUTS, with_image_dtype
+
+
+class ChunkComplete(StoppingCriteria):
+    """Ends an example with its last code: the end of the turn, all that may follow, needs no pass of the VLM.
+
+    Args:
+        constraint: of `processor.action_constraint`.
+    """
+
+    def __init__(self, constraint):
+        self.constraint = constraint
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs) -> torch.BoolTensor:
+        return self.constraint.is_complete(input_ids)
 
 
 class KIVLAGenerationMixin:
@@ -105,7 +126,7 @@ class KIVLAGenerationMixin:
         # Where nothing but actions can be said, the logits of all other words need not be computed.
         actions_alone = torch.tensor([*processor.action_token_ids, processor.end_token_id])
         with nullcontext() if constraint.max_response_tokens else logits_of(self.vlm, actions_alone):
-            tokens = self._generate_with(config, LogitsProcessorList([constraint]), inputs)
+            tokens = self._generate_with(config, inputs, [constraint], [ChunkComplete(constraint)])
         return processor.decode_actions(tokens[:, length:], action_dims)
 
     def generate_response(self, processor, max_new_tokens: int = 64, **inputs) -> list[str]:
@@ -124,15 +145,15 @@ class KIVLAGenerationMixin:
         config = GenerationConfig(
             max_new_tokens=max_new_tokens, eos_token_id=stops, pad_token_id=processor.tokenizer.pad_token_id
         )
-        tokens = self._generate_with(config, None, inputs)[:, length:].tolist()
+        tokens = self._generate_with(config, inputs)[:, length:].tolist()
         ends = [next((i for i, token in enumerate(row) if token in stops), len(row)) for row in tokens]
         words = [row[:end] for row, end in zip(tokens, ends, strict=True)]
         return [text.strip() for text in processor.tokenizer.batch_decode(words, skip_special_tokens=True)]
 
-    def _generate_with(self, config: GenerationConfig, logits_processor, inputs: dict) -> torch.Tensor:
+    def _generate_with(self, config: GenerationConfig, inputs: dict, constraints=(), stops=()) -> torch.Tensor:
         """The VLM's `generate` with these settings and none of its own (repetition penalties, sampling, ...)."""
         watch = NaNWatch()
-        watched = LogitsProcessorList([watch, *(logits_processor or [])])
+        watched = LogitsProcessorList([watch, *constraints])
         view = self._view_with(config)
         if view.main_input_name == "input_ids":
             # The library's own: Janus's leaves out every logits processor, and with it the grammar of the actions.
@@ -143,6 +164,8 @@ class KIVLAGenerationMixin:
             for part in view.children():
                 if isinstance(part, GenerationMixin):
                     part.generation_config = config
-        tokens = generate(**self._prompt(inputs), logits_processor=watched)
+        tokens = generate(
+            **self._prompt(inputs), logits_processor=watched, stopping_criteria=StoppingCriteriaList(stops)
+        )
         watch.check()
         return tokens

@@ -80,23 +80,34 @@ class ActionTokenConstraint(LogitsProcessor):
         constrained[:, self.end_token_id] = scores[:, self.end_token_id].masked_fill(~end, -torch.inf)
         return constrained
 
+    def is_complete(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """Say which chunks are complete, (B,) bool: nothing but the end may follow. Without a grammar none is known."""
+        if self.grammar is None:
+            return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+        left, lacking = self._left(input_ids[:, self.prompt_length :])
+        return (left == 0) & (lacking == 0)
+
     def _allowed(self, said: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(B, T) tokens so far -> (B, vocab_size) codes that may follow, and (B,) whether the chunk is complete."""
+        """(B, T) tokens so far -> (B, vocab_size) codes that may follow, and (B,) whether the end must."""
+        values, closes, _ = self.grammar.to(said.device)
+        left, lacking = (x[:, None] for x in self._left(said))
+        closes_it = (closes == lacking) | ((values == 0) & (closes <= lacking))
+        does_something = (values > 0) | (closes > 0)
+        allowed = (values >= 0) & (values <= left) & closes_it & does_something
+        return allowed, ~allowed.any(1)
+
+    def _left(self, said: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B, T) tokens so far -> (B,) values that are still to be begun, and (B,) bytes that the last one lacks."""
         device = said.device
-        values, closes, _ = self.grammar.to(device)
         position = torch.arange(1, said.shape[1] + 1, device=device)
         of_token = self._of_token.to(device)
         begun, added, open_after = of_token[:, said.clamp(max=of_token.shape[1] - 1)]  # (B, T) each
         last = ((begun > 0) * position).amax(1) if said.shape[1] else torch.zeros(len(said), device=device)  # from 1
         lacking = (open_after * (position == last[:, None])).sum(1)
-        lacking = (lacking - (added * (position > last[:, None])).sum(1))[:, None]  # (B, 1) bytes of an open value
+        lacking = lacking - (added * (position > last[:, None])).sum(1)
         repeats = len(said) // len(self.num_values)  # beams and samples of an example follow each other
-        left = (self.num_values.to(device).repeat_interleave(repeats) - begun.sum(1))[:, None]  # (B, 1) values
-        closes_it = (closes == lacking) | ((values == 0) & (closes <= lacking))
-        does_something = (values > 0) | (closes > 0)
-        allowed = (values >= 0) & (values <= left) & closes_it & does_something
-        complete = (left == 0) & (lacking == 0)
-        return allowed, (complete | ~allowed.any(1, keepdim=True)).squeeze(1)
+        left = self.num_values.to(device).repeat_interleave(repeats) - begun.sum(1)
+        return left, lacking
 
 
 __all__ = ["ActionTokenConstraint", "CodeGrammar"]

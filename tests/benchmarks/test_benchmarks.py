@@ -53,6 +53,7 @@ def test_every_row_is_there(quick_run):
     decoding = [
         ("with a cache, as one batch", "without a cache"),
         ("with a cache, as one batch", "one by one"),
+        ("one chunk, up to its last code", "up to the end of the turn"),
         ("large vocabulary, logits of action tokens", "logits of all tokens"),
     ]
     loading = [

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers.modeling_utils
-from transformers import AutoConfig, GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers import AutoConfig, GenerationConfig, LogitsProcessor
 
 from kivla import BinningActionTokenizer, KIVLAForActionPrediction, KIVLATrainer, KIVLATrainingArguments
 from kivla.modeling_kivla.token_ids import check_new_tokens, without_advice_on_new_rows
@@ -110,9 +110,8 @@ def test_they_are_said(name):
     example = drop_suffix(make_example(FAMILIES[name]))
     example.pop("expert_attention_mask")
     length = example["input_ids"].shape[1]
-    process = LogitsProcessorList([Only(ids)])
     config = GenerationConfig(max_new_tokens=4, do_sample=False)
-    said = model._generate_with(config, process, example)[0, -4:]
+    said = model._generate_with(config, example, [Only(ids)])[0, -4:]
     assert torch.isin(said, ids).all()
     whole = {n: F.pad(t, (0, 4)) if n in PER_TOKEN_PADDING else t for n, t in example.items()}
     whole["input_ids"][:, length:] = said

@@ -69,6 +69,7 @@ def test_everything_that_the_tokenizer_writes_may_be_said(tokenizer):
             assert scores[0, tokens[0, length]] == 0, f"token {length - 2} of {codes} was refused"
             is_last = length == tokens.shape[1] - 1
             assert (scores[0, END] == 0) == is_last, "the end is allowed exactly when the chunk is complete"
+            assert process.is_complete(tokens[:, :length]).item() == is_last
 
 
 def test_rows_of_different_length_and_beams(tokenizer):
@@ -86,6 +87,7 @@ def test_without_a_grammar_codes_and_end_are_allowed_and_nothing_else(tokenizer)
     ids, process = constraint(tokenizer, [H * D], grammar=False)
     scores = process(torch.tensor([[1, 1]]), torch.zeros(1, VOCABULARY))
     assert set(torch.nonzero(scores[0] == 0).flatten().tolist()) == {*ids.tolist(), END}
+    assert not process.is_complete(torch.tensor([[1, 1, *ids[: H * D]]])).any(), "nobody knows when it is complete"
 
 
 def test_a_thousand_random_sequences_are_chunks_or_reasons():

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from kivla.modeling_kivla.backbone_attention import find_language_head
+from kivla.modeling_kivla.generation_kivla import ChunkComplete
 from kivla.processing import BinningActionTokenizer, KIVLAProcessor, compute_statistics
 from kivla.processing.chat_format import chat_format, has_chat
 from tests.helpers.tolerance import assert_close_relative
@@ -190,6 +192,26 @@ def test_action_tokens_decode_to_chunks_with_and_without_cache(name):
         np.testing.assert_array_equal(chunk, other)
     alone = model.generate_actions(processor, **processor(**columns(observation(SHORT))))
     np.testing.assert_array_equal(alone[0], chunks[1])
+
+
+@each_kind
+def test_the_last_code_is_the_last_pass(name, monkeypatch):
+    """The end, which alone may follow, costs no pass; who has the longer chunk is waited for; chunks are the same."""
+    bins = {"action_tokenizer": BinningActionTokenizer(16), "statistics": None, "robots": ROBOTS}
+    processor, model = make(name, **bins), policy(name).eval()
+    names, passes = ["arm", "cart"], []
+    inputs = processor(**columns(observation(LONG), observation(CART)), robot=names)
+    handle = find_language_head(model.vlm).get_output_embeddings().register_forward_hook(lambda *_: passes.append(1))
+    try:
+        chunks = model.generate_actions(processor, robot=names, **inputs)
+        assert len(passes) == CHUNK * WIDTH, "one pass for each code of the longest chunk"
+        monkeypatch.setattr(ChunkComplete, "__call__", lambda self, ids, *_, **__: torch.zeros(len(ids)).bool())
+        said_to_the_end = model.generate_actions(processor, robot=names, **inputs)
+    finally:
+        handle.remove()
+    assert len(passes) == 2 * CHUNK * WIDTH + 1, "the second time with the end"
+    for chunk, other in zip(chunks, said_to_the_end, strict=True):
+        np.testing.assert_array_equal(chunk, other)
 
 
 def test_sampled_action_tokens_follow_the_random_state():
