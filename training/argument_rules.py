@@ -35,6 +35,11 @@ REFUSED: dict[str, tuple[tuple, str]] = {
         (False,),
         "Liger has no kernels for a policy: the library would go on without them. Leave it out.",
     ),
+    "torch_compile": (
+        (False,),
+        "A policy's step is no single graph: torch would cut it into dozens, and make code for every decoder layer "
+        "anew. Leave it out; model.compile_expert() compiles the expert, for training too.",
+    ),
     "train_sampling_strategy": (
         ("random", "sequential"),
         'Examples are not tokenized yet, so their lengths are not known. Use "random" or "sequential"; '

@@ -41,7 +41,7 @@ SOURCES: dict[str, str] = {
 # Options of the library that stand among ours in `kivla train --help`; its others are behind --help-all.
 _SHOWN = (
     *("output_dir", "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps", "weight_decay"),
-    *("per_device_eval_batch_size", "bf16", "gradient_checkpointing", "torch_compile", "seed", "report_to", "run_name"),
+    *("per_device_eval_batch_size", "bf16", "gradient_checkpointing", "seed", "report_to", "run_name"),
     *("push_to_hub", "hub_model_id", "resume_from_checkpoint", "max_grad_norm", "use_cpu"),
 )
 

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, DynamoBackend
 from peft import PeftModel
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -26,7 +26,7 @@ from ..modeling_kivla.token_ids import check_new_tokens
 from ..processing import KIVLAProcessor
 from ..processing.sequences import are_documents
 from .anchor import Anchor
-from .argument_rules import check_trainer_arguments
+from .argument_rules import REFUSED, check_trainer_arguments
 from .arguments import KIVLATrainingArguments
 from .data.augmentation import AUGMENTATIONS, ExampleAugmentation
 from .data.camera_naming import name_cameras
@@ -329,12 +329,13 @@ class KIVLATrainer(ResumableTrainer):
         ]
         counts = torch.stack([torch.stack([n.to(device) for n in row]) for row in counts])  # (batches, 7)
         counts = self.accelerator.reduce(counts, reduction="sum")
-        self._learned = counts[:, :3].tolist()
+        rows = counts.tolist()  # a GPU is waited for once
+        self._learned = [row[:3] for row in rows]
         self._step_has_documents = any(texts for _, _, texts in self._learned)
-        self._stop_is_asked = bool(counts[0, 3])
-        if counts[:, 4].any():
+        self._stop_is_asked = bool(rows[0][3])
+        if any(row[4] for row in rows):
             self.processing_class.responds_first = True  # it acts as it is taught: saved with the policy
-        self._check_images(counts[:, 5:].flatten().tolist())
+        self._check_images([number for row in rows for number in row[5:]])
         return counts[:, :3].sum(0)
 
     def _draw_delays(self, batch: dict) -> None:
@@ -363,6 +364,11 @@ class KIVLATrainer(ResumableTrainer):
             raise ValueError(
                 "FSDP version 1 puts weights of different layers into one. Set fsdp_version: 2, as fsdp2.yaml of "
                 "`kivla launch-files` does."
+            )
+        dynamo = self.accelerator.state.dynamo_plugin.backend
+        if dynamo != DynamoBackend.NO:
+            raise ValueError(
+                f"accelerate was told to compile (dynamo_backend={dynamo.value}). {REFUSED['torch_compile'][1]}"
             )
         if self.is_zero3 and self.args.sample_in_eval:
             raise ValueError(

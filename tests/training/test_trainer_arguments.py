@@ -32,6 +32,7 @@ WRONG = {
     "bf16_full_eval": True,
     "fp16_full_eval": True,
     "use_liger_kernel": True,
+    "torch_compile": True,
     "train_sampling_strategy": "group_by_length",
     "include_for_metrics": ["inputs"],
     "batch_eval_metrics": True,
@@ -116,7 +117,7 @@ ELSEWHERE = {
     *("ddp_backend", "ddp_timeout", "deepspeed", "fsdp", "fsdp_config", "tf32"),
     *("hub_always_push", "hub_model_id", "hub_private_repo", "hub_revision", "hub_strategy", "hub_token"),
     *("output_dir", "push_to_hub", "trackio_bucket_id", "trackio_space_id", "trackio_static_space_id"),
-    *("torch_compile", "torch_compile_backend", "torch_compile_mode"),  # minutes of compiling
+    *("torch_compile_backend", "torch_compile_mode"),  # they switch on torch_compile
 }
 TOGETHER = {
     "load_best_model_at_end": {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1},
@@ -167,6 +168,19 @@ def test_refused_arguments_are_named(tmp_path, name):
     value = WRONG[name]
     with pytest.raises(ValueError, match=rf"(?s)^{name}=.* is not possible with KIVLATrainer. [A-Za-z]"):
         arguments(tmp_path, **{field: {rest[0]: value} if rest else value})
+
+
+@pytest.mark.parametrize("given", [{"torch_compile_backend": "eager"}, {"torch_compile_mode": "max-autotune"}], ids=str)
+def test_what_switches_on_compiling_is_refused_with_it(tmp_path, given):
+    with pytest.raises(ValueError, match=r"^torch_compile=True is not possible with KIVLATrainer"):
+        arguments(tmp_path, **given)
+
+
+def test_compiling_that_accelerate_is_told_of_is_refused_too(tmp_path, monkeypatch, policy):
+    """As `accelerate launch --dynamo_backend` tells it."""
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "eager")
+    with pytest.raises(ValueError, match=r"dynamo_backend=EAGER.*compile_expert"):
+        make_trainer(tmp_path, *policy)
 
 
 @pytest.mark.parametrize(
