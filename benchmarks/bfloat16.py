@@ -15,6 +15,7 @@ import torch
 
 from kivla.modeling_kivla import KIVLAForActionPrediction, action_expert, backbone_attention
 
+from .options import count
 from .policies import (
     ACTION_DIM,
     MEDIUM,
@@ -114,9 +115,9 @@ def _about(model: KIVLAForActionPrediction, size: Size) -> str:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.bfloat16", description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="tiny sizes, a few seconds: shows that it works, no more")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: 2)")
+    parser.add_argument("--threads", type=count, default=2, help="CPU threads (default: 2)")
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=[*SIZES], help="policies (default: all)")
-    parser.add_argument("--repetitions", type=int, default=20, help="of everything (default: 20)")
+    parser.add_argument("--repetitions", type=count, default=20, help="of everything (default: 20)")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     sizes = [TINY] if options.quick else [SIZES[name] for name in options.sizes]
