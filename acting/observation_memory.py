@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 
 import numpy as np
+import torch
+from PIL import Image
 
 from ..processing.observation_history import NO_HISTORY, ObservationHistory
 
@@ -18,8 +20,8 @@ class ObservationMemory:
             observation = memory(observation)  # with "past": [older, ...], which the pipeline makes clips of
     ```
 
-    It holds `history.reach` observations at most, copies of their arrays. Of a policy without a history it holds
-    none, and gives observations back as they are.
+    It holds `history.reach` observations at most, copies of their pictures and states. Of a policy without a history it
+    holds none, and gives observations back as they are.
 
     Args:
         history: what the policy looks back on.
@@ -68,9 +70,13 @@ def history_of(policy) -> ObservationHistory:
 
 
 def _copied(value):
-    """A copy of arrays, into which cameras and simulators write their next picture."""
-    if isinstance(value, np.ndarray):
+    """A copy of what cameras and simulators may write their next picture into."""
+    if isinstance(value, np.ndarray | Image.Image):
         return value.copy()
+    if torch.is_tensor(value):
+        return value.detach().clone()
+    if isinstance(value, bytearray | memoryview):
+        return bytes(value)
     if isinstance(value, Mapping):
         return {name: _copied(inner) for name, inner in value.items()}
     return [_copied(inner) for inner in value] if isinstance(value, list | tuple) else value

@@ -14,6 +14,7 @@ from typing import NoReturn
 import yaml
 from transformers import HfArgumentParser, pipeline
 
+from .modeling_kivla import KIVLAConfig
 from .named_models import find_vlm, model_type
 
 
@@ -193,16 +194,17 @@ def _set_aside(parser: _Parser, advanced: Collection[str], arguments: Sequence[s
         group._group_actions += moved if shows_all else []
 
 
-def policy_pipeline(policy: str, **options):
+def policy_pipeline(policy: str, trust_remote_code: bool = False, **options):
     """Load the policy that a command was given, as `pipeline("action-prediction")`.
 
     Args:
         policy: a folder or a Hub id.
+        trust_remote_code: run the code that a policy brings along for its VLM.
         options: of the pipeline.
 
     Raises:
         FileNotFoundError: there is neither.
-        ValueError: it is something else, such as a VLM.
+        ValueError: it is something else, such as a VLM; or it brings code along that nobody trusts.
     """
     kind = model_type(find_vlm(policy), "policy")
     if kind not in (None, "kivla"):
@@ -210,7 +212,9 @@ def policy_pipeline(policy: str, **options):
             f"{policy} is no KIVLA policy: its config.json has model_type = {kind!r}. A VLM becomes one by "
             "`kivla train --vlm`, and π0 or π0.5 by `kivla convert`."
         )
-    return pipeline("action-prediction", model=policy, **options)
+    if kind is not None and not trust_remote_code:
+        KIVLAConfig.from_pretrained(policy).read_vlm_config()
+    return pipeline("action-prediction", model=policy, trust_remote_code=trust_remote_code, **options)
 
 
 class Refused(SystemExit):

@@ -71,6 +71,7 @@ def load_base(cls: type[PreTrainedModel], adapter: str, kwargs: dict) -> tuple[P
     fields = {name: getattr(config, name) for name in fields.difference(_OF_BASE)}
     fields["expert_config"] = fields["expert_config"].to_dict()
     model = (cls.from_pretrained if is_policy else cls.from_vlm)(base, **fields, **of_base)
+    config.read_vlm_config()  # whose code is known by now
     rows = config.get_text_config().vocab_size
     if model.get_input_embeddings().num_embeddings != rows:
         model.resize_token_embeddings(rows, mean_resizing=False)

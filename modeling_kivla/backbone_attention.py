@@ -2,7 +2,7 @@
 
 Every Hugging Face decoder computes attention through one replaceable function. We register a function that hands the
 keys and values to a `PrefixRecorder` and then does what the ordinary function does. The recorder travels as a keyword
-of the VLM's forward, so calls in other threads never meet it; there are no hooks on projections and no use of the
+of the decoder's forward, so calls in other threads never meet it; there are no hooks on projections and no use of the
 generation cache (which is truncated on sliding-window layers, missing on KV-shared ones, and switched off by gradient
 checkpointing).
 
@@ -11,7 +11,7 @@ is measured once, in `backbone_probe`, and kept in the config. Here is what runs
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import cast
 
@@ -94,10 +94,7 @@ def _recording_attention(base: str):
     def attention(module, query, key, value, attention_mask, kivla_recorder: PrefixRecorder | None = None, **kwargs):
         if kivla_recorder is not None:
             kivla_recorder.record(module, query, key, value, attention_mask)
-        if base == "eager":  # by the library's convention each modeling file brings its own
-            attend = sys.modules[type(module).__module__].eager_attention_forward
-        else:
-            attend = ALL_ATTENTION_FUNCTIONS[base]
+        attend = _eager_attention(module) if base == "eager" else ALL_ATTENTION_FUNCTIONS[base]
         if query.dtype != attention_dtype(query.device, query.dtype) or is_autocast_on(query.device):
             return _in_float32(attend, module, query, key, value, attention_mask, **kwargs)
         if kwargs.get("position_bias") is not None:
@@ -106,6 +103,22 @@ def _recording_attention(base: str):
         return attend(module, query, key, value, attention_mask, **kwargs)
 
     return attention
+
+
+def _eager_attention(module: nn.Module) -> Callable:
+    """Eager attention as a layer computes it: by the library's convention the file that has its `forward` brings it.
+
+    Raises:
+        UnsupportedBackboneError: no such file has it.
+    """
+    for of_layer in type(module).__mro__:
+        attend = vars(sys.modules[of_layer.__module__]).get("eager_attention_forward")
+        if "forward" in vars(of_layer) and attend is not None:
+            return attend
+    raise UnsupportedBackboneError(
+        f"{type(module).__name__} computes eager attention, and the file of its forward has no function "
+        'eager_attention_forward. Load the VLM with attn_implementation="sdpa", or write this function.'
+    )
 
 
 def _in_float32(attend, module, query, key, value, attention_mask, **kwargs):
@@ -208,6 +221,17 @@ def apply_rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, style: str
         a, b = rotary[..., 0::2], rotary[..., 1::2]
         rotated = [torch.stack([a * cos - b * sin, b * cos + a * sin], dim=-1).flatten(-2)]
     return torch.cat([before, *rotated, after], dim=-1).to(x.dtype)
+
+
+@contextmanager
+def handed_over(recorder: PrefixRecorder, decoder: PreTrainedModel) -> Iterator[None]:
+    """Let this call's text decoder have a recorder, whether or not its VLM passes keywords on to it."""
+
+    def hand_over(_, kwargs: dict) -> None:
+        kwargs["kivla_recorder"] = recorder
+
+    with call_hook(decoder, before=hand_over):
+        yield
 
 
 @contextmanager

@@ -239,13 +239,26 @@ def _other_tensors(decoder: PreTrainedModel, buffer: str) -> Iterator[tuple[str,
 
 
 def _frequencies(decoder: PreTrainedModel) -> list[tuple[dict, torch.Tensor]]:
-    """What the rotary embeddings of a decoder may turn by: names, and the frequencies (R,)."""
+    """What the rotary embeddings of a decoder may turn by: names, and the frequencies (R,).
+
+    Raises:
+        UnsupportedBackboneError: nobody computes them where a model is loaded.
+    """
     found = []
-    for buffer, inv_freq in decoder.named_buffers():
+    buffers = [(name, buffer) for name, buffer in decoder.named_buffers() if buffer.is_floating_point()]
+    for buffer, inv_freq in sorted(buffers, key=lambda named: "inv_freq" not in named[0]):
         if "inv_freq" in buffer:
+            if not inv_freq.any():
+                raise UnsupportedBackboneError(
+                    f"'{decoder.config.model_type}': `_init_weights` of {type(decoder).__name__} does not compute the "
+                    f"rotary frequencies {buffer}, and no file has them: this transformers would load the VLM with "
+                    "arbitrary ones. Compute them there (transformers' own models show how)."
+                )
             found.append(({"inv_freq": buffer}, inv_freq.double()))
             for scale, tensor in _other_tensors(decoder, buffer):
                 found.append(({"inv_freq": buffer, "inv_freq_scale": scale}, inv_freq.double() * tensor.double().exp()))
+        elif inv_freq.ndim == 1:  # by another name
+            found.append(({"inv_freq": buffer}, inv_freq.double()))
     return found
 
 
@@ -268,7 +281,7 @@ def _recognise_rope(name: str, layer: int, key: torch.Tensor, frequencies: list[
     raise UnsupportedBackboneError(
         f"'{name}', layer {layer}: its rotary position embedding is none that the expert can follow "
         "(tried pairs from two halves and interleaved pairs with the frequencies "
-        f"{sorted({names['inv_freq'] for names, _ in frequencies})})."
+        f"{sorted({names['inv_freq'] for names, _ in frequencies})}). They must be in a buffer of the decoder."
     )
 
 

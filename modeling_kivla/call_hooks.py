@@ -17,7 +17,8 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-_Before = Callable[[tuple, dict], tuple | None]  # positional and keyword arguments -> other positional ones, or None
+# Positional and keyword arguments -> other positional ones, or None. The dict is the call's own: it may be added to.
+_Before = Callable[[tuple, dict], tuple | None]
 _After = Callable[[Any], Any]  # what the module returned -> something else, or None
 
 # By module, what the call that runs in this thread wants. Never changed in place.

@@ -4,13 +4,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from huggingface_hub.dataclasses import strict
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 from .backbone_probe import probe_backbone
 from .checked_config import CheckedConfig
 from .damaged_files import check_counts, check_size
 from .hub_card import hub_id
-from .remote_vlm import known_config
+from .remote_vlm import UnreadVLMConfig, known_config, register_vlm_code
 
 # The constructor makes configs of dicts, and measures layers that are not given. Once it is done a field holds a
 # config, whose attributes depend on the VLM's family: a type checker is not to doubt them.
@@ -150,7 +150,9 @@ class KIVLAConfig(CheckedConfig):
                     "`vlm_config` was given as a dict without `model_type`, so its class cannot be known. Add "
                     f"'model_type', or pass a config object. Keys given: {sorted(self.vlm_config)}."
                 )
-            self.vlm_config = known_config(self.vlm_config)
+            self.vlm_config = UnreadVLMConfig(self.vlm_config)
+            if self.kv_layers is None or self.vlm_config.model_type in CONFIG_MAPPING:
+                self.read_vlm_config()
         if self.expert_config is None:
             self.expert_config = KIVLAExpertConfig()
         elif isinstance(self.expert_config, dict):
@@ -159,6 +161,15 @@ class KIVLAConfig(CheckedConfig):
             with torch.device("cpu"):  # whatever the default device is
                 self.kv_layers = probe_backbone(self.vlm_config)
         super().__post_init__(**kwargs)
+
+    def read_vlm_config(self) -> None:
+        """Make a config of what a file has of the VLM, where that was not done because its code was not known yet.
+
+        Raises:
+            ValueError: the code is not known.
+        """
+        if isinstance(self.vlm_config, UnreadVLMConfig):
+            self.vlm_config = known_config(self.vlm_config.values)
 
     def is_complete(self) -> bool:
         parts = (self.vlm_config, self.expert_config)
@@ -181,11 +192,17 @@ class KIVLAConfig(CheckedConfig):
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict, dict]:
-        """As for any config, but a folder without one is named: there is no policy without a VLM."""
+        """As for any config, but a folder without one is named: there is no policy without a VLM.
+
+        With `trust_remote_code=True` the code that the policy brings along for its VLM is made known.
+        """
+        trusted = kwargs.pop("trust_remote_code", False)
         config, rest = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         if not config:
             folder = "/".join(filter(None, (str(pretrained_model_name_or_path), kwargs.get("subfolder"))))
             raise OSError(f"{folder} has no config.json, so it holds no policy.")
+        if trusted:
+            register_vlm_code(config.get("vlm_config", {}), pretrained_model_name_or_path, **kwargs)
         return config, rest
 
     @classmethod

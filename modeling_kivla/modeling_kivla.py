@@ -12,12 +12,7 @@ import torch
 from torch import nn
 from torch.profiler import record_function
 from torch.utils.checkpoint import checkpoint
-from transformers import (
-    AutoConfig,
-    AutoModelForImageTextToText,
-    PreTrainedConfig,
-    PreTrainedModel,
-)
+from transformers import AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils.generic import ModelOutput
@@ -53,7 +48,7 @@ from .knowledge_insulation import insulate
 from .next_token import ClosedChoice, choice_losses, closed_choice, next_token_loss, supervised_tokens
 from .pipeline_kivla import ActionPredictionPipeline  # noqa: F401 (belongs to the code that is saved with a policy)
 from .real_time_chunking import RealTimeChunking, draw_delays, first_steps, guided_velocity
-from .remote_vlm import register_vlm_code, save_vlm_code
+from .remote_vlm import is_known_without_files, load_vlm_config, save_vlm_code
 from .token_ids import check_new_tokens, without_advice_on_new_rows
 from .vlm_pass import rotary_frequencies, run_vlm
 
@@ -144,6 +139,7 @@ class KIVLAForActionPrediction(KIVLAGenerationMixin, KIVLAPreTrainedModel):
     vlm: PreTrainedModel
 
     def __init__(self, config: KIVLAConfig, vlm: PreTrainedModel | None = None):
+        config.read_vlm_config()
         super().__init__(config)
         self.vlm = AutoModelForImageTextToText.from_config(config.vlm_config) if vlm is None else vlm
         if vlm is not None:
@@ -200,9 +196,9 @@ class KIVLAForActionPrediction(KIVLAGenerationMixin, KIVLAPreTrainedModel):
                 raise TypeError(f"KIVLAConfig has no field `{name}`. Did you mean `{near[0]}`?")
         # The config first: a VLM that gives the expert nothing to read is refused before its weights are loaded.
         hub_kwargs = {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs}
-        vlm_config = AutoConfig.from_pretrained(pretrained_model_name_or_path, **hub_kwargs)
-        register_vlm_code(vlm_config.to_dict(), pretrained_model_name_or_path, **hub_kwargs)
+        vlm_config = load_vlm_config(pretrained_model_name_or_path, **hub_kwargs)
         config = KIVLAConfig(vlm_config=vlm_config, expert_config=expert_config, **config_kwargs)
+        kwargs["trust_remote_code"] = not is_known_without_files(vlm_config.model_type)
         if not {"dtype", "torch_dtype"} & kwargs.keys():
             kwargs["dtype"] = torch.float32
         loaded: Any = AutoModelForImageTextToText.from_pretrained(
@@ -231,8 +227,9 @@ class KIVLAForActionPrediction(KIVLAGenerationMixin, KIVLAPreTrainedModel):
         load: Any = super().from_pretrained
         where = {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs}
         if where.get("trust_remote_code"):
-            config, _ = KIVLAConfig.get_config_dict(pretrained_model_name_or_path, **where)
-            register_vlm_code(config.get("vlm_config", {}), pretrained_model_name_or_path, **where)
+            KIVLAConfig.get_config_dict(pretrained_model_name_or_path, **where)  # makes the VLM's code known
+        if isinstance(kwargs.get("config"), KIVLAConfig):  # an Auto class read it before
+            kwargs["config"].read_vlm_config()
         with damaged_files_named(
             pretrained_model_name_or_path, lambda: load(pretrained_model_name_or_path, device_map="meta", **where)
         ):

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from transformers import PreTrainedModel
 
-from .backbone_attention import PrefixRecorder, capture_positions, find_text_decoder
+from .backbone_attention import PrefixRecorder, capture_positions, find_text_decoder, handed_over
 from .next_token import ClosedChoice
 from .token_logits import token_logits
 
@@ -49,12 +49,12 @@ def rotary_frequencies(decoder: PreTrainedModel, layers: list[dict]) -> dict[str
 def run_recorded(
     run: Callable, decoder: PreTrainedModel, layers: list[dict], read: bool = True
 ) -> tuple[Any, list[tuple[torch.Tensor, torch.Tensor]], torch.Tensor | None]:
-    """What `run(kivla_recorder=...)`, which runs the text decoder, returns; with `key_values` and `position` of it."""
+    """What `run()`, which runs the text decoder, returns; with `key_values` and `position` of it."""
     names = rotary_frequencies(decoder, layers)
     rotary = decoder.get_submodule(next(iter(names)).rpartition(".")[0]) if names else None
     recorder = PrefixRecorder([layer["layer"] for layer in layers] if read else [])
-    with capture_positions(rotary) as positions:
-        output = run(kivla_recorder=recorder)
+    with capture_positions(rotary) as positions, handed_over(recorder, decoder):
+        output = run()
     recorder.close()  # gradient checkpointing runs the layers again, and they must not be recorded twice
     key_values = [recorder.key_values[layer["layer"]] for layer in layers] if read else []
     return output, key_values, positions[-1] if positions else None

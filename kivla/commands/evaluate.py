@@ -43,8 +43,8 @@ from ..training.training_facts import trained_columns
 
 # What an option is about that is of no use without it
 _OF_TEXTS = ("text_column", "text_split", "text_config", "num_texts", "text_length")
-_NOT_OF_CHUNKS = ("policy", "dataset", "before", "vlm_dataset", "batch_size", "dtype", "output_dir", "text_dataset")
-_NOT_OF_CHUNKS += _OF_TEXTS
+_OF_ALL = ("trust_remote_code", "dtype", "output_dir")
+_NOT_OF_CHUNKS = ("policy", "dataset", "before", "vlm_dataset", "batch_size", "text_dataset", *_OF_TEXTS, *_OF_ALL)
 
 
 @dataclass
@@ -78,6 +78,7 @@ class EvaluateArguments(DatasetOptions):
         default=None, metadata={"help": "The VLM that the policy was made of: the same texts and questions for it."}
     )
     num_plots: int = field(default=4, metadata={"help": "Chunks to draw, spread evenly."})
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with the policy or VLM."})
     output_dir: str = field(default="outputs/evaluate", metadata={"help": "Where figures and plots go."})
 
     def __post_init__(self):
@@ -100,14 +101,15 @@ class Speaker(NamedTuple):
     processor: KIVLAProcessor
 
     @classmethod
-    def load(cls, name: str, device: torch.device | str, dtype: torch.dtype | str = "auto") -> "Speaker":
-        """A VLM or a policy of this name."""
+    def load(cls, name: str, trust: bool, device: torch.device | str, dtype: torch.dtype | str = "auto") -> "Speaker":
+        """A VLM or a policy of this name; its own code is run if it is to be trusted."""
         name = find_vlm(name)
         if model_type(name, "policy or VLM") == "kivla":
-            pipe = policy_pipeline(name, device=device, dtype=dtype)
+            pipe = policy_pipeline(name, trust, device=device, dtype=dtype)
             return cls(pipe.model, pipe.processor)
-        model = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype).to(device)
-        processor = KIVLAProcessor(load_vlm_processor(name), state_encoding="none", normalization="none")
+        code = {"trust_remote_code": trust}
+        model = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype, **code).to(device)
+        processor = KIVLAProcessor(load_vlm_processor(name, **code), state_encoding="none", normalization="none")
         return cls(model, processor)
 
     def read(self, texts: HeldOutTexts, batch_size: int) -> TextScores:
@@ -124,9 +126,10 @@ def run(arguments: Sequence[str]) -> None:
     at_least_one(args, "num_frames", "batch_size", "num_steps")
     if args.dataset is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        speaker, report, chunks = Speaker.load(args.policy, device, args.dtype), asdict(args), None
+        speaker = Speaker.load(args.policy, args.trust_remote_code, device, args.dtype)
+        report, chunks = asdict(args), None
     else:
-        pipe = policy_pipeline(args.policy, dtype=args.dtype)
+        pipe = policy_pipeline(args.policy, args.trust_remote_code, dtype=args.dtype)
         chunks, data, report = act(pipe, args)
         speaker = Speaker(pipe.model, pipe.processor)
     report |= know(speaker, args)
@@ -178,7 +181,7 @@ def know(speaker: Speaker, args: EvaluateArguments) -> dict:
     # Both compute in the same type: the difference is of what was learned.
     before = None
     if args.before is not None:
-        before = Speaker.load(args.before, speaker.model.device, speaker.model.dtype)
+        before = Speaker.load(args.before, args.trust_remote_code, speaker.model.device, speaker.model.dtype)
     if args.text_dataset is not None:
         where = (args.text_dataset, args.text_column, args.text_split, args.text_config)
         texts = HeldOutTexts.load(*where, args.num_texts, args.text_length)

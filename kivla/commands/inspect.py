@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from transformers import AutoConfig
 
 from ..command_line import parse
 from ..modeling_kivla import KIVLAConfig, KIVLAForActionPrediction
-from ..modeling_kivla.backbone_attention import PrefixRecorder
+from ..modeling_kivla.backbone_attention import PrefixRecorder, find_text_decoder, handed_over
 from ..modeling_kivla.backbone_probe import build_without_weights, fill_with_tiny_weights
+from ..modeling_kivla.remote_vlm import load_vlm_config
 from ..named_models import TABLETOP, find_vlm, model_type
 from ..processing import BinningActionTokenizer, KIVLAProcessor
 from ..processing.vlm_processor import backend_name, image_backend, load_vlm_processor
@@ -52,22 +52,25 @@ class InspectArguments:
 def run(arguments: Sequence[str]) -> None:
     (args,) = parse((InspectArguments,), arguments, prog="kivla inspect", positional="model")
     args.model = find_vlm(args.model)
-    model_type(args.model, "policy or VLM", known=(TABLETOP,))
-    config = AutoConfig.from_pretrained(args.model, trust_remote_code=args.trust_remote_code)
-    is_policy = isinstance(config, KIVLAConfig)
+    kind = model_type(args.model, "policy or VLM", known=(TABLETOP,))
+    code = {"trust_remote_code": args.trust_remote_code}
+    is_policy = kind == KIVLAConfig.model_type
     if is_policy:
-        processor = KIVLAProcessor.from_pretrained(args.model)
+        config = KIVLAConfig.from_pretrained(args.model, trust_remote_code=args.trust_remote_code)
+        processor = KIVLAProcessor.from_pretrained(args.model, **code)
         if args.history != 1:
             raise ValueError(f"--history is for a VLM; this policy sees {processor.observation_history}. Leave it out.")
     else:
         expert = {"layer_stride": args.layer_stride}
-        config = KIVLAConfig(vlm_config=config, expert_config=expert, chunk_size=args.chunk_size, state_encoding="none")
+        vlm = load_vlm_config(args.model, **code)
+        config = KIVLAConfig(vlm_config=vlm, expert_config=expert, chunk_size=args.chunk_size, state_encoding="none")
         processor = example_processor(args.model, config, args.trust_remote_code, args.history)
     model = build_without_memory(config)
     print(describe(config, model))
     print(f"\nsees       {processor.observation_history}")
     batch = example_batch(processor, args.num_images, args.text)
-    mask, groups = attention_mask(config, batch)
+    image_ids = processor.tokenizer.convert_tokens_to_ids(sorted(processor.sequences.placeholders))
+    mask, groups = attention_mask(config, batch, image_ids)
     print(describe_tokens(processor, batch))
     print("\n" + describe_sizes(config, model, shape := example_shape(config, processor, batch)))
     if not is_policy:
@@ -144,8 +147,11 @@ def example_batch(processor: KIVLAProcessor, num_images: int, text: str) -> dict
     return processor(images=[[clip] * num_images], text=[text], state=state, actions=[actions])
 
 
-def attention_mask(config: KIVLAConfig, batch: dict) -> tuple[np.ndarray, list[tuple[str, int]]]:
+def attention_mask(config: KIVLAConfig, batch: dict, image_ids: list[int]) -> tuple[np.ndarray, list[tuple[str, int]]]:
     """Who sees whom in training, as it really is: the backbone's own mask is recorded, not drawn from memory.
+
+    Args:
+        image_ids: the tokens that stand for images.
 
     Returns:
         (T, T) with T = sequence + suffix of the expert; 0 = hidden, 1 = seen, 2 = seen with the gradient stopped; and
@@ -162,8 +168,8 @@ def attention_mask(config: KIVLAConfig, batch: dict) -> tuple[np.ndarray, list[t
     # One pass, in which the attention of one layer says which mask it was given.
     recorder = PrefixRecorder([layer])
     ours = ("labels", "expert_attention_mask", "actions", "action_mask", "state")
-    with torch.no_grad():
-        vlm(**{n: v for n, v in batch.items() if n not in ours}, use_cache=False, kivla_recorder=recorder)
+    with torch.no_grad(), handed_over(recorder, find_text_decoder(vlm)):
+        vlm(**{n: v for n, v in batch.items() if n not in ours}, use_cache=False)
     # No mask is either full or causal attention; numbers are 0 where a token is seen; bools say so.
     length = batch["input_ids"].shape[1]
     backbone = recorder.masks[layer]
@@ -186,7 +192,7 @@ def attention_mask(config: KIVLAConfig, batch: dict) -> tuple[np.ndarray, list[t
         mask[length, length + 1 :] = 0
     # What each column is, in runs, for the picture's edges.
     is_learned = batch["labels"][0] != -100 if "labels" in batch else torch.zeros(length, dtype=torch.bool)
-    is_image = batch["input_ids"][0] == config.vlm_config.image_token_id
+    is_image = torch.isin(batch["input_ids"][0], torch.tensor(image_ids))
     names = ["learned" if a else "image" if b else "text" for a, b in zip(is_learned, is_image, strict=True)]
     names += ["state"] * state + ["noisy actions"] * config.chunk_size
     return mask, [(name, len(list(run))) for name, run in groupby(names)]

@@ -34,6 +34,7 @@ class PredictArguments(DatasetOptions):
     dtype: str = field(default="auto", metadata=DTYPE_OPTION)
     seed: int = field(default=0, metadata={"help": "Seed of the noise."})
     batch_size: int = field(default=16, metadata={"help": "Observations at once."})
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with the policy."})
     output_dir: str = field(default="outputs/predict", metadata={"help": "Where picture and JSON go."})
 
 
@@ -47,7 +48,7 @@ def run(arguments: Sequence[str]) -> None:
     for name in [name for name in others if getattr(args, name) is not None]:
         reason = "there is no --dataset" if args.dataset is None else "--dataset has its own"
         raise ValueError(f"--{name} cannot apply: {reason}.")
-    pipe = policy_pipeline(args.policy, dtype=args.dtype)
+    pipe = policy_pipeline(args.policy, args.trust_remote_code, dtype=args.dtype)
     names = parse_cameras(args.cameras)
     pipe.processor.check_cameras(names)
     options = {"seed": args.seed, "num_steps": args.num_steps, "cameras": names}

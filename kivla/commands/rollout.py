@@ -67,6 +67,7 @@ class RolloutArguments:
     )
     num_videos: int = field(default=8, metadata={"help": "Episodes to show, failures and successes."})
     video_format: str = field(default="mp4", metadata={"help": "mp4 or gif."})
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with the policy."})
     output_dir: str = field(default="outputs/rollout", metadata={"help": "Where table, videos and JSON go."})
 
 
@@ -79,7 +80,7 @@ def run(arguments: Sequence[str]) -> None:
         raise ValueError('mp4 needs PyAV (pip install "kivla[video]"); --video_format gif does not.')
     # One policy, or two that are compared in the same scenes.
     names = [args.policy] if args.compare is None else [args.policy, args.compare]
-    pipes = [policy_pipeline(name, dtype=args.dtype) for name in names]
+    pipes = [policy_pipeline(name, args.trust_remote_code, dtype=args.dtype) for name in names]
     replan_every = args.replan_every or max(min(pipe.processor.chunk_size for pipe in pipes) // 2, 1)
     # No more scenes at a time than episodes are asked for.
     env = make_env(args.env, min(args.num_envs, args.num_episodes), **parse_options(args.env_options))

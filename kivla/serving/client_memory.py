@@ -19,8 +19,9 @@ class ClientMemory:
 
     A request of a policy with a history has either its own `past` or clips (clients that keep what they saw, such as
     our executors), or `step`: the control step of the episode, counted from 0. With `reset` an episode begins, and
-    nothing of the last one is seen any more; so does a new connection. What was not sent for a step is missing. That is
-    said once in the log, and in every answer (`history`: `seen` frames of `of`).
+    nothing of the last one is seen any more; so does a new connection. Robots of different names are kept apart. What
+    was not sent for a step is missing. That is said once in the log, and in every answer (`history`: `seen` frames of
+    `of`).
 
     Of a policy without a history nothing is kept, and `step` and `reset` change nothing.
 
@@ -30,7 +31,7 @@ class ClientMemory:
 
     def __init__(self, history: ObservationHistory):
         self.history = history
-        self._memory = ObservationMemory(history)
+        self._memories: dict[str | None, ObservationMemory] = {}  # by the robot's name
         self._has_warned = False
 
     def __call__(self, observation: dict) -> dict:
@@ -45,8 +46,9 @@ class ClientMemory:
             raise ValueError(f"'reset' is true where an episode begins, got {reset!r:.80}.")
         if step is not None and (isinstance(step, bool) or not isinstance(step, Integral) or not 0 <= step <= MAX_STEP):
             raise ValueError(f"'step' is the control step of the episode, a whole number from 0 on, got {step!r:.80}.")
+        memory = self._memories.setdefault(observation.get("robot"), ObservationMemory(self.history))
         if reset:
-            self._memory.reset()
+            memory.reset()
         images = observation["images"]
         has_clips = any(map(is_clip, images.values() if isinstance(images, dict) else images))
         if self.history.frames == 1 or "past" in observation or has_clips:
@@ -59,7 +61,7 @@ class ClientMemory:
                 "(from 0), and 'reset': true where one begins; or its 'past', the earlier observations."
             )
         kept = {name: observation[name] for name in _KEPT if name in observation}
-        past = self._memory(kept, int(step))["past"]
+        past = memory(kept, int(step))["past"]
         if None in past and not self._has_warned:
             self._has_warned = True
             wanted = self.history.steps(step)[:-1]

@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 @dataclass
 class ServeArguments:
     model: str = field(metadata={"help": "Trained KIVLA policy: a Hub id or a folder."})
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with the policy."})
     host: str = field(default="127.0.0.1", metadata={"help": "Address to listen on; this machine alone by default."})
     port: int = field(default=8000, metadata={"help": "Port to listen on."})
     preset: str = field(

@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 from kivla.acting import ChunkExecutor, RealTimeExecutor, RemotePolicy
 from kivla.acting.observation_memory import ObservationMemory
@@ -58,6 +60,20 @@ def test_it_keeps_copies():
     memory({"images": {"front": picture}})
     picture[:] = 1
     assert not memory({"images": {"front": picture}})["past"][0]["images"]["front"].any()
+
+
+@pytest.mark.parametrize("form", [torch.from_numpy, memoryview, lambda x: Image.fromarray(x[..., 0])])
+def test_it_keeps_copies_of_pictures_in_other_forms(form):
+    """All of them share their memory with an array that a camera writes into."""
+    memory, written = ObservationMemory(ObservationHistory(2, 1)), np.zeros((8, 8, 3), np.uint8)
+    shown = form(written)
+    memory({"images": [shown]})
+    written[:] = 1
+    if isinstance(shown, Image.Image):  # whose memory Pillow shares only in some modes
+        shown.paste(1, (0, 0, 8, 8))
+    (kept,) = memory({"images": [shown]})["past"][0]["images"]
+    kept = np.frombuffer(kept, np.uint8) if isinstance(kept, bytes) else np.asarray(kept)
+    assert not kept.any()
 
 
 def test_without_a_history_nothing_is_kept():

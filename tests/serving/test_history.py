@@ -84,6 +84,19 @@ def test_clients_do_not_see_each_others_frames(pipe):
     assert [answer["history"]["seen"] for answer in answers] == [1, 1]
 
 
+def test_robots_that_share_a_connection_do_not_see_each_others_frames():
+    """A program on the robots' side may speak for several of them."""
+    memory = ClientMemory(HISTORY)
+    for name, item in (("left", 0), ("right", 60)):
+        memory({**frame(item), "robot": name, "step": 0, "reset": True})
+    for name, item in (("right", 60), ("left", 0)):
+        seen = memory({**frame(item + 4), "robot": name, "step": 4})
+        np.testing.assert_array_equal(seen["past"][0]["images"][0], frame(item)["images"][0])
+    again = memory({**frame(8), "robot": "left", "step": 0, "reset": True})
+    assert again["past"] == []
+    assert len(memory({**frame(68), "robot": "right", "step": 8})["past"]) == 2
+
+
 def test_what_a_client_does_not_say_is_asked_for():
     memory = ClientMemory(HISTORY)
     with pytest.raises(
