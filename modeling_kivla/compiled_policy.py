@@ -33,7 +33,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from .action_expert import ActionExpert, Prefix, SuffixLayout, TimeCondition
 from .backbone_attention import find_text_decoder
 from .call_hooks import call_view
-from .configuration_kivla import KIVLAConfig
+from .module_structure import plain, structure, weights, why_not_compiled
 from .token_logits import token_logits
 from .vlm_pass import run_recorded, run_vlm
 
@@ -43,6 +43,7 @@ _NO_CHECKS = "TRANSFORMERS_DISABLE_TORCH_CHECK"
 # Without checks of indices: those of tokens are checked before, all others are the model's own. (PyTorch 2.11 writes
 # such a check in front of what it checks.)
 _OPTIONS = {"assert_indirect_indexing": False}
+_COARSE = (torch.bfloat16, torch.float16)
 _PLACEHOLDERS = ("image_token_id", "video_token_id", "audio_token_id")
 
 Tensors = dict[str, torch.Tensor]
@@ -67,45 +68,40 @@ class _Code:
 class CompiledPolicy:
     """Compiled code for a policy that acts: made when inputs of a new kind come, and found again on disk.
 
-    A kind is: which inputs, how many examples and images, of which sizes; only the length of the prompt is free. When a
-    length comes for the first time, the code is compared with the model. Where it is wrong, or there is none (a forward
-    that decides by values), the model runs as it is.
+    A kind is: which inputs, how many examples and images, of which sizes; only the length of the prompt is free. What
+    is done to the policy later (`module_structure`) asks for other code, or for none. When a length comes for the first
+    time, the code is compared with the model. Where it is wrong, or there is none (a forward that decides by values,
+    weights on a GPU), the model runs as it is.
 
     Args:
-        config: of the policy.
-        vlm, expert: its parts, on the CPU.
         cache_dir: a folder for the code; by default one in the cache of Hugging Face.
         options: of Inductor, for instance `{"max_autotune": True}`.
     """
 
-    def __init__(
-        self,
-        config: KIVLAConfig,
-        vlm: PreTrainedModel,
-        expert: ActionExpert,
-        cache_dir: str | os.PathLike | None = None,
-        options: dict | None = None,
-    ):
-        self.config, self.vlm, self.expert = config, vlm, expert
+    def __init__(self, cache_dir: str | os.PathLike | None = None, options: dict | None = None):
         self.cache_dir = Path(cache_dir or cached_assets_path("kivla", "compiled"))
         self.options = {**_OPTIONS, **(options or {})}
-        ids = {name: getattr(config.vlm_config, name, None) for name in _PLACEHOLDERS}
-        self._placeholders = {name: token for name, token in ids.items() if isinstance(token, int)}
-        self._code: dict[str, _Code] = {}
+        self._code: dict[tuple, _Code] = {}
         self._compiling = threading.Lock()
+        self._said: set[str] = set()
 
     def __reduce__(self) -> tuple:
-        """A copy has weights of its own: its code is found on disk."""
-        return CompiledPolicy, (self.config, self.vlm, self.expert, self.cache_dir, self.options)
+        """A copy finds its code on disk."""
+        return CompiledPolicy, (self.cache_dir, self.options)
 
-    def read_prompt(self, vlm_inputs: dict) -> tuple[list[tuple[torch.Tensor, torch.Tensor]], torch.Tensor | None]:
+    def read_prompt(
+        self, vlm: PreTrainedModel, layers: list[dict], vlm_inputs: dict
+    ) -> tuple[list[tuple[torch.Tensor, torch.Tensor]], torch.Tensor | None]:
         """`key_values` and `position` of `run_vlm`."""
-        flat = self._by_whole(vlm_inputs)
+        if self._runs_as_it_is(vlm):
+            done = run_vlm(vlm, layers, True, torch.empty(0, dtype=torch.long), **vlm_inputs)
+            return done.key_values, done.position
+        flat = self._by_whole(vlm, layers, vlm_inputs)
         # Where image grids are read, there is no one code for the whole; its text decoder is the larger part.
-        *flat, position = self._by_decoder(vlm_inputs) if flat is None else flat
+        *flat, position = self._by_decoder(vlm, layers, vlm_inputs) if flat is None else flat
         return list(zip(flat[::2], flat[1::2], strict=True)), position if len(position) else None
 
-    def _by_whole(self, vlm_inputs: dict) -> list[torch.Tensor] | None:
+    def _by_whole(self, vlm: PreTrainedModel, layers: list[dict], vlm_inputs: dict) -> list[torch.Tensor] | None:
         """By code of the whole VLM, if there is any: what `_PromptPass` gives."""
         tokens = vlm_inputs.get("input_ids", vlm_inputs.get("inputs_embeds"))
         given, fixed, lengths = {}, {}, {}
@@ -119,13 +115,14 @@ class CompiledPolicy:
         facts = {name: value.tolist() if torch.is_tensor(value) else value for name, value in fixed.items()}
         # The code has none of the library's checks, of which this is the one that inputs can fail.
         if "input_ids" in given:
-            facts |= {name: int((tokens == token).sum()) for name, token in self._placeholders.items()}
-        module = _PromptPass(self.vlm, self.config.expert_layers, fixed)
-        return self._run(module, _weights(module), facts, given, lengths)
+            ids = {name: getattr(vlm.config, name, None) for name in _PLACEHOLDERS}
+            facts |= {name: int((tokens == token).sum()) for name, token in ids.items() if isinstance(token, int)}
+        run = self._code_for(_PromptPass(vlm, layers, fixed), facts, given, lengths)
+        return None if run is None else run(given)
 
-    def _by_decoder(self, vlm_inputs: dict) -> list[torch.Tensor]:
+    def _by_decoder(self, vlm: PreTrainedModel, layers: list[dict], vlm_inputs: dict) -> list[torch.Tensor]:
         """By the VLM as it is, with code in the place of its text decoder."""
-        view = call_view(self.vlm)  # the same modules, and a place for another decoder that this call alone sees
+        view = call_view(vlm)  # the same modules, and a place for another decoder that this call alone sees
         decoder, read = find_text_decoder(view), []
 
         def forward(**kwargs) -> BaseModelOutputWithPast:
@@ -134,9 +131,9 @@ class CompiledPolicy:
             given = {f"leaf_{i}": leaf for i, leaf in enumerate(leaves) if torch.is_tensor(leaf)}
             fixed = [None if torch.is_tensor(leaf) else leaf for leaf in leaves]
             lengths = {name: [axis for axis, n in enumerate(x.shape) if n == length] for name, x in given.items()}
-            module = _DecoderPass(find_text_decoder(self.vlm), self.config.expert_layers, fixed, spec)
-            facts = {"fixed": fixed, "spec": str(spec)}
-            hidden, *read[:] = self._run(module, _weights(module), facts, given, lengths) or module(given)
+            module = _DecoderPass(find_text_decoder(vlm), layers, fixed, spec)
+            run = self._code_for(module, {"fixed": fixed, "spec": str(spec)}, given, lengths) or module
+            hidden, *read[:] = run(given)
             return BaseModelOutputWithPast(last_hidden_state=hidden)
 
         decoder.forward = forward
@@ -145,113 +142,123 @@ class CompiledPolicy:
             view(**vlm_inputs, use_cache=False)
         return read
 
-    def expert_step(self) -> Callable[..., torch.Tensor]:
-        """The expert's `forward` for one chunk, on a prefix with room for the suffix."""
-        weights = _weights(_ExpertStep(self.expert, []))
+    def expert_step(
+        self,
+        expert: ActionExpert,
+        noisy_actions: torch.Tensor,
+        time: TimeCondition,
+        prefix: Prefix,
+        layout: list[SuffixLayout],
+        state: torch.Tensor | None = None,
+    ) -> Callable[..., torch.Tensor]:
+        """The expert's forward for all steps of one chunk, as a function of `noisy_actions` and `time`.
 
-        def velocity(
-            noisy_actions: torch.Tensor,
-            time: TimeCondition,
-            prefix: Prefix,
-            layout: list[SuffixLayout],
-            state: torch.Tensor | None = None,
-        ) -> torch.Tensor:
-            # Layers share their rotary tables and masks: each is handed over once.
-            parts = [(*(one.rotary or (None, None)), one.mask, one.given) for one in layout]
-            shared = {id(part): part for of_layer in parts for part in of_layer}
-            place = {identity: i for i, identity in enumerate(shared)}
-            places = [[place[id(part)] for part in of_layer] for of_layer in parts]
-            given = {"actions": noisy_actions, "embedding": time.embedding, "state": state}
-            lengths = {}
-            for i, (key, value) in enumerate(prefix.key_values):
-                given |= {f"key_{i}": key, f"value_{i}": value}
-                lengths |= {f"key_{i}": [2], f"value_{i}": [2]}
+        Args: as of the expert's forward, at the first step; the prefix has room for the suffix.
+        """
+        as_it_is = partial(expert, prefix=prefix, layout=layout, state=state)
+        if self._runs_as_it_is(expert):
+            return as_it_is
+        # Layers share their rotary tables and masks: each is handed over once.
+        parts = [(*(one.rotary or (None, None)), one.mask, one.given) for one in layout]
+        shared = {id(part): part for of_layer in parts for part in of_layer}
+        place = {identity: i for i, identity in enumerate(shared)}
+        places = [[place[id(part)] for part in of_layer] for of_layer in parts]
+        of_chunk, lengths = {"state": state}, {}
+        for i, (key, value) in enumerate(prefix.key_values):
+            of_chunk |= {f"key_{i}": key, f"value_{i}": value}
+            lengths |= {f"key_{i}": [2], f"value_{i}": [2]}
+        for i, part in enumerate(shared.values()):
+            of_chunk[f"layout_{i}"] = part
+            if part is layout[0].mask and part is not None:
+                lengths[f"layout_{i}"] = [3]
+
+        def inputs(noisy_actions: torch.Tensor, time: TimeCondition) -> Tensors:
+            given = {"actions": noisy_actions, "embedding": time.embedding, **of_chunk}
             for i, modulation in enumerate(time.modulations):
                 given |= {f"modulation_{i}_{j}": part for j, part in enumerate(modulation or ())}
-            for i, part in enumerate(shared.values()):
-                given[f"layout_{i}"] = part
-                if part is layout[0].mask and part is not None:
-                    lengths[f"layout_{i}"] = [3]
-            given = {name: value for name, value in given.items() if value is not None}
-            module = _ExpertStep(self.expert, places)
-            return (self._run(module, weights, {"layout": places}, given, lengths) or module(given))[0]
+            return {name: value for name, value in given.items() if value is not None}
 
-        return velocity
+        module = _ExpertStep(expert, places)
+        run = self._code_for(module, {"layout": places}, inputs(noisy_actions, time), lengths)
+        return as_it_is if run is None else lambda noisy_actions, time: run(inputs(noisy_actions, time))[0]
 
     # ------------------------------------------------------------------------------------------------------ code
-    def _run(
-        self, module: nn.Module, weights: Tensors, facts: dict, inputs: Tensors, lengths: dict[str, list[int]]
-    ) -> list[torch.Tensor] | None:
-        """What `module(inputs)` returns, by its compiled code; None if it has none for these.
+    def _runs_as_it_is(self, part: nn.Module) -> bool:
+        """Whether no code can do what a part of the policy does by now; the log says it once."""
+        why = why_not_compiled(part)
+        if why is not None and why not in self._said:
+            self._said.add(why)
+            logger.warning("%s runs as it is, not as compiled code: %s.", type(part).__name__, why)
+        return why is not None
+
+    def _code_for(
+        self, module: nn.Module, facts: dict, inputs: Tensors, lengths: dict[str, list[int]]
+    ) -> Callable[[Tensors], list[torch.Tensor]] | None:
+        """What returns what `module(inputs)` does, by its compiled code; None if it has none for these.
 
         Args:
             facts: what else decides about the code.
+            inputs: an example; values may differ later.
             lengths: by input, the axes that are as long as the prompt.
         """
-        kind = {name: [str(x.dtype), *x.shape] for name, x in inputs.items()}
+        names = sorted(inputs)
+        inputs = {name: inputs[name].contiguous() for name in names}
+        kind = {name: [str(x.dtype), str(x.device), *x.shape] for name, x in inputs.items()}
         for name, axes in lengths.items():
             for axis in axes:
-                kind[name][1 + axis] = "any"
-        key = json.dumps([type(module).__name__, facts, kind], sort_keys=True, default=str)
+                kind[name][2 + axis] = "any"
         sizes = tuple(inputs[name].shape[axis] for name, axes in lengths.items() for axis in axes)
+        key = type(module).__name__, plain(facts), plain(kind), plain(_surroundings()), structure(module)
         code = self._code.get(key)
         if code is None or (code.run is not None and sizes not in code.is_right):
             with self._compiling:  # one thread; others wait for the same code
-                return self._first(key, sizes, module, weights, inputs, lengths)
+                code = self._compared(key, sizes, module, inputs, lengths)
         run = code.run  # another thread may find it wrong meanwhile
-        return run([*weights.values(), *inputs.values()]) if run is not None and code.is_right[sizes] else None
+        if run is None or not code.is_right[sizes]:
+            return None
+        held = [value.detach() for _, value in weights(module)]
+        return lambda inputs: run([*held, *(inputs[name].contiguous() for name in names)])
 
-    def _first(
-        self,
-        key: str,
-        sizes: tuple[int, ...],
-        module: nn.Module,
-        weights: Tensors,
-        inputs: Tensors,
-        lengths: dict[str, list[int]],
-    ) -> list[torch.Tensor]:
-        """What the module itself returns for inputs of a new length, having looked whether its code returns it, too."""
+    def _compared(
+        self, key: tuple, sizes: tuple[int, ...], module: nn.Module, inputs: Tensors, lengths: dict[str, list[int]]
+    ) -> _Code:
+        """The code, looked at whether it gives what the module gives at this length."""
+        code = self._code.get(key)
+        if code is not None and (code.run is None or sizes in code.is_right):
+            return code  # another thread was first
+        held = {name: value.detach() for name, value in weights(module)}
         expected = module({name: value.clone() for name, value in inputs.items()})  # raises what is wrong with them
-        if key not in self._code:
-            self._code[key] = self._load(key, module, weights, inputs, lengths)
-        code = self._code[key]
+        if code is None:
+            code = self._code[key] = self._load(key, module, held, inputs, lengths)
         code.is_right[sizes] = False
         if code.run is not None and all(code.low <= size <= code.high for size in sizes):
-            found = code.run([*weights.values(), *(value.clone() for value in inputs.values())])
-            tolerance = 1e-3 if self.vlm.dtype == torch.float32 else 0.1  # of the largest value
+            found = code.run([*held.values(), *(value.clone() for value in inputs.values())])
+            is_coarse = torch.is_autocast_enabled("cpu") or any(x.dtype in _COARSE for x in held.values())
+            tolerance = 0.1 if is_coarse else 1e-3  # of the largest value
             code.is_right[sizes] = all(_are_alike(*both, tolerance) for both in zip(found, expected, strict=True))
             if not code.is_right[sizes]:
                 code.run = None
                 logger.warning("Its compiled code gives other values than %s: it runs as it is.", type(module).__name__)
-        return expected
+        return code
 
     def _load(
-        self, key: str, module: nn.Module, weights: Tensors, inputs: Tensors, lengths: dict[str, list[int]]
+        self, key: tuple, module: nn.Module, held: Tensors, inputs: Tensors, lengths: dict[str, list[int]]
     ) -> _Code:
-        path = self._file(key, module, weights, inputs, lengths)
-        if path is None:
-            return _Code(None)
+        """The code from disk, compiled if it is not there yet."""
+        about = [key, self.options, _processor(), torch.__version__, transformers.__version__, _own_sources()]
+        digest = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:32]
+        path = self.cache_dir / f"{digest}.pt2"
+        if not path.is_file():
+            logger.warning("Compiling the policy for inputs of this kind, once: %s", path)
+            self.cache_dir.mkdir(parents=True, exist_ok=True)
+            if not compile_to(path, module, held, inputs, lengths, self.options):
+                return _Code(None)
         low, high = json.loads(path.with_suffix(".json").read_text())
         return _Code(torch._inductor.aoti_load_package(str(path)).loader.run, low, math.inf if high is None else high)
 
-    def _file(
-        self, key: str, module: nn.Module, weights: Tensors, inputs: Tensors, lengths: dict[str, list[int]]
-    ) -> Path | None:
-        """The code on disk, compiled if it is not there yet; None if it cannot be."""
-        of_weights = [[name, str(x.dtype), list(x.shape)] for name, x in weights.items()]
-        about = [key, of_weights, self.config.to_json_string(), _attention(self.vlm), self.options, _processor()]
-        about += [torch.get_num_threads(), torch.__version__, transformers.__version__, _own_sources()]
-        digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:32]
-        path = self.cache_dir / f"{digest}.pt2"
-        if path.is_file():
-            return path
-        logger.warning("Compiling the policy for inputs of this kind, once: %s", path)
-        self.cache_dir.mkdir(parents=True, exist_ok=True)
-        return path if compile_to(path, module, weights, inputs, lengths, self.options) else None
-
 
 def compile_to(
-    path: Path, module: nn.Module, weights: Tensors, inputs: Tensors, lengths: dict[str, list[int]], options: dict
+    path: Path, module: nn.Module, held: Tensors, inputs: Tensors, lengths: dict[str, list[int]], options: dict
 ) -> bool:
     """Write the code of `module(inputs)` with other weights and for prompts of other lengths; which, stands beside it.
 
@@ -262,7 +269,7 @@ def compile_to(
     unfinished = path.with_suffix(f".{os.getpid()}.{threading.get_ident()}.pt2")
     with torch.no_grad(), warnings.catch_warnings(), _without_checks():
         warnings.simplefilter("ignore", FutureWarning)  # PyTorch's, about itself
-        arguments, all_shapes = (weights, inputs), (dict.fromkeys(weights), shapes)
+        arguments, all_shapes = (held, inputs), (dict.fromkeys(held), shapes)
         try:
             with redirect_stderr(io.StringIO()):  # of what it cannot export, PyTorch prints thousands of lines
                 program = torch.export.export(_Weightless(module), arguments, dynamic_shapes=all_shapes, strict=False)
@@ -291,8 +298,8 @@ class _Weightless(nn.Module):
         super().__init__()
         self.call = partial(torch.func.functional_call, _shell(module))
 
-    def forward(self, weights: Tensors, inputs: Tensors) -> list[torch.Tensor]:
-        return self.call(weights, (inputs,))
+    def forward(self, held: Tensors, inputs: Tensors) -> list[torch.Tensor]:
+        return self.call(held, (inputs,))
 
 
 def _shell(module: nn.Module) -> nn.Module:
@@ -322,18 +329,15 @@ def _processor() -> list[str]:
     return [torch.backends.cpu.get_cpu_capability(), *{line for line in lines if line.startswith("flags")}]
 
 
+def _surroundings() -> list:
+    """What a caller may set that code is made for, too."""
+    autocast = torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
+    return [torch.get_num_threads(), torch.get_default_dtype(), *autocast]
+
+
 def _own_sources() -> str:
     files = sorted(Path(__file__).parent.glob("*.py"))
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
-
-
-def _attention(vlm: PreTrainedModel) -> list[str]:
-    return [str(part.config._attn_implementation) for part in vlm.modules() if isinstance(part, PreTrainedModel)]
-
-
-def _weights(module: nn.Module) -> Tensors:
-    """Parameters and buffers, those of today: another may have taken the place of one that was there."""
-    return {name: value.detach() for name, value in (*module.named_parameters(), *module.named_buffers())}
 
 
 def _flat(key_values: list, position: torch.Tensor | None) -> list[torch.Tensor]:

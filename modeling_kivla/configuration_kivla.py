@@ -17,7 +17,7 @@ from .remote_vlm import UnreadVLMConfig, known_config, register_vlm_code
 if TYPE_CHECKING:
     _Config = _Layers = Any
 else:
-    _Config = dict | PreTrainedConfig | None
+    _Config = PreTrainedConfig | dict | None  # checked in this order: to refuse one, the library writes it out
     _Layers = list[dict] | None
 
 # For `pipeline("action-prediction", ..., trust_remote_code=True)` without kivla

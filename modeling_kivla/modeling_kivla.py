@@ -45,6 +45,7 @@ from .frozen_parts import set_frozen_to_eval
 from .generation_kivla import KIVLAGenerationMixin
 from .hub_card import PushedWithCard
 from .knowledge_insulation import insulate
+from .module_structure import why_not_compiled
 from .next_token import ClosedChoice, choice_losses, closed_choice, next_token_loss, supervised_tokens
 from .pipeline_kivla import ActionPredictionPipeline  # noqa: F401 (belongs to the code that is saved with a policy)
 from .real_time_chunking import RealTimeChunking, draw_delays, first_steps, guided_velocity
@@ -509,6 +510,7 @@ class KIVLAForActionPrediction(KIVLAGenerationMixin, KIVLAPreTrainedModel):
         expert_attention_mask: torch.Tensor | None,
         read: bool,
         closed: ClosedChoice | None = None,
+        compiled: CompiledPolicy | None = None,
     ) -> tuple[Any, tuple[torch.Tensor, torch.Tensor | None], Prefix | None]:
         """Run the VLM once: its `ModelOutput`; logits at flat positions `rows`, those that choose among candidates
         apart; and what the expert reads, if it does (`read`).
@@ -531,11 +533,11 @@ class KIVLAForActionPrediction(KIVLAGenerationMixin, KIVLAPreTrainedModel):
         layers = self.config.expert_layers
         output: Any = None
         logits: Any = None
-        if self.compiled_policy is not None and read and not len(rows) and not torch.is_grad_enabled():
-            key_values, position = self.compiled_policy.read_prompt(vlm_inputs)
+        if compiled is not None and not vlm_inputs.get("output_router_logits"):
+            key_values, position = compiled.read_prompt(self.vlm, layers, vlm_inputs)
         else:
             output, logits, key_values, position = run_vlm(self.vlm, layers, read, rows, closed, **vlm_inputs)
-        if vlm_inputs.get("output_router_logits") and output is not None and output.get("aux_loss") is None:
+        if vlm_inputs.get("output_router_logits") and output.get("aux_loss") is None:
             raise ValueError(
                 f"'{self.config.vlm_config.model_type}' has no router loss: leave out output_router_logits."
             )
@@ -576,7 +578,8 @@ class KIVLAForActionPrediction(KIVLAGenerationMixin, KIVLAPreTrainedModel):
         if expert_attention_mask is None:
             expert_attention_mask = vlm_inputs.get("attention_mask", tokens.new_ones(tokens.shape[:2]))
         no_rows, _ = supervised_tokens(None, tokens)
-        return cast(Prefix, self._encode(vlm_inputs, no_rows, expert_attention_mask, read=True)[2])
+        compiled = self.compiled_policy
+        return cast(Prefix, self._encode(vlm_inputs, no_rows, expert_attention_mask, read=True, compiled=compiled)[2])
 
     @torch.inference_mode(mode=False)  # a caller in inference mode could have no guidance: it takes gradients
     @torch.no_grad()
@@ -651,12 +654,13 @@ class KIVLAForActionPrediction(KIVLAGenerationMixin, KIVLAPreTrainedModel):
         times = euler_times(num_steps, device)
         conditions = self.expert.time_condition(times, with_given=given is not None).rows()
         prefix = self.expert.with_room(prefix, config.chunk_size + (state is not None) if guide is None else 0)
-        compiled = self.compiled_policy if guide is None else None
-        expert = self.expert if compiled is None else compiled.expert_step()
+        expert: Callable = partial(self.expert, prefix=prefix, layout=layout, state=state)
+        if self.compiled_policy is not None and guide is None:
+            expert = self.compiled_policy.expert_step(self.expert, x, conditions[0], prefix, layout, state)
 
         # Euler steps from t = 1 (noise) to t = 0 (actions).
         for t, condition in zip(times, conditions, strict=True):
-            velocity_of = partial(expert, time=condition, prefix=prefix, layout=layout, state=state)
+            velocity_of = partial(expert, time=condition)
             velocity = velocity_of(x) if guide is None else guided_velocity(velocity_of, x, t, *guide)
             x = x - velocity * step
         check_finite(x)
@@ -680,14 +684,15 @@ class KIVLAForActionPrediction(KIVLAGenerationMixin, KIVLAPreTrainedModel):
 
         Code is made when inputs of a new kind come (another number of examples or images; prompts may have any length),
         which takes a minute or some, and kept on disk: the next process loads it in a moment. Actions are the same up
-        to the order of sums. Training, `generate` and RTC by guidance run as before. Needs a C++ compiler.
+        to the order of sums. Training, `generate` and RTC by guidance run as before. Needs a C++ compiler. What is
+        done to the policy afterwards holds at once: it gets other code, or runs as it is, and the log says so.
 
         Args:
             cache_dir: where the code is kept; by default in the cache of Hugging Face.
             options: of Inductor, for instance `{"max_autotune": True}`.
 
         Raises:
-            ValueError: the policy is not on the CPU as a whole.
+            ValueError: the policy is not on the CPU as a whole, its weights are quantised, or it has hooks.
         """
         devices = sorted({parameter.device.type for parameter in self.parameters()})
         if devices != ["cpu"]:
@@ -695,7 +700,9 @@ class KIVLAForActionPrediction(KIVLAGenerationMixin, KIVLAPreTrainedModel):
                 f"compile_policy needs the whole policy on the CPU, and it is on {', '.join(devices)}. On a GPU use "
                 "compile_expert()."
             )
-        self.compiled_policy = CompiledPolicy(self.config, self.vlm, self.expert, cache_dir, options)
+        if (why := why_not_compiled(self)) is not None:
+            raise ValueError(f"compile_policy makes no code for this policy: {why}. Let it act as it is.")
+        self.compiled_policy = CompiledPolicy(cache_dir, options)
 
 
 def _repeated_layers(model: KIVLAForActionPrediction) -> set[str]:
