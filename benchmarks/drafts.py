@@ -29,6 +29,7 @@ from kivla.simulation import TabletopVectorEnv
 from kivla.simulation.rollout import Acting, PipelinePolicy, rollout
 from kivla.simulation.tabletop.tasks import TASK_KINDS
 
+from .options import count
 from .timing import interleaved
 
 WIDTH = 8  # codes that the VLM guesses at once
@@ -46,9 +47,9 @@ NOTHING, EXPERT, BEFORE, ALL_BEFORE, ITSELF = (
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.drafts", description=__doc__.split("\n")[0])
     parser.add_argument("policy", help="trained policy whose VLM says action tokens: a folder or a Hub id")
-    parser.add_argument("--num_episodes", type=int, default=60)
+    parser.add_argument("--num_episodes", type=count, default=60)
     parser.add_argument("--kinds", nargs="+", choices=TASK_KINDS, default=["touch"], help="of task; touch")
-    parser.add_argument("--repetitions", type=int, default=20, help="of what is timed; 20")
+    parser.add_argument("--repetitions", type=count, default=20, help="of what is timed; 20")
     parser.add_argument("--output", type=Path, default=Path("outputs/drafts.json"), help="where the numbers go")
     args = parser.parse_args(arguments)
 

@@ -1,6 +1,6 @@
 """In which type attention is computed: on a CPU in float32, whatever the layers around it compute in.
 
-What CPUs are fast at in bfloat16 are layers. Attention gains little from it and loses digits; its backward is slower in it.
+What CPUs are fast at in bfloat16 are layers. Attention gains little from it and loses digits; backward is slower.
 """
 
 from contextlib import AbstractContextManager, nullcontext
