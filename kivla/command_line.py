@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import NoReturn
 
 import yaml
-from transformers import HfArgumentParser, pipeline
+from transformers import AutoConfig, HfArgumentParser, pipeline
 
-from .modeling_kivla import KIVLAConfig
 from .named_models import find_vlm, model_type
 
 
@@ -213,7 +212,7 @@ def policy_pipeline(policy: str, trust_remote_code: bool = False, **options):
             "`kivla train --vlm`, and π0 or π0.5 by `kivla convert`."
         )
     if kind is not None and not trust_remote_code:
-        KIVLAConfig.from_pretrained(policy).read_vlm_config()
+        AutoConfig.from_pretrained(policy).read_vlm_config()
     return pipeline("action-prediction", model=policy, trust_remote_code=trust_remote_code, **options)
 
 

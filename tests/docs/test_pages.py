@@ -27,6 +27,7 @@ OPTIONS_OF_OTHERS = {
     "import",
     "version",
     "rename_map",
+    "rows",  # of benchmarks.hands
     "dry_run",
     "write",
     "quick",
