@@ -176,7 +176,8 @@ def draw(options: argparse.Namespace, first: int) -> None:
             axis.set_xticks([])
             axis.set_yticks([])
         row[0].set_ylabel(f"{name} history")
-        row[-1].set_xlabel("the one that was meant" if episode.success else "another one")
+        outcome = "the one that was meant" if episode.success else "another one"
+        row[-1].set_title(f"step {len(frames) - 1}: {outcome}", fontsize=9)
     figure.suptitle(f"\u201c{episode.instruction}\u201d: shown for {SHOWN} steps, released after {HELD}", fontsize=10)
     figure.savefig(options.output / "history.png", dpi=110)
 
