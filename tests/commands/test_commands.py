@@ -132,7 +132,8 @@ def test_inspect_a_policy_shows_its_mask(policy, tmp_path, capsys):
     assert "128 codes" in capsys.readouterr().out
     processor = KIVLAProcessor.from_pretrained(policy)
     config = KIVLAForActionPrediction.from_pretrained(policy).config
-    mask, groups = attention_mask(config, example_batch(processor, 1, "go"))
+    image_ids = processor.tokenizer.convert_tokens_to_ids(["<image>"])
+    mask, groups = attention_mask(config, example_batch(processor, 1, "go"), image_ids)
     names = [name for name, _ in groups]
     assert names == ["image", "text", "learned", "noisy actions"]
     start = dict(zip(names, np.cumsum([0, *(n for _, n in groups)]), strict=False))
