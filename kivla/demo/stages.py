@@ -263,7 +263,8 @@ def make_trainer(
         made_for: demonstrations that a new policy's statistics and action tokens are of; those that it learns.
     """
     # The policy, by the one interpreter of a recipe.
-    data, all_data = (_read(folder, args) for folder in (demonstrations, made_for or demonstrations))
+    data = _read(demonstrations, args)
+    all_data = data if made_for is None else _read(made_for, args)
     torch.manual_seed(seed)
     is_policy = AutoConfig.from_pretrained(start).model_type == KIVLAConfig.model_type
     built = build_for_stage(stage, [all_data], options(data, args), **{"before" if is_policy else "vlm": start})
