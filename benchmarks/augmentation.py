@@ -11,7 +11,7 @@ What is measured goes to OUTPUT/row_*.json; the same command goes on where it wa
 """
 
 import argparse
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -92,6 +92,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.augmentation", description=__doc__)
     parser.add_argument("--first_steps", type=count, default=700, help="steps without augmentation (default: 700)")
     parser.add_argument("--max_steps", type=count, default=1400, help="steps of each that follow (default: 1400)")
+    parser.add_argument("--learn_vision", action="store_true", help="the vision tower learns, too, in what follows")
     parser.add_argument("--num_episodes", type=count, default=200, help="scenes, the same for all (default: 200)")
     parser.add_argument("--num_demonstrations", type=count, default=1500, help="(default: 1500)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="a run each, of both (default: 0 1)")
@@ -115,7 +116,7 @@ def measure(options: argparse.Namespace) -> dict[str, dict[str, list[bool]]]:
     record(demonstrations, args)
     outcomes = {view.name: {PLAIN: [], AUGMENTED: []} for view in VIEWS}
 
-    def train(start: str | Path, name: str, max_steps: int, seed: int, augment: str) -> Path:
+    def train(start: str | Path, name: str, max_steps: int, seed: int, augment: str, args=args) -> Path:
         policy = options.output / f"policy_{name}_{seed}"
         once(
             policy.with_suffix(".json"),
@@ -123,10 +124,11 @@ def measure(options: argparse.Namespace) -> dict[str, dict[str, list[bool]]]:
         )
         return policy
 
+    later = replace(args, freeze_vision=not options.learn_vision)
     for seed in options.seeds:
         first = train(TABLETOP_VLM, "first", options.first_steps, seed, PLAIN)
         for augment in (PLAIN, AUGMENTED):
-            policy = train(first, augment, options.max_steps, seed, augment)
+            policy = train(first, augment, options.max_steps, seed, augment, later)
             for number, view in enumerate(VIEWS):
                 row = once(
                     options.output / f"row_{augment}_{seed}_{number}.json",

@@ -49,7 +49,7 @@ def measure(quick: bool) -> Measurement:
         decode, process, encode = "decoding its pictures", "processing it without pictures", "FAST encoding alone"
         calls = {
             load: lambda: collate([data[i] for i in chosen]),
-            step: partial(_train, model, optimizer, batch),
+            step: partial(train, model, optimizer, batch),
             decode: lambda: [_decode(file) for file in files],
             process: lambda: processor(**columns),
             encode: lambda: processor.action_tokenizer.encode(processor.robot().actions.normalize(chunks)),
@@ -73,7 +73,7 @@ def _decode(file: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(file)).convert("RGB"))
 
 
-def _train(model, optimizer, batch) -> None:
+def train(model, optimizer, batch) -> None:
     optimizer.zero_grad()
     model(**batch).loss.backward()
     optimizer.step()

@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -49,6 +50,24 @@ def test_an_ordinary_vlm_is_left(taught):
     questions = make_questions(3, 1_000_000, kinds=report["kinds"])
     answers = ask(vlm, AutoProcessor.from_pretrained(taught / "vlm"), questions)
     assert report["accuracy"] == answer_accuracy(questions, answers)
+
+
+def test_the_updates_alone_make_the_same_vlm(taught):
+    """A few megabytes to keep, beside a VLM of gigabytes that anybody can get."""
+    vlm = AutoModelForImageTextToText.from_pretrained(TABLETOP_VLM, dtype=torch.float32)
+    merged = PeftModel.from_pretrained(vlm, taught / "updates").merge_and_unload().bfloat16().state_dict()
+    expected = AutoModelForImageTextToText.from_pretrained(taught / "vlm", dtype=torch.bfloat16).state_dict()
+    assert merged.keys() == expected.keys()
+    for name, weight in expected.items():
+        torch.testing.assert_close(merged[name], weight, rtol=0, atol=0, msg=lambda m, n=name: f"{n}: {m}")
+    assert {tensor.dtype for tensor in load_file(taught / "updates" / "adapter_model.safetensors").values()} == {
+        torch.bfloat16
+    }
+
+
+def test_mixed_precision_learns_in_float32_weights(texts, tmp_path):
+    main(["teach-vlm", str(tmp_path), *SMALL, *texts, "--bf16"])
+    assert json.loads((tmp_path / "vlm" / "accuracy.json").read_text())["bf16"] is True
 
 
 def test_an_interrupted_run_ends_like_an_undisturbed_one(taught, texts, tmp_path):

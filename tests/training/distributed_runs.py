@@ -30,7 +30,7 @@ from kivla import (
     KIVLATrainingArguments,
 )
 from kivla.processing import compute_statistics
-from kivla.training.data_parallel import DDPGradients
+from kivla.training.data_parallel import DDPGradients, ended_process_group
 from kivla.training.evaluation.text_nll import HeldOutTexts
 from kivla.training.parts import PARTS, RATE_ARGUMENTS
 from kivla.training.recipes import Stage, set_stage
@@ -294,5 +294,6 @@ def run(folder: Path, name: str) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    for run_name in sys.argv[2:]:
-        run(Path(sys.argv[1]), run_name)
+    with ended_process_group():
+        for run_name in sys.argv[2:]:
+            run(Path(sys.argv[1]), run_name)

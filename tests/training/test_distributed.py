@@ -51,8 +51,9 @@ has_deepspeed = importlib.util.find_spec("deepspeed") is not None
 
 
 def environment(**variables: str) -> dict[str, str]:
-    # ACCELERATE_USE_CPU keeps what is meant for GPUs on the CPU, with gloo.
-    return {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT), **variables}
+    # ACCELERATE_USE_CPU keeps what is meant for GPUs on the CPU, with gloo; a process that is aborted says where it was
+    ours = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONFAULTHANDLER": "1", "PYTHONPATH": str(ROOT)}
+    return {**os.environ, **ours, **variables}
 
 
 def launch(config: str, folder: Path, runs: list[str], machines: int = 1, **variables: str) -> None:
@@ -72,7 +73,7 @@ def launch(config: str, folder: Path, runs: list[str], machines: int = 1, **vari
     finally:
         for launcher in launchers:
             launcher.terminate()
-    logs = "".join((folder / f"launcher_{rank}.log").read_text()[-3000:] for rank in range(machines))
+    logs = "".join((folder / f"launcher_{rank}.log").read_text()[-10_000:] for rank in range(machines))
     assert codes == [0] * machines, logs
 
 

@@ -20,6 +20,7 @@ from kivla import KIVLACollator, KIVLATrainer, KIVLATrainingArguments, LeRobotDa
 from kivla.simulation import make_questions
 from kivla.training.data.mixture import Mixture
 from kivla.training.data.vlm.dataset import VLMDataset
+from kivla.training.data_parallel import ended_process_group
 from tests.helpers.patience import PATIENCE
 from tests.helpers.policies import CHUNK, DATASET, make_policy, several_cpus_resume
 
@@ -133,4 +134,5 @@ def test_a_mixture_that_is_too_short_is_refused(tmp_path):
 if __name__ == "__main__":
     torch.set_num_threads(1)
     folder, stop_after, num_workers, batch_size = sys.argv[1:]
-    train(Path(folder), int(stop_after), int(num_workers), int(batch_size))
+    with ended_process_group():
+        train(Path(folder), int(stop_after), int(num_workers), int(batch_size))
