@@ -33,7 +33,7 @@ from kivla.demo.stages import (
 )
 from kivla.named_models import TABLETOP, find_vlm
 from kivla.simulation import TabletopVectorEnv
-from kivla.simulation.rollout import PipelinePolicy, Policy
+from kivla.simulation.rollout import Acting, PipelinePolicy, Policy
 from kivla.simulation.rollout_evaluation import evaluate, success_rate
 from kivla.simulation.tabletop.phases import PHASES
 from kivla.simulation.tabletop.tasks import TASK_KINDS
@@ -57,7 +57,9 @@ class Row:
         changes: of `TabletopArguments`.
         steps: how many times the first row's.
         touch_first: a third of the steps are on touch tasks alone.
-        acts: the first row's policy, which only acts otherwise.
+        acts: whose policy it is, which only acts otherwise.
+        noise_scale: of the noise that chunks start from.
+        fresh_noise: new noise for every chunk, as on a robot.
         acts_by: "flow" or "tokens"; the recipe's own.
         closes_above: the gripper closes where its action is above this.
     """
@@ -66,14 +68,16 @@ class Row:
     changes: dict = field(default_factory=dict)
     steps: float = 1.0
     touch_first: bool = False
-    acts: bool = False
+    acts: str | None = None
+    noise_scale: float = 1.0
+    fresh_noise: bool = True
     acts_by: str | None = None
     closes_above: float = 0.0
 
 
-BASE = "base"
+BASE, TOGETHER = "base", "together"
 ROWS = {
-    BASE: Row("as `kivla demo` does it"),
+    BASE: Row("all tasks from the first step on"),
     "hovering": Row("expert closes within 0.02, half a pixel", {"expert_precision": 0.02}),
     "recoveries": Row("30 % of the episodes with an empty grip", {"empty_grips": 0.3}),
     "calm": Row("half the disturbance", {"action_noise": 0.3}),
@@ -97,7 +101,7 @@ ROWS = {
     "wide-expert": Row("expert twice as wide", {"expert_hidden_size": 128, "expert_intermediate_size": 384}),
     "twice": Row("twice the steps", steps=2.0),
     "touch-first": Row("a third of the steps on touch tasks, first", touch_first=True),
-    "together": Row(
+    TOGETHER: Row(
         "a third of the steps on touch tasks, first; then 30 % of the episodes with an empty grip",
         {"empty_grips": 0.3},
         touch_first=True,
@@ -105,9 +109,12 @@ ROWS = {
     "joint": Row("recipe joint", {"recipe": "joint", "state_encoding": "none"}),
     "frozen": Row("recipe frozen", {"recipe": "frozen", "state_encoding": "none"}),
     "pi0-fast": Row("recipe pi0-fast", {"recipe": "pi0-fast", "state_encoding": "none"}),
-    "looks-often": Row("the first row's policy, looks after every 2 actions", {"replan_every": 2}, acts=True),
-    "closes-late": Row("the first row's policy, gripper closes above 0.5", acts=True, closes_above=0.5),
-    "by-tokens": Row("the first row's policy, its VLM acts by tokens", acts=True, acts_by="tokens"),
+    "looks-often": Row("the first row's policy, looks after every 2 actions", {"replan_every": 2}, acts=BASE),
+    "closes-late": Row("the first row's policy, gripper closes above 0.5", acts=BASE, closes_above=0.5),
+    "by-tokens": Row("the first row's policy, its VLM acts by tokens", acts=BASE, acts_by="tokens"),
+    "same-noise": Row(f"that of `{TOGETHER}`, all chunks from the same noise", acts=TOGETHER, fresh_noise=False),
+    "half-noise": Row(f"that of `{TOGETHER}`, half the noise", acts=TOGETHER, noise_scale=0.5),
+    "no-noise": Row(f"that of `{TOGETHER}`, no noise", acts=TOGETHER, noise_scale=0.0),
 }
 
 
@@ -143,7 +150,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 # ------------------------------------------------------------------------------------------------------------ training
 def arguments_of(options: argparse.Namespace, name: str, kinds: list[str] | None = None) -> TabletopArguments:
-    args = TabletopArguments(kinds=kinds or options.kinds, num_demonstrations=options.num_demonstrations)
+    plain = {"empty_grips": 0.0, "curriculum": False, "noise_scale": 1.0}  # what is changed here, or told when it acts
+    args = TabletopArguments(kinds=kinds or options.kinds, num_demonstrations=options.num_demonstrations, **plain)
     return replace(args, **ROWS[name].changes)
 
 
@@ -156,13 +164,13 @@ def demonstrations_of(options: argparse.Namespace, args: TabletopArguments) -> P
 
 
 def policy_of(options: argparse.Namespace, name: str, seed: int) -> Path:
-    return options.output / f"policy_{BASE if ROWS[name].acts else name}_{seed}"
+    return options.output / f"policy_{ROWS[name].acts or name}_{seed}"
 
 
 def train(options: argparse.Namespace, name: str, seed: int) -> None:
     """Train a row's policy; what is there is not done again."""
     row = ROWS[name]
-    if row.acts:
+    if row.acts is not None:
         return
     args, folder = arguments_of(options, name), policy_of(options, name, seed)
     start, steps = find_vlm(options.vlm), round(row.steps * options.max_steps)
@@ -189,7 +197,7 @@ def plan(options: argparse.Namespace) -> str:
     lines = ["| row | s a step | minutes of training, a seed |", "|---|--:|--:|"]
     total = 0.0
     for name in options.rows:
-        if ROWS[name].acts:
+        if ROWS[name].acts is not None:
             continue
         args = arguments_of(options, name)
         where = demonstrations_of(options, args), options.output / "scratch"
@@ -235,11 +243,13 @@ def outcomes(options: argparse.Namespace, name: str, seed: int, loop: str) -> di
     """What happened in every scene, as `evaluate` says it, without the sentences."""
     row, env = ROWS[name], TabletopVectorEnv(min(options.num_episodes, 100), **ROLLOUTS[loop][1])
     pipe = pipeline("action-prediction", model=str(policy_of(options, name, seed)))
-    policy: Policy = PipelinePolicy(pipe, seed, acts_by=row.acts_by)
+    noise_scale = None if row.noise_scale == 1.0 else row.noise_scale  # tokens know none
+    policy: Policy = PipelinePolicy(pipe, seed, acts_by=row.acts_by, noise_scale=noise_scale)
     if row.closes_above:
         policy = closing_above(row.closes_above, policy)
     scenes = range(EVALUATION_SEED, EVALUATION_SEED + options.num_episodes)
-    figures, _ = evaluate(policy, env, scenes, arguments_of(options, name).replan_every, env.max_steps)
+    acting = Acting(fresh_noise=row.fresh_noise)
+    figures, _ = evaluate(policy, env, scenes, arguments_of(options, name).replan_every, env.max_steps, acting=acting)
     return {
         "success": [episode["success"] for episode in figures["episodes"]],
         "swapped_original": [episode["success"] for episode in figures["swapped"]["episodes"]],

@@ -84,6 +84,7 @@ def train(options: argparse.Namespace, seed: int) -> None:
         expert_hidden_size=128,
         expert_intermediate_size=384,
         learning_rate=2e-3,
+        noise_scale=1.0,
         rtc_max_delay=options.max_delay,
     )
     folder, steps = options.output / f"policy_{seed}", options.max_steps

@@ -31,6 +31,7 @@ class KivlaConfig(PreTrainedConfig):
         robot: whose cameras, state and actions these are, for a policy of several robots.
         acts_by: "flow" (the action expert) or "tokens" (the VLM's own); None for what the policy was trained for.
         num_steps: Euler steps of the action expert; the policy's own number if None.
+        noise_scale: how much noise chunks start from: 0 none, 1 as in training; the policy's own if None.
         seed: with it every chunk starts from the same noise; None draws noise from torch's random state.
         clip_actions: hold actions within the range of the policy's data; None for what its processor says (it does).
         rtc: how a chunk goes on from the one before in `lerobot-rollout --inference.type=rtc`: "guidance" (any policy
@@ -54,6 +55,7 @@ class KivlaConfig(PreTrainedConfig):
     robot: str | None = None
     acts_by: str | None = None
     num_steps: int | None = None
+    noise_scale: float | None = None
     seed: int | None = None
     clip_actions: bool | None = None
     rtc: str | None = None

@@ -212,7 +212,8 @@ class KivlaPolicy(PreTrainedPolicy):
         self.eval()
         if self._pipeline is None or self._pipeline.device != self.model.device:
             self._pipeline = ActionPredictionPipeline(self.model, processor=self.processor, device=self.model.device)
-        options |= {name: getattr(self.config, name) for name in ("num_steps", "seed", "acts_by", "clip_actions")}
+        options |= {name: getattr(self.config, name) for name in ("num_steps", "noise_scale", "seed", "acts_by")}
+        options["clip_actions"] = self.config.clip_actions
         results = self._pipeline(observations, **options)
         self._warn_of_clipping(results)
         return torch.stack([torch.from_numpy(actions_of(result)) for result in results]).to(self.model.device)

@@ -1,5 +1,6 @@
 """Configuration of a KIVLA model: any VLM config, the action expert's config, and how the two are trained together."""
 
+import math
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
@@ -24,6 +25,17 @@ else:
 CUSTOM_PIPELINES = {
     "action-prediction": {"impl": "pipeline_kivla.ActionPredictionPipeline", "pt": ["AutoModelForImageTextToText"]}
 }
+
+
+def check_noise_scale(scale: float) -> float:
+    """Refuse what is no standard deviation of noise.
+
+    Raises:
+        ValueError: it is negative, infinite, or not a number.
+    """
+    if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 <= scale < math.inf:
+        raise ValueError(f"noise_scale is a number, 0 (no noise) or more; 1 is as in training. Got {scale!r}.")
+    return scale
 
 
 @strict
@@ -99,6 +111,9 @@ class KIVLAConfig(CheckedConfig):
             is left alone, and the policy acts by decoding action tokens.
         num_flow_samples (`int`, defaults to 1): noise draws N for each backbone pass while training.
         num_inference_steps (`int`, defaults to 10): Euler steps.
+        noise_scale (`float`, defaults to 1.0): standard deviation of the noise that chunks start from when the policy
+            acts. 1: as it was trained. 0: always the same chunk for an observation. Less noise is steadier; where an
+            observation allows for several ways, it chooses among fewer of them.
         time_sampling_alpha, time_sampling_beta, time_sampling_scale, time_sampling_offset (`float`): flow time is
             `scale · Beta(alpha, beta) + offset`, 1 = noise (π0: 1.5, 1.0, 0.999, 0.001).
         rtc_max_delay (`int`, defaults to 0): the longest delay, in control steps, that the expert is trained to make up
@@ -126,6 +141,7 @@ class KIVLAConfig(CheckedConfig):
     flow_loss_weight: float = 1.0
     num_flow_samples: int = 1
     num_inference_steps: int = 10
+    noise_scale: float = 1.0
     time_sampling_alpha: float = 1.5
     time_sampling_beta: float = 1.0
     time_sampling_scale: float = 0.999
@@ -250,6 +266,7 @@ class KIVLAConfig(CheckedConfig):
                 f'state_encoding="continuous" needs max_state_dim of at least 1, got {self.max_state_dim}. '
                 'Use state_encoding="none" for a robot without state.'
             )
+        check_noise_scale(self.noise_scale)
         # How the two parts learn together
         if not 0.0 <= self.backbone_gradient_scale <= 1.0:
             raise ValueError(
@@ -292,4 +309,4 @@ class KIVLAConfig(CheckedConfig):
                 )
 
 
-__all__ = ["KIVLAConfig", "KIVLAExpertConfig"]
+__all__ = ["KIVLAConfig", "KIVLAExpertConfig", "check_noise_scale"]

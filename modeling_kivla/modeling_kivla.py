@@ -23,7 +23,7 @@ from .action_expert import ActionExpert, ExpertRMSNorm, Modulation, Prefix
 from .adapter_loading import adapter_in, load_with_adapter
 from .backbone_attention import find_language_head, find_text_decoder, record_attention
 from .compiled_policy import CompiledPolicy
-from .configuration_kivla import KIVLAConfig, KIVLAExpertConfig
+from .configuration_kivla import KIVLAConfig, KIVLAExpertConfig, check_noise_scale
 from .damaged_files import check_all_weights, check_text_weights, damaged_files_named
 from .flow_matching import euler_times, flow_matching_loss, interpolate, sample_flow_time
 from .forward_inputs import (
@@ -592,6 +592,7 @@ class KIVLAForActionPrediction(KIVLAGenerationMixin, KIVLAPreTrainedModel):
         state: torch.Tensor | None = None,
         prefix: Prefix | None = None,
         rtc: RealTimeChunking | None = None,
+        noise_scale: float | None = None,
         **inputs,
     ) -> torch.Tensor:
         """Turn noise into action chunks: the VLM runs once, the expert `num_steps` times.
@@ -603,6 +604,7 @@ class KIVLAForActionPrediction(KIVLAGenerationMixin, KIVLAPreTrainedModel):
             state: as in `forward`.
             prefix: of `encode_prefix`, in place of `**inputs`, when the observation has not changed.
             rtc: what is left of the chunks that are being executed; the new ones go on from it.
+            noise_scale: what the noise, given or drawn, is multiplied by; `config.noise_scale` by default.
             **inputs: of `encode_prefix`; what `processor(...)` gives without actions.
 
         Returns:
@@ -619,6 +621,7 @@ class KIVLAForActionPrediction(KIVLAGenerationMixin, KIVLAPreTrainedModel):
                 'tokens: model.generate_actions(...), or acts_by="tokens" in a pipeline.'
             )
         num_steps = check_num_steps(config.num_inference_steps if num_steps is None else num_steps)
+        noise_scale = check_noise_scale(config.noise_scale if noise_scale is None else noise_scale)
         if prefix is not None and inputs:
             raise ValueError(f"Give a `prefix` or what it is made of, not both: got {', '.join(inputs)} beside it.")
 
@@ -635,7 +638,7 @@ class KIVLAForActionPrediction(KIVLAGenerationMixin, KIVLAPreTrainedModel):
         real = torch.ones(shape, dtype=torch.bool) if action_mask is None else action_mask
         real = real.to(device).any(1, keepdim=True)  # (B, 1, D)
         state = check_state(config, state, batch_size)
-        x = noise.to(device, torch.float32) * real
+        x = noise.to(device, torch.float32) * noise_scale * real
         step = real / num_steps  # (B, 1, D)
 
         # What is left of the old chunks: the new ones are given its beginning, or are guided towards it.

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from transformers import Pipeline
 
+from .configuration_kivla import check_noise_scale
 from .eval_mode import eval_mode
 from .forward_inputs import check_num_steps
 from .real_time_chunking import RealTimeChunking, check_guidance_weight, check_horizon, check_method, whole_number
@@ -20,7 +21,10 @@ DTYPE_OPTION = {
     "choices": ["auto", "float32", "bfloat16", "float16"],
 }
 
-_OPTIONS = ("num_steps", "seed", "acts_by", "clip_actions", "reuse_prefix", "cameras")
+# And `--noise_scale`
+NOISE_SCALE_OPTION = {"help": "How much noise chunks start from: 0 none, 1 as in training; the policy's default."}
+
+_OPTIONS = ("num_steps", "noise_scale", "seed", "acts_by", "clip_actions", "reuse_prefix", "cameras")
 _OPTIONS += ("rtc", "execution_horizon", "max_guidance_weight")
 
 
@@ -43,7 +47,9 @@ class ActionPredictionPipeline(Pipeline):
     does it: the result has a `response` beside the actions. An observation may bring a `response` of its own.
 
     Options, in the constructor or in a call: `acts_by`, "flow" (the action expert) or "tokens" (decoded action tokens;
-    by default what the policy was trained for); `num_steps` (Euler steps); `seed`: with it every observation starts
+    by default what the policy was trained for); `num_steps` (Euler steps); `noise_scale`, how much noise chunks start
+    from (1: as in training; 0: none, so that an observation has one chunk); both by default as the policy's config has
+    them; `seed`: with it every observation starts
     from the same noise, so its actions do not depend on what else is in the batch (tokens are decoded greedily); an
     observation may bring a `seed` of its own;
     `clip_actions`, whether actions are held within the range of the robot's data (the processor's setting by default);
@@ -112,6 +118,7 @@ class ActionPredictionPipeline(Pipeline):
     def _sanitize_parameters(
         self,
         num_steps: int | None = None,
+        noise_scale: float | None = None,
         seed: int | None = None,
         acts_by: str | None = None,
         clip_actions: bool | None = None,
@@ -131,13 +138,16 @@ class ActionPredictionPipeline(Pipeline):
             check_method(self.model.config, rtc)
         if num_steps is not None:
             check_num_steps(num_steps)
+        if noise_scale is not None:
+            check_noise_scale(noise_scale)
         if seed is not None:
             seed = _checked_seed(seed)
         if execution_horizon is not None:
             check_horizon(self.model.config, execution_horizon)
         if max_guidance_weight is not None:
             check_guidance_weight(max_guidance_weight)
-        forward = {"num_steps": num_steps, "seed": seed, "acts_by": acts_by, "reuse_prefix": reuse_prefix}
+        forward = {"num_steps": num_steps, "noise_scale": noise_scale, "seed": seed, "acts_by": acts_by}
+        forward["reuse_prefix"] = reuse_prefix
         given = {name: value for name, value in forward.items() if value is not None}
         before = {"acts_by": acts_by, "cameras": cameras, "rtc": rtc}
         before |= {"execution_horizon": execution_horizon, "max_guidance_weight": max_guidance_weight}
@@ -326,6 +336,7 @@ class ActionPredictionPipeline(Pipeline):
         self,
         model_inputs,
         num_steps: int | None = None,
+        noise_scale: float | None = None,
         seed: int | None = None,
         acts_by: str | None = None,
         reuse_prefix: bool = False,
@@ -333,6 +344,11 @@ class ActionPredictionPipeline(Pipeline):
         inputs, rtc, seeds = (model_inputs.pop(name) for name in ("inputs", "rtc", "seeds"))
         noise = None
         if self._acts_by_tokens(acts_by):
+            for name, value in {"num_steps": num_steps, "noise_scale": noise_scale}.items():
+                if value is not None:
+                    raise ValueError(
+                        f"{name} is for the action expert, and here the VLM acts, by tokens. Leave it out."
+                    )
             options = {"robot": model_inputs["robots"], "max_response_tokens": 0}  # what there is to say has been said
             chunks = self.model.generate_actions(self.processor, **options, **inputs)
             return {"chunks": chunks, **model_inputs}
@@ -341,7 +357,8 @@ class ActionPredictionPipeline(Pipeline):
             noise = torch.stack([self._noise(own) for own in seeds]).to(self.device)
         if reuse_prefix:
             inputs = self._with_prefix(dict(inputs))
-        chunks = self.model.sample_actions(**inputs, num_steps=num_steps, noise=noise, rtc=rtc).cpu().numpy()
+        options = {"num_steps": num_steps, "noise": noise, "rtc": rtc, "noise_scale": noise_scale}
+        chunks = self.model.sample_actions(**inputs, **options).cpu().numpy()
         return {"chunks": list(chunks), **model_inputs}
 
     def _noise(self, seed: int | None) -> torch.Tensor:

@@ -34,12 +34,13 @@ class Acting:
         latency_steps: control steps that pass from an observation until its chunk can be used. An episode begins when
             its first chunk is there.
         fresh_noise: give every observation a `seed` of its own, so that each chunk starts from new noise, as on a
-            robot. What happens in an episode is still the same whichever others run beside it.
+            robot. What happens in an episode is still the same whichever others run beside it. False: all chunks of all
+            episodes start from the same noise, by which a policy's success may be half or twice what it is.
     """
 
     way: str = "sync"
     latency_steps: int = 0
-    fresh_noise: bool = False
+    fresh_noise: bool = True
 
 
 AT_ONCE = Acting()  # chunks that take no time, one after another
@@ -50,14 +51,15 @@ class PipelinePolicy:
 
     Args:
         pipe: the pipeline.
-        seed: every chunk starts from this seed's noise, so that what happens in an episode does not depend on which
-            others run beside it; where observations have a `seed`, from that of both.
+        seed: of the noise. Where observations have a `seed` (`Acting.fresh_noise`) chunks start from the noise of both,
+            else all from the same. What happens in an episode does not depend on which others run beside it.
         num_steps: Euler steps; by default the model's.
         clip_actions: hold actions within the range of the policy's data; by default what its processor says.
         respond: whether a policy that was taught to say a sub-task first says it, at every plan anew, and acts on it.
         cameras: where the environment has other names: the policy's camera → the environment's.
         rtc: of the pipeline: "guidance" or "trained", for observations with what is left of the last chunk.
         acts_by: of the pipeline: "flow" or "tokens"; by default as the policy's recipe has it.
+        noise_scale: of the pipeline; by default the model's.
 
     Raises:
         ValueError: `respond` is False for a policy that says nothing anyway.
@@ -73,6 +75,7 @@ class PipelinePolicy:
         cameras: Mapping[str, str | None] | None = None,
         rtc: str | None = None,
         acts_by: str | None = None,
+        noise_scale: float | None = None,
     ):
         if not respond and not (pipe.processor.expert_reads_response or pipe.processor.responds_first):
             raise ValueError(
@@ -81,7 +84,8 @@ class PipelinePolicy:
         self.pipe = pipe
         self.respond = respond
         self.options: dict = {"seed": seed, "num_steps": num_steps, "clip_actions": clip_actions}
-        self.options |= {name: value for name, value in {"rtc": rtc, "acts_by": acts_by}.items() if value is not None}
+        told = {"rtc": rtc, "acts_by": acts_by, "noise_scale": noise_scale}
+        self.options |= {name: value for name, value in told.items() if value is not None}
         if cameras is not None:
             pipe.processor.check_cameras(cameras)
             self.options["cameras"] = cameras

@@ -11,7 +11,7 @@ from .recipes import RECIPES, Recipe, Stage, get_recipe
 DEFAULT_RECIPE = "insulated"
 NUM_FLOW_SAMPLES = 4  # of a new policy: the backbone's pass costs most
 # Settings that any policy can be given at any time
-MODEL_SETTINGS = ("num_flow_samples", "num_inference_steps", "rtc_max_delay")
+MODEL_SETTINGS = ("num_flow_samples", "num_inference_steps", "noise_scale", "rtc_max_delay")
 _EXPERT_FIELDS = (
     "hidden_size",
     "intermediate_size",
@@ -77,6 +77,9 @@ class PolicyOptions(RelativeOptions):
     )
     num_flow_samples: int | None = field(default=None, metadata={"help": "Noise draws for each backbone pass; 4."})
     num_inference_steps: int | None = field(default=None, metadata={"help": "Euler steps; 10."})
+    noise_scale: float | None = field(
+        default=None, metadata={"help": "How much noise chunks start from when it acts: 0 none; 1, as in training."}
+    )
     rtc_max_delay: int | None = field(
         default=None,
         metadata={"help": "Train for real-time chunking with delays of up to so many control steps; 0, no such delay."},

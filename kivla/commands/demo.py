@@ -15,6 +15,7 @@ from pathlib import Path
 import transformers
 
 from ..command_line import at_least_one, command_line, parse
+from ..demo.curriculum import lessons_of, record_lessons, teach_lessons
 from ..demo.pretraining import PretrainArguments, pretrain
 from ..demo.report import write_report
 from ..demo.stages import (
@@ -23,9 +24,7 @@ from ..demo.stages import (
     ask_policy,
     ask_vlm,
     check_together,
-    fine_tune,
     once,
-    record,
     roll_out,
     rollouts_of,
     seconds_per_step,
@@ -43,7 +42,10 @@ from ..training.evaluation.plots import plot_training_curves
 from ..training.evaluation.predictions import draw, predict_dataset
 from ..training.run_folder import claim_folder
 
-OTHER_STAGES_MINUTES = 3.0  # what everything but fine-tuning takes on two cores
+# What everything but fine-tuning takes on two cores, with one lesson and the roll-outs of one kind of task; a lesson
+# more, and a roll-out more
+OTHER_STAGES_MINUTES, LESSON_MINUTES, ROLLOUT_MINUTES = 3.0, 1.5, 0.5
+FEWEST_ROLLOUTS = 3
 TOO_FEW_STEPS = 300
 SLOWDOWN = 1.25  # the average step of a long run takes longer than the quick quarter of a few
 
@@ -51,7 +53,9 @@ SLOWDOWN = 1.25  # the average step of a long run takes longer than the quick qu
 @dataclass
 class DemoArguments:
     output_dir: str = field(default="outputs/demo", metadata={"help": "Where everything goes; run again to resume."})
-    minutes: float = field(default=10.0, metadata={"help": "Time for everything; 4 or more."})
+    minutes: float = field(
+        default=10.0, metadata={"help": "Time for everything; 4 or more, about 60 where something is to be held."}
+    )
     vlm: str | None = field(default=None, metadata={"help": "VLM to start from; the one that comes with KIVLA."})
     from_scratch: bool = field(default=False, metadata={"help": "Pretrain that VLM too, which takes an hour."})
     max_steps: int | None = field(
@@ -67,8 +71,10 @@ def run(arguments: Sequence[str]) -> None:
     demo, args = parse((DemoArguments, TabletopArguments), arguments, prog="kivla demo")
     if demo.from_scratch and demo.vlm:
         raise ValueError("Give either --vlm or --from_scratch true, which makes its own VLM.")
-    if not 4 <= demo.minutes < math.inf:
-        raise ValueError(f"--minutes must be at least 4, got {demo.minutes}.")
+    if not other_minutes(args) + 1 <= demo.minutes < math.inf:
+        raise ValueError(
+            f"--minutes must be at least {other_minutes(args) + 1:g} for these tasks, got {demo.minutes:g}."
+        )
     at_least_one(demo, "max_steps", "num_episodes", "num_question_scenes")
     if not 0 <= demo.seed < QUESTION_SEED:  # co-training questions and those that are measured stay apart
         raise ValueError(f"--seed lies between 0 and {QUESTION_SEED - 1}, got {demo.seed}.")
@@ -77,7 +83,7 @@ def run(arguments: Sequence[str]) -> None:
     # A folder holds the results of one set of arguments: what is there is not done again.
     folder = Path(demo.output_dir)
     arguments = {name: value for name, value in {**asdict(demo), **asdict(args)}.items() if name != "output_dir"}
-    claim_folder(folder, arguments, ("*.json", "demonstrations", "policy", "pretraining"))
+    claim_folder(folder, arguments, ("*.json", "demonstrations*", "policy*", "pretraining"))
     print(f"Everything goes to {folder}. What is there already is not done again; delete it to start anew.\n")
     if demo.from_scratch:
         pretrain(PretrainArguments(str(folder / "pretraining"), seed=demo.seed))
@@ -89,9 +95,9 @@ def run(arguments: Sequence[str]) -> None:
 
     print("2. Demonstrations of the scripted expert, as a LeRobot v3.0 dataset")
     demonstrations = folder / "demonstrations"
-    for left in folder.glob(f".{demonstrations.name}.incomplete-*"):  # by a run that was killed
+    for left in folder.glob(f".{demonstrations.name}*.incomplete-*"):  # by a run that was killed
         shutil.rmtree(left)
-    recorded = once(folder / "demonstrations.json", lambda: record(demonstrations, args))
+    recorded = once(folder / "demonstrations.json", lambda: record_lessons(folder, args))
     print(f"   {recorded['episodes']} episodes, {recorded['frames']} frames: {demonstrations}\n")
 
     print("3. Fine-tuning with knowledge insulation: the VLM learns action tokens, the expert learns the flow")
@@ -99,7 +105,7 @@ def run(arguments: Sequence[str]) -> None:
     plan = once(folder / "plan.json", lambda: _plan(demo, vlm, demonstrations, folder, args))
     trained = once(
         folder / "training.json",
-        lambda: fine_tune(vlm, demonstrations, policy, args, plan["max_steps"], demo.seed),
+        lambda: teach_lessons(vlm, folder, args, plan["max_steps"], demo.seed),
     )
 
     print("\n4. Roll-outs in fresh scenes; then the same scenes with another instruction")
@@ -163,13 +169,19 @@ def _plan(demo: DemoArguments, vlm: Path, demonstrations: Path, folder: Path, ar
     if demo.max_steps is not None:
         return {"max_steps": demo.max_steps}
     seconds = seconds_per_step(vlm, demonstrations, folder / "scratch", args, num_steps=25)
-    steps = int((demo.minutes - OTHER_STAGES_MINUTES) * 60 / (SLOWDOWN * seconds))
+    steps = int((demo.minutes - other_minutes(args)) * 60 / (SLOWDOWN * seconds))
     print(f"   {seconds:.2f} s a step on this machine: {steps} steps")
     if steps < TOO_FEW_STEPS:
         print(
             f"   Too few to learn the task, which takes about a thousand: give it more than {demo.minutes} --minutes."
         )
     return {"seconds_per_step": seconds, "max_steps": steps}
+
+
+def other_minutes(args: TabletopArguments) -> float:
+    """What is not fine-tuning takes about so long."""
+    lessons, rollouts = len(lessons_of(args)), len(rollouts_of(args.kinds))
+    return OTHER_STAGES_MINUTES + LESSON_MINUTES * (lessons - 1) + ROLLOUT_MINUTES * (rollouts - FEWEST_ROLLOUTS)
 
 
 def _draw_chunks(policy: Path, demonstrations: Path, picture: Path, args: TabletopArguments) -> None:

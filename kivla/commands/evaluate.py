@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForImageTextToText, PreTrainedModel
 
 from ..command_line import at_least_one, parse, policy_pipeline
-from ..modeling_kivla.pipeline_kivla import DTYPE_OPTION
+from ..modeling_kivla.pipeline_kivla import DTYPE_OPTION, NOISE_SCALE_OPTION
 from ..named_models import find_vlm, model_type
 from ..processing import KIVLAProcessor
 from ..processing.camera_names import CAMERAS_HELP, parse_cameras
@@ -57,6 +57,7 @@ class EvaluateArguments(DatasetOptions):
     robot: str | None = field(default=None, metadata={"help": "Whose data it is, of a policy of several robots."})
     cameras: list[str] | None = field(default=None, metadata={"help": CAMERAS_HELP})
     num_steps: int | None = field(default=None, metadata={"help": "Euler steps; the policy's default."})
+    noise_scale: float | None = field(default=None, metadata=NOISE_SCALE_OPTION)
     dtype: str = field(default="auto", metadata=DTYPE_OPTION)
     seed: int = field(default=0, metadata={"help": "Seed of the noise."})
     batch_size: int = field(default=16, metadata={"help": "Observations, questions or texts at once."})
@@ -163,7 +164,8 @@ def act(pipe, args: EvaluateArguments) -> tuple:
     data = args.open(args.dataset, pipe.processor.chunk_size, cameras, args.robot, pipe.observation_history)
     for note in [*data.notes, *unseen_note(data, there)]:
         print(f"{data.name}: {note}")
-    options = {"seed": args.seed, "num_steps": args.num_steps, "cameras": names}
+    options = {"seed": args.seed, "num_steps": args.num_steps, "noise_scale": args.noise_scale}
+    options["cameras"] = names
     if args.acts_by is not None:
         options["acts_by"] = args.acts_by
     chunks = predict(pipe, data, args.num_frames, args.batch_size, **options)

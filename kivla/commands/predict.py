@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ..command_line import at_least_one, parse, policy_pipeline
-from ..modeling_kivla.pipeline_kivla import DTYPE_OPTION
+from ..modeling_kivla.pipeline_kivla import DTYPE_OPTION, NOISE_SCALE_OPTION
 from ..processing.camera_names import CAMERAS_HELP, parse_cameras
 from ..training.data.camera_naming import unseen_note
 from ..training.dataset_options import DatasetOptions
@@ -31,6 +31,7 @@ class PredictArguments(DatasetOptions):
     robot: str | None = field(default=None, metadata={"help": "Whose data it is, of a policy of several robots."})
     cameras: list[str] | None = field(default=None, metadata={"help": CAMERAS_HELP})
     num_steps: int | None = field(default=None, metadata={"help": "Euler steps; the policy's default."})
+    noise_scale: float | None = field(default=None, metadata=NOISE_SCALE_OPTION)
     dtype: str = field(default="auto", metadata=DTYPE_OPTION)
     seed: int = field(default=0, metadata={"help": "Seed of the noise."})
     batch_size: int = field(default=16, metadata={"help": "Observations at once."})
@@ -51,7 +52,8 @@ def run(arguments: Sequence[str]) -> None:
     pipe = policy_pipeline(args.policy, args.trust_remote_code, dtype=args.dtype)
     names = parse_cameras(args.cameras)
     pipe.processor.check_cameras(names)
-    options = {"seed": args.seed, "num_steps": args.num_steps, "cameras": names}
+    options = {"seed": args.seed, "num_steps": args.num_steps, "noise_scale": args.noise_scale}
+    options["cameras"] = names
     # One observation, from the command line.
     if args.images is not None:
         observation = {

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..acting.chunk_schedule import RTC_METHODS, WAYS
 from ..command_line import at_least_one, parse, policy_pipeline
-from ..modeling_kivla.pipeline_kivla import DTYPE_OPTION
+from ..modeling_kivla.pipeline_kivla import DTYPE_OPTION, NOISE_SCALE_OPTION
 from ..processing.camera_names import CAMERAS_HELP, parse_cameras
 from ..simulation.environments import ENV_HELP, make_env, parse_options
 from ..simulation.rollout import Acting, PipelinePolicy
@@ -46,7 +46,7 @@ class RolloutArguments:
     )
     latency_steps: int = field(default=0, metadata={"help": "Control steps that the policy thinks, simulated."})
     fresh_noise: bool = field(
-        default=False, metadata={"help": "New noise for every chunk, as on a robot; false: the same for all."}
+        default=True, metadata={"help": "New noise for every chunk, as on a robot; false: the same for all."}
     )
     max_steps: int = field(default=200, metadata={"help": "Longest episode."})
     swapped: bool = field(
@@ -57,6 +57,7 @@ class RolloutArguments:
     )
     cameras: list[str] | None = field(default=None, metadata={"help": CAMERAS_HELP})
     num_steps: int | None = field(default=None, metadata={"help": "Euler steps; the policy's default."})
+    noise_scale: float | None = field(default=None, metadata=NOISE_SCALE_OPTION)
     dtype: str = field(default="auto", metadata=DTYPE_OPTION)
     seed: int = field(default=0, metadata={"help": "Seed of the policy's noise."})
     clip_actions: bool | None = field(
@@ -88,7 +89,14 @@ def run(arguments: Sequence[str]) -> None:
     cameras = parse_cameras(args.cameras)
     policies = [
         PipelinePolicy(
-            pipe, args.seed, args.num_steps, args.clip_actions, args.respond, cameras, rtc=RTC_METHODS.get(args.way)
+            pipe,
+            args.seed,
+            args.num_steps,
+            args.clip_actions,
+            args.respond,
+            cameras,
+            rtc=RTC_METHODS.get(args.way),
+            noise_scale=args.noise_scale,
         )
         for pipe in pipes
     ]

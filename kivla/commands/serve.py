@@ -12,7 +12,7 @@ def run(arguments: Sequence[str]) -> None:
     (args,) = parse((ServeArguments,), arguments, prog="kivla serve", positional="model")
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("kivla").setLevel(logging.INFO)
-    names = ("acts_by", "num_steps", "seed", "clip_actions", "reuse_prefix", "dtype")
+    names = ("acts_by", "num_steps", "noise_scale", "seed", "clip_actions", "reuse_prefix", "dtype")
     pipe = policy_pipeline(args.model, args.trust_remote_code, **{name: getattr(args, name) for name in names})
     if args.compile_expert:
         pipe.model.compile_expert()

@@ -46,6 +46,7 @@ from .two_heads import draw_two_heads
 # the same seed are not the same scenes); whatever is measured lies beyond both.
 QUESTION_SEED, EVALUATION_SEED, QUESTION_EVALUATION_SEED = 1_000_000, 2_000_000, 3_000_000
 
+EMPTY_GRIPS = 0.3  # where something is to be held
 NUM_TWO_HEADS = 4  # episodes of which the paths of both heads are drawn, failures first
 
 # What is held out -> the title of its roll-outs; see `SPLITS`.
@@ -102,8 +103,18 @@ class TabletopArguments:
     expert_precision: float = field(
         default=PRECISION, metadata={"help": "How near the expert comes before it closes or opens, in table units."}
     )
-    empty_grips: float = field(
-        default=0.0, metadata={"help": "Share of episodes in which the gripper closes too early, on nothing."}
+    empty_grips: float | None = field(
+        default=None,
+        metadata={
+            "help": "Share of episodes in which the gripper closes too early, on nothing; "
+            f"{EMPTY_GRIPS} where something is to be held, else 0."
+        },
+    )
+    curriculum: bool = field(
+        default=True,
+        metadata={
+            "help": "Where something is to be held: touch tasks first, then all, then more of put, which is hardest."
+        },
     )
     chunk_size: int = field(default=8, metadata={"help": "Actions in a chunk (H)."})
     history: int = field(default=1, metadata={"help": "Frames that the policy sees."})
@@ -117,6 +128,9 @@ class TabletopArguments:
     )
     recipe: str = field(default="insulated", metadata={"help": "What trains what; `kivla recipes` lists them."})
     num_flow_samples: int = field(default=4, metadata={"help": "Noise draws for each backbone pass."})
+    noise_scale: float = field(
+        default=0.5, metadata={"help": "How much noise chunks start from when it acts; 1: as in training."}
+    )
     rtc_max_delay: int = field(default=0, metadata={"help": "Train for real-time chunking with such delays, in steps."})
     expert_hidden_size: int = field(default=64, metadata={"help": "Width of the action expert."})
     expert_intermediate_size: int = field(default=192, metadata={"help": "Width of its MLP."})
@@ -148,7 +162,7 @@ class TabletopArguments:
             )
         if not 0 <= self.action_noise < math.inf:
             raise ValueError(f"--action_noise is a standard deviation, 0 or more; got {self.action_noise}.")
-        if not 0 <= self.empty_grips <= 1:
+        if not 0 <= self.empty_grip_share <= 1:
             raise ValueError(f"--empty_grips is a share of the episodes, from 0 to 1; got {self.empty_grips}.")
         if not 0 <= self.question_share < 1:
             raise ValueError(
@@ -157,6 +171,16 @@ class TabletopArguments:
         for name in ("learning_rate", "action_scale"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"--{name} is a number above 0, got {getattr(self, name)}.")
+
+    @property
+    def holds(self) -> bool:
+        """Whether some task is about an object that is to be held."""
+        return any(TASK_KINDS.index(kind) not in TOUCHING for kind in self.kinds)
+
+    @property
+    def empty_grip_share(self) -> float:
+        """`empty_grips`, or what it is by default."""
+        return (EMPTY_GRIPS if self.holds else 0.0) if self.empty_grips is None else self.empty_grips
 
     def refuse_what_cannot_apply(self) -> None:
         """Refuse what was told beside a recipe that has no use for it.
@@ -209,18 +233,21 @@ def once(path: Path, make: Callable[[], dict]) -> dict:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def record(folder: Path, args: TabletopArguments) -> dict:
+def record(folder: Path, args: TabletopArguments, kinds: list[str] | None = None) -> dict:
     """Record demonstrations of the scripted expert as a LeRobot dataset, with PNG pictures: these are read fastest.
 
     A dataset that is there already is kept: one appears under its name only when it is complete.
+
+    Args:
+        kinds: of task, in place of the arguments' own; one that is named twice is drawn twice as often.
     """
     if not folder.is_dir():
-        env_options = {"kinds": args.kinds, "expert_precision": args.expert_precision}
+        env_options = {"kinds": kinds or args.kinds, "expert_precision": args.expert_precision}
         env = make_env("tabletop", min(args.num_demonstrations, 100), **env_options)
         noise = [args.action_noise, args.action_noise, 0.0]  # the gripper is not disturbed
         # Disturbed, it fails in some scenes of the harder tasks; only what succeeded is recorded.
         options = {"image_format": "image", "action_noise": noise, "max_failures": 20 * args.num_demonstrations}
-        options["empty_grips"] = args.empty_grips
+        options["empty_grips"] = args.empty_grip_share
         record_demonstrations(env, folder, args.num_demonstrations, **options)
         env.close()
     data = LeRobotDataset(folder, 1)
@@ -329,6 +356,7 @@ def options(data: LeRobotDataset | TabletopVectorEnv, args: TabletopArguments) -
         max_state_dim=data.state_dim,
         state_encoding=args.state_encoding or ("continuous" if recipe.state_encoding == "continuous" else "none"),
         num_flow_samples=args.num_flow_samples,
+        noise_scale=args.noise_scale,
         rtc_max_delay=args.rtc_max_delay or None,
         expert_hidden_size=args.expert_hidden_size,
         expert_intermediate_size=args.expert_intermediate_size,

@@ -11,7 +11,7 @@ from typing import Literal
 from ..acting.chunk_schedule import RTC_METHODS, WAYS
 from ..acting.rtc_method import rtc_method
 from ..modeling_kivla import actions_of
-from ..modeling_kivla.pipeline_kivla import DTYPE_OPTION
+from ..modeling_kivla.pipeline_kivla import DTYPE_OPTION, NOISE_SCALE_OPTION
 from ..processing.camera_names import CAMERAS_HELP, check_names, parse_cameras
 from .client_memory import ClientMemory, frames_seen
 from .observation_presets import PRESET_NAMES, ObservationReader
@@ -36,6 +36,7 @@ class ServeArguments:
         default=None, metadata={"help": "Flow or tokens; by default what the policy was trained for."}
     )
     num_steps: int | None = field(default=None, metadata={"help": "Euler steps; the policy's default."})
+    noise_scale: float | None = field(default=None, metadata=NOISE_SCALE_OPTION)
     seed: int | None = field(default=None, metadata={"help": "Start every chunk from the same noise."})
     execute: int | None = field(default=None, metadata={"help": "Send only so many actions of a chunk; all."})
     dtype: str = field(default="auto", metadata=DTYPE_OPTION)

@@ -132,8 +132,8 @@ class Workshop:
         if self.study.dataset is not None:
             return replace(PolicyOptions(recipe=recipe), **told)
         known = {field.name for field in fields(TabletopArguments)}
-        of_tabletop = TabletopArguments(recipe=recipe, **{n: value for n, value in told.items() if n in known})
-        return replace(options(self.data, of_tabletop), **told)
+        of_tabletop = {"noise_scale": 1.0} | {n: value for n, value in told.items() if n in known}
+        return replace(options(self.data, TabletopArguments(recipe=recipe, **of_tabletop)), **told)
 
     def examples(self, cell: Cell, stage: Stage, processor: KIVLAProcessor, num_examples: int, seed: int) -> Dataset:
         """What a stage of a cell's run is trained on; texts and questions only where the VLM learns."""

@@ -46,6 +46,7 @@ from .synonyms import COLOR_SYNONYMS, SYNONYMS, names_with
 TASK_KINDS = ("touch", "move", "push", "put", "touch_then_touch")
 TOUCHING = (TASK_KINDS.index("touch"), TASK_KINDS.index("touch_then_touch"))  # the gripper stays open
 TOUCH_TWICE = TASK_KINDS.index("touch_then_touch")
+PUT = TASK_KINDS.index("put")
 THEN = ", then "  # between the sub-tasks of an instruction
 WORDINGS = {
     "touch": ("touch {x}", "reach {x}", "go to {x}"),
@@ -75,8 +76,9 @@ MOVED = 0.3
 EDGE = 0.75
 NEAR = OBJECT_SPACING - 0.01  # "put": at most this far from the anchor, hence never so at the start
 BETWEEN_CLEARANCE = PATH_CLEARANCE + 0.05  # as much for the way from where the first object was reached to the second
-MOVE_BY, PUSH_TO, PUT_AT = 0.4, 0.85, 0.35  # what the expert aims for
+MOVE_BY, PUSH_TO, PUT_AT = 0.4, 0.85, 0.32  # what the expert aims for; "put" ends right from 0.2 to 0.44 beside
 PUT_REST = 3  # steps that an object rests before "put" is decided: demonstrations show what follows after letting go
+SLOWING = 0.3  # "put": so near to its goal the expert slows down, the more the nearer: when to let go must be seen
 PRECISION = 0.08  # the expert closes so near to an object's centre, two pixels of 48, and opens so near to its goal
 
 # What the swapped instruction asks for in place of the scene's own: another object, or the opposite direction.
@@ -316,7 +318,10 @@ def expert_actions(task: Task, scene: Scene, history: History, step: float, prec
     way = np.where(holds[:, None], to_goal, to_target) / step
     way = way / np.maximum(np.abs(way).max(-1, keepdims=True), 1)  # straight, at full speed
     at_target = np.linalg.norm(to_target, axis=-1) < precision
-    at_goal = np.linalg.norm(to_goal, axis=-1) < precision
+    distance = np.linalg.norm(to_goal, axis=-1)
+    at_goal = distance < precision
+    slows = holds & (task.kind == PUT)
+    way *= np.where(slows, np.clip(distance / SLOWING, 0, 1), 1)[:, None]
     # A gripper that closed on nothing, or on something else, opens first.
     let_go = history.rested > 0
     close = np.where(holds, ~at_goal, at_target & ~scene.closed) & ~touches & ~let_go

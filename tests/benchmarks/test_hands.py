@@ -31,15 +31,16 @@ def outcomes(reached: list[int], of: int = 4) -> dict:
 
 def test_every_row_is_arguments_of_the_demo(tmp_path):
     names = {field.name for field in fields(TabletopArguments)}
-    defaults = TabletopArguments(kinds=["move"], num_demonstrations=3)
+    defaults = hands.arguments_of(options_of(tmp_path), hands.BASE)
     for name, row in hands.ROWS.items():
         assert set(row.changes) <= names
         args = hands.arguments_of(options_of(tmp_path), name)
         changed = {name for name in names if getattr(args, name) != getattr(defaults, name)}
         assert changed == {n for n in row.changes if row.changes[n] != getattr(defaults, n)}
-        is_change = changed or row.steps != 1 or row.touch_first or row.acts_by or row.closes_above
+        is_change = changed or row.steps != 1 or row.touch_first or row.acts
         assert bool(is_change) == (name != hands.BASE), f"{name} is the first row again"
         assert not row.acts or set(row.changes) <= {"replan_every"}, f"{name} would have to be trained"
+        assert row.acts is None or row.acts in hands.ROWS
 
 
 def test_the_table_says_what_was_measured(tmp_path):

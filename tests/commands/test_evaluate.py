@@ -178,7 +178,7 @@ def test_acting_by_tokens_is_handed_to_the_policy(policy, tmp_path, monkeypatch)
     command = ["evaluate", policy, "--dataset", str(DATASET), "--num_frames", "2", "--output_dir", str(tmp_path)]
     main([*command, "--acts_by", "tokens"])
     main(command)
-    assert seen[0] == {"seed": 0, "num_steps": None, "cameras": None, "acts_by": "tokens"}
+    assert seen[0] == {"seed": 0, "num_steps": None, "noise_scale": None, "cameras": None, "acts_by": "tokens"}
     assert "acts_by" not in seen[1], "the policy's own way"
     report = json.loads((tmp_path / "evaluate.json").read_text())
     assert report["acts_by"] == "flow" and report["answers"] is None

@@ -49,6 +49,38 @@ def test_a_batch_gives_what_each_gives_alone(saved):
     assert np.abs(together[0]["actions"] - together[1]["actions"]).max() > 1e-3
 
 
+def test_how_much_noise_a_chunk_starts_from(saved):
+    """In a call, or as the policy's own default; none of it gives one chunk whatever the seed."""
+    pipe = pipeline("action-prediction", model=str(saved))
+    observation = observations()[0]
+    processor, model = KIVLAProcessor.from_pretrained(saved), KIVLAForActionPrediction.from_pretrained(saved).eval()
+    batch = processor(**{key: [value] for key, value in observation.items()})
+    noise = torch.randn(1, CHUNK, SIZES["max_action_dim"], generator=torch.Generator().manual_seed(3))
+    for scale in (0.0, 0.5, 2):
+        expected = processor.unnormalize_actions(model.sample_actions(**batch, noise=scale * noise))[0]
+        assert_close_relative(pipe(observation, seed=3, noise_scale=scale)["actions"], expected, what=f"{scale}")
+        model.config.noise_scale = float(scale)
+        by_default = processor.unnormalize_actions(model.sample_actions(**batch, noise=noise))[0]
+        assert_close_relative(by_default, expected, what=f"config.noise_scale = {scale}")
+        model.config.noise_scale = 1.0
+    still, again = (pipe(observation, noise_scale=0)["actions"] for _ in range(2))
+    np.testing.assert_array_equal(still, again)
+    assert np.abs(pipe(observation, seed=3)["actions"] - still).max() > 1e-3
+
+
+@pytest.mark.parametrize("scale", [-0.1, float("nan"), float("inf"), "1", True])
+def test_no_amount_of_noise(saved, scale):
+    with pytest.raises(ValueError, match=r"noise_scale is a number, 0 \(no noise\) or more"):
+        pipeline("action-prediction", model=str(saved), noise_scale=scale)
+
+
+def test_the_expert_s_options_are_refused_where_the_vlm_acts(saved):
+    pipe = pipeline("action-prediction", model=str(saved), acts_by="tokens")
+    for options in ({"noise_scale": 0.5}, {"num_steps": 3}):
+        with pytest.raises(ValueError, match=f"{next(iter(options))} is for the action expert"):
+            pipe(observations()[0], **options)
+
+
 def test_an_observation_may_bring_its_own_seed(saved):
     pipe = pipeline("action-prediction", model=str(saved))
     first, second, third = observations()

@@ -155,12 +155,18 @@ def test_no_latency_is_the_ordinary_roll_out():
 def test_fresh_noise_is_of_the_scene_and_the_step():
     def seeds(num_envs):
         policy = NumberedPolicy()
-        rollout(policy, FakeReachVectorEnv(num_envs), [7, 8], 3, 5, acting=Acting(fresh_noise=True))
+        rollout(policy, FakeReachVectorEnv(num_envs), [7, 8], 3, 5)
         return policy.calls
 
     (a, b), (c, d) = ([observation["seed"] for observation in call] for call in seeds(2))
     assert len({a, b, c, d}) == 4
     assert [call[0]["seed"] for call in seeds(1)] == [a, c, b, d]
+
+
+def test_one_noise_for_all_where_it_is_asked_for():
+    policy = NumberedPolicy()
+    rollout(policy, FakeReachVectorEnv(2), [7, 8], 3, 5, acting=Acting(fresh_noise=False))
+    assert not any("seed" in observation for call in policy.calls for observation in call)
 
 
 def test_jerk_is_the_third_difference_of_what_was_executed():
@@ -178,7 +184,7 @@ def test_observations_are_those_of_the_right_episode():
     rollout(policy, env, SEEDS[:4], **SETTINGS)
     observation, info = FakeReachVectorEnv(4).reset(seed=list(SEEDS[:4]))
     for i, seen in enumerate(policy.calls[0]):
-        assert set(seen) == {"images", "text", "state"} and seen["text"] == info["instruction"][i]
+        assert set(seen) == {"images", "text", "state", "seed"} and seen["text"] == info["instruction"][i]
         np.testing.assert_array_equal(seen["images"]["front"], observation["images"]["front"][i])
         np.testing.assert_array_equal(seen["state"], observation["state"][i])
 
