@@ -72,9 +72,7 @@ def run(arguments: Sequence[str]) -> None:
     if demo.from_scratch and demo.vlm:
         raise ValueError("Give either --vlm or --from_scratch true, which makes its own VLM.")
     if not other_minutes(args) + 1 <= demo.minutes < math.inf:
-        raise ValueError(
-            f"--minutes must be at least {other_minutes(args) + 1:g} for these tasks, got {demo.minutes:g}."
-        )
+        raise ValueError(f"--minutes must be at least {other_minutes(args) + 1:g}, got {demo.minutes:g}.")
     at_least_one(demo, "max_steps", "num_episodes", "num_question_scenes")
     if not 0 <= demo.seed < QUESTION_SEED:  # co-training questions and those that are measured stay apart
         raise ValueError(f"--seed lies between 0 and {QUESTION_SEED - 1}, got {demo.seed}.")

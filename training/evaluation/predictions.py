@@ -7,16 +7,21 @@ from tqdm.auto import tqdm
 
 from ...processing.observation_history import newest_state
 from ...processing.relative_actions import nearest_turn
+from ..data.example_order import fold_seed
 from ..data.robot_dataset import RobotDataset, evenly_spread
 from .action_error import error_of_chunks
 from .plots import plot_chunks
 
 
-def predict_dataset(pipe, data: RobotDataset, num_frames: int, batch_size: int = 16, **options) -> dict:
+def predict_dataset(
+    pipe, data: RobotDataset, num_frames: int, batch_size: int = 16, seed: int | None = None, **options
+) -> dict:
     """Predict at evenly spread frames and compare with what was demonstrated.
 
     Args:
         data: looks back as far as the policy does (`look_back`).
+        seed: of the noise, which is every frame's own: one noise for all would be a part of the error. None: not fixed.
+        **options: of the pipeline.
 
     Returns:
         `episodes` and `frames` (n,) and `texts`; `predicted` and `demonstrated` (n, H, D) in robot units (predicted
@@ -32,8 +37,11 @@ def predict_dataset(pipe, data: RobotDataset, num_frames: int, batch_size: int =
     frames = evenly_spread(len(data), num_frames)
     predicted, examples, observed = [], [], ("images", "cameras", "text", "state", "robot")
     for start in tqdm(range(0, len(frames), batch_size), desc="Predicting", leave=False):
-        batch = [data[int(i)] for i in frames[start : start + batch_size]]
+        numbers = [int(i) for i in frames[start : start + batch_size]]
+        batch = [data[i] for i in numbers]
         observations = [{key: e[key] for key in observed if key in e} for e in batch]
+        if seed is not None:
+            observations = [{**o, "seed": fold_seed(seed, i)} for o, i in zip(observations, numbers, strict=True)]
         predicted += [result["actions"] for result in pipe(observations, **options)]
         examples += batch
     # Sequences of action tokens that are no chunk count as failures, and have no error.
