@@ -111,7 +111,7 @@ def measure(options: argparse.Namespace) -> dict[str, dict[str, list[bool]]]:
     Returns:
         By view and augmentation: success in every scene, of one seed after the other.
     """
-    args = TabletopArguments(num_demonstrations=options.num_demonstrations)
+    args = TabletopArguments(num_demonstrations=options.num_demonstrations, noise_scale=1.0)
     demonstrations = options.output / "demonstrations"
     record(demonstrations, args)
     outcomes = {view.name: {PLAIN: [], AUGMENTED: []} for view in VIEWS}

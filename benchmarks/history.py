@@ -116,6 +116,7 @@ def train(options: argparse.Namespace, name: str) -> None:
         history=history.frames,
         history_stride=history.stride,
         question_share=0,
+        noise_scale=1.0,
     )
     folder, steps = options.output / f"policy_{name}", options.max_steps
     once(

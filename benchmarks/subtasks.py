@@ -97,7 +97,9 @@ def measure(options: argparse.Namespace) -> list[dict]:
 
 
 def arguments(options: argparse.Namespace, subtasks: bool) -> TabletopArguments:
-    return TabletopArguments(kinds=[KIND], subtasks=subtasks, num_demonstrations=options.num_demonstrations)
+    return TabletopArguments(
+        kinds=[KIND], subtasks=subtasks, num_demonstrations=options.num_demonstrations, noise_scale=1.0
+    )
 
 
 def roll_out(row: Row, policy: Path, num_episodes: int) -> list[int]:
