@@ -27,6 +27,7 @@ NEEDS = {
         "demo.stages",
         "demo.teaching",
         "demo.two_heads",
+        "demo.curriculum",
         "demo.word_alignment",
         "study.arguments",
         "study.figures",

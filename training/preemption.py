@@ -1,12 +1,16 @@
 """Signals that ask a run to stop: SIGTERM, SIGUSR1 as `sbatch --signal=USR1@120` sends it, and Ctrl-C."""
 
 import logging
+import multiprocessing
 import os
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable
+from multiprocessing.context import ForkContext, ForkProcess
+
+from torch.utils.data import DataLoader
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +82,7 @@ class StopSignals:
         raise Interrupted if number == signal.SIGINT else Preempted(128 + number)
 
 
-def leave_signals_to_parent(worker_id: int) -> None:
+def _leave_signals_to_parent(worker_id: int) -> None:
     """For loader workers: a signal that asks the run to stop reaches all its processes, but workers are still needed.
 
     The parent needs their batches for the running step, and ends them itself. Only Linux tells who sent a signal.
@@ -89,14 +93,40 @@ def leave_signals_to_parent(worker_id: int) -> None:
     threading.Thread(target=_wait_for_parent, daemon=True).start()
 
 
-class WorkerStart:
+class _HeldBack(ForkProcess):
+    """A process in which the signals are blocked from its first moment on, in all threads that it begins with."""
+
+    def start(self) -> None:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        try:
+            super().start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+class _HeldBackContext(ForkContext):
+    Process = _HeldBack
+
+
+def bear_signals(loader: DataLoader) -> None:
+    """Let the workers of a loader leave signals to their parent, from when they are forked on.
+
+    Blocked when they are initialised is too late: signals reach them before, and threads that were there by then.
+    """
+    loader.worker_init_fn = _WorkerStart(loader.worker_init_fn)
+    by_fork = multiprocessing.get_context().get_start_method() == "fork"
+    if sys.platform == "linux" and by_fork and loader.num_workers > 0 and loader.multiprocessing_context is None:
+        loader.multiprocessing_context = _HeldBackContext()
+
+
+class _WorkerStart:
     """What a loader worker does first: leave signals to its parent, and then what else there was to do."""
 
     def __init__(self, then: Callable[[int], None] | None = None):
         self.then = then
 
     def __call__(self, worker_id: int) -> None:
-        leave_signals_to_parent(worker_id)
+        _leave_signals_to_parent(worker_id)
         if self.then is not None:
             self.then(worker_id)
 
@@ -107,4 +137,4 @@ def _wait_for_parent() -> None:
     os._exit(0)
 
 
-__all__ = ["Interrupted", "Preempted", "StopSignals", "WorkerStart", "leave_signals_to_parent"]
+__all__ = ["Interrupted", "Preempted", "StopSignals", "bear_signals"]

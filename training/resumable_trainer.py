@@ -41,7 +41,7 @@ from .data.length_buckets import StepBuckets
 from .data.robot_dataset import RobotDataset
 from .ema import EMA_FILE, WeightAverage
 from .loss_watch import LossWatch, NonFiniteError, name_examples
-from .preemption import StopSignals, WorkerStart, leave_signals_to_parent
+from .preemption import StopSignals, bear_signals
 from .run_identity import run_identity, start_of
 
 logger = logging.getLogger(__name__)
@@ -311,7 +311,7 @@ class ResumableTrainer(Trainer):
         if not is_training or isinstance(dataset, IterableDataset):
             loader = super()._get_dataloader(dataset, *args, sampler_fn=sampler_fn, is_training=is_training, **kwargs)
             base: DataLoader = loader.base_dataloader
-            base.worker_init_fn = WorkerStart(base.worker_init_fn)
+            bear_signals(base)
             return loader
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
 
@@ -331,7 +331,8 @@ class ResumableTrainer(Trainer):
         loader = super()._get_dataloader(numbered, *args, sampler_fn=order, is_training=True, **kwargs)
         base: DataLoader = loader.base_dataloader
         base.collate_fn = NumberedCollator(base.collate_fn)
-        base.worker_init_fn = leave_signals_to_parent
+        base.worker_init_fn = None
+        bear_signals(base)
         base.generator = torch.Generator().manual_seed(seed)  # otherwise it draws from the model's random numbers
         return loader
 

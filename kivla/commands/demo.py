@@ -53,8 +53,8 @@ SLOWDOWN = 1.25  # the average step of a long run takes longer than the quick qu
 @dataclass
 class DemoArguments:
     output_dir: str = field(default="outputs/demo", metadata={"help": "Where everything goes; run again to resume."})
-    minutes: float | None = field(
-        default=None, metadata={"help": "Time for everything; 10, and 60 where something is to be held."}
+    minutes: float = field(
+        default=10.0, metadata={"help": "Time for everything; 4 or more, and 60 where something is to be held."}
     )
     vlm: str | None = field(default=None, metadata={"help": "VLM to start from; the one that comes with KIVLA."})
     from_scratch: bool = field(default=False, metadata={"help": "Pretrain that VLM too, which takes an hour."})
@@ -71,10 +71,9 @@ def run(arguments: Sequence[str]) -> None:
     demo, args = parse((DemoArguments, TabletopArguments), arguments, prog="kivla demo")
     if demo.from_scratch and demo.vlm:
         raise ValueError("Give either --vlm or --from_scratch true, which makes its own VLM.")
-    if demo.minutes is None:
-        demo = replace(demo, minutes=60.0 if args.holds else 10.0)
     if not other_minutes(args) + 1 <= demo.minutes < math.inf:
-        raise ValueError(f"--minutes must be at least {other_minutes(args) + 1:g}, got {demo.minutes:g}.")
+        advice = " Where something is to be held, 60 are a good beginning." if args.holds else ""
+        raise ValueError(f"--minutes must be at least {other_minutes(args) + 1:g}, got {demo.minutes:g}.{advice}")
     at_least_one(demo, "max_steps", "num_episodes", "num_question_scenes")
     if not 0 <= demo.seed < QUESTION_SEED:  # co-training questions and those that are measured stay apart
         raise ValueError(f"--seed lies between 0 and {QUESTION_SEED - 1}, got {demo.seed}.")

@@ -19,11 +19,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 
 from kivla import KIVLAForActionPrediction, LeRobotDataset
 from kivla.training.checkpoints import CheckpointError, checkpoints, problem_of
-from kivla.training.preemption import Interrupted, Preempted
+from kivla.training.preemption import Interrupted, Preempted, bear_signals
 from tests.helpers.patience import PATIENCE
 from tests.helpers.policies import CHUNK, DATASET, make_policy, make_trainer
 
@@ -138,6 +139,21 @@ def test_workers_bear_a_signal_while_a_policy_is_evaluated(tmp_path, number):
     for worker in multiprocessing.active_children():  # from another process, as a terminal or a scheduler sends it
         subprocess.run(["kill", f"-{int(number)}", str(worker.pid)], check=True)
     assert sum(1 for _ in batches) == (len(trainer.train_dataset) - 1) // 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nobody tells who sent a signal")
+def test_workers_bear_a_signal_from_their_first_moment_on():
+    """Before they are initialised, too: blocked when they are forked, and no more so in the parent."""
+    loader = DataLoader(range(2), num_workers=1, worker_init_fn=_blocked_at_first)
+    bear_signals(loader)
+    loader.worker_init_fn = loader.worker_init_fn.then  # without what blocks them later
+    batches = list(loader)
+    assert len(batches) == 2
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, []) & {signal.SIGTERM, signal.SIGINT}
+
+
+def _blocked_at_first(worker_id: int) -> None:
+    assert {signal.SIGTERM, signal.SIGINT, signal.SIGUSR1} <= signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
 
 @pytest.mark.slow
