@@ -19,8 +19,9 @@ from ..processing.observation_history import ObservationHistory
 from .environments import Environment, check_first
 
 # A list of observations {"images": {camera: uint8 (height, width, 3)}, "text": str, "state": float32 (Ds,)}
-# -> action chunks (n, H, Da) in robot units. For a policy that says what it looks back on (`observation_history`) each
-# has its `past`, the earlier ones that belong to it.
+# -> action chunks (n, H, Da) in robot units. Each has a `seed`, of its scene and step, for a policy that draws (not
+# without `Acting.fresh_noise`). For a policy that says what it looks back on (`observation_history`) each has its
+# `past`, the earlier ones that belong to it.
 Policy = Callable[[list[dict]], np.ndarray]
 
 
