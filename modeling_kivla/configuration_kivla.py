@@ -1,6 +1,7 @@
 """Configuration of a KIVLA model: any VLM config, the action expert's config, and how the two are trained together."""
 
 import math
+from numbers import Real
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
@@ -33,9 +34,9 @@ def check_noise_scale(scale: float) -> float:
     Raises:
         ValueError: it is negative, infinite, or not a number.
     """
-    if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 <= scale < math.inf:
+    if isinstance(scale, bool) or not isinstance(scale, Real) or not 0 <= scale < math.inf:
         raise ValueError(f"noise_scale is a number, 0 (no noise) or more; 1 is as in training. Got {scale!r}.")
-    return scale
+    return float(scale)
 
 
 @strict
@@ -141,7 +142,7 @@ class KIVLAConfig(CheckedConfig):
     flow_loss_weight: float = 1.0
     num_flow_samples: int = 1
     num_inference_steps: int = 10
-    noise_scale: float = 1.0
+    noise_scale: float | int = 1.0
     time_sampling_alpha: float = 1.5
     time_sampling_beta: float = 1.0
     time_sampling_scale: float = 0.999

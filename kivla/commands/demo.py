@@ -46,6 +46,7 @@ from ..training.run_folder import claim_folder
 # more, and a roll-out more
 OTHER_STAGES_MINUTES, LESSON_MINUTES, ROLLOUT_MINUTES = 3.0, 1.5, 0.5
 FEWEST_ROLLOUTS = 3
+HOLDING_MINUTES = 60
 TOO_FEW_STEPS = 300
 SLOWDOWN = 1.25  # the average step of a long run takes longer than the quick quarter of a few
 
@@ -54,7 +55,7 @@ SLOWDOWN = 1.25  # the average step of a long run takes longer than the quick qu
 class DemoArguments:
     output_dir: str = field(default="outputs/demo", metadata={"help": "Where everything goes; run again to resume."})
     minutes: float = field(
-        default=10.0, metadata={"help": "Time for everything; 4 or more, and 60 where something is to be held."}
+        default=10.0, metadata={"help": "Time for everything; 4 or more. Give it 60 where something is to be held."}
     )
     vlm: str | None = field(default=None, metadata={"help": "VLM to start from; the one that comes with KIVLA."})
     from_scratch: bool = field(default=False, metadata={"help": "Pretrain that VLM too, which takes an hour."})
@@ -72,7 +73,7 @@ def run(arguments: Sequence[str]) -> None:
     if demo.from_scratch and demo.vlm:
         raise ValueError("Give either --vlm or --from_scratch true, which makes its own VLM.")
     if not other_minutes(args) + 1 <= demo.minutes < math.inf:
-        advice = " Where something is to be held, 60 are a good beginning." if args.holds else ""
+        advice = f" Where something is to be held, {HOLDING_MINUTES} are a good beginning." if args.holds else ""
         raise ValueError(f"--minutes must be at least {other_minutes(args) + 1:g}, got {demo.minutes:g}.{advice}")
     at_least_one(demo, "max_steps", "num_episodes", "num_question_scenes")
     if not 0 <= demo.seed < QUESTION_SEED:  # co-training questions and those that are measured stay apart
@@ -83,6 +84,8 @@ def run(arguments: Sequence[str]) -> None:
     folder = Path(demo.output_dir)
     arguments = {name: value for name, value in {**asdict(demo), **asdict(args)}.items() if name != "output_dir"}
     claim_folder(folder, arguments, ("*.json", "demonstrations*", "policy*", "pretraining"))
+    if args.holds and demo.max_steps is None and demo.minutes < HOLDING_MINUTES:
+        print(f"Something is to be held: {HOLDING_MINUTES} --minutes are a good beginning, {demo.minutes:g} are few.")
     print(f"Everything goes to {folder}. What is there already is not done again; delete it to start anew.\n")
     if demo.from_scratch:
         pretrain(PretrainArguments(str(folder / "pretraining"), seed=demo.seed))

@@ -124,7 +124,7 @@ class Speaker(NamedTuple):
 
 def run(arguments: Sequence[str]) -> None:
     (args,) = parse((EvaluateArguments,), arguments, prog="kivla evaluate", positional="policy")
-    at_least_one(args, "num_frames", "batch_size", "num_steps")
+    at_least_one(args, "num_frames", "batch_size", "num_steps", "num_plots")
     if args.dataset is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         speaker = Speaker.load(args.policy, args.trust_remote_code, device, args.dtype)

@@ -41,7 +41,7 @@ class PredictArguments(DatasetOptions):
 
 def run(arguments: Sequence[str]) -> None:
     (args,) = parse((PredictArguments,), arguments, prog="kivla predict", positional="policy")
-    at_least_one(args, "num_frames", "batch_size", "num_steps")
+    at_least_one(args, "num_frames", "batch_size", "num_steps", "num_plots")
     if (args.dataset is None) == (args.images is None):
         raise ValueError("Give either --dataset, or --images and --text.")
     of_dataset = [entry.name for entry in fields(DatasetOptions) if entry.default is None]

@@ -56,10 +56,10 @@ def test_how_much_noise_a_chunk_starts_from(saved):
     processor, model = KIVLAProcessor.from_pretrained(saved), KIVLAForActionPrediction.from_pretrained(saved).eval()
     batch = processor(**{key: [value] for key, value in observation.items()})
     noise = torch.randn(1, CHUNK, SIZES["max_action_dim"], generator=torch.Generator().manual_seed(3))
-    for scale in (0.0, 0.5, 2):
+    for scale in (0, 0.5, 2.0):
         expected = processor.unnormalize_actions(model.sample_actions(**batch, noise=scale * noise))[0]
         assert_close_relative(pipe(observation, seed=3, noise_scale=scale)["actions"], expected, what=f"{scale}")
-        model.config.noise_scale = float(scale)
+        model.config.noise_scale = scale
         by_default = processor.unnormalize_actions(model.sample_actions(**batch, noise=noise))[0]
         assert_close_relative(by_default, expected, what=f"config.noise_scale = {scale}")
         model.config.noise_scale = 1.0
