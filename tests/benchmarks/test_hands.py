@@ -37,7 +37,8 @@ def test_every_row_is_arguments_of_the_demo(tmp_path):
         args = hands.arguments_of(options_of(tmp_path), name)
         changed = {name for name in names if getattr(args, name) != getattr(defaults, name)}
         assert changed == {n for n in row.changes if row.changes[n] != getattr(defaults, n)}
-        is_change = changed or row.steps != 1 or row.touch_first or row.acts
+        acts = row.acts_by or row.closes_above or row.noise_scale != 1 or not row.fresh_noise
+        is_change = changed or row.steps != 1 or row.touch_first or acts
         assert bool(is_change) == (name != hands.BASE), f"{name} is the first row again"
         assert not row.acts or set(row.changes) <= {"replan_every"}, f"{name} would have to be trained"
         assert row.acts is None or row.acts in hands.ROWS
