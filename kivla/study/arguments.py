@@ -48,6 +48,13 @@ class StudyArguments:
     )
     run: bool = field(default=True, metadata={"help": "false: make figure and table anew of the rows that are there."})
     batch_size: int = field(default=8, metadata={"help": "Examples in a step."})
+    bf16: bool = field(
+        default=False,
+        metadata={
+            "help": "Train in mixed precision: float32 weights, layers in bfloat16. Faster where there are such "
+            "products. Measured is in float32."
+        },
+    )
     learning_rates: list[float] = field(
         default_factory=lambda: [3e-5, 1e-4, 3e-4],
         metadata={"help": "The VLM's: the pilot tries each, for every cell. One is taken as it is."},

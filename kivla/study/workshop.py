@@ -193,6 +193,8 @@ class Workshop:
             text_loss_weight=study.text_loss_weight if REPLAY in cell.added else 1.0,
             anchor_weight=study.anchor_weight if is_anchored else 0.0,
             muon=study.muon,
+            bf16=study.bf16,
+            use_cpu=not torch.accelerator.is_available(),  # else the library refuses bf16 there
             logging_steps=max(study.measure_every // 10, 1),
             seed=seed,
             dataloader_pin_memory=False,

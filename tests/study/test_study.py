@@ -17,6 +17,7 @@ from kivla.study.report import rates_note, write_report
 from kivla.study.runs import best_rates, read_rows, write_log
 from kivla.study.summary import bootstrap_seeds, compare, groups_of
 from kivla.study.workshop import Rates
+from kivla.training.trainer import KIVLATrainer
 from tests.helpers.policies import DATASET
 
 TINY = {
@@ -265,13 +266,22 @@ def test_every_condition_at_once(command, tmp_path):
 
 
 @pytest.mark.slow
-def test_without_a_simulator_it_is_the_error_of_held_out_actions(command, tmp_path):
+def test_without_a_simulator_it_is_the_error_of_held_out_actions(command, tmp_path, monkeypatch):
     tabletop = ("--num_demonstrations", "--num_episodes", "--num_question_scenes")
     options = dict(zip(command[1::2], command[2::2], strict=True))
     options = {name: value for name, value in options.items() if name not in tabletop}
     options |= {"--output_dir": str(tmp_path), "--dataset": str(DATASET), "--chunk_size": "4", "--seeds": "0"}
     words = [word for pair in options.items() for word in pair]
-    main(["study", *words, "--recipes", "joint", "pi0", "--conditions", "cold", "--expert_learning_rates", "1e-3"])
+    precisions, train = set(), KIVLATrainer.train
+
+    def seen_train(trainer, **options):
+        precisions.add(trainer.accelerator.mixed_precision)
+        return train(trainer, **options)
+
+    monkeypatch.setattr(KIVLATrainer, "train", seen_train)
+    words += ["--expert_learning_rates", "1e-3", "--bf16", "true"]
+    main(["study", *words, "--recipes", "joint", "pi0", "--conditions", "cold"])
+    assert precisions == {"bf16"}
     joint, pi0 = read_rows(tmp_path / "rows.jsonl")
     assert joint["acts"][-1]["rollouts"] == {} and joint["answers"] is None
     assert joint["points"][-1]["cosine"] is not None and pi0["points"][-1]["cosine"] is None
