@@ -97,6 +97,15 @@ class PipelinePolicy:
         """Share of all predicted values so far that were clipped to the range of the data; None without clipping."""
         return self._clipped_values / self._values if self._values else None
 
+    @property
+    def flow_options(self) -> dict:
+        """`num_steps` and `noise_scale` of its chunks, told or the model's own; None where its VLM acts by tokens."""
+        config = self.pipe.model.config
+        own = {"num_steps": config.num_inference_steps, "noise_scale": config.noise_scale}
+        if (self.options.get("acts_by") or config.acts_by) == "tokens":
+            return dict.fromkeys(own)
+        return {name: value if self.options.get(name) is None else self.options[name] for name, value in own.items()}
+
     def __call__(self, observations: list[dict]) -> np.ndarray:
         said = {} if self.respond else {"response": ""}
         observations = [

@@ -128,6 +128,15 @@ def test_what_is_printed_is_what_is_in_the_json(rolled_out):
     assert "p = 1.0000 (McNemar" in printed and str(folder) in printed
 
 
+def test_the_json_says_how_the_policy_acted(rolled_out, policy):
+    """What was told, and where nothing was, the policy's own."""
+    reports = json.loads((rolled_out[0] / "rollout.json").read_text())["policies"]
+    assert [(report["num_steps"], report["noise_scale"]) for report in reports] == [(2, 1.0)] * 2
+    pipe = pipeline("action-prediction", model=policy)
+    assert PipelinePolicy(pipe, noise_scale=0.0).flow_options["noise_scale"] == 0.0
+    assert set(PipelinePolicy(pipe, acts_by="tokens").flow_options.values()) == {None}
+
+
 class WordsVectorEnv(FakeReachVectorEnv):
     """The same, told in words that were never demonstrated."""
 
