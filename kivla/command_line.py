@@ -13,6 +13,7 @@ from typing import NoReturn
 
 import yaml
 from transformers import AutoConfig, HfArgumentParser, pipeline
+from transformers.hf_argparser import string_to_bool
 
 from .named_models import find_vlm, model_type
 
@@ -122,6 +123,8 @@ def _prepared(
         _set_aside(parser, advanced, arguments)
     for action in parser._actions:  # argparse has no public way to change this
         action.required = action.required or action.dest in required
+        if action.type is string_to_bool and action.nargs is None:
+            action.nargs, action.const = "?", True  # a switch is one with any default: --x is --x true
     arguments, defaults = list(arguments), {}
     if arguments and arguments[0].endswith((".yaml", ".yml")):
         defaults = _read_options(arguments.pop(0), dataclass_types, parser)

@@ -179,6 +179,8 @@ class ActionPredictionPipeline(Pipeline):
                 f'rtc="{rtc}" is for policies that act by flow: action tokens cannot go on from a given beginning. '
                 'Leave it out, or use acts_by="flow".'
             )
+        if by_tokens and (of_flow := [name for name in ("num_steps", "noise_scale") if name in forward]):
+            raise ValueError(f"{of_flow[0]} is for the action expert, and here the VLM acts, by tokens. Leave it out.")
         return before, forward, after
 
     def check_options(self, batch_size: int | None = None, **options) -> None:
@@ -344,11 +346,6 @@ class ActionPredictionPipeline(Pipeline):
         inputs, rtc, seeds = (model_inputs.pop(name) for name in ("inputs", "rtc", "seeds"))
         noise = None
         if self._acts_by_tokens(acts_by):
-            for name, value in {"num_steps": num_steps, "noise_scale": noise_scale}.items():
-                if value is not None:
-                    raise ValueError(
-                        f"{name} is for the action expert, and here the VLM acts, by tokens. Leave it out."
-                    )
             options = {"robot": model_inputs["robots"], "max_response_tokens": 0}  # what there is to say has been said
             chunks = self.model.generate_actions(self.processor, **options, **inputs)
             return {"chunks": chunks, **model_inputs}

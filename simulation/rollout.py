@@ -97,14 +97,23 @@ class PipelinePolicy:
         """Share of all predicted values so far that were clipped to the range of the data; None without clipping."""
         return self._clipped_values / self._values if self._values else None
 
+    def check_options(self) -> None:
+        """
+        Raises:
+            ValueError: the policy cannot act with these options.
+        """
+        self.pipe.check_options(**self.options)
+
     @property
-    def flow_options(self) -> dict:
-        """`num_steps` and `noise_scale` of its chunks, told or the model's own; None where its VLM acts by tokens."""
+    def acts_with(self) -> dict:
+        """`dtype`, `num_steps` and `noise_scale`: told or its own; the last two None where it acts by tokens."""
         config = self.pipe.model.config
         own = {"num_steps": config.num_inference_steps, "noise_scale": config.noise_scale}
+        told = {name: self.options.get(name) for name in own}
+        acts = {name: value if told[name] is None else told[name] for name, value in own.items()}
         if (self.options.get("acts_by") or config.acts_by) == "tokens":
-            return dict.fromkeys(own)
-        return {name: value if self.options.get(name) is None else self.options[name] for name, value in own.items()}
+            acts = dict.fromkeys(own)
+        return {"dtype": str(self.pipe.model.dtype).removeprefix("torch."), **acts}
 
     def __call__(self, observations: list[dict]) -> np.ndarray:
         said = {} if self.respond else {"response": ""}

@@ -54,7 +54,7 @@ class Training:
     checkpointing: bool = False
     accumulates: bool = False
     devices: int = 1
-    moments: int = 2
+    moments: float = 2
 
 
 @dataclass(frozen=True)
@@ -217,7 +217,8 @@ def _kept(layer: nn.Module, dtype: int, narrow: int, joins: bool = False) -> flo
             for a draw, and its gates keep what they multiply.
     """
     width = _width(layer)
-    linears = {name: module for name, module in layer.named_modules() if isinstance(module, nn.Linear)}
+    modules = {name: module for path, module in layer.named_modules() if (name := _without_peft(path)) is not None}
+    linears = {name: module for name, module in modules.items() if isinstance(module, nn.Linear)}
     kept = 0.0
     for name, module in linears.items():
         last = name.rpartition(".")[2]
@@ -227,12 +228,20 @@ def _kept(layer: nn.Module, dtype: int, narrow: int, joins: bool = False) -> flo
             kept += module.out_features * narrow
         if last in _GATES:  # activated, beside the product that goes down
             kept += linears[name.replace(last, "down_proj")].in_features * narrow
-    for name, module in layer.named_modules():
+    for name, module in modules.items():
         if "norm" in type(module).__name__.lower():
             of_heads = linears.get(name.replace("_norm", "_proj"))  # of queries or keys
             size = width if of_heads is None else of_heads.out_features
             kept += size * (narrow if isinstance(module, nn.LayerNorm) else narrow + dtype)
     return kept
+
+
+def _without_peft(path: str) -> str | None:
+    """A module's name as it is without LoRA; None of what does not compute, or keeps nothing of its own."""
+    words = path.split(".")
+    if "original_module" in words or "lora_B" in words:
+        return None
+    return ".".join(word for word in words if word not in ("base_layer", "modules_to_save", "default"))
 
 
 # Linear layers whose output is added to the residual stream, and those of a gated MLP's gate, as families call them

@@ -8,10 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 
+import torch
 from torch import nn
 from transformers import TrainerCallback
 
 from ..modeling_kivla import KIVLAForActionPrediction
+from .arguments import KIVLATrainingArguments
 from .data.augmentation import describe
 from .data.dataset_checks import robot_datasets
 from .memory_plan import Training, plan_memory, step_shape
@@ -21,6 +23,7 @@ from .trainer import KIVLATrainer
 
 PLANNED_FOR = 4  # examples whose longest one the memory is planned for
 TIMED = (5, 20)  # the steps that are timed: the first ones warm up
+_MOMENTS = {"adafactor": 0, "sgd": 0, "adagrad": 1, "rmsprop": 1, "lion": 1}
 _COPY_OF_LORA = "original_module"
 _TITLES = {BACKBONE: "VLM", NEW_TOKENS: "new tokens", PROJECTOR: "projector", EXPERT: "expert"}
 
@@ -41,14 +44,16 @@ def plan(trainer: KIVLATrainer) -> Iterator[tuple[str, str]]:
     model = trainer.accelerator.unwrap_model(trainer.model)
     yield "trained", "; ".join(_parts(model))
     yield "rates", _rates(trainer)
-    examples = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    rows = min(args.train_batch_size, len(trainer.train_dataset))
+    examples = rows * args.gradient_accumulation_steps * args.world_size
     text = f"{steps:,} of {examples:,} examples"
-    if examples > args.train_batch_size:
-        factors = f"{args.train_batch_size} x {args.gradient_accumulation_steps} micro-batches x {args.world_size}"
+    if examples > rows:
+        factors = f"{rows} x {args.gradient_accumulation_steps} micro-batches x {args.world_size}"
         text += f" ({factors} {'device' if args.world_size == 1 else 'devices'})"
     frames = sum(len(data) for data in robot_datasets(trainer.train_dataset))
     if frames:
-        text += f"; the demonstrations have {frames:,} frames, {math.ceil(frames / examples):,} steps an epoch"
+        each = math.ceil(frames / examples)
+        text += f"; the demonstrations have {frames:,} frames, {each:,} step{'s' * (each != 1)} an epoch"
     if len(trainer.train_dataset) == frames:
         text += f", {steps * examples / frames:.3g} epochs"
     yield "steps", text
@@ -114,17 +119,28 @@ def _memory(trainer: KIVLATrainer) -> str:
     args, model = trainer.args, trainer.accelerator.unwrap_model(trainer.model)
     policy, data = _policy(model), trainer.train_dataset
     examples = [data[i] for i in range(min(PLANNED_FOR, len(data)))]
-    shape = step_shape(policy, trainer.data_collator(examples), args.train_batch_size)
+    rows = min(args.train_batch_size, len(data))
+    shape = step_shape(policy, trainer.data_collator(examples), rows)
     training = Training(
         bf16=args.bf16 or args.fp16,
         checkpointing=bool(args.gradient_checkpointing),
         accumulates=args.gradient_accumulation_steps > 1,
         devices=args.world_size if trainer.is_fsdp_enabled else 1,
-        moments=2 + (args.ema_decay is not None),
+        moments=moments_of(args) + (args.ema_decay is not None),
     )
     planned = plan_memory(policy, shape, training, model.parameters())
     parts = ", ".join(f"{name} {_bytes(size)}" for name, size in planned.parts().items() if size)
     return f"about {_bytes(planned.peak)} on each device at the peak: {parts}"
+
+
+def moments_of(args: KIVLATrainingArguments) -> float:
+    """What the optimiser keeps, in numbers of the weights' type for each that is trained; as AdamW if it is unknown."""
+    if args.muon:
+        return 1  # of matrices, which nearly all are
+    name = args.optim.value
+    if "8bit" in name:
+        return 2 / torch.float32.itemsize
+    return next((moments for part, moments in _MOMENTS.items() if part in name), 2)
 
 
 def _evaluation(trainer: KIVLATrainer, steps: int) -> str:

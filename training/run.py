@@ -178,6 +178,11 @@ def check_options(model_args: ModelArguments, data_args: DataArguments, args: KI
         raise ValueError(f"--max_steps must be at least 1, got {args.max_steps}.")
     if args.max_steps < 1 and not args.num_train_epochs > 0:
         raise ValueError(f"--num_train_epochs must be more than 0, got {args.num_train_epochs:g}.")
+    for name in ("seed", "data_seed"):
+        if not 0 <= (getattr(args, name) or 0) < 2**32:
+            raise ValueError(f"--{name} lies between 0 and {2**32 - 1}, got {getattr(args, name)}.")
+    if model_args.lora_rank is not None and model_args.lora_rank < 1:
+        raise ValueError(f"--lora_rank must be at least 1, got {model_args.lora_rank}. Leave it out for no LoRA.")
     (recipe_name, recipe), stages = model_args.chosen_recipe, model_args.stages
     with_vlm_data = data_args.vlm_dataset is not None and recipe.vlm_data
     if data_args.vlm_share is not None and not with_vlm_data:

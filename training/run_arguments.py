@@ -151,7 +151,8 @@ class RunArguments(KIVLATrainingArguments):
         if self.bf16 and not (self.use_cpu or is_torch_bf16_gpu_available() or is_torch_xla_available()):
             asked = f"--preset {self.preset} has --bf16, which" if self.preset in PRESETS else "--bf16"
             raise ValueError(
-                f"{asked} needs a GPU, and there is none here. Add --bf16 false to compute in float32 on the CPU."
+                f"{asked} needs a GPU, and there is none here. Add --bf16 false to compute in float32 on the CPU, or "
+                "--use_cpu to compute in bfloat16 there."
             )
         if self.adam_beta2 is None and not self.muon:
             self.adam_beta2 = 0.95

@@ -100,12 +100,14 @@ def run(arguments: Sequence[str]) -> None:
         )
         for pipe in pipes
     ]
+    for policy in policies:  # before any of them acts
+        policy.check_options()
     acting = Acting(args.way, args.latency_steps, args.fresh_noise)
     # Every policy meets the same scenes, by their seeds.
     reports, results = [], []
     for name, policy in zip(names, policies, strict=True):
         figures, result = evaluate(policy, env, seeds, replan_every, args.max_steps, args.swapped, acting)
-        reports.append({"policy": name, **figures, "clipped_share": policy.clipped_share, **policy.flow_options})
+        reports.append({"policy": name, **figures, "clipped_share": policy.clipped_share, **policy.acts_with})
         results.append(result)
     # Videos are of a second run of chosen episodes: keeping all pictures of the first would take gigabytes.
     shown = replay(policies[0], env, results[0].episodes, args.num_videos, replan_every, args.max_steps, acting)

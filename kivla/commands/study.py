@@ -39,7 +39,8 @@ def run(arguments: Sequence[str]) -> None:
 def _run(shop: Workshop, cells: list[Cell], left_out: dict[str, str]) -> None:
     study, folder = shop.study, Path(shop.study.output_dir)
     file = folder / "rows.jsonl"
-    todo = _plan(shop, cells, left_out)
+    done = {_key(row) for row in read_rows(file)}
+    todo = plan_runs(shop, cells, left_out, done)
     if study.core_hours == 0:  # to know what it would take
         return
     write_json(folder / "left_out.json", left_out)
@@ -60,8 +61,13 @@ def _run(shop: Workshop, cells: list[Cell], left_out: dict[str, str]) -> None:
         write_report(folder, study.target_success)
 
 
-def _plan(shop: Workshop, cells: list[Cell], left_out: dict[str, str]) -> list[tuple[Cell, int]]:
-    """Say what the study will take; and leave out, by name, the last runs that do not fit the budget."""
+def plan_runs(
+    shop: Workshop, cells: list[Cell], left_out: dict[str, str], done: set[tuple[str, str, int]]
+) -> list[tuple[Cell, int]]:
+    """Say what the study will take; and leave out, by name, the last runs that do not fit the budget.
+
+    What is done counts, too: the budget is the study's, however often it is interrupted. It is never left out.
+    """
     study = shop.study
     print("Estimated core-hours, from a few timed steps of each:")
     costs = {cell: core_hours(shop, cell, cells[0]) for cell in cells}
@@ -73,7 +79,8 @@ def _plan(shop: Workshop, cells: list[Cell], left_out: dict[str, str]) -> list[t
     todo, hours = [], 0.0
     for cell, seed in runs:
         needs = costs[cell]["run"] + (costs[cell]["pilot"] if seed == study.seeds[0] else 0.0)
-        if study.core_hours is not None and hours + needs > study.core_hours:
+        is_done = (recipe_name(cell.recipe), cell.condition, seed) in done
+        if study.core_hours is not None and hours + needs > study.core_hours and not is_done:
             left_out[f"{cell.name}, seed {seed}"] = f"beyond --core_hours {study.core_hours:g}"
         else:
             hours += needs
@@ -81,7 +88,8 @@ def _plan(shop: Workshop, cells: list[Cell], left_out: dict[str, str]) -> list[t
     print(f"{len(todo)} runs, together {hours:.1f} core-hours.")
     if len(todo) < len(runs):
         steps = steps_that_fit(list(costs.values()), len(study.seeds), study.max_steps, study.core_hours)
-        print(f"All {len(runs)} would fit {study.core_hours:g} core-hours with about --max_steps {steps}.")
+        if steps > 0:
+            print(f"All {len(runs)} would fit {study.core_hours:g} core-hours with about --max_steps {steps}.")
     for name, reason in left_out.items():
         print(f"Left out: {name} ({reason}).")
     return todo

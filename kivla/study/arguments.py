@@ -155,6 +155,10 @@ class StudyArguments:
             for name in self.rollouts:
                 if ROLLOUTS[name][1]["kinds"][0] not in self.kinds:
                     raise ValueError(f"--rollouts {name} is of tasks that are not demonstrated: --kinds {self.kinds}.")
+        if self.core_hours is not None and not self.core_hours >= 0:
+            raise ValueError(f"--core_hours must be 0 (only the plan) or more, got {self.core_hours}.")
+        if not 0 < self.target_success <= 1:
+            raise ValueError(f"--target_success lies above 0, and is 1 at most; got {self.target_success}.")
         positive = ("max_steps", "batch_size", "pilot_steps", "num_checkpoints", "num_held_out_frames", "measure_every")
         for name in positive:
             if getattr(self, name) < 1:

@@ -131,10 +131,14 @@ def test_what_is_printed_is_what_is_in_the_json(rolled_out):
 def test_the_json_says_how_the_policy_acted(rolled_out, policy):
     """What was told, and where nothing was, the policy's own."""
     reports = json.loads((rolled_out[0] / "rollout.json").read_text())["policies"]
-    assert [(report["num_steps"], report["noise_scale"]) for report in reports] == [(2, 1.0)] * 2
+    acted = [[report[name] for name in ("dtype", "num_steps", "noise_scale")] for report in reports]
+    assert acted == [["float32", 2, 1.0]] * 2
     pipe = pipeline("action-prediction", model=policy)
-    assert PipelinePolicy(pipe, noise_scale=0.0).flow_options["noise_scale"] == 0.0
-    assert set(PipelinePolicy(pipe, acts_by="tokens").flow_options.values()) == {None}
+    assert PipelinePolicy(pipe, noise_scale=0.0).acts_with["noise_scale"] == 0.0
+    by_tokens = PipelinePolicy(pipe, acts_by="tokens", noise_scale=0.5)
+    assert by_tokens.acts_with == {"dtype": "float32", "num_steps": None, "noise_scale": None}
+    with pytest.raises(ValueError, match="noise_scale is for the action expert"):
+        by_tokens.check_options()
 
 
 class WordsVectorEnv(FakeReachVectorEnv):

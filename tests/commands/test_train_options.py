@@ -18,7 +18,7 @@ from kivla.cli import main
 from kivla.command_line import parse
 from kivla.commands.train import OPTIONS, RUN_YAML, SETTINGS, effective_options
 from kivla.training.parts import freeze_vision
-from kivla.training.plan import TimeLeft, time_left
+from kivla.training.plan import TimeLeft, moments_of, plan, time_left
 from kivla.training.recipes import RECIPES, WARM_UP, get_recipe
 from kivla.training.run_arguments import PRESETS, SOURCES, RunArguments, advanced_options, preset_for
 from kivla.training.trainer import KIVLATrainer
@@ -242,6 +242,36 @@ def test_a_frozen_vision_tower_stays_and_the_projector_learns(tmp_path):
         main(["train", *GIVEN, "--recipe", "frozen", "--freeze_vision", "true"])
     with pytest.raises(SystemExit, match="--freeze_vision cannot apply: LoRA trains the text decoder alone"):
         main(["train", *GIVEN, "--lora_rank", "4", "--freeze_vision", "true"])
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("lora_rank", "0"), ("lora_rank", "-3"), ("seed", "-1"), ("seed", "4294967296")]
+)
+def test_a_number_that_cannot_be_is_refused_in_words(name, value):
+    with pytest.raises(SystemExit, match=f"--{name} .*got {value}"):
+        main(["train", *GIVEN, f"--{name}", value])
+
+
+def test_a_switch_needs_no_word():
+    assert read("--gradient_checkpointing").gradient_checkpointing is True
+    assert read("--gradient_checkpointing", "false").gradient_checkpointing is False
+
+
+@pytest.mark.parametrize(
+    ("options", "moments"),
+    [({}, 2), ({"optim": "adafactor"}, 0), ({"optim": "adamw_8bit"}, 0.5), ({"muon": True}, 1), ({"optim": "sgd"}, 0)],
+)
+def test_the_plan_has_what_the_optimiser_keeps(options, moments):
+    assert moments_of(KIVLATrainingArguments("z", use_cpu=True, **options)) == moments
+
+
+def test_the_plan_knows_that_a_batch_is_no_larger_than_the_data(tmp_path):
+    trainer = make_trainer(tmp_path, per_device_train_batch_size=1000, max_steps=2)
+    frames = len(trainer.train_dataset)
+    told = dict(plan(trainer))
+    assert (
+        told["steps"] == f"2 of {frames} examples; the demonstrations have {frames} frames, 1 step an epoch, 2 epochs"
+    )
 
 
 def test_the_time_is_said_after_the_first_steps(tmp_path, capsys):

@@ -2,12 +2,14 @@
 
 import csv
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from kivla.cli import main
 from kivla.command_line import Refused
+from kivla.commands.study import plan_runs
 from kivla.demo.tiny_vlm import make_tiny_vlm, train_tokenizer
 from kivla.study.arguments import StudyArguments
 from kivla.study.cells import Cell, choose_cells
@@ -71,6 +73,10 @@ def test_a_warm_up_takes_its_steps_from_those_of_the_run():
         ({"kinds": ["fly"]}, "--kinds takes one or more of touch, move"),
         ({"kinds": ["move"], "dataset": "mine"}, "kinds"),
         ({"warmup_steps": 700}, "--warmup_steps"),
+        ({"core_hours": -1}, "--core_hours must be 0"),
+        ({"core_hours": float("nan")}, "--core_hours must be 0"),
+        ({"target_success": 0.0}, "--target_success"),
+        ({"target_success": 70}, "--target_success"),
     ],
 )
 def test_options_that_cannot_apply_are_refused_by_name(options, words):
@@ -82,6 +88,17 @@ def test_a_recipe_is_compared_and_not_told(capsys):
     with pytest.raises(Refused):
         main(["study", "--recipe", "joint"])
     assert "--recipe cannot apply" in capsys.readouterr().err
+
+
+def test_what_is_done_is_never_left_out(monkeypatch, capsys):
+    """It was paid for; and of a budget that is spent no number of steps is advised."""
+    costs = {"pilot": 1.0, "run": 2.0, "growing": 1.0, "step": 0.1}
+    monkeypatch.setattr("kivla.commands.study.core_hours", lambda *_: costs)
+    study = StudyArguments(recipes=["insulated", "joint"], conditions=["cold"], seeds=[0], core_hours=0.5)
+    cells, left_out = [Cell("insulated"), Cell("joint")], {}
+    todo = plan_runs(SimpleNamespace(study=study), cells, left_out, done={("insulated", "cold", 0)})
+    assert todo == [(Cell("insulated"), 0)] and list(left_out) == ["joint, cold, seed 0"]
+    assert "--max_steps" not in capsys.readouterr().out
 
 
 def test_how_many_steps_fit_a_budget():
