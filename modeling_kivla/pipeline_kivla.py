@@ -170,7 +170,7 @@ class ActionPredictionPipeline(Pipeline):
         before, forward, after = [
             {**ours, **given} for ours, given in zip(own, self._sanitize_parameters(**options), strict=True)
         ]
-        rtc, by_tokens = before.get("rtc"), self._acts_by_tokens(before.get("acts_by"))
+        rtc, by_tokens = before.get("rtc"), self.acts_by_tokens(before.get("acts_by"))
         guidance = [name for name in ("execution_horizon", "max_guidance_weight") if name in before]
         if rtc != "guidance" and guidance:
             raise ValueError(f'{", ".join(guidance)}: only for rtc="guidance", and rtc is {rtc!r}. Leave it out.')
@@ -192,7 +192,8 @@ class ActionPredictionPipeline(Pipeline):
         """
         self._merged(options)
 
-    def _acts_by_tokens(self, acts_by: str | None) -> bool:
+    def acts_by_tokens(self, acts_by: str | None = None) -> bool:
+        """Whether the VLM acts, by tokens, where the option is so; by default as the policy was trained."""
         return (acts_by or self.model.config.acts_by) == "tokens"
 
     def preprocess(
@@ -215,7 +216,7 @@ class ActionPredictionPipeline(Pipeline):
         columns["images"] = [self._named(i, observation, cameras) for i, observation in enumerate(observations)]
         responses = [observation.get("response") for observation in observations]
         seeds = [self._own_seed(i, observation.get("seed")) for i, observation in enumerate(observations)]
-        by_tokens = self._acts_by_tokens(acts_by)
+        by_tokens = self.acts_by_tokens(acts_by)
         old_chunks = self._old_chunks(observations, rtc, guidance)
         says = self.processor.expert_reads_response or (by_tokens and self.processor.responds_first)
         if says and None in responses:
@@ -345,7 +346,7 @@ class ActionPredictionPipeline(Pipeline):
     ) -> dict:
         inputs, rtc, seeds = (model_inputs.pop(name) for name in ("inputs", "rtc", "seeds"))
         noise = None
-        if self._acts_by_tokens(acts_by):
+        if self.acts_by_tokens(acts_by):
             options = {"robot": model_inputs["robots"], "max_response_tokens": 0}  # what there is to say has been said
             chunks = self.model.generate_actions(self.processor, **options, **inputs)
             return {"chunks": chunks, **model_inputs}

@@ -108,11 +108,10 @@ class PipelinePolicy:
     def acts_with(self) -> dict:
         """`dtype`, `num_steps` and `noise_scale`: told or its own; the last two None where it acts by tokens."""
         config = self.pipe.model.config
-        own = {"num_steps": config.num_inference_steps, "noise_scale": config.noise_scale}
-        told = {name: self.options.get(name) for name in own}
-        acts = {name: value if told[name] is None else told[name] for name, value in own.items()}
-        if (self.options.get("acts_by") or config.acts_by) == "tokens":
-            acts = dict.fromkeys(own)
+        acts = {"num_steps": config.num_inference_steps, "noise_scale": config.noise_scale}
+        acts |= {name: self.options[name] for name in acts if self.options.get(name) is not None}
+        if self.pipe.acts_by_tokens(self.options.get("acts_by")):
+            acts = dict.fromkeys(acts)
         return {"dtype": str(self.pipe.model.dtype).removeprefix("torch."), **acts}
 
     def __call__(self, observations: list[dict]) -> np.ndarray:

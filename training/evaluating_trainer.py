@@ -33,7 +33,10 @@ class EvaluatingTrainer(ResumableTrainer):
     model: nn.Module
     accelerator: Any  # its results have the types of what it is given, which it does not say
     processing_class: KIVLAProcessor
-    text_scores: dict[str, TextScores]
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.text_scores: dict[str, TextScores] = {}
 
     def _get_dataloader(self, dataset: Dataset, *args, is_training: bool = False, **kwargs):
         """Add to batches for evaluation what was demonstrated, in robot units."""

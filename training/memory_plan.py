@@ -21,6 +21,7 @@ from .parts import vocabulary_weights
 
 FLOAT, HALF = 4, 2  # bytes
 USUAL_PATCH = 14  # pixels, where a VLM's config does not say it as one number
+COPY_OF_LORA = "original_module"  # peft trains a copy of what has this in its name
 
 
 @dataclass(frozen=True)
@@ -239,7 +240,7 @@ def _kept(layer: nn.Module, dtype: int, narrow: int, joins: bool = False) -> flo
 def _without_peft(path: str) -> str | None:
     """A module's name as it is without LoRA; None of what does not compute, or keeps nothing of its own."""
     words = path.split(".")
-    if "original_module" in words or "lora_B" in words:
+    if COPY_OF_LORA in words or "lora_B" in words:
         return None
     return ".".join(word for word in words if word not in ("base_layer", "modules_to_save", "default"))
 

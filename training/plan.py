@@ -16,7 +16,7 @@ from ..modeling_kivla import KIVLAForActionPrediction
 from .arguments import KIVLATrainingArguments
 from .data.augmentation import describe
 from .data.dataset_checks import robot_datasets
-from .memory_plan import Training, plan_memory, step_shape
+from .memory_plan import COPY_OF_LORA, Training, plan_memory, step_shape
 from .parts import BACKBONE, EXPERT, NEW_TOKENS, PARTS, PROJECTOR, RATE_ARGUMENTS, part_of
 from .run_arguments import RunArguments, preset_for
 from .trainer import KIVLATrainer
@@ -24,7 +24,6 @@ from .trainer import KIVLATrainer
 PLANNED_FOR = 4  # examples whose longest one the memory is planned for
 TIMED = (5, 20)  # the steps that are timed: the first ones warm up
 _MOMENTS = {"adafactor": 0, "sgd": 0, "adagrad": 1, "rmsprop": 1, "lion": 1}
-_COPY_OF_LORA = "original_module"
 _TITLES = {BACKBONE: "VLM", NEW_TOKENS: "new tokens", PROJECTOR: "projector", EXPERT: "expert"}
 
 
@@ -44,7 +43,7 @@ def plan(trainer: KIVLATrainer) -> Iterator[tuple[str, str]]:
     model = trainer.accelerator.unwrap_model(trainer.model)
     yield "trained", "; ".join(_parts(model))
     yield "rates", _rates(trainer)
-    rows = min(args.train_batch_size, len(trainer.train_dataset))
+    rows = _rows(trainer)
     examples = rows * args.gradient_accumulation_steps * args.world_size
     text = f"{steps:,} of {examples:,} examples"
     if examples > rows:
@@ -79,6 +78,11 @@ def num_steps(trainer: KIVLATrainer) -> int:
     return math.ceil(math.ceil(batches / args.gradient_accumulation_steps) * args.num_train_epochs)
 
 
+def _rows(trainer: KIVLATrainer) -> int:
+    """Examples of a micro-batch: no more than there are."""
+    return min(trainer.args.train_batch_size, len(trainer.train_dataset))
+
+
 def _policy(model: nn.Module) -> KIVLAForActionPrediction:
     return model if isinstance(model, KIVLAForActionPrediction) else model.get_base_model()
 
@@ -88,8 +92,8 @@ def _parts(model: nn.Module) -> Iterator[str]:
     trained: dict[str, int] = defaultdict(int)
     whole: dict[str, int] = defaultdict(int)
     for name, parameter in model.named_parameters():
-        if _COPY_OF_LORA in name.split("."):
-            continue  # what peft trains a copy of
+        if COPY_OF_LORA in name.split("."):
+            continue
         whole[part_of(name)] += parameter.numel()
         trained[part_of(name)] += parameter.numel() * parameter.requires_grad
     for part in PARTS:
@@ -119,8 +123,7 @@ def _memory(trainer: KIVLATrainer) -> str:
     args, model = trainer.args, trainer.accelerator.unwrap_model(trainer.model)
     policy, data = _policy(model), trainer.train_dataset
     examples = [data[i] for i in range(min(PLANNED_FOR, len(data)))]
-    rows = min(args.train_batch_size, len(data))
-    shape = step_shape(policy, trainer.data_collator(examples), rows)
+    shape = step_shape(policy, trainer.data_collator(examples), _rows(trainer))
     training = Training(
         bf16=args.bf16 or args.fp16,
         checkpointing=bool(args.gradient_checkpointing),

@@ -98,11 +98,7 @@ class KIVLATrainer(EvaluatingTrainer):
         TypeError: a model, processor or arguments of another kind.
     """
 
-    args: KIVLATrainingArguments
-    model: nn.Module
-    accelerator: Any  # its results have the types of what it is given, which it does not say
     train_dataset: Dataset
-    processing_class: KIVLAProcessor
     _tag_names = ("kivla", "robotics", "vision-language-action", "knowledge-insulation")
     # The losses are divided by the counts of the whole optimiser step.
     loss_is_scaled_for_ga = True
@@ -174,7 +170,6 @@ class KIVLATrainer(EvaluatingTrainer):
             self._anchor = Anchor(self.model, self._action_token_ids, processing_class.vocab_size, ref_model)
         self._ddp_gradients: DDPGradients | None = None
         self.card_facts: dict = {}  # what its caller knows of the policy, for the card
-        self.text_scores = {}
 
     def _fit(self, model: nn.Module) -> None:
         """Check that model and processor have the same sizes, and give the model a row for every token."""

@@ -46,7 +46,7 @@ def _run(shop: Workshop, cells: list[Cell], left_out: dict[str, str]) -> None:
     write_json(folder / "left_out.json", left_out)
     write_json(folder / "before.json", before(shop))
     for number, (cell, seed) in enumerate(todo, 1):
-        if (recipe_name(cell.recipe), cell.condition, seed) in {_key(row) for row in read_rows(file)}:
+        if _key_of(cell, seed) in {_key(row) for row in read_rows(file)}:
             continue
         trials = pilot(shop, cell)
         write_json(folder / "pilot" / f"{cell.folder}.json", trials)
@@ -79,8 +79,8 @@ def plan_runs(
     todo, hours = [], 0.0
     for cell, seed in runs:
         needs = costs[cell]["run"] + (costs[cell]["pilot"] if seed == study.seeds[0] else 0.0)
-        is_done = (recipe_name(cell.recipe), cell.condition, seed) in done
-        if study.core_hours is not None and hours + needs > study.core_hours and not is_done:
+        is_beyond = study.core_hours is not None and hours + needs > study.core_hours
+        if is_beyond and _key_of(cell, seed) not in done:
             left_out[f"{cell.name}, seed {seed}"] = f"beyond --core_hours {study.core_hours:g}"
         else:
             hours += needs
@@ -93,6 +93,10 @@ def plan_runs(
     for name, reason in left_out.items():
         print(f"Left out: {name} ({reason}).")
     return todo
+
+
+def _key_of(cell: Cell, seed: int) -> tuple[str, str, int]:
+    return recipe_name(cell.recipe), cell.condition, seed
 
 
 def _key(row: dict) -> tuple[str, str, int]:
