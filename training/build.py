@@ -19,6 +19,7 @@ import numpy as np
 from peft import PeftModel
 
 from ..modeling_kivla import KIVLAConfig, KIVLAForActionPrediction
+from ..modeling_kivla.remote_vlm import load_vlm_config
 from ..named_models import NOT_FOUND, download, model_type, not_found
 from ..processing import (
     ActionTokenizer,
@@ -40,6 +41,7 @@ from .data.relative_chunks import learned_chunks, robot_statistics
 from .data.robot_dataset import RobotDataset
 from .first_process import made_by_first_process
 from .lora import add_lora, lora_config
+from .model_size import build_without_memory
 from .parts import BACKBONE, EXPERT
 from .policy_options import DEFAULT_RECIPE, EXPERT_OPTIONS, MODEL_SETTINGS, PolicyOptions, refuse
 from .recipes import Recipe, Stage, get_recipe, set_stage
@@ -83,8 +85,10 @@ class BuiltPolicy:
     begins_with: dict = field(default_factory=dict)
 
     def __post_init__(self):
-        if self.model.get_input_embeddings().num_embeddings < self.processor.vocab_size:
-            self.model.resize_token_embeddings(self.processor.vocab_size, pad_to_multiple_of=64)
+        embedding = self.model.get_input_embeddings()
+        if embedding.num_embeddings < self.processor.vocab_size:
+            has_rows = not embedding.weight.is_meta  # whose mean new rows begin with
+            self.model.resize_token_embeddings(self.processor.vocab_size, 64, mean_resizing=has_rows)
 
 
 class BasePolicy:
@@ -245,6 +249,8 @@ class BasePolicy:
         if self._vlm_processor is not None and config.vlm_config.image_token_id != token:
             notes.append(f"image token {config.vlm_config.image_token_id} -> {token}, that of {self._vlm_processor}")
             config.vlm_config.image_token_id = token
+        if options.without_weights:
+            return build_without_memory(config, options.dtype)
         return KIVLAForActionPrediction.from_pretrained(self.folder, config=config, **options.loading)
 
 
@@ -328,7 +334,11 @@ def start_policy(
         **_robot_arguments(robots),
     )
     config |= {name: getattr(processor, name) for name in ("max_action_dim", "max_state_dim")}  # as large as the data
-    model = KIVLAForActionPrediction.from_vlm(vlm, **config, **options.loading)
+    if options.without_weights:
+        vlm_config = load_vlm_config(str(vlm), trust_remote_code=options.trust_remote_code)
+        model = build_without_memory(KIVLAConfig(vlm_config=vlm_config, **config), options.dtype)
+    else:
+        model = KIVLAForActionPrediction.from_vlm(vlm, **config, **options.loading)
     return BuiltPolicy(model, processor, notes, {"meaning": START, "base": str(vlm), "kept": [], "changed": []})
 
 

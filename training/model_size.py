@@ -43,10 +43,15 @@ class ExampleShape:
     draws: int
 
 
-def build_without_memory(config: KIVLAConfig) -> KIVLAForActionPrediction:
-    """Build the policy on the meta device, where parameters have sizes and no memory."""
+def build_without_memory(config: KIVLAConfig, dtype: str = "float32") -> KIVLAForActionPrediction:
+    """Build the policy on the meta device, where parameters have sizes and no memory.
+
+    Args:
+        dtype: of the weights, as `from_pretrained` takes it: a name, or "auto" for that of the VLM's config.
+    """
+    kind = config.vlm_config.dtype if dtype == "auto" else getattr(torch, dtype)
     with torch.device("meta"):
-        return KIVLAForActionPrediction(copy.deepcopy(config))
+        return KIVLAForActionPrediction(copy.deepcopy(config)).to(kind)
 
 
 def part_sizes(model: KIVLAForActionPrediction) -> dict[str, int]:

@@ -4,7 +4,8 @@ import math
 import shutil
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
@@ -16,8 +17,9 @@ from ..modeling_kivla import KIVLAForActionPrediction
 from .arguments import KIVLATrainingArguments
 from .data.augmentation import describe
 from .data.dataset_checks import robot_datasets
-from .memory_plan import COPY_OF_LORA, Training, plan_memory, step_shape
+from .memory_plan import COPY_OF_LORA, MemoryPlan, Training, plan_memory, step_shape
 from .parts import BACKBONE, EXPERT, NEW_TOKENS, PARTS, PROJECTOR, RATE_ARGUMENTS, part_of
+from .recipes import Stage
 from .run_arguments import RunArguments, preset_for
 from .trainer import KIVLATrainer
 
@@ -27,14 +29,19 @@ _MOMENTS = {"adafactor": 0, "sgd": 0, "adagrad": 1, "rmsprop": 1, "lion": 1}
 _TITLES = {BACKBONE: "VLM", NEW_TOKENS: "new tokens", PROJECTOR: "projector", EXPERT: "expert"}
 
 
-def format_plan(trainer: KIVLATrainer, stage: str | None = None) -> str:
+def format_plan(trainer: KIVLATrainer, stages: Sequence[Stage] = (), number: int = 1) -> str:
     """Write the plan of a run that is about to begin, a line for each thing.
 
     Args:
-        stage: which stage of several it is.
+        stages, number: those of its recipe, and which of them it is, from 1.
     """
     lines = [f"{title:14}{text}" for title, text in plan(trainer)]
-    return "\n".join(["", f"Plan of stage {stage}" if stage else "Plan", *lines, ""])
+    name = "Plan"
+    if len(stages) > 1:
+        stage = stages[number - 1]
+        config = ", ".join(f"{name} {value:g}" for name, value in stage.config.items())
+        name += f" of stage {number} of {len(stages)}: trains {', '.join(stage.trains)}; {config}"
+    return "\n".join(["", name, *lines, ""])
 
 
 def plan(trainer: KIVLATrainer) -> Iterator[tuple[str, str]]:
@@ -120,20 +127,47 @@ def _memory(trainer: KIVLATrainer) -> str:
     """What a step needs on each device, by part; worked out for the first examples."""
     if trainer.is_deepspeed_enabled:
         return "not planned with DeepSpeed"
-    args, model = trainer.args, trainer.accelerator.unwrap_model(trainer.model)
-    policy, data = _policy(model), trainer.train_dataset
+    (planned,) = _plan_steps(trainer, _training(trainer))
+    parts = ", ".join(f"{name} {_bytes(size)}" for name, size in planned.parts().items() if size)
+    return f"about {_bytes(planned.peak)} on each device at the peak: {parts}"
+
+
+def _plan_steps(trainer: KIVLATrainer, *ways: Training) -> list[MemoryPlan]:
+    """Plan the memory of a step of the first examples, in each of these ways."""
+    model, data = trainer.accelerator.unwrap_model(trainer.model), trainer.train_dataset
     examples = [data[i] for i in range(min(PLANNED_FOR, len(data)))]
-    shape = step_shape(policy, trainer.data_collator(examples), _rows(trainer))
-    training = Training(
+    shape = step_shape(_policy(model), trainer.data_collator(examples), _rows(trainer))
+    return [plan_memory(_policy(model), shape, way, model.parameters()) for way in ways]
+
+
+def memory_table(trainer: KIVLATrainer, devices: Sequence[int] = (1, 2, 4, 8)) -> str:
+    """Write what a step needs on each of so many devices, by part, and with gradient checkpointing.
+
+    Several devices share weights, gradients and moments (FSDP2); with DDP each has what one has.
+    """
+    way = _training(trainer)
+    plans = _plan_steps(trainer, *(replace(way, devices=count) for count in devices))
+    rows = {name: [plan.parts()[name] for plan in plans] for name in plans[0].parts()}
+    rows["at the peak"] = [plan.peak for plan in plans]
+    if not way.checkpointing:
+        less = _plan_steps(trainer, *(replace(way, devices=count, checkpointing=True) for count in devices))
+        rows["at the peak, with --gradient_checkpointing"] = [plan.peak for plan in less]
+    head = [f"{'1 device' if count == 1 else f'FSDP2 x {count}':>12}" for count in devices]
+    cells = {"Memory of a step on each device": head}
+    cells |= {name: [f"{_bytes(size):>12}" for size in sizes] for name, sizes in rows.items() if any(sizes)}
+    return "\n".join([*(f"{name:44}{''.join(row)}" for name, row in cells.items()), ""])
+
+
+def _training(trainer: KIVLATrainer) -> Training:
+    """How the run computes a step."""
+    args = trainer.args
+    return Training(
         bf16=args.bf16 or args.fp16,
         checkpointing=bool(args.gradient_checkpointing),
         accumulates=args.gradient_accumulation_steps > 1,
         devices=args.world_size if trainer.is_fsdp_enabled else 1,
         moments=moments_of(args) + (args.ema_decay is not None),
     )
-    planned = plan_memory(policy, shape, training, model.parameters())
-    parts = ", ".join(f"{name} {_bytes(size)}" for name, size in planned.parts().items() if size)
-    return f"about {_bytes(planned.peak)} on each device at the peak: {parts}"
 
 
 def moments_of(args: KIVLATrainingArguments) -> float:

@@ -107,9 +107,7 @@ def train(
             start = folder
             continue
         if args.process_index == 0:
-            config = ", ".join(f"{name} {value:g}" for name, value in stage.config.items())
-            of_several = f"{number} of {len(stages)}: trains {', '.join(stage.trains)}; {config}"
-            print(format_plan(trainer, of_several if len(stages) > 1 else None))
+            print(format_plan(trainer, stages, number))
         print_readably(trainer)
         trainer.add_callback(TimeLeft())
         evaluated = LastEvaluation()

@@ -189,6 +189,11 @@ class KIVLATrainer(EvaluatingTrainer):
         if policy.get_input_embeddings().weight.shape[0] < self.processing_class.vocab_size:
             policy.resize_token_embeddings(self.processing_class.vocab_size, pad_to_multiple_of=64)
 
+    def _move_model_to_device(self, model: nn.Module, device: torch.device) -> None:
+        """As the library does; a model without weights, of which only a plan is made, has nothing to move."""
+        if not next(model.parameters()).is_meta:
+            super()._move_model_to_device(model, device)
+
     def call_model_init(self, trial=None) -> nn.Module:
         model = super().call_model_init(trial)
         self._fit(model)

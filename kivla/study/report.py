@@ -12,6 +12,7 @@ from .figures import plot_kept_against_success, plot_over_steps
 from .runs import read_rows
 from .summary import Group, compare, groups_of
 
+_LITTLE = 0.02  # of the error of actions: less is chance
 _RUN = ("recipe", "condition", "seed", "learning_rate", "expert_learning_rate")
 COLUMNS = {"told": "does as told", "synonym": "told in words never demonstrated"}
 
@@ -91,9 +92,14 @@ def pairs_table(groups: Sequence[Group], before: dict) -> str:
 
 
 def rates_note(groups: Sequence[Group]) -> str:
-    """Say where the pilot had no choice, or took the first or last of the learning rates that it tried."""
-    given, at_end = [], []
+    """Say where the pilot had no choice, chose by little, or took the first or last of the rates that it tried."""
+    given, at_end, by_little, too_short = [], [], [], []
     for group in groups:
+        errors = sorted(trial["action_error"] for trial in group.rows[0]["trials"] if "action_error" in trial)
+        if errors and errors[0] >= 1:
+            too_short.append(group.name)
+        elif len(errors) > 1 and errors[1] < errors[0] * (1 + _LITTLE):
+            by_little.append(group.name)
         for name, part in (("learning_rate", "VLM"), ("expert_learning_rate", "expert")):
             tried = sorted({trial[name] for trial in group.rows[0]["trials"]} - {None})
             if len(tried) > 1 and group.rows[0][name] in (tried[0], tried[-1]):
@@ -102,6 +108,16 @@ def rates_note(groups: Sequence[Group]) -> str:
             given.append(group.name)
     notes = [f"No pilot, one learning rate was given: {'; '.join(given)}."] if given else []
     notes += [f"The best learning rate was the first or last one tried: {'; '.join(at_end)}."] if at_end else []
+    if too_short:
+        notes.append(
+            "In the pilot no rate did better than the mean action: its choice says little (more --pilot_steps): "
+            f"{'; '.join(too_short)}."
+        )
+    if by_little:
+        notes.append(
+            f"In the pilot a second one was as good within {_LITTLE:.0%}; what each cost the VLM is in pilot/: "
+            f"{'; '.join(by_little)}."
+        )
     return "\n\n".join(notes)
 
 

@@ -194,6 +194,16 @@ def test_learning_rates_at_an_end_of_those_tried_are_named():
     assert "was given: pi0, cold." in note
 
 
+@pytest.mark.parametrize(
+    ("errors", "said"),
+    [((1.02, 1.3), "no rate did better than the mean action"), ((0.7, 0.71), "as good within 2%"), ((0.7, 0.75), "")],
+)
+def test_a_pilot_that_says_little_is_named(errors, said):
+    trials = [{"learning_rate": 1e-4, "expert_learning_rate": 1e-3, "action_error": error} for error in errors]
+    note = rates_note(groups_of([row("joint", 0, 0.1, 8) | {"trials": trials}]))
+    assert (said in note and "joint, cold" in note) if said else "In the pilot" not in note
+
+
 def test_a_row_that_an_interrupt_cut_off_is_left_out(tmp_path, capsys):
     file = tmp_path / "rows.jsonl"
     assert read_rows(file) == []
