@@ -16,6 +16,7 @@ from transformers import AutoConfig, HfArgumentParser, pipeline
 from transformers.hf_argparser import string_to_bool
 
 from .named_models import find_vlm, model_type
+from .option_ranges import check_ranges
 
 
 def parse(
@@ -47,6 +48,8 @@ def parse(
         *parsed, rest = parser.parse_args_into_dataclasses(
             arguments, return_remaining_strings=True, look_for_args_file=False
         )
+        for options in parsed:
+            check_ranges(options)
     except ValueError as error:  # whoever raises it: nothing but options is looked at
         raise Refused(f"{prog}: {error}") from error
     if rest:
@@ -232,21 +235,6 @@ class Refused(SystemExit):
 
     def __str__(self) -> str:
         return self.message
-
-
-def at_least_one(options, *names: str) -> None:
-    """Check options that count something.
-
-    Args:
-        options: what `parse` gave.
-
-    Raises:
-        ValueError: one of them is given and below 1.
-    """
-    for name in names:
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise ValueError(f"--{name} must be at least 1, got {value}.")
 
 
 def command_line(prog: str, *options, always: Sequence[str] = (), without: Sequence[str] = ()) -> str:

@@ -13,7 +13,8 @@ ROOMS = {
     "modeling_kivla": set(),  # its files travel with a policy, and so do those of processing
     "processing": set(),
     "named_models": set(),
-    "command_line": {"named_models"},
+    "option_ranges": set(),
+    "command_line": {"named_models", "option_ranges"},
     "acting": {"modeling_kivla", "processing"},
     "assembly": set(),
     "training.data": {"named_models", "modeling_kivla", "processing", "acting"},
@@ -22,7 +23,7 @@ ROOMS["training.evaluation"] = {"training.data", *ROOMS["training.data"]}
 ROOMS["training"] = {"training.evaluation", "hub_cards", *ROOMS["training.evaluation"]}
 ROOMS["serving"] = ROOMS["conversion"] = {"hub_cards", *ROOMS["training.data"]}
 ROOMS["simulation"] = {"training", *ROOMS["training"]}
-ROOMS["demo"] = ROOMS["study"] = {"demo", "simulation", "command_line", *ROOMS["simulation"]}
+ROOMS["demo"] = ROOMS["study"] = {"demo", "simulation", "command_line", "option_ranges", *ROOMS["simulation"]}
 ROOMS["commands"] = set(ROOMS)
 ROOMS["cli"] = {"commands", "command_line"}
 FILES = [

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, fields
 
 import torch
 from transformers import TrainingArguments
+from transformers.integrations.deepspeed import is_deepspeed_available
 
 from .argument_rules import check_arguments
 from .data.augmentation import AUGMENTATIONS
@@ -56,6 +57,8 @@ class ResumableTrainingArguments(TrainingArguments):
             new = old.replace("gradient", "activation")
             if new in self.__dataclass_fields__ and getattr(self, new) is None:
                 setattr(self, new, getattr(self, old))
+        if self.deepspeed is not None and not is_deepspeed_available():
+            raise ValueError("deepspeed needs DeepSpeed, which is not installed here: pip install deepspeed.")
         # Memory is pinned for an accelerator; PyTorch warns where there is none.
         self.dataloader_pin_memory = self.dataloader_pin_memory and torch.accelerator.is_available()
         super().__post_init__()

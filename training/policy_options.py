@@ -125,8 +125,8 @@ class PolicyOptions(RelativeOptions):
     )
     attn_implementation: str | None = field(default=None, metadata={"help": "sdpa, flash_attention_2, ..."})
     trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with the VLM."})
-    # For a plan: the policy has sizes and no memory.
-    without_weights: bool = field(default=False, init=False)
+    # No option: for a plan, the policy has sizes and no memory
+    without_weights = False
 
     def given(self, *names: str) -> dict:
         """Return those of these options that were told."""

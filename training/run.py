@@ -19,6 +19,7 @@ from peft import PeftModel
 from torch.utils.data import Dataset, Subset
 from transformers import AutoModelForImageTextToText, PreTrainedModel, set_seed
 from transformers.integrations import get_available_reporting_integrations
+from transformers.training_args import ParallelMode
 
 from ..hub_cards.hub_names import public_name
 from ..modeling_kivla import KIVLAForActionPrediction
@@ -209,6 +210,11 @@ def check_options(model_args: ModelArguments, data_args: DataArguments, args: KI
     if model_args.freeze_vision and model_args.lora_rank is not None:
         refuse({"freeze_vision": "LoRA trains the text decoder alone"})
     check_reports(args)
+    if args.fsdp and args.parallel_mode != ParallelMode.DISTRIBUTED:
+        reason = (
+            "it shares the policy among several processes, and this is one: `kivla launch-files` writes how to start"
+        )
+        refuse({"fsdp": f"{reason} them (docs/several_devices.md)"})
     if args.resume_from_checkpoint is not None and len(stages) > 1:
         reason = f"a run of {len(stages)} stages finds where it was by itself, by the same command"
         refuse({"resume_from_checkpoint": reason})

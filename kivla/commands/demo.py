@@ -6,7 +6,6 @@ report and model card.
 """
 
 import json
-import math
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import transformers
 
-from ..command_line import at_least_one, command_line, parse
+from ..command_line import command_line, parse
 from ..demo.curriculum import lessons_of, record_lessons, teach_lessons
 from ..demo.pretraining import PretrainArguments, pretrain
 from ..demo.report import write_report
@@ -72,10 +71,11 @@ def run(arguments: Sequence[str]) -> None:
     demo, args = parse((DemoArguments, TabletopArguments), arguments, prog="kivla demo")
     if demo.from_scratch and demo.vlm:
         raise ValueError("Give either --vlm or --from_scratch true, which makes its own VLM.")
-    if not other_minutes(args) + 1 <= demo.minutes < math.inf:
+    if not other_minutes(args) + 1 <= demo.minutes:
         advice = f" Where something is to be held, {HOLDING_MINUTES} are a good beginning." if args.holds else ""
         raise ValueError(f"--minutes must be at least {other_minutes(args) + 1:g}, got {demo.minutes:g}.{advice}")
-    at_least_one(demo, "max_steps", "num_episodes", "num_question_scenes")
+    if demo.num_question_scenes < 1:
+        raise ValueError("--num_question_scenes must be at least 1: the report shows what the VLM still sees.")
     if not 0 <= demo.seed < QUESTION_SEED:  # co-training questions and those that are measured stay apart
         raise ValueError(f"--seed lies between 0 and {QUESTION_SEED - 1}, got {demo.seed}.")
     vlm = TABLETOP_VLM if demo.from_scratch else Path(find_vlm(demo.vlm or TABLETOP))  # from scratch: its like

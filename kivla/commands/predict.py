@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..command_line import at_least_one, parse, policy_pipeline
+from ..command_line import parse, policy_pipeline
 from ..modeling_kivla.pipeline_kivla import DTYPE_OPTION, NOISE_SCALE_OPTION
 from ..processing.camera_names import CAMERAS_HELP, parse_cameras
 from ..training.data.camera_naming import unseen_note
@@ -41,7 +41,6 @@ class PredictArguments(DatasetOptions):
 
 def run(arguments: Sequence[str]) -> None:
     (args,) = parse((PredictArguments,), arguments, prog="kivla predict", positional="policy")
-    at_least_one(args, "num_frames", "batch_size", "num_steps", "num_plots")
     if (args.dataset is None) == (args.images is None):
         raise ValueError("Give either --dataset, or --images and --text.")
     of_dataset = [entry.name for entry in fields(DatasetOptions) if entry.default is None]

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ..command_line import at_least_one, parse
+from ..command_line import parse
 from ..simulation.environments import ENV_HELP, make_env, parse_options
 from ..simulation.recording import record_demonstrations
 
@@ -31,7 +31,6 @@ class RecordArguments:
 
 def run(arguments: Sequence[str]) -> None:
     (args,) = parse((RecordArguments,), arguments, prog="kivla record", positional="output_dir")
-    at_least_one(args, "num_episodes", "num_envs")
     env = make_env(args.env, min(args.num_envs, args.num_episodes), **parse_options(args.env_options))
     seeds = record_demonstrations(
         env,

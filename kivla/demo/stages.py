@@ -5,7 +5,6 @@ run goes on where it was.
 """
 
 import json
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,8 +16,8 @@ from torch.utils.data import Subset
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, TrainerCallback, pipeline
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from ..command_line import at_least_one
 from ..modeling_kivla import KIVLAConfig, KIVLAForActionPrediction
+from ..option_ranges import check_ranges
 from ..processing import KIVLAProcessor
 from ..processing.observation_history import ObservationHistory
 from ..simulation import TabletopVectorEnv, make_env, make_questions
@@ -147,30 +146,22 @@ class TabletopArguments:
     learning_rate: float = field(default=1e-3, metadata={"help": "Of Muon and AdamW; falls to 0 as a cosine."})
 
     def __post_init__(self):
+        check_ranges(self)
         if not self.kinds or set(self.kinds) - set(TASK_KINDS) or len(set(self.kinds)) < len(self.kinds):
             raise ValueError(f"--kinds takes one or more of {', '.join(TASK_KINDS)}, each once; got {self.kinds}.")
         if self.subtasks and "touch_then_touch" not in self.kinds:
             raise ValueError(f"--subtasks is for --kinds touch_then_touch, whose tasks have parts; got {self.kinds}.")
         if unknown := set(self.question_kinds or ()) - set(QUESTION_KINDS):
             raise ValueError(f"--question_kinds: there are {', '.join(QUESTION_KINDS)}; not {', '.join(unknown)}.")
-        at_least_one(self, "num_demonstrations", "chunk_size", "replan_every", "batch_size", "action_vocab_size")
-        at_least_one(self, "expert_hidden_size", "expert_intermediate_size", "num_flow_samples")
         if self.replan_every > self.chunk_size:
             raise ValueError(
                 f"--replan_every {self.replan_every}: a policy with --chunk_size {self.chunk_size} plans no more "
                 "actions than that before it looks again."
             )
-        if not 0 <= self.action_noise < math.inf:
-            raise ValueError(f"--action_noise is a standard deviation, 0 or more; got {self.action_noise}.")
-        if not 0 <= self.empty_grip_share <= 1:
-            raise ValueError(f"--empty_grips is a share of the episodes, from 0 to 1; got {self.empty_grips}.")
-        if not 0 <= self.question_share < 1:
-            raise ValueError(
-                f"--question_share is a share of the examples, from 0 to below 1; got {self.question_share}."
-            )
-        for name in ("learning_rate", "action_scale"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"--{name} is a number above 0, got {getattr(self, name)}.")
+        if self.question_share == 1:
+            raise ValueError("--question_share 1 leaves no demonstrations to learn from.")
+        if self.learning_rate == 0:
+            raise ValueError("--learning_rate must be above 0, got 0.")
 
     @property
     def holds(self) -> bool:

@@ -120,6 +120,7 @@ def save_updates(model: PeftModel, folder: Path) -> None:
     model.peft_config["default"].base_model_name_or_path = None  # a folder of this machine
     weights = {name: weight.bfloat16() for name, weight in model.state_dict().items()}
     model.save_pretrained(folder, state_dict=weights, save_embedding_layers=False)
+    (folder / "README.md").unlink()  # peft's form for a card, with nothing filled in
 
 
 def make_trainer(args: TeachArguments, vlm, processor: ProcessorMixin) -> "TeachingTrainer":

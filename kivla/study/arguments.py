@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass, field
 
 from ..demo.stages import ROLLOUTS, TabletopArguments
 from ..named_models import TABLETOP, find_vlm
+from ..option_ranges import check_ranges
 from ..simulation.tabletop.tasks import TASK_KINDS
 from ..training.policy_options import refuse
 from .cells import COLD, QUESTIONS, REPLAY, WARMUP, check_condition
@@ -117,6 +118,7 @@ class StudyArguments:
     target_success: float = field(default=0.7, metadata={"help": "How many steps until so much success?"})
 
     def __post_init__(self):
+        check_ranges(self)
         self.vlm = find_vlm(self.vlm)
         if self.dataset is not None:
             own = ("kinds", "num_demonstrations", "replan_every", "rollouts", "num_episodes", "num_question_scenes")
@@ -155,14 +157,8 @@ class StudyArguments:
             for name in self.rollouts:
                 if ROLLOUTS[name][1]["kinds"][0] not in self.kinds:
                     raise ValueError(f"--rollouts {name} is of tasks that are not demonstrated: --kinds {self.kinds}.")
-        if self.core_hours is not None and not self.core_hours >= 0:
-            raise ValueError(f"--core_hours must be 0 (only the plan) or more, got {self.core_hours}.")
-        if not 0 < self.target_success <= 1:
-            raise ValueError(f"--target_success lies above 0, and is 1 at most; got {self.target_success}.")
-        positive = ("max_steps", "batch_size", "pilot_steps", "num_checkpoints", "num_held_out_frames", "measure_every")
-        for name in positive:
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}.")
+        if self.num_checkpoints > self.max_steps:
+            raise ValueError(f"--num_checkpoints {self.num_checkpoints} are more than --max_steps {self.max_steps}.")
 
     def _possible_conditions(self) -> list[str]:
         return [COLD, WARMUP] if self.text_dataset is None else [COLD, WARMUP, f"{WARMUP}+{REPLAY}"]

@@ -403,7 +403,7 @@ def _check_videos(data: LeRobotDataset, report: DataReport, count: int) -> list[
         if decoded >= limit("key_frames"):
             text = (
                 f"Key frames of {camera} are far apart: for a frame at random, as in training, {decoded:.0f} are "
-                "decoded. Encode the videos again with a key frame every second frame, `kivla transcode FOLDER "
+                f"decoded. Encode the videos again with a key frame every second frame, `kivla transcode {data.name} "
                 "--output_dir NEW_FOLDER`, or keep frames in memory: --frame_cache_mb."
             )
             findings.append(Finding("key_frames", text, camera=camera))

@@ -39,7 +39,7 @@ from .frame_table import (
     scalars,
     vectors,
 )
-from .hub_files import HubFolder
+from .hub_files import HubFolder, on_hub
 from .language import read_language
 from .messages import refuse_missing, some
 from .metadata import LeRobotMetadata
@@ -156,7 +156,7 @@ class LeRobotDataset(RobotDataset):
         self.robot = robot
         self.look_back(ObservationHistory(history, history_stride))
         self._frame_cache = FrameCache(int(frame_cache_mb * 1e6))
-        self._hub = _on_hub(folder_or_hub_id, revision)
+        self._hub = on_hub(folder_or_hub_id, revision)
         self._stream = _stream_of(folder_or_hub_id, self._hub, streaming, stream_gb)
         self.name = str(folder_or_hub_id) if self._hub is None else self._hub.repo
         self._metadata = _metadata_of(folder_or_hub_id, self._hub, streaming)
@@ -303,13 +303,13 @@ class LeRobotDataset(RobotDataset):
     @classmethod
     def camera_names(cls, name: str | Path) -> list[str]:
         """Feature names of the cameras that have files, from a dataset's metadata alone."""
-        hub = _on_hub(name)
+        hub = on_hub(name)
         return cameras_with_files(_metadata_alone(name, hub), hub)
 
     @classmethod
     def episode_numbers(cls, name: str | Path) -> list[int]:
         """Numbers of all episodes, from a dataset's metadata alone."""
-        return _metadata_alone(name, _on_hub(name)).episode_indices.tolist()
+        return _metadata_alone(name, on_hub(name)).episode_indices.tolist()
 
     def size_of(self, index: int) -> tuple[int, int]:
         """How many images an item has and how many characters of text; no image is decoded."""
@@ -636,19 +636,6 @@ class LeRobotDataset(RobotDataset):
             return self._videos.read(camera, selected, frames)
         except VideoReadError as error:
             raise ValueError(f"{where}: {error}") from error
-
-
-def _on_hub(folder_or_hub_id: str | Path, revision: str | None = None) -> HubFolder | None:
-    """The dataset on the Hub; None if it is a folder of this machine."""
-    if not str(folder_or_hub_id):
-        raise ValueError("the name of the dataset is empty; expected is a folder, or an id on the Hub.")
-    if not Path(folder_or_hub_id).expanduser().is_dir():
-        if str(folder_or_hub_id).startswith(("/", ".", "~")):  # no id on the Hub does
-            raise FileNotFoundError(f"There is no folder {folder_or_hub_id}.")
-        return HubFolder(str(folder_or_hub_id), revision)
-    if revision is not None:
-        raise ValueError(f"{folder_or_hub_id} is a folder, which has no revision {revision!r}.")
-    return None
 
 
 def _stream_of(

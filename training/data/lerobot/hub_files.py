@@ -95,6 +95,11 @@ class HubFolder:
                 disable=len(missing) < _MANY,
             )
 
+    def fetch_all(self) -> Path:
+        """Download every file of the dataset, and return the folder."""
+        self.fetch([self.root / name for name in self.listing])
+        return self.root
+
     def has(self, path: Path) -> bool:
         """Whether the dataset has a file; nothing is downloaded."""
         if path.is_file():
@@ -127,6 +132,19 @@ class HubFolder:
         return path.relative_to(self.root).as_posix()
 
 
+def on_hub(folder_or_hub_id: str | Path, revision: str | None = None) -> HubFolder | None:
+    """The dataset on the Hub; None if it is a folder of this machine."""
+    if not str(folder_or_hub_id):
+        raise ValueError("the name of the dataset is empty; expected is a folder, or an id on the Hub.")
+    if not Path(folder_or_hub_id).expanduser().is_dir():
+        if str(folder_or_hub_id).startswith(("/", ".", "~")):  # no id on the Hub does
+            raise FileNotFoundError(f"There is no folder {folder_or_hub_id}.")
+        return HubFolder(str(folder_or_hub_id), revision)
+    if revision is not None:
+        raise ValueError(f"{folder_or_hub_id} is a folder, which has no revision {revision!r}.")
+    return None
+
+
 @contextmanager
 def _connected(what: str) -> Iterator[None]:
     """Say which download broke off. (Answers of the Hub say so themselves.)"""
@@ -140,4 +158,4 @@ def _connected(what: str) -> Iterator[None]:
         ) from error
 
 
-__all__ = ["HubFolder"]
+__all__ = ["HubFolder", "on_hub"]

@@ -47,7 +47,7 @@ def test_what_cannot_be_kept_is_refused(tmp_path):
     (tmp_path / "new").mkdir()
     with pytest.raises(SystemExit, match="is there already"):
         main([*command, "--codec", "h264"])
-    with pytest.raises(SystemExit, match=r"--keyframes_every is a number of frames, at least 1, got 0"):
+    with pytest.raises(SystemExit, match=r"--keyframes_every must be at least 1, got 0"):
         main([*command, "--keyframes_every", "0"])
     with pytest.raises(SystemExit, match="is no folder of a LeRobot dataset"):
         main(["transcode", str(tmp_path), "--output_dir", str(tmp_path / "newer")])
@@ -67,3 +67,10 @@ def test_the_metadata_say_what_is_there(tmp_path):
     info = json.loads((tmp_path / "new" / "meta" / "info.json").read_text())
     (about,) = (feature["info"] for feature in info["features"].values() if feature["dtype"] == "video")
     assert about == {"video.codec": "h264", "video.g": 2, "video.fps": 10}
+
+
+def test_a_dataset_of_the_hub_is_fetched_whole(hub, tmp_path):
+    main(["transcode", "user/arm@v1", "--output_dir", str(tmp_path / "new"), "--codec", "h264"])
+    new = LeRobotDataset(tmp_path / "new", chunk_size=2)
+    assert len(new) == 5 + 6 and pictures_are_right(new), "of the revision that was asked for"
+    assert all(read_key_frames(path).decoded <= 1.5 for path in (tmp_path / "new").rglob("*.mp4"))
