@@ -273,9 +273,9 @@ def test_one_robot_that_is_wrong_does_not_concern_the_others(policy):
 def test_chunks_that_go_on_from_what_is_left_of_the_ones_before(policy):
     """One robot in the midst of a chunk, another at the beginning of an episode, in one pass.
 
-    In few steps: in many, guidance of a policy that has learned nothing makes hundredths of a rounding.
+    In one step: in several, guidance of a policy that has learned nothing makes hundredths of a rounding.
     """
-    pipe = pipeline("action-prediction", model=str(policy), seed=3, num_steps=2)
+    pipe = pipeline("action-prediction", model=str(policy), seed=3, num_steps=1)
     left = pipe(frame(0))["actions"][2:]
     going_on = {**frame(70), "previous_actions": left, "delay": 2}
     metadata, answers = several_through_a_server(pipe, [going_on, frame(70)])
