@@ -27,7 +27,8 @@ from ..named_models import TABLETOP, model_type
 from ..processing import KIVLAProcessor
 from ..processing.chat_format import has_chat
 from .arguments import KIVLATrainingArguments
-from .build import CONTINUE, build_for_stage
+from .base_policy import CONTINUE
+from .build import build_for_stage
 from .checkpoints import RUN_MARKS, put_aside
 from .data.augmentation import wrists_by_name
 from .data.camera_naming import unseen_note

@@ -7,7 +7,7 @@ from typing import ClassVar
 from ..named_models import find_vlm
 from ..processing.camera_names import check_names, parse_cameras
 from ..processing.observation_history import NO_HISTORY, ObservationHistory
-from .build import ADAPT, CONTINUE, START, BasePolicy
+from .base_policy import ADAPT, CONTINUE, START, BasePolicy
 from .data.episode_selection import parse_episodes
 from .dataset_options import DatasetOptions
 from .policy_options import DEFAULT_RECIPE, PolicyOptions, refuse

@@ -7,7 +7,8 @@ import torch
 from kivla import BinningActionTokenizer, KIVLAForActionPrediction, KIVLAProcessor, LeRobotDataset
 from kivla.simulation import LeRobotWriter
 from kivla.training import KIVLATrainer, KIVLATrainingArguments
-from kivla.training.build import BasePolicy, adapt_policy, continue_policy, start_policy
+from kivla.training.base_policy import BasePolicy
+from kivla.training.build import adapt_policy, continue_policy, start_policy
 from kivla.training.policy_options import PolicyOptions
 from kivla.training.recipes import RECIPES
 

@@ -11,7 +11,8 @@ from kivla import ActionPredictionPipeline, KIVLAProcessor, LeRobotDataset
 from kivla.acting import ChunkExecutor
 from kivla.cli import main
 from kivla.processing.observation_history import NO_HISTORY, ObservationHistory
-from kivla.training.build import BasePolicy, adapt_policy, continue_policy
+from kivla.training.base_policy import BasePolicy
+from kivla.training.build import adapt_policy, continue_policy
 from kivla.training.evaluation.predictions import predict_dataset
 from kivla.training.policy_options import PolicyOptions
 from kivla.training.run_options import ModelArguments

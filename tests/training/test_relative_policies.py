@@ -18,7 +18,8 @@ from kivla.serving.served_policy import ServedPolicy
 from kivla.simulation import LeRobotWriter
 from kivla.simulation.rollout import Acting, PipelinePolicy, rollout
 from kivla.training import KIVLATrainingArguments
-from kivla.training.build import BasePolicy, adapt_policy, continue_policy, start_policy
+from kivla.training.base_policy import BasePolicy
+from kivla.training.build import adapt_policy, continue_policy, start_policy
 from kivla.training.data.data_ranges import range_problems
 from kivla.training.data.relative_chunks import chunk_states, in_radians, offsets_already, robot_statistics
 from kivla.training.evaluation.predictions import predict_dataset
