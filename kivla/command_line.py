@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import json
 import shlex
 import sys
 from collections.abc import Collection, Mapping, Sequence
@@ -130,7 +131,8 @@ def _prepared(
             action.nargs, action.const = "?", True  # a switch is one with any default: --x is --x true
     arguments, defaults = list(arguments), {}
     if arguments and arguments[0].endswith((".yaml", ".yml")):
-        defaults = _read_options(arguments.pop(0), dataclass_types, parser)
+        words, defaults = _read_options(arguments.pop(0), dataclass_types, parser)
+        arguments = [*words, *arguments]  # what is told later counts
     else:
         words = list(takewhile(lambda argument: not argument.startswith("-"), arguments))
         if too_many := words[len(names) :]:
@@ -153,12 +155,12 @@ def _prepared(
     return parser, arguments
 
 
-def _read_options(file: str, dataclass_types: Sequence[type], parser: _Parser) -> dict:
-    """Read a YAML file of options."""
+def _read_options(file: str, dataclass_types: Sequence[type], parser: _Parser) -> tuple[list[str], dict]:
+    """Read a YAML file of options: as words of the command line, and what no word can say (null, an empty list)."""
     if not Path(file).is_file():
         parser.error(f"there is no file {file}.")
     try:
-        values = yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}
+        values = yaml.load(Path(file).read_text(encoding="utf-8"), _UniqueKeys) or {}
     except yaml.YAMLError as error:
         parser.error(f"{file} is not valid YAML: {error}")
     if not isinstance(values, dict):
@@ -166,7 +168,33 @@ def _read_options(file: str, dataclass_types: Sequence[type], parser: _Parser) -
     known = [field.name for kind in dataclass_types for field in fields(kind)]
     if unknown := sorted(map(str, values.keys() - set(known))):
         parser.error(f"{file} has unknown keys: {', '.join(unknown)}. {_hint(unknown[0], known, parser.prog)}")
-    return values
+    lists = {action.dest for action in parser._actions if action.nargs in ("+", "*")}
+    defaults = {name: value for name, value in values.items() if value is None or value == []}
+    words = [word for name in values.keys() - defaults for word in _as_words(name, values[name], name in lists)]
+    return words, defaults
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """Of two lines for one option YAML would keep the last."""
+
+    def construct_mapping(self, node, deep=False):
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        if twice := [key for key in keys if keys.count(key) > 1]:
+            raise yaml.YAMLError(f"{twice[0]} is there more than once.")
+        return super().construct_mapping(node, deep)
+
+
+def _as_words(name: str, value, takes_list: bool) -> list[str]:
+    """An option of a YAML file as it is written on the command line; a mapping in a list as NAME=VALUE."""
+    if isinstance(value, dict) and takes_list:
+        value = [f"{key}={one}" for key, one in value.items()]
+    if isinstance(value, list):
+        return [f"--{name}", *map(_as_word, value)]
+    return [f"--{name}={_as_word(value)}"]
+
+
+def _as_word(value) -> str:
+    return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
 def _hint(name: str, options: Sequence[str], prog: str) -> str:

@@ -191,6 +191,8 @@ class KIVLATrainingArguments(ResumableTrainingArguments):
         super().check()
         if self.eval_num_steps is not None and (self.eval_num_steps < 1 or self.eval_num_steps % 1):
             raise ValueError(f"eval_num_steps is a number of Euler steps, at least 1, got {self.eval_num_steps}.")
+        if self.eval_num_steps is not None and not self.sample_in_eval:
+            raise ValueError("eval_num_steps is for sampled chunks, and sample_in_eval=False samples none.")
         for name in ("text_loss_weight", "anchor_weight"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be a number that is not negative, got {getattr(self, name)}.")

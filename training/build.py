@@ -34,7 +34,7 @@ from ..processing.observation_history import flat_size
 from ..processing.tokenizer_registry import is_action_tokenizer_class
 from .base_policy import ADAPT, CONTINUE, START, BasePolicy
 from .camera_places import are_same, fill_places, new_names
-from .data.data_ranges import range_problems
+from .data.data_ranges import range_problems, size_differences
 from .data.relative_chunks import learned_chunks, robot_statistics
 from .data.robot_dataset import RobotDataset
 from .first_process import made_by_first_process
@@ -246,7 +246,7 @@ def _differences(
         robot = processor.robot(data.robot)
     except ValueError as error:
         return [f"{data.name}: {error}"], False
-    sizes, others = [], []
+    others = []
     try:
         processor.check_cameras(cameras)
     except ValueError as error:  # about the mapping alone, by which the data's cameras were chosen
@@ -256,17 +256,13 @@ def _differences(
             robot.place(data.cameras, cameras)
     except ValueError as error:
         others.append(f"{data.name} gives the cameras {data.cameras}, the policy sees {robot.cameras}: {error}")
-    if data.action_dim != robot.action_dim:
-        sizes.append(f"{data.name} has {data.action_dim}-dimensional actions, the policy {robot.action_dim}")
     units = robot.units
     told = told_relative(data, options, processor.robots)
     if options.relative_actions is not None and told != units.relative:
         others.append(f"--relative_actions: for {data.name} they say {told}, the policy has {units.relative}")
     if options.adapt_to_pi is not None and options.adapt_to_pi != units.adapt_to_pi:
         others.append(f"--adapt_to_pi {options.adapt_to_pi}: the policy has {units.adapt_to_pi}")
-    dim = units.state_dim if robot.needs_state else None
-    if dim is not None and data.state_dim != dim:
-        sizes.append(f"{data.name} has a state of {data.state_dim} dimensions, the policy needs {dim}")
+    sizes = size_differences(robot, data)
     return others + sizes, not sizes
 
 
@@ -429,12 +425,19 @@ def robots_of(
     by_robot: dict[str | None, list[RobotDataset]] = {}
     for data in sources:
         by_robot.setdefault(data.robot, []).append(data)
-    robots = {}
+    robots: dict[str | None, dict] = {}
+    orders: list[list[str]] = []  # of the robots before: cameras of the same names have the same places
     for name, group in by_robot.items():
         if not all(are_same(data.cameras, group[0].cameras) for data in group):
             raise ValueError(
                 f"The datasets of robot {name!r} have different cameras: {[data.cameras for data in group]}. Choose "
                 "common ones with --cameras, or give the robots different names."
+            )
+        if len(rates := {data.fps for data in group}) > 1:
+            raise ValueError(
+                f"The datasets of robot {name!r} have {', '.join(f'{rate:g}' for rate in sorted(rates))} frames a "
+                "second, so that chunks of as many actions would take different times. Bring them to one rate, or give "
+                "the robots different names."
             )
         relative, adapt_to_pi = told_relative(group[0], options, by_robot), bool(options.adapt_to_pi)
         if base is not None and options.relative_actions is None:
@@ -445,12 +448,17 @@ def robots_of(
             check_pi_dimensions(group[0].action_dim)
         robots[name] = {
             "statistics": made_by_first_process(partial(robot_statistics, group, relative, adapt_to_pi)),
-            "cameras": group[0].cameras,
+            "cameras": next((names for names in orders if set(names) == set(group[0].cameras)), group[0].cameras),
             "relative_actions": relative,
             "adapt_to_pi": adapt_to_pi,
         }
+        orders.append(robots[name]["cameras"])
         if relative is not None:
             notes += relative_notes(name, group, relative, robots[name]["statistics"])
+    rates = {name: group[0].fps for name, group in by_robot.items()}
+    if len(set(rates.values())) > 1:
+        said = ", ".join(f"{name} {rate:g}" for name, rate in rates.items())
+        notes.append(f"the robots have other frames a second ({said}): their chunks take other times")
     return robots
 
 

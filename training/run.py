@@ -83,6 +83,7 @@ def train(
     """
     check_options(model_args, data_args, args)
     stages, output_dir, start = model_args.stages, Path(args.output_dir), None
+    refuse_own_inputs(output_dir, model_args, data_args)
     check_is_free(output_dir, RUN_MARKS)
     # The whole folder is put aside once, not that of every stage.
     if args.restart:
@@ -227,6 +228,24 @@ def check_options(model_args: ModelArguments, data_args: DataArguments, args: KI
         raise ValueError("Several sources of examples are mixed for a number of steps: give --max_steps.")
     if model_args.vlm is not None:
         model_type(model_args.vlm, "VLM (--vlm)", known=(TABLETOP,))
+
+
+def refuse_own_inputs(output_dir: Path, model_args: ModelArguments, data_args: DataArguments) -> None:
+    """Refuse a folder for the run that is, or holds, what the run begins with: `restart` would move it away.
+
+    Raises:
+        ValueError: naming the option.
+    """
+    given = {name: getattr(model_args, name) for name in ("vlm", "policy", "vlm_processor")}
+    given |= {name: getattr(data_args, name) for name in ("vlm_dataset", "text_dataset", "eval_text_dataset")}
+    folder = output_dir.resolve()
+    for name, value in [*given.items(), *(("dataset", one) for one in data_args.dataset)]:
+        path = Path(str(value)).expanduser().resolve()
+        if value is not None and path.exists() and (path == folder or folder in path.parents):
+            raise ValueError(
+                f"--output_dir {output_dir} {'is' if path == folder else 'holds'} what the run begins with, --{name} "
+                f"{value}. Give the run a folder of its own."
+            )
 
 
 _PACKAGES = ("trackio", "wandb", "tensorboard")  # that are documented; the library knows more

@@ -15,6 +15,8 @@ from ..hub_cards import fine_tuned_card
 from ..hub_cards.environment_info import environment_info
 from ..hub_cards.hub_names import public_name, vlm_name
 from ..hub_cards.readme import split_metadata, write_readme
+from ..processing.robot_spec import RobotSpec
+from .data.data_ranges import range_problems, size_differences
 from .data.lerobot.vector_keys import NO_STATE, USUAL_KEYS
 from .data.robot_dataset import RobotDataset
 from .data_parallel import unsharded_init
@@ -71,6 +73,21 @@ def other_than_trained(policy: str, data: RobotDataset) -> list[str]:
                 f"{first[1]!r} where that had {first[0]!r}: are they the same, in the same order?"
             )
     return notes
+
+
+def compare_with_policy(policy: str, robot: RobotSpec, data: RobotDataset) -> list[str]:
+    """Say in what data differ from what a policy acts on, before it is to act on them.
+
+    Args:
+        policy: a folder or a Hub id.
+        robot: what its processor knows of the robot whose data it is.
+
+    Raises:
+        ValueError: other numbers of dimensions.
+    """
+    if differences := size_differences(robot, data):
+        raise ValueError(f"{policy} cannot act on these data: {'; '.join(differences)}.")
+    return other_than_trained(policy, data) + [problem.text for problem in range_problems(robot, data)]
 
 
 def _trained_robot(policy: str, robot: str | None) -> dict:

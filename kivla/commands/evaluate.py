@@ -39,7 +39,7 @@ from ..training.evaluation.text_nll import (
 )
 from ..training.evaluation.tokenizer_error import measure
 from ..training.policy_options import refuse
-from ..training.training_facts import trained_columns
+from ..training.training_facts import compare_with_policy, trained_columns
 
 # What an option is about that is of no use without it
 _OF_TEXTS = ("text_column", "text_split", "text_config", "num_texts", "text_length")
@@ -163,6 +163,8 @@ def act(pipe, args: EvaluateArguments) -> tuple:
     data = args.open(args.dataset, pipe.processor.chunk_size, cameras, args.robot, pipe.observation_history)
     for note in [*data.notes, *unseen_note(data, there)]:
         print(f"{data.name}: {note}")
+    for note in compare_with_policy(args.policy, robot, data):
+        print(note)
     options = {"seed": args.seed, "num_steps": args.num_steps, "noise_scale": args.noise_scale}
     options["cameras"] = names
     if args.acts_by is not None:

@@ -13,6 +13,7 @@ from ..processing.camera_names import CAMERAS_HELP, parse_cameras
 from ..training.data.camera_naming import unseen_note
 from ..training.dataset_options import DatasetOptions
 from ..training.evaluation.predictions import draw, predict_dataset
+from ..training.training_facts import compare_with_policy
 
 
 @dataclass
@@ -73,6 +74,8 @@ def run(arguments: Sequence[str]) -> None:
     data = args.open(args.dataset, processor.chunk_size, cameras, args.robot, pipe.observation_history)
     for note in [*data.notes, *unseen_note(data, there)]:
         print(f"{data.name}: {note}")
+    for note in compare_with_policy(args.policy, processor.robot(args.robot), data):
+        print(note)
     results = predict_dataset(pipe, data, args.num_frames, args.batch_size, **options)
     folder = Path(args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)

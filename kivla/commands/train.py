@@ -10,6 +10,7 @@ from ..command_line import option_values, parse
 from ..training.data_parallel import ended_process_group
 from ..training.plan_alone import plan_alone
 from ..training.policy_card import evaluated_sets
+from ..training.policy_options import refuse
 from ..training.run import BEFORE, train
 from ..training.run_arguments import PRESETS, RunArguments, advanced_options
 from ..training.run_folder import write_whole
@@ -42,6 +43,9 @@ _NOT_WRITTEN = ("plan", "restart", "resume_from_checkpoint", "hub_token")
 
 def run(arguments: Sequence[str]) -> None:
     model_args, data_args, args = parse(OPTIONS, arguments, **SETTINGS, advanced=advanced_options())
+    values = option_values(OPTIONS, arguments, **SETTINGS)
+    if values.get("num_train_epochs") is not None and values.get("max_steps", -1) > 0:
+        refuse({"num_train_epochs": f"--max_steps {values['max_steps']} says how long the run is"})
     args = args.for_stages(model_args.stages, is_new_policy=model_args.meaning == START)
 
     def write_options() -> None:

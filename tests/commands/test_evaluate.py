@@ -7,6 +7,8 @@ from pathlib import Path
 import datasets
 import evaluate as evaluate_library
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from huggingface_hub import constants
 from PIL import Image
@@ -15,6 +17,7 @@ from transformers import pipeline
 from kivla.cli import main
 from kivla.training.evaluation.policy_evaluation import draw, format_report, measure_answers, measure_chunks, predict
 from kivla.training.evaluation.predictions import predict_dataset
+from tests.helpers.lerobot_folder import CAMERA, write_folder
 from tests.helpers.policies import DATASET, dataset, make_policy
 
 
@@ -165,6 +168,24 @@ def test_options_that_cannot_apply(policy, options, message, capsys):
     with pytest.raises(SystemExit):
         main(["evaluate", policy, *options])
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["evaluate", "predict"])
+def test_data_that_differ_from_what_the_policy_acts_on_are_named(command, policy, tmp_path, capsys):
+    def words(data) -> list[str]:
+        return [command, policy, "--dataset", str(data), "--num_frames", "2", "--output_dir", str(tmp_path / "out")]
+
+    shutil.copytree(DATASET, tmp_path / "scaled")
+    for file in (tmp_path / "scaled" / "data").rglob("*.parquet"):
+        table = pq.read_table(file)
+        actions = [[100 * value for value in row] for row in table["action"].to_pylist()]
+        column = table.schema.get_field_index("action")
+        pq.write_table(table.set_column(column, table.field("action"), pa.array(actions, table["action"].type)), file)
+    main(words(tmp_path / "scaled"))
+    assert "100 % of the actions of" in (printed := capsys.readouterr().out) and "lie far outside" in printed
+    write_folder(tmp_path / "other", dim=6)
+    with pytest.raises(SystemExit, match="6-dimensional actions, the policy 4"):
+        main([*words(tmp_path / "other"), "--cameras", f"{dataset().cameras[0]}={CAMERA}"])
 
 
 def test_acting_by_tokens_is_handed_to_the_policy(policy, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import warnings
 from dataclasses import asdict, fields, replace
@@ -176,6 +177,46 @@ def test_a_wrong_key_in_a_file_is_answered_with_the_nearest(tmp_path, capsys):
         with pytest.raises(SystemExit):
             main(["train", str(tmp_path / f"{file}.yaml")])
         assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("max_steps: 2.7", "argument --max_steps"),
+        ("chunk_size: 6.0", "argument --chunk_size"),
+        ("learning_rate: [1.0e-4, 2.0e-4]", "there is no place for 0.0002"),
+        ("max_steps: 2\nmax_steps: 3", "max_steps is there more than once"),
+        ("dtype: float31", "argument --dtype"),
+        ("max_steps: 2\nnum_train_epochs: 3", "--num_train_epochs cannot apply: --max_steps 2 says how long"),
+    ],
+)
+def test_a_value_of_the_wrong_kind_in_a_file_is_one_line(line, said, tmp_path, capsys):
+    (tmp_path / "run.yaml").write_text(f"vlm: {tmp_path}\ndataset: y\noutput_dir: z\nuse_cpu: true\n{line}\n")
+    with pytest.raises(SystemExit):
+        main(["train", str(tmp_path / "run.yaml")])
+    printed = capsys.readouterr().err.splitlines()
+    assert len(printed) == 1 and said in printed[0]
+
+
+def test_one_value_in_a_file_is_a_list_of_one_and_a_mapping_one_of_pairs(tmp_path):
+    (tmp_path / "run.yaml").write_text(
+        "vlm: tabletop\ndataset: y\noutput_dir: z\nuse_cpu: true\nepisodes: 1\nrobots: arm\n"
+        "cameras: {front: top}\nsave_total_limit: null\nreport_to: []\n"
+    )
+    _, data_args, args = parse(OPTIONS, [str(tmp_path / "run.yaml")], **SETTINGS)
+    assert (data_args.episodes, data_args.robots, data_args.mapping) == ([1], ["arm"], {"front": "top"})
+    assert args.save_total_limit is None and args.report_to == [] and args.use_cpu
+
+
+def test_a_folder_that_holds_what_the_run_begins_with_is_refused(vlm, tmp_path, capsys):
+    """`--restart` would move it away, and then not find it."""
+    shutil.copytree(vlm, tmp_path / "run" / "stage_1")
+    before = sorted(tmp_path.rglob("*"))
+    for folder, verb in ((tmp_path / "run" / "stage_1", "is"), (tmp_path / "run", "holds")):
+        with pytest.raises(SystemExit):
+            main([*command(tmp_path / "run" / "stage_1", folder), "--restart"])
+        assert f"--output_dir {folder} {verb} what the run begins with, --vlm" in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_what_a_run_is_reported_to_must_be_installed(monkeypatch):

@@ -17,12 +17,14 @@ SIZES = {"chunk_size": CHUNK, "max_action_dim": 5, "max_state_dim": 5}
 SMALL = {**SIZES, "expert_hidden_size": 32, "expert_intermediate_size": 48, "action_vocab_size": 200}
 
 
-def demonstrations(folder, scale=1.0, dim=3, cameras=("front",), seed=0, state=True, chunk_size=CHUNK, moves=1.0):
+def demonstrations(
+    folder, scale=1.0, dim=3, cameras=("front",), seed=0, state=True, chunk_size=CHUNK, moves=1.0, fps=10
+):
     """A small dataset of random actions within ±scale; the last one moves in a share of the frames, else it is 0."""
     names = [f"joint_{i}" for i in range(dim)]
     sizes = dict.fromkeys(cameras, (8, 8))
     rng = np.random.default_rng(seed)
-    with LeRobotWriter(folder, 10, sizes, names, names, robot_type="arm", image_format="image") as writer:
+    with LeRobotWriter(folder, fps, sizes, names, names, robot_type="arm", image_format="image") as writer:
         for _ in range(2):
             pictures = {camera: np.zeros((30, 8, 8, 3), np.uint8) for camera in cameras}
             actions = rng.uniform(-scale, scale, (30, dim)).astype(np.float32)
@@ -272,6 +274,36 @@ def test_several_robots_from_one(policy, data, larger):
         data.robot = larger.robot = None
     assert set(processor.robots) == {"small", "large"}
     assert processor.robot("large").statistics["actions"]["max"].max() > 5
+
+
+@pytest.mark.parametrize("names", [("one", "one"), ("one", "other")], ids=["one robot", "two robots"])
+def test_rates_of_several_datasets(vlm, data, tmp_path, names):
+    """A chunk of one robot lasts as long everywhere; of different robots it is said."""
+    fast = demonstrations(tmp_path / "fast", fps=30)
+    sources = [data, fast]
+    try:
+        for source, name in zip(sources, names, strict=True):
+            source.robot = name
+        if names[0] == names[1]:
+            with pytest.raises(ValueError, match="robot 'one' have 10, 30 frames a second"):
+                start_policy(vlm, sources, PolicyOptions(**SMALL))
+        else:
+            assert any(
+                "(one 10, other 30)" in note for note in start_policy(vlm, sources, PolicyOptions(**SMALL)).notes
+            )
+    finally:
+        data.robot = None
+
+
+def test_cameras_of_the_same_names_have_the_same_places_for_all_robots(vlm, tmp_path):
+    sources = [
+        demonstrations(tmp_path / "a", cameras=("top", "wrist")),
+        demonstrations(tmp_path / "b", cameras=("wrist", "top")),
+    ]
+    for source, name in zip(sources, ("a", "b"), strict=True):
+        source.robot = name
+    robots = start_policy(vlm, sources, PolicyOptions(**SMALL)).processor.robots
+    assert sources[0].cameras != sources[1].cameras and robots["a"].cameras == robots["b"].cameras
 
 
 @pytest.mark.parametrize(

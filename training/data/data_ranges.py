@@ -37,6 +37,17 @@ class RangeProblem:
     is_lost: bool = False
 
 
+def size_differences(robot: RobotSpec, data: RobotDataset) -> list[str]:
+    """Where actions or states of the data have another number of dimensions than this robot's."""
+    differences = []
+    if data.action_dim != robot.action_dim:
+        differences.append(f"{data.name} has {data.action_dim}-dimensional actions, the policy {robot.action_dim}")
+    dim = robot.units.state_dim if robot.needs_state else None
+    if dim is not None and data.state_dim != dim:
+        differences.append(f"{data.name} has a state of {data.state_dim} dimensions, the policy needs {dim}")
+    return differences
+
+
 def range_problems(robot: RobotSpec, data: RobotDataset) -> list[RangeProblem]:
     """What people should know before these data are normalised as this robot's; at most one of `actions`,
     `relative_actions` and `state`.
