@@ -1,5 +1,6 @@
 """`pipeline("action-prediction", model=...)`: observations in, actions in robot units out."""
 
+import logging
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,8 @@ from .eval_mode import eval_mode
 from .forward_inputs import check_num_steps
 from .real_time_chunking import RealTimeChunking, check_guidance_weight, check_horizon, check_method, whole_number
 from .weights_state import weights_state
+
+logger = logging.getLogger(__name__)
 
 _OBSERVATION = ("images", "text", "state", "robot")
 _OPTIONAL = ("cameras", "response", "previous_actions", "delay", "seed", "past")
@@ -107,6 +110,7 @@ class ActionPredictionPipeline(Pipeline):
             raise ValueError(f"{', '.join(unused)}: not used here. The policy's `processor` does all of it.")
         kwargs.pop("local_files_only", None)  # obeyed by now
         super().__init__(model, *args, processor=processor, **kwargs)
+        self._warned_of: set[str | None] = set()  # robots
         self.check_options()
 
     def save_pretrained(self, save_directory, **kwargs) -> None:
@@ -226,8 +230,22 @@ class ActionPredictionPipeline(Pipeline):
         # A response of no words is none.
         inputs = self.processor(**columns, given_response=[response or None for response in responses])
         states = [self.processor.newest_state(state) for state in columns["state"]]
+        self._warn_of_far_states(columns["robot"], states)
         of_robots = {"robots": columns["robot"], "states": states}
         return {"inputs": inputs, **of_robots, "responses": responses, "rtc": old_chunks, "seeds": seeds}
+
+    def _warn_of_far_states(self, robots: list[str | None], states: list) -> None:
+        """Say once for each robot that a state is like none in the policy's data: it acts, and nobody knows how."""
+        for name, state in zip(robots, states, strict=True):
+            if name in self._warned_of or state is None:
+                continue
+            if (problem := self.processor.robot(name).far_state(state)) is not None:
+                self._warned_of.add(name)
+                logger.warning(
+                    "%s, far outside what the policy's data had: are these other units (degrees, radians), or another "
+                    "order? This is said once.",
+                    problem,
+                )
 
     def _old_chunks(self, observations: list[dict], rtc: str | None, guidance: dict) -> RealTimeChunking | None:
         """What is left of the chunks that are being executed, as the model takes it; None without `rtc`."""

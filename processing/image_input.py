@@ -84,6 +84,11 @@ def as_rgb(image) -> Image.Image:
         pixels = np.asarray(image)
     except ValueError as error:
         raise ValueError(f"an image must be (height, width, 3) or (3, height, width): {error}") from error
+    if pixels.dtype == object:
+        raise ValueError(
+            "an image must be a path, a URL, the bytes of a file, a PIL image, or an array (height, width, 3), got "
+            f"{type(image).__name__}."
+        )
     if pixels.ndim == 3 and pixels.shape[-1] != 3 and pixels.shape[0] == 3:
         pixels = pixels.transpose(1, 2, 0)
     if pixels.ndim != 3 or pixels.shape[-1] != 3 or not pixels.size:

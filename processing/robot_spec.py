@@ -17,6 +17,8 @@ from .relative_actions import RelativeActions
 
 logger = logging.getLogger(__name__)
 
+# Normalised states beyond the data's range by three of its widths: from -1 to 1, or three standard deviations each way
+_FAR_STATE = {"quantile": 7.0, "mean_std": 21.0}
 # Width of a policy's chunks and continuous states if the robot is not larger, as of KIVLAConfig
 SMALLEST_ROOM = 32
 
@@ -241,6 +243,22 @@ class RobotSpec:
             return self.state.normalize(self.units.state(values))
         except ValueError as error:
             raise ValueError(f"`state`: {error}") from error
+
+    def far_state(self, state) -> str | None:
+        """Say in which dimension a state lies far outside all that the policy's data had; None where it does not.
+
+        Far is three times the width of the data's range; a policy acts on such a state, and has never seen one like it.
+
+        Args:
+            state: (Ds,), robot units; checked before.
+        """
+        if self.state is None or self.normalization == "none":
+            return None
+        values = np.abs(self.state.normalize(self.units.state(np.asarray(state, np.float32))))
+        worst = int(values.argmax())
+        if values[worst] <= _FAR_STATE[self.normalization]:
+            return None
+        return f"dimension {worst} of the state is {np.asarray(state)[worst]:g}"
 
     def chunk(self, values, is_pad, chunk_size: int, state=None) -> tuple[np.ndarray, np.ndarray]:
         """Actions (steps, action_dim) in robot units -> a normalised chunk (chunk_size, action_dim), and (chunk_size,)

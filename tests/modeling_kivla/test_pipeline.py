@@ -49,6 +49,18 @@ def test_a_batch_gives_what_each_gives_alone(saved):
     assert np.abs(together[0]["actions"] - together[1]["actions"]).max() > 1e-3
 
 
+def test_a_state_like_none_in_the_data_is_said_once(saved, caplog):
+    pipe = pipeline("action-prediction", model=str(saved))
+    pipe(observations())
+    assert "far outside" not in caplog.text
+    far = observations()[0]
+    far["state"] = np.array(far["state"], np.float32)
+    far["state"][2] += 1e4
+    for _ in range(2):
+        assert np.isfinite(pipe(far)["actions"]).all()
+    assert caplog.text.count("dimension 2 of the state is 1") == caplog.text.count("far outside") == 1
+
+
 def test_how_much_noise_a_chunk_starts_from(saved):
     """In a call, or as the policy's own default; none of it gives one chunk whatever the seed."""
     pipe = pipeline("action-prediction", model=str(saved))

@@ -69,7 +69,7 @@ def test_rounding_beyond_the_range_is_none():
         (np.zeros((3, 0, 0), np.float32), r"got \(0, 0, 3\)"),
         (np.zeros((2, 4, 4, 3), np.uint8), r"got \(2, 4, 4, 3\)"),
         ([[1, 2], [3]], "an image must be"),
-        ({"bytes": b""}, r"got \(\) \(dict\)"),
+        ({"bytes": b""}, "an image must be a path, .* got dict"),
         (b"abc", "an image file cannot be read: it is damaged, or none of PNG"),
         ("no/such/file.png", "'no/such/file.png' cannot be read: .*No such file"),
         ("data:image/png;base64,abcd", "cannot be read: it is damaged"),
