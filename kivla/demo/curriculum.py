@@ -56,7 +56,7 @@ def teach_lessons(vlm: str | Path, folder: Path, args: TabletopArguments, max_st
     Returns:
         as `fine_tune`, over the steps of all lessons.
     """
-    lessons, start, done, log_history = lessons_of(args), vlm, 0, []
+    lessons, start, done, minutes, log_history = lessons_of(args), vlm, 0, 0.0, []
     for lesson in lessons:
         policy = _in(folder, "policy", lesson)
         steps = max(max_steps - done if lesson is lessons[-1] else round(lesson.share * max_steps), 1)
@@ -74,8 +74,8 @@ def teach_lessons(vlm: str | Path, folder: Path, args: TabletopArguments, max_st
         )
         taught = once(_in(folder, "lesson", lesson).with_suffix(".json"), train)
         log_history += [{**entry, "step": entry["step"] + done} for entry in taught["log_history"]]
-        start, done = policy, done + steps
-    return {**taught, "max_steps": done, "log_history": log_history}
+        start, done, minutes = policy, done + steps, minutes + taught["minutes"]
+    return {**taught, "max_steps": done, "log_history": log_history, "minutes": minutes}
 
 
 def _in(folder: Path, what: str, lesson: Lesson) -> Path:

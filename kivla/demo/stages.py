@@ -216,11 +216,14 @@ def check_together(args: TabletopArguments, vlm: str | Path) -> None:
 
 
 def once(path: Path, make: Callable[[], dict]) -> dict:
-    """Read a JSON file; if there is none, make its content and write it, with the minutes that it took."""
+    """Read a JSON file; if there is none, make its content and write it, with the minutes that it took.
+
+    What knows its `minutes` itself, because it was begun by an earlier process, says them.
+    """
     if not path.is_file():
         start = time.monotonic()
         result = make()
-        write_json(path, {**result, "minutes": (time.monotonic() - start) / 60})
+        write_json(path, {"minutes": (time.monotonic() - start) / 60, **result})
     return json.loads(path.read_text(encoding="utf-8"))
 
 
@@ -379,6 +382,21 @@ class _StepClock(TrainerCallback):
         self.times.append(time.monotonic())
 
 
+class _Worked(TrainerCallback):
+    """How long a training took, all processes that had a part in it: kept with every checkpoint."""
+
+    def __init__(self, file: Path):
+        self.file, self.start = file, time.monotonic()
+        self.before = json.loads(file.read_text(encoding="utf-8"))["minutes"] if file.is_file() else 0.0
+
+    @property
+    def minutes(self) -> float:
+        return self.before + (time.monotonic() - self.start) / 60
+
+    def on_save(self, args, state, control, **kwargs):
+        write_json(self.file, {"minutes": self.minutes})
+
+
 def fine_tune(
     vlm: str | Path,
     demonstrations: Path,
@@ -401,15 +419,16 @@ def fine_tune(
 
     Returns:
         `log_history`, and `evaluation` on frames of the demonstrations, both as the trainer has them;
-        `checkpoints`, a list of (steps so far, folder).
+        `checkpoints`, a list of (steps so far, folder); and `minutes`, those before an interruption with them.
     """
-    stages = get_recipe(args.recipe).stages
+    stages, worked = get_recipe(args.recipe).stages, _Worked(output_dir / "_minutes.json")
     start, done, log_history, checkpoints = Path(vlm), 0, [], []
     for number, (stage, steps) in enumerate(zip(stages, split_steps(stages, max_steps), strict=True), 1):
         folder = output_dir if number == len(stages) else output_dir / f"stage_{number}"
         interval = save_steps or max(max_steps // 5, 1)
         options = {"save_steps": interval, "save_total_limit": None if keep_all else 1, "augment": augment}
         trainer = make_trainer(start, demonstrations, folder, args, stage, steps, seed, made_for, **options)
+        trainer.add_callback(worked)
         trainer.train(resume_from_checkpoint=trainer.newest_checkpoint())
         trainer.save_model()
         log_history += [{**entry, "step": entry["step"] + done} for entry in trainer.state.log_history]
@@ -422,6 +441,7 @@ def fine_tune(
         "log_history": log_history,
         "evaluation": trainer.evaluate(),
         "checkpoints": checkpoints if keep_all else [],
+        "minutes": worked.minutes,
     }
 
 

@@ -63,7 +63,9 @@ def test_a_stage_that_fails_leaves_nothing(tmp_path):
 @pytest.mark.slow
 def test_training_goes_on_from_the_last_checkpoint(vlm, demonstrations, policy, tmp_path):
     (tmp_path / "checkpoint-2").symlink_to(policy / "checkpoint-2")
+    (tmp_path / "_minutes.json").write_text('{"minutes": 7.0}')
     trained = fine_tune(vlm, demonstrations, tmp_path, TINY, max_steps=4, save_steps=2)
+    assert 7 < trained["minutes"] < 14, "those of the process that was interrupted, too"
     assert trained["max_steps"] == 4 and "eval_action_mae" in trained["evaluation"]
     expected, found = load_file(policy / "model.safetensors"), load_file(tmp_path / "model.safetensors")
     assert all(torch.equal(expected[name], found[name]) for name in expected)
