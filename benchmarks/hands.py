@@ -113,6 +113,10 @@ ROWS = {
     "looks-often": Row("the first row's policy, looks after every 2 actions", {"replan_every": 2}, acts=BASE),
     "closes-late": Row("the first row's policy, gripper closes above 0.5", acts=BASE, closes_above=0.5),
     "by-tokens": Row("the first row's policy, its VLM acts by tokens", acts=BASE, acts_by="tokens"),
+    "among-action-tokens": Row(
+        "action tokens are predicted among themselves", {"action_token_softmax": "action_tokens"}
+    ),
+    "among-them-by-tokens": Row("that policy, its VLM acts by tokens", acts="among-action-tokens", acts_by="tokens"),
     "same-noise": Row(f"that of `{TOGETHER}`, all chunks from the same noise", acts=TOGETHER, fresh_noise=False),
     "half-noise": Row(f"that of `{TOGETHER}`, half the noise", acts=TOGETHER, noise_scale=0.5),
     "no-noise": Row(f"that of `{TOGETHER}`, no noise", acts=TOGETHER, noise_scale=0.0),

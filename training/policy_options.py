@@ -121,11 +121,7 @@ class PolicyOptions(RelativeOptions):
     )
     max_length: int | None = field(default=None, metadata={"help": "Longest allowed sequence; longer is an error."})
     dtype: str = field(
-        default="float32",
-        metadata={
-            "help": "Type of the weights. Keep float32 and add --bf16 for mixed precision.",
-            "choices": ["auto", "float32", "bfloat16", "float16"],
-        },
+        default="float32", metadata={"help": "Type of the weights. Keep float32 and add --bf16 for mixed precision."}
     )
     attn_implementation: str | None = field(default=None, metadata={"help": "sdpa, flash_attention_2, ..."})
     trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with the VLM."})

@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import ClassVar
 
+import torch
+
 from ..named_models import find_vlm
 from ..processing.camera_names import check_names, parse_cameras
 from ..processing.observation_history import NO_HISTORY, ObservationHistory
@@ -48,6 +50,9 @@ class ModelArguments(PolicyOptions):
     def __post_init__(self):
         if (self.vlm is None) == (self.policy is None):
             raise ValueError("Give either --vlm (a VLM to start from) or --policy (a KIVLA policy to go on from).")
+        kind = getattr(torch, self.dtype, None)
+        if self.dtype != "auto" and not (isinstance(kind, torch.dtype) and kind.is_floating_point):
+            raise ValueError(f"--dtype is float32, bfloat16, float16 or auto (as it is stored), got {self.dtype!r}.")
         self.vlm = self.vlm and find_vlm(self.vlm)
         if self.policy is None:
             given = {"adapt": self.adapt, "vlm_processor": self.vlm_processor}

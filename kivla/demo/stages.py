@@ -33,6 +33,7 @@ from ..training.data.lerobot.dataset import LeRobotDataset
 from ..training.data.lerobot.language import PERSISTENT_COLUMN
 from ..training.data.mixture import Mixture
 from ..training.data.vlm.dataset import VLMDataset
+from ..training.evaluation.closed_choice import AMONG_ALL, SOFTMAXES
 from ..training.evaluation.vlm_answers import ask
 from ..training.parts import BACKBONE, freeze_vision
 from ..training.policy_options import PolicyOptions, refuse
@@ -135,6 +136,13 @@ class TabletopArguments:
     expert_intermediate_size: int = field(default=192, metadata={"help": "Width of its MLP."})
     action_vocab_size: int = field(default=256, metadata={"help": "Codes of the FAST tokenizer."})
     action_scale: float = field(default=5.0, metadata={"help": "Resolution of the FAST tokenizer."})
+    action_token_softmax: str = field(
+        default=AMONG_ALL,
+        metadata={
+            "help": "Among which tokens an action token is predicted: all, or action_tokens.",
+            "choices": list(SOFTMAXES),
+        },
+    )
     freeze_vision: bool = field(
         default=True, metadata={"help": "Leave the vision tower as it is: a fifth of the step is saved."}
     )
@@ -185,6 +193,7 @@ class TabletopArguments:
         of_recipe = {
             "action_vocab_size": None if has_fitted else "fits no FAST tokenizer",
             "action_scale": None if has_fitted else "fits no FAST tokenizer",
+            "action_token_softmax": "learns no action tokens" if recipe.action_tokenizer == "none" else None,
             "question_share": None if recipe.vlm_data else "trains on no questions",
             "question_kinds": None if recipe.vlm_data else "trains on no questions",
             "subtasks": None if trains_vlm else "leaves the VLM as it is, so it learns to say nothing",
@@ -311,6 +320,7 @@ def make_trainer(
         warmup_steps=min(50, max_steps // 10),
         learning_rate=args.learning_rate,
         muon=True,
+        action_token_softmax=args.action_token_softmax,
         **stage.rate_arguments(),
         logging_steps=max(max_steps // 50, 1),
         seed=seed,

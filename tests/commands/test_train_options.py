@@ -186,7 +186,7 @@ def test_a_wrong_key_in_a_file_is_answered_with_the_nearest(tmp_path, capsys):
         ("chunk_size: 6.0", "argument --chunk_size"),
         ("learning_rate: [1.0e-4, 2.0e-4]", "there is no place for 0.0002"),
         ("max_steps: 2\nmax_steps: 3", "max_steps is there more than once"),
-        ("dtype: float31", "argument --dtype"),
+        ("dtype: float31", "--dtype is float32, bfloat16, float16 or auto"),
         ("max_steps: 2\nnum_train_epochs: 3", "--num_train_epochs cannot apply: --max_steps 2 says how long"),
     ],
 )
