@@ -2,7 +2,9 @@
 
 import argparse
 import difflib
+import inspect
 import json
+import re
 import shlex
 import sys
 from collections.abc import Collection, Mapping, Sequence
@@ -18,6 +20,8 @@ from transformers.hf_argparser import string_to_bool
 
 from .named_models import find_vlm, model_type
 from .option_ranges import check_ranges
+
+_NEGATIVE = re.compile(r"-(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$")
 
 
 def parse(
@@ -122,6 +126,7 @@ def _prepared(
     usage = " ".join([prog, *(f"[{name.upper()}]" for name in names), "[--option value ...]"])
     # No abbreviations: a misspelt option is none that happens to begin alike.
     parser = _Parser(dataclass_types, prog=prog, usage=usage, allow_abbrev=False, formatter_class=_Help)
+    parser._negative_number_matcher = _NEGATIVE  # argparse's own takes -1e-3 for an option
     _put_first(parser, dataclass_types, (*names, *required))
     if advanced:
         _set_aside(parser, advanced, arguments)
@@ -161,16 +166,20 @@ def _read_options(file: str, dataclass_types: Sequence[type], parser: _Parser) -
         parser.error(f"there is no file {file}.")
     try:
         values = yaml.load(Path(file).read_text(encoding="utf-8"), _UniqueKeys) or {}
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         parser.error(f"{file} is not valid YAML: {error}")
     if not isinstance(values, dict):
         parser.error(f"{file} must have lines of the form `option: value`.")
     known = [field.name for kind in dataclass_types for field in fields(kind)]
     if unknown := sorted(map(str, values.keys() - set(known))):
         parser.error(f"{file} has unknown keys: {', '.join(unknown)}. {_hint(unknown[0], known, parser.prog)}")
-    lists = {action.dest for action in parser._actions if action.nargs in ("+", "*")}
+    actions = {action.dest: action for action in parser._actions}
+    annotations = [inspect.get_annotations(base) for kind in dataclass_types for base in kind.__mro__]
+    may_lack = {name for own in annotations for name, kind in own.items() if re.search("None|Optional|list", str(kind))}
     defaults = {name: value for name, value in values.items() if value is None or value == []}
-    words = [word for name in values.keys() - defaults for word in _as_words(name, values[name], name in lists)]
+    if wrong := sorted(name for name in defaults if actions[name].required or name not in may_lack):
+        parser.error(f"{file} gives {wrong[0]} no value. Give it one, or leave out the line.")
+    words = [word for name in values.keys() - defaults for word in _as_words(values[name], actions[name])]
     return words, defaults
 
 
@@ -184,13 +193,15 @@ class _UniqueKeys(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _as_words(name: str, value, takes_list: bool) -> list[str]:
+def _as_words(value, action: argparse.Action) -> list[str]:
     """An option of a YAML file as it is written on the command line; a mapping in a list as NAME=VALUE."""
-    if isinstance(value, dict) and takes_list:
+    if isinstance(value, dict) and action.nargs in ("+", "*"):
         value = [f"{key}={one}" for key, one in value.items()]
+    if isinstance(value, bool) and action.type is not string_to_bool:
+        value = "yes" if value else "no"  # which YAML takes for a switch
     if isinstance(value, list):
-        return [f"--{name}", *map(_as_word, value)]
-    return [f"--{name}={_as_word(value)}"]
+        return [f"--{action.dest}", *map(_as_word, value)]
+    return [f"--{action.dest}={_as_word(value)}"]
 
 
 def _as_word(value) -> str:
@@ -225,6 +236,17 @@ def _set_aside(parser: _Parser, advanced: Collection[str], arguments: Sequence[s
         moved = [action for action in other._group_actions if action.dest in advanced]
         other._group_actions = [action for action in other._group_actions if action.dest not in advanced]
         group._group_actions += moved if shows_all else []
+
+
+def refuse_inputs(output_dir: str, **inputs: str | None) -> None:
+    """Refuse a folder for results that is one of what is read.
+
+    Raises:
+        ValueError: naming the option.
+    """
+    for name, value in inputs.items():
+        if value is not None and Path(value).is_dir() and Path(value).resolve() == Path(output_dir).resolve():
+            raise ValueError(f"--output_dir {output_dir} is the --{name} itself. Name a folder of its own.")
 
 
 def policy_pipeline(policy: str, trust_remote_code: bool = False, **options):

@@ -110,7 +110,7 @@ class ActionPredictionPipeline(Pipeline):
             raise ValueError(f"{', '.join(unused)}: not used here. The policy's `processor` does all of it.")
         kwargs.pop("local_files_only", None)  # obeyed by now
         super().__init__(model, *args, processor=processor, **kwargs)
-        self._warned_of: set[str | None] = set()  # robots
+        self._warned_of: set[tuple[str | None, int]] = set()  # robots, and dimensions of their states
         self.check_options()
 
     def save_pretrained(self, save_directory, **kwargs) -> None:
@@ -235,16 +235,16 @@ class ActionPredictionPipeline(Pipeline):
         return {"inputs": inputs, **of_robots, "responses": responses, "rtc": old_chunks, "seeds": seeds}
 
     def _warn_of_far_states(self, robots: list[str | None], states: list) -> None:
-        """Say once for each robot that a state is like none in the policy's data: it acts, and nobody knows how."""
+        """Say once for each dimension that a state is like none in the policy's data: it acts, and nobody knows how."""
         for name, state in zip(robots, states, strict=True):
-            if name in self._warned_of or state is None:
-                continue
-            if (problem := self.processor.robot(name).far_state(state)) is not None:
-                self._warned_of.add(name)
+            dimension = None if state is None else self.processor.robot(name).far_state(state)
+            if dimension is not None and (name, dimension) not in self._warned_of:
+                self._warned_of.add((name, dimension))
                 logger.warning(
-                    "%s, far outside what the policy's data had: are these other units (degrees, radians), or another "
-                    "order? This is said once.",
-                    problem,
+                    "dimension %d of the state is %g, far outside what the policy's data had: are these other units "
+                    "(degrees, radians), or another order? This is said once.",
+                    dimension,
+                    np.asarray(state)[dimension],
                 )
 
     def _old_chunks(self, observations: list[dict], rtc: str | None, guidance: dict) -> RealTimeChunking | None:

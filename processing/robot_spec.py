@@ -244,21 +244,22 @@ class RobotSpec:
         except ValueError as error:
             raise ValueError(f"`state`: {error}") from error
 
-    def far_state(self, state) -> str | None:
-        """Say in which dimension a state lies far outside all that the policy's data had; None where it does not.
+    def far_state(self, state) -> int | None:
+        """Find the dimension in which a state lies farthest outside all that the policy's data had; None: it does not.
 
-        Far is three times the width of the data's range; a policy acts on such a state, and has never seen one like it.
+        Far is three times the width of the data's range, and a twentieth of its values where they hardly vary.
 
         Args:
             state: (Ds,), robot units; checked before.
         """
         if self.state is None or self.normalization == "none":
             return None
-        values = np.abs(self.state.normalize(self.units.state(np.asarray(state, np.float32))))
-        worst = int(values.argmax())
-        if values[worst] <= _FAR_STATE[self.normalization]:
-            return None
-        return f"dimension {worst} of the state is {np.asarray(state)[worst]:g}"
+        values = np.asarray(self.units.state(np.asarray(state, np.float32)))
+        middle = self.state.unnormalize(np.zeros_like(values))
+        width = np.abs(self.state.unnormalize(np.ones_like(values)) - middle)  # of what becomes 1
+        far = np.abs(values - middle) / np.maximum(width, np.abs(middle) / 20 + 1e-6)
+        worst = int(far.argmax())
+        return worst if far[worst] > _FAR_STATE[self.normalization] else None
 
     def chunk(self, values, is_pad, chunk_size: int, state=None) -> tuple[np.ndarray, np.ndarray]:
         """Actions (steps, action_dim) in robot units -> a normalised chunk (chunk_size, action_dim), and (chunk_size,)

@@ -2,11 +2,14 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from .arguments import KIVLATrainingArguments
+from .checkpoints import RUN_MARKS
 from .plan import format_plan, memory_table
-from .run import check_options, make_trainer, run_facts, split_run
+from .run import check_options, make_trainer, refuse_own_inputs, run_facts, split_run
+from .run_folder import check_is_free
 from .run_options import DataArguments, ModelArguments
 
 
@@ -22,6 +25,8 @@ def plan_alone(model_args: ModelArguments, data_args: DataArguments, args: KIVLA
     if args.world_size > 1:
         raise ValueError("A plan is made by one process, for one device and several: start it without a launcher.")
     check_options(model_args, data_args, args)
+    refuse_own_inputs(Path(args.output_dir), model_args, data_args)
+    check_is_free(Path(args.output_dir), RUN_MARKS)
     stages = model_args.stages
     model_args = replace(model_args)
     model_args.without_weights = True

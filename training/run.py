@@ -162,6 +162,15 @@ def train(
     return trainer, metrics
 
 
+# Of the library's numbers, which it does not check: the least, and what they stay below
+_LIBRARYS_NUMBERS = {
+    "adam_beta1": (0, 1),
+    "adam_beta2": (0, 1),
+    **dict.fromkeys(("adam_epsilon", "weight_decay", "max_grad_norm", "dataloader_num_workers"), (0, math.inf)),
+    **dict.fromkeys(("dataloader_prefetch_factor", "save_total_limit"), (1, math.inf)),
+}
+
+
 def check_options(model_args: ModelArguments, data_args: DataArguments, args: KIVLATrainingArguments) -> None:
     """Check whether the options of a run go together, before any data or weights are read.
 
@@ -174,6 +183,14 @@ def check_options(model_args: ModelArguments, data_args: DataArguments, args: KI
     for name in ("learning_rate", *RATE_ARGUMENTS.values()):
         if not 0 <= (getattr(args, name) or 0) < math.inf:
             raise ValueError(f"--{name} must not be negative, nor without end; got {getattr(args, name)}.")
+    for name, (least, below) in _LIBRARYS_NUMBERS.items():
+        value = getattr(args, name)
+        if value is not None and not least <= value < below:
+            end = "" if below == math.inf else f", and less than {below}"
+            raise ValueError(f"--{name} must be at least {least}{end}; got {value}.")
+    for name in ("logging_steps", "save_steps", "eval_steps"):
+        if (value := getattr(args, name)) is not None and not value > 0:
+            raise ValueError(f"--{name} must be more than 0, got {value:g}.")
     # The library takes any number below 1 for "by epochs", of which it has 3; -1 is its word for that.
     if args.max_steps < 1 and args.max_steps != -1:
         raise ValueError(f"--max_steps must be at least 1, got {args.max_steps}.")
@@ -484,7 +501,11 @@ def load_evaluation(
     data_args: DataArguments, sources: list[RobotDataset], processor: KIVLAProcessor
 ) -> dict[str, Dataset]:
     """Choose what to evaluate on: some training frames of each robot; held-out episodes, VLM data and texts if any."""
-    names = [f"train_{data.robot}" if len(sources) > 1 else "train" for data in sources]
+    robots = [data.robot for data in sources]
+    names = [f"train_{robot}" if len(sources) > 1 else "train" for robot in robots]
+    for i, robot in enumerate(robots):
+        if robots.count(robot) > 1:  # several datasets of one robot, each by itself
+            names[i] += f"_{robots[:i].count(robot) + 1}"
     evaluation = {name: _spread(data, data_args.max_eval_frames) for name, data in zip(names, sources, strict=True)}
     if data_args.eval_episodes:
         (data,) = sources

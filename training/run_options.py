@@ -1,5 +1,6 @@
 """Options of a training run: what to start from, and which data."""
 
+import math
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import ClassVar
@@ -197,6 +198,8 @@ class DataArguments(DatasetOptions):
             values = getattr(self, name)
             if values is not None and len(values) != len(self.dataset):
                 raise ValueError(f"--{name} has {len(values)} entries for {len(self.dataset)} datasets.")
+        if not all(0 < weight < math.inf for weight in self.dataset_weights or ()):
+            raise ValueError(f"--dataset_weights are numbers above 0, got {self.dataset_weights}.")
         if len(self.dataset) > 1 and (self.episodes or self.exclude_episodes or self.eval_episodes):
             raise ValueError("--episodes, --exclude_episodes and --eval_episodes are for a single dataset.")
         if self.stream_gb is not None and not self.streaming:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from transformers import AutoModelForImageTextToText, PreTrainedModel
 
-from ..command_line import parse, policy_pipeline
+from ..command_line import parse, policy_pipeline, refuse_inputs
 from ..modeling_kivla.pipeline_kivla import DTYPE_OPTION, NOISE_SCALE_OPTION
 from ..named_models import find_vlm, model_type
 from ..processing import KIVLAProcessor
@@ -124,6 +124,7 @@ class Speaker(NamedTuple):
 
 def run(arguments: Sequence[str]) -> None:
     (args,) = parse((EvaluateArguments,), arguments, prog="kivla evaluate", positional="policy")
+    refuse_inputs(args.output_dir, policy=args.policy, dataset=args.dataset)
     if args.dataset is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         speaker = Speaker.load(args.policy, args.trust_remote_code, device, args.dtype)

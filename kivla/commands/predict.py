@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..command_line import parse, policy_pipeline
+from ..command_line import parse, policy_pipeline, refuse_inputs
 from ..modeling_kivla.pipeline_kivla import DTYPE_OPTION, NOISE_SCALE_OPTION
 from ..processing.camera_names import CAMERAS_HELP, parse_cameras
 from ..training.data.camera_naming import unseen_note
@@ -42,6 +42,7 @@ class PredictArguments(DatasetOptions):
 
 def run(arguments: Sequence[str]) -> None:
     (args,) = parse((PredictArguments,), arguments, prog="kivla predict", positional="policy")
+    refuse_inputs(args.output_dir, policy=args.policy, dataset=args.dataset)
     if (args.dataset is None) == (args.images is None):
         raise ValueError("Give either --dataset, or --images and --text.")
     of_dataset = [entry.name for entry in fields(DatasetOptions) if entry.default is None]

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from ..acting.chunk_schedule import RTC_METHODS, WAYS
-from ..command_line import parse, policy_pipeline
+from ..command_line import parse, policy_pipeline, refuse_inputs
 from ..modeling_kivla.pipeline_kivla import DTYPE_OPTION, NOISE_SCALE_OPTION
 from ..processing.camera_names import CAMERAS_HELP, parse_cameras
 from ..simulation.environments import ENV_HELP, make_env, parse_options
@@ -74,6 +74,7 @@ class RolloutArguments:
 
 def run(arguments: Sequence[str]) -> None:
     (args,) = parse((RolloutArguments,), arguments, prog="kivla rollout", positional="policy")
+    refuse_inputs(args.output_dir, policy=args.policy, compare=args.compare)
     if args.video_format not in ("mp4", "gif"):
         raise ValueError(f"--video_format is mp4 or gif, not {args.video_format!r}.")
     if args.video_format == "mp4" and video_format() == "gif" and args.num_videos > 0:

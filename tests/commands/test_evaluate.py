@@ -183,6 +183,8 @@ def test_data_that_differ_from_what_the_policy_acts_on_are_named(command, policy
         pq.write_table(table.set_column(column, table.field("action"), pa.array(actions, table["action"].type)), file)
     main(words(tmp_path / "scaled"))
     assert "100 % of the actions of" in (printed := capsys.readouterr().out) and "lie far outside" in printed
+    with pytest.raises(SystemExit, match="is the --dataset itself"):
+        main([*words(tmp_path / "scaled"), "--output_dir", str(tmp_path / "scaled")])
     write_folder(tmp_path / "other", dim=6)
     with pytest.raises(SystemExit, match="6-dimensional actions, the policy 4"):
         main([*words(tmp_path / "other"), "--cameras", f"{dataset().cameras[0]}={CAMERA}"])

@@ -76,6 +76,7 @@ def test_a_number_out_of_range_is_refused_by_name(command, monkeypatch):
         ("record", "empty_grips", "1.5", "a share"),
         ("tokenizers", "scales", "0", "above 0"),
         ("predict", "state", "-1", None),
+        ("predict", "state", "-1e-3", None),
         ("train", "eval_episodes", "0", None),
         ("train", "max_steps", "-1", None),
         ("train", "learning_rate", "nan", "finite"),

@@ -183,6 +183,11 @@ def test_a_wrong_key_in_a_file_is_answered_with_the_nearest(tmp_path, capsys):
     ("line", "said"),
     [
         ("max_steps: 2.7", "argument --max_steps"),
+        ("learning_rate: null", "gives learning_rate no value"),
+        ("adam_beta2: 1.0", "--adam_beta2 must be at least 0, and less than 1; got 1.0"),
+        ("save_total_limit: 0", "--save_total_limit must be at least 1; got 0"),
+        ("logging_steps: -1", "--logging_steps must be more than 0, got -1"),
+        ("dataset_weights: 0", "--dataset_weights are numbers above 0"),
         ("chunk_size: 6.0", "argument --chunk_size"),
         ("learning_rate: [1.0e-4, 2.0e-4]", "there is no place for 0.0002"),
         ("max_steps: 2\nmax_steps: 3", "max_steps is there more than once"),
@@ -201,11 +206,12 @@ def test_a_value_of_the_wrong_kind_in_a_file_is_one_line(line, said, tmp_path, c
 def test_one_value_in_a_file_is_a_list_of_one_and_a_mapping_one_of_pairs(tmp_path):
     (tmp_path / "run.yaml").write_text(
         "vlm: tabletop\ndataset: y\noutput_dir: z\nuse_cpu: true\nepisodes: 1\nrobots: arm\n"
-        "cameras: {front: top}\nsave_total_limit: null\nreport_to: []\n"
+        "cameras: {front: top}\nsave_total_limit: null\nreport_to: []\neval_strategy: no\n"
     )
     _, data_args, args = parse(OPTIONS, [str(tmp_path / "run.yaml")], **SETTINGS)
     assert (data_args.episodes, data_args.robots, data_args.mapping) == ([1], ["arm"], {"front": "top"})
     assert args.save_total_limit is None and args.report_to == [] and args.use_cpu
+    assert args.eval_strategy.value == "no", "which YAML takes for a switch"
 
 
 def test_a_folder_that_holds_what_the_run_begins_with_is_refused(vlm, tmp_path, capsys):

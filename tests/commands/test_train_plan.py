@@ -83,4 +83,9 @@ def test_what_a_run_refuses_a_plan_refuses(vlm, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main([*command(vlm, tmp_path / "run", recipe="pi0", vlm_share=0.5), "--plan"])
     assert "vlm_share" in capsys.readouterr().err
+    (tmp_path / "file").write_text("")
+    for folder, said in ((tmp_path / "file", "is a file"), (vlm, "is what the run begins with")):
+        with pytest.raises(SystemExit):
+            main([*command(vlm, folder), "--plan"])
+        assert said in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

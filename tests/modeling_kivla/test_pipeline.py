@@ -59,6 +59,11 @@ def test_a_state_like_none_in_the_data_is_said_once(saved, caplog):
     for _ in range(2):
         assert np.isfinite(pipe(far)["actions"]).all()
     assert caplog.text.count("dimension 2 of the state is 1") == caplog.text.count("far outside") == 1
+    still = pipe.processor.robot().state  # where a value hardly varies in the data, a little more is not far
+    still._scale, still._inverse_scale = np.full_like(still._scale, 1e-6), np.full_like(still._scale, 1e6)
+    near = observations()[0]
+    near["state"] = still._offset * 1.01
+    assert pipe.processor.robot().far_state(near["state"]) is None
 
 
 def test_how_much_noise_a_chunk_starts_from(saved):

@@ -36,13 +36,16 @@ def transcode_dataset(
     Raises:
         FileNotFoundError: there is no dataset with videos.
         FileExistsError: the target is there.
-        ValueError: a video that could not be kept as it is (another codec or pixel format, a rotation).
+        ValueError: the target is in the source; or a video that could not be kept as it is (another codec or pixel
+            format, a rotation).
     """
     videos = sorted(path.relative_to(source) for path in (source / "videos").rglob("*.mp4"))
     if not (source / "meta" / "info.json").is_file() or not videos:
         raise FileNotFoundError(f"{source} is no folder of a LeRobot dataset with videos (meta/info.json, videos/).")
     if target.exists():
         raise FileExistsError(f"{target} is there already. Name a folder that is not.")
+    if source.resolve() in target.resolve().parents:
+        raise ValueError(f"{target} lies in the dataset itself, which is to stay as it is. Name a folder elsewhere.")
     unfinished = target.with_name(f"{target.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     shutil.copytree(source, unfinished, ignore=shutil.ignore_patterns("*.mp4"))

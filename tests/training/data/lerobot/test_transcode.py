@@ -49,6 +49,8 @@ def test_what_cannot_be_kept_is_refused(tmp_path):
         main([*command, "--codec", "h264"])
     with pytest.raises(SystemExit, match=r"--keyframes_every must be at least 1, got 0"):
         main([*command, "--keyframes_every", "0"])
+    with pytest.raises(SystemExit, match="lies in the dataset itself"):
+        main(["transcode", str(tmp_path / "old"), "--output_dir", str(tmp_path / "old" / "new"), "--codec", "h264"])
     with pytest.raises(SystemExit, match="is no folder of a LeRobot dataset"):
         main(["transcode", str(tmp_path), "--output_dir", str(tmp_path / "newer")])
     write_video(tmp_path / "turned.mp4", range(3), 10, rotation=90)
