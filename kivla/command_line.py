@@ -179,7 +179,8 @@ def _read_options(file: str, dataclass_types: Sequence[type], parser: _Parser) -
     defaults = {name: value for name, value in values.items() if value is None or value == []}
     if wrong := sorted(name for name in defaults if actions[name].required or name not in may_lack):
         parser.error(f"{file} gives {wrong[0]} no value. Give it one, or leave out the line.")
-    words = [word for name in values.keys() - defaults for word in _as_words(values[name], actions[name])]
+    told = {name: value for name, value in values.items() if name not in defaults}
+    words = [word for name, value in told.items() for word in _as_words(value, actions[name])]
     return words, defaults
 
 

@@ -84,7 +84,8 @@ class BuiltPolicy:
         embedding = self.model.get_input_embeddings()
         if embedding.num_embeddings < self.processor.vocab_size:
             has_rows = not embedding.weight.is_meta  # whose mean new rows begin with
-            self.model.resize_token_embeddings(self.processor.vocab_size, 64, mean_resizing=has_rows)
+            size = self.processor.vocab_size
+            self.model.resize_token_embeddings(size, pad_to_multiple_of=64, mean_resizing=has_rows)
 
 
 # --------------------------------------------------------------------------------------------------------- any of them
@@ -426,7 +427,6 @@ def robots_of(
     for data in sources:
         by_robot.setdefault(data.robot, []).append(data)
     robots: dict[str | None, dict] = {}
-    orders: list[list[str]] = []  # of the robots before: cameras of the same names have the same places
     for name, group in by_robot.items():
         if not all(are_same(data.cameras, group[0].cameras) for data in group):
             raise ValueError(
@@ -446,13 +446,14 @@ def robots_of(
             adapt_to_pi = base.robot(name).get("adapt_to_pi", False)
         if adapt_to_pi:
             check_pi_dimensions(group[0].action_dim)
+        # Cameras of the same names have the same places for all robots
+        before = [robot["cameras"] for robot in robots.values()]
         robots[name] = {
             "statistics": made_by_first_process(partial(robot_statistics, group, relative, adapt_to_pi)),
-            "cameras": next((names for names in orders if set(names) == set(group[0].cameras)), group[0].cameras),
+            "cameras": next((names for names in before if set(names) == set(group[0].cameras)), group[0].cameras),
             "relative_actions": relative,
             "adapt_to_pi": adapt_to_pi,
         }
-        orders.append(robots[name]["cameras"])
         if relative is not None:
             notes += relative_notes(name, group, relative, robots[name]["statistics"])
     rates = {name: group[0].fps for name, group in by_robot.items()}
