@@ -239,17 +239,6 @@ def _set_aside(parser: _Parser, advanced: Collection[str], arguments: Sequence[s
         group._group_actions += moved if shows_all else []
 
 
-def refuse_inputs(output_dir: str, **inputs: str | None) -> None:
-    """Refuse a folder for results that is one of what is read.
-
-    Raises:
-        ValueError: naming the option.
-    """
-    for name, value in inputs.items():
-        if value is not None and Path(value).is_dir() and Path(value).resolve() == Path(output_dir).resolve():
-            raise ValueError(f"--output_dir {output_dir} is the --{name} itself. Name a folder of its own.")
-
-
 def policy_pipeline(policy: str, trust_remote_code: bool = False, **options):
     """Load the policy that a command was given, as `pipeline("action-prediction")`.
 

@@ -51,7 +51,7 @@ from .policy_options import RelativeOptions, refuse
 from .readable_log import print_readably
 from .recipes import Stage, split_steps
 from .relative_options import told_to_wrap
-from .run_folder import check_is_free, write_json
+from .run_folder import check_is_free, relation_to, write_json
 from .run_options import TEXT_SPLIT, VLM_SPLIT, DataArguments, ModelArguments
 from .trainer import KIVLATrainer
 from .training_facts import chunks_to_show, other_than_trained, write_card, write_facts
@@ -255,13 +255,11 @@ def refuse_own_inputs(output_dir: Path, model_args: ModelArguments, data_args: D
     """
     given = {name: getattr(model_args, name) for name in ("vlm", "policy", "vlm_processor")}
     given |= {name: getattr(data_args, name) for name in ("vlm_dataset", "text_dataset", "eval_text_dataset")}
-    folder = output_dir.resolve()
     for name, value in [*given.items(), *(("dataset", one) for one in data_args.dataset)]:
-        path = Path(str(value)).expanduser().resolve()
-        if value is not None and path.exists() and (path == folder or folder in path.parents):
+        if (relation := relation_to(output_dir, value)) is not None:
             raise ValueError(
-                f"--output_dir {output_dir} {'is' if path == folder else 'holds'} what the run begins with, --{name} "
-                f"{value}. Give the run a folder of its own."
+                f"--output_dir {output_dir} {relation} what the run begins with, --{name} {value}. Give the run a "
+                "folder of its own."
             )
 
 

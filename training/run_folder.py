@@ -56,6 +56,25 @@ def check_is_free(folder: Path, marks: Iterable[str] = ()) -> None:
         )
 
 
+def relation_to(folder: str | Path, value: str | Path | None) -> str | None:
+    """How a folder for results stands to something that is read, if that is here: it "is" it, or "holds" it."""
+    if value is None or not (path := Path(value).expanduser().resolve()).exists():
+        return None
+    folder = Path(folder).resolve()
+    return "is" if path == folder else "holds" if folder in path.parents else None
+
+
+def refuse_inputs(output_dir: str, **inputs: str | None) -> None:
+    """Refuse a folder for results that is one of what is read.
+
+    Raises:
+        ValueError: naming the option.
+    """
+    for name, value in inputs.items():
+        if relation_to(output_dir, value) == "is":
+            raise ValueError(f"--output_dir {output_dir} is the --{name} itself. Name a folder of its own.")
+
+
 def write_json(path: Path, content) -> None:
     """Write a JSON file that is whole or not there, whenever the process is killed."""
     write_whole(path, json.dumps(content, indent=2) + "\n")

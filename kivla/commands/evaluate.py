@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from transformers import AutoModelForImageTextToText, PreTrainedModel
 
-from ..command_line import parse, policy_pipeline, refuse_inputs
+from ..command_line import parse, policy_pipeline
 from ..modeling_kivla.pipeline_kivla import DTYPE_OPTION, NOISE_SCALE_OPTION
 from ..named_models import find_vlm, model_type
 from ..processing import KIVLAProcessor
@@ -39,6 +39,7 @@ from ..training.evaluation.text_nll import (
 )
 from ..training.evaluation.tokenizer_error import measure
 from ..training.policy_options import refuse
+from ..training.run_folder import refuse_inputs
 from ..training.training_facts import compare_with_policy, trained_columns
 
 # What an option is about that is of no use without it

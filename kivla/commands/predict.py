@@ -7,12 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
-from ..command_line import parse, policy_pipeline, refuse_inputs
+from ..command_line import parse, policy_pipeline
 from ..modeling_kivla.pipeline_kivla import DTYPE_OPTION, NOISE_SCALE_OPTION
 from ..processing.camera_names import CAMERAS_HELP, parse_cameras
 from ..training.data.camera_naming import unseen_note
 from ..training.dataset_options import DatasetOptions
 from ..training.evaluation.predictions import draw, predict_dataset
+from ..training.run_folder import refuse_inputs
 from ..training.training_facts import compare_with_policy
 
 

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from ..acting.chunk_schedule import RTC_METHODS, WAYS
-from ..command_line import parse, policy_pipeline, refuse_inputs
+from ..command_line import parse, policy_pipeline
 from ..modeling_kivla.pipeline_kivla import DTYPE_OPTION, NOISE_SCALE_OPTION
 from ..processing.camera_names import CAMERAS_HELP, parse_cameras
 from ..simulation.environments import ENV_HELP, make_env, parse_options
@@ -20,6 +20,7 @@ from ..simulation.rollout_evaluation import (
     write_phases,
 )
 from ..training.evaluation.confidence import mcnemar_test
+from ..training.run_folder import refuse_inputs
 
 
 @dataclass
