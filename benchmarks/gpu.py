@@ -25,8 +25,11 @@ from tqdm import tqdm
 from kivla.hub_cards.environment_info import environment_info
 from kivla.modeling_kivla import KIVLAForActionPrediction
 from kivla.modeling_kivla.flow_matching import euler_times
+from kivla.training.memory_plan import StepShape, Training, plan_memory
+from kivla.training.model_size import ExampleShape
 from kivla.training.run_folder import write_whole
 
+from . import policies
 from .policies import ACTION_DIM, TINY, Size, action_inputs, flow_draws, observation, policy, token_batch
 
 # PaliGemma-3B and π0.5's expert, with a prompt of 48 tokens, 40 action tokens and chunks of 50 actions
@@ -223,10 +226,19 @@ def training(model: KIVLAForActionPrediction, size: Size, device: Device) -> Ite
                 "checkpointing": checkpointing,
                 "examples_per_s": BATCH / seconds,
                 "peak_gb": memory,
+                "planned_gb": planned_bytes(model, size, checkpointing) / 1e9 if batch is both else None,
             }
             if name == "insulated" and draws == 1:
                 row["_profile"] = profiled(step, device)
             yield row
+
+
+def planned_bytes(model: KIVLAForActionPrediction, size: Size, checkpointing: bool) -> float:
+    """The peak that `kivla train` plans for a step on tokens and actions; the model may be on the meta device."""
+    draws = model.config.num_flow_samples
+    example = ExampleShape(size.prefix_length, size.suffix_length, size.chunk_size, draws)
+    shape = StepShape(example, BATCH, policies.CAMERAS * size.patches)
+    return plan_memory(model, shape, Training(checkpointing=checkpointing)).peak
 
 
 def as_table(rows: list[dict]) -> str:

@@ -1,11 +1,12 @@
 """Is the memory of a training step what `kivla train` plans? And what would VLMs at their published sizes need?
 
-python -m benchmarks.memory_plan              # three steps measured here, beside their plans
+python -m benchmarks.memory_plan              # steps of three sizes in five ways, measured beside their plans
+python -m benchmarks.memory_plan gpu          # the plan of what `python -m benchmarks.gpu` measures
 python -m benchmarks.memory_plan published    # by arithmetic alone: VLMs at published sizes, for docs/costs.md
 
 What is measured: all tensors that exist at the peak of a step of AdamW, after a first one that made the moments; on the
-CPU in float32, with attention whose kernel keeps no scores (as many key/value heads as heads, no mask). What is not
-measured here: bfloat16, FSDP2 and GPUs, and what an allocator keeps beside tensors.
+CPU, with attention whose kernel keeps no scores (as many key/value heads as heads, no mask), and which computes in
+float32 in mixed precision too. What is not measured here: FSDP2 and GPUs, and what an allocator keeps beside tensors.
 """
 
 import argparse
@@ -13,6 +14,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
 from tqdm import tqdm
 from transformers import LlavaConfig
 
@@ -21,7 +24,9 @@ from kivla.training.memory_plan import MemoryPlan, StepShape, Training, plan_mem
 from kivla.training.model_size import ExampleShape, build_without_memory
 from kivla.training.parts import freeze_vision, vocabulary_weights
 
+from . import gpu
 from .expert_cost import SHAPE, published_config
+from .policies import policy
 from .timing import peak_memory
 
 IMAGE_TOKEN, ACTION_DIM = 4, 14
@@ -86,41 +91,78 @@ def batch_of(size: Size) -> dict[str, torch.Tensor]:
     }
 
 
-def measure(size: Size, checkpointing: bool) -> tuple[MemoryPlan, float]:
+WAYS = ("all weights", "mixed precision", "LoRA", "frozen VLM", "tokens alone")
+
+
+def measure(size: Size, checkpointing: bool, way: str = WAYS[0]) -> tuple[MemoryPlan, float]:
     """What is planned for a step, and the bytes that it takes."""
-    model = build(size)
+    whole, batch, shape = build(size), batch_of(size), size.shape
+    model: nn.Module = whole
+    if way == "frozen VLM":  # which has nothing to learn, so that no token is a response
+        whole.vlm.requires_grad_(False)
+        length = batch.pop("labels").shape[1]
+        shape = replace(shape, example=replace(shape.example, prompt=length, learned=0))
+    elif way == "tokens alone":
+        whole.config.flow_loss_weight = 0.0
+        whole.expert.requires_grad_(False)
+    elif way == "LoRA":
+        model = with_lora(whole)
     if checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-    batch = batch_of(size)
-    step = partial(_step, model, optimizer, batch)
+        whole.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], fused=True)
+    bf16 = way == "mixed precision"
+    step = partial(_step, model.train(), optimizer, batch, bf16)
     step()
-    optimizer.zero_grad()
     held = sum(p.nbytes for p in model.parameters())
     moments = sum(value.nbytes for state in optimizer.state.values() for value in state.values() if value.ndim)
-    return plan_memory(model, size.shape, Training(checkpointing=checkpointing)), held + moments + peak_memory(step)
+    training = Training(checkpointing=checkpointing, bf16=bf16, wide_attention=bf16)
+    plan = plan_memory(whole, shape, training, model.parameters())
+    return plan, held + moments + peak_memory(step)
 
 
-def _step(model: KIVLAForActionPrediction, optimizer: torch.optim.Optimizer, batch: dict[str, torch.Tensor]) -> None:
-    model(**batch).loss.backward()
+def with_lora(model: KIVLAForActionPrediction, rank: int = 8) -> nn.Module:
+    """Adapters in the text layers; the expert is trained in full."""
+    decoder = model.get_decoder()
+    path = next(name for name, module in model.named_modules() if module is decoder)
+    layers = [f"{path}.{name}" for name, module in decoder.named_modules() if isinstance(module, nn.Linear)]
+    experts = [f"expert.{name}" for name, module in model.expert.named_modules() if isinstance(module, nn.Linear)]
+    return get_peft_model(model, LoraConfig(r=rank, target_modules=layers, modules_to_save=experts))
+
+
+def _step(model: nn.Module, optimizer: torch.optim.Optimizer, batch: dict[str, torch.Tensor], bf16: bool) -> None:
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        loss = model(**batch).loss
+    loss.backward()
     optimizer.step()
     optimizer.zero_grad()
 
 
-def compare(sizes: tuple[Size, ...]) -> str:
+def compare(sizes: tuple[Size, ...], ways: tuple[str, ...] = WAYS) -> str:
     lines = [
-        "| VLM and expert | checkpointing | weights | gradients | moments | activations | logits "
-        "| planned | measured | planned / measured |",
-        "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|",
+        "| VLM and expert | learns | planned, measured | planned / measured | checkpointed: planned, measured "
+        "| planned / measured |",
+        "|---|---|--:|--:|--:|--:|",
     ]
     for size in sizes:
-        for checkpointing in (False, True):
-            plan, measured = measure(size, checkpointing)
-            name = f"{size.layers} layers of {size.width}, {size.vocabulary:,} tokens, {size.draws} draws"
-            parts = (plan.weights, plan.gradients, plan.moments, plan.activations + plan.recomputed)
-            parts += (plan.logits, plan.peak, measured)
-            cells = [name, "yes" if checkpointing else "no", *(f"{part / 1e6:,.1f} MB" for part in parts)]
-            lines.append("| " + " | ".join([*cells, f"{plan.peak / measured:.3f}"]) + " |")
+        for way in tqdm(ways, desc=f"{size.layers} layers", leave=False):
+            cells = [f"{size.layers} layers of {size.width}, {size.vocabulary:,} tokens, {size.draws} draws", way]
+            for checkpointing in (False, True):
+                plan, measured = measure(size, checkpointing, way)
+                cells += [f"{plan.peak / 1e6:,.1f}, {measured / 1e6:,.1f} MB", f"{plan.peak / measured:.3f}"]
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def plan_for_gpu() -> str:
+    """What is planned for the steps of `benchmarks.gpu`; what they took stands in gpu.md."""
+    with torch.device("meta"):
+        model = policy(gpu.PI05, torch.bfloat16)
+    lines = ["| insulated | gradient checkpointing | planned |", "|---|---|--:|"]
+    for checkpointing in (False, True):
+        for draws in gpu.DRAWS:
+            model.config.num_flow_samples = draws
+            planned = gpu.planned_bytes(model, gpu.PI05, checkpointing)
+            lines.append(f"| {draws} draws | {'yes' if checkpointing else 'no'} | {planned / 1e9:.1f} GB |")
     return "\n".join(lines)
 
 
@@ -185,10 +227,9 @@ def _row(name: str) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.memory_plan", description=__doc__.split("\n")[0])
-    ways = ("measured", "published")
-    parser.add_argument("which", nargs="?", choices=ways, default=ways[0], help="sizes: those that are measured here")
-    options = parser.parse_args(arguments)
-    print(make_table() if options.which == "published" else compare(SIZES))
+    tables = {"measured": partial(compare, SIZES), "gpu": plan_for_gpu, "published": make_table}
+    parser.add_argument("which", nargs="?", choices=tables, default="measured", help="sizes: those measured here")
+    print(tables[parser.parse_args(arguments).which]())
 
 
 if __name__ == "__main__":

@@ -2,12 +2,13 @@
 
 Weights, gradients and moments are counted. What the forward pass keeps for the backward pass is worked out from the
 layers: every linear layer's output is kept by what reads it, a norm keeps what it normalised, attention its queries,
-keys, values and output (fused kernels; scores are not kept), the MLP its activation. `python -m
-benchmarks.memory_plan` compares with measured steps.
+keys, values and output (fused kernels; scores are not kept), the MLP its activation. In mixed precision every linear
+layer keeps its own bfloat16 copies of its weight and of what it reads. The peak follows from the order in which the
+backward pass frees the one and makes gradients. `python -m benchmarks.memory_plan` compares with measured steps.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 from torch import nn
@@ -45,6 +46,7 @@ class Training:
 
     Attributes:
         bf16: mixed precision: float32 weights, layers in bfloat16.
+        wide_attention: attention in float32 all the same, as KIVLA has it on a CPU.
         checkpointing: gradient checkpointing of all repeated layers.
         accumulates: whether gradients of earlier micro-batches wait meanwhile.
         devices: that share out weights, gradients and moments (FSDP2); 1 for one device, and for DDP.
@@ -52,10 +54,28 @@ class Training:
     """
 
     bf16: bool = False
+    wide_attention: bool = False
     checkpointing: bool = False
     accumulates: bool = False
     devices: int = 1
     moments: float = 2
+
+
+@dataclass(frozen=True)
+class Part:
+    """Bytes of one part of the model that come and go in a step.
+
+    Attributes:
+        activations: that wait for its backward pass.
+        recomputed: with checkpointing, those of its largest layer while its backward pass runs.
+        copies: weights in bfloat16 that its layers multiply with.
+        gradients: that its backward pass makes.
+    """
+
+    activations: float = 0.0
+    recomputed: float = 0.0
+    copies: float = 0.0
+    gradients: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -64,28 +84,42 @@ class MemoryPlan:
 
     Attributes:
         weights, gradients, moments: that it holds.
-        copies: weights in bfloat16 for the layers, and those that FSDP gathers.
-        vision, text, expert: activations that wait for the backward pass.
-        recomputed: with checkpointing, the largest layer while its backward pass runs.
+        gathered: weights that FSDP has brought together to compute with.
+        vision, text, expert: what comes and goes with each part.
         logits: of the learned tokens, with their gradient.
         head: the gradient of the vocabulary's matrix, which exists while activations still wait.
+        passing: of a VLM that learns nothing, what its pass holds at its largest layer, and what the expert reads.
+        accumulates: whether gradients of earlier micro-batches wait meanwhile.
     """
 
     weights: float
     gradients: float
     moments: float
-    copies: float
-    vision: float
-    text: float
-    expert: float
-    recomputed: float
+    gathered: float
+    vision: Part
+    text: Part
+    expert: Part
     logits: float
     head: float
+    passing: float
     accumulates: bool = False
 
     @property
+    def backward(self) -> tuple[Part, Part, Part]:
+        """The parts in the order of the backward pass."""
+        return self.expert, self.text, self.vision
+
+    @property
     def activations(self) -> float:
-        return self.vision + self.text + self.expert
+        return sum(part.activations for part in self.backward)
+
+    @property
+    def copies(self) -> float:
+        return self.gathered + sum(part.copies for part in self.backward)
+
+    @property
+    def recomputed(self) -> float:
+        return max(part.recomputed for part in self.backward)
 
     def parts(self) -> dict[str, float]:
         """What there is at one time or another, for people."""
@@ -94,19 +128,33 @@ class MemoryPlan:
             "copies of them to compute with": self.copies,
             "gradients": self.gradients,
             "moments": self.moments,
-            "activations of the vision tower": self.vision,
-            "of the text layers": self.text,
-            "of the expert": self.expert,
+            "activations of the vision tower": self.vision.activations,
+            "of the text layers": self.text.activations,
+            "of the expert": self.expert.activations,
             "of the layer that is computed again": self.recomputed,
             "logits": self.logits,
         }
 
     @property
     def peak(self) -> float:
-        """The most of it at one time: as the backward pass begins, or with all gradients at its end."""
-        early = self.gradients if self.accumulates else self.head
-        at_first = self.activations + max(self.logits, self.recomputed) + early
-        return self.weights + self.moments + self.copies + max(at_first, self.gradients)
+        """The most of it at one time.
+
+        The backward pass goes through the expert, the output layer, the text layers and the vision tower; it frees what
+        waited for it, and makes gradients.
+        """
+        most = max(self.passing, self.gradients)
+        waiting = self.logits + sum(part.activations + part.copies for part in self.backward)
+        made = self.gradients if self.accumulates else 0.0
+        for part in self.backward:
+            if part is self.text:
+                made = min(self.gradients, made + self.head)
+                most = max(most, waiting + made)
+                waiting -= self.logits
+            most = max(most, waiting + made + part.recomputed)
+            waiting -= part.activations + part.copies
+            made = min(self.gradients, made + part.gradients)
+            most = max(most, waiting + made + part.recomputed)
+        return self.weights + self.moments + self.gathered + most
 
 
 def step_shape(model: KIVLAForActionPrediction, batch: Mapping, batch_size: int) -> StepShape:
@@ -143,97 +191,129 @@ def plan_memory(
     held = sum(p.numel() for p in parameters) + adapter_size
     trained = sum(p.numel() for p in parameters if p.requires_grad) + adapter_size
     dtype = parameters[0].element_size() if parameters else FLOAT
-    narrow = HALF if training.bf16 else dtype  # of what layers compute
+    numbers = _Numbers.of(dtype, training)
     example, rows = shape.example, shape.batch_size
     tokens = rows * (example.prompt + example.learned)
     decoder = find_text_decoder(model.vlm)
-    towers = _vision_layers(model, decoder)
+    vocabulary = vocabulary_weights(model)
+    learns_text = adapter_size > 0 or _is_trained(model.vlm)
+    learns_actions = model.config.flow_loss_weight > 0 and _is_trained(model.expert)
+    share = 1 / training.devices
 
-    def waiting(layers: list[nn.Module], count: float, kept: list[float]) -> tuple[float, float]:
-        """Bytes that layers keep of so many tokens, and that one makes anew in the backward pass."""
+    def part(layers: list[nn.Module], count: float, kept: list[float], whole: Iterable[nn.Module]) -> Part:
+        """What comes and goes with layers of which each keeps so much, of so many tokens; and what else is there."""
         stream = _width(layers[0]) * count if layers else 0
-        ends = stream * (2 * dtype + narrow)  # what goes into the first one, and the norm behind the last
+        ends = stream * (2 * dtype + numbers.narrow)  # what goes into the first one, and the norm behind the last
+        activations, recomputed = ends + sum(kept), 0.0
         if training.checkpointing:
-            return ends + stream * len(layers) * dtype, max(kept, default=0.0)
-        return ends + sum(kept), 0.0
+            activations, recomputed = ends + stream * len(layers) * dtype, max(kept, default=0.0)
+        linears = {m.weight for top in whole for m in top.modules() if isinstance(m, nn.Linear)}
+        copies = sum(weight.numel() for weight in linears) * HALF if training.bf16 and training.devices == 1 else 0
+        learned = {p for top in whole for p in top.parameters() if p.requires_grad} - set(vocabulary)
+        return Part(activations, recomputed, copies, sum(p.numel() for p in learned) * dtype * share)
 
     # Text, with keys and values for the expert where layers do not keep them.
-    text_layers, towers = decoder_layers(decoder), [layer for layer in towers if _is_trained(layer)]
-    text, again = waiting(text_layers, tokens, [tokens * _kept(layer, dtype, narrow) for layer in text_layers])
-    if training.checkpointing:
-        text += rows * example.prompt * key_value_numbers(model.config) * dtype
-    learns_text = adapter_size > 0 or any(p.requires_grad for p in model.vlm.parameters())
-    # Vision: nothing is kept of a tower that rests.
-    patches = rows * shape.patches
-    vision, again_vision = waiting(towers, patches, [patches * _kept(layer, dtype, narrow) for layer in towers])
+    text_layers = decoder_layers(decoder)
+    kept = [tokens * _kept(layer, numbers) for layer in text_layers]
+    towers = [layer for layer in _vision_layers(model, decoder) if _is_trained(layer)]
+    text, vision, head = Part(), Part(), model.get_output_embeddings()
+    key_values = rows * example.prompt * key_value_numbers(model.config) * numbers.attention
+    if learns_text:
+        text = part(text_layers, tokens, kept, [decoder, head])
+        if training.checkpointing:
+            text = replace(text, activations=text.activations + key_values)
+        # Vision: nothing is kept of a tower that rests.
+        patches = rows * shape.patches
+        vision = part(towers, patches, [patches * _kept(layer, numbers) for layer in towers], towers)
     # Expert: its own tokens, and in every layer keys and values of the prompt once more for each draw.
     draws = rows * example.draws
     of_experts = []
     for layer in cast(list[ExpertLayer], list(model.expert.layers)):
         heads = layer.self_attn
-        joined = heads.num_key_value_heads * (heads.key_dim + heads.value_dim) * narrow
-        own = example.chunk * _kept(layer, dtype, narrow, joins=True)
+        joined = heads.num_key_value_heads * (heads.key_dim + heads.value_dim) * numbers.attention
+        own = example.chunk * _kept(layer, numbers, joins=True)
         of_experts.append(draws * (own + joined * (example.prompt + example.chunk)))
-    expert, again_expert = waiting(list(model.expert.layers), draws * example.chunk, of_experts)
-    if not learns_text:
-        text = vision = again = again_vision = 0.0
-    if model.config.flow_loss_weight == 0 or not _is_trained(model.expert):
-        expert = again_expert = 0.0
+    expert = Part()
+    if learns_actions:
+        expert = part(list(model.expert.layers), draws * example.chunk, of_experts, [model.expert])
+        if not learns_text:
+            expert = replace(expert, activations=expert.activations + key_values)
 
-    vocabulary = vocabulary_weights(model)
-    size = model.get_output_embeddings().weight.numel()
-    logits = 2 * rows * example.learned * model.vocab_size * narrow
-    head = size * FLOAT if any(p.requires_grad for p in vocabulary) else 0
-    if training.bf16:
-        head += head / 2  # computed in bfloat16, then cast
-    # Autocast keeps copies of what linear layers multiply with. FSDP gathers two layers, and what is in none.
-    copies = 0.0
+    # The output layer. Its gradient in bfloat16 takes the place of its copy.
+    logits = 2 * rows * example.learned * model.vocab_size * numbers.narrow
+    size = head.weight.numel()
+    of_head = size * dtype * share if any(p.requires_grad for p in vocabulary) else 0.0
+    # FSDP gathers two layers, and what is in none; and has that gradient whole, before it is shared out.
+    gathered = 0.0
     if training.devices > 1:
         largest = max(_size(layer) for layer in (*text_layers, *model.expert.layers))
-        copies = (2 * largest + sum(p.numel() for p in vocabulary)) * narrow
-        head += size * FLOAT if head else 0  # whole, before it is shared out
-    elif training.bf16:
-        copies = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear)) * HALF
-    share = 1 / training.devices
+        gathered = (2 * largest + sum(p.numel() for p in vocabulary)) * numbers.narrow
+        gathered += size * (dtype + HALF * training.bf16) if of_head else 0
     return MemoryPlan(
         weights=held * dtype * share,
         gradients=trained * dtype * share,
         moments=trained * dtype * training.moments * share,
-        copies=copies,
+        gathered=gathered,
         vision=vision,
         text=text,
         expert=expert,
-        recomputed=max(again, again_vision, again_expert),
         logits=logits if learns_text else 0.0,
-        head=head * 1.0,
+        head=of_head,
+        passing=0.0 if learns_text else key_values + max(*kept, size * HALF * training.bf16),
         accumulates=training.accumulates,
     )
 
 
-def _kept(layer: nn.Module, dtype: int, narrow: int, joins: bool = False) -> float:
+@dataclass(frozen=True)
+class _Numbers:
+    """Bytes of a number: of the residual stream, in layers, and in attention.
+
+    Attributes:
+        casts: whether every layer makes its own narrow copy of what it reads, as autocast does.
+    """
+
+    stream: int
+    narrow: int
+    attention: int
+    casts: bool
+
+    @classmethod
+    def of(cls, dtype: int, training: Training) -> "_Numbers":
+        narrow = HALF if training.bf16 else dtype
+        return cls(dtype, narrow, FLOAT if training.wide_attention else narrow, narrow < dtype)
+
+
+def _kept(layer: nn.Module, numbers: _Numbers, joins: bool = False) -> float:
     """Bytes that one repeated layer keeps of each of its tokens.
 
     Args:
         joins: an expert's layer. Its keys and values are counted with those of the prompt, its norms' modulation is one
             for a draw, and its gates keep what they multiply.
     """
-    width = _width(layer)
+    width, narrow = _width(layer), numbers.narrow
     modules = {name: module for path, module in layer.named_modules() if (name := _without_peft(path)) is not None}
     linears = {name: module for name, module in modules.items() if isinstance(module, nn.Linear)}
     kept = 0.0
     for name, module in linears.items():
         last = name.rpartition(".")[2]
+        attends = "attn" in name or "attention" in name
         if last in _BACK:  # what comes in, and the stream that it is added to, which the next norm keeps
-            kept += module.in_features * narrow + width * dtype + joins * width * narrow
-        elif not joins or last not in ("k_proj", "v_proj", "dense"):
-            kept += module.out_features * narrow
+            kept += module.in_features * narrow + width * numbers.stream + joins * width * narrow
+            if attends and numbers.attention > narrow:
+                kept += module.in_features * numbers.attention
+            continue
+        if not joins or last not in ("k_proj", "v_proj", "dense"):
+            kept += module.out_features * (numbers.attention if attends else narrow)
+        if numbers.casts and last != "dense":
+            kept += module.in_features * narrow
         if last in _GATES:  # activated, beside the product that goes down
             kept += linears[name.replace(last, "down_proj")].in_features * narrow
     for name, module in modules.items():
         if "norm" in type(module).__name__.lower():
             of_heads = linears.get(name.replace("_norm", "_proj"))  # of queries or keys
             size = width if of_heads is None else of_heads.out_features
-            kept += size * (narrow if isinstance(module, nn.LayerNorm) else narrow + dtype)
+            given = 0 if numbers.casts and of_heads is None else narrow  # else each layer behind it has its copy
+            kept += size * (given if isinstance(module, nn.LayerNorm) else given + numbers.stream)
     return kept
 
 

@@ -141,19 +141,19 @@ def _plan_steps(trainer: KIVLATrainer, *ways: Training) -> list[MemoryPlan]:
 
 
 def memory_table(trainer: KIVLATrainer, devices: Sequence[int] = (1, 2, 4, 8)) -> str:
-    """Write what a step needs on each of so many devices, by part, and with gradient checkpointing.
+    """Write what a step needs on each of so many GPUs, by part, and with gradient checkpointing.
 
-    Several devices share weights, gradients and moments (FSDP2); with DDP each has what one has.
+    Several GPUs share weights, gradients and moments (FSDP2); with DDP each has what one has.
     """
-    way = _training(trainer)
+    way = replace(_training(trainer), wide_attention=False)
     plans = _plan_steps(trainer, *(replace(way, devices=count) for count in devices))
     rows = {name: [plan.parts()[name] for plan in plans] for name in plans[0].parts()}
     rows["at the peak"] = [plan.peak for plan in plans]
     if not way.checkpointing:
         less = _plan_steps(trainer, *(replace(way, devices=count, checkpointing=True) for count in devices))
         rows["at the peak, with --gradient_checkpointing"] = [plan.peak for plan in less]
-    head = [f"{'1 device' if count == 1 else f'FSDP2 x {count}':>12}" for count in devices]
-    cells = {"Memory of a step on each device": head}
+    head = [f"{'1 GPU' if count == 1 else f'FSDP2 x {count}':>12}" for count in devices]
+    cells = {"Memory of a step on each GPU": head}
     cells |= {name: [f"{_bytes(size):>12}" for size in sizes] for name, sizes in rows.items() if any(sizes)}
     return "\n".join([*(f"{name:44}{''.join(row)}" for name, row in cells.items()), ""])
 
@@ -163,6 +163,7 @@ def _training(trainer: KIVLATrainer) -> Training:
     args = trainer.args
     return Training(
         bf16=args.bf16 or args.fp16,
+        wide_attention=args.device.type == "cpu",
         checkpointing=bool(args.gradient_checkpointing),
         accumulates=args.gradient_accumulation_steps > 1,
         devices=args.world_size if trainer.is_fsdp_enabled else 1,
