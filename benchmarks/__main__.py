@@ -21,13 +21,12 @@ from . import (
     training_step,
 )
 from .options import count
-from .policies import MEDIUM, PROPORTIONED, SMALL, WIDE_EXPERT
+from .policies import MEDIUM, PROPORTIONED, WIDE_EXPERT
 from .report import as_json, as_markdown
 
 MEASUREMENTS = (
     noise_draws.measure,
     token_loss.measure,
-    partial(sampling.measure, size=SMALL),
     partial(sampling.measure, size=MEDIUM),
     partial(sampling.measure, size=WIDE_EXPERT),
     partial(training_step.measure, size=PROPORTIONED),

@@ -1,9 +1,11 @@
-"""`python -m benchmarks.profiles`: where the time of a compiled denoising step and of the expert's training step goes.
+"""`python -m benchmarks.profiles`: where the time of acting compiled and of a training step goes.
 
-By torch's profiler, whose own cost is in the numbers: shares count. `kivla profile` looks at your own training.
+By torch's profiler, whose own cost is in the numbers: shares count. The optimiser is timed in its three forms.
+`kivla profile` looks at your own training.
 """
 
 import argparse
+import statistics
 from functools import partial
 
 import torch
@@ -12,9 +14,11 @@ from tqdm import tqdm
 
 from kivla.modeling_kivla import KIVLAForActionPrediction
 
+from .bare_products import bare_products
 from .options import count
-from .policies import ACTION_DIM, MEDIUM, TINY, Size, millions, observation, policy
-from .sampling import STEPS, bare_products
+from .policies import ACTION_DIM, MEDIUM, TINY, Size, action_inputs, millions, observation, policy, token_batch, train
+from .sampling import STEPS
+from .timing import interleaved
 
 BATCH, DRAWS = 4, 4
 COMPILED_GRAPH = "## Call CompiledFxGraph"
@@ -36,11 +40,12 @@ def denoising(size: Size, repetitions: int) -> dict[str, float]:
     model = policy(size).eval()
     prefix = model.encode_prefix(**observation(size, 1))
     noise = torch.randn(1, size.chunk_size, ACTION_DIM)
-    model.compile_expert()
     sample = partial(model.sample_actions, prefix=prefix, noise=noise, num_steps=STEPS)
+    products = bare_products(sample)
+    model.compile_expert()
     times = self_times(sample, repetitions)
     graph = sum(time for name, time in times.items() if name.startswith(COMPILED_GRAPH))
-    floor = sum(self_times(bare_products(model, size.prefix_length), repetitions).values())
+    floor = sum(self_times(products, repetitions).values())
     parts = {"compiled graph": graph, "around it": sum(times.values()) - graph, "bare products": floor}
     return {name: time / STEPS for name, time in parts.items()}
 
@@ -63,6 +68,22 @@ def training(size: Size, repetitions: int) -> dict[str, float]:
     return {**parts, "the rest": sum(times.values()) - sum(parts.values())}
 
 
+def whole_step(size: Size, repetitions: int) -> dict[str, float]:
+    """Milliseconds of a training step: forward and backward, clipping, and AdamW in each of torch's forms."""
+    model = policy(size)
+    model.config.num_flow_samples = DRAWS
+    batch = token_batch(size, BATCH) | action_inputs(size, BATCH)
+    parameters = list(model.parameters())
+    forms = {"fused": {"fused": True}, "by lists": {"foreach": True}, "one by one": {"foreach": False}}
+    optimizers = {how: torch.optim.AdamW(parameters, lr=1e-9, **form) for how, form in forms.items()}
+    calls = {"forward and backward": partial(train, model, batch)}
+    for how, foreach in (("by lists", True), ("one by one", False)):
+        calls[f"clipping, {how}"] = partial(torch.nn.utils.clip_grad_norm_, parameters, 1e9, foreach=foreach)
+    calls |= {f"AdamW, {how}": optimizer.step for how, optimizer in optimizers.items()}
+    seconds = interleaved("a whole step", calls, repetitions)
+    return {name: 1e3 * statistics.median(values) for name, values in seconds.items()}
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.profiles", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="tiny sizes: shows that it works, no more")
@@ -72,7 +93,7 @@ def main(arguments: list[str] | None = None) -> None:
     size, repetitions = (TINY, 1) if options.quick else (MEDIUM, 10)
     print(f"{millions(policy(size))} parameters, {options.threads} threads\n")
     title = f"expert's training step, batch {BATCH}, {DRAWS} draws"
-    tables = {"compiled denoising step": denoising, title: training}
+    tables = {"compiled denoising step": denoising, title: training, "whole training step": whole_step}
     for name, measure in tqdm(tables.items(), desc="profiles", leave=False):
         parts = measure(size, repetitions)
         print(f"| {name} | ms |\n|---|--:|")

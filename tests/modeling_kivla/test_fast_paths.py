@@ -87,8 +87,24 @@ def test_the_compiled_expert_gives_the_same_actions_and_is_compiled_once(dtype):
         expected = plain.sample_actions(**inputs, num_steps=3)
         assert_close_relative(actions, expected, roundings, dtype=dtype, what="actions")
         graphs.append(counters["stats"]["unique_graphs"])
-    assert graphs[0] == 1, "not one graph"
+    assert graphs[0] == 1 and not counters["graph_break"], f"not one graph: {counters['graph_break']}"
     assert graphs[-1] == graphs[1] <= 2, f"compiled again for each length: {graphs}"
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_policies_of_more_kinds_than_torch_keeps_code_for_go_on_as_they_are():
+    """A robot does not stop for it. Torch counts the kinds of all compiled policies of the process together."""
+    torch._dynamo.reset()
+    plain = [make_model(expert_config={"hidden_size": width}) for width in (16, 24, 32)]
+    compiled = copy.deepcopy(plain)
+    for model in compiled:
+        model.compile_expert()
+    with torch._dynamo.config.patch(recompile_limit=2):
+        for model, same in zip(compiled, plain, strict=True):
+            actions = model.sample_actions(**observation(), num_steps=2)
+            assert_close_relative(actions, same.sample_actions(**observation(), num_steps=2), what="actions")
+    torch._dynamo.reset()
 
 
 @pytest.mark.slow
