@@ -155,15 +155,20 @@ def graphed(model: KIVLAForActionPrediction, prefix, noise: torch.Tensor, num_st
     return graph.replay
 
 
-WAYS = {"eager": lambda model: None, "compiled expert": lambda model: model.compile_expert()}
+EAGER = "eager"
+# Modes of `compile_expert`; CUDA graphs are for a GPU alone.
+MODES = {"compiled expert": None, "compiled expert, CUDA graphs": "reduce-overhead"}
 
 
 @torch.no_grad()
 def sampling(model: KIVLAForActionPrediction, size: Size, device: Device, rate: dict) -> Iterator[dict]:
     """Milliseconds of a chunk, batch 1: prefix and loop together, by way, cameras and steps."""
-    for way, begin in WAYS.items():
-        begin(model)
-        for cameras in CAMERAS if way == "eager" else CAMERAS[1:2]:
+    for way in (EAGER, *MODES):
+        if way != EAGER:
+            if MODES[way] is not None and device.name == "cpu":
+                continue
+            model.compile_expert(MODES[way])
+        for cameras in CAMERAS if way == EAGER else CAMERAS[1:2]:
             inputs = device.to(observation(size, 1, cameras))
             noise = torch.randn(1, size.chunk_size, ACTION_DIM, device=device.name)
             start = time.perf_counter()
@@ -177,7 +182,7 @@ def sampling(model: KIVLAForActionPrediction, size: Size, device: Device, rate: 
                     partial(model.sample_actions, **inputs, noise=noise, num_steps=steps)
                 )
                 row["floor_ms"] = 1e3 * floor_seconds(model, size, cameras, steps, rate)
-                if device.name == "cuda":
+                if device.name == "cuda" and way == EAGER:
                     graph = graphed(model, prefix, noise, steps)
                     row["graph_loop_ms"] = 1e3 * device.seconds(graph)
                 if cameras == 2 and steps == 10:

@@ -23,6 +23,7 @@ from .action_expert import ActionExpert, ExpertRMSNorm, Modulation, Prefix
 from .adapter_loading import adapter_in, load_with_adapter
 from .backbone_attention import find_language_head, find_text_decoder, record_attention
 from .compiled_policy import CompiledPolicy
+from .compiling import CompilingMixin
 from .configuration_kivla import KIVLAConfig, KIVLAExpertConfig, check_noise_scale
 from .damaged_files import check_all_weights, check_text_weights, damaged_files_named
 from .flow_matching import euler_times, flow_matching_loss, interpolate, sample_flow_time
@@ -45,7 +46,6 @@ from .frozen_parts import set_frozen_to_eval
 from .generation_kivla import KIVLAGenerationMixin
 from .hub_card import PushedWithCard
 from .knowledge_insulation import insulate
-from .module_structure import why_not_compiled
 from .next_token import ClosedChoice, choice_losses, closed_choice, next_token_loss, supervised_tokens
 from .pipeline_kivla import ActionPredictionPipeline  # noqa: F401 (belongs to the code that is saved with a policy)
 from .real_time_chunking import RealTimeChunking, draw_delays, first_steps, guided_velocity
@@ -128,7 +128,7 @@ class KIVLAPreTrainedModel(PushedWithCard, PreTrainedModel):
                 init.zeros_(module.bias)
 
 
-class KIVLAForActionPrediction(KIVLAGenerationMixin, KIVLAPreTrainedModel):
+class KIVLAForActionPrediction(KIVLAGenerationMixin, CompilingMixin, KIVLAPreTrainedModel):
     """A vision-language-action model: a VLM that learns tokens, and an action expert that reads it.
 
     Args:
@@ -668,47 +668,6 @@ class KIVLAForActionPrediction(KIVLAGenerationMixin, KIVLAPreTrainedModel):
             x = x - velocity * step
         check_finite(x)
         return x
-
-    def compile_expert(self) -> None:
-        """Let `sample_actions` and training run a compiled action expert, for the life of this object: opt-in.
-
-        The first chunk of a kind (with or without guidance, one example or several) takes up to a minute, and so does
-        the first with a prompt of another length; from then on prompts of any length run the same code. On a CPU a
-        chunk, the VLM's pass included, then takes 0.8 to 0.9 of the time. Actions and gradients are the same up to the
-        order of sums. A CPU trains hardly faster for it: its time goes into the VLM's matrix products.
-        Needs what `torch.compile` needs: on a CPU a C++ compiler. For all of the process, torch then keeps code for 64
-        kinds of calls to a function and not for 8; what comes after these runs as it is.
-        """
-        config = torch._dynamo.config
-        config.recompile_limit = max(config.recompile_limit, 64)  # it counts those of all policies together
-        # The calls between kernels weigh as much as the kernels of a small model: they, too, in C++.
-        options = {"cpp_wrapper": True} if self.expert.action_in_proj.weight.device.type == "cpu" else None
-        self.expert.compile(options=options)  # not `fullgraph`, which would raise where torch keeps no more code
-
-    def compile_policy(self, cache_dir: str | os.PathLike | None = None, options: dict | None = None) -> None:
-        """Let `sample_actions` run compiled code for VLM and expert, for the life of this object: opt-in, for CPUs.
-
-        Code is made when inputs of a new kind come (another number of examples or images; prompts may have any length),
-        which takes a minute or some, and kept on disk: the next process loads it in a moment. Actions are the same up
-        to the order of sums. Training, `generate` and RTC by guidance run as before. Needs a C++ compiler. What is
-        done to the policy afterwards holds at once: it gets other code, or runs as it is, and the log says so.
-
-        Args:
-            cache_dir: where the code is kept; by default in the cache of Hugging Face.
-            options: of Inductor, for instance `{"max_autotune": True}`.
-
-        Raises:
-            ValueError: the policy is not on the CPU as a whole, its weights are quantised, or it has hooks.
-        """
-        devices = sorted({parameter.device.type for parameter in self.parameters()})
-        if devices != ["cpu"]:
-            raise ValueError(
-                f"compile_policy needs the whole policy on the CPU, and it is on {', '.join(devices)}. On a GPU use "
-                "compile_expert()."
-            )
-        if (why := why_not_compiled(self)) is not None:
-            raise ValueError(f"compile_policy makes no code for this policy: {why}. Let it act as it is.")
-        self.compiled_policy = CompiledPolicy(cache_dir, options)
 
 
 def _repeated_layers(model: KIVLAForActionPrediction) -> set[str]:

@@ -14,7 +14,9 @@ from kivla import KIVLAForActionPrediction
 def test_it_runs_at_toy_sizes(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu, "CAMERAS", (1, 2))
     monkeypatch.setattr(gpu, "STEPS", (2,))
-    monkeypatch.setattr(KIVLAForActionPrediction, "compile_expert", lambda self: None)  # test_fast_paths.py compiles
+    monkeypatch.setattr(
+        KIVLAForActionPrediction, "compile_expert", lambda self, mode: None
+    )  # test_fast_paths.py compiles
     gpu.main(["--tiny", "--output", str(tmp_path / "gpu.json")])
     result = json.loads((tmp_path / "gpu.json").read_text())
     rows = [(row["way"], row["cameras"]) for row in result["sampling"]]

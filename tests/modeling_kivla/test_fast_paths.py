@@ -91,6 +91,11 @@ def test_the_compiled_expert_gives_the_same_actions_and_is_compiled_once(dtype):
     assert graphs[-1] == graphs[1] <= 2, f"compiled again for each length: {graphs}"
 
 
+def test_a_mode_that_a_cpu_would_ignore_is_refused():
+    with pytest.raises(ValueError, match=r"mode='reduce-overhead'\) is for a GPU.*compile_policy"):
+        make_model().compile_expert("reduce-overhead")
+
+
 @pytest.mark.slow
 @torch.no_grad()
 def test_policies_of_more_kinds_than_torch_keeps_code_for_go_on_as_they_are():

@@ -81,11 +81,12 @@ def test_flex_attention(name):
     assert_a_step_is_the_cpus(on_gpu, on_cpu, training_batch(name))
 
 
-def test_the_compiled_expert():
+@pytest.mark.parametrize("mode", [None] if is_rehearsal else [None, "reduce-overhead"])
+def test_the_compiled_expert(mode):
     """Actions for prompts of two lengths, and a step of training."""
     on_cpu = make_model()
     on_gpu = copy.deepcopy(on_cpu).to(DEVICE)
-    on_gpu.compile_expert()
+    on_gpu.compile_expert(mode)
     for lengths in ((4,), (4, 7)):
         inputs = observation(lengths=lengths)
         found = on_gpu.sample_actions(**to_device(inputs, DEVICE), num_steps=3)
