@@ -13,13 +13,9 @@ import torch
 from transformers import AutoModelForImageTextToText, PreTrainedModel
 
 from ..command_line import parse, policy_pipeline
-from ..modeling_kivla.pipeline_kivla import DTYPE_OPTION, NOISE_SCALE_OPTION
 from ..named_models import find_vlm, model_type
 from ..processing import KIVLAProcessor
-from ..processing.camera_names import CAMERAS_HELP, parse_cameras
 from ..processing.vlm_processor import load_vlm_processor
-from ..training.data.camera_naming import unseen_note
-from ..training.dataset_options import DatasetOptions
 from ..training.evaluation.policy_evaluation import (
     draw,
     format_answers,
@@ -38,9 +34,9 @@ from ..training.evaluation.text_nll import (
     text_nll,
 )
 from ..training.evaluation.tokenizer_error import measure
+from ..training.policy_data_options import PolicyDataOptions
 from ..training.policy_options import refuse
 from ..training.run_folder import refuse_inputs
-from ..training.training_facts import compare_with_policy, trained_columns
 
 # What an option is about that is of no use without it
 _OF_TEXTS = ("text_column", "text_split", "text_config", "num_texts", "text_length")
@@ -49,18 +45,12 @@ _NOT_OF_CHUNKS = ("policy", "dataset", "before", "vlm_dataset", "batch_size", "t
 
 
 @dataclass
-class EvaluateArguments(DatasetOptions):
+class EvaluateArguments(PolicyDataOptions):
     policy: str = field(metadata={"help": "Trained KIVLA policy: a Hub id or a folder. Or a VLM, without --dataset."})
     dataset: str | None = field(
         default=None, metadata={"help": "LeRobot dataset to measure on, best on held-out episodes."}
     )
     num_frames: int = field(default=256, metadata={"help": "Frames to predict at, spread evenly."})
-    robot: str | None = field(default=None, metadata={"help": "Whose data it is, of a policy of several robots."})
-    cameras: list[str] | None = field(default=None, metadata={"help": CAMERAS_HELP})
-    num_steps: int | None = field(default=None, metadata={"help": "Euler steps; the policy's default."})
-    noise_scale: float | None = field(default=None, metadata=NOISE_SCALE_OPTION)
-    dtype: str = field(default="auto", metadata=DTYPE_OPTION)
-    seed: int = field(default=0, metadata={"help": "Seed of the noise."})
     batch_size: int = field(default=16, metadata={"help": "Observations, questions or texts at once."})
     acts_by: str | None = field(default=None, metadata={"help": "flow or tokens; the policy's own way."})
     text_dataset: str | None = field(
@@ -152,29 +142,15 @@ def run(arguments: Sequence[str]) -> None:
 
 def act(pipe, args: EvaluateArguments) -> tuple:
     """Predict at frames of the demonstrations: chunks, the dataset, and the figures for the report."""
-    robot = pipe.processor.robot(args.robot)
-    names = parse_cameras(args.cameras)
-    pipe.processor.check_cameras(names)
-    there = args.camera_names(args.dataset)
-    cameras = robot.among(there, names)
-    if args.dataset_format == "lerobot" and args.dataset_keys is None:
-        for key, columns in trained_columns(args.policy, args.robot).items():
-            if getattr(args, key) is None:
-                setattr(args, key, columns)
-                print(f"{args.dataset}: read as what the policy was trained on, --{key} {' '.join(columns)}")
-    data = args.open(args.dataset, pipe.processor.chunk_size, cameras, args.robot, pipe.observation_history)
-    for note in [*data.notes, *unseen_note(data, there)]:
-        print(f"{data.name}: {note}")
-    for note in compare_with_policy(args.policy, robot, data):
-        print(note)
-    options = {"seed": args.seed, "num_steps": args.num_steps, "noise_scale": args.noise_scale}
-    options["cameras"] = names
+    options = args.acting_options(pipe)
+    data = args.open_for(pipe, args.policy, args.dataset)
     if args.acts_by is not None:
         options["acts_by"] = args.acts_by
     chunks = predict(pipe, data, args.num_frames, args.batch_size, **options)
     acts_by = args.acts_by or pipe.model.config.acts_by
     report = {**asdict(args), "acts_by": acts_by, **measure_chunks(chunks, data), "tokenizer": None}
     if pipe.processor.action_tokenizer is not None:
+        robot = pipe.processor.robot(args.robot)
         learned = robot.units.learned(chunks["demonstrated"], chunks["states"])
         report["tokenizer"] = measure(pipe.processor.action_tokenizer, learned, robot.actions)
     return chunks, data, report

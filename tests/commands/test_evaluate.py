@@ -207,16 +207,19 @@ def test_acting_by_tokens_is_handed_to_the_policy(policy, tmp_path, monkeypatch)
     assert report["acts_by"] == "flow" and report["answers"] is None
 
 
-def test_columns_are_those_that_the_policy_was_trained_on(policy, tmp_path, capsys):
+@pytest.mark.parametrize("command", ["evaluate", "predict"])
+def test_columns_are_those_that_the_policy_was_trained_on(command, policy, tmp_path, capsys):
     folder = tmp_path / "policy"
     shutil.copytree(policy, folder)
     columns = {"action_key": ["action[2:4]", "action[0:2]"], "state_key": ["observation.state"]}
     (folder / "training_facts.json").write_text(json.dumps({"robots": [{"name": None, **columns}]}))
-    command = ["evaluate", str(folder), "--dataset", str(DATASET), "--num_frames", "2"]
-    main([*command, "--output_dir", str(tmp_path / "as_trained")])
+    words = [command, str(folder), "--dataset", str(DATASET), "--num_frames", "2"]
+    main([*words, "--output_dir", str(tmp_path / "as_trained")])
     assert "read as what the policy was trained on, --action_key action[2:4] action[0:2]\n" in capsys.readouterr().out
-    main([*command, "--output_dir", str(tmp_path / "as_asked"), "--action_key", "action"])
+    main([*words, "--output_dir", str(tmp_path / "as_asked"), "--action_key", "action"])
     assert "was trained on" not in capsys.readouterr().out
+    if command == "predict":
+        return
     reports = [json.loads((tmp_path / name / "evaluate.json").read_text()) for name in ("as_trained", "as_asked")]
     trained, asked = ([row["name"] for row in report["dimensions"]] for report in reports)
     assert trained == [f"action.{name}" if name == "action" else name for name in asked[2:] + asked[:2]]

@@ -84,5 +84,6 @@ def test_a_number_out_of_range_is_refused_by_name(command, monkeypatch):
 )
 def test_what_may_be_none_or_negative_is_taken(command, option, value, said, monkeypatch):
     run = stopping_run(command, monkeypatch)
+    words = ["p", "--images", "a.png"] if option == "state" else WORDS[command]
     with pytest.raises(Parsed if said is None else Refused, match=said):
-        run([*WORDS[command], f"--{option}", value])
+        run([*words, f"--{option}", value])
