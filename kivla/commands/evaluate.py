@@ -64,7 +64,7 @@ class EvaluateArguments(PolicyDataOptions):
     text_length: int = field(default=TEXT_LENGTH, metadata={"help": "Tokens of each text, from its beginning."})
     vlm_dataset: str | None = field(
         default=None,
-        metadata={"help": "Questions to ask as well: a folder of a `datasets` dataset with images and messages; JSON."},
+        metadata={"help": "Questions to ask as well: a Hub id, a folder of `datasets` with images and messages; JSON."},
     )
     before: str | None = field(
         default=None, metadata={"help": "The VLM that the policy was made of: the same texts and questions for it."}

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import datasets
 import numpy as np
 from transformers import PreTrainedModel, ProcessorMixin
 
@@ -10,7 +9,7 @@ from ...processing.image_input import as_rgb
 from ...processing.normalization import EPSILON
 from ..data.robot_dataset import RobotDataset
 from ..data.vlm.dataset import VLMDataset
-from ..data.vlm.json_rows import json_files
+from ..data.vlm.saved_rows import saved_splits
 from .metrics import ActionError, AnswerMatch, Smoothness
 from .plots import plot_evaluation
 from .predictions import predict_dataset, spread_out, titles
@@ -78,21 +77,21 @@ def _times_better(error: float, mean_error: float) -> float | None:
 
 
 def measure_answers(model: PreTrainedModel, vlm_processor: ProcessorMixin, folder: str, batch_size: int) -> dict:
-    """Ask a VLM, or a policy, the questions of a dataset on disk, and count its greedy answers.
+    """Ask a VLM, or a policy, the questions of a dataset, and count its greedy answers.
 
     Args:
         vlm_processor: the VLM's own (of a policy: `processor.vlm_processor`).
+        folder: what `VLMDataset.load` takes.
 
     Returns:
         `num_questions`, and `exact_match` and `short_answer_accuracy` as `AnswerMatch` has them.
 
     Raises:
-        ValueError: the folder has several splits, or rows that are not a question and its answer.
+        ValueError: there is no such dataset, or it has several splits, or rows that are not a question and its answer.
     """
-    rows = None if json_files(Path(folder)) else datasets.load_from_disk(folder)
-    if isinstance(rows, datasets.DatasetDict):
-        raise ValueError(f"{folder} has the splits {', '.join(rows)}; give the folder of one of them.")
-    examples = VLMDataset.load(folder) if rows is None else VLMDataset(rows)
+    if splits := saved_splits(Path(folder)):
+        raise ValueError(f"{folder} has the splits {', '.join(splits)}; give the folder of one of them.")
+    examples = VLMDataset.load(folder)
     references = [examples[i]["response"] for i in range(len(examples))]
     if conversations := [i for i, reference in enumerate(references) if not isinstance(reference, str)]:
         raise ValueError(f"{folder}: row {conversations[0]} has several questions; every row must have just one.")

@@ -26,7 +26,7 @@ from .layouts import (
     text_of,
 )
 from .picture_files import check_pictures
-from .saved_rows import is_saved, load_saved
+from .saved_rows import is_saved, load_named, load_saved
 from .streaming import StreamedRows
 
 TURNS = ("together", "split")
@@ -146,9 +146,9 @@ class VLMDataset(torch.utils.data.Dataset):
             options: of `VLMDataset`. `media_dir` is by default the folder itself, or that of the JSON file.
 
         Raises:
-            ValueError: no such split in a folder of `save_to_disk` or of JSON files; damaged JSON; streaming from such
-                a folder, or `num_rows` or `config` where there is no use for it; what `VLMDataset` and `StreamedRows`
-                raise.
+            ValueError: no such dataset; no such split in a folder of `save_to_disk` or of JSON files; damaged JSON;
+                streaming from such a folder, or `num_rows` or `config` where there is no use for it; what `VLMDataset`
+                and `StreamedRows` raise.
         """
         if num_rows is not None and not streaming:
             raise ValueError(f"num_rows={num_rows} is of streams: leave it out, or use rows.select(range({num_rows})).")
@@ -166,7 +166,7 @@ class VLMDataset(torch.utils.data.Dataset):
             if streaming or config is not None:
                 raise ValueError(f"{folder} is JSON: it is read whole. Leave out streaming and config.")
             return cls(load_json(folder, split, partial(rows_of, columns=options.get("columns"))), **options)
-        rows = datasets.load_dataset(str(name_or_path), config, split=split, streaming=streaming)
+        rows = load_named(name_or_path, config, split, streaming=streaming)
         return cls(StreamedRows(rows, num_rows) if streaming else rows, **options)
 
     @property

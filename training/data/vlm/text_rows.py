@@ -6,10 +6,9 @@ from pathlib import Path
 import datasets
 
 from .json_rows import json_files, load_json, parsed
-from .saved_rows import is_saved, load_saved
+from .saved_rows import is_saved, load_named, load_saved
 
 TEXT_COLUMN = "text"
-_SUFFIXES = (".json", ".jsonl", ".parquet")
 
 
 def load_texts(
@@ -40,10 +39,8 @@ def load_texts(
         rows = datasets.load_dataset("parquet", data_files=str(path), split=split)
     elif path.is_file():
         raise ValueError(f"{path} is neither JSON (.json, .jsonl) nor Parquet (.parquet).")
-    elif path.suffix in _SUFFIXES:
-        raise ValueError(f"There is no file {path}.")
     else:
-        rows = datasets.load_dataset(str(name_or_path), config, split=split)
+        rows = load_named(name_or_path, config, split)
     if not len(rows):
         raise ValueError(f"{name_or_path} has no rows.")
     strings = [name for name, kind in rows.features.items() if _is_string(kind)]

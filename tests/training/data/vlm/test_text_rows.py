@@ -5,6 +5,7 @@ import json
 import datasets
 import pytest
 
+from kivla.training.data.vlm.dataset import VLMDataset
 from kivla.training.data.vlm.text_rows import load_texts
 
 TEXTS = ["The moon turns around the earth.", "", "Tea is a drink made of leaves.\n\nIt is served hot."]
@@ -72,10 +73,14 @@ def test_damaged_files(tmp_path, name, content, message):
         load_texts(tmp_path / name)
 
 
-@pytest.mark.parametrize("name", ["a.jsonl", "a.parquet"])
-def test_a_file_that_is_not_there(tmp_path, name):
-    with pytest.raises(ValueError, match=f"There is no file .*{name}"):
-        load_texts(tmp_path / name)
+@pytest.mark.parametrize("load", [load_texts, VLMDataset.load])
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("a.jsonl", "There is no file .*a.jsonl"), ("a.parquet", "There is no file .*a.parquet"), ("a", "a is no file")],
+)
+def test_what_is_not_there(tmp_path, name, message, load):
+    with pytest.raises(ValueError, match=message):
+        load(tmp_path / name)
 
 
 def test_a_file_has_no_configurations(tmp_path):
