@@ -44,6 +44,7 @@ from .data_parallel import unsharded_init
 from .evaluation.plots import plot_training_curves
 from .evaluation.predictions import draw
 from .evaluation.text_nll import HeldOutTexts, TextScores, summarize_texts, text_tokens
+from .idle_options import idle_options
 from .last_evaluation import LastEvaluation
 from .parts import BACKBONE, RATE_ARGUMENTS, freeze_vision
 from .plan import TimeLeft, format_plan
@@ -228,6 +229,7 @@ def check_options(model_args: ModelArguments, data_args: DataArguments, args: KI
         refuse({"freeze_vision": f"recipe {recipe_name} leaves the whole VLM as it is"})
     if model_args.freeze_vision and model_args.lora_rank is not None:
         refuse({"freeze_vision": "LoRA trains the text decoder alone"})
+    refuse(idle_options(args))
     check_reports(args)
     if args.fsdp and args.parallel_mode != ParallelMode.DISTRIBUTED:
         reason = (
