@@ -249,6 +249,8 @@ class LeRobotDataset(RobotDataset):
             raise ValueError(f"{self.name}: {error}") from error
         self.notes += self._language.notes
         filmed = [camera for camera in self.cameras if camera not in stored]
+        if tolerance_s is not None and not filmed:
+            self.notes.append("tolerance_s has no effect: no camera that is read is a video")
         self._videos = EpisodeVideos(
             self.name, self._metadata, filmed, self._positions, self._times, self.tolerance_s, self._stream
         )

@@ -471,6 +471,11 @@ def test_options_that_mean_nothing_are_refused(options, message, tmp_path):
         LeRobotDataset(write_folder(tmp_path / "data"), **options)
 
 
+def test_a_tolerance_without_videos_is_said(tmp_path):
+    data = LeRobotDataset(write_folder(tmp_path / "data"), cameras=[], tolerance_s=0.1)
+    assert "tolerance_s has no effect: no camera that is read is a video" in data.notes
+
+
 def test_times_of_another_type_are_said(tmp_path):
     folder = write_folder(
         tmp_path / "data", edit_columns=lambda there, _: there.update(timestamp=there["timestamp"].astype("M8[us]"))
