@@ -12,6 +12,7 @@ import json
 import logging
 import math
 import os
+import platform
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -248,13 +249,32 @@ class CompiledPolicy:
         about = [key, self.options, _processor(), torch.__version__, transformers.__version__, _own_sources()]
         digest = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:32]
         path = self.cache_dir / f"{digest}.pt2"
-        if not path.is_file():
+        try:
+            return _read(path)
+        except FileNotFoundError:
             logger.warning("Compiling the policy for inputs of this kind, once: %s", path)
-            self.cache_dir.mkdir(parents=True, exist_ok=True)
-            if not compile_to(path, module, held, inputs, lengths, self.options):
-                return _Code(None)
-        low, high = json.loads(path.with_suffix(".json").read_text())
-        return _Code(torch._inductor.aoti_load_package(str(path)).loader.run, low, math.inf if high is None else high)
+        except (OSError, ValueError, RuntimeError) as error:  # what is there is damaged
+            logger.warning("Compiling the policy again, whose code in %s cannot be read: %s", path, _first_line(error))
+        self.cache_dir.mkdir(parents=True, exist_ok=True)
+        is_made = compile_to(path, module, held, inputs, lengths, self.options)
+        return _read(path) if is_made else _Code(None)
+
+
+def _read(path: Path) -> _Code:
+    """The code of a file, and the lengths that it is for.
+
+    Raises:
+        FileNotFoundError: it is not there, or not whole.
+        OSError, ValueError, RuntimeError: it is damaged.
+    """
+    low, high = json.loads(path.with_suffix(".json").read_text())
+    if not path.is_file():
+        raise FileNotFoundError(path)
+    return _Code(torch._inductor.aoti_load_package(str(path)).loader.run, low, math.inf if high is None else high)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
 
 
 def compile_to(
@@ -263,7 +283,7 @@ def compile_to(
     """Write the code of `module(inputs)` with other weights and for prompts of other lengths; which, stands beside it.
 
     Returns:
-        Whether there is any: what the module does may depend on values on its way.
+        Whether there is any: what the module does may depend on values on its way, or the compiler may fail.
     """
     shapes = {name: dict.fromkeys(lengths.get(name, []), Dim.DYNAMIC) or None for name in inputs}
     unfinished = path.with_suffix(f".{os.getpid()}.{threading.get_ident()}.pt2")
@@ -273,10 +293,11 @@ def compile_to(
         try:
             with redirect_stderr(io.StringIO()):  # of what it cannot export, PyTorch prints thousands of lines
                 program = torch.export.export(_Weightless(module), arguments, dynamic_shapes=all_shapes, strict=False)
+            configs = dict(options)
+            torch._inductor.aoti_compile_and_package(program, package_path=str(unfinished), inductor_configs=configs)
         except Exception as error:  # of many kinds
-            logger.warning("%s is not compiled: %s", type(module).__name__, str(error).partition("\n")[0])
+            logger.warning("%s is not compiled, and runs as it is: %s", type(module).__name__, _first_line(error))
             return False
-        torch._inductor.aoti_compile_and_package(program, package_path=str(unfinished), inductor_configs=dict(options))
     ranges = [r for symbol, r in program.range_constraints.items() if str(symbol).startswith("s")]  # sizes of inputs
     low, high = max((int(r.lower) for r in ranges), default=0), min((r.upper for r in ranges), default=int_oo)
     path.with_suffix(".json").write_text(json.dumps([low, None if high == int_oo else int(high)]))
@@ -325,8 +346,10 @@ def _without_checks() -> Iterator[None]:
 
 def _processor() -> list[str]:
     """What the code is made for: it uses all that this processor can do."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return [torch.backends.cpu.get_cpu_capability(), *{line for line in lines if line.startswith("flags")}]
+    file = Path("/proc/cpuinfo")  # of Linux
+    lines = file.read_text().splitlines() if file.is_file() else [platform.platform(), platform.processor()]
+    flags = {line for line in lines if line.startswith("flags")} or lines
+    return [torch.backends.cpu.get_cpu_capability(), *sorted(flags)]
 
 
 def _surroundings() -> list:

@@ -3,6 +3,8 @@
 import os
 
 import torch
+from torch._inductor import cpp_builder
+from torch._inductor.exc import InvalidCxxCompiler
 
 from .compiled_policy import CompiledPolicy
 from .module_structure import why_not_compiled
@@ -28,7 +30,7 @@ class CompilingMixin:
                 otherwise wait for Python most of the time; "max-autotune" also tries which kernels are fastest.
 
         Raises:
-            ValueError: a mode on a CPU, where torch would ignore it.
+            ValueError: a mode on a CPU, where torch would ignore it; or there is no C++ compiler there.
         """
         on_cpu = self.expert.action_in_proj.weight.device.type == "cpu"
         if mode is not None and on_cpu:
@@ -36,6 +38,8 @@ class CompilingMixin:
                 f"compile_expert(mode={mode!r}) is for a GPU, and the expert is on the CPU: leave the mode out, or let "
                 'compile_policy(options={"max_autotune": True}) try which kernels are fastest.'
             )
+        if on_cpu:
+            _check_compiler("compile_expert")
         config = torch._dynamo.config
         config.recompile_limit = max(config.recompile_limit, KINDS)  # it counts those of all policies together
         # The calls between kernels weigh as much as the kernels of a small model: they, too, in C++.
@@ -56,7 +60,8 @@ class CompilingMixin:
             options: of Inductor, for instance `{"max_autotune": True}`.
 
         Raises:
-            ValueError: the policy is not on the CPU as a whole, its weights are quantised, or it has hooks.
+            ValueError: the policy is not on the CPU as a whole, its weights are quantised, or it has hooks; there is no
+                C++ compiler, no such option, or `cache_dir` is a file.
         """
         devices = sorted({parameter.device.type for parameter in self.parameters()})
         if devices != ["cpu"]:
@@ -66,4 +71,21 @@ class CompilingMixin:
             )
         if (why := why_not_compiled(self)) is not None:
             raise ValueError(f"compile_policy makes no code for this policy: {why}. Let it act as it is.")
+        _check_compiler("compile_policy")
+        if unknown := sorted(set(options or ()) - set(torch._inductor.list_options())):
+            raise ValueError(
+                f"Inductor has no option {unknown[0]!r}: torch._inductor.list_options() names all of them."
+            )
+        if cache_dir is not None and os.path.exists(cache_dir) and not os.path.isdir(cache_dir):
+            raise ValueError(f"cache_dir is a folder for the code, and {cache_dir} is a file.")
         self.compiled_policy = CompiledPolicy(cache_dir, options)
+
+
+def _check_compiler(method: str) -> None:
+    try:
+        cpp_builder.get_cpp_compiler()
+    except InvalidCxxCompiler as error:
+        raise ValueError(
+            f"{method} needs a C++ compiler on a CPU, and there is none: install one (Debian and Ubuntu: apt install "
+            "g++), or name it in the environment variable CXX."
+        ) from error

@@ -9,6 +9,8 @@ import pytest
 import torch
 from peft import LoraConfig
 from torch import nn
+from torch._inductor import cpp_builder
+from torch._inductor.exc import InvalidCxxCompiler
 
 from kivla.modeling_kivla import KIVLAForActionPrediction, compiled_policy, modeling_kivla
 from tests.helpers.tolerance import assert_close_relative
@@ -351,6 +353,51 @@ def test_what_cannot_be_compiled_is_refused(message, tmp_path):
     REFUSED[message](model)
     with pytest.raises(ValueError, match=message):
         model.compile_policy(tmp_path)
+
+
+def test_what_is_asked_for_is_checked_at_once(tmp_path, monkeypatch):
+    model, file = make_model("llava"), tmp_path / "a"
+    file.write_text("")
+    with pytest.raises(ValueError, match=r"cache_dir is a folder for the code, and .* is a file"):
+        model.compile_policy(file)
+    with pytest.raises(ValueError, match="Inductor has no option 'nonsense'"):
+        model.compile_policy(tmp_path, {"max_autotune": True, "nonsense": True})
+
+    def without(*_):
+        raise InvalidCxxCompiler
+
+    monkeypatch.setattr(cpp_builder, "get_cpp_compiler", without)
+    for compiles in (model.compile_policy, model.compile_expert):
+        with pytest.raises(ValueError, match=rf"{compiles.__name__} needs a C.. compiler on a CPU, and there is none"):
+            compiles()
+    assert model.compiled_policy is None
+
+
+@pytest.mark.parametrize("damage", ["code", "lengths", "no lengths"])
+def test_damaged_code_is_made_anew(damage, made, tmp_path, monkeypatch, caplog):
+    compile_to, load, times = compiled_policy.compile_to, torch._inductor.aoti_load_package, []
+
+    def counting(path, *args):
+        times.append(path)
+        path.write_bytes(b"")
+        return compile_to(path, *args)
+
+    def loading(path):
+        if Path(path).read_bytes():
+            raise RuntimeError("Failed to initialize zip archive")  # PyTorch's words
+        return load(path)
+
+    monkeypatch.setattr(compiled_policy, "compile_to", counting)
+    monkeypatch.setattr(torch._inductor, "aoti_load_package", loading)
+    plain = make_model("llava")
+    for _ in range(2):
+        model = copy.deepcopy(plain)
+        model.compile_policy(tmp_path)
+        assert_same_actions(model, plain, **observation("llava", (4,)))
+        for file in tmp_path.glob("*.pt2" if damage == "code" else "*.json"):
+            file.write_bytes(b"PK") if damage != "no lengths" else file.unlink()
+    assert len(set(times)) > 0 and len(times) == 2 * len(set(times))
+    assert ("cannot be read" in caplog.text) == (damage != "no lengths")
 
 
 @pytest.mark.parametrize("fault", ["no code", "wrong code", "for shorter prompts"])
