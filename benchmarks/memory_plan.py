@@ -34,7 +34,10 @@ IMAGE_TOKEN, ACTION_DIM = 4, 14
 
 @dataclass(frozen=True)
 class Size:
-    """A LLaVA and an expert: width, layers, vocabulary; pictures of `image` pixels in patches of 14."""
+    """A LLaVA and an expert: width, layers, vocabulary; pictures of `image` pixels in patches of 14.
+
+    If `shares`, embedding and output layer are one matrix.
+    """
 
     width: int
     layers: int
@@ -42,6 +45,7 @@ class Size:
     image: int
     draws: int = 4
     batch_size: int = 4
+    shares: bool = False
 
     @property
     def shape(self) -> StepShape:
@@ -50,7 +54,11 @@ class Size:
 
 
 TINY = Size(64, 2, 512, 56)
-SIZES = (Size(256, 4, 4096, 112), Size(384, 6, 8192, 112, draws=1), Size(512, 4, 32768, 168, batch_size=2))
+SIZES = (
+    Size(256, 4, 4096, 112),
+    Size(384, 6, 8192, 112, draws=1),
+    Size(512, 4, 32768, 168, batch_size=8, shares=True),
+)
 
 
 def build(size: Size) -> KIVLAForActionPrediction:
@@ -63,6 +71,7 @@ def build(size: Size) -> KIVLAForActionPrediction:
         vision_config=vision,
         image_token_id=IMAGE_TOKEN,
         vision_feature_layer=-1,
+        tie_word_embeddings=size.shares,
     )
     expert = {"hidden_size": size.width // 4, "intermediate_size": size.width}
     torch.manual_seed(0)
@@ -145,7 +154,10 @@ def compare(sizes: tuple[Size, ...], ways: tuple[str, ...] = WAYS) -> str:
     ]
     for size in sizes:
         for way in tqdm(ways, desc=f"{size.layers} layers", leave=False):
-            cells = [f"{size.layers} layers of {size.width}, {size.vocabulary:,} tokens, {size.draws} draws", way]
+            cells = [
+                f"{size.layers} layers of {size.width}, {size.vocabulary:,} tokens, batch {size.batch_size}, draws: {size.draws}",
+                way,
+            ]
             for checkpointing in (False, True):
                 plan, measured = measure(size, checkpointing, way)
                 cells += [f"{plan.peak / 1e6:,.1f}, {measured / 1e6:,.1f} MB", f"{plan.peak / measured:.3f}"]

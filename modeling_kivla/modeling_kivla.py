@@ -317,9 +317,18 @@ class KIVLAForActionPrediction(KIVLAGenerationMixin, CompilingMixin, KIVLAPreTra
             self._refuse_reentrant(gradient_checkpointing_func)
         super()._set_gradient_checkpointing(enable, gradient_checkpointing_func, **kwargs)
 
+    def enable_input_require_grads(self) -> None:
+        """Make embeddings need gradients, which reentrant checkpointing must have.
+
+        The library calls this for checkpointing of any kind. The other kind does without: a frozen VLM's backward pass
+        would be computed for nothing, and a shared vocabulary would lose its one gradient (`token_logits`).
+        """
+        layers = [m for m in self.modules() if isinstance(m, GradientCheckpointingLayer) and m.gradient_checkpointing]
+        if not layers or any(_is_reentrant(layer._gradient_checkpointing_func) for layer in layers):
+            super().enable_input_require_grads()
+
     def _refuse_reentrant(self, checkpointing_func: Callable) -> None:
-        options = getattr(checkpointing_func, "keywords", {})  # the library binds them with functools.partial
-        if options.get("use_reentrant") and self.config.backbone_gradient_scale > 0:
+        if _is_reentrant(checkpointing_func) and self.config.backbone_gradient_scale > 0:
             raise ValueError(
                 "Reentrant gradient checkpointing would silently drop the expert's gradient to the backbone, but "
                 f"backbone_gradient_scale is {self.config.backbone_gradient_scale}. Use "
@@ -668,6 +677,11 @@ class KIVLAForActionPrediction(KIVLAGenerationMixin, CompilingMixin, KIVLAPreTra
             x = x - velocity * step
         check_finite(x)
         return x
+
+
+def _is_reentrant(checkpointing_func: Callable | None) -> bool:
+    # The library binds the options with functools.partial.
+    return bool(getattr(checkpointing_func, "keywords", {}).get("use_reentrant"))
 
 
 def _repeated_layers(model: KIVLAForActionPrediction) -> set[str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
+from peft import PeftModel
 from torch import nn
 from transformers import TrainerCallback
 
@@ -143,8 +144,11 @@ def _plan_steps(trainer: KIVLATrainer, *ways: Training) -> list[MemoryPlan]:
 def memory_table(trainer: KIVLATrainer, devices: Sequence[int] = (1, 2, 4, 8)) -> str:
     """Write what a step needs on each of so many GPUs, by part, and with gradient checkpointing.
 
-    Several GPUs share weights, gradients and moments (FSDP2); with DDP each has what one has.
+    Several GPUs share weights, gradients and moments (FSDP2); with DDP each has what one has, and with LoRA, which FSDP2
+    does not share out, there is no other way.
     """
+    if isinstance(trainer.accelerator.unwrap_model(trainer.model), PeftModel):
+        devices = (1,)
     way = replace(_training(trainer), wide_attention=False)
     plans = _plan_steps(trainer, *(replace(way, devices=count) for count in devices))
     rows = {name: [plan.parts()[name] for plan in plans] for name in plans[0].parts()}

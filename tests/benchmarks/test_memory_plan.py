@@ -14,6 +14,12 @@ def test_a_small_step_takes_what_is_planned(way, checkpointing):
     assert planned.peak == pytest.approx(measured, rel=0.1)
 
 
+def test_checkpointing_leaves_a_shared_vocabulary_one_gradient():
+    """Not three: that of the output layer, that of the embedding, and their sum."""
+    planned, measured = measure(Size(64, 2, 16384, 56, batch_size=1, shares=True), checkpointing=True)
+    assert planned.peak == pytest.approx(measured, rel=0.1)
+
+
 def test_a_batch_says_its_shape():
     size = Size(64, 1, 64, 56)
     model = build(size)

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForImageTextToText, Trainer, TrainingArguments
 
 from kivla.modeling_kivla import KIVLAConfig, KIVLAForActionPrediction
@@ -310,6 +311,41 @@ def test_reentrant_checkpointing_never_drops_a_gradient(through_set):
         with pytest.raises(ValueError, match="would silently drop the expert's gradient"):
             model.gradient_checkpointing_enable(**options)
         assert not model.is_gradient_checkpointing
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpointing_asks_embeddings_for_a_gradient_only_where_it_must(reentrant):
+    """A frozen VLM would go backwards for nothing."""
+    model = make_model()
+    model.vlm.requires_grad_(False)
+    model.train()
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
+    output = model(**make_batch())
+    assert output.token_loss.requires_grad == reentrant and output.flow_loss.requires_grad
+
+
+def test_embeddings_need_gradients_where_that_alone_is_asked_for():
+    model = make_model()
+    model.vlm.requires_grad_(False)
+    model.enable_input_require_grads()
+    assert model.train()(**make_batch()).token_loss.requires_grad
+
+
+def test_adapters_learn_the_same_with_checkpointing():
+    """Nothing before them needs a gradient."""
+    gradients = []
+    for checkpoints in (False, True):
+        torch.manual_seed(0)
+        config = LoraConfig(r=2, target_modules=r".*language_model.*(q_proj|up_proj)", init_lora_weights=False)
+        model = get_peft_model(make_model(), config).train()
+        if checkpoints:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        batch = make_batch()
+        batch |= {"noise": torch.ones_like(batch["actions"]), "timestep": torch.full((len(batch["actions"]),), 0.5)}
+        model(**batch).loss.backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.requires_grad})
+    assert gradients[0] and all(gradient is not None for gradient in gradients[0].values())
+    assert_gradients_close(*gradients)
 
 
 def test_what_is_for_training_is_refused_where_it_acts(tmp_path):
