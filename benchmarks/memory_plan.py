@@ -154,10 +154,8 @@ def compare(sizes: tuple[Size, ...], ways: tuple[str, ...] = WAYS) -> str:
     ]
     for size in sizes:
         for way in tqdm(ways, desc=f"{size.layers} layers", leave=False):
-            cells = [
-                f"{size.layers} layers of {size.width}, {size.vocabulary:,} tokens, batch {size.batch_size}, draws: {size.draws}",
-                way,
-            ]
+            shape = f"{size.layers} layers of {size.width}, {size.vocabulary:,} tokens"
+            cells = [f"{shape}, batch {size.batch_size}, draws: {size.draws}", way]
             for checkpointing in (False, True):
                 plan, measured = measure(size, checkpointing, way)
                 cells += [f"{plan.peak / 1e6:,.1f}, {measured / 1e6:,.1f} MB", f"{plan.peak / measured:.3f}"]

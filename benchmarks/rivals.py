@@ -301,7 +301,7 @@ def run(race: Race, size: Size, environments: Path, repetitions: int) -> tuple[M
         make = partial(Worker, size=size, files=files, environments=environments, repeats=race.repeats)
         workers = {name: stack.enter_context(make(job)) for name, job in jobs.items()}
         versions = {race.jobs[name].side: worker.ready() for name, worker in workers.items()}
-        peaks = {name: [worker.ask("memory")] for name, worker in workers.items()}  # of the first run in the process
+        peaks = {name: worker.ask("memory") for name, worker in workers.items()} if race.memory else {}
         for name, worker in workers.items():
             worker.ask("save", str(files / f"{name}.safetensors"))
         for ours, theirs, what in race.checks:
