@@ -144,8 +144,7 @@ def _plan_steps(trainer: KIVLATrainer, *ways: Training) -> list[MemoryPlan]:
 def memory_table(trainer: KIVLATrainer, devices: Sequence[int] = (1, 2, 4, 8)) -> str:
     """Write what a step needs on each of so many GPUs, by part, and with gradient checkpointing.
 
-    Several GPUs share weights, gradients and moments (FSDP2); with DDP each has what one has, and with LoRA, which FSDP2
-    does not share out, there is no other way.
+    Several GPUs share weights, gradients and moments (FSDP2); with DDP each has what one has. FSDP2 shares out no LoRA.
     """
     if isinstance(trainer.accelerator.unwrap_model(trainer.model), PeftModel):
         devices = (1,)
