@@ -130,7 +130,8 @@ def _memory(trainer: KIVLATrainer) -> str:
         return "not planned with DeepSpeed"
     (planned,) = _plan_steps(trainer, _training(trainer))
     parts = ", ".join(f"{name} {_bytes(size)}" for name, size in planned.parts().items() if size)
-    return f"about {_bytes(planned.peak)} on each device at the peak: {parts}"
+    where = "the CPU" if trainer.args.device.type == "cpu" else "each device"
+    return f"about {_bytes(planned.peak)} on {where} at the peak: {parts}"
 
 
 def _plan_steps(trainer: KIVLATrainer, *ways: Training) -> list[MemoryPlan]:
