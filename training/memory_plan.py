@@ -125,7 +125,7 @@ class MemoryPlan:
         """What there is at one time or another, for people."""
         return {
             "weights": self.weights,
-            "copies of them to compute with": self.copies,
+            "copies of them, gathered or in bfloat16": self.copies,
             "gradients": self.gradients,
             "moments": self.moments,
             "activations of the vision tower": self.vision.activations,
