@@ -324,7 +324,7 @@ class KIVLAForActionPrediction(KIVLAGenerationMixin, CompilingMixin, KIVLAPreTra
         would be computed for nothing, and a shared vocabulary would lose its one gradient (`token_logits`).
         """
         layers = [m for m in self.modules() if isinstance(m, GradientCheckpointingLayer) and m.gradient_checkpointing]
-        if not layers or any(_is_reentrant(layer._gradient_checkpointing_func) for layer in layers):
+        if not layers or any(_is_reentrant(cast(Callable, m._gradient_checkpointing_func)) for m in layers):
             super().enable_input_require_grads()
 
     def _refuse_reentrant(self, checkpointing_func: Callable) -> None:
@@ -679,7 +679,7 @@ class KIVLAForActionPrediction(KIVLAGenerationMixin, CompilingMixin, KIVLAPreTra
         return x
 
 
-def _is_reentrant(checkpointing_func: Callable | None) -> bool:
+def _is_reentrant(checkpointing_func: Callable) -> bool:
     # The library binds the options with functools.partial.
     return bool(getattr(checkpointing_func, "keywords", {}).get("use_reentrant"))
 
