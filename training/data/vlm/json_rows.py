@@ -9,7 +9,7 @@ import datasets
 
 from .layouts import COLUMNS, named_images, roles_and_contents, text_with_placeholders
 
-_SUFFIXES = (".json", ".jsonl")
+JSON_SUFFIXES = (".json", ".jsonl")
 # JSON files that tools write beside the data; none of them holds rows
 _NOT_ROWS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 _MANY = 1 << 40  # rows: to find out the names of splits, not yet their sizes
@@ -22,11 +22,11 @@ def json_files(path: Path) -> dict[str, Path]:
 
     A single file is "train". Empty if this is no such dataset.
     """
-    if path.is_file() and path.suffix in _SUFFIXES:
+    if path.is_file() and path.suffix in JSON_SUFFIXES:
         return {"train": path}
     if not path.is_dir() or any(next(path.glob(pattern), None) for pattern in _TABLES):
         return {}
-    files = [file for file in sorted(path.iterdir()) if file.suffix in _SUFFIXES and file.name not in _NOT_ROWS]
+    files = [file for file in sorted(path.iterdir()) if file.suffix in JSON_SUFFIXES and file.name not in _NOT_ROWS]
     return {"train": files[0]} if len(files) == 1 else {file.stem: file for file in files}
 
 

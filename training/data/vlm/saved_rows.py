@@ -6,7 +6,9 @@ from typing import Any
 
 import datasets
 
-FILE_SUFFIXES = (".json", ".jsonl", ".parquet")
+from .json_rows import JSON_SUFFIXES
+
+_FILES = (*JSON_SUFFIXES, ".parquet")
 
 
 def is_saved(folder: Path) -> bool:
@@ -43,7 +45,7 @@ def load_named(name: str | Path, config: str | None, split: str, **options) -> A
     Raises:
         ValueError: there is none, or the Hub cannot be reached.
     """
-    if Path(name).suffix in FILE_SUFFIXES and not Path(name).exists():
+    if Path(name).suffix in _FILES and not Path(name).exists():
         raise ValueError(f"There is no file {name}.")
     try:
         return datasets.load_dataset(str(name), config, split=split, **options)
