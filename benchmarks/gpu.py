@@ -11,6 +11,7 @@ and the keys and values of the prefix.
 """
 
 import argparse
+import importlib
 import json
 import statistics
 import time
@@ -101,6 +102,11 @@ def check(device: Device) -> list[str]:
     return checks
 
 
+def new_policy(size: Size, device: Device) -> KIVLAForActionPrediction:
+    with torch.device(device.name):
+        return policy(size, device.dtype)
+
+
 def rates(device: Device, quick: bool) -> dict[str, float]:
     """Bytes per second of a copy (read and written), floating-point operations per second of a matrix product."""
     count, width = (1 << 20, 256) if quick else (1 << 30, 8192)
@@ -112,18 +118,21 @@ def rates(device: Device, quick: bool) -> dict[str, float]:
     return {"bytes": copied, "flops": 2 * width**3 / device.seconds(partial(torch.mm, a, b))}
 
 
-def floor_seconds(model: KIVLAForActionPrediction, size: Size, cameras: int, steps: int, rate: dict) -> float:
-    """Seconds without which no chunk can be made."""
-    vlm, patches, itemsize = model.vlm.model, cameras * size.patches, model.dtype.itemsize
+def floor_seconds(
+    model: KIVLAForActionPrediction, size: Size, cameras: int, steps: int, rate: dict, weight_bytes: int | None = None
+) -> float:
+    """Seconds without which no chunk can be made; `weight_bytes` where a weight has fewer than the policy's dtype."""
+    vlm, patches = model.vlm.model, cameras * size.patches
+    weight_bytes = weight_bytes or model.dtype.itemsize
     tokens = patches + size.prompt_length
     text = _count(vlm.language_model.layers)
     attention_flops = 4 * size.num_layers * tokens**2 * size.attention["num_attention_heads"] * size.head_dim
     flops = 2 * _count(vlm.vision_tower) * patches + 2 * text * tokens + attention_flops
-    prefix = max(flops / rate["flops"], (_count(vlm.vision_tower) + text) * itemsize / rate["bytes"])
+    prefix = max(flops / rate["flops"], (_count(vlm.vision_tower) + text) * weight_bytes / rate["bytes"])
     key_values = 2 * size.num_layers * tokens * size.attention["num_key_value_heads"] * size.head_dim
     once = sum(_count(module) for name, module in model.expert.named_modules() if name.endswith("dense"))
-    step = (_count(model.expert) - once + key_values) * itemsize / rate["bytes"]
-    return prefix + steps * step
+    read = (_count(model.expert) - once) * weight_bytes + key_values * model.dtype.itemsize
+    return prefix + steps * read / rate["bytes"]
 
 
 def _count(module: torch.nn.Module) -> int:
@@ -158,36 +167,66 @@ def graphed(model: KIVLAForActionPrediction, prefix, noise: torch.Tensor, num_st
 EAGER = "eager"
 # Modes of `compile_expert`; CUDA graphs are for a GPU alone.
 MODES = {"compiled expert": None, "compiled expert, CUDA graphs": "reduce-overhead"}
+# Of torchao: matrices of a byte a value, which are multiplied in the policy's dtype.
+QUANTIZED = {"int8": "Int8WeightOnlyConfig", "fp8": "Float8WeightOnlyConfig"}
+
+
+def modes(device: Device) -> dict[str, str | None]:
+    return {way: mode for way, mode in MODES.items() if mode is None or device.name == "cuda"}
 
 
 @torch.no_grad()
 def sampling(model: KIVLAForActionPrediction, size: Size, device: Device, rate: dict) -> Iterator[dict]:
     """Milliseconds of a chunk, batch 1: prefix and loop together, by way, cameras and steps."""
-    for way in (EAGER, *MODES):
-        if way != EAGER:
-            if MODES[way] is not None and device.name == "cpu":
-                continue
-            model.compile_expert(MODES[way])
-        for cameras in CAMERAS if way == EAGER else CAMERAS[1:2]:
-            inputs = device.to(observation(size, 1, cameras))
-            noise = torch.randn(1, size.chunk_size, ACTION_DIM, device=device.name)
-            start = time.perf_counter()
-            model.sample_actions(**inputs, noise=noise)
-            first = time.perf_counter() - start
-            prefix = model.encode_prefix(**inputs)
-            prefix_ms = 1e3 * device.seconds(partial(model.encode_prefix, **inputs))
-            for steps in STEPS:
-                row = {"way": way, "cameras": cameras, "steps": steps, "first_s": first, "prefix_ms": prefix_ms}
-                row["chunk_ms"] = 1e3 * device.seconds(
-                    partial(model.sample_actions, **inputs, noise=noise, num_steps=steps)
-                )
-                row["floor_ms"] = 1e3 * floor_seconds(model, size, cameras, steps, rate)
-                if device.name == "cuda" and way == EAGER:
-                    graph = graphed(model, prefix, noise, steps)
-                    row["graph_loop_ms"] = 1e3 * device.seconds(graph)
-                if cameras == 2 and steps == 10:
-                    row["_profile"] = profiled(partial(model.sample_actions, **inputs, noise=noise), device)
-                yield row
+    for cameras in CAMERAS:
+        yield from chunks(model, size, device, rate, EAGER, cameras)
+    for way, mode in modes(device).items():
+        model.compile_expert(mode)
+        yield from chunks(model, size, device, rate, way, CAMERAS[1])
+
+
+@torch.no_grad()
+def quantized(kinds: list[str], size: Size, device: Device, rate: dict) -> Iterator[dict]:
+    """The same of policies with int8 or fp8 weights, as `from_pretrained(quantization_config=...)` makes them."""
+    torchao = importlib.import_module("torchao.quantization")
+    for kind in kinds:
+        model = new_policy(size, device).eval()
+        output = model.get_output_embeddings()  # the library leaves it as it is
+        torchao.quantize_(
+            model, getattr(torchao, QUANTIZED[kind])(), lambda m, _: isinstance(m, torch.nn.Linear) and m is not output
+        )
+        yield from chunks(model, size, device, rate, f"{kind} weights, eager", CAMERAS[1], weight_bytes=1)
+        for way, mode in modes(device).items():
+            model.compile_expert(mode)
+            yield from chunks(model, size, device, rate, f"{kind} weights, {way}", CAMERAS[1], weight_bytes=1)
+
+
+def chunks(
+    model: KIVLAForActionPrediction,
+    size: Size,
+    device: Device,
+    rate: dict,
+    way: str,
+    cameras: int,
+    weight_bytes: int | None = None,
+) -> Iterator[dict]:
+    """A row for each number of steps."""
+    inputs = device.to(observation(size, 1, cameras))
+    noise = torch.randn(1, size.chunk_size, ACTION_DIM, device=device.name)
+    start = time.perf_counter()
+    model.sample_actions(**inputs, noise=noise)
+    first = time.perf_counter() - start
+    prefix = model.encode_prefix(**inputs)
+    prefix_ms = 1e3 * device.seconds(partial(model.encode_prefix, **inputs))
+    for steps in STEPS:
+        row = {"way": way, "cameras": cameras, "steps": steps, "first_s": first, "prefix_ms": prefix_ms}
+        row["chunk_ms"] = 1e3 * device.seconds(partial(model.sample_actions, **inputs, noise=noise, num_steps=steps))
+        row["floor_ms"] = 1e3 * floor_seconds(model, size, cameras, steps, rate, weight_bytes)
+        if device.name == "cuda" and way == EAGER:
+            row["graph_loop_ms"] = 1e3 * device.seconds(graphed(model, prefix, noise, steps))
+        if cameras == 2 and steps == 10:
+            row["_profile"] = profiled(partial(model.sample_actions, **inputs, noise=noise), device)
+        yield row
 
 
 def profiled(call: Callable[[], object], device: Device) -> str:
@@ -261,6 +300,9 @@ def main(arguments: list[str] | None = None) -> None:
         "--tiny", action="store_true", help="toy sizes, without a GPU, too: shows that it works, no more"
     )
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure; all")
+    parser.add_argument(
+        "--quantized", nargs="+", choices=QUANTIZED, help="chunks with such weights, too; needs torchao (an extra)"
+    )
     parser.add_argument("--output", type=Path, default=Path("outputs/gpu.json"), help="where the numbers go")
     options = parser.parse_args(arguments)
     if not options.tiny and not torch.cuda.is_available():
@@ -278,13 +320,14 @@ def main(arguments: list[str] | None = None) -> None:
     options.output.parent.mkdir(parents=True, exist_ok=True)
     keep("checks", check(device))
     keep("rates", rates(device, options.tiny))
-    with torch.device(device.name):
-        model = policy(size, device.dtype)
-    measures = {  # sampling last: it compiles the policy
+    model = new_policy(size, device)
+    measures = {  # sampling after training: it compiles the policy
         "training": lambda: training(model, size, device),
         "sampling": lambda: sampling(model.eval(), size, device, result["rates"]),
+        "quantized": lambda: quantized(options.quantized, size, device, result["rates"]),
     }
-    for part in options.parts:
+    parts = [*options.parts, *(["quantized"] if options.quantized else [])]
+    for part in parts:
         rows, profiles = [], []
         for row in tqdm(measures[part](), desc=part, unit="row"):
             profile = row.pop("_profile", None)
@@ -298,7 +341,7 @@ def main(arguments: list[str] | None = None) -> None:
     about = result["machine"]
     print("\n".join(["Checked against float32 on the CPU:", *result["checks"]]))
     print(f"\n{about['gpu'] or about['cpu']}, torch {about['torch']}, transformers {about['transformers']}")
-    for part in options.parts:
+    for part in parts:
         print(f"\n{as_table(result[part])}")
 
 

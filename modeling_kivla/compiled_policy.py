@@ -293,6 +293,7 @@ def compile_to(
         try:
             with redirect_stderr(io.StringIO()):  # of what it cannot export, PyTorch prints thousands of lines
                 program = torch.export.export(_Weightless(module), arguments, dynamic_shapes=all_shapes, strict=False)
+            _drop_unused_attention(program)
             configs = dict(options)
             torch._inductor.aoti_compile_and_package(program, package_path=str(unfinished), inductor_configs=configs)
         except Exception as error:  # of many kinds
@@ -303,6 +304,13 @@ def compile_to(
     path.with_suffix(".json").write_text(json.dumps([low, None if high == int_oo else int(high)]))
     unfinished.replace(path)
     return True
+
+
+def _drop_unused_attention(program: torch.export.ExportedProgram) -> None:
+    """Attention whose output nobody reads, as the last layer's: PyTorch keeps it, as it may drop out at random."""
+    attention = torch.ops.aten.scaled_dot_product_attention.default
+    program.graph.eliminate_dead_code(lambda node: node.target != attention and node.is_impure())
+    program.graph_module.recompile()
 
 
 def _are_alike(found: torch.Tensor, expected: torch.Tensor, tolerance: float) -> bool:

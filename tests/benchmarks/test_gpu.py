@@ -25,6 +25,24 @@ def test_it_runs_at_toy_sizes(tmp_path, monkeypatch):
     assert len(result["training"]) == 10 and all(row["examples_per_s"] > 0 for row in result["training"])
 
 
+@pytest.mark.quantization
+@pytest.mark.parametrize("kind", gpu.QUANTIZED)
+@torch.no_grad()
+def test_quantised_weights_are_timed_and_act_as_before(kind, monkeypatch):
+    made = []
+    monkeypatch.setattr(KIVLAForActionPrediction, "compile_expert", lambda self, mode: made.append(self))
+    monkeypatch.setattr(gpu, "STEPS", (2,))
+    device = gpu.Device("cpu", torch.float32, 2)
+    rows = list(gpu.quantized([kind], TINY, device, {"flops": 1e30, "bytes": 1.0}))
+    assert [row["way"] for row in rows] == [f"{kind} weights, eager", f"{kind} weights, compiled expert"]
+    inputs = gpu.observation(TINY, 1) | {"noise": torch.randn(1, TINY.chunk_size, gpu.ACTION_DIM)}
+    exact = gpu.new_policy(TINY, device).eval().sample_actions(**inputs)
+    error = (made[0].sample_actions(**inputs) - exact).abs().max() / exact.abs().max()
+    assert 0 < error < 0.2, f"off by {error} of the largest value"
+    plain = gpu.floor_seconds(made[0], TINY, 2, 2, {"flops": 1e30, "bytes": 1.0})
+    assert plain / 4 < rows[0]["floor_ms"] / 1e3 < plain, "a weight of one byte in place of four"
+
+
 def test_a_wrong_result_stops_it(monkeypatch):
     chunks = iter([torch.ones(1), torch.full((1,), 1.1)])  # of the reference, and on the device
     monkeypatch.setattr(gpu.KIVLAForActionPrediction, "sample_actions", lambda self, **_: next(chunks))
