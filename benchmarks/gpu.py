@@ -125,7 +125,8 @@ def floor_seconds(
     vlm, patches = model.vlm.model, cameras * size.patches
     weight_bytes = weight_bytes or model.dtype.itemsize
     tokens = patches + size.prompt_length
-    text = _count(vlm.language_model.layers)
+    *layers, last = vlm.language_model.layers
+    text = sum(map(_count, (*layers, last.self_attn.k_proj, last.self_attn.v_proj)))  # of the last only what is read
     attention_flops = 4 * size.num_layers * tokens**2 * size.attention["num_attention_heads"] * size.head_dim
     flops = 2 * _count(vlm.vision_tower) * patches + 2 * text * tokens + attention_flops
     prefix = max(flops / rate["flops"], (_count(vlm.vision_tower) + text) * weight_bytes / rate["bytes"])
@@ -191,10 +192,9 @@ def quantized(kinds: list[str], size: Size, device: Device, rate: dict) -> Itera
     torchao = importlib.import_module("torchao.quantization")
     for kind in kinds:
         model = new_policy(size, device).eval()
-        output = model.get_output_embeddings()  # the library leaves it as it is
-        torchao.quantize_(
-            model, getattr(torchao, QUANTIZED[kind])(), lambda m, _: isinstance(m, torch.nn.Linear) and m is not output
-        )
+        left = model.get_output_embeddings()  # as the library does
+        layers = {name for name, m in model.named_modules() if isinstance(m, torch.nn.Linear) and m is not left}
+        torchao.quantize_(model, getattr(torchao, QUANTIZED[kind])(), lambda _, name, layers=layers: name in layers)
         yield from chunks(model, size, device, rate, f"{kind} weights, eager", CAMERAS[1], weight_bytes=1)
         for way, mode in modes(device).items():
             model.compile_expert(mode)

@@ -57,6 +57,10 @@ class RecordedImplementation(str):
     __hash__ = str.__hash__
 
 
+class AllRead(Exception):
+    """Ends a forward pass that has given all that it is for."""
+
+
 class PrefixRecorder:
     """Collects the keys and values of one forward pass.
 
@@ -64,15 +68,16 @@ class PrefixRecorder:
 
     Args:
         layers: `layer_idx` of the attention layers that are wanted; None for all.
+        ends_pass: raise `AllRead` when each of them was recorded. (Not in compiled code, which is not left midway.)
     """
 
-    def __init__(self, layers: list[int] | None):
+    def __init__(self, layers: list[int] | None, ends_pass: bool = False):
         self.wanted = None if layers is None else set(layers)
         self.key_values: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self.num_attention_heads: dict[int, int] = {}
         self.masks: dict[int, torch.Tensor | None] = {}  # as the attention function gets them
         self.is_causal: dict[int, bool] = {}  # what no mask means
-        self.is_open = True
+        self.is_open, self.ends_pass = True, ends_pass
         self.num_records = 0  # a layer may run several times: its last keys and values stay
 
     def record(self, module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask):
@@ -84,6 +89,8 @@ class PrefixRecorder:
             self.num_attention_heads[layer] = query.shape[1]
             self.masks[layer] = mask
             self.is_causal[layer] = getattr(module, "is_causal", True)
+            if self.ends_pass and self.key_values.keys() == self.wanted and not torch.compiler.is_compiling():
+                raise AllRead
 
     def close(self):
         """Record no more: called when the forward returns, as checkpointing runs the layers again during backward."""

@@ -29,7 +29,7 @@ from torch.export import Dim
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 from torch.utils._sympy.numbers import int_oo
 from transformers import PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.utils import ModelOutput
 
 from .action_expert import ActionExpert, Prefix, SuffixLayout, TimeCondition
 from .backbone_attention import find_text_decoder
@@ -48,6 +48,9 @@ _COARSE = (torch.bfloat16, torch.float16)
 _PLACEHOLDERS = ("image_token_id", "video_token_id", "audio_token_id")
 
 Tensors = dict[str, torch.Tensor]
+
+# By class of a text decoder, that of its outputs: some VLMs look for fields (of experts) that others do not have.
+_OUTPUTS: dict[type[nn.Module], type[ModelOutput]] = {}
 
 
 @dataclass
@@ -126,7 +129,7 @@ class CompiledPolicy:
         view = call_view(vlm)  # the same modules, and a place for another decoder that this call alone sees
         decoder, read = find_text_decoder(view), []
 
-        def forward(**kwargs) -> BaseModelOutputWithPast:
+        def forward(**kwargs) -> ModelOutput:
             length = kwargs["inputs_embeds"].shape[1]
             leaves, spec = tree_flatten({name: x for name, x in kwargs.items() if name != "kivla_recorder"})
             given = {f"leaf_{i}": leaf for i, leaf in enumerate(leaves) if torch.is_tensor(leaf)}
@@ -135,7 +138,7 @@ class CompiledPolicy:
             module = _DecoderPass(find_text_decoder(vlm), layers, fixed, spec)
             run = self._code_for(module, {"fixed": fixed, "spec": str(spec)}, given, lengths) or module
             hidden, *read[:] = run(given)
-            return BaseModelOutputWithPast(last_hidden_state=hidden)
+            return _OUTPUTS[type(decoder)](last_hidden_state=hidden)
 
         decoder.forward = forward
         no_rows = torch.empty(0, dtype=torch.long)
@@ -400,6 +403,7 @@ class _DecoderPass(nn.Module):
         leaves = [inputs.get(f"leaf_{i}", leaf) for i, leaf in enumerate(self.fixed)]
         run = partial(self.decoder, **tree_unflatten(leaves, self.spec))
         output, key_values, position = run_recorded(run, self.decoder, self.layers)
+        _OUTPUTS[type(self.decoder)] = type(output)  # (the first of each kind runs as it is)
         return [output.last_hidden_state, *_flat(key_values, position)]
 
 

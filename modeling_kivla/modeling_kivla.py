@@ -51,7 +51,7 @@ from .pipeline_kivla import ActionPredictionPipeline  # noqa: F401 (belongs to t
 from .real_time_chunking import RealTimeChunking, draw_delays, first_steps, guided_velocity
 from .remote_vlm import is_known_without_files, load_vlm_config, save_vlm_code
 from .token_ids import check_new_tokens, without_advice_on_new_rows
-from .vlm_pass import rotary_frequencies, run_vlm
+from .vlm_pass import read_prompt, rotary_frequencies, run_vlm
 
 _HUB_ARGUMENTS = (
     "cache_dir",
@@ -519,10 +519,10 @@ class KIVLAForActionPrediction(KIVLAGenerationMixin, CompilingMixin, KIVLAPreTra
         expert_attention_mask: torch.Tensor | None,
         read: bool,
         closed: ClosedChoice | None = None,
-        compiled: CompiledPolicy | None = None,
+        acts: bool = False,
     ) -> tuple[Any, tuple[torch.Tensor, torch.Tensor | None], Prefix | None]:
         """Run the VLM once: its `ModelOutput`; logits at flat positions `rows`, those that choose among candidates
-        apart; and what the expert reads, if it does (`read`).
+        apart; and what the expert reads, if it does (`read`). Of a policy that `acts` only the last is wanted.
         """
         check_one_pass(vlm_inputs)
         vlm_inputs = {name: value for name, value in vlm_inputs.items() if name != "use_cache"}  # there is no cache
@@ -542,8 +542,11 @@ class KIVLAForActionPrediction(KIVLAGenerationMixin, CompilingMixin, KIVLAPreTra
         layers = self.config.expert_layers
         output: Any = None
         logits: Any = None
-        if compiled is not None and not vlm_inputs.get("output_router_logits"):
-            key_values, position = compiled.read_prompt(self.vlm, layers, vlm_inputs)
+        acts = acts and not vlm_inputs.get("output_router_logits")
+        if acts and self.compiled_policy is not None:
+            key_values, position = self.compiled_policy.read_prompt(self.vlm, layers, vlm_inputs)
+        elif acts:
+            key_values, position = read_prompt(self.vlm, layers, vlm_inputs)
         else:
             output, logits, key_values, position = run_vlm(self.vlm, layers, read, rows, closed, **vlm_inputs)
         if vlm_inputs.get("output_router_logits") and output.get("aux_loss") is None:
@@ -587,8 +590,7 @@ class KIVLAForActionPrediction(KIVLAGenerationMixin, CompilingMixin, KIVLAPreTra
         if expert_attention_mask is None:
             expert_attention_mask = vlm_inputs.get("attention_mask", tokens.new_ones(tokens.shape[:2]))
         no_rows, _ = supervised_tokens(None, tokens)
-        compiled = self.compiled_policy
-        return cast(Prefix, self._encode(vlm_inputs, no_rows, expert_attention_mask, read=True, compiled=compiled)[2])
+        return cast(Prefix, self._encode(vlm_inputs, no_rows, expert_attention_mask, read=True, acts=True)[2])
 
     @torch.inference_mode(mode=False)  # a caller in inference mode could have no guidance: it takes gradients
     @torch.no_grad()

@@ -48,6 +48,11 @@ def why_not_compiled(module: nn.Module) -> str | None:
             return f"`{name}` is on {x.device}"
         if type(x) not in (torch.Tensor, nn.Parameter) or x.layout is not torch.strided:
             return f"`{name}` is a {type(x).__name__} ({x.layout})"
+    return what_stands_around(module)
+
+
+def what_stands_around(module: nn.Module) -> str | None:
+    """Hooks and replaced forwards, which want to see a call begin and end, in words; None if there are none."""
     if _global_forward_hooks or _global_forward_pre_hooks:
         return "there are hooks on all modules"
     for name, part in module.named_modules():

@@ -1,15 +1,24 @@
 """One pass of the VLM over prompts, with everything noted on the way that the expert and the losses need."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple
+from weakref import WeakSet
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
-from .backbone_attention import PrefixRecorder, capture_positions, find_text_decoder, handed_over
+from .backbone_attention import AllRead, PrefixRecorder, capture_positions, find_text_decoder, handed_over
+from .module_structure import what_stands_around
 from .next_token import ClosedChoice
 from .token_logits import token_logits
+
+KeyValues = list[tuple[torch.Tensor, torch.Tensor]]
+
+# Text decoders that were seen to run every layer once: a layer's first keys and values are its last ones.
+_LAYERS_RUN_ONCE: WeakSet[nn.Module] = WeakSet()
 
 
 class VLMPass(NamedTuple):
@@ -25,7 +34,7 @@ class VLMPass(NamedTuple):
 
     output: Any
     logits: tuple[torch.Tensor, torch.Tensor | None]
-    key_values: list[tuple[torch.Tensor, torch.Tensor]]
+    key_values: KeyValues
     position: torch.Tensor | None
 
 
@@ -47,15 +56,23 @@ def rotary_frequencies(decoder: PreTrainedModel, layers: list[dict]) -> dict[str
 
 
 def run_recorded(
-    run: Callable, decoder: PreTrainedModel, layers: list[dict], read: bool = True
-) -> tuple[Any, list[tuple[torch.Tensor, torch.Tensor]], torch.Tensor | None]:
-    """What `run()`, which runs the text decoder, returns; with `key_values` and `position` of it."""
+    run: Callable, decoder: PreTrainedModel, layers: list[dict], read: bool = True, may_end_early: bool = False
+) -> tuple[Any, KeyValues, torch.Tensor | None]:
+    """What `run()`, which runs the text decoder, returns; with `key_values` and `position` of it.
+
+    Args:
+        may_end_early: whether the run may end, with None, once everything was read.
+    """
     names = rotary_frequencies(decoder, layers)
     rotary = decoder.get_submodule(next(iter(names)).rpartition(".")[0]) if names else None
-    recorder = PrefixRecorder([layer["layer"] for layer in layers] if read else [])
-    with capture_positions(rotary) as positions, handed_over(recorder, decoder):
+    ends_pass = may_end_early and decoder in _LAYERS_RUN_ONCE
+    recorder = PrefixRecorder([layer["layer"] for layer in layers] if read else [], ends_pass)
+    output = None
+    with suppress(AllRead), capture_positions(rotary) as positions, handed_over(recorder, decoder):
         output = run()
     recorder.close()  # gradient checkpointing runs the layers again, and they must not be recorded twice
+    if read and recorder.num_records == len(layers):
+        _LAYERS_RUN_ONCE.add(decoder)
     key_values = [recorder.key_values[layer["layer"]] for layer in layers] if read else []
     return output, key_values, positions[-1] if positions else None
 
@@ -79,3 +96,19 @@ def run_vlm(
         run = partial(vlm, **vlm_inputs, use_cache=False)
         output, key_values, position = run_recorded(run, find_text_decoder(vlm), layers, read)
         return VLMPass(output, split(output.logits), key_values, position)
+
+
+@torch.no_grad()
+def read_prompt(vlm: PreTrainedModel, layers: list[dict], vlm_inputs: dict) -> tuple[KeyValues, torch.Tensor | None]:
+    """`key_values` and `position` of `run_vlm`, where nothing else is wanted: the VLM stops once they are read.
+
+    So the last layer's attention and MLP do not run, nor layers after it that have no keys and values. The first pass
+    of a VLM is whole, as it could run a layer several times; and so is each one that something else follows: hooks,
+    replaced forwards, several processes.
+    """
+    is_distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    is_watched = is_distributed or what_stands_around(vlm) is not None
+    with token_logits(vlm, torch.empty(0, dtype=torch.long)):
+        run = partial(vlm, **vlm_inputs, use_cache=False)
+        _, key_values, position = run_recorded(run, find_text_decoder(vlm), layers, may_end_early=not is_watched)
+    return key_values, position

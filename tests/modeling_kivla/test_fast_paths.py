@@ -4,12 +4,14 @@ import copy
 
 import pytest
 import torch
+from torch.nn.modules.module import register_module_forward_hook
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from kivla.modeling_kivla import KIVLAForActionPrediction
-from kivla.modeling_kivla.action_expert import join
-from kivla.modeling_kivla.backbone_attention import logits_of
+from kivla.modeling_kivla.action_expert import Prefix, join
+from kivla.modeling_kivla.backbone_attention import decoder_layers, find_text_decoder, logits_of
 from kivla.modeling_kivla.flow_matching import euler_times
-from tests.helpers.families import FAMILIES, collate, drop_suffix, make_example, randomize_zero_parameters
+from tests.helpers.families import FAMILIES, collate, drop_suffix, each_family, make_example, randomize_zero_parameters
 from tests.helpers.tolerance import assert_close_relative, assert_gradients_close
 from tests.modeling_kivla.test_modeling import CHUNK, STATE, WIDTH, make_batch, make_model
 
@@ -58,6 +60,57 @@ def test_a_prefix_serves_several_chunks():
             assert torch.equal(again, model.sample_actions(**inputs, noise=start, num_steps=num_steps))
     with pytest.raises(ValueError, match=r"Give a `prefix` or what it is made of, not both: got .*input_ids"):
         model.sample_actions(prefix=prefix, **inputs)
+
+
+class CountProducts(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.bmm)
+        return func(*args, **(kwargs or {}))
+
+
+def products_of_a_prompt(model, name) -> tuple[Prefix, int]:
+    with CountProducts() as products:
+        prefix = model.encode_prefix(**{n: x for n, x in observation(name).items() if n != "noise"})
+    return prefix, products.count
+
+
+@each_family
+def test_the_vlm_stops_when_all_is_read(name):
+    """From its second pass on, with the same keys, values, positions and mask. Training needs all of it."""
+    model = make_model(name)
+    passes = [products_of_a_prompt(model, name) for _ in range(3)]
+    (whole, of_whole), *others = passes
+    for prefix, count in others:
+        assert count < of_whole, f"{count} products, as in a whole pass"
+        for found, expected in zip(prefix.key_values, whole.key_values, strict=True):
+            assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
+        assert torch.equal(prefix.next_position, whole.next_position)
+        assert (prefix.mask is None) == (whole.mask is None)
+        assert prefix.mask is None or torch.equal(prefix.mask, whole.mask)
+    logits = model(**make_batch(name)).logits
+    assert torch.isfinite(logits).all() and logits.requires_grad
+
+
+@pytest.mark.parametrize("where", ["last layer", "everywhere"])
+def test_whoever_watches_sees_the_whole_pass(where):
+    model = make_model("llava")
+    mlp = decoder_layers(find_text_decoder(model.vlm))[-1].mlp
+    products_of_a_prompt(model, "llava")
+    calls = []
+    note = lambda module, args, output: calls.append(module)  # noqa: E731
+    handle = mlp.register_forward_hook(note) if where == "last layer" else register_module_forward_hook(note)
+    try:
+        products_of_a_prompt(model, "llava")
+    finally:
+        handle.remove()
+    assert mlp in calls
+    calls.clear()
+    products_of_a_prompt(model, "llava")
+    assert not calls
 
 
 def test_noise_draws_read_their_own_example():
