@@ -20,6 +20,8 @@ from kivla.training.run_arguments import RunArguments
         ({"logging_strategy": "epoch", "logging_steps": 5}, ["logging_steps"]),
         ({"metric_for_best_model": "flow_loss"}, ["metric_for_best_model"]),
         ({"lr_scheduler_type": "constant", "warmup_steps": 5}, ["warmup_steps"]),
+        ({"do_train": True, "do_eval": True, "eval_strategy": "no", "do_predict": True}, ["do_eval", "do_predict"]),
+        ({"do_train": True, "do_eval": True, "eval_strategy": "steps"}, []),
         ({"dataloader_num_workers": 0, "dataloader_persistent_workers": True}, ["dataloader_persistent_workers"]),
     ],
     ids=lambda value: " ".join(map(str, value)) or "none",
