@@ -11,7 +11,7 @@ and the keys and values of the prefix.
 """
 
 import argparse
-import importlib
+import importlib.util
 import json
 import statistics
 import time
@@ -127,7 +127,7 @@ def floor_seconds(
     tokens = patches + size.prompt_length
     *layers, last = vlm.language_model.layers
     text = sum(map(_count, (*layers, last.self_attn.k_proj, last.self_attn.v_proj)))  # of the last only what is read
-    attention_flops = 4 * size.num_layers * tokens**2 * size.attention["num_attention_heads"] * size.head_dim
+    attention_flops = 4 * len(layers) * tokens**2 * size.attention["num_attention_heads"] * size.head_dim
     flops = 2 * _count(vlm.vision_tower) * patches + 2 * text * tokens + attention_flops
     prefix = max(flops / rate["flops"], (_count(vlm.vision_tower) + text) * weight_bytes / rate["bytes"])
     key_values = 2 * size.num_layers * tokens * size.attention["num_key_value_heads"] * size.head_dim
@@ -307,6 +307,8 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if not options.tiny and not torch.cuda.is_available():
         parser.error("there is no GPU here: --tiny runs toy sizes on the CPU")
+    if options.quantized and importlib.util.find_spec("torchao") is None:
+        parser.error("--quantized needs torchao: pip install kivla[quantization]")
     size = TINY if options.tiny else PI05
     on_gpu = Device("cuda", torch.bfloat16, 2 if options.tiny else 20)
     device = on_gpu if torch.cuda.is_available() else Device("cpu", torch.float32, 2)

@@ -25,6 +25,7 @@ import torch
 import transformers
 from huggingface_hub import cached_assets_path
 from torch import nn
+from torch._inductor.exc import CppCompileError, InductorError
 from torch.export import Dim
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 from torch.utils._sympy.numbers import int_oo
@@ -44,6 +45,9 @@ _NO_CHECKS = "TRANSFORMERS_DISABLE_TORCH_CHECK"
 # Without checks of indices: those of tokens are checked before, all others are the model's own. (PyTorch 2.11 writes
 # such a check in front of what it checks.)
 _OPTIONS = {"assert_indirect_indexing": False}
+_NOT_COMPILED = "%s: a part of the policy is not compiled, and runs as it is. %s"
+# Failures that may be gone the next time: then it is tried again.
+_PASSING = (OSError, MemoryError, CppCompileError)
 _COARSE = (torch.bfloat16, torch.float16)
 _PLACEHOLDERS = ("image_token_id", "video_token_id", "audio_token_id")
 
@@ -138,6 +142,8 @@ class CompiledPolicy:
             module = _DecoderPass(find_text_decoder(vlm), layers, fixed, spec)
             run = self._code_for(module, {"fixed": fixed, "spec": str(spec)}, given, lengths) or module
             hidden, *read[:] = run(given)
+            # Nobody reads it: anything will do that is as wide.
+            hidden = hidden if len(hidden) else kwargs["inputs_embeds"]
             return _OUTPUTS[type(decoder)](last_hidden_state=hidden)
 
         decoder.forward = forward
@@ -264,13 +270,16 @@ class CompiledPolicy:
 
 
 def _read(path: Path) -> _Code:
-    """The code of a file, and the lengths that it is for.
+    """The code of a file, and the lengths that it is for; or that there can be none.
 
     Raises:
         FileNotFoundError: it is not there, or not whole.
         OSError, ValueError, RuntimeError: it is damaged.
     """
-    low, high = json.loads(path.with_suffix(".json").read_text())
+    low, high, why_not = json.loads(path.with_suffix(".json").read_text())
+    if why_not is not None:
+        logger.warning(_NOT_COMPILED, path, why_not)
+        return _Code(None)
     if not path.is_file():
         raise FileNotFoundError(path)
     return _Code(torch._inductor.aoti_load_package(str(path)).loader.run, low, math.inf if high is None else high)
@@ -286,7 +295,8 @@ def compile_to(
     """Write the code of `module(inputs)` with other weights and for prompts of other lengths; which, stands beside it.
 
     Returns:
-        Whether there is any: what the module does may depend on values on its way, or the compiler may fail.
+        Whether there is any: what the module does may depend on values on its way, or the compiler may fail. If it
+        would fail the next time, too, that stands on disk.
     """
     shapes = {name: dict.fromkeys(lengths.get(name, []), Dim.DYNAMIC) or None for name in inputs}
     unfinished = path.with_suffix(f".{os.getpid()}.{threading.get_ident()}.pt2")
@@ -300,11 +310,15 @@ def compile_to(
             configs = dict(options)
             torch._inductor.aoti_compile_and_package(program, package_path=str(unfinished), inductor_configs=configs)
         except Exception as error:  # of many kinds
-            logger.warning("%s is not compiled, and runs as it is: %s", type(module).__name__, _first_line(error))
+            why_not = f"{type(module).__name__}: {_first_line(error)}"
+            logger.warning(_NOT_COMPILED, path, why_not)
+            cause = error.inner_exception if isinstance(error, InductorError) else error
+            if not isinstance(cause, _PASSING):
+                path.with_suffix(".json").write_text(json.dumps([0, None, why_not]))
             return False
     ranges = [r for symbol, r in program.range_constraints.items() if str(symbol).startswith("s")]  # sizes of inputs
     low, high = max((int(r.lower) for r in ranges), default=0), min((r.upper for r in ranges), default=int_oo)
-    path.with_suffix(".json").write_text(json.dumps([low, None if high == int_oo else int(high)]))
+    path.with_suffix(".json").write_text(json.dumps([low, None if high == int_oo else int(high), None]))
     unfinished.replace(path)
     return True
 
@@ -393,7 +407,10 @@ class _PromptPass(nn.Module):
 
 
 class _DecoderPass(nn.Module):
-    """The text decoder, with what its VLM calls it with, as a function of tensors."""
+    """The text decoder, with what its VLM calls it with, as a function of tensors.
+
+    Its output comes first: empty, where inputs can stand for it.
+    """
 
     def __init__(self, decoder: PreTrainedModel, layers: list[dict], fixed: list, spec: TreeSpec):
         super().__init__()
@@ -401,10 +418,13 @@ class _DecoderPass(nn.Module):
 
     def forward(self, inputs: Tensors) -> list[torch.Tensor]:
         leaves = [inputs.get(f"leaf_{i}", leaf) for i, leaf in enumerate(self.fixed)]
-        run = partial(self.decoder, **tree_unflatten(leaves, self.spec))
-        output, key_values, position = run_recorded(run, self.decoder, self.layers)
+        kwargs = tree_unflatten(leaves, self.spec)
+        output, key_values, position = run_recorded(partial(self.decoder, **kwargs), self.decoder, self.layers)
         _OUTPUTS[type(self.decoder)] = type(output)  # (the first of each kind runs as it is)
-        return [output.last_hidden_state, *_flat(key_values, position)]
+        hidden = output.last_hidden_state
+        if hidden.shape[-1] == kwargs["inputs_embeds"].shape[-1]:
+            hidden = hidden.new_empty(0)  # so that the last layer's MLP, which makes nothing else, is left out
+        return [hidden, *_flat(key_values, position)]
 
 
 class _ExpertStep(nn.Module):

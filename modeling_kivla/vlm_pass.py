@@ -4,21 +4,28 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from .backbone_attention import AllRead, PrefixRecorder, capture_positions, find_text_decoder, handed_over
+from .backbone_attention import (
+    AllRead,
+    PrefixRecorder,
+    capture_positions,
+    decoder_layers,
+    find_text_decoder,
+    handed_over,
+)
 from .module_structure import what_stands_around
 from .next_token import ClosedChoice
 from .token_logits import token_logits
 
 KeyValues = list[tuple[torch.Tensor, torch.Tensor]]
 
-# Text decoders that were seen to run every layer once: a layer's first keys and values are its last ones.
-_LAYERS_RUN_ONCE: WeakSet[nn.Module] = WeakSet()
+# By text decoder, the layers that it was seen to run once each: a layer's first keys and values are its last ones.
+_RUN_ONCE: WeakKeyDictionary[nn.Module, list[int]] = WeakKeyDictionary()
 
 
 class VLMPass(NamedTuple):
@@ -65,14 +72,15 @@ def run_recorded(
     """
     names = rotary_frequencies(decoder, layers)
     rotary = decoder.get_submodule(next(iter(names)).rpartition(".")[0]) if names else None
-    ends_pass = may_end_early and decoder in _LAYERS_RUN_ONCE
+    there = [id(layer) for layer in decoder_layers(decoder)]
+    ends_pass = may_end_early and _RUN_ONCE.get(decoder) == there
     recorder = PrefixRecorder([layer["layer"] for layer in layers] if read else [], ends_pass)
     output = None
     with suppress(AllRead), capture_positions(rotary) as positions, handed_over(recorder, decoder):
         output = run()
     recorder.close()  # gradient checkpointing runs the layers again, and they must not be recorded twice
     if read and recorder.num_records == len(layers):
-        _LAYERS_RUN_ONCE.add(decoder)
+        _RUN_ONCE[decoder] = there
     key_values = [recorder.key_values[layer["layer"]] for layer in layers] if read else []
     return output, key_values, positions[-1] if positions else None
 

@@ -116,6 +116,25 @@ def test_what_is_noted_of_each_kind_of_vlm_gives_the_same_actions(name, monkeypa
     assert "other values" not in caplog.text
 
 
+@pytest.mark.parametrize(("error", "tries"), [(ValueError("by values"), 1), (OSError("no space left"), 2)])
+def test_what_cannot_be_compiled_is_not_tried_in_every_process(error, tries, monkeypatch, tmp_path, caplog):
+    tried = []
+
+    def export(module, *args, **kwargs):
+        tried.append(module)
+        raise error
+
+    monkeypatch.setattr(torch.export, "export", export)
+    for _ in range(2):  # as in two processes
+        model = make_model("llava")
+        plain = copy.deepcopy(model)
+        model.compile_policy(tmp_path)
+        caplog.clear()
+        assert_same_actions(model, plain, **observation("llava", (4,)))
+        assert f"is not compiled, and runs as it is. _ExpertStep: {error}" in caplog.text
+    assert len(tried) == tries * 3  # the VLM, its text decoder, the expert
+
+
 @compiles
 def test_padded_prompts_a_state_and_what_is_left_of_a_chunk(cache):
     """Guidance needs the gradient of the expert, which the code has not: it runs as without."""
@@ -217,7 +236,7 @@ def made(monkeypatch) -> dict[str, _AsItWas]:
 
     def compile_to(path, module, held, inputs, *_):
         path.touch()
-        path.with_suffix(".json").write_text("[2, null]")
+        path.with_suffix(".json").write_text("[2, null, null]")
         codes[str(path)] = _AsItWas(module, held, inputs)
         return True
 
@@ -446,7 +465,7 @@ def test_where_there_is_no_right_code_the_model_runs_as_it_is(fault, made, tmp_p
     def faulty(path, module, *args):
         wanted.append(type(module).__name__)
         compile_to(path, module, *args)
-        path.with_suffix(".json").write_text("[2, 3]" if fault == "for shorter prompts" else "[2, null]")
+        path.with_suffix(".json").write_text("[2, 3, null]" if fault == "for shorter prompts" else "[2, null, null]")
         return fault != "no code"
 
     monkeypatch.setattr(compiled_policy, "compile_to", faulty)

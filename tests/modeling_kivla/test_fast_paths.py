@@ -95,6 +95,19 @@ def test_the_vlm_stops_when_all_is_read(name):
     assert torch.isfinite(logits).all() and logits.requires_grad
 
 
+def test_layers_that_are_added_later_are_read():
+    """A layer that stands twice among the layers keeps what it keeps the second time."""
+    model = make_model("llava")
+    products_of_a_prompt(model, "llava")
+    decoder = find_text_decoder(model.vlm)
+    decoder.layers.append(copy.deepcopy(decoder.layers[-1]))
+    decoder.config.num_hidden_layers += 1
+    expected = products_of_a_prompt(copy.deepcopy(model), "llava")[0].key_values
+    for _ in range(2):
+        found = products_of_a_prompt(model, "llava")[0].key_values
+        assert all(torch.equal(a, b) for both in zip(found, expected, strict=True) for a, b in zip(*both, strict=True))
+
+
 @pytest.mark.parametrize("where", ["last layer", "everywhere"])
 def test_whoever_watches_sees_the_whole_pass(where):
     model = make_model("llava")
