@@ -110,7 +110,7 @@ def _draws(inputs: dict[str, torch.Tensor], num_draws: int = 1) -> dict[str, tor
 
 
 class KIVLA(Side):
-    """`job["options"]`: joint, num_draws, candidates, compiled."""
+    """`job["options"]`: joint, num_draws, candidates, compiled, pack_weights."""
 
     def prepare(self) -> None:
         from kivla.conversion.pi_weights import lerobot_name
@@ -128,7 +128,7 @@ class KIVLA(Side):
         self.model.config.num_flow_samples = options.get("num_draws", 1)
         self.names = {self.lerobot_name(n).removeprefix("model."): p for n, p in self.model.named_parameters()}
         if "compiled" in options:
-            self.model.compile_policy(options["compiled"])
+            self.model.compile_policy(options["compiled"], pack_weights=options.get("pack_weights", False))
         observed = ("input_ids", "attention_mask", "token_type_ids", "pixel_values")
         self.batch = {name: self.inputs[name] for name in observed}
         if self.job["what"] == "step":

@@ -272,10 +272,14 @@ def races(size: Size, code_folder: str, compile_modes: list[str]) -> list[tuple[
     title = f"A chunk of {size.chunk_size} actions, prefix and {STEPS} steps"
     plans.append((size, Race(title, eager, [(*p, ALL) for p in pairs], pairs, repeats=3)))
 
-    whole = {"KIVLA": Job("KIVLA", "chunk", "observation", compiled)}
+    packed = "KIVLA, weights packed"
+    whole = {
+        "KIVLA": Job("KIVLA", "chunk", "observation", compiled),
+        packed: Job("KIVLA", "chunk", "observation", (*compiled, ("pack_weights", True))),
+    }
     for mode in compile_modes:
         whole[f"LeRobot, {mode}"] = Job("LeRobot", "chunk", "observation", (("compile_mode", mode),))
-    pairs = [("KIVLA", name) for name in whole if name != "KIVLA"]
+    pairs = [(ours, name) for name in whole if name.startswith("LeRobot") for ours in ("KIVLA", packed)]
     title = f"Compiled, a chunk of {size.chunk_size} actions"
     plans.append((size, Race(title, whole, [(*p, ALL) for p in pairs], pairs, repeats=3)))
     return plans

@@ -38,6 +38,7 @@ from .call_hooks import call_view
 from .module_structure import plain, structure, weights, why_not_compiled
 from .token_logits import token_logits
 from .vlm_pass import run_recorded, run_vlm
+from .weights_state import weights_state
 
 logger = logging.getLogger(__name__)
 
@@ -79,23 +80,28 @@ class CompiledPolicy:
     A kind is: which inputs, how many examples and images, of which sizes; only the length of the prompt is free. What
     is done to the policy later (`module_structure`) asks for other code, or for none. When a length comes for the first
     time, the code is compared with the model. Where it is wrong, or there is none (a forward that decides by values,
-    weights on a GPU), the model runs as it is.
+    weights on a GPU), the model runs as it is. Packed weights are part of the code: other weights ask for other code.
 
     Args:
         cache_dir: a folder for the code; by default one in the cache of Hugging Face.
         options: of Inductor, for instance `{"max_autotune": True}`.
+        pack_weights: keep the weights in the code, in the order in which this processor multiplies fastest.
     """
 
-    def __init__(self, cache_dir: str | os.PathLike | None = None, options: dict | None = None):
+    def __init__(
+        self, cache_dir: str | os.PathLike | None = None, options: dict | None = None, pack_weights: bool = False
+    ):
         self.cache_dir = Path(cache_dir or cached_assets_path("kivla", "compiled"))
-        self.options = {**_OPTIONS, **(options or {})}
+        self.options = {**_OPTIONS, **({"freezing": True} if pack_weights else {}), **(options or {})}
+        self.pack_weights = pack_weights
+        self._digests: dict[str, tuple[tuple, str]] = {}  # of packed weights: when they were read, and their digest
         self._code: dict[tuple, _Code] = {}
         self._compiling = threading.Lock()
         self._said: set[str] = set()
 
     def __reduce__(self) -> tuple:
         """A copy finds its code on disk."""
-        return CompiledPolicy, (self.cache_dir, self.options)
+        return CompiledPolicy, (self.cache_dir, self.options, self.pack_weights)
 
     def read_prompt(
         self, vlm: PreTrainedModel, layers: list[dict], vlm_inputs: dict
@@ -219,6 +225,7 @@ class CompiledPolicy:
                 kind[name][2 + axis] = "any"
         sizes = tuple(inputs[name].shape[axis] for name, axes in lengths.items() for axis in axes)
         key = type(module).__name__, plain(facts), plain(kind), plain(_surroundings()), structure(module)
+        key += (self._digest(module),) if self.pack_weights else ()
         code = self._code.get(key)
         if code is None or (code.run is not None and sizes not in code.is_right):
             with self._compiling:  # one thread; others wait for the same code
@@ -226,8 +233,23 @@ class CompiledPolicy:
         run = code.run  # another thread may find it wrong meanwhile
         if run is None or not code.is_right[sizes]:
             return None
-        held = [value.detach() for _, value in weights(module)]
+        held = list(self._held(module).values())
         return lambda inputs: run([*held, *(inputs[name].contiguous() for name in names)])
+
+    def _held(self, module: nn.Module) -> Tensors:
+        """The weights that the code is handed."""
+        return {} if self.pack_weights else {name: value.detach() for name, value in weights(module)}
+
+    def _digest(self, module: nn.Module) -> str:
+        """Of all weights; those that nobody has changed are not read again."""
+        (part,) = module.children()
+        name, state = type(module).__name__, weights_state(part)
+        if name not in self._digests or self._digests[name][0] != state:
+            digest = hashlib.sha256()
+            for _, value in weights(part):
+                digest.update(value.detach().contiguous().reshape(-1).view(torch.uint8).numpy())
+            self._digests[name] = state, digest.hexdigest()
+        return self._digests[name][1]
 
     def _compared(
         self, key: tuple, sizes: tuple[int, ...], module: nn.Module, inputs: Tensors, lengths: dict[str, list[int]]
@@ -236,14 +258,14 @@ class CompiledPolicy:
         code = self._code.get(key)
         if code is not None and (code.run is None or sizes in code.is_right):
             return code  # another thread was first
-        held = {name: value.detach() for name, value in weights(module)}
+        held = self._held(module)
         expected = module({name: value.clone() for name, value in inputs.items()})  # raises what is wrong with them
         if code is None:
             code = self._code[key] = self._load(key, module, held, inputs, lengths)
         code.is_right[sizes] = False
         if code.run is not None and all(code.low <= size <= code.high for size in sizes):
             found = code.run([*held.values(), *(value.clone() for value in inputs.values())])
-            is_coarse = torch.is_autocast_enabled("cpu") or any(x.dtype in _COARSE for x in held.values())
+            is_coarse = torch.is_autocast_enabled("cpu") or any(x.dtype in _COARSE for _, x in weights(module))
             tolerance = 0.1 if is_coarse else 1e-3  # of the largest value
             code.is_right[sizes] = all(_are_alike(*both, tolerance) for both in zip(found, expected, strict=True))
             if not code.is_right[sizes]:
@@ -292,7 +314,9 @@ def _first_line(error: Exception) -> str:
 def compile_to(
     path: Path, module: nn.Module, held: Tensors, inputs: Tensors, lengths: dict[str, list[int]], options: dict
 ) -> bool:
-    """Write the code of `module(inputs)` with other weights and for prompts of other lengths; which, stands beside it.
+    """Write the code of `module(inputs)` for prompts of other lengths; which, stands beside it.
+
+    It works with other weights, too, if it is handed them (`held`); else they are part of it.
 
     Returns:
         Whether there is any: what the module does may depend on values on its way, or the compiler may fail. If it
@@ -302,10 +326,12 @@ def compile_to(
     unfinished = path.with_suffix(f".{os.getpid()}.{threading.get_ident()}.pt2")
     with torch.no_grad(), warnings.catch_warnings(), _without_checks():
         warnings.simplefilter("ignore", FutureWarning)  # PyTorch's, about itself
-        arguments, all_shapes = (held, inputs), (dict.fromkeys(held), shapes)
+        called, arguments, all_shapes = _Weightless(module), (held, inputs), (dict.fromkeys(held), shapes)
+        if not held:
+            called, arguments, all_shapes = _shell(module), (inputs,), (shapes,)
         try:
             with redirect_stderr(io.StringIO()):  # of what it cannot export, PyTorch prints thousands of lines
-                program = torch.export.export(_Weightless(module), arguments, dynamic_shapes=all_shapes, strict=False)
+                program = torch.export.export(called, arguments, dynamic_shapes=all_shapes, strict=False)
             _drop_unused_attention(program)
             configs = dict(options)
             torch._inductor.aoti_compile_and_package(program, package_path=str(unfinished), inductor_configs=configs)

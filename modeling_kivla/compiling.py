@@ -7,7 +7,7 @@ from torch._inductor import cpp_builder
 from torch._inductor.exc import InvalidCxxCompiler
 
 from .compiled_policy import CompiledPolicy
-from .module_structure import why_not_compiled
+from .module_structure import weights, why_not_compiled
 
 KINDS = 64  # of calls to a function for which torch keeps code
 
@@ -47,7 +47,9 @@ class CompilingMixin:
         # (Not `fullgraph`, which would raise where torch keeps no more code.)
         self.expert.compile(mode=mode, options=options)
 
-    def compile_policy(self, cache_dir: str | os.PathLike | None = None, options: dict | None = None) -> None:
+    def compile_policy(
+        self, cache_dir: str | os.PathLike | None = None, options: dict | None = None, pack_weights: bool = False
+    ) -> None:
         """Let `sample_actions` run compiled code for VLM and expert, for the life of this object: opt-in, for CPUs.
 
         Code is made when inputs of a new kind come (another number of examples or images; prompts may have any length),
@@ -58,10 +60,13 @@ class CompilingMixin:
         Args:
             cache_dir: where the code is kept; by default in the cache of Hugging Face.
             options: of Inductor, for instance `{"max_autotune": True}`.
+            pack_weights: keep a second copy of the weights in the code, in memory and on disk, in the order in which
+                this processor multiplies fastest. Other weights get other code, which takes as long again. Not seen
+                are writes through `parameter.data` outside an optimiser.
 
         Raises:
             ValueError: the policy is not on the CPU as a whole, its weights are quantised, or it has hooks; there is no
-                C++ compiler, no such option, or `cache_dir` is a file.
+                C++ compiler, no such option, or `cache_dir` is a file; weights to be packed are inference tensors.
         """
         devices = sorted({parameter.device.type for parameter in self.parameters()})
         if devices != ["cpu"]:
@@ -78,7 +83,12 @@ class CompilingMixin:
             )
         if cache_dir is not None and os.path.exists(cache_dir) and not os.path.isdir(cache_dir):
             raise ValueError(f"cache_dir is a folder for the code, and {cache_dir} is a file.")
-        self.compiled_policy = CompiledPolicy(cache_dir, options)
+        if pack_weights and any(x.is_inference() for _, x in weights(self)):
+            raise ValueError(
+                "pack_weights must see when weights change, and torch does not count writes to these: the policy was "
+                "loaded in torch.inference_mode(). Load it outside."
+            )
+        self.compiled_policy = CompiledPolicy(cache_dir, options, pack_weights)
 
 
 def _check_compiler(method: str) -> None:

@@ -17,5 +17,5 @@ def run(arguments: Sequence[str]) -> None:
     if args.compile_expert:
         pipe.model.compile_expert()
     if args.compile_policy:
-        pipe.model.compile_policy()
+        pipe.model.compile_policy(pack_weights=args.pack_weights)
     asyncio.run(serve_until_stopped(make_server(pipe, args), args.host, args.port))

@@ -48,6 +48,10 @@ class ServeArguments:
         default=False,
         metadata={"help": "Compile VLM and expert, on a CPU: the first chunk takes minutes, the next process none."},
     )
+    pack_weights: bool = field(
+        default=False,
+        metadata={"help": "With --compile_policy: a second copy of the weights, in the processor's own order; faster."},
+    )
     clip_actions: bool | None = field(
         default=None, metadata={"help": "Hold actions within the range of the policy's data; it does, if it can."}
     )
@@ -80,6 +84,8 @@ class ServeArguments:
     def __post_init__(self):
         if not 0 <= self.port < 2**16:
             raise ValueError(f"--port must be from 0 (any that is free) to {2**16 - 1}, got {self.port}.")
+        if self.pack_weights and not self.compile_policy:
+            raise ValueError("--pack_weights is about what --compile_policy makes: give both, or neither.")
         if self.max_batch_size is None:
             self.max_batch_size = 1 if self.reuse_prefix else 8
         elif self.max_batch_size > 1 and self.reuse_prefix:

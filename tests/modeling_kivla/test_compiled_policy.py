@@ -458,6 +458,64 @@ def test_damaged_code_is_made_anew(damage, made, tmp_path, monkeypatch, caplog):
     assert ("cannot be read" in caplog.text) == (damage != "no lengths")
 
 
+def in_place(model):
+    with torch.no_grad():
+        attention_layer(model).q_proj.weight.mul_(2.0)
+
+
+def at_another_address(model):
+    weight = model.expert.layers[0].mlp.up_proj.weight
+    weight.data = weight.data * 2.0
+
+
+def by_an_optimiser(model):
+    model.vlm.get_input_embeddings().weight.grad = torch.ones_like(model.vlm.get_input_embeddings().weight)
+    torch.optim.SGD(model.parameters(), lr=0.1).step()
+
+
+def from_a_file(model):
+    model.load_state_dict({name: 0.5 * x for name, x in model.state_dict().items()})
+
+
+@pytest.mark.parametrize("change", [in_place, at_another_address, by_an_optimiser, from_a_file])
+def test_packed_weights_are_seen_to_change(change, made, tmp_path):
+    """They are part of the code: other weights have other code, and the same ones the same."""
+    model = make_model("llava")
+    before = copy.deepcopy(model.state_dict())
+    model.compile_policy(tmp_path, pack_weights=True)
+    inputs = observation("llava", (4,))
+    for do in (lambda _: None, change):
+        do(model)
+        plain = copy.deepcopy(model)
+        plain.compiled_policy = None
+        assert_same_actions(model, plain, **inputs)
+    codes = len(made)
+    assert codes > 2, "no other code for other weights"
+    model.load_state_dict(before)
+    plain = make_model("llava")
+    assert_same_actions(model, plain, **inputs)
+    assert len(made) == codes, "other code for the weights from before"
+
+
+@compiles
+def test_packed_weights_give_the_same_actions(loaded, cache):
+    plain = make_model("llava")
+    for i in range(2):  # the second as in another process: what is on disk will do
+        model = copy.deepcopy(plain)
+        model.compile_policy(cache, pack_weights=True)
+        for length in (4, 9):
+            assert_same_actions(model, plain, **observation("llava", (length,)))
+        assert len(loaded) == 2 * (i + 1) and len(set(loaded)) == 2
+        assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_packed_weights_must_be_seen_to_change(tmp_path):
+    with torch.inference_mode():
+        model = make_model("llava")
+    with pytest.raises(ValueError, match="writes to these"):
+        model.compile_policy(tmp_path, pack_weights=True)
+
+
 @pytest.mark.parametrize("fault", ["no code", "wrong code", "for shorter prompts"])
 def test_where_there_is_no_right_code_the_model_runs_as_it_is(fault, made, tmp_path, monkeypatch, caplog):
     compile_to, wanted = compiled_policy.compile_to, []

@@ -312,5 +312,7 @@ def test_ways_that_a_policy_does_not_have_are_refused(policy):
         make_server(pipe, ServeArguments(model="tiny", rtc="trained"))
     with pytest.raises(ValueError, match="--reuse_prefix is for one robot"):
         ServeArguments(model="tiny", reuse_prefix=True, max_batch_size=4)
+    with pytest.raises(ValueError, match="--pack_weights is about what --compile_policy makes"):
+        ServeArguments(model="tiny", pack_weights=True)
     assert ServeArguments(model="tiny", reuse_prefix=True).max_batch_size == 1
     assert ServeArguments(model="tiny").max_batch_size == 8
