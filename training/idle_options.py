@@ -36,7 +36,6 @@ def idle_options(args: KIVLATrainingArguments) -> dict[str, str]:
             args.lr_scheduler_type != SchedulerType.CONSTANT,
             "--lr_scheduler_type constant has no warm-up; constant_with_warmup has",
         ),
-        "do_eval": (evaluates != IntervalStrategy.NO, "--eval_strategy is no"),
         "do_predict": (False, "`kivla predict` is a command of its own"),
         "fsdp_config": (bool(args.fsdp), "there is no --fsdp"),
     }
