@@ -84,7 +84,7 @@ DOES_NOT_MATTER = (
     *("ddp_broadcast_buffers", "ddp_static_graph", "ddp_backend", "ddp_timeout", "fsdp", "fsdp_config", "deepspeed"),
 )
 IMAGE_BACKEND = ("processor", "image_backend")
-STAGE, START, MODEL = ("facts", "stage"), "start", "model"
+STAGE, START, MODEL, DATA = ("facts", "stage"), "start", "model", "data"
 # In configs: where a model came from, and what the library changes when a run begins or its model is saved (weights are
 # looked at with their types)
 _PASSED_OVER = (
@@ -281,7 +281,8 @@ def differences(before: dict, now: dict) -> list[str]:
     is_other_version = before["versions"] != now["versions"]
     skipped = {"versions"}
     if _at(before, STAGE) != _at(now, STAGE) and None not in (_at(before, STAGE), _at(now, STAGE)):
-        skipped |= {START, MODEL, ".".join(STAGE), *(f"training.{name}" for name in RATE_ARGUMENTS.values())}
+        # Its data, too, may be another part of the run's: a VLM that rests learns from no texts.
+        skipped |= {START, MODEL, DATA, ".".join(STAGE), *(f"training.{name}" for name in RATE_ARGUMENTS.values())}
     if IMAGE_BACKEND[1] not in before.get(IMAGE_BACKEND[0], {}):
         skipped.add(".".join(IMAGE_BACKEND))  # runs from before it was saved
     old, new = (dict(_leaves(identity, skipped)) for identity in (before, now))

@@ -188,6 +188,23 @@ def test_the_second_stage_starts_from_the_first(sources, tmp_path, monkeypatch):
     assert all(torch.equal(found[name], weight) for name, weight in expected.items())
 
 
+def test_a_warm_up_learns_from_no_texts_and_the_stage_after_it_does(sources, texts, tmp_path, capsys):
+    """In one folder, though the stages' data differ; other texts are another run's all the same."""
+    options = {"recipe": "insulated-warmup", "max_steps": 4, "text_column": "body", "text_share": 0.5}
+    main(command(sources, tmp_path / "policy", text_dataset=texts, **options))
+    logged = json.loads((tmp_path / "policy" / "trainer_state.json").read_text())["log_history"]
+    assert any("text_loss" in row for row in logged)
+    in_warm_up = json.loads((tmp_path / "policy" / "stage_1" / "trainer_state.json").read_text())["log_history"]
+    assert not any("text_loss" in row for row in in_warm_up)
+    other = tmp_path / "other.jsonl"
+    other.write_text(texts.read_text() * 2)
+    with pytest.raises(SystemExit, match=r"is of another run, which differs in:\n.*sources"):
+        main(command(sources, tmp_path / "policy", text_dataset=other, **options))
+    robots = {"dataset": [DATASET, DATASET], "robots": ["sawyer", "twin"]}
+    with pytest.raises(SystemExit, match=r"stage_1.* is of another run, which differs in:\n.*data"):
+        main(command(sources, tmp_path / "policy", text_dataset=texts, **options, **robots))
+
+
 def test_two_robots_and_vlm_data_in_one_policy(sources, tmp_path):
     options = {"dataset": [DATASET, DATASET], "robots": ["sawyer", "twin"], "dataset_weights": [2, 1]}
     main(command(sources, tmp_path, **options))
