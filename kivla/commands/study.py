@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..command_line import parse
 from ..study.arguments import StudyArguments
-from ..study.cells import Cell, choose_cells
+from ..study.cells import REPLAY, Cell, choose_cells
 from ..study.plan import core_hours, steps_that_fit
 from ..study.report import write_report
 from ..study.runs import before, best_rates, one_run, pilot, read_rows, write_log, write_rows
@@ -40,6 +40,9 @@ def _run(shop: Workshop, cells: list[Cell], left_out: dict[str, str]) -> None:
     study, folder = shop.study, Path(shop.study.output_dir)
     file = folder / "rows.jsonl"
     done = {_key(row) for row in read_rows(file)}
+    if study.text_dataset is not None and not any(REPLAY in cell.added for cell in cells):
+        print(f"--text_dataset {study.text_dataset} is not read: no condition here replays texts.")
+    shop.open_texts()
     todo = plan_runs(shop, cells, left_out, done)
     if study.core_hours == 0:  # to know what it would take
         return

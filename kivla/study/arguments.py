@@ -136,7 +136,7 @@ class StudyArguments:
         for condition in self.conditions:
             check_condition(condition)
         added = {part for condition in self.conditions for part in condition.split("+")}
-        if REPLAY in added and self.text_dataset is None:
+        if self.run and REPLAY in added and self.text_dataset is None:
             raise ValueError("Replay needs texts: give --text_dataset, or leave the condition out.")
         if QUESTIONS in added and self.dataset is not None:
             raise ValueError("Questions are about the tabletop: with --dataset leave the condition out.")

@@ -118,6 +118,10 @@ class Workshop:
             text_length=study.eval_text_length,
         )
 
+    def open_texts(self) -> None:
+        """Refuse texts that cannot be used, before anything is recorded or trained."""
+        _ = self.texts
+
     # ----------------------------------------------------------------------------------------------------- policies
     def warmup_steps(self, max_steps: int) -> int:
         """How many steps the warm-up of a shorter run, of the pilot, takes: the same share."""

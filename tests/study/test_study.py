@@ -91,6 +91,17 @@ def test_a_recipe_is_compared_and_not_told(capsys):
     assert "--recipe cannot apply" in capsys.readouterr().err
 
 
+def test_texts_are_opened_before_anything_is_recorded(tmp_path, capsys):
+    """And those that nothing is trained on are named, as a later condition may."""
+    (tmp_path / "texts.jsonl").write_text("")
+    texts = ["--text_dataset", "replay.jsonl", "--eval_text_dataset", str(tmp_path / "texts.jsonl")]
+    with pytest.raises(SystemExit):
+        main(["study", "--output_dir", str(tmp_path / "study"), "--vlm", "tabletop", "--conditions", "cold", *texts])
+    printed = capsys.readouterr()
+    assert "--text_dataset replay.jsonl is not read: no condition here replays texts" in printed.out
+    assert not (tmp_path / "study" / "work" / "demonstrations").exists()
+
+
 def test_what_is_done_is_never_left_out(monkeypatch, capsys):
     """It was paid for; and of a budget that is spent no number of steps is advised."""
     costs = {"pilot": 1.0, "run": 2.0, "growing": 1.0, "step": 0.1}
