@@ -37,7 +37,7 @@ from .backbone_attention import find_text_decoder
 from .call_hooks import call_view
 from .module_structure import plain, structure, weights, why_not_compiled
 from .token_logits import token_logits
-from .vlm_pass import run_recorded, run_vlm
+from .vlm_pass import KeyValues, read_prompt, run_recorded, run_vlm
 from .weights_state import weights_state
 
 logger = logging.getLogger(__name__)
@@ -105,11 +105,10 @@ class CompiledPolicy:
 
     def read_prompt(
         self, vlm: PreTrainedModel, layers: list[dict], vlm_inputs: dict
-    ) -> tuple[list[tuple[torch.Tensor, torch.Tensor]], torch.Tensor | None]:
+    ) -> tuple[KeyValues, torch.Tensor | None]:
         """`key_values` and `position` of `run_vlm`."""
         if self._runs_as_it_is(vlm):
-            done = run_vlm(vlm, layers, True, torch.empty(0, dtype=torch.long), **vlm_inputs)
-            return done.key_values, done.position
+            return read_prompt(vlm, layers, vlm_inputs)
         flat = self._by_whole(vlm, layers, vlm_inputs)
         # Where image grids are read, there is no one code for the whole; its text decoder is the larger part.
         *flat, position = self._by_decoder(vlm, layers, vlm_inputs) if flat is None else flat
