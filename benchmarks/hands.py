@@ -38,6 +38,7 @@ from kivla.simulation.rollout import Acting, PipelinePolicy, Policy
 from kivla.simulation.rollout_evaluation import evaluate, success_rate
 from kivla.simulation.tabletop.phases import PHASES
 from kivla.simulation.tabletop.tasks import TASK_KINDS
+from kivla.study.summary import bootstrap_seeds
 from kivla.training.run_folder import claim_folder, write_whole
 
 from .options import count
@@ -237,15 +238,15 @@ def measure(options: argparse.Namespace) -> str:
     """Roll all trained rows out; write tables and pictures, and return the tables. Others are named."""
     parts, untrained = [], set()
     for loop in rollouts_of(options.kinds) if options.held_out else options.kinds:
-        rows = {}
+        rows: dict[str, dict[int, dict]] = {}
         for name in options.rows:
-            measured = []
+            measured = {}
             for seed in options.seeds:
                 if not policy_of(options, name, seed).with_suffix(".json").is_file():
                     untrained.add(f"{name} (seed {seed})")
                     continue
                 path = options.output / f"row_{name}_{seed}_{loop}.json"
-                measured.append(once(path, lambda name=name, seed=seed, loop=loop: outcomes(options, name, seed, loop)))
+                measured[seed] = once(path, lambda name=name, seed=seed, loop=loop: outcomes(options, name, seed, loop))
             if measured:
                 rows[name] = measured
         if rows:
@@ -289,33 +290,47 @@ def closing_above(threshold: float, policy: Policy) -> Policy:
 
 
 # ------------------------------------------------------------------------------------------------------------- report
-def table(rows: dict[str, list[dict]], phases: tuple[str, ...]) -> str:
-    """A line for each row, all its seeds together, with 95 % Wilson intervals."""
-    header = ["row", "success", "swapped: original done", "swapped: done as told", *phases[:-1], "mean steps"]
+def table(rows: dict[str, dict[int, dict]], phases: tuple[str, ...]) -> str:
+    """A line for each row, all its seeds together, with 95 % Wilson intervals; beside it the first row's."""
+    header = ["row", "success", "by seed", "more than the first row, in points"]
+    header += ["swapped: original done", "swapped: done as told", *phases[:-1], "mean steps"]
     lines = ["| " + " | ".join(header) + " |", "|---|" + "--:|" * (len(header) - 1)]
+    first = next(iter(rows.values()))
     for name, of_seeds in rows.items():
         rates = [
-            success_rate([outcome for of_seed in of_seeds for outcome in of_seed[what]])
+            _percent(success_rate([outcome for of_seed in of_seeds.values() for outcome in of_seed[what]]))
             for what in ("success", "swapped_original", "swapped_done")
         ]
-        rates += reached(of_seeds)[:-1]
-        steps = np.mean([of_seed["mean_steps"] for of_seed in of_seeds])
-        lines.append(f"| {ROWS[name].title} | {' | '.join(map(_percent, rates))} | {steps:.1f} |")
+        by_seed = " ".join(f"{100 * np.mean(of_seed['success']):.0f} %" for of_seed in of_seeds.values())
+        rates[1:1] = [by_seed, "-" if of_seeds is first else more_than(first, of_seeds)]
+        rates += map(_percent, reached(of_seeds)[:-1])
+        steps = np.mean([of_seed["mean_steps"] for of_seed in of_seeds.values()])
+        lines.append(f"| {ROWS[name].title} | {' | '.join(rates)} | {steps:.1f} |")
     return "\n".join(lines)
 
 
-def reached(of_seeds: list[dict]) -> list[dict]:
+def more_than(first: dict[int, dict], second: dict[int, dict]) -> str:
+    """Of how many more scenes, in points, the second row does as told: same seeds, same scenes, 95 % interval."""
+    both = [seed for seed in first if seed in second]
+    if not both:
+        return "no seed in common"
+    ours, theirs = (np.array([row[seed]["success"] for seed in both], float) for row in (second, first))
+    found = bootstrap_seeds(ours - theirs)
+    return f"{100 * found.mean:+.1f} ({100 * found.low:+.1f} to {100 * found.high:+.1f})"
+
+
+def reached(of_seeds: dict[int, dict]) -> list[dict]:
     """How many episodes of all seeds reached each phase, as `success_rate` has it."""
     found = []
-    for phase in zip(*(of_seed["phases"] for of_seed in of_seeds), strict=True):
+    for phase in zip(*(of_seed["phases"] for of_seed in of_seeds.values()), strict=True):
         successes, episodes = (sum(one["reached"][what] for one in phase) for what in ("successes", "episodes"))
         found.append(success_rate([True] * successes + [False] * (episodes - successes)))
     return found
 
 
-def draw(path: Path, title: str, rows: dict[str, list[dict]]) -> None:
+def draw(path: Path, title: str, rows: dict[str, dict[int, dict]]) -> None:
     """Draw which share of the episodes reached each phase, row by row."""
-    names = [phase["name"] for phase in next(iter(rows.values()))[0]["phases"]]
+    names = [phase["name"] for phase in next(iter(next(iter(rows.values())).values()))["phases"]]
     shares = np.array([[100 * rate["rate"] for rate in reached(of_seeds)] for of_seeds in rows.values()])
     figure = Figure(figsize=(3.4 + 1.5 * len(names), 1.2 + 0.32 * len(rows)), layout="constrained")
     axis = figure.subplots()

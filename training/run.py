@@ -52,7 +52,7 @@ from .policy_options import RelativeOptions, refuse
 from .readable_log import print_readably
 from .recipes import Stage, split_steps
 from .relative_options import told_to_wrap
-from .run_folder import check_is_free, relation_to, write_json
+from .run_folder import check_can_write, check_is_free, relation_to, write_json
 from .run_options import TEXT_SPLIT, VLM_SPLIT, DataArguments, ModelArguments
 from .trainer import KIVLATrainer
 from .training_facts import chunks_to_show, other_than_trained, write_card, write_facts
@@ -86,6 +86,7 @@ def train(
     stages, output_dir, start = model_args.stages, Path(args.output_dir), None
     refuse_own_inputs(output_dir, model_args, data_args)
     check_is_free(output_dir, RUN_MARKS)
+    check_can_write(output_dir)
     # The whole folder is put aside once, not that of every stage.
     if args.restart:
         with args.main_process_first(local=False):

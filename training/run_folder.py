@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 ARGUMENTS = "arguments.json"
 
@@ -31,6 +32,7 @@ def claim_folder(folder: Path, arguments: dict, marks: Iterable[str]) -> None:
         raise ValueError(f"{found} is there, and nothing says with which arguments it was made. {what_to_do}")
     else:
         check_is_free(folder)
+    check_can_write(folder)
     write_json(file, now)
 
 
@@ -56,6 +58,34 @@ def check_is_free(folder: Path, marks: Iterable[str] = ()) -> None:
         )
 
 
+def check_can_write(folder: str | Path) -> None:
+    """Try, before any work is done, whether a folder for results can be filled: it is there, or can be made.
+
+    Raises:
+        OSError: it cannot; the message says where, and why.
+    """
+    folder = Path(folder).absolute()
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    try:
+        TemporaryDirectory(dir=there, prefix=".kivla_").cleanup()
+    except OSError as error:
+        raise OSError(
+            f"Nothing can be written to {folder}: no folder can be made in {there} ({error.strerror}). Name another "
+            "place."
+        ) from error
+
+
+def check_can_write_file(file: str | Path) -> None:
+    """Try, before any work is done, whether a file for results can be written.
+
+    Raises:
+        OSError: it cannot; the message says where, and why.
+    """
+    if Path(file).is_dir():
+        raise IsADirectoryError(f"{file} is a folder. Name a file.")
+    check_can_write(Path(file).parent)
+
+
 def relation_to(folder: str | Path, value: str | Path | None) -> str | None:
     """How a folder for results stands to something that is read, if that is here: it "is" it, or "holds" it."""
     if value is None or not (path := Path(value).expanduser().resolve()).exists():
@@ -64,15 +94,17 @@ def relation_to(folder: str | Path, value: str | Path | None) -> str | None:
     return "is" if path == folder else "holds" if folder in path.parents else None
 
 
-def refuse_inputs(output_dir: str, **inputs: str | None) -> None:
-    """Refuse a folder for results that is one of what is read.
+def check_for_results(output_dir: str, **inputs: str | None) -> None:
+    """Refuse a folder for results that is one of what is read, or that nothing can be written to.
 
     Raises:
-        ValueError: naming the option.
+        ValueError: it is read, as the option that is named.
+        OSError: nothing can be written there.
     """
     for name, value in inputs.items():
         if relation_to(output_dir, value) == "is":
             raise ValueError(f"--output_dir {output_dir} is the --{name} itself. Name a folder of its own.")
+    check_can_write(output_dir)
 
 
 def write_json(path: Path, content) -> None:

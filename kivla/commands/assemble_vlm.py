@@ -8,7 +8,7 @@ from ..assembly import assemble_vlm, load_text_model, load_vision_tower
 from ..assembly.pretrained_parts import DTYPES
 from ..command_line import parse
 from ..named_models import model_type
-from ..training.run_folder import check_is_free
+from ..training.run_folder import check_can_write, check_is_free
 
 
 @dataclass
@@ -41,6 +41,7 @@ class AssembleArguments:
 def run(arguments: Sequence[str]) -> None:
     (args,) = parse((AssembleArguments,), arguments, prog="kivla assemble-vlm", positional="output_dir")
     check_is_free(Path(args.output_dir))
+    check_can_write(args.output_dir)
     template = args.chat_template and Path(args.chat_template).read_text(encoding="utf-8")
     if args.gguf_file is None:
         model_type(args.text_model, "language model (--text_model)")

@@ -36,7 +36,7 @@ from ..training.evaluation.text_nll import (
 from ..training.evaluation.tokenizer_error import measure
 from ..training.policy_data_options import PolicyDataOptions
 from ..training.policy_options import refuse
-from ..training.run_folder import refuse_inputs
+from ..training.run_folder import check_for_results
 
 # What an option is about that is of no use without it
 _OF_TEXTS = ("text_column", "text_split", "text_config", "num_texts", "text_length")
@@ -115,7 +115,7 @@ class Speaker(NamedTuple):
 
 def run(arguments: Sequence[str]) -> None:
     (args,) = parse((EvaluateArguments,), arguments, prog="kivla evaluate", positional="policy")
-    refuse_inputs(args.output_dir, policy=args.policy, dataset=args.dataset)
+    check_for_results(args.output_dir, policy=args.policy, dataset=args.dataset)
     if args.dataset is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         speaker = Speaker.load(args.policy, args.trust_remote_code, device, args.dtype)

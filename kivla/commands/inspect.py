@@ -27,6 +27,7 @@ from ..training.model_size import (
     part_sizes,
     suggest_expert,
 )
+from ..training.run_folder import check_can_write_file
 
 
 @dataclass
@@ -51,6 +52,7 @@ class InspectArguments:
 
 def run(arguments: Sequence[str]) -> None:
     (args,) = parse((InspectArguments,), arguments, prog="kivla inspect", positional="model")
+    check_can_write_file(path := Path(args.output))
     args.model = find_vlm(args.model)
     kind = model_type(args.model, "policy or VLM", known=(TABLETOP,))
     code = {"trust_remote_code": args.trust_remote_code}
@@ -75,7 +77,6 @@ def run(arguments: Sequence[str]) -> None:
     print("\n" + describe_sizes(config, model, shape := example_shape(config, processor, batch)))
     if not is_policy:
         print(describe_suggestion(config, shape, args.max_parameter_share, args.max_step_share))
-    path = Path(args.output)
     path.parent.mkdir(parents=True, exist_ok=True)
     plot_attention_mask(path, mask, groups)
     print(f"\nAttention mask, layer {config.expert_layers[0]['layer']}: {path}")

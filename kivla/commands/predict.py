@@ -12,7 +12,7 @@ from ..training.dataset_options import DatasetOptions
 from ..training.evaluation.predictions import draw, predict_dataset
 from ..training.policy_data_options import PolicyDataOptions
 from ..training.policy_options import refuse
-from ..training.run_folder import refuse_inputs
+from ..training.run_folder import check_for_results
 
 # What applies to frames of a dataset alone
 _OF_FRAMES = ("num_frames", "num_plots", "batch_size", "output_dir", *(entry.name for entry in fields(DatasetOptions)))
@@ -49,7 +49,8 @@ class PredictArguments(PolicyDataOptions):
 
 def run(arguments: Sequence[str]) -> None:
     (args,) = parse((PredictArguments,), arguments, prog="kivla predict", positional="policy")
-    refuse_inputs(args.output_dir, policy=args.policy, dataset=args.dataset)
+    if args.dataset is not None:
+        check_for_results(args.output_dir, policy=args.policy, dataset=args.dataset)
     pipe = policy_pipeline(args.policy, args.trust_remote_code, dtype=args.dtype)
     options = args.acting_options(pipe)
     # One observation, from the command line.

@@ -14,6 +14,7 @@ from ..command_line import parse
 from ..hub_cards.environment_info import environment_info
 from ..training.run import check_options, make_trainer
 from ..training.run_arguments import PRESETS, RunArguments, advanced_options
+from ..training.run_folder import check_can_write
 from ..training.run_options import START, DataArguments, ModelArguments
 
 # Range in the profile -> what it is. Ranges that lie inside another one are indented.
@@ -48,6 +49,7 @@ def run(arguments: Sequence[str]) -> None:
     args = replace(args, max_steps=warmup + steps + 1, save_strategy="no", eval_strategy="no", report_to="none")
     check_options(model_args, data_args, args)
     trace = Path(args.output_dir) / "trace.json"
+    check_can_write(trace.parent)
     scratch = TemporaryDirectory()  # the folder may hold the run that is profiled
     args = replace(args, output_dir=scratch.name)
     trainer, _ = make_trainer(model_args, data_args, args, model_args.stages[-1])

@@ -20,7 +20,7 @@ from ..simulation.rollout_evaluation import (
     write_phases,
 )
 from ..training.evaluation.confidence import mcnemar_test
-from ..training.run_folder import refuse_inputs
+from ..training.run_folder import check_for_results
 
 
 @dataclass
@@ -75,7 +75,7 @@ class RolloutArguments:
 
 def run(arguments: Sequence[str]) -> None:
     (args,) = parse((RolloutArguments,), arguments, prog="kivla rollout", positional="policy")
-    refuse_inputs(args.output_dir, policy=args.policy, compare=args.compare)
+    check_for_results(args.output_dir, policy=args.policy, compare=args.compare)
     if args.video_format not in ("mp4", "gif"):
         raise ValueError(f"--video_format is mp4 or gif, not {args.video_format!r}.")
     if args.video_format == "mp4" and video_format() == "gif" and args.num_videos > 0:

@@ -79,17 +79,19 @@ def plan_runs(
         print(f"  {cell.name:36}{of_pilot}, {of_run} ({cost['step']:.2f} core-seconds a step)")
     # One seed of every recipe before the next, one condition before the next: what is left out is the end.
     runs = [(cell, seed) for c in study.conditions for seed in study.seeds for cell in cells if cell.condition == c]
-    todo, hours = [], 0.0
+    todo, hours, of_all = [], 0.0, 0.0
     for cell, seed in runs:
         needs = costs[cell]["run"] + (costs[cell]["pilot"] if seed == study.seeds[0] else 0.0)
+        of_all += needs
         is_beyond = study.core_hours is not None and hours + needs > study.core_hours
         if is_beyond and _key_of(cell, seed) not in done:
             left_out[f"{cell.name}, seed {seed}"] = f"beyond --core_hours {study.core_hours:g}"
         else:
             hours += needs
             todo.append((cell, seed))
-    print(f"{len(todo)} runs, together {hours:.1f} core-hours.")
+    print(f"{len(todo)} of {len(runs)} runs, together {hours:.1f} core-hours.")
     if len(todo) < len(runs):
+        print(f"All {len(runs)} would take {of_all:.1f} core-hours.")
         steps = steps_that_fit(list(costs.values()), len(study.seeds), study.max_steps, study.core_hours)
         if steps > 0:
             print(f"All {len(runs)} would fit {study.core_hours:g} core-hours with about --max_steps {steps}.")

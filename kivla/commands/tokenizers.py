@@ -13,6 +13,7 @@ from ..training.dataset_options import DatasetOptions
 from ..training.evaluation.tokenizer_error import format_table, measure, split
 from ..training.policy_options import RelativeOptions
 from ..training.relative_options import told_relative
+from ..training.run_folder import check_can_write_file
 
 
 @dataclass
@@ -32,6 +33,7 @@ class TokenizerArguments(RelativeOptions, DatasetOptions):
 
 def run(arguments: Sequence[str]) -> None:
     (args,) = parse((TokenizerArguments,), arguments, prog="kivla tokenizers", positional="dataset")
+    check_can_write_file(file := Path(args.output))
     fitted_on, held_out = split(args.reader(), args.dataset, args.chunk_size, args.chosen_episodes(args.dataset))
     relative = told_relative(fitted_on, args)
     statistics = robot_statistics([fitted_on], relative)
@@ -43,7 +45,6 @@ def run(arguments: Sequence[str]) -> None:
     tokenizers[f"{args.num_bins} bins"] = BinningActionTokenizer(args.num_bins)
     actions = learned_chunks(held_out, units, args.num_chunks)
     rows = [{"tokenizer": name, **measure(one, actions, units.normalizer)} for name, one in tokenizers.items()]
-    file = Path(args.output)
     file.parent.mkdir(parents=True, exist_ok=True)
     report = {**asdict(args), "num_fitted": len(chunks), "num_measured": len(actions), "rows": rows}
     file.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")

@@ -52,8 +52,10 @@ def test_the_table_says_what_was_measured(tmp_path):
     printed = hands.measure(options_of(tmp_path, seeds=[0, 1], rows=["base", "twice"]))
     base, twice = [line.split("|")[1:-1] for line in printed.splitlines() if line.startswith("| ")][1:]
     assert base[0].strip() == hands.ROWS["base"].title and base[1].strip() == "0.0 % (0.0 - 32.4)"
-    assert [cell.split("%")[0].strip() for cell in base[4:8]] == ["75.0", "25.0", "12.5", "0.0"], "both seeds together"
-    assert [cell.split("%")[0].strip() for cell in twice[1:4]] == ["50.0", "0.0", "50.0"]
+    assert [cell.split("%")[0].strip() for cell in base[6:10]] == ["75.0", "25.0", "12.5", "0.0"], "both seeds together"
+    assert [cell.split("%")[0].strip() for cell in (twice[1], *twice[4:6])] == ["50.0", "0.0", "50.0"]
+    assert base[2:4] == [" 0 % 0 % ", " - "] and twice[2] == " 50 % "
+    assert twice[3].startswith(" +50.0 ("), "beside the one seed that both have"
     assert printed.endswith("Not trained yet: twice (seed 1).") and "Move tasks, fresh scenes" in printed
     assert (tmp_path / "hands_move.png").stat().st_size > 1000 and (tmp_path / "table.md").read_text() == printed + "\n"
 

@@ -8,7 +8,7 @@ import pytest
 
 from kivla.cli import main
 from kivla.demo.stages import once
-from kivla.training.run_folder import claim_folder, write_json
+from kivla.training.run_folder import check_can_write, check_can_write_file, claim_folder, write_json
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -97,3 +97,38 @@ def test_json_files_are_whole_whenever_the_process_is_killed(tmp_path, monkeypat
         once(tmp_path / "b.json", lambda: {"n": 3})
     assert json.loads(file.read_text()) == {"n": 1}
     assert not (tmp_path / "b.json").exists()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["rollout", "no/policy", "--output_dir"],
+        ["evaluate", "no/policy", "--dataset", "no/data", "--output_dir"],
+        ["predict", "no/policy", "--dataset", "no/data", "--output_dir"],
+        ["tokenizers", "no/data", "--output"],
+        ["inspect", "no/vlm", "--output"],
+        ["profile", "--vlm", "tabletop", "--dataset", "no/data", "--output_dir"],
+        ["train", "--vlm", "tabletop", "--dataset", "no/data", "--output_dir"],
+        ["assemble-vlm", "--text_model", "no/text", "--vision_tower", "no/tower", "--output_dir"],
+        ["demo", "--output_dir"],
+        ["study", "--output_dir"],
+        ["pretrain-tiny", "--output_dir"],
+        ["teach-vlm", "--vlm", "no/vlm", "--output_dir"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_a_place_that_nothing_can_be_written_to_is_refused_before_any_work(tmp_path, capsys, command):
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(SystemExit) as stopped:
+        main([*command, str(tmp_path / "thesis.tex" / "results" / "here")])
+    said = str(stopped.value) + capsys.readouterr().err
+    assert "Nothing can be written to" in said and "thesis.tex (Not a directory). Name another place." in said
+    assert list(files(tmp_path)) == ["thesis.tex"]
+
+
+def test_the_trial_of_a_place_leaves_nothing_and_a_folder_is_no_file(tmp_path):
+    check_can_write(tmp_path / "a" / "b")
+    check_can_write_file(tmp_path / "report.json")
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(IsADirectoryError, match="is a folder. Name a file"):
+        check_can_write_file(tmp_path)
