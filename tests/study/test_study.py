@@ -112,7 +112,9 @@ def test_what_is_done_is_never_left_out(monkeypatch, capsys):
     assert todo == [(Cell("insulated"), 0)] and list(left_out) == ["joint, cold, seed 0"]
     said = capsys.readouterr().out
     assert "--max_steps" not in said
-    assert "1 of 2 runs, together 3.0 core-hours.\nAll 2 would take 6.0 core-hours." in said, "a pilot and a run of each"
+    assert "1 of 2 runs, together 3.0 core-hours.\nAll 2 would take 6.0 core-hours." in said, (
+        "a pilot and a run of each"
+    )
 
 
 def test_how_many_steps_fit_a_budget():

@@ -130,5 +130,5 @@ def test_the_trial_of_a_place_leaves_nothing_and_a_folder_is_no_file(tmp_path):
     check_can_write(tmp_path / "a" / "b")
     check_can_write_file(tmp_path / "report.json")
     assert not list(tmp_path.iterdir())
-    with pytest.raises(IsADirectoryError, match="is a folder. Name a file"):
+    with pytest.raises(IsADirectoryError, match=r"is a folder\. Name a file"):
         check_can_write_file(tmp_path)
