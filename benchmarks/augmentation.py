@@ -26,9 +26,8 @@ from kivla.simulation.rollout import PipelinePolicy, rollout
 from kivla.simulation.rollout_evaluation import success_rate
 from kivla.simulation.tabletop.rendering import BACKGROUND
 from kivla.training.evaluation.confidence import paired_difference
-from kivla.training.run_folder import claim_folder
 
-from .options import count
+from .options import Distinct, claim, count, natural
 
 
 @dataclass(frozen=True)
@@ -95,13 +94,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--learn_vision", action="store_true", help="the vision tower learns, too, in what follows")
     parser.add_argument("--num_episodes", type=count, default=200, help="scenes, the same for all (default: 200)")
     parser.add_argument("--num_demonstrations", type=count, default=1500, help="(default: 1500)")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="a run each, of both (default: 0 1)")
+    parser.add_argument(
+        "--seeds", type=natural, nargs="+", action=Distinct, default=[0, 1], help="a run each, of both (default: 0 1)"
+    )
     parser.add_argument("--threads", type=count, default=1, help="CPU threads (default: 1)")
     parser.add_argument("--output", type=Path, default=Path("outputs/augmentation"), help="where everything goes")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     facts = {name: value for name, value in vars(options).items() if name not in ("output", "threads", "seeds")}
-    claim_folder(options.output, facts, ("*.json", "demonstrations"))
+    claim(parser, options.output, facts, ("*.json", "demonstrations"))
     print(format_rows(measure(options), options.seeds))
 
 

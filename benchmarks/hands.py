@@ -3,8 +3,9 @@
 One row is one change: policies from the same VLM, with the same steps and seeds, that differ from the first row in one
 thing alone. Some rows are no policies of their own, but the first one's acting otherwise. All act in the same scenes,
 with their own instruction and with another one (swapped); what is counted is success, and which phase an episode
-reached. `plan` times twenty steps of each row and says what all will take, `train` trains the rows, `measure` rolls
-them out and writes table.md and hands.png. Everything goes on where it was stopped, row by row.
+reached. `plan` times twenty steps of each row and says what training all will take, `train` trains the rows, `measure`
+rolls them out, and writes table.md of these rows and hands_KIND.png. Everything goes on where it was stopped, row by
+row. Other kinds, steps or demonstrations want an `--output` of their own.
 
     python -m benchmarks.hands train --rows base hovering recoveries
     python -m benchmarks.hands measure --rows base hovering recoveries
@@ -39,9 +40,9 @@ from kivla.simulation.rollout_evaluation import evaluate, success_rate
 from kivla.simulation.tabletop.phases import PHASES
 from kivla.simulation.tabletop.tasks import TASK_KINDS
 from kivla.study.summary import bootstrap_seeds
-from kivla.training.run_folder import claim_folder, write_whole
+from kivla.training.run_folder import write_whole
 
-from .options import count
+from .options import Distinct, claim, count, natural
 
 matplotlib.use("Agg")
 
@@ -143,21 +144,25 @@ def main(arguments: list[str] | None = None) -> None:
         prog="python -m benchmarks.hands", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("what", choices=("plan", "train", "measure"))
-    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), help="which; all")
-    parser.add_argument("--kinds", nargs="+", choices=TASK_KINDS, default=["move"], help="of task; move")
+    parser.add_argument("--rows", nargs="+", action=Distinct, choices=ROWS, default=list(ROWS), help="which; all")
+    parser.add_argument(
+        "--kinds", nargs="+", action=Distinct, choices=TASK_KINDS, default=["move"], help="of task; move"
+    )
     parser.add_argument("--vlm", default=TABLETOP, help="VLM that all start from; tabletop")
     parser.add_argument("--num_episodes", type=count, default=200, help="scenes of each kind, the same for all; 200")
     parser.add_argument("--max_steps", type=count, default=1500, help="optimiser steps of the first row; 1500")
     parser.add_argument("--num_demonstrations", type=count, default=3000, help="3000")
     parser.add_argument("--held_out", action="store_true", help="measure pairs, wordings, ... too that were held out")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="a policy of each row for each; 0")
+    parser.add_argument(
+        "--seeds", type=natural, nargs="+", action=Distinct, default=[0], help="a policy of each row for each; 0"
+    )
     parser.add_argument("--threads", type=count, default=1, help="CPU threads; 1")
     parser.add_argument("--output", type=Path, default=Path("outputs/hands"), help="where everything goes")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     facts = {name: getattr(options, name) for name in ("kinds", "vlm", "num_episodes", "max_steps")}
     facts["num_demonstrations"] = options.num_demonstrations
-    claim_folder(options.output, facts, ("*.json", "demonstrations*"))
+    claim(parser, options.output, facts, ("*.json", "demonstrations*"))
     if options.what == "plan":
         print(plan(options))
     elif options.what == "train":
@@ -191,6 +196,7 @@ def train(options: argparse.Namespace, name: str, seed: int) -> None:
     """Train a row's policy; what is there is not done again."""
     row = ROWS[name]
     if row.acts is not None:
+        print(f"{name} only acts otherwise, with the policy of {row.acts}: nothing to train.")
         return
     args, folder = arguments_of(options, name), policy_of(options, name, seed)
     start, steps = find_vlm(options.vlm), round(row.steps * options.max_steps)
@@ -217,7 +223,8 @@ def plan(options: argparse.Namespace) -> str:
     lines = ["| row | s a step | minutes of training, a seed |", "|---|--:|--:|"]
     total = 0.0
     for name in options.rows:
-        if ROWS[name].acts is not None:
+        if (whose := ROWS[name].acts) is not None:
+            lines.append(f"| {name} | | none: it acts with the policy of {whose} |")
             continue
         args = arguments_of(options, name)
         where = demonstrations_of(options, args), options.output / "scratch"
@@ -230,7 +237,7 @@ def plan(options: argparse.Namespace) -> str:
         minutes = timed["step"] * ROWS[name].steps * options.max_steps / 60
         total += minutes
         lines.append(f"| {name} | {timed['step']:.2f} | {minutes:.0f} |")
-    return "\n".join([*lines, f"| all, {len(options.seeds)} seeds | | {total * len(options.seeds):.0f} |"])
+    return "\n".join([*lines, f"| all, number of seeds: {len(options.seeds)} | | {total * len(options.seeds):.0f} |"])
 
 
 # ------------------------------------------------------------------------------------------------------------- acting
@@ -243,7 +250,7 @@ def measure(options: argparse.Namespace) -> str:
             measured = {}
             for seed in options.seeds:
                 if not policy_of(options, name, seed).with_suffix(".json").is_file():
-                    untrained.add(f"{name} (seed {seed})")
+                    untrained.add(f"{ROWS[name].acts or name} (seed {seed})")
                     continue
                 path = options.output / f"row_{name}_{seed}_{loop}.json"
                 measured[seed] = once(path, lambda name=name, seed=seed, loop=loop: outcomes(options, name, seed, loop))

@@ -25,9 +25,9 @@ from kivla.simulation.hidden_tabletop import HELD, SHOWN
 from kivla.simulation.rollout import Episode, PipelinePolicy, rollout
 from kivla.simulation.rollout_evaluation import success_rate
 from kivla.training.evaluation.confidence import mcnemar_test
-from kivla.training.run_folder import claim_folder, write_whole
+from kivla.training.run_folder import write_whole
 
-from .options import count
+from .options import Distinct, claim, count
 
 matplotlib.use("Agg")
 
@@ -75,7 +75,9 @@ SIZES = {
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.history", description=__doc__)
     parser.add_argument("what", choices=("train", "measure", "cost"))
-    parser.add_argument("--policies", nargs="+", choices=HISTORIES, default=list(HISTORIES), help="which; both")
+    parser.add_argument(
+        "--policies", nargs="+", action=Distinct, choices=HISTORIES, default=list(HISTORIES), help="which; both"
+    )
     parser.add_argument("--num_episodes", type=count, default=200, help="scenes, the same for both; 200")
     parser.add_argument("--max_steps", type=count, default=1100, help="optimiser steps of a policy; 1100")
     parser.add_argument("--num_demonstrations", type=count, default=3000, help="3000")
@@ -88,7 +90,7 @@ def main(arguments: list[str] | None = None) -> None:
         return
     torch.set_num_threads(options.threads)
     facts = {name: getattr(options, name) for name in ("num_episodes", "max_steps", "num_demonstrations", "seed")}
-    claim_folder(options.output, facts, ("*.json", "demonstrations"))
+    claim(parser, options.output, facts, ("*.json", "demonstrations"))
     if options.what == "train":
         for name in options.policies:
             train(options, name)

@@ -32,9 +32,9 @@ from kivla.named_models import TABLETOP_VLM
 from kivla.simulation import MovingTabletopVectorEnv, record_demonstrations
 from kivla.simulation.rollout import Acting, PipelinePolicy, rollout
 from kivla.training.evaluation.confidence import Interval, bootstrap_interval
-from kivla.training.run_folder import claim_folder, write_whole
+from kivla.training.run_folder import write_whole
 
-from .options import count
+from .options import Distinct, claim, count, natural
 
 matplotlib.use("Agg")
 
@@ -50,10 +50,14 @@ Summary = Callable[[list[dict]], Interval | None]  # None: there is nothing to c
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.moving", description=__doc__)
     parser.add_argument("what", choices=("train", "measure"))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of weights, data and noise; 0 1 2")
+    parser.add_argument(
+        "--seeds", type=natural, nargs="+", action=Distinct, default=[0, 1, 2], help="of weights, data and noise; 0 1 2"
+    )
     parser.add_argument("--max_delay", type=int, default=6, help="longest delay of the training; 6. 0: without")
-    parser.add_argument("--latencies", type=int, nargs="+", default=list(range(7)), help="control steps; 0 to 6")
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="all five")
+    parser.add_argument(
+        "--latencies", type=int, nargs="+", action=Distinct, default=list(range(7)), help="control steps; 0 to 6"
+    )
+    parser.add_argument("--ways", nargs="+", action=Distinct, choices=WAYS, default=list(WAYS), help="all five")
     parser.add_argument("--num_episodes", type=count, default=200, help="scenes, the same for all; 200")
     parser.add_argument("--max_steps", type=count, default=2400, help="optimiser steps of a policy; 2400")
     parser.add_argument("--num_demonstrations", type=count, default=2000, help="2000")
@@ -62,7 +66,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     facts = {name: getattr(options, name) for name in ("max_delay", "num_episodes", "max_steps", "num_demonstrations")}
-    claim_folder(options.output, facts, ("*.json", "demonstrations"))
+    claim(parser, options.output, facts, ("*.json", "demonstrations"))
     for seed in options.seeds:
         (train if options.what == "train" else measure)(options, seed)
     if options.what == "measure":

@@ -24,9 +24,8 @@ from kivla.training.evaluation.text_nll import HeldOutTexts, text_nll
 from kivla.training.new_token_start import aim_new_tokens
 from kivla.training.parts import vocabulary_weights
 from kivla.training.recipes import Stage
-from kivla.training.run_folder import claim_folder
 
-from .options import count
+from .options import Distinct, claim, count, natural
 
 PROJECTOR_RATE = 3e-4
 LAST = 10  # steps that the last loss is the mean of
@@ -49,12 +48,25 @@ STARTS = {function.__name__: function for function in (sampled, small)}
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.new_tokens", description=__doc__)
     parser.add_argument("--vlm", default=str(TABLETOP_VLM), help="(default: the tabletop's small one)")
-    parser.add_argument("--rates", type=float, nargs="+", default=[3e-4, 1e-3, 3e-3, 1e-2], help="of the new rows")
-    parser.add_argument("--starts", nargs="+", choices=(MEAN, AIMED, *STARTS), default=[MEAN], help="of the new rows")
-    parser.add_argument("--parts", nargs="+", default=["new_tokens", "projector"], help="(default: both)")
+    parser.add_argument(
+        "--rates", type=float, nargs="+", action=Distinct, default=[3e-4, 1e-3, 3e-3, 1e-2], help="of the new rows"
+    )
+    parser.add_argument(
+        "--starts", nargs="+", action=Distinct, choices=(MEAN, AIMED, *STARTS), default=[MEAN], help="of the new rows"
+    )
+    parser.add_argument(
+        "--parts", nargs="+", action=Distinct, default=["new_tokens", "projector"], help="(default: both)"
+    )
     parser.add_argument("--max_steps", type=count, default=60, help="(default: 60)")
     parser.add_argument("--batch_size", type=count, default=4, help="(default: 4)")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of rows and order of the data (default: 0)")
+    parser.add_argument(
+        "--seeds",
+        type=natural,
+        nargs="+",
+        action=Distinct,
+        default=[0],
+        help="of rows and data (default: 0)",
+    )
     parser.add_argument("--num_demonstrations", type=count, default=200, help="(default: 200)")
     parser.add_argument("--texts", help="held-out texts: see `load_texts`")
     parser.add_argument("--num_texts", type=count, default=32, help="(default: 32)")
@@ -64,7 +76,7 @@ def main(arguments: list[str] | None = None) -> None:
         name: getattr(given, name)
         for name in ("vlm", "max_steps", "batch_size", "num_demonstrations", "texts", "num_texts")
     }
-    claim_folder(given.output, facts, ("*.json", "demonstrations"))
+    claim(parser, given.output, facts, ("*.json", "demonstrations"))
     demonstrations = given.output / "demonstrations"
     record(demonstrations, TabletopArguments(num_demonstrations=given.num_demonstrations))
     rows = []

@@ -21,9 +21,8 @@ from kivla.simulation import TabletopVectorEnv
 from kivla.simulation.rollout import PipelinePolicy, rollout
 from kivla.simulation.rollout_evaluation import success_rate
 from kivla.training.evaluation.confidence import mcnemar_test
-from kivla.training.run_folder import claim_folder
 
-from .options import count
+from .options import claim, count
 
 KIND = "touch_then_touch"
 START, WITH, WITHOUT = "start", "policy_with_subtasks", "policy_without"
@@ -67,7 +66,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     facts = {name: value for name, value in vars(options).items() if name not in ("output", "threads")}
-    claim_folder(options.output, facts, ("*.json", "demonstrations"))
+    claim(parser, options.output, facts, ("*.json", "demonstrations"))
     print(format_rows(measure(options)))
 
 

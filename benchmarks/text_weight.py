@@ -23,9 +23,8 @@ from kivla.training.data.mixture import Mixture
 from kivla.training.data.vlm.texts import TextDataset
 from kivla.training.evaluation.text_nll import HeldOutTexts, text_nll
 from kivla.training.recipes import INSULATED
-from kivla.training.run_folder import claim_folder
 
-from .options import count
+from .options import Distinct, claim, count
 
 NONE = "none"
 LAST = 10  # steps that the last losses are the mean of
@@ -37,7 +36,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--texts", required=True, help="to train on: see `load_texts`")
     parser.add_argument("--held_out_texts", required=True, help="to measure on, of another source")
     parser.add_argument(
-        "--weights", nargs="+", default=[NONE, "1:0", "10:0", "0:1"], help="(default: none 1:0 10:0 0:1)"
+        "--weights",
+        nargs="+",
+        action=Distinct,
+        default=[NONE, "1:0", "10:0", "0:1"],
+        help="(default: none 1:0 10:0 0:1)",
     )
     parser.add_argument("--share", type=float, default=0.5, help="of texts among the examples (default: 0.5)")
     parser.add_argument("--text_length", type=count, default=96, help="tokens of a text (default: 96)")
@@ -50,7 +53,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, default=Path("outputs/text_weight"), help="where everything goes")
     given = parser.parse_args(arguments)
     facts = {name: value for name, value in vars(given).items() if name not in ("weights", "output")}
-    claim_folder(given.output, facts, ("*.json", "demonstrations"))
+    claim(parser, given.output, facts, ("*.json", "demonstrations"))
     demonstrations = given.output / "demonstrations"
     record(demonstrations, TabletopArguments(num_demonstrations=given.num_demonstrations))
     start = once(given.output / "start.json", lambda: measure_start(given, demonstrations))

@@ -39,6 +39,8 @@ COMMANDS = {
 }
 
 
+# Commands that keep what they have done, wherever they are stopped
+RESUMES = ("demo", "study", "teach-vlm", "pretrain-tiny")
 # What some commands need beside the core, and the extra that brings it (pyproject.toml)
 EXTRAS = {
     **{"gymnasium": "sim", "metaworld": "metaworld", "websockets": "server", "msgpack": "server"},
@@ -73,6 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         import_module(f"kivla.commands.{command.replace('-', '_')}").run(rest)
     except KeyboardInterrupt:  # as shells report it; whoever pressed Ctrl-C knows why
+        if command in RESUMES:
+            print(f"\nStopped. The same `kivla {command}` command goes on from what is done.", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
         message = _for_people(error, rest)
@@ -94,7 +98,7 @@ def _for_people(error: Exception, words: Sequence[str]) -> str | None:
     if isinstance(error, StrictDataclassError):  # a config refused a value: in the library's words, or around ours
         cause = error.__cause__ or error
         return str(cause) if isinstance(error, StrictDataclassFieldValidationError) else _words_of_ours(cause)
-    if not isinstance(error, (ValueError, TypeError, OSError, ImportError)):
+    if not isinstance(error, (ValueError, TypeError, OSError, ImportError, RuntimeError)):
         return None
     return _missing_extra(error) or _named_file(error, words) or _words_of_ours(error) or _missing_library(error)
 

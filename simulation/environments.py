@@ -1,5 +1,6 @@
 """Environments by name, and what each must offer."""
 
+import numbers
 from collections.abc import Mapping, Sequence
 from inspect import Parameter, signature
 from typing import Protocol
@@ -111,9 +112,20 @@ def make_env(name: str, num_envs: int, **options) -> Environment:
     if not any(parameter.kind is Parameter.VAR_KEYWORD for parameter in has):
         for option in [option for option in options if option not in names]:
             raise ValueError(f"For the environment {name} there is no option {option}. It has: {', '.join(names)}.")
+    for parameter in has:
+        if parameter.name in options:
+            _check_number(parameter, options[parameter.name])
     env = found(num_envs, **options)
     check_environment(env)
     return env
+
+
+def _check_number(parameter: Parameter, value) -> None:
+    """Refuse what is no number where a constructor says that it takes one: YAML reads `nan` and `1,5` as words."""
+    wanted: type = {int: numbers.Integral, float: numbers.Real}.get(parameter.annotation, object)
+    if wanted is not object and (isinstance(value, bool) or not isinstance(value, wanted)):
+        what = "a whole number" if wanted is numbers.Integral else "a number"
+        raise ValueError(f"{parameter.name} of the environment must be {what}, got {value!r}.")
 
 
 def check_environment(env, protocol: type = Environment) -> None:

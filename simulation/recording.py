@@ -192,7 +192,7 @@ def record_demonstrations(
                 if failed > max_failures:
                     raise RuntimeError(
                         f"The expert failed in {failed} of {failed + len(recorded)} episodes, and max_failures is "
-                        f"{max_failures}; no dataset was written. Check the environment's expert, or raise "
-                        "max_failures."
+                        f"{max_failures}; no dataset was written. Disturb it less (action_noise), check the "
+                        "environment's expert, or give `record_demonstrations` more max_failures."
                     )
     return recorded

@@ -3,6 +3,7 @@
 import os
 import textwrap
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,15 @@ MIN_VIDEO_WIDTH = 240  # pixels; smaller frames are enlarged by a whole factor, 
 
 
 def choose_episodes(episodes: Sequence[Episode], count: int) -> list[Episode]:
-    """At most `count` episodes: as many failures as successes as far as there are, failures first."""
-    failures = [episode for episode in episodes if not episode.success]
+    """At most `count` episodes: as many failures as successes as far as there are, failures first.
+
+    Failures that stopped before different phases, or of which some ran out of time and others did not, take turns.
+    """
+    kinds: dict[tuple, list[Episode]] = {}
+    for episode in episodes:
+        if not episode.success:
+            kinds.setdefault((episode.stopped_before, episode.timed_out), []).append(episode)
+    failures = [episode for turn in zip_longest(*kinds.values()) for episode in turn if episode is not None]
     successes = [episode for episode in episodes if episode.success]
     num_failures = min(len(failures), max(count // 2, count - len(successes)))
     return failures[:num_failures] + successes[: count - num_failures]
@@ -37,13 +45,17 @@ def write_title(row: FigureBase, episode: Episode) -> None:
 
 
 def _outcome(episode: Episode) -> str:
-    return f"{'success' if episode.success else 'failure'} ({episode.steps} steps, seed {episode.seed})"
+    if episode.success:
+        outcome = "success"
+    else:
+        outcome = "failure, time was up" if episode.timed_out else "failure, decided early"
+    return f"{outcome} ({episode.steps} steps, seed {episode.seed})"
 
 
 def _stop(episode: Episode) -> str | None:
     """Where a failure stopped, if the environment says so."""
     is_known = not episode.success and episode.stopped_before is not None
-    return f'before "{episode.stopped_before}"' if is_known else None
+    return f'stopped before "{episode.stopped_before}"' if is_known else None
 
 
 def write_video(path: str | os.PathLike, episode: Episode, fps: int) -> None:
@@ -91,7 +103,9 @@ def plot_phases(path: str | os.PathLike, series: Mapping[str, Sequence[dict]]) -
         shares = 100 * np.array([rate["rate"] for rate in rates])
         bounds = 100 * np.array([[rate["low"], rate["high"]] for rate in rates]).T  # (2, phases)
         errors = np.maximum(np.stack([shares - bounds[0], bounds[1] - shares]), 0)  # rounding may leave -0
-        axis.barh(places, shares, height, xerr=errors, color=color, alpha=0.75, ecolor=color, capsize=3, label=label)
+        axis.barh(places, shares, height, color=color, alpha=0.75, label=label)
+        # Thin and grey, with a dot on the rate: an interval from 0 on must not look like a bar.
+        axis.errorbar(shares, places, xerr=errors, fmt="o", ms=3.5, color=color, ecolor="0.45", elinewidth=1, capsize=3)
     axis.set_yticks(range(len(names)), names, fontsize=9)
     axis.invert_yaxis()  # the first phase is on top
     axis.set(xlim=(0, 100), xlabel="% of the episodes")

@@ -150,8 +150,8 @@ def replay(
         options = {"record": len(new), "acting": acting, "description": "To be shown"}
         again = rollout(policy, env, [episode.seed for episode in new], replan_every, max_steps, **options).episodes
         for old, run in zip(new, again, strict=True):
-            is_same = (run.success, run.stopped_before) == (old.success, old.stopped_before)
-            tried[old.seed] = run if is_same else None
+            outcomes = [(one.success, one.stopped_before, one.timed_out) for one in (old, run)]
+            tried[old.seed] = run if outcomes[0] == outcomes[1] else None
     return choose_episodes([tried[episode.seed] for episode in episodes if tried.get(episode.seed)], count)
 
 

@@ -517,7 +517,7 @@ class ResumableTrainer(Trainer):
             f"{name_examples(self.train_dataset, named)}.{kept}"
         )
         if self.args.on_nonfinite == "stop":
-            raise NonFiniteError(f"{message} (on_nonfinite='skip' goes on without such steps.)")
+            raise NonFiniteError(f"{message} (`kivla train --on_nonfinite skip` goes on without such steps.)")
         if self._skipped_in_a_row + 1 >= MAX_SKIPPED_IN_A_ROW:
             raise NonFiniteError(f"{message} It is the {MAX_SKIPPED_IN_A_ROW}th step in a row.")
         logger.warning("%s The step is skipped.", message)

@@ -9,21 +9,22 @@ from tempfile import TemporaryDirectory
 ARGUMENTS = "arguments.json"
 
 
-def claim_folder(folder: Path, arguments: dict, marks: Iterable[str]) -> None:
+def claim_folder(folder: Path, arguments: dict, marks: Iterable[str], option: str = "output_dir") -> None:
     """Write down with which arguments a folder is filled; what is there must have been made with the same ones.
 
     Args:
         arguments: all that the results depend on, by option.
         marks: patterns of files of which one is there if the command has been at work in the folder.
+        option: that named the folder.
 
     Raises:
         ValueError: it was filled with other arguments (each is named), or nothing says with which.
         FileExistsError: it holds other things.
     """
     file, now = folder / ARGUMENTS, json.loads(json.dumps(arguments))
-    what_to_do = "Give another --output_dir; or remove the folder to start anew."
+    what_to_do = f"Give another --{option}; or remove the folder to start anew."
     if file.is_file():
-        before = json.loads(file.read_text(encoding="utf-8"))
+        before = read_json(file)
         names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
         if names:
             lines = "".join(f"\n  --{name}: was {before.get(name)}, is {now.get(name)}" for name in names)
@@ -31,7 +32,7 @@ def claim_folder(folder: Path, arguments: dict, marks: Iterable[str]) -> None:
     elif found := next((path for mark in marks for path in folder.glob(mark)), None):
         raise ValueError(f"{found} is there, and nothing says with which arguments it was made. {what_to_do}")
     else:
-        check_is_free(folder)
+        check_is_free(folder, option=option)
     check_can_write(folder)
     write_json(file, now)
 
@@ -39,21 +40,22 @@ def claim_folder(folder: Path, arguments: dict, marks: Iterable[str]) -> None:
 _LOGS = {".log", ".out", ".err", ".txt"}  # what is printed may be written beside the results
 
 
-def check_is_free(folder: Path, marks: Iterable[str] = ()) -> None:
+def check_is_free(folder: Path, marks: Iterable[str] = (), option: str = "output_dir") -> None:
     """Check that a folder to be filled is new or empty, or that the command has been at work in it.
 
     Args:
         marks: patterns of files of which one is there if it has.
+        option: that named the folder.
 
     Raises:
         FileExistsError: it holds other things, or is a file.
     """
     if folder.exists() and not folder.is_dir():
-        raise FileExistsError(f"{folder} is a file. Give --output_dir a new or an empty folder.")
+        raise FileExistsError(f"{folder} is a file. Give --{option} a new or an empty folder.")
     others = [path for path in folder.iterdir() if path.suffix not in _LOGS] if folder.is_dir() else []
     if others and not any(path for mark in marks for path in folder.glob(mark)):
         raise FileExistsError(
-            f"{folder} is not empty: it holds {others[0].name}, which is of something else. Give --output_dir a new "
+            f"{folder} is not empty: it holds {others[0].name}, which is of something else. Give --{option} a new "
             "or an empty folder."
         )
 
@@ -105,6 +107,18 @@ def check_for_results(output_dir: str, **inputs: str | None) -> None:
         if relation_to(output_dir, value) == "is":
             raise ValueError(f"--output_dir {output_dir} is the --{name} itself. Name a folder of its own.")
     check_can_write(output_dir)
+
+
+def read_json(file: Path):
+    """Read a JSON file of a folder that goes on where it was.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged ({error}). Take it away: what it says is then found out anew.") from error
 
 
 def write_json(path: Path, content) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import transformers
 
 from ..command_line import command_line, parse
-from ..demo.curriculum import lessons_of, record_lessons, teach_lessons
+from ..demo.curriculum import lessons_of, record_lessons, steps_of, teach_lessons
 from ..demo.pretraining import PretrainArguments, pretrain
 from ..demo.report import write_report
 from ..demo.stages import (
@@ -39,12 +39,15 @@ from ..simulation.tabletop.tasks import TASK_KINDS
 from ..training.data.lerobot.dataset import LeRobotDataset
 from ..training.evaluation.plots import plot_training_curves
 from ..training.evaluation.predictions import draw, predict_dataset
+from ..training.policy_options import refuse
+from ..training.recipes import get_recipe
 from ..training.run_folder import claim_folder
 
 # What everything but fine-tuning takes on two cores, with one lesson and the roll-outs of one kind of task; a lesson
 # more, and a roll-out more
 OTHER_STAGES_MINUTES, LESSON_MINUTES, ROLLOUT_MINUTES = 3.0, 1.5, 0.5
 FEWEST_ROLLOUTS = 3
+MINUTES = 10.0
 HOLDING_MINUTES = 60
 TOO_FEW_STEPS = 300
 SLOWDOWN = 1.25  # the average step of a long run takes longer than the quick quarter of a few
@@ -53,8 +56,12 @@ SLOWDOWN = 1.25  # the average step of a long run takes longer than the quick qu
 @dataclass
 class DemoArguments:
     output_dir: str = field(default="outputs/demo", metadata={"help": "Where everything goes; run again to resume."})
-    minutes: float = field(
-        default=10.0, metadata={"help": "Time for everything; 4 or more. Give it 60 where something is to be held."}
+    minutes: float | None = field(
+        default=None,
+        metadata={
+            "help": f"Time for everything; {MINUTES:g}. At least 4, more for other kinds than touch: {HOLDING_MINUTES} "
+            "where something is to be held."
+        },
     )
     vlm: str | None = field(default=None, metadata={"help": "VLM to start from; the one that comes with KIVLA."})
     from_scratch: bool = field(default=False, metadata={"help": "Pretrain that VLM too, which takes an hour."})
@@ -65,15 +72,23 @@ class DemoArguments:
     num_question_scenes: int = field(default=500, metadata={"help": "Pictures to ask about, six questions each."})
     seed: int = field(default=0, metadata={"help": "Seed of weights, data order and noise."})
 
+    @property
+    def time(self) -> float:
+        """`minutes`, or how many there are by default."""
+        return MINUTES if self.minutes is None else self.minutes
+
 
 def run(arguments: Sequence[str]) -> None:
     # Contradictions are refused before anything is written.
     demo, args = parse((DemoArguments, TabletopArguments), arguments, prog="kivla demo")
     if demo.from_scratch and demo.vlm:
         raise ValueError("Give either --vlm or --from_scratch true, which makes its own VLM.")
-    if not other_minutes(args) + 1 <= demo.minutes:
+    if demo.max_steps is not None:
+        refuse({"minutes": "--max_steps says how long it trains"} if demo.minutes is not None else {})
+        steps_of(args, demo.max_steps)
+    elif not other_minutes(args) + 1 <= demo.time:
         advice = f" Where something is to be held, {HOLDING_MINUTES} are a good beginning." if args.holds else ""
-        raise ValueError(f"--minutes must be at least {other_minutes(args) + 1:g}, got {demo.minutes:g}.{advice}")
+        raise ValueError(f"--minutes must be at least {other_minutes(args) + 1:g}, got {demo.time:g}.{advice}")
     if demo.num_question_scenes < 1:
         raise ValueError("--num_question_scenes must be at least 1: the report shows what the VLM still sees.")
     if not 0 <= demo.seed < QUESTION_SEED:  # co-training questions and those that are measured stay apart
@@ -84,8 +99,8 @@ def run(arguments: Sequence[str]) -> None:
     folder = Path(demo.output_dir)
     arguments = {name: value for name, value in {**asdict(demo), **asdict(args)}.items() if name != "output_dir"}
     claim_folder(folder, arguments, ("*.json", "demonstrations*", "policy*", "pretraining"))
-    if args.holds and demo.max_steps is None and demo.minutes < HOLDING_MINUTES:
-        print(f"Something is to be held: {HOLDING_MINUTES} --minutes are a good beginning, {demo.minutes:g} are few.")
+    if args.holds and demo.max_steps is None and demo.time < HOLDING_MINUTES:
+        print(f"Something is to be held: {HOLDING_MINUTES} --minutes are a good beginning, {demo.time:g} are few.")
     print(f"Everything goes to {folder}. What is there already is not done again; delete it to start anew.\n")
     if demo.from_scratch:
         pretrain(PretrainArguments(str(folder / "pretraining"), seed=demo.seed))
@@ -102,7 +117,8 @@ def run(arguments: Sequence[str]) -> None:
     recorded = once(folder / "demonstrations.json", lambda: record_lessons(folder, args))
     print(f"   {recorded['episodes']} episodes, {recorded['frames']} frames: {demonstrations}\n")
 
-    print("3. Fine-tuning with knowledge insulation: the VLM learns action tokens, the expert learns the flow")
+    recipe = get_recipe(args.recipe)
+    print(f"3. Fine-tuning, recipe {args.recipe}: {recipe.description}")
     policy = folder / "policy"
     plan = once(folder / "plan.json", lambda: _plan(demo, vlm, demonstrations, folder, args))
     trained = once(
@@ -138,7 +154,14 @@ def run(arguments: Sequence[str]) -> None:
         "summary": _summary(rollouts, before, after, sum(minutes.values())),
         "machine": environment_info(),
         "minutes": minutes,
-        "settings": {**asdict(args), "vlm": _name(vlm), "steps": trained["max_steps"], "seed": demo.seed},
+        "settings": {
+            **args.as_used(),
+            "lessons": [f"{', '.join(lesson.kinds)} ({100 * lesson.share:.0f} %)" for lesson in lessons_of(args)],
+            "vlm": _name(vlm),
+            "steps": trained["max_steps"],
+            "seed": demo.seed,
+        },
+        "recipe": recipe.description,
         "questions": {"before": before["accuracy"], "after": after["accuracy"]},
         "log_history": trained["log_history"],
         "rollouts": rollouts,
@@ -171,12 +194,10 @@ def _plan(demo: DemoArguments, vlm: Path, demonstrations: Path, folder: Path, ar
     if demo.max_steps is not None:
         return {"max_steps": demo.max_steps}
     seconds = seconds_per_step(vlm, demonstrations, folder / "scratch", args, num_steps=25)
-    steps = int((demo.minutes - other_minutes(args)) * 60 / (SLOWDOWN * seconds))
+    steps = int((demo.time - other_minutes(args)) * 60 / (SLOWDOWN * seconds))
     print(f"   {seconds:.2f} s a step on this machine: {steps} steps")
     if steps < TOO_FEW_STEPS:
-        print(
-            f"   Too few to learn the task, which takes about a thousand: give it more than {demo.minutes} --minutes."
-        )
+        print(f"   Too few to learn the task, which takes about a thousand: give it more than {demo.time:g} --minutes.")
     return {"seconds_per_step": seconds, "max_steps": steps}
 
 

@@ -8,7 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from ..simulation.tabletop.tasks import TASK_KINDS, TOUCHING
+from ..training.recipes import get_recipe
 from .stages import TabletopArguments, fine_tune, once, record
 
 TOUCH_SHARE, PUT_SHARE = 0.13, 0.6  # of the steps: all kinds are learned in a few thousand, put takes what there is
@@ -40,6 +43,24 @@ def lessons_of(args: TabletopArguments) -> list[Lesson]:
     return [*lessons, Lesson("", last, 1 - sum(lesson.share for lesson in lessons))]
 
 
+def steps_of(args: TabletopArguments, max_steps: int) -> list[int]:
+    """Share out the optimiser steps among the lessons; together they are `max_steps`.
+
+    Raises:
+        ValueError: fewer than the lessons, and the stages of the first one, take.
+    """
+    lessons, stages = lessons_of(args), get_recipe(args.recipe).stages
+    fewest = [len(stages), *[1] * (len(lessons) - 1)]
+    if max_steps < sum(fewest):
+        raise ValueError(
+            f"{max_steps} optimiser steps are too few: {len(lessons)} lessons, of which the first has {len(stages)} "
+            f"stages (recipe {args.recipe}), take {sum(fewest)} at least."
+        )
+    shares = np.cumsum([lesson.share for lesson in lessons])
+    ends = np.rint((max_steps - sum(fewest)) * shares).astype(int)
+    return [least + int(spare) for least, spare in zip(fewest, np.diff(ends, prepend=0), strict=True)]
+
+
 def record_lessons(folder: Path, args: TabletopArguments) -> dict:
     """Record the demonstrations of all lessons; `folder/demonstrations` are those of the last one.
 
@@ -57,9 +78,8 @@ def teach_lessons(vlm: str | Path, folder: Path, args: TabletopArguments, max_st
         as `fine_tune`, over the steps of all lessons.
     """
     lessons, start, done, minutes, log_history = lessons_of(args), vlm, 0, 0.0, []
-    for lesson in lessons:
+    for lesson, steps in zip(lessons, steps_of(args, max_steps), strict=True):
         policy = _in(folder, "policy", lesson)
-        steps = max(max_steps - done if lesson is lessons[-1] else round(lesson.share * max_steps), 1)
         # Statistics and action tokens are of the last lesson from the first one on: touching alone knows no gripper
         # that closes.
         train = partial(

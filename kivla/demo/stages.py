@@ -4,11 +4,11 @@ Everything is written into one folder, stage by stage; what is there already is 
 run goes on where it was.
 """
 
-import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor,
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..modeling_kivla import KIVLAConfig, KIVLAForActionPrediction
+from ..named_models import TABLETOP, model_type
 from ..option_ranges import check_ranges
 from ..processing import KIVLAProcessor
 from ..processing.observation_history import ObservationHistory
@@ -37,8 +38,8 @@ from ..training.evaluation.closed_choice import AMONG_ALL, SOFTMAXES
 from ..training.evaluation.vlm_answers import ask
 from ..training.parts import BACKBONE, freeze_vision
 from ..training.policy_options import PolicyOptions, refuse
-from ..training.recipes import Stage, get_recipe, split_steps
-from ..training.run_folder import write_json
+from ..training.recipes import Recipe, Stage, get_recipe, split_steps
+from ..training.run_folder import read_json, write_json
 from ..training.trainer import KIVLATrainer
 from .two_heads import draw_two_heads
 
@@ -96,7 +97,9 @@ class TabletopArguments:
     subtasks: bool = field(
         default=False, metadata={"help": "Teach it to say what to do now (touch_then_touch), and to act on that."}
     )
-    num_demonstrations: int = field(default=3000, metadata={"help": "Episodes of the scripted expert."})
+    num_demonstrations: int = field(
+        default=3000, metadata={"help": "Episodes of the scripted expert; so many for every lesson (--curriculum)."}
+    )
     action_noise: float = field(
         default=0.6, metadata={"help": "Disturbance of the expert's motion, so that it shows how to recover."}
     )
@@ -181,32 +184,48 @@ class TabletopArguments:
         """`empty_grips`, or what it is by default."""
         return (EMPTY_GRIPS if self.holds else 0.0) if self.empty_grips is None else self.empty_grips
 
+    @property
+    def _idle(self) -> dict[str, str]:
+        """The options that do nothing beside the others, and why."""
+        recipe = get_recipe(self.recipe)
+        rests = not any(BACKBONE in stage.trains for stage in recipe.stages)
+        no_expert = all(stage.flow_loss_weight == 0 for stage in recipe.stages)
+        of_expert = ("noise_scale", "num_flow_samples", "expert_hidden_size", "expert_intermediate_size")
+        reasons = {
+            "fits no FAST tokenizer": ("action_vocab_size", "action_scale") * (recipe.action_tokenizer != "fast"),
+            "learns no action tokens": ("action_token_softmax",) * (recipe.action_tokenizer == "none"),
+            "trains on no questions": ("question_share", "question_kinds") * (not recipe.vlm_data),
+            "trains no expert": of_expert * no_expert,
+            "leaves the VLM as it is": ("freeze_vision",) * rests,
+            "leaves the VLM as it is, so it learns to say nothing": ("subtasks",) * rests,
+        }
+        idle = {name: f"recipe {self.recipe} {reason}" for reason, names in reasons.items() for name in names}
+        if not self.holds:
+            held = f"in --kinds {' '.join(self.kinds)} nothing is held"
+            idle |= {"expert_precision": held, "curriculum": held}
+        if self.question_share == 0:
+            idle.setdefault("question_kinds", "--question_share is 0")
+        return idle
+
     def refuse_what_cannot_apply(self) -> None:
-        """Refuse what was told beside a recipe that has no use for it.
+        """Refuse what was told beside a recipe, or kinds of task, that have no use for it.
 
         Raises:
             ValueError: naming every such option.
         """
-        recipe, default = get_recipe(self.recipe), TabletopArguments()
-        has_fitted = recipe.action_tokenizer == "fast"
-        trains_vlm = any(BACKBONE in stage.trains for stage in recipe.stages)
-        of_recipe = {
-            "action_vocab_size": None if has_fitted else "fits no FAST tokenizer",
-            "action_scale": None if has_fitted else "fits no FAST tokenizer",
-            "action_token_softmax": "learns no action tokens" if recipe.action_tokenizer == "none" else None,
-            "question_share": None if recipe.vlm_data else "trains on no questions",
-            "question_kinds": None if recipe.vlm_data else "trains on no questions",
-            "subtasks": None if trains_vlm else "leaves the VLM as it is, so it learns to say nothing",
-        }
-        refuse(
-            {
-                name: f"recipe {self.recipe} {reason}"
-                for name, reason in of_recipe.items()
-                if reason is not None and getattr(self, name) != getattr(default, name)
-            }
-        )
-        if self.question_kinds is not None and self.question_share == 0:
-            refuse({"question_kinds": "--question_share is 0"})
+        default = TabletopArguments()
+        refuse({name: why for name, why in self._idle.items() if getattr(self, name) != getattr(default, name)})
+
+    def as_used(self) -> dict[str, Any]:
+        """The options as a report has them: what a default stands for, and none that does nothing."""
+        state = self.state_encoding or default_state(get_recipe(self.recipe))
+        resolved = {**asdict(self), "empty_grips": self.empty_grip_share, "state_encoding": state}
+        return {name: value for name, value in resolved.items() if name not in self._idle}
+
+
+def default_state(recipe: Recipe) -> str:
+    """How the policy is told its state where nobody says: a vector if the recipe has it so, else not at all."""
+    return "continuous" if recipe.state_encoding == "continuous" else "none"
 
 
 def check_together(args: TabletopArguments, vlm: str | Path) -> None:
@@ -215,6 +234,8 @@ def check_together(args: TabletopArguments, vlm: str | Path) -> None:
     Raises:
         ValueError: they do not; the message names what.
     """
+    if model_type(vlm, "VLM (--vlm)", known=(TABLETOP,)) == KIVLAConfig.model_type:
+        raise ValueError(f"--vlm {vlm} is a policy, and a VLM is what a policy is made of. Give the VLM.")
     args.refuse_what_cannot_apply()
     env = TabletopVectorEnv(1, kinds=args.kinds, expert_precision=args.expert_precision)
     policy, recipe = options(env, args), get_recipe(args.recipe)
@@ -233,7 +254,7 @@ def once(path: Path, make: Callable[[], dict]) -> dict:
         start = time.monotonic()
         result = make()
         write_json(path, {"minutes": (time.monotonic() - start) / 60, **result})
-    return json.loads(path.read_text(encoding="utf-8"))
+    return read_json(path)
 
 
 def record(folder: Path, args: TabletopArguments, kinds: list[str] | None = None) -> dict:
@@ -296,8 +317,7 @@ def make_trainer(
     data = _read(demonstrations, args)
     all_data = data if made_for is None else _read(made_for, args)
     torch.manual_seed(seed)
-    is_policy = AutoConfig.from_pretrained(start).model_type == KIVLAConfig.model_type
-    built = build_for_stage(stage, [all_data], options(data, args), **{"before" if is_policy else "vlm": start})
+    built = build_for_stage(stage, [all_data], options(data, args), **{"before" if _is_policy(start) else "vlm": start})
     for note in built.notes:
         print(note)
     model, processor = built.model, built.processor
@@ -337,6 +357,10 @@ def make_trainer(
     )
 
 
+def _is_policy(model: str | Path) -> bool:
+    return AutoConfig.from_pretrained(model).model_type == KIVLAConfig.model_type
+
+
 def _read(demonstrations: Path, args: TabletopArguments) -> LeRobotDataset:
     data = LeRobotDataset(demonstrations, args.chunk_size, subtask_key=PERSISTENT_COLUMN if args.subtasks else None)
     data.look_back(ObservationHistory(args.history, args.history_stride))
@@ -358,7 +382,7 @@ def options(data: LeRobotDataset | TabletopVectorEnv, args: TabletopArguments) -
         history_stride=args.history_stride,
         max_action_dim=data.action_dim,
         max_state_dim=data.state_dim,
-        state_encoding=args.state_encoding or ("continuous" if recipe.state_encoding == "continuous" else "none"),
+        state_encoding=args.state_encoding or default_state(recipe),
         num_flow_samples=args.num_flow_samples,
         noise_scale=args.noise_scale,
         rtc_max_delay=args.rtc_max_delay or None,
@@ -397,7 +421,7 @@ class _Worked(TrainerCallback):
 
     def __init__(self, file: Path):
         self.file, self.start = file, time.monotonic()
-        self.before = json.loads(file.read_text(encoding="utf-8"))["minutes"] if file.is_file() else 0.0
+        self.before = read_json(file)["minutes"] if file.is_file() else 0.0
 
     @property
     def minutes(self) -> float:
@@ -419,7 +443,9 @@ def fine_tune(
     augment: str = "none",
     made_for: Path | None = None,
 ) -> dict:
-    """Train a policy into `output_dir`, all stages of its recipe, from its last checkpoint if there is one.
+    """Train a policy into `output_dir`, from its last checkpoint if there is one.
+
+    From a VLM it goes through all stages of its recipe; from a policy, which has been through them, through the last.
 
     Args:
         save_steps: steps between checkpoints; a fifth of all.
@@ -432,6 +458,8 @@ def fine_tune(
         `checkpoints`, a list of (steps so far, folder); and `minutes`, those before an interruption with them.
     """
     stages, worked = get_recipe(args.recipe).stages, _Worked(output_dir / "_minutes.json")
+    if _is_policy(vlm):
+        stages = stages[-1:]
     start, done, log_history, checkpoints = Path(vlm), 0, [], []
     for number, (stage, steps) in enumerate(zip(stages, split_steps(stages, max_steps), strict=True), 1):
         folder = output_dir if number == len(stages) else output_dir / f"stage_{number}"

@@ -1,7 +1,7 @@
 """The two heads of one policy on one picture: the path that its VLM says in action tokens, and its expert's.
 
-Both read the same picture and sentence, and learned from the same demonstrations. A failure in which both go wrong the
-same way is one of seeing or reading; one in which they part is one of the head that acts.
+Both read the same picture and sentence, and learned from the same demonstrations. Where the heads of a trained policy
+go wrong the same way, that hints at seeing or reading; where they part, at the head that acts.
 """
 
 from collections.abc import Sequence
@@ -96,15 +96,17 @@ def path_of(start: np.ndarray, chunk: np.ndarray) -> np.ndarray:
 
 
 def _draw(axis: Axes, moment: Moment) -> None:
-    """The picture, and both paths on it: a full dot where the gripper is to be closed after the step."""
+    """The picture, and both paths on it: a full mark where the gripper is to be closed after the step."""
     axis.imshow(moment.observation["images"]["top"], extent=(-1, 1, -1, 1), interpolation="nearest")
     heads = (
-        (moment.by_expert, PREDICTED, "-", "the expert, by flow"),
-        (moment.by_tokens, OTHER, "--", "the VLM, by tokens"),
+        (moment.by_expert, PREDICTED, "o", "the expert, by flow"),
+        (moment.by_tokens, OTHER, "s", "the VLM, by tokens"),
     )
-    for chunk, color, style, label in heads:
+    for chunk, color, mark, label in heads:
         points, closes = path_of(moment.observation["state"][:2], chunk), chunk[:, 2] > 0
-        axis.plot(*points.T, style, color=color, lw=1.8, label=label)
-        axis.scatter(*points[1:].T, s=18, edgecolors=color, facecolors=np.where(closes, color, "none"), zorder=3)
-    axis.text(-0.97, -0.95, f"step {moment.step}", color="white", fontsize=8)
+        axis.plot(*points.T, color=color, lw=1.8)
+        inside = np.where(closes, color, "none")
+        axis.scatter(*points[1:].T, s=18, marker=mark, edgecolors=color, facecolors=inside, zorder=3, label=label)
+    behind = {"facecolor": "black", "alpha": 0.6, "pad": 1.5, "edgecolor": "none"}
+    axis.text(-0.95, -0.93, f"step {moment.step}", color="white", fontsize=8, bbox=behind)
     axis.set(xlim=(-1, 1), ylim=(-1, 1))

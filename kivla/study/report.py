@@ -2,12 +2,11 @@
 
 import csv
 import io
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from ..training.evaluation.confidence import Interval
-from ..training.run_folder import write_whole
+from ..training.run_folder import read_json, write_whole
 from .figures import plot_kept_against_success, plot_over_steps
 from .runs import read_rows
 from .summary import Group, compare, groups_of
@@ -162,7 +161,7 @@ def _csv(lines: list[dict]) -> str:
 
 
 def _read(file: Path, default):
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else default
+    return read_json(file) if file.is_file() else default
 
 
 def _table(header: list[str], lines: list[list[str]]) -> str:

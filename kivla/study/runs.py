@@ -16,7 +16,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..demo.stages import once
 from ..training.recipes import BACKBONE, EXPERT, get_recipe, recipe_name, split_steps
-from ..training.run_folder import write_whole
+from ..training.run_folder import read_json, write_whole
 from .cells import Cell
 from .measurements import Measurements, before_training
 from .workshop import Rates, Workshop
@@ -191,7 +191,7 @@ def before(shop: Workshop) -> dict:
 
 
 def _read(folder: Path, name: str) -> dict:
-    found = json.loads((folder / "measured" / f"{name}.json").read_text(encoding="utf-8"))
+    found = read_json(folder / "measured" / f"{name}.json")
     del found["minutes"]
     return found
 

@@ -223,7 +223,7 @@ def test_where_a_policy_fails_is_counted(tmp_path):
     printed = format_rates(json.loads(json.dumps(blind)))
     assert re.search(r"how far it came +reached", printed) and len(rows(printed)) == 3
     assert len(re.findall(r"    touched the named one +50.0 %.* 10 / 20 +10\n?", printed)) == 2
-    assert "failure (" in title(result.episodes[1]) and title(result.episodes[1]).endswith(f'before "{names[1]}"')
+    assert title(result.episodes[1]).endswith(f'failure, decided early (3 steps, seed 1), stopped before "{names[1]}"')
     assert write_phases(tmp_path, blind) == "phases.png" and Image.open(tmp_path / "phases.png").size[0] > 500
     plain, _ = evaluate(ReachPolicy(), FakeReachVectorEnv(8), seeds, **options)
     assert plain["phases"] is None and write_phases(tmp_path, plain) is None and "how far" not in format_rates(plain)

@@ -134,7 +134,11 @@ def test_the_report_takes_any_kinds_of_task(tmp_path):
     questions = make_questions(2, seed=0)
     table = {"accuracy": answer_accuracy(questions, ["yes"] * len(questions))}
     rate, pictures = success_rate([True, False]), {"contact_sheet": None, "phases": None, "videos": []}
-    rest = {"machine": dict.fromkeys(("cpu", "threads", "torch", "transformers"), "?"), "minutes": {}, "settings": {}}
+    rest = {
+        "machine": dict.fromkeys(("cpu", "threads", "torch", "transformers"), "?"),
+        "minutes": {},
+        "recipe": "learns",
+    }
     rest |= {"title": "t", "log_history": [], "chunks": None, "policy": "policy"}
     rest["questions"] = {"before": table["accuracy"], "after": table["accuracy"]}
     for number in range(1, len(TASK_KINDS) + 1):
@@ -146,7 +150,8 @@ def test_the_report_takes_any_kinds_of_task(tmp_path):
                 for name in rollouts_of(kinds)
             ]
             summary = _summary(rollouts, table, table, 1.0)
-            report = {**rest, "summary": summary, "rollouts": rollouts}
+            settings = {"kinds": kinds, "recipe": "insulated"}
+            report = {**rest, "summary": summary, "rollouts": rollouts, "settings": settings}
             assert len(summary) == 2 * len(kinds) + 2 and rollouts[0]["name"] == kinds[0]
             page = write_report(tmp_path, report).read_text()
             card = policy_card(report, "kivla demo").text
@@ -177,13 +182,27 @@ def test_kinds_that_there_are_not_are_refused():
         ("--empty_grips 2", "--empty_grips is a share, at most 1, got 2"),
         ("--question_share 1", "--question_share 1 leaves no demonstrations to learn from"),
         ("--learning_rate 0", "--learning_rate must be above 0, got 0"),
-        ("--expert_precision 1", "expert_precision=1.0: it lies between 0 and the reach"),
+        ("--kinds put --minutes 60 --expert_precision 1", "expert_precision=1.0: it lies between 0 and the reach"),
         ("--history 2 --history_stride 0", "--history_stride must be at least 1, got 0"),
         ("--recipe nosuch", "There is no recipe 'nosuch'"),
         ("--state_encoding nosuch", "'state_encoding' expected one of ('text', 'continuous', 'none'), got nosuch"),
         ("--expert_hidden_size 63", "expert_config.hidden_size must be a positive even number"),
         ("--rtc_max_delay 8", "rtc_max_delay must be at least 0 and less than chunk_size = 8"),
         ("--recipe pi0-fast --rtc_max_delay 2", "--rtc_max_delay cannot apply: recipe pi0-fast trains no expert"),
+        ("--recipe pi0-fast --noise_scale 0.3", "--noise_scale cannot apply: recipe pi0-fast trains no expert"),
+        ("--recipe pi0-fast --expert_hidden_size 128", "--expert_hidden_size cannot apply: recipe pi0-fast"),
+        (
+            "--recipe frozen --freeze_vision false",
+            "--freeze_vision cannot apply: recipe frozen leaves",
+        ),
+        ("--expert_precision 0.02", "--expert_precision cannot apply: in --kinds touch nothing is held"),
+        ("--curriculum false", "--curriculum cannot apply: in --kinds touch nothing is held"),
+        ("--max_steps 5 --minutes 20", "--minutes cannot apply: --max_steps says how long it trains"),
+        ("--kinds put move --max_steps 2", "2 optimiser steps are too few: 3 lessons"),
+        (
+            "--recipe insulated-warmup --max_steps 1",
+            "1 optimiser steps are too few: 1 lessons",
+        ),
         ("--recipe pi0 --action_vocab_size 9", "--action_vocab_size cannot apply: recipe pi0 fits no FAST tokenizer"),
         ("--recipe frozen --question_share 0.1", "--question_share cannot apply: recipe frozen trains on no questions"),
         (

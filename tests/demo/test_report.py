@@ -99,7 +99,9 @@ def full(folder):
         "summary": ["It touches 87.5 %.", f"It was told: {HOSTILE}"],
         "machine": {"cpu": "A <fast> one", "threads": 2, "torch": "2.13.0+cpu", "transformers": "5.23.0"},
         "minutes": {"questions before": 0.26, "fine-tuning": 7.04, "roll-outs": 1.0},
-        "settings": {"kinds": ["touch", "move"], "learning_rate": 1e-3, "batch_size": 32, "num_steps": None},
+        "settings": {"kinds": ["touch", "move"], "learning_rate": 1e-3, "batch_size": 32, "num_steps": None}
+        | {"recipe": "insulated"},
+        "recipe": "tokens for the VLM, flow for the expert",
         "questions": {
             "before": answer_accuracy(questions, truth),
             "after": answer_accuracy(questions, ["nonsense"] * 4 + truth[4:]),

@@ -28,7 +28,8 @@ def test_the_policys_card_has_the_reports_figures(accuracy):
     report = {
         "policy": "outputs/policy",
         "summary": ["It does as it is told."],
-        "settings": {"vlm": "some/vlm", "steps": 12},
+        "settings": {"vlm": "some/vlm", "steps": 12, "recipe": "frozen", "kinds": ["put", "move"]},
+        "recipe": "flow trains the expert",
         "machine": {"cpu": "a processor", "threads": 2, "torch": "2", "transformers": "5"},
         "rollouts": [{"title": "Touch tasks", "success": success_rate([True] * 18 + [False] * 2), "swapped": rates}],
         "questions": {"before": accuracy, "after": accuracy},
@@ -37,6 +38,8 @@ def test_the_policys_card_has_the_reports_figures(accuracy):
     assert (card.data.pipeline_tag, card.data.library_name) == ("robotics", "kivla")
     row = next(line for line in card.text.splitlines() if line.startswith("| Touch tasks"))
     assert re.findall(r"\d+\.\d %", row) == ["90.0 %", "5.0 %", "85.0 %"]
+    assert "by KIVLA's recipe `frozen`: flow trains the expert.\n" in card.text and "insulation" not in card.text
+    assert "* kinds: put, move\n" in card.text and 'make_env("tabletop", 1, kinds=[' in card.text
     assert "vlm: some/vlm" in card.text and "a processor" in card.text
     assert card.text.count("| 100.0 % | 100.0 % |") == len(accuracy)
 

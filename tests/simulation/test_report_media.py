@@ -87,7 +87,19 @@ def test_the_legend_lies_on_no_bar(tmp_path, monkeypatch):
 
 def test_titles_say_instruction_and_outcome():
     assert title(episode(7)) == "touch the red star: success (3 steps, seed 7)"
-    assert title(episode(7, success=False)) == "touch the red star: failure (3 steps, seed 7)"
+    early, late = episode(7, success=False), replace(episode(7, success=False), timed_out=True)
+    assert title(early) == "touch the red star: failure, decided early (3 steps, seed 7)"
+    assert title(late) == "touch the red star: failure, time was up (3 steps, seed 7)"
+
+
+def test_failures_of_every_kind_are_shown_before_more_of_one():
+    def stopped(seed: int, held: bool, timed_out: bool) -> Episode:
+        phases = {"reached it": True, "held it": held, "did as told": False}
+        return replace(episode(seed, success=False), phases=phases, timed_out=timed_out)
+
+    failures = [stopped(0, False, True), stopped(1, False, True), stopped(2, True, True), stopped(3, False, False)]
+    assert [e.seed for e in choose_episodes(failures, 3)] == [0, 2, 3]
+    assert [e.seed for e in choose_episodes(failures, 4)] == [0, 2, 3, 1]
 
 
 def test_failures_and_successes_are_shown():
