@@ -3,9 +3,10 @@
 One row is one change: policies from the same VLM, with the same steps and seeds, that differ from the first row in one
 thing alone. Some rows are no policies of their own, but the first one's acting otherwise. All act in the same scenes,
 with their own instruction and with another one (swapped); what is counted is success, and which phase an episode
-reached. `plan` times twenty steps of each row and says what training all will take, `train` trains the rows, `measure`
-rolls them out, and writes table.md of these rows and hands_KIND.png. Everything goes on where it was stopped, row by
-row. Other kinds, steps or demonstrations want an `--output` of their own.
+reached. Each policy is asked questions about pictures, as its VLM was before. `plan` times twenty steps of each row and
+says what training all will take, `train` trains the rows, `measure` rolls them out, and writes table.md of these rows
+and hands_KIND.png. Everything goes on where it was stopped, row by row. Other kinds, steps or demonstrations want an
+`--output` of their own.
 
     python -m benchmarks.hands train --rows base hovering recoveries
     python -m benchmarks.hands measure --rows base hovering recoveries
@@ -27,6 +28,8 @@ from kivla.demo.stages import (
     EVALUATION_SEED,
     ROLLOUTS,
     TabletopArguments,
+    ask_policy,
+    ask_vlm,
     fine_tune,
     once,
     record,
@@ -48,6 +51,7 @@ matplotlib.use("Agg")
 
 OF_PLACES = ["direction", "relation", "related", "cell", "gripper_cell", "holding", "held"]
 TOUCH_SHARE = 1 / 3  # of the steps, where touching is learned first
+BEFORE = "the VLM, before"
 TIMED_STEPS = 10  # twice as many are taken
 
 
@@ -149,7 +153,9 @@ def main(arguments: list[str] | None = None) -> None:
         "--kinds", nargs="+", action=Distinct, choices=TASK_KINDS, default=["move"], help="of task; move"
     )
     parser.add_argument("--vlm", default=TABLETOP, help="VLM that all start from; tabletop")
-    parser.add_argument("--num_episodes", type=count, default=200, help="scenes of each kind, the same for all; 200")
+    parser.add_argument(
+        "--num_episodes", type=count, default=200, help="scenes of each kind, and pictures to ask about; 200"
+    )
     parser.add_argument("--max_steps", type=count, default=1500, help="optimiser steps of the first row; 1500")
     parser.add_argument("--num_demonstrations", type=count, default=3000, help="3000")
     parser.add_argument("--held_out", action="store_true", help="measure pairs, wordings, ... too that were held out")
@@ -259,11 +265,35 @@ def measure(options: argparse.Namespace) -> str:
         if rows:
             parts.append(f"**{ROLLOUTS[loop][0]}**\n\n{table(rows, PHASES[ROLLOUTS[loop][1]['kinds'][0]])}")
             draw(options.output / f"hands_{loop}.png", ROLLOUTS[loop][0], rows)
+    if told := answers(options):
+        parts.append(f"**Questions about fresh pictures**\n\n{told}")
     if untrained:
         parts.append(f"Not trained yet: {', '.join(sorted(untrained))}.")
     text = "\n\n".join(parts)
     write_whole(options.output / "table.md", text + "\n")
     return text
+
+
+def answers(options: argparse.Namespace) -> str | None:
+    """A line for the VLM before, and for each trained policy of the rows: what it still answers right."""
+    folder, found = options.output, {}
+    for name in options.rows:
+        for seed in options.seeds:
+            policy = policy_of(options, name, seed)
+            if ROWS[name].acts is None and policy.with_suffix(".json").is_file():
+                path = folder / f"answers_{name}_{seed}.json"
+                asked = once(path, lambda policy=policy: ask_policy(policy, options.num_episodes))
+                found.setdefault(name, []).append(asked["accuracy"]["all"])
+    if not found:
+        return None
+    before = once(folder / "answers_before.json", lambda: ask_vlm(find_vlm(options.vlm), options.num_episodes))
+    lines = ["| row | answered right | by seed |", "|---|--:|--:|"]
+    for name, of_seeds in {BEFORE: [before["accuracy"]["all"]], **found}.items():
+        right, asked = (sum(one[what] for one in of_seeds) for what in ("correct", "asked"))
+        by_seed = " ".join(f"{100 * one['accuracy']:.1f} %" for one in of_seeds)
+        rate = success_rate([True] * right + [False] * (asked - right))
+        lines.append(f"| {name if name == BEFORE else ROWS[name].title} | {_percent(rate)} | {by_seed} |")
+    return "\n".join(lines)
 
 
 def outcomes(options: argparse.Namespace, name: str, seed: int, loop: str) -> dict:

@@ -29,6 +29,10 @@ def outcomes(reached: list[int], of: int = 4) -> dict:
     return {"success": bits, "swapped_original": [False] * of, "swapped_done": bits, "phases": phases, "mean_steps": 9}
 
 
+def answers(right: int, of: int = 10) -> dict:
+    return {"accuracy": {"all": {"correct": right, "asked": of, "accuracy": right / of}}}
+
+
 def test_every_row_is_arguments_of_the_demo(tmp_path):
     names = {field.name for field in fields(TabletopArguments)}
     defaults = hands.arguments_of(options_of(tmp_path), hands.BASE)
@@ -49,13 +53,19 @@ def test_the_table_says_what_was_measured(tmp_path):
         for seed, reached in enumerate(seeds):
             (tmp_path / f"policy_{name}_{seed}.json").write_text("{}")
             (tmp_path / f"row_{name}_{seed}_move.json").write_text(json.dumps(outcomes(reached)))
+            (tmp_path / f"answers_{name}_{seed}.json").write_text(json.dumps(answers(right=6 - seed)))
+    (tmp_path / "answers_before.json").write_text(json.dumps(answers(right=8)))
     printed = hands.measure(options_of(tmp_path, seeds=[0, 1], rows=["base", "twice"]))
-    base, twice = [line.split("|")[1:-1] for line in printed.splitlines() if line.startswith("| ")][1:]
+    base, twice, _, *asked = [line.split("|")[1:-1] for line in printed.splitlines() if line.startswith("| ")][1:]
     assert base[0].strip() == hands.ROWS["base"].title and base[1].strip() == "0.0 % (0.0 - 32.4)"
     assert [cell.split("%")[0].strip() for cell in base[6:10]] == ["75.0", "25.0", "12.5", "0.0"], "both seeds together"
     assert [cell.split("%")[0].strip() for cell in (twice[1], *twice[4:6])] == ["50.0", "0.0", "50.0"]
     assert base[2:4] == [" 0 % 0 % ", " - "] and twice[2] == " 50 % "
     assert twice[3].startswith(" +50.0 ("), "beside the one seed that both have"
+    assert [line[1].split("%")[0].strip() for line in asked] == ["80.0", "55.0", "60.0"], (
+        "before, and all seeds of each"
+    )
+    assert asked[1][2] == " 60.0 % 50.0 % "
     assert printed.endswith("Not trained yet: twice (seed 1).") and "Move tasks, fresh scenes" in printed
     assert (tmp_path / "hands_move.png").stat().st_size > 1000 and (tmp_path / "table.md").read_text() == printed + "\n"
 
@@ -76,12 +86,14 @@ def test_from_end_to_end_and_again(tmp_path, capsys):
     torch.set_num_threads(threads)
     printed = capsys.readouterr().out
     for name in ("base", "touch-first", "by-tokens", "closes-late"):
-        assert printed.count(f"| {hands.ROWS[name].title} |") == 2, "a line for each kind"
+        own = hands.ROWS[name].acts is None
+        assert printed.count(f"| {hands.ROWS[name].title} |") == 2 + own, "a line for each kind, one for the answers"
     files = sorted((tmp_path / "out").glob("[pr]o*.json"))
     assert len(files) == 3 + 4 * 2, "two policies, one of them in two parts; four rows of two kinds"
     times = [path.stat().st_mtime_ns for path in files]
     hands.main(["train", *sizes])
     hands.main(["measure", *sizes])
     assert times == [path.stat().st_mtime_ns for path in files], "nothing was done again"
-    with pytest.raises(ValueError, match="--kinds"):
+    with pytest.raises(SystemExit):
         hands.main(["train", *sizes, "--kinds", "push"])
+    assert "--kinds: was ['move', 'put'], is ['push']" in capsys.readouterr().err
