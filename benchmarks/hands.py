@@ -4,9 +4,9 @@ One row is one change: policies from the same VLM, with the same steps and seeds
 thing alone. Some rows are no policies of their own, but the first one's acting otherwise. All act in the same scenes,
 with their own instruction and with another one (swapped); what is counted is success, and which phase an episode
 reached. Each policy is asked questions about pictures, as its VLM was before. `plan` times twenty steps of each row and
-says what training all will take, `train` trains the rows, `measure` rolls them out, and writes table.md of these rows
-and hands_KIND.png. Everything goes on where it was stopped, row by row. Other kinds, steps or demonstrations want an
-`--output` of their own.
+says what training all will take, `train` trains the rows, `measure` rolls them out, and writes table.md of these rows,
+hands.png (success) and hands_KIND.png (phases). Everything goes on where it was stopped, row by row. Other kinds, steps
+or demonstrations want an `--output` of their own.
 
     python -m benchmarks.hands train --rows base hovering recoveries
     python -m benchmarks.hands measure --rows base hovering recoveries
@@ -43,6 +43,7 @@ from kivla.simulation.rollout_evaluation import evaluate, success_rate
 from kivla.simulation.tabletop.phases import PHASES
 from kivla.simulation.tabletop.tasks import TASK_KINDS
 from kivla.study.summary import bootstrap_seeds
+from kivla.training.evaluation.plots import DEMONSTRATED, OTHER
 from kivla.training.run_folder import write_whole
 
 from .options import Distinct, claim, count, natural
@@ -249,7 +250,7 @@ def plan(options: argparse.Namespace) -> str:
 # ------------------------------------------------------------------------------------------------------------- acting
 def measure(options: argparse.Namespace) -> str:
     """Roll all trained rows out; write tables and pictures, and return the tables. Others are named."""
-    parts, untrained = [], set()
+    parts, untrained, of_loops = [], set(), {}
     for loop in rollouts_of(options.kinds) if options.held_out else options.kinds:
         rows: dict[str, dict[int, dict]] = {}
         for name in options.rows:
@@ -263,12 +264,15 @@ def measure(options: argparse.Namespace) -> str:
             if measured:
                 rows[name] = measured
         if rows:
+            of_loops[ROLLOUTS[loop][0]] = rows
             parts.append(f"**{ROLLOUTS[loop][0]}**\n\n{table(rows, PHASES[ROLLOUTS[loop][1]['kinds'][0]])}")
             draw(options.output / f"hands_{loop}.png", ROLLOUTS[loop][0], rows)
     if told := answers(options):
         parts.append(f"**Questions about fresh pictures**\n\n{told}")
     if untrained:
         parts.append(f"Not trained yet: {', '.join(sorted(untrained))}.")
+    if of_loops:
+        draw_success(options.output / "hands.png", of_loops)
     text = "\n\n".join(parts)
     write_whole(options.output / "table.md", text + "\n")
     return text
@@ -380,6 +384,30 @@ def draw(path: Path, title: str, rows: dict[str, dict[int, dict]]) -> None:
     axis.set_yticks(range(len(rows)), [ROWS[name].title for name in rows], fontsize=8)
     axis.set_xlabel(f"{title}: % of the episodes that reached the phase", fontsize=9)
     figure.savefig(path, dpi=120)
+
+
+def draw_success(path: Path, of_loops: dict[str, dict[str, dict[int, dict]]]) -> None:
+    """Draw how often each row does as told: a panel for each kind of roll-out, 95 % intervals, a small dot a seed."""
+    names = list(dict.fromkeys(name for rows in of_loops.values() for name in rows))
+    figure = Figure(figsize=(1.6 + 2.3 * len(of_loops), 1.1 + 0.4 * len(names)), layout="constrained")
+    axes = figure.subplots(1, len(of_loops), sharey=True, squeeze=False)[0]
+    for axis, (title, rows) in zip(axes, of_loops.items(), strict=True):
+        for name, of_seeds in rows.items():
+            y, seeds = names.index(name), [100 * np.mean(of_seed["success"]) for of_seed in of_seeds.values()]
+            rate = success_rate([outcome for of_seed in of_seeds.values() for outcome in of_seed["success"]])
+            low, mean, high = (100 * rate[what] for what in ("low", "rate", "high"))
+            axis.plot([low, high], [y, y], color=OTHER, lw=5, alpha=0.35, solid_capstyle="butt")
+            axis.plot(mean, y, "o", color=OTHER, ms=7)
+            axis.plot(seeds, [y] * len(seeds), ".", color=DEMONSTRATED, ms=4)
+        axis.set(xlim=(-3, 103), title=title.split(",")[0])
+        axis.title.set_size(9)
+        axis.grid(axis="x", alpha=0.25)
+    recipes = [ROWS[ROWS[name].acts or name].changes.get("recipe", "insulated") for name in names]
+    labels = [f"{name}\n(recipe {recipe})" for name, recipe in zip(names, recipes, strict=True)]
+    axes[0].set_yticks(range(len(names)), labels, fontsize=8)
+    axes[0].invert_yaxis()
+    figure.supxlabel("does as told, % of the scenes (small dots: single seeds)", fontsize=9)
+    figure.savefig(path, dpi=130)
 
 
 def _percent(rate: dict) -> str:

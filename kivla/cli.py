@@ -98,7 +98,8 @@ def _for_people(error: Exception, words: Sequence[str]) -> str | None:
     if isinstance(error, StrictDataclassError):  # a config refused a value: in the library's words, or around ours
         cause = error.__cause__ or error
         return str(cause) if isinstance(error, StrictDataclassFieldValidationError) else _words_of_ours(cause)
-    if not isinstance(error, (ValueError, TypeError, OSError, ImportError, RuntimeError)):
+    named = isinstance(error, RuntimeError) and type(error) is not RuntimeError  # one with a name of its own
+    if not named and not isinstance(error, (ValueError, TypeError, OSError, ImportError)):
         return None
     return _missing_extra(error) or _named_file(error, words) or _words_of_ours(error) or _missing_library(error)
 

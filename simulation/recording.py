@@ -15,6 +15,10 @@ GRIP = "grip"  # name of the action that closes a gripper, above 0
 EMPTY_GRIP_WITHIN = 8  # steps from an episode's beginning: on the way, before there is anything to take
 
 
+class ExpertFailedError(RuntimeError):
+    """The scripted expert failed in too many episodes."""
+
+
 @dataclass(frozen=True)
 class Demonstration:
     """What the expert saw and did in one episode of T steps.
@@ -151,7 +155,7 @@ def record_demonstrations(
     Raises:
         ValueError: `num_episodes` is less than 1.
         FileExistsError: there is something in `folder`.
-        RuntimeError: too many episodes failed.
+        ExpertFailedError: too many episodes failed.
     """
     if num_episodes < 1:
         raise ValueError(f"num_episodes must be at least 1, got {num_episodes}.")
@@ -190,7 +194,7 @@ def record_demonstrations(
                     continue
                 failed += 1
                 if failed > max_failures:
-                    raise RuntimeError(
+                    raise ExpertFailedError(
                         f"The expert failed in {failed} of {failed + len(recorded)} episodes, and max_failures is "
                         f"{max_failures}; no dataset was written. Disturb it less (action_noise), check the "
                         "environment's expert, or give `record_demonstrations` more max_failures."

@@ -501,7 +501,9 @@ def new_tokenizer(
             tokenizer = tokenizer_class.fit(chunks, **given)
         except ValueError as error:
             names = [f"{data.name}: {', '.join(data.action_names)}" for data in sources if data.action_names]
-            raise ValueError(f"{error} The dimensions of {'; '.join(names)}." if names else str(error)) from error
+            where = f" The dimensions of {'; '.join(names)}." if names else ""
+            what = " On the command line: --action_scale, --action_vocab_size." if kind == "fast" else ""
+            raise ValueError(f"{error}{what}{where}") from error
         name = "FAST" if kind == "fast" else f"the action tokenizer {kind}"
         return tokenizer, f"{name} is fitted: {_roundtrip(tokenizer, chunks)}"
 

@@ -280,6 +280,18 @@ def test_what_is_misspelt_or_too_much_is_named(words, said, capsys):
         (["record", "new", "--env", "nothing:Here"], "there is no module 'nothing' here"),
         (["record", "new", "--env_options", "kinds=[tuoch]", "--num_episodes", "1"], "tuoch"),
         (["record", "new", "--env_options", "kind=[touch]"], "there is no option kind. It has: kinds, "),
+        (
+            ["record", "new", "--env_options", "expert_precision=nan"],
+            "expert_precision of the environment must be a number",
+        ),
+        (
+            ["record", "new", "--env_options", "max_steps=9.5"],
+            "max_steps of the environment must be a whole number, got 9",
+        ),
+        (
+            ["record", "new", "--num_episodes", "2", "--action_noise", "50", "50", "0", "--env_options", "kinds=[put]"],
+            "no dataset was written. Disturb it less (action_noise)",
+        ),
         (["record", "new", "--num_episodes", "0"], "--num_episodes must be at least 1, got 0"),
         (["record", str(DATASET), "--num_episodes", "1"], "exists and is not an empty folder"),
         (["record", "new", "--num_episodes", "1", "--action_noise", "0.6"], "action_noise needs one standard dev"),
@@ -300,6 +312,7 @@ def test_a_mistake_is_answered_in_words_without_a_traceback(words, said, tmp_pat
         ("int('x')", "kivla.training.run", False),  # a slip in code of ours
         ("raise ValueError('Give more.')", "torch", False),  # another's words
         ("raise RuntimeError('Give more.')", "kivla.training.run", False),
+        ("import kivla.training.loss_watch as l; raise l.NonFiniteError('Give less.')", "kivla.training.run", True),
         ("import kivla; kivla.KIVLAExpertConfig(hidden_size=63)", "kivla.training.run", True),  # a config's refusals
         ("import kivla; kivla.KIVLAExpertConfig(time_conditioning='x')", "kivla.training.run", True),
         ("raise ModuleNotFoundError(name='websockets')", "kivla.serving", True),
@@ -317,6 +330,18 @@ def test_what_is_no_answer_for_people_keeps_its_traceback(line, module, is_refus
     with pytest.raises(Exception) as error:
         main(["recipes", "typed.txt"])
     assert not isinstance(error.value, SystemExit)
+
+
+@pytest.mark.parametrize(("command", "goes_on"), [("demo", True), ("study", True), ("rollout", False)])
+def test_whoever_stops_a_command_that_goes_on_is_told(command, goes_on, monkeypatch, capsys):
+    def stopped(words):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"kivla.commands.{command}.run", stopped)
+    with pytest.raises(SystemExit) as stop:
+        main([command])
+    assert stop.value.code == 130
+    assert (f"The same `kivla {command}` command goes on from what is done." in capsys.readouterr().err) == goes_on
 
 
 @pytest.mark.parametrize("command", ["serve", "predict", "evaluate", "rollout"])
