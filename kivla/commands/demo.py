@@ -56,11 +56,11 @@ SLOWDOWN = 1.25  # the average step of a long run takes longer than the quick qu
 @dataclass
 class DemoArguments:
     output_dir: str = field(default="outputs/demo", metadata={"help": "Where everything goes; run again to resume."})
-    minutes: float | None = field(
-        default=None,
+    minutes: float = field(
+        default=MINUTES,
         metadata={
-            "help": f"Time for everything; {MINUTES:g}. At least 4, more for other kinds than touch: {HOLDING_MINUTES} "
-            "where something is to be held."
+            "help": f"Time for everything: at least 4, more for other kinds than touch; {HOLDING_MINUTES} where "
+            "something is to be held."
         },
     )
     vlm: str | None = field(default=None, metadata={"help": "VLM to start from; the one that comes with KIVLA."})
@@ -72,11 +72,6 @@ class DemoArguments:
     num_question_scenes: int = field(default=500, metadata={"help": "Pictures to ask about, six questions each."})
     seed: int = field(default=0, metadata={"help": "Seed of weights, data order and noise."})
 
-    @property
-    def time(self) -> float:
-        """`minutes`, or how many there are by default."""
-        return MINUTES if self.minutes is None else self.minutes
-
 
 def run(arguments: Sequence[str]) -> None:
     # Contradictions are refused before anything is written.
@@ -84,11 +79,11 @@ def run(arguments: Sequence[str]) -> None:
     if demo.from_scratch and demo.vlm:
         raise ValueError("Give either --vlm or --from_scratch true, which makes its own VLM.")
     if demo.max_steps is not None:
-        refuse({"minutes": "--max_steps says how long it trains"} if demo.minutes is not None else {})
+        refuse({"minutes": "--max_steps says how long it trains"} if demo.minutes != MINUTES else {})
         steps_of(args, demo.max_steps)
-    elif not other_minutes(args) + 1 <= demo.time:
+    elif not other_minutes(args) + 1 <= demo.minutes:
         advice = f" Where something is to be held, {HOLDING_MINUTES} are a good beginning." if args.holds else ""
-        raise ValueError(f"--minutes must be at least {other_minutes(args) + 1:g}, got {demo.time:g}.{advice}")
+        raise ValueError(f"--minutes must be at least {other_minutes(args) + 1:g}, got {demo.minutes:g}.{advice}")
     if demo.num_question_scenes < 1:
         raise ValueError("--num_question_scenes must be at least 1: the report shows what the VLM still sees.")
     if not 0 <= demo.seed < QUESTION_SEED:  # co-training questions and those that are measured stay apart
@@ -99,8 +94,8 @@ def run(arguments: Sequence[str]) -> None:
     folder = Path(demo.output_dir)
     arguments = {name: value for name, value in {**asdict(demo), **asdict(args)}.items() if name != "output_dir"}
     claim_folder(folder, arguments, ("*.json", "demonstrations*", "policy*", "pretraining"))
-    if args.holds and demo.max_steps is None and demo.time < HOLDING_MINUTES:
-        print(f"Something is to be held: {HOLDING_MINUTES} --minutes are a good beginning, {demo.time:g} are few.")
+    if args.holds and demo.max_steps is None and demo.minutes < HOLDING_MINUTES:
+        print(f"Something is to be held: {HOLDING_MINUTES} --minutes are a good beginning, {demo.minutes:g} are few.")
     print(f"Everything goes to {folder}. What is there already is not done again; delete it to start anew.\n")
     if demo.from_scratch:
         pretrain(PretrainArguments(str(folder / "pretraining"), seed=demo.seed))
@@ -194,10 +189,12 @@ def _plan(demo: DemoArguments, vlm: Path, demonstrations: Path, folder: Path, ar
     if demo.max_steps is not None:
         return {"max_steps": demo.max_steps}
     seconds = seconds_per_step(vlm, demonstrations, folder / "scratch", args, num_steps=25)
-    steps = int((demo.time - other_minutes(args)) * 60 / (SLOWDOWN * seconds))
+    steps = int((demo.minutes - other_minutes(args)) * 60 / (SLOWDOWN * seconds))
     print(f"   {seconds:.2f} s a step on this machine: {steps} steps")
     if steps < TOO_FEW_STEPS:
-        print(f"   Too few to learn the task, which takes about a thousand: give it more than {demo.time:g} --minutes.")
+        print(
+            f"   Too few to learn the task, which takes about a thousand: give it more than {demo.minutes:g} --minutes."
+        )
     return {"seconds_per_step": seconds, "max_steps": steps}
 
 

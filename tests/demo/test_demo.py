@@ -116,6 +116,7 @@ def test_the_cards_command_makes_the_same_policy(demo, monkeypatch, tmp_path):
 def test_any_kinds_of_task_end_in_a_report(demo, tmp_path, kinds):
     _, arguments = demo
     arguments = [*arguments, "--kinds", *kinds, "--num_episodes", "1"]
+    arguments[arguments.index("--max_steps") + 1] = "3"  # one for every lesson
     arguments[arguments.index("--output_dir") + 1] = str(tmp_path / "demo")
     main(arguments)
     report = json.loads((tmp_path / "demo" / "report.json").read_text())
