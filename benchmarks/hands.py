@@ -195,8 +195,17 @@ def demonstrations_of(options: argparse.Namespace, args: TabletopArguments) -> P
     return folder
 
 
+def whose(name: str) -> str:
+    """The row whose policy acts in a row."""
+    return ROWS[name].acts or name
+
+
 def policy_of(options: argparse.Namespace, name: str, seed: int) -> Path:
-    return options.output / f"policy_{ROWS[name].acts or name}_{seed}"
+    return options.output / f"policy_{whose(name)}_{seed}"
+
+
+def is_trained(options: argparse.Namespace, name: str, seed: int) -> bool:
+    return policy_of(options, name, seed).with_suffix(".json").is_file()
 
 
 def train(options: argparse.Namespace, name: str, seed: int) -> None:
@@ -230,8 +239,8 @@ def plan(options: argparse.Namespace) -> str:
     lines = ["| row | s a step | minutes of training, a seed |", "|---|--:|--:|"]
     total = 0.0
     for name in options.rows:
-        if (whose := ROWS[name].acts) is not None:
-            lines.append(f"| {name} | | none: it acts with the policy of {whose} |")
+        if ROWS[name].acts is not None:
+            lines.append(f"| {name} | | none: it acts with the policy of {whose(name)} |")
             continue
         args = arguments_of(options, name)
         where = demonstrations_of(options, args), options.output / "scratch"
@@ -256,8 +265,8 @@ def measure(options: argparse.Namespace) -> str:
         for name in options.rows:
             measured = {}
             for seed in options.seeds:
-                if not policy_of(options, name, seed).with_suffix(".json").is_file():
-                    untrained.add(f"{ROWS[name].acts or name} (seed {seed})")
+                if not is_trained(options, name, seed):
+                    untrained.add(f"{whose(name)} (seed {seed})")
                     continue
                 path = options.output / f"row_{name}_{seed}_{loop}.json"
                 measured[seed] = once(path, lambda name=name, seed=seed, loop=loop: outcomes(options, name, seed, loop))
@@ -283,8 +292,8 @@ def answers(options: argparse.Namespace) -> str | None:
     folder, found = options.output, {}
     for name in options.rows:
         for seed in options.seeds:
-            policy = policy_of(options, name, seed)
-            if ROWS[name].acts is None and policy.with_suffix(".json").is_file():
+            if ROWS[name].acts is None and is_trained(options, name, seed):
+                policy = policy_of(options, name, seed)
                 path = folder / f"answers_{name}_{seed}.json"
                 asked = once(path, lambda policy=policy: ask_policy(policy, options.num_episodes))
                 found.setdefault(name, []).append(asked["accuracy"]["all"])
@@ -402,7 +411,7 @@ def draw_success(path: Path, of_loops: dict[str, dict[str, dict[int, dict]]]) ->
         axis.set(xlim=(-3, 103), title=title.split(",")[0])
         axis.title.set_size(9)
         axis.grid(axis="x", alpha=0.25)
-    recipes = [ROWS[ROWS[name].acts or name].changes.get("recipe", "insulated") for name in names]
+    recipes = [ROWS[whose(name)].changes.get("recipe", "insulated") for name in names]
     labels = [f"{name}\n(recipe {recipe})" for name, recipe in zip(names, recipes, strict=True)]
     axes[0].set_yticks(range(len(names)), labels, fontsize=8)
     axes[0].invert_yaxis()
