@@ -24,7 +24,7 @@ def claim_folder(folder: Path, arguments: dict, marks: Iterable[str], option: st
     file, now = folder / ARGUMENTS, json.loads(json.dumps(arguments))
     what_to_do = f"Give another --{option}; or remove the folder to start anew."
     if file.is_file():
-        before = read_json(file)
+        before = read_json(file, what_to_do)
         names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
         if names:
             lines = "".join(f"\n  --{name}: was {before.get(name)}, is {now.get(name)}" for name in names)
@@ -78,14 +78,16 @@ def check_can_write(folder: str | Path) -> None:
 
 
 def check_can_write_file(file: str | Path) -> None:
-    """Try, before any work is done, whether a file for results can be written.
+    """Try, before any work is done, whether a file for results can be written; a pipe or `/dev/stdout` is taken.
 
     Raises:
         OSError: it cannot; the message says where, and why.
     """
-    if Path(file).is_dir():
+    file = Path(file)
+    if file.is_dir():
         raise IsADirectoryError(f"{file} is a folder. Name a file.")
-    check_can_write(Path(file).parent)
+    if file.is_file() or not file.exists():
+        check_can_write(file.parent)
 
 
 def relation_to(folder: str | Path, value: str | Path | None) -> str | None:
@@ -109,7 +111,7 @@ def check_for_results(output_dir: str, **inputs: str | None) -> None:
     check_can_write(output_dir)
 
 
-def read_json(file: Path):
+def read_json(file: Path, what_to_do: str = "Take it away: what it says is then found out anew."):
     """Read a JSON file of a folder that goes on where it was.
 
     Raises:
@@ -118,7 +120,7 @@ def read_json(file: Path):
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{file} is damaged ({error}). Take it away: what it says is then found out anew.") from error
+        raise ValueError(f"{file} is damaged ({error}). {what_to_do}") from error
 
 
 def write_json(path: Path, content) -> None:

@@ -19,6 +19,7 @@ from ..training.dataset_options import DatasetOptions
 from ..training.evaluation.augmentation_plot import draw_augmented
 from ..training.evaluation.data_plot import draw_episode
 from ..training.policy_options import refuse
+from ..training.run_folder import check_can_write_file
 
 
 @dataclass
@@ -54,9 +55,6 @@ class CheckDataArguments(DatasetOptions):
             refuse({"wrist_cameras": "there is no --augment"})
         if self.plot_episode is not None and self.plot is None:
             refuse({"plot_episode": "there is no --plot"})
-        for option, file in (("json", self.json), ("plot", self.plot)):
-            if file is not None and Path(file).is_dir():
-                raise ValueError(f"--{option} {file} is a folder. Name a file in it.")
 
     def reader(self) -> partial:
         """Make what opens a dataset; NaN and infinity in it are a finding among others."""
@@ -66,6 +64,8 @@ class CheckDataArguments(DatasetOptions):
 
 def run(arguments: Sequence[str]) -> None:
     (args,) = parse((CheckDataArguments,), arguments, prog="kivla check-data", positional="dataset")
+    for file in filter(None, (args.json, args.plot)):
+        check_can_write_file(file)
     formats = FigureCanvasBase.get_supported_filetypes()
     if args.plot is not None and Path(args.plot).suffix[1:].lower() not in formats:
         raise ValueError(f"--plot {args.plot}: pictures end in .{', .'.join(formats)}.")

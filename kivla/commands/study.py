@@ -47,12 +47,11 @@ def _run(shop: Workshop, cells: list[Cell], left_out: dict[str, str]) -> None:
     if study.core_hours == 0:  # to know what it would take
         return
     write_json(folder / "left_out.json", left_out)
-    write_json(folder / "before.json", before(shop))
+    before(shop)
     for number, (cell, seed) in enumerate(todo, 1):
         if _key_of(cell, seed) in {_key(row) for row in read_rows(file)}:
             continue
         trials = pilot(shop, cell)
-        write_json(folder / "pilot" / f"{cell.folder}.json", trials)
         rates = best_rates(trials)
         print(f"\nRun {number} of {len(todo)}: {cell.name}, seed {seed}, learning rates {rates}", flush=True)
         row, log = one_run(shop, cell, rates, seed)

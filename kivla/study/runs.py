@@ -16,7 +16,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..demo.stages import once
 from ..training.recipes import BACKBONE, EXPERT, get_recipe, recipe_name, split_steps
-from ..training.run_folder import read_json, write_whole
+from ..training.run_folder import read_json, write_json, write_whole
 from .cells import Cell
 from .measurements import Measurements, before_training
 from .workshop import Rates, Workshop
@@ -32,25 +32,30 @@ def grid(shop: Workshop, cell: Cell) -> list[Rates]:
 
 
 def pilot(shop: Workshop, cell: Cell) -> list[dict]:
-    """Try the learning rates of a cell in short runs, those that were not tried yet.
+    """Try the learning rates of a cell in short runs, those that were not tried yet; they are kept in `pilot/`.
 
     Returns:
         For every pair `learning_rate`, `expert_learning_rate` and, where there was a choice, `action_error` (the share
         of that of always doing the mean action) and `texts`.
     """
+    file = Path(shop.study.output_dir) / "pilot" / f"{cell.folder}.json"
+    tried = {_rates(trial): trial for trial in (read_json(file) if file.is_file() else [])}
     rates = grid(shop, cell)
-    trials = []
     for pair in rates:
-        file = shop.folder / "pilot" / f"{cell.folder}_{pair.vlm:g}_{pair.expert or 0:g}.json"
-        found = {} if len(rates) == 1 else once(file, lambda pair=pair: _trial(shop, cell, pair))
-        trials.append({"learning_rate": pair.vlm, "expert_learning_rate": pair.expert, **found})
-    return trials
+        if pair not in tried:
+            found = {} if len(rates) == 1 else _trial(shop, cell, pair)
+            tried[pair] = {"learning_rate": pair.vlm, "expert_learning_rate": pair.expert, **found}
+            write_json(file, list(tried.values()))
+    return list(tried.values())
 
 
 def best_rates(trials: list[dict]) -> Rates:
     """Choose the rates with the least error of held-out actions."""
-    best = min(trials, key=lambda trial: trial.get("action_error", 0.0))
-    return Rates(best["learning_rate"], best["expert_learning_rate"])
+    return _rates(min(trials, key=lambda trial: trial.get("action_error", 0.0)))
+
+
+def _rates(trial: dict) -> Rates:
+    return Rates(trial["learning_rate"], trial["expert_learning_rate"])
 
 
 def _trial(shop: Workshop, cell: Cell, rates: Rates) -> dict:
@@ -187,7 +192,7 @@ def one_run(shop: Workshop, cell: Cell, rates: Rates, seed: int) -> tuple[dict, 
 
 def before(shop: Workshop) -> dict:
     """What the VLM knew before; measured once."""
-    return once(shop.folder / "before.json", lambda: before_training(shop.study, shop.texts))
+    return once(Path(shop.study.output_dir) / "before.json", lambda: before_training(shop.study, shop.texts))
 
 
 def _read(folder: Path, name: str) -> dict:

@@ -272,7 +272,7 @@ def test_what_is_misspelt_or_too_much_is_named(words, said, capsys):
         (["train", str(DATASET)], f"there is no place for {DATASET}"),
         (["train", "--vlm", "x", "--dataset", "d", "--output_dir", "new", "--learning_rate", "-1"], "must not be neg"),
         (["check-data", str(DATASET), "--plot", "x.xyz"], "--plot x.xyz: pictures end in ."),
-        (["check-data", str(DATASET), "--json", str(DATASET)], "is a folder. Name a file in it"),
+        (["check-data", str(DATASET), "--json", str(DATASET)], "is a folder. Name a file"),
         (["serve", "policy", "--port", "99999"], "--port must be from 0"),
         (["inspect", "no/such"], "'no/such' is neither a folder here nor a policy or VLM that can be had from"),
         (["inspect", str(DATASET)], "is a folder without config.json"),

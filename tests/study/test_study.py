@@ -16,11 +16,16 @@ from kivla.study.cells import Cell, choose_cells
 from kivla.study.measurements import Measurements as StudyMeasurements
 from kivla.study.plan import steps_that_fit
 from kivla.study.report import rates_note, write_report
-from kivla.study.runs import best_rates, read_rows, write_log
+from kivla.study.runs import best_rates, pilot, read_rows, write_log
 from kivla.study.summary import bootstrap_seeds, compare, groups_of
-from kivla.study.workshop import Rates
+from kivla.study.workshop import Rates, Workshop
+from kivla.training.policy_options import PolicyOptions
 from kivla.training.trainer import KIVLATrainer
 from tests.helpers.policies import DATASET
+
+class Killed(Exception):
+    pass
+
 
 TINY = {
     "num_demonstrations": 20,
@@ -237,6 +242,27 @@ def test_the_pilot_takes_the_rates_with_the_least_error_of_actions():
     assert best_rates([{"learning_rate": 1e-4, "expert_learning_rate": None}]) == Rates(1e-4, None)
 
 
+def test_a_trial_of_the_pilot_is_run_once(tmp_path, monkeypatch):
+    """Its files are enough, without the folder of work: a study can be taken to another machine."""
+    study = StudyArguments(output_dir=str(tmp_path), learning_rates=[1e-4, 3e-4], expert_learning_rates=[1e-3])
+    shop, cell, run = Workshop(study, PolicyOptions()), Cell("insulated"), []
+
+    def trial(shop, cell, rates):
+        if len(run) == 1 and rates.vlm == 3e-4:
+            run.append(None)
+            raise Killed
+        run.append(rates)
+        return {"action_error": rates.vlm, "texts": None}
+
+    monkeypatch.setattr("kivla.study.runs._trial", trial)
+    with pytest.raises(Killed):
+        pilot(shop, cell)
+    found = pilot(shop, cell)
+    assert run == [Rates(1e-4, 1e-3), None, Rates(3e-4, 1e-3)], "the first is kept, the one that was killed is not"
+    assert pilot(shop, cell) == found == json.loads((tmp_path / "pilot" / "insulated_cold.json").read_text())
+    assert len(run) == 3 and [trial["action_error"] for trial in found] == [1e-4, 3e-4]
+
+
 def test_a_log_has_a_line_for_each_step(tmp_path):
     write_log(
         tmp_path / "log.csv", [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}, {"step": 2, "train_loss": 1.5}]
@@ -256,10 +282,6 @@ def command(tmp_path_factory):
     texts.write_text("".join(json.dumps({"text": f"the red star is {word} here"}) + "\n" for word in "abcdef"))
     options = {**TINY, "vlm": folder / "vlm", "eval_text_dataset": texts, "learning_rates": 1e-3}
     return ["study", *[word for name, value in options.items() for word in (f"--{name}", str(value))]]
-
-
-class Killed(Exception):
-    pass
 
 
 @pytest.mark.slow

@@ -99,6 +99,16 @@ def test_json_files_are_whole_whenever_the_process_is_killed(tmp_path, monkeypat
     assert not (tmp_path / "b.json").exists()
 
 
+def test_a_damaged_file_says_what_to_do(tmp_path):
+    claim_folder(tmp_path / "run", {"n": 1}, ())
+    (tmp_path / "run" / "arguments.json").write_text('{"n": ')
+    with pytest.raises(ValueError, match=r"arguments\.json is damaged .*Give another --output_dir; or remove the folder"):
+        claim_folder(tmp_path / "run", {"n": 1}, ())
+    (tmp_path / "b.json").write_text("")
+    with pytest.raises(ValueError, match=r"b\.json is damaged .*Take it away"):
+        once(tmp_path / "b.json", lambda: {"n": 2})
+
+
 @pytest.mark.parametrize(
     "command",
     [
@@ -107,6 +117,8 @@ def test_json_files_are_whole_whenever_the_process_is_killed(tmp_path, monkeypat
         ["predict", "no/policy", "--dataset", "no/data", "--output_dir"],
         ["tokenizers", "no/data", "--output"],
         ["inspect", "no/vlm", "--output"],
+        ["check-data", "no/data", "--json"],
+        ["check-data", "no/data", "--plot"],
         ["profile", "--vlm", "tabletop", "--dataset", "no/data", "--output_dir"],
         ["train", "--vlm", "tabletop", "--dataset", "no/data", "--output_dir"],
         ["assemble-vlm", "--text_model", "no/text", "--vision_tower", "no/tower", "--output_dir"],
@@ -129,6 +141,7 @@ def test_a_place_that_nothing_can_be_written_to_is_refused_before_any_work(tmp_p
 def test_the_trial_of_a_place_leaves_nothing_and_a_folder_is_no_file(tmp_path):
     check_can_write(tmp_path / "a" / "b")
     check_can_write_file(tmp_path / "report.json")
+    check_can_write_file("/dev/null")
     assert not list(tmp_path.iterdir())
     with pytest.raises(IsADirectoryError, match=r"is a folder\. Name a file"):
         check_can_write_file(tmp_path)

@@ -700,8 +700,8 @@ def test_options_that_cannot_be(tmp_path, capsys):
     for options, said in (
         (["--plot_episode", "1"], "there is no --plot"),
         (["--plot", f"{tmp_path}/episode.png", "--plot_episode", "9"], "episode 9 is not among"),
-        (["--json", str(tmp_path)], f"--json {tmp_path} is a folder. Name a file in it."),
-        (["--plot", str(tmp_path)], f"--plot {tmp_path} is a folder. Name a file in it."),
+        (["--json", str(tmp_path)], f"{tmp_path} is a folder. Name a file."),
+        (["--plot", str(tmp_path)], f"{tmp_path} is a folder. Name a file."),
     ):
         with pytest.raises(SystemExit) as status:
             main(["check-data", str(DATASET), *options])
