@@ -6,6 +6,8 @@ from lerobot.configs import NormalizationMode, PreTrainedConfig
 from lerobot.optim import AdamWConfig, CosineDecayWithWarmupSchedulerConfig
 from lerobot.policies.rtc.configuration_rtc import RTCConfig
 
+DTYPES = ("float32", "bfloat16", "float16")
+
 
 def _no_normalization() -> dict[str, NormalizationMode]:
     return dict.fromkeys(("VISUAL", "STATE", "ACTION"), NormalizationMode.IDENTITY)
@@ -32,6 +34,8 @@ class KivlaConfig(PreTrainedConfig):
         acts_by: "flow" (the action expert) or "tokens" (the VLM's own); None for what the policy was trained for.
         num_steps: Euler steps of the action expert; the policy's own number if None.
         noise_scale: how much noise chunks start from: 0 none, 1 as in training; the policy's own if None.
+        dtype: type of the weights, "float32", "bfloat16" (half of the memory) or "float16"; None for what they are
+            stored in. To act: what is trained should be float32.
         seed: with it every chunk starts from the same noise; None draws noise from torch's random state.
         clip_actions: hold actions within the range of the policy's data; None for what its processor says (it does).
         rtc: how a chunk goes on from the one before in `lerobot-rollout --inference.type=rtc`: "guidance" (any policy
@@ -44,7 +48,8 @@ class KivlaConfig(PreTrainedConfig):
             scheduler_decay_steps, scheduler_decay_lr: of `lerobot-train`: AdamW, linear warm-up, cosine decay.
 
     Raises:
-        ValueError: `n_action_steps` that do not fit, or a normalisation that would come on top of the policy's own.
+        ValueError: `n_action_steps` that do not fit, a `dtype` that is none, or a normalisation that would come on top
+            of the policy's own.
     """
 
     chunk_size: int = 50
@@ -56,6 +61,7 @@ class KivlaConfig(PreTrainedConfig):
     acts_by: str | None = None
     num_steps: int | None = None
     noise_scale: float | None = None
+    dtype: str | None = None
     seed: int | None = None
     clip_actions: bool | None = None
     rtc: str | None = None
@@ -74,6 +80,8 @@ class KivlaConfig(PreTrainedConfig):
             raise ValueError(
                 f"n_action_steps must be between 1 and chunk_size = {self.chunk_size}, got {self.n_action_steps}."
             )
+        if self.dtype not in (None, *DTYPES):
+            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}.")
         if any(mode != NormalizationMode.IDENTITY for mode in self.normalization_mapping.values()):
             raise ValueError(
                 f"normalization_mapping must be IDENTITY for KIVLA policies, got {self.normalization_mapping}: their "

@@ -23,6 +23,7 @@ def export(
     lerobot_folder: str | Path,
     robot: str | None = None,
     image_size: tuple[int, int] = (480, 640),
+    trust_remote_code: bool = False,
 ) -> None:
     """Write `config.json` and LeRobot's two processors, and the KIVLA policy itself in the sub-folder `kivla/`.
 
@@ -32,6 +33,7 @@ def export(
         robot: name of the robot, for a policy of several.
         image_size: height and width of the robot's images. KIVLA takes any; LeRobot's asynchronous policy server
             resizes to this.
+        trust_remote_code: run the code that the policy brings along for its VLM.
 
     Raises:
         FileExistsError: there is something in the folder.
@@ -40,8 +42,8 @@ def export(
     folder = Path(lerobot_folder)
     if folder.exists() and any(folder.iterdir()):
         raise FileExistsError(f"{folder} is not empty. Name a new folder.")
-    processor = KIVLAProcessor.from_pretrained(kivla_policy)
-    model = KIVLAForActionPrediction.from_pretrained(kivla_policy)
+    processor = KIVLAProcessor.from_pretrained(kivla_policy, trust_remote_code=trust_remote_code)
+    model = KIVLAForActionPrediction.from_pretrained(kivla_policy, trust_remote_code=trust_remote_code)
     parts = processor.robot(robot)
     state = {}
     parts.units.check_known()
@@ -72,6 +74,7 @@ def main() -> None:
     parser.add_argument(
         "--image_size", type=int, nargs=2, default=(480, 640), metavar=("HEIGHT", "WIDTH"), help="of the robot's images"
     )
+    parser.add_argument("--trust_remote_code", action="store_true", help="run the code that it brings along")
     export(**vars(parser.parse_args()))
 
 

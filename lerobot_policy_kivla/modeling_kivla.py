@@ -93,11 +93,16 @@ class KivlaPolicy(PreTrainedPolicy):
         cache_dir: str | Path | None = None,
         local_files_only: bool = False,
         revision: str | None = None,
+        trust_remote_code: bool = False,
         **kwargs,
     ) -> "KivlaPolicy":
         """Load what `export` or `lerobot-train` wrote, from a folder or the Hub; in evaluation mode.
 
         Other keyword arguments are those that LeRobot passes to every policy; they are not used.
+
+        Args:
+            trust_remote_code: run the code that the policy brings along for its VLM. No setting of `config`, since that
+                comes with the policy.
 
         Raises:
             FileNotFoundError: there is no KIVLA policy in it.
@@ -120,8 +125,10 @@ class KivlaPolicy(PreTrainedPolicy):
                 f"{pretrained_name_or_path} has no folder {KIVLA_FOLDER}/ with a KIVLA policy. "
                 "`python -m lerobot_policy_kivla.export KIVLA_POLICY LEROBOT_FOLDER` makes what LeRobot can load."
             )
-        model = KIVLAForActionPrediction.from_pretrained(folder)
-        policy = cls(config, model, KIVLAProcessor.from_pretrained(folder))
+        model = KIVLAForActionPrediction.from_pretrained(
+            folder, dtype=config.dtype or "auto", trust_remote_code=trust_remote_code
+        )
+        policy = cls(config, model, KIVLAProcessor.from_pretrained(folder, trust_remote_code=trust_remote_code))
         return policy.to(config.device).eval()
 
     def _save_pretrained(self, save_directory: Path, state_dict: dict[str, Tensor] | None = None) -> None:

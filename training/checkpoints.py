@@ -23,6 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from .run_identity import differences, format_differences
+from .sole_use import IN_USE
 
 UNFINISHED = "_unfinished"  # names that begin with _ are not pushed to the Hub
 MANIFEST = "manifest.json"
@@ -274,7 +275,8 @@ def put_aside(folder: Path) -> Path | None:
     names = (folder / f"{EARLIER_RUN}_{number}" for number in itertools.count(1))
     aside = next(path for path in names if not path.exists())
     aside.mkdir()
-    ours = [path for path in folder.iterdir() if path.is_file() or _OUR_FOLDERS.fullmatch(path.name)]
+    names = [path for path in folder.iterdir() if path.name != IN_USE]
+    ours = [path for path in names if path.is_file() or _OUR_FOLDERS.fullmatch(path.name)]
     for path in sorted(ours, key=lambda path: (path.name == RUN_FILE, path.name == "config.json", path.name)):
         path.rename(aside / path.name)
     fsync(folder)

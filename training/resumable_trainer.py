@@ -43,6 +43,7 @@ from .ema import EMA_FILE, WeightAverage
 from .loss_watch import LossWatch, NonFiniteError, name_examples
 from .preemption import StopSignals, bear_signals
 from .run_identity import run_identity, start_of
+from .sole_use import sole_use
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +63,7 @@ class ResumableTrainer(Trainer):
       takes an order of examples and random numbers that depend on seed and position alone (`example_order`), and the
       losses since the last log entry.
     * **One run, one folder** (`run_identity`): a checkpoint knows what made it, and another run neither goes on from it
-      nor writes beside it.
+      nor writes beside it; nor does a second process of the same one (`sole_use`).
     * **Whole checkpoints** (`checkpoints`): written aside, hashed, and named at the end; damaged ones are recognised.
     * **Pre-emption** (`preemption`): SIGTERM, SIGUSR1 and Ctrl-C end the run after the step, with a checkpoint.
     * **An average of the weights** (`ema_decay`): evaluated, and written by `save_model`.
@@ -160,6 +161,7 @@ class ResumableTrainer(Trainer):
             CheckpointError: the one that was named is damaged; or a checkpoint could not be written.
             NonFiniteError: see `on_nonfinite`.
             Preempted, Interrupted: the run was asked to stop, by a signal or by Ctrl-C, and has written a checkpoint.
+            InUseError: another process trains into `output_dir`, and did not end within a minute.
             OSError: `output_dir` cannot be written to, or its disk is full.
         """
         if resume_from_checkpoint and self._restarts:
@@ -168,6 +170,11 @@ class ResumableTrainer(Trainer):
             resume_from_checkpoint = self.newest_checkpoint()
             if resume_from_checkpoint is None:
                 raise ValueError(f"There is no checkpoint to resume from in {self.args.output_dir}.")
+        with contextlib.ExitStack() as kept:
+            self._from_first_device(lambda: kept.enter_context(sole_use(self.args.output_dir)))
+            return self._train(resume_from_checkpoint, *args, **kwargs)
+
+    def _train(self, resume_from_checkpoint: str | None, *args, **kwargs):
         self._resumed_from = Path(resume_from_checkpoint) if resume_from_checkpoint else None
         self._run = self._from_first_device(self._check_run)
         self._newest = self._resumed_from

@@ -11,6 +11,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -44,6 +45,7 @@ from .data_parallel import unsharded_init
 from .evaluation.plots import plot_training_curves
 from .evaluation.predictions import draw
 from .evaluation.text_nll import HeldOutTexts, TextScores, summarize_texts, text_tokens
+from .first_process import made_by_first_process
 from .idle_options import idle_options
 from .last_evaluation import LastEvaluation
 from .parts import BACKBONE, RATE_ARGUMENTS, freeze_vision
@@ -54,6 +56,7 @@ from .recipes import Stage, split_steps
 from .relative_options import told_to_wrap
 from .run_folder import check_can_write, check_is_free, relation_to, write_json
 from .run_options import TEXT_SPLIT, VLM_SPLIT, DataArguments, ModelArguments
+from .sole_use import sole_use
 from .trainer import KIVLATrainer
 from .training_facts import chunks_to_show, other_than_trained, write_card, write_facts
 
@@ -81,12 +84,26 @@ def train(
         ValueError: options, data and policy do not fit each other; the message names them.
         OtherRunError: `output_dir` holds another run.
         FileExistsError: it holds other things, and no run.
+        InUseError: another process trains into it.
     """
     check_options(model_args, data_args, args)
-    stages, output_dir, start = model_args.stages, Path(args.output_dir), None
+    output_dir = Path(args.output_dir)
     refuse_own_inputs(output_dir, model_args, data_args)
     check_is_free(output_dir, RUN_MARKS)
     check_can_write(output_dir)
+    with ExitStack() as kept:
+        made_by_first_process(lambda: kept.enter_context(sole_use(output_dir)))
+        return _train(model_args, data_args, args, command, on_claim)
+
+
+def _train(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    args: KIVLATrainingArguments,
+    command: Sequence[str] | None,
+    on_claim: Callable[[], None] | None,
+) -> tuple[KIVLATrainer, dict[str, float]]:
+    stages, output_dir, start = model_args.stages, Path(args.output_dir), None
     # The whole folder is put aside once, not that of every stage.
     if args.restart:
         with args.main_process_first(local=False):

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from .sole_use import IN_USE
+
 ARGUMENTS = "arguments.json"
 
 
@@ -52,7 +54,8 @@ def check_is_free(folder: Path, marks: Iterable[str] = (), option: str = "output
     """
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"{folder} is a file. Give --{option} a new or an empty folder.")
-    others = [path for path in folder.iterdir() if path.suffix not in _LOGS] if folder.is_dir() else []
+    names = sorted(folder.iterdir()) if folder.is_dir() else []
+    others = [path for path in names if path.suffix not in _LOGS and path.name != IN_USE]
     if others and not any(path for mark in marks for path in folder.glob(mark)):
         raise FileExistsError(
             f"{folder} is not empty: it holds {others[0].name}, which is of something else. Give --{option} a new "

@@ -42,6 +42,7 @@ from ..training.evaluation.predictions import draw, predict_dataset
 from ..training.policy_options import refuse
 from ..training.recipes import get_recipe
 from ..training.run_folder import claim_folder
+from ..training.sole_use import sole_use
 
 # What everything but fine-tuning takes on two cores, with one lesson and the roll-outs of one kind of task; a lesson
 # more, and a roll-out more
@@ -96,6 +97,11 @@ def run(arguments: Sequence[str]) -> None:
     claim_folder(folder, arguments, ("*.json", "demonstrations*", "policy*", "pretraining"))
     if args.holds and demo.max_steps is None and demo.minutes < HOLDING_MINUTES:
         print(f"Something is to be held: {HOLDING_MINUTES} --minutes are a good beginning, {demo.minutes:g} are few.")
+    with sole_use(folder):
+        _run(demo, args, vlm, folder)
+
+
+def _run(demo: DemoArguments, args: TabletopArguments, vlm: Path, folder: Path) -> None:
     print(f"Everything goes to {folder}. What is there already is not done again; delete it to start anew.\n")
     if demo.from_scratch:
         pretrain(PretrainArguments(str(folder / "pretraining"), seed=demo.seed))

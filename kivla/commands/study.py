@@ -2,9 +2,12 @@
 
 One row for each run is added to `rows.jsonl` as it finishes; figure and tables are made from the rows alone. The same
 command goes on where it was interrupted, at any moment, and more recipes, conditions and seeds may be asked for.
+Several processes of the same command share its runs.
 """
 
+import math
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,11 +16,12 @@ from ..study.arguments import StudyArguments
 from ..study.cells import REPLAY, Cell, choose_cells
 from ..study.plan import core_hours, steps_that_fit
 from ..study.report import write_report
-from ..study.runs import before, best_rates, one_run, pilot, read_rows, write_log, write_rows
+from ..study.runs import before, best_rates, one_run, pilot, read_rows, run_folder, write_log, write_rows
 from ..study.workshop import Workshop
 from ..training.policy_options import PolicyOptions, refuse
 from ..training.recipes import recipe_name
 from ..training.run_folder import claim_folder, write_json
+from ..training.sole_use import InUseError, sole_use
 
 # Options of a policy that are what is compared.
 _COMPARED = ("recipe", "backbone_gradient_scale", "flow_loss_weight")
@@ -43,24 +47,44 @@ def _run(shop: Workshop, cells: list[Cell], left_out: dict[str, str]) -> None:
     if study.text_dataset is not None and not any(REPLAY in cell.added for cell in cells):
         print(f"--text_dataset {study.text_dataset} is not read: no condition here replays texts.")
     shop.open_texts()
-    todo = plan_runs(shop, cells, left_out, done)
-    if study.core_hours == 0:  # to know what it would take
-        return
-    write_json(folder / "left_out.json", left_out)
-    before(shop)
+    with sole_use(folder, math.inf):  # of several processes one makes what all need
+        todo = plan_runs(shop, cells, left_out, done)
+        if study.core_hours == 0:  # to know what it would take
+            return
+        write_json(folder / "left_out.json", left_out)
+        before(shop)
     for number, (cell, seed) in enumerate(todo, 1):
-        if _key_of(cell, seed) in {_key(row) for row in read_rows(file)}:
-            continue
+        if not _is_done(file, cell, seed):
+            run_once(shop, cell, seed, f"Run {number} of {len(todo)}: {cell.name}, seed {seed}")
+
+
+def run_once(shop: Workshop, cell: Cell, seed: int, title: str) -> None:
+    """Make a run and its row, unless another process is at it: several share the runs of a study."""
+    folder = Path(shop.study.output_dir)
+    file = folder / "rows.jsonl"
+    with ExitStack() as kept:
+        try:
+            kept.enter_context(sole_use(run_folder(shop, cell, seed), patience=0))
+        except InUseError:
+            print(f"\n{title}: another process is at it.", flush=True)
+            return
+        if _is_done(file, cell, seed):  # by now
+            return
         trials = pilot(shop, cell)
         rates = best_rates(trials)
-        print(f"\nRun {number} of {len(todo)}: {cell.name}, seed {seed}, learning rates {rates}", flush=True)
+        print(f"\n{title}, learning rates {rates}", flush=True)
         row, log = one_run(shop, cell, rates, seed)
         row["trials"] = [
             {name: value for name, value in trial.items() if name not in ("texts", "minutes")} for trial in trials
         ]
-        write_log(folder / "logs" / f"{cell.folder}_{seed}.csv", log)
-        write_rows(file, [*read_rows(file), row])  # of another process, too, that may work on other recipes
-        write_report(folder, study.target_success)
+        with sole_use(folder, math.inf):
+            write_log(folder / "logs" / f"{cell.folder}_{seed}.csv", log)
+            write_rows(file, [*read_rows(file), row])
+            write_report(folder, shop.study.target_success)
+
+
+def _is_done(file: Path, cell: Cell, seed: int) -> bool:
+    return _key_of(cell, seed) in {_key(row) for row in read_rows(file)}
 
 
 def plan_runs(

@@ -29,6 +29,7 @@ from ..training.data.vlm.dataset import text_of
 from ..training.evaluation.vlm_answers import answer_of, ask, chat_text
 from ..training.muon import MuonWithAdamW
 from ..training.run_folder import claim_folder
+from ..training.sole_use import sole_use
 from .tiny_vlm import ARCHITECTURES, make_tiny_vlm, train_tokenizer
 
 EVALUATION_SEED = 1_000_000  # added to the seed: scenes that were not trained on
@@ -58,6 +59,11 @@ def pretrain(args: PretrainArguments) -> None:
     start = time.time()
     arguments = {n: v for n, v in asdict(args).items() if n not in ("output_dir", "save_steps", "num_eval_scenes")}
     claim_folder(folder, arguments, ("checkpoint-*", "questions_*", "vlm"))
+    with sole_use(folder):
+        _pretrain(args, folder, start)
+
+
+def _pretrain(args: PretrainArguments, folder: Path, start: float) -> None:
     questions = load_questions(folder / f"questions_{args.num_scenes}_{args.seed}", args)
     checkpoint = get_last_checkpoint(folder)
     processor, trainer = make_trainer(args, questions, checkpoint)

@@ -28,6 +28,7 @@ from ..training.evaluation.text_nll import text_tokens
 from ..training.evaluation.vlm_answers import ask
 from ..training.lora import add_lora
 from ..training.run_folder import claim_folder, write_json
+from ..training.sole_use import sole_use
 from .pretraining import EVALUATION_SEED, ConversationCollator
 from .word_alignment import align_words
 
@@ -69,6 +70,11 @@ def teach(args: TeachArguments) -> None:
     start = time.time()
     arguments = {n: v for n, v in asdict(args).items() if n not in ("output_dir", "save_steps", "num_eval_scenes")}
     claim_folder(folder, arguments, ("checkpoint-*", "aligned", "updates", "vlm"))
+    with sole_use(folder):
+        _teach(args, folder, start)
+
+
+def _teach(args: TeachArguments, folder: Path, start: float) -> None:
     processor = AutoProcessor.from_pretrained(args.vlm)
     # The projector alone; then all together.
     if not (folder / "aligned").is_dir():

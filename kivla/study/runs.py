@@ -6,6 +6,7 @@ Whatever is finished is kept, and a run that was killed goes on from its last ch
 import csv
 import io
 import json
+import math
 import shutil
 from collections.abc import Callable
 from itertools import product
@@ -17,6 +18,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from ..demo.stages import once
 from ..training.recipes import BACKBONE, EXPERT, get_recipe, recipe_name, split_steps
 from ..training.run_folder import read_json, write_json, write_whole
+from ..training.sole_use import sole_use
 from .cells import Cell
 from .measurements import Measurements, before_training
 from .workshop import Rates, Workshop
@@ -38,14 +40,14 @@ def pilot(shop: Workshop, cell: Cell) -> list[dict]:
         For every pair `learning_rate`, `expert_learning_rate` and, where there was a choice, `action_error` (the share
         of that of always doing the mean action) and `texts`.
     """
-    file = Path(shop.study.output_dir) / "pilot" / f"{cell.folder}.json"
-    tried = {_rates(trial): trial for trial in (read_json(file) if file.is_file() else [])}
-    rates = grid(shop, cell)
-    for pair in rates:
-        if pair not in tried:
-            found = {} if len(rates) == 1 else _trial(shop, cell, pair)
-            tried[pair] = {"learning_rate": pair.vlm, "expert_learning_rate": pair.expert, **found}
-            write_json(file, list(tried.values()))
+    file, rates = Path(shop.study.output_dir) / "pilot" / f"{cell.folder}.json", grid(shop, cell)
+    with sole_use(shop.folder / "pilot" / cell.folder, math.inf):
+        tried = {_rates(trial): trial for trial in (read_json(file) if file.is_file() else [])}
+        for pair in rates:
+            if pair not in tried:
+                found = {} if len(rates) == 1 else _trial(shop, cell, pair)
+                tried[pair] = {"learning_rate": pair.vlm, "expert_learning_rate": pair.expert, **found}
+                write_json(file, list(tried.values()))
     return list(tried.values())
 
 
@@ -61,7 +63,7 @@ def _rates(trial: dict) -> Rates:
 def _trial(shop: Workshop, cell: Cell, rates: Rates) -> dict:
     study = shop.study
     print(f"Pilot: {cell.name}, learning rates {rates}, {study.pilot_steps} steps")
-    scratch, found = shop.folder / "pilot" / f"{cell.folder}_scratch", {}
+    scratch, found = shop.folder / "pilot" / cell.folder / "scratch", {}
     shutil.rmtree(scratch, ignore_errors=True)
 
     def measure(step: int, measurements: Measurements) -> None:
@@ -146,13 +148,17 @@ def train(
     return log
 
 
+def run_folder(shop: Workshop, cell: Cell, seed: int) -> Path:
+    return shop.folder / f"{cell.folder}_{seed}"
+
+
 def one_run(shop: Workshop, cell: Cell, rates: Rates, seed: int) -> tuple[dict, list[dict]]:
     """Train and measure a run; what is finished of it is not done again.
 
     Returns:
         Its row, and the trainers' log.
     """
-    study, folder = shop.study, shop.folder / f"{cell.folder}_{seed}"
+    study, folder = shop.study, run_folder(shop, cell, seed)
     acts_at = {round(study.max_steps * n / study.num_checkpoints) for n in range(1, study.num_checkpoints + 1)}
     looks_at = {*range(0, study.max_steps, study.measure_every), *acts_at}
 

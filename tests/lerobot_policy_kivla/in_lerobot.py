@@ -64,11 +64,11 @@ def observed(*cameras: str) -> dict:
     return {**preprocess_observation({"pixels": pixels, "agent_pos": OBSERVATIONS["state"]}), "task": list(TEXTS)}
 
 
-def by_pipeline(folder: Path, images: list, **options) -> np.ndarray:
+def by_pipeline(folder: Path, images: list, dtype: str = "auto", **options) -> np.ndarray:
     """(B, H, D), what `pipeline` predicts for the same observations."""
     state = list(OBSERVATIONS["state"])
     observations = [{"images": i, "text": t, "state": s} for i, t, s in zip(images, TEXTS, state, strict=True)]
-    results = pipeline("action-prediction", model=str(folder))(observations, **options)
+    results = pipeline("action-prediction", model=str(folder), dtype=dtype)(observations, **options)
     return np.stack([result["actions"] for result in results])
 
 
@@ -113,6 +113,14 @@ def acting_by_tokens():
     policy, preprocess, _ = load(WORK / "lerobot", "--acts_by=tokens")
     expected = by_pipeline(WORK / "policy", [[image] for image in OBSERVATIONS["images"]], acts_by="tokens")
     np.testing.assert_array_equal(policy.predict_action_chunk(preprocess(observed(CAMERA))).numpy(), expected)
+
+
+def weights_of_half_the_size():
+    policy, preprocess, _ = load(WORK / "lerobot", "--seed=3", "--dtype=bfloat16")
+    assert {weights.dtype for weights in policy.model.parameters()} == {torch.bfloat16}
+    chunk = policy.predict_action_chunk(preprocess(observed(CAMERA))).numpy()
+    images = [[image] for image in OBSERVATIONS["images"]]
+    np.testing.assert_array_equal(chunk, by_pipeline(WORK / "policy", images, seed=3, dtype="bfloat16"))
 
 
 def without_a_seed_torch_decides():
@@ -267,6 +275,7 @@ def refusals():
         ('--normalization_mapping={"STATE": "MEAN_STD"}', "normalises"),
         ("--n_action_steps=7", "between 1 and chunk_size = 6"),
         ("--chunk_size=10", "predicts 6 actions at once"),
+        ("--dtype=half", "must be one of float32, bfloat16, float16"),
     ):
         try:
             load(WORK / "lerobot", option)
@@ -291,7 +300,7 @@ def refusals():
     for change, message in (
         ({"task": TEXTS[:1]}, "one `task` for each of the 3 observations"),
         ({f"observation.images.{CAMERA}": batch[f"observation.images.{CAMERA}"] * 255}, r"must lie in [0, 1]"),
-        ({f"observation.images.{CAMERA}": batch[f"observation.images.{CAMERA}"][:, None]}, "(batch, 3, height, width)"),
+        ({f"observation.images.{CAMERA}": batch[f"observation.images.{CAMERA}"][:, :1]}, "(batch, 3, height, width)"),
         ({"observation.state": batch["observation.state"][:, :2]}, "`state`"),
     ):
         try:
@@ -358,7 +367,7 @@ def gathered_weights():
 
 def to_the_hub_and_back():
     """An uploaded folder is found by its name. What `lerobot-train` pushes is complete: LeRobot selects by suffixes."""
-    sys.path.insert(0, str(Path(__file__).parents[1]))
+    sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
     from hub_stand_in import hub_stand_in
 
     with hub_stand_in() as (endpoint, hub):
@@ -455,6 +464,7 @@ CHECKS = (
     export,
     same_chunks_as_the_pipeline,
     acting_by_tokens,
+    weights_of_half_the_size,
     without_a_seed_torch_decides,
     one_action_at_a_time,
     a_history,

@@ -25,6 +25,7 @@ CHECKS = (
     "export",
     "same_chunks_as_the_pipeline",
     "acting_by_tokens",
+    "weights_of_half_the_size",
     "without_a_seed_torch_decides",
     "one_action_at_a_time",
     "a_history",

@@ -1,7 +1,9 @@
 """`kivla study`: which runs there are, what the rows say, and that a study which is killed goes on."""
 
 import csv
+import fcntl
 import json
+import os
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,19 +11,21 @@ import pytest
 
 from kivla.cli import main
 from kivla.command_line import Refused
-from kivla.commands.study import plan_runs
+from kivla.commands.study import plan_runs, run_once
 from kivla.demo.tiny_vlm import make_tiny_vlm, train_tokenizer
 from kivla.study.arguments import StudyArguments
 from kivla.study.cells import Cell, choose_cells
 from kivla.study.measurements import Measurements as StudyMeasurements
 from kivla.study.plan import steps_that_fit
 from kivla.study.report import rates_note, write_report
-from kivla.study.runs import best_rates, pilot, read_rows, write_log
+from kivla.study.runs import best_rates, pilot, read_rows, write_log, write_rows
 from kivla.study.summary import bootstrap_seeds, compare, groups_of
 from kivla.study.workshop import Rates, Workshop
 from kivla.training.policy_options import PolicyOptions
+from kivla.training.sole_use import IN_USE
 from kivla.training.trainer import KIVLATrainer
 from tests.helpers.policies import DATASET
+
 
 class Killed(Exception):
     pass
@@ -261,6 +265,33 @@ def test_a_trial_of_the_pilot_is_run_once(tmp_path, monkeypatch):
     assert run == [Rates(1e-4, 1e-3), None, Rates(3e-4, 1e-3)], "the first is kept, the one that was killed is not"
     assert pilot(shop, cell) == found == json.loads((tmp_path / "pilot" / "insulated_cold.json").read_text())
     assert len(run) == 3 and [trial["action_error"] for trial in found] == [1e-4, 3e-4]
+
+
+def test_processes_share_the_runs(tmp_path, monkeypatch, capsys):
+    """What another one is at is passed over, and what it has finished in the meantime is not done again."""
+    study = StudyArguments(output_dir=str(tmp_path), learning_rates=[1e-4], expert_learning_rates=[1e-3])
+    shop, file, run = Workshop(study, PolicyOptions()), tmp_path / "rows.jsonl", []
+    row = {"recipe": "joint", "condition": "cold"}
+
+    def one_run(shop, cell, rates, seed):
+        run.append(seed)
+        assert (tmp_path / "work" / f"joint_cold_{seed}" / IN_USE).is_file(), "kept while it lasts"
+        return {**row, "seed": seed}, []
+
+    monkeypatch.setattr("kivla.commands.study.one_run", one_run)
+    monkeypatch.setattr("kivla.commands.study.write_report", lambda *_: None)
+    busy = tmp_path / "work" / "joint_cold_1"
+    busy.mkdir(parents=True)
+    lock = os.open(busy / IN_USE, os.O_RDWR | os.O_CREAT)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    for seed in (0, 1):
+        run_once(shop, Cell("joint"), seed, f"seed {seed}")
+    assert run == [0] and "seed 1: another process is at it." in capsys.readouterr().out
+    os.close(lock)
+    write_rows(file, [*read_rows(file), {**row, "seed": 1}])  # by that other one
+    for seed in (0, 1):
+        run_once(shop, Cell("joint"), seed, f"seed {seed}")
+    assert run == [0] and [found["seed"] for found in read_rows(file)] == [0, 1]
 
 
 def test_a_log_has_a_line_for_each_step(tmp_path):

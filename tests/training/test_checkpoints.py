@@ -23,6 +23,7 @@ from kivla.training.checkpoints import (
     written_aside,
 )
 from kivla.training.data.mixture import Mixture
+from kivla.training.sole_use import IN_USE
 from tests.helpers.policies import dataset, make_policy, make_trainer
 
 EPOCH, STEPS = 5, 12
@@ -208,7 +209,7 @@ def test_the_old_checkpoint_goes_only_when_the_new_one_is_whole(tmp_path):
 
     class Witness(TrainerCallback):
         def on_save(self, args, state, control, **kwargs):
-            seen.append(sorted(path.name for path in Path(args.output_dir).iterdir()))
+            seen.append(sorted(path.name for path in Path(args.output_dir).iterdir() if path.name != IN_USE))
 
     trainer = make_trainer(tmp_path, max_steps=3, save_strategy="steps", save_steps=1, save_total_limit=1)
     save, whole = trainer._save_optimizer_and_scheduler, []

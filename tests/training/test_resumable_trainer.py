@@ -1,5 +1,9 @@
 """ResumableTrainer by itself: an ordinary model of the library, an ordinary dataset, no policy anywhere."""
 
+import fcntl
+import os
+from functools import partial
+
 import datasets
 import pytest
 import torch
@@ -14,6 +18,7 @@ from transformers import (
 from kivla.training.arguments import ResumableTrainingArguments
 from kivla.training.checkpoints import OtherRunError
 from kivla.training.resumable_trainer import ResumableTrainer
+from kivla.training.sole_use import IN_USE, InUseError, sole_use
 
 
 class KillAt(TrainerCallback):
@@ -64,6 +69,17 @@ def test_another_run_is_refused_by_name(tmp_path):
     make(tmp_path, steps=2).train()
     with pytest.raises(OtherRunError, match=r"training\.learning_rate: was 5e-05, is 0.1"):
         make(tmp_path, steps=2, learning_rate=0.1).train()
+
+
+def test_a_folder_that_another_process_trains_into_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("kivla.training.resumable_trainer.sole_use", partial(sole_use, patience=0))
+    lock = os.open(tmp_path / IN_USE, os.O_RDWR | os.O_CREAT)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    with pytest.raises(InUseError, match="is being filled by another process"):
+        make(tmp_path, restart=True).train()
+    os.close(lock)
+    make(tmp_path).train()
+    assert not (tmp_path / IN_USE).exists()
 
 
 def test_plain_arguments_are_refused(tmp_path):

@@ -102,7 +102,9 @@ def test_json_files_are_whole_whenever_the_process_is_killed(tmp_path, monkeypat
 def test_a_damaged_file_says_what_to_do(tmp_path):
     claim_folder(tmp_path / "run", {"n": 1}, ())
     (tmp_path / "run" / "arguments.json").write_text('{"n": ')
-    with pytest.raises(ValueError, match=r"arguments\.json is damaged .*Give another --output_dir; or remove the folder"):
+    with pytest.raises(
+        ValueError, match=r"arguments\.json is damaged .*Give another --output_dir; or remove the folder"
+    ):
         claim_folder(tmp_path / "run", {"n": 1}, ())
     (tmp_path / "b.json").write_text("")
     with pytest.raises(ValueError, match=r"b\.json is damaged .*Take it away"):

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from .pyav import av
+from .pyav import open_mp4
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,7 @@ def read_key_frames(path: Path) -> KeyFrames:
     Raises:
         av.FFmpegError: it is damaged.
     """
-    with av.open(
-        str(path), format="mp4", options={"protocol_whitelist": "file"}, metadata_errors="replace"
-    ) as container:
+    with open_mp4(path) as container:
         stream = container.streams.video[0]
         is_key = [packet.is_keyframe for packet in container.demux(stream) if packet.pts is not None]
         codec = stream.codec_context.codec.canonical_name

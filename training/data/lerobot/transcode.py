@@ -11,7 +11,7 @@ from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 
-from .pyav import av
+from .pyav import av, open_mp4
 
 # For each codec its encoder, how close to the original it is, and what makes frames come out in the order they came in
 _ENCODERS = {
@@ -65,7 +65,7 @@ def transcode(source: Path, target: Path, keyframes_every: int, codec: str | Non
         ValueError: it cannot be kept as it is.
     """
     os.environ.setdefault("SVT_LOG", "1")  # only errors
-    with av.open(str(source)) as given:
+    with open_mp4(source) as given:
         stream = given.streams.video[0]
         name = codec or stream.codec_context.codec.canonical_name
         if name not in _ENCODERS:
@@ -94,7 +94,7 @@ def transcode(source: Path, target: Path, keyframes_every: int, codec: str | Non
 
 def frame_times(path: Path) -> list[Fraction]:
     """When each frame is shown, in seconds."""
-    with av.open(str(path)) as container:
+    with open_mp4(path) as container:
         stream = container.streams.video[0]
         return sorted(p.pts * Fraction(stream.time_base) for p in container.demux(stream) if p.pts is not None)
 

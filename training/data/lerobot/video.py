@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .pyav import av
+from .pyav import av, open_mp4
 from .video_file import VideoReadError
 
 MAX_PIXELS = 64_000_000  # of a frame
@@ -39,9 +39,7 @@ def frame_times(path: Path) -> np.ndarray:
 def _open(path: Path):
     """(container, its video stream)."""
     try:
-        # A stranger's file: MP4 alone, not one of the playlists by which FFmpeg is led to other files and servers.
-        options = {"protocol_whitelist": "file"}
-        container = av.open(str(path), format="mp4", options=options, metadata_errors="replace")
+        container = open_mp4(path)
         stream = container.streams.video[0]
     except (av.FFmpegError, IndexError, ValueError) as error:
         raise VideoReadError(f"{path} cannot be opened as a video: {error}") from error

@@ -7,6 +7,8 @@ import av
 import numpy as np
 import pytest
 
+from kivla.training.data.lerobot.key_frames import read_key_frames
+from kivla.training.data.lerobot.transcode import transcode
 from kivla.training.data.lerobot.video import VideoReader, VideoReaders
 from kivla.training.data.lerobot.video_file import VideoReadError, check_video_file
 from tests.helpers.lerobot_v21 import decode
@@ -130,3 +132,34 @@ def test_a_file_that_is_no_video(tmp_path):
     path.write_text("no video")
     with pytest.raises(VideoReadError, match=r"text.mp4 cannot be opened as a video"):
         VideoReader(path)
+
+
+def test_what_a_file_says_of_itself_need_not_be_utf_8(planes, tmp_path):
+    path = tmp_path / "video.mp4"
+    with av.open(str(path), "w") as container:
+        container.metadata["comment"] = "made by someone"
+        stream = container.add_stream("libx264", rate=30)
+        stream.width, stream.height, stream.pix_fmt = 96, 96, "yuv420p"
+        frame = av.VideoFrame.from_ndarray(planes[0], format="yuv420p")
+        frame.pts, frame.time_base = 0, Fraction(1, 30)
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"made by someone", b"made by s\xf6meone"))
+    assert b"s\xf6meone" in path.read_bytes()
+    assert VideoReader(path).read(0).shape == (96, 96, 3)
+    assert read_key_frames(path).frames == 1
+    transcode(path, tmp_path / "new.mp4", 1)
+    assert VideoReader(tmp_path / "new.mp4").read(0).shape == (96, 96, 3)
+
+
+@pytest.mark.parametrize(
+    "opens", [VideoReader, read_key_frames, lambda path: transcode(path, path.with_name("n.mp4"), 1)]
+)
+def test_a_playlist_is_no_video(opens, tmp_path):
+    """FFmpeg would follow it to other files, and servers."""
+    path = tmp_path / "video.mp4"
+    path.write_text(f"ffconcat version 1.0\nfile '{SOURCE}'\n")
+    with pytest.raises((VideoReadError, av.FFmpegError)):
+        opens(path)
+    assert not path.with_name("n.mp4").exists()
