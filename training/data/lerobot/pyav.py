@@ -9,8 +9,11 @@ try:
 except ImportError as error:
     raise ImportError("Videos need PyAV. Install it with `pip install 'kivla[video]'`.", name=error.name) from error
 
+_VERSION = Version(av.__version__)
+if _VERSION.major < 17:  # as LeRobot has it: it does not say when frames are shown
+    raise ImportError(f"Videos need PyAV 17 or newer, not {_VERSION}: `pip install 'kivla[video]'`.", name="av")
 # What a file says of itself need not be UTF-8. From 19 on PyAV reads it anyway, and knows no such option.
-_TEXTS = {"metadata_errors": "replace"} if Version(av.__version__) < Version("19") else {}
+_TEXTS = {"metadata_errors": "replace"} if _VERSION.major < 19 else {}
 
 
 def open_mp4(path: Path) -> av.container.InputContainer:

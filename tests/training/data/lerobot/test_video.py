@@ -1,5 +1,7 @@
+import importlib
 import os
 import shutil
+import sys
 from fractions import Fraction
 from pathlib import Path
 
@@ -163,3 +165,10 @@ def test_a_playlist_is_no_video(opens, tmp_path):
     with pytest.raises((VideoReadError, av.FFmpegError)):
         opens(path)
     assert not path.with_name("n.mp4").exists()
+
+
+def test_a_pyav_that_is_too_old_is_named(monkeypatch):
+    monkeypatch.setattr(av, "__version__", "15.1.0")
+    monkeypatch.delitem(sys.modules, "kivla.training.data.lerobot.pyav")
+    with pytest.raises(ImportError, match=r"PyAV 17 or newer, not 15\.1\.0: `pip install .kivla"):
+        importlib.import_module("kivla.training.data.lerobot.pyav")
