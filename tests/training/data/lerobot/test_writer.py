@@ -399,9 +399,8 @@ def assert_same_statistics(found, expected):
         scale = np.abs([statistics["min"], statistics["max"]]).max()  # the deviation of a constant is rounding
         for name, value in statistics.items():
             assert np.shape(found[key][name]) == value.shape
-            assert_close_relative(
-                np.float64(found[key][name]), np.float64(value), roundings=1e6, scale=scale, what=name
-            )
+            found_value, expected_value = np.asarray(found[key][name], np.float64), value.astype(np.float64)
+            assert_close_relative(found_value, expected_value, roundings=1e6, scale=scale, what=name)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS[2:], ids=["image", "several files"])
