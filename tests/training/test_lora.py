@@ -6,8 +6,10 @@ import shutil
 import types
 
 import numpy as np
+import peft
 import pytest
 import torch
+from packaging.version import Version
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForImageTextToText, TorchAoConfig, pipeline
 
@@ -15,6 +17,7 @@ from kivla import KIVLAForActionPrediction, KIVLAProcessor
 from kivla.training.lora import load_lora, lora_config
 from tests.helpers.families import FAMILIES as ALL_FAMILIES
 from tests.helpers.families import each_family
+from tests.helpers.families.settings import since
 from tests.helpers.policies import dataset, make_policy, make_trainer, save_policy
 from tests.helpers.tolerance import assert_close_relative
 from tests.modeling_kivla.test_contract import policy as family_policy
@@ -198,6 +201,8 @@ def test_an_adapter_folder_is_the_trained_policy(trained, name, route, tmp_path)
     }
     model = loaders[route](folder / name).eval()
     if route == "saved again":
+        if since("5.24") and Version(peft.__version__) < Version("0.22"):
+            pytest.skip("transformers 5.24 saves adapters with peft 0.22 and newer")
         model.save_pretrained(tmp_path)
         assert not (tmp_path / "model.safetensors").exists()
         model = load(tmp_path)
