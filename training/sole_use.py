@@ -7,7 +7,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 logger = logging.getLogger(__name__)
@@ -31,7 +31,8 @@ class InUseError(ValueError):
 def sole_use(folder: str | Path, patience: float = PATIENCE) -> Iterator[None]:
     """Keep a folder to this process, which may ask for it again; it is free again however the process ends.
 
-    A folder that is not there is made. On a file system without locks nobody is kept out, and that is said.
+    A folder that is not there is made, and removed again if nothing came into it. On a file system without locks nobody
+    is kept out, and that is said.
 
     Args:
         patience: seconds to wait for another process that has it.
@@ -43,7 +44,7 @@ def sole_use(folder: str | Path, patience: float = PATIENCE) -> Iterator[None]:
     if folder in _held:
         yield
         return
-    folder.mkdir(parents=True, exist_ok=True)
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
     file = folder / IN_USE
     lock = _take(file, time.monotonic() + patience)
     os.ftruncate(lock, 0)
@@ -55,12 +56,16 @@ def sole_use(folder: str | Path, patience: float = PATIENCE) -> Iterator[None]:
         _held.discard(folder)
         file.unlink(missing_ok=True)  # a forked worker may keep the old one open: the next process makes its own
         os.close(lock)
+        with suppress(OSError):  # the first that is not empty, and those above it, stay
+            for path in new:
+                path.rmdir()
 
 
 def _take(file: Path, until: float) -> int:
     """Open and lock the file, which is taken away by whoever had it before."""
     has_said = False
     while True:
+        file.parent.mkdir(parents=True, exist_ok=True)
         lock = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
         if _is_locked(lock, file):
             if os.fstat(lock).st_nlink:

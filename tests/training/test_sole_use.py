@@ -33,7 +33,11 @@ def test_a_folder_is_kept_by_one_process_at_a_time(tmp_path):
         with pytest.raises(BlockingIOError):
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.close(lock)
-    assert not list(folder.iterdir()), "nothing stays behind"
+        (folder / "result").touch()
+    assert [path.name for path in folder.iterdir()] == ["result"], "nothing else stays behind"
+    with sole_use(tmp_path / "outputs" / "policy"):
+        pass
+    assert not (tmp_path / "outputs").exists(), "nor an empty folder that was made for it"
     said = r"new is being filled by process 7 on robot\. .* another output_dir"
     with another_process(folder), pytest.raises(InUseError, match=said):
         sole_use(folder, patience=0).__enter__()
