@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from .sole_use import IN_USE
+from .sole_use import IN_USE, sole_use
 
 ARGUMENTS = "arguments.json"
 
@@ -22,21 +22,25 @@ def claim_folder(folder: Path, arguments: dict, marks: Iterable[str], option: st
     Raises:
         ValueError: it was filled with other arguments (each is named), or nothing says with which.
         FileExistsError: it holds other things.
+        InUseError: another process fills it, and did not end within a minute.
     """
-    file, now = folder / ARGUMENTS, json.loads(json.dumps(arguments))
-    what_to_do = f"Give another --{option}; or remove the folder to start anew."
-    if file.is_file():
-        before = read_json(file, what_to_do)
-        names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
-        if names:
-            lines = "".join(f"\n  --{name}: was {before.get(name)}, is {now.get(name)}" for name in names)
-            raise ValueError(f"{folder} holds the results of other arguments:{lines}\n{what_to_do}")
-    elif found := next((path for mark in marks for path in folder.glob(mark)), None):
-        raise ValueError(f"{found} is there, and nothing says with which arguments it was made. {what_to_do}")
-    else:
+    if not folder.is_dir():
         check_is_free(folder, option=option)
     check_can_write(folder)
-    write_json(file, now)
+    file, now = folder / ARGUMENTS, json.loads(json.dumps(arguments))
+    what_to_do = f"Give another --{option}; or remove the folder to start anew."
+    with sole_use(folder):  # of two at once one is the first
+        if file.is_file():
+            before = read_json(file, what_to_do)
+            names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+            if names:
+                lines = "".join(f"\n  --{name}: was {before.get(name)}, is {now.get(name)}" for name in names)
+                raise ValueError(f"{folder} holds the results of other arguments:{lines}\n{what_to_do}")
+        elif found := next((path for mark in marks for path in folder.glob(mark)), None):
+            raise ValueError(f"{found} is there, and nothing says with which arguments it was made. {what_to_do}")
+        else:
+            check_is_free(folder, option=option)
+        write_json(file, now)
 
 
 _LOGS = {".log", ".out", ".err", ".txt"}  # what is printed may be written beside the results

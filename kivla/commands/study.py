@@ -20,7 +20,7 @@ from ..study.runs import before, best_rates, one_run, pilot, read_rows, run_fold
 from ..study.workshop import Workshop
 from ..training.policy_options import PolicyOptions, refuse
 from ..training.recipes import recipe_name
-from ..training.run_folder import claim_folder, write_json
+from ..training.run_folder import check_can_write, claim_folder, write_json
 from ..training.sole_use import InUseError, sole_use
 
 # Options of a policy that are what is compared.
@@ -33,14 +33,21 @@ def run(arguments: Sequence[str]) -> None:
     refuse(dict.fromkeys(told.given(*_COMPARED), reason))
     cells, left_out = choose_cells(study.recipes, study.conditions)
     folder = Path(study.output_dir)
+    elsewhere: list[str] = []
     if study.run:
-        claim_folder(folder, {**study.fixed, **asdict(told)}, ("rows.jsonl", "work"))
-        _run(Workshop(study, told), cells, {cell.name: reason for cell, reason in left_out.items()})
+        check_can_write(folder)
+        with sole_use(folder, math.inf):
+            claim_folder(folder, {**study.fixed, **asdict(told)}, ("rows.jsonl", "work"))
+        elsewhere = _run(Workshop(study, told), cells, {cell.name: reason for cell, reason in left_out.items()})
     if study.core_hours != 0:
-        print(f"\n{write_report(folder, study.target_success)}\n\nFigures, tables, rows and logs: {folder}")
+        with sole_use(folder, math.inf):
+            print(f"\n{write_report(folder, study.target_success)}\n\nFigures, tables, rows and logs: {folder}")
+    if elsewhere:
+        print(f"Not in them yet, other processes are at it: {'; '.join(elsewhere)}. If one fails, start this again.")
 
 
-def _run(shop: Workshop, cells: list[Cell], left_out: dict[str, str]) -> None:
+def _run(shop: Workshop, cells: list[Cell], left_out: dict[str, str]) -> list[str]:
+    """Make the runs that fit, and are not there. Returns the names of those that other processes are at."""
     study, folder = shop.study, Path(shop.study.output_dir)
     file = folder / "rows.jsonl"
     done = {_key(row) for row in read_rows(file)}
@@ -50,12 +57,13 @@ def _run(shop: Workshop, cells: list[Cell], left_out: dict[str, str]) -> None:
     with sole_use(folder, math.inf):  # of several processes one makes what all need
         todo = plan_runs(shop, cells, left_out, done)
         if study.core_hours == 0:  # to know what it would take
-            return
+            return []
         write_json(folder / "left_out.json", left_out)
         before(shop)
     for number, (cell, seed) in enumerate(todo, 1):
         if not _is_done(file, cell, seed):
             run_once(shop, cell, seed, f"Run {number} of {len(todo)}: {cell.name}, seed {seed}")
+    return [f"{cell.name}, seed {seed}" for cell, seed in todo if not _is_done(file, cell, seed)]
 
 
 def run_once(shop: Workshop, cell: Cell, seed: int, title: str) -> None:

@@ -11,7 +11,7 @@ import pytest
 from kivla.cli import main
 from kivla.training import checkpoints
 from kivla.training import sole_use as module
-from kivla.training.run_folder import check_is_free
+from kivla.training.run_folder import check_is_free, claim_folder
 from kivla.training.sole_use import IN_USE, InUseError, sole_use
 
 
@@ -96,7 +96,17 @@ def test_the_lock_is_no_part_of_a_run(tmp_path):
 def test_commands_refuse_a_folder_that_another_process_fills(command, tmp_path, monkeypatch, capsys):
     where = {"demo": "commands.demo", "pretrain-tiny": "demo.pretraining", "teach-vlm": "demo.teaching"}
     monkeypatch.setattr(f"kivla.{where.get(command, 'training.run')}.sole_use", partial(sole_use, patience=0))
+    monkeypatch.setattr("kivla.training.run_folder.sole_use", partial(sole_use, patience=0))
     options = {"teach-vlm": ["--vlm", "tabletop"], "train": ["--vlm", "tabletop", "--dataset", "no/data"]}
     with another_process(tmp_path / "out"), pytest.raises(SystemExit):
         main([command, *options.get(command, []), "--output_dir", str(tmp_path / "out")])
     assert "is being filled by process 7 on robot" in capsys.readouterr().err
+
+
+def test_of_two_that_claim_a_folder_at_once_one_is_the_first(tmp_path, monkeypatch):
+    monkeypatch.setattr("kivla.training.run_folder.sole_use", partial(sole_use, patience=0))
+    with another_process(tmp_path), pytest.raises(InUseError, match="process 7 on robot"):
+        claim_folder(tmp_path, {"n": 1}, ())
+    claim_folder(tmp_path, {"n": 1}, ())
+    with pytest.raises(ValueError, match="--n: was 1, is 2"):
+        claim_folder(tmp_path, {"n": 2}, ())
