@@ -6,30 +6,33 @@ from collections.abc import Iterable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from .sole_use import IN_USE, sole_use
+from .sole_use import IN_USE, PATIENCE, sole_use
 
 ARGUMENTS = "arguments.json"
 
 
-def claim_folder(folder: Path, arguments: dict, marks: Iterable[str], option: str = "output_dir") -> None:
+def claim_folder(
+    folder: Path, arguments: dict, marks: Iterable[str], option: str = "output_dir", patience: float = PATIENCE
+) -> None:
     """Write down with which arguments a folder is filled; what is there must have been made with the same ones.
 
     Args:
         arguments: all that the results depend on, by option.
         marks: patterns of files of which one is there if the command has been at work in the folder.
         option: that named the folder.
+        patience: seconds to wait for another process that has it.
 
     Raises:
         ValueError: it was filled with other arguments (each is named), or nothing says with which.
         FileExistsError: it holds other things.
-        InUseError: another process fills it, and did not end within a minute.
+        InUseError: another process still has it then.
     """
     if not folder.is_dir():
         check_is_free(folder, option=option)
     check_can_write(folder)
     file, now = folder / ARGUMENTS, json.loads(json.dumps(arguments))
     what_to_do = f"Give another --{option}; or remove the folder to start anew."
-    with sole_use(folder):  # of two at once one is the first
+    with sole_use(folder, patience):  # of two at once one is the first
         if file.is_file():
             before = read_json(file, what_to_do)
             names = [name for name in {**before, **now} if before.get(name) != now.get(name)]

@@ -99,4 +99,4 @@ def _is_locked(lock: int, file: Path) -> bool:
     return True
 
 
-__all__ = ["IN_USE", "InUseError", "sole_use"]
+__all__ = ["IN_USE", "PATIENCE", "InUseError", "sole_use"]

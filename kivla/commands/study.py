@@ -20,7 +20,7 @@ from ..study.runs import before, best_rates, one_run, pilot, read_rows, run_fold
 from ..study.workshop import Workshop
 from ..training.policy_options import PolicyOptions, refuse
 from ..training.recipes import recipe_name
-from ..training.run_folder import check_can_write, claim_folder, write_json
+from ..training.run_folder import claim_folder, write_json
 from ..training.sole_use import InUseError, sole_use
 
 # Options of a policy that are what is compared.
@@ -35,9 +35,7 @@ def run(arguments: Sequence[str]) -> None:
     folder = Path(study.output_dir)
     elsewhere: list[str] = []
     if study.run:
-        check_can_write(folder)
-        with sole_use(folder, math.inf):
-            claim_folder(folder, {**study.fixed, **asdict(told)}, ("rows.jsonl", "work"))
+        claim_folder(folder, {**study.fixed, **asdict(told)}, ("rows.jsonl", "work"), patience=math.inf)
         elsewhere = _run(Workshop(study, told), cells, {cell.name: reason for cell, reason in left_out.items()})
     if study.core_hours != 0:
         with sole_use(folder, math.inf):

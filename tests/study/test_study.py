@@ -1,9 +1,7 @@
 """`kivla study`: which runs there are, what the rows say, and that a study which is killed goes on."""
 
 import csv
-import fcntl
 import json
-import os
 from types import SimpleNamespace
 
 import numpy as np
@@ -24,6 +22,7 @@ from kivla.study.workshop import Rates, Workshop
 from kivla.training.policy_options import PolicyOptions
 from kivla.training.sole_use import IN_USE
 from kivla.training.trainer import KIVLATrainer
+from tests.helpers.another_process import another_process
 from tests.helpers.policies import DATASET
 
 
@@ -280,14 +279,10 @@ def test_processes_share_the_runs(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr("kivla.commands.study.one_run", one_run)
     monkeypatch.setattr("kivla.commands.study.write_report", lambda *_: None)
-    busy = tmp_path / "work" / "joint_cold_1"
-    busy.mkdir(parents=True)
-    lock = os.open(busy / IN_USE, os.O_RDWR | os.O_CREAT)
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    for seed in (0, 1):
-        run_once(shop, Cell("joint"), seed, f"seed {seed}")
+    with another_process(tmp_path / "work" / "joint_cold_1"):
+        for seed in (0, 1):
+            run_once(shop, Cell("joint"), seed, f"seed {seed}")
     assert run == [0] and "seed 1: another process is at it." in capsys.readouterr().out
-    os.close(lock)
     write_rows(file, [*read_rows(file), {**row, "seed": 1}])  # by that other one
     for seed in (0, 1):
         run_once(shop, Cell("joint"), seed, f"seed {seed}")

@@ -1,7 +1,5 @@
 """ResumableTrainer by itself: an ordinary model of the library, an ordinary dataset, no policy anywhere."""
 
-import fcntl
-import os
 from functools import partial
 
 import datasets
@@ -19,6 +17,7 @@ from kivla.training.arguments import ResumableTrainingArguments
 from kivla.training.checkpoints import OtherRunError
 from kivla.training.resumable_trainer import ResumableTrainer
 from kivla.training.sole_use import IN_USE, InUseError, sole_use
+from tests.helpers.another_process import another_process
 
 
 class KillAt(TrainerCallback):
@@ -73,11 +72,9 @@ def test_another_run_is_refused_by_name(tmp_path):
 
 def test_a_folder_that_another_process_trains_into_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("kivla.training.resumable_trainer.sole_use", partial(sole_use, patience=0))
-    lock = os.open(tmp_path / IN_USE, os.O_RDWR | os.O_CREAT)
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    with pytest.raises(InUseError, match="is being filled by another process"):
+    refused = pytest.raises(InUseError, match="is being filled by another process")
+    with another_process(tmp_path, name=""), refused:
         make(tmp_path, restart=True).train()
-    os.close(lock)
     make(tmp_path).train()
     assert not (tmp_path / IN_USE).exists()
 

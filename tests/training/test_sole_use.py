@@ -1,10 +1,8 @@
-"""Two processes do not fill one folder at once. (A lock is of an open file: a second one here stands for a process.)"""
+"""Two processes do not fill one folder at once."""
 
 import errno
 import fcntl
 import os
-from contextlib import contextmanager
-from functools import partial
 
 import pytest
 
@@ -13,16 +11,12 @@ from kivla.training import checkpoints
 from kivla.training import sole_use as module
 from kivla.training.run_folder import check_is_free, claim_folder
 from kivla.training.sole_use import IN_USE, InUseError, sole_use
+from tests.helpers.another_process import another_process
 
 
-@contextmanager
-def another_process(folder):
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = os.open(folder / IN_USE, os.O_RDWR | os.O_CREAT)
-    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    os.write(lock, b"process 7 on robot")
-    yield
-    os.close(lock)  # the file stays, as of one that was killed
+def impatient(folder, patience=None):
+    """It waits for nobody, whatever it is told."""
+    return sole_use(folder, patience=0)
 
 
 def test_a_folder_is_kept_by_one_process_at_a_time(tmp_path):
@@ -95,8 +89,8 @@ def test_the_lock_is_no_part_of_a_run(tmp_path):
 @pytest.mark.parametrize("command", ["demo", "pretrain-tiny", "teach-vlm", "train"])
 def test_commands_refuse_a_folder_that_another_process_fills(command, tmp_path, monkeypatch, capsys):
     where = {"demo": "commands.demo", "pretrain-tiny": "demo.pretraining", "teach-vlm": "demo.teaching"}
-    monkeypatch.setattr(f"kivla.{where.get(command, 'training.run')}.sole_use", partial(sole_use, patience=0))
-    monkeypatch.setattr("kivla.training.run_folder.sole_use", partial(sole_use, patience=0))
+    monkeypatch.setattr(f"kivla.{where.get(command, 'training.run')}.sole_use", impatient)
+    monkeypatch.setattr("kivla.training.run_folder.sole_use", impatient)
     options = {"teach-vlm": ["--vlm", "tabletop"], "train": ["--vlm", "tabletop", "--dataset", "no/data"]}
     with another_process(tmp_path / "out"), pytest.raises(SystemExit):
         main([command, *options.get(command, []), "--output_dir", str(tmp_path / "out")])
@@ -104,7 +98,7 @@ def test_commands_refuse_a_folder_that_another_process_fills(command, tmp_path, 
 
 
 def test_of_two_that_claim_a_folder_at_once_one_is_the_first(tmp_path, monkeypatch):
-    monkeypatch.setattr("kivla.training.run_folder.sole_use", partial(sole_use, patience=0))
+    monkeypatch.setattr("kivla.training.run_folder.sole_use", impatient)
     with another_process(tmp_path), pytest.raises(InUseError, match="process 7 on robot"):
         claim_folder(tmp_path, {"n": 1}, ())
     claim_folder(tmp_path, {"n": 1}, ())
